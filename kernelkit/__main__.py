@@ -1,0 +1,5 @@
+"""`python -m kernelkit` is the command `kernelkit`."""
+
+from kernelkit.cli import main
+
+main()

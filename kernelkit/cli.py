@@ -1,0 +1,536 @@
+"""`kernelkit COMMAND`: parse, call, speak, exit. The only place that prints.
+
+Words go to stderr when `--json` is given, and one JSON document to stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+import kernelkit
+from kernelkit import ledger, pipeline
+from kernelkit.client import LogEntry, Status
+from kernelkit.config import load_config
+from kernelkit.errors import ConfigError, KernelkitError
+from kernelkit.pipeline import Event, Pulled
+from kernelkit.remote import progress
+from kernelkit.verify import Verdict, verify
+
+TAIL_LINES = 6  # of the log under the live table
+FAILURE_LINES = 25  # of the log, when a run has failed: a traceback's end
+INTERRUPTED = 130
+STARTED = time.monotonic()
+
+COLUMNS = (  # of an epoch's event: heading, key, digits
+    ("train loss", "train_loss", 4),
+    ("val loss", "val_loss", 4),
+    ("val IoU", "val_iou", 4),
+    ("s", "seconds", 1),
+)
+
+app = typer.Typer(
+    name="kernelkit",
+    help=kernelkit.__doc__,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+words = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Project = Annotated[Path, typer.Option(help="Folder of the project's pyproject.toml.")]
+Profile = Annotated[str | None, typer.Option(help="A profile of the project file.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A parameter, or kernel.FIELD, for this call."),
+]
+Endpoint = Annotated[
+    str | None,
+    typer.Option(envvar="KERNELKIT_ENDPOINT", help="Address of a local Kaggle, on this machine."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Deadline = Annotated[
+    float | None,
+    typer.Option(min=1, help="Seconds to wait for the run's end.", show_default="none"),
+]
+Version = Annotated[
+    int | None, typer.Option("--version", min=1, help="Which version.", show_default="the latest")
+]
+Mounts = Annotated[str, typer.Option(help="Form of /kaggle/input: new (2026) or old.")]
+
+
+def main() -> NoReturn:
+    """Run a command and exit with its code; every error becomes words here, and only here."""
+    try:
+        app(standalone_mode=False)
+        code = 0
+    except typer.Exit as end:
+        code = end.exit_code
+    except typer.Abort:
+        code = INTERRUPTED
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        code = INTERRUPTED
+    except KernelkitError as fault:
+        code = _say_error(fault)
+    except Exception as fault:
+        code = _say_usage_error(fault)
+    sys.exit(code)
+
+
+@app.command()
+def render(
+    project: Project = Path(),
+    profile: Profile = None,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(show_default="build/kernel")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the notebook, its metadata and its manifest."""
+    _speak(as_json)
+    config = load_config(project, profile=profile, settings=settings or [])
+    folder = out or config.project / "build" / "kernel"
+    kernel = pipeline.render_to(config, folder)
+    _print_files(kernel.manifest, len(kernel.payload))
+    words.print(f"{folder}  digest {kernel.digest[:12]}")
+    _document(as_json, {"folder": str(folder), "size": len(kernel.payload), **kernel.manifest})
+
+
+@app.command()
+def preflight(
+    project: Project = Path(),
+    profile: Profile = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what Kaggle would refuse, or run other than meant; sends nothing."""
+    _speak(as_json)
+    problems = pipeline.preflight(load_config(project, profile=profile, settings=settings or []))
+    _document(as_json, [vars(problem) for problem in problems])
+    pipeline.require_no_problems(problems)
+    words.print("no problems")
+
+
+@app.command()
+def push(
+    project: Project = Path(),
+    profile: Profile = None,
+    settings: Settings = None,
+    endpoint: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Render, check and send the kernel: a new version, and its run."""
+    _speak(as_json)
+    config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
+    record = pipeline.push(config, tell=_Teller())
+    words.print("Follow it with: kernelkit watch")
+    _document(as_json, record.push)
+
+
+@app.command()
+def status(
+    project: Project = Path(),
+    profile: Profile = None,
+    settings: Settings = None,
+    endpoint: Endpoint = None,
+    version: Version = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say where a run is; exit code 6 when it has failed."""
+    _speak(as_json)
+    config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
+    record = pipeline.find_record(config, version)
+    now = pipeline.status(config, record)
+    _document(as_json, {**record.push, "state": now.state, "failure": now.failure})
+    words.print(f"{record.push['slug']} v{record.version}: {now.state}")
+    _require_no_failure(now)
+
+
+@app.command()
+def watch(
+    project: Project = Path(),
+    profile: Profile = None,
+    settings: Settings = None,
+    endpoint: Endpoint = None,
+    version: Version = None,
+    deadline: Deadline = None,
+    as_json: AsJson = False,
+) -> None:
+    """Follow a run to its end. Ctrl-C leaves it running."""
+    _speak(as_json)
+    config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
+    record = pipeline.find_record(config, version)
+    with _watching(record.version) as teller:
+        end = pipeline.watch(config, record, deadline=deadline, tell=teller)
+    _document(as_json, {**record.push, "state": end.state, "failure": end.failure})
+    _require_no_failure(end)
+
+
+@app.command()
+def logs(
+    project: Project = Path(),
+    profile: Profile = None,
+    settings: Settings = None,
+    endpoint: Endpoint = None,
+    version: Version = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the log of a run, as far as Kaggle keeps it."""
+    _speak(as_json)
+    config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
+    entries = pipeline.logs(config, pipeline.find_record(config, version))
+    _document(as_json, [vars(entry) for entry in entries])
+    if not as_json:
+        sys.stdout.write("".join(entry.text for entry in entries))
+
+
+@app.command()
+def pull(
+    project: Project = Path(),
+    profile: Profile = None,
+    settings: Settings = None,
+    endpoint: Endpoint = None,
+    version: Version = None,
+    deadline: Deadline = None,
+    as_json: AsJson = False,
+) -> None:
+    """Wait for a run's end, download what it left, and verify it."""
+    _speak(as_json)
+    config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
+    record = pipeline.find_record(config, version)
+    with _watching(record.version) as teller:
+        pulled = pipeline.pull(config, record, deadline=deadline, tell=teller)
+    _conclude(pulled, as_json)
+
+
+@app.command("verify")
+def verify_command(
+    folder: Annotated[Path, typer.Argument(help="A pulled folder: runs/<slug>/v<version>.")],
+    as_json: AsJson = False,
+) -> None:
+    """Hold a pulled folder against the manifest that its run wrote; needs no network."""
+    _speak(as_json)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder", "Name one like runs/<slug>/v1.")
+    verdict = verify(folder)
+    _document(as_json, {"folder": str(folder), "verified": verdict.verified, **vars(verdict)})
+    pipeline.require_verified(verdict, folder)
+    _print_outputs(verdict)
+
+
+@app.command()
+def run(
+    project: Project = Path(),
+    profile: Profile = None,
+    settings: Settings = None,
+    endpoint: Endpoint = None,
+    deadline: Deadline = None,
+    as_json: AsJson = False,
+) -> None:
+    """Push, watch, pull and verify."""
+    _speak(as_json)
+    config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
+    with _watching() as teller:
+        pulled = pipeline.run(config, deadline=deadline, tell=teller)
+    _conclude(pulled, as_json)
+
+
+@app.command()
+def rehearse(
+    project: Project = Path(),
+    profile: Profile = None,
+    settings: Settings = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(envvar="KERNELKIT_DATA", help="Folder of folders named by source slug."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(show_default="build/rehearsal")] = None,
+    mounts: Mounts = "new",
+    deadline: Deadline = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the same notebook, by the same client, on a local Kaggle: no account, no network."""
+    _speak(as_json)
+    config = load_config(project, profile=profile, settings=settings or [], environment={})
+    target = out or config.project / "build" / "rehearsal"
+    with _watching() as teller:
+        pulled = pipeline.rehearse(
+            config, inputs, target, deadline=deadline, mounts=mounts, tell=teller
+        )
+    _conclude(pulled, as_json)
+
+
+@app.command()
+def submit(
+    project: Project = Path(),
+    profile: Profile = None,
+    settings: Settings = None,
+    endpoint: Endpoint = None,
+    version: Version = None,
+    message: Annotated[str | None, typer.Option(help="Shown beside the score.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Enter the submission of a verified run."""
+    _speak(as_json)
+    config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
+    record = pipeline.find_record(config, version)
+    text = message or f"{config.kernel.slug} v{record.version} {record.bundle['digest'][:12]}"
+    number, answer = pipeline.submit(config, record, text)
+    words.print(f"submission {number}: {answer}")
+    _document(as_json, {"ref": number, "message": answer})
+
+
+@app.command()
+def runs(project: Project = Path(), as_json: AsJson = False) -> None:
+    """List every version pushed from this project."""
+    _speak(as_json)
+    records = list(ledger.records(project / "runs"))
+    table = Table("run", "version", "profile", "pushed", "state", "verified", "digest", box=None)
+    rows = [_run_row(record) for record in records]
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    words.print(table if rows else "nothing was pushed from here")
+    _document(as_json, rows)
+
+
+@app.command()
+def doctor(
+    project: Project = Path(),
+    profile: Profile = None,
+    settings: Settings = None,
+    endpoint: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look, and change nothing: project, disk, credentials, quota."""
+    _speak(as_json)
+    config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
+    findings = pipeline.doctor(config)
+    marks = {True: "[green]good   [/]", False: "[red]bad    [/]", None: "unknown"}
+    for what, good, text in findings:
+        words.print(f"{marks[good]} {what}: {escape(text)}")
+    _document(as_json, [dict(zip(("what", "good", "words"), f, strict=True)) for f in findings])
+    if any(good is False for _, good, _ in findings):
+        raise typer.Exit(9 if findings[-2][1] is False else 3)
+
+
+@app.command()
+def emulator(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(envvar="KERNELKIT_DATA", help="Folder of folders named by source slug."),
+    ] = None,
+    state: Annotated[Path | None, typer.Option(help="Where its runs are kept.")] = None,
+    mounts: Mounts = "new",
+) -> None:
+    """Serve a local Kaggle until stopped."""
+    import subprocess
+
+    arguments = ["--port", str(port), "--mounts", mounts]
+    arguments += ["--inputs", str(inputs)] if inputs else []
+    arguments += ["--state", str(state)] if state else []
+    process = subprocess.Popen(pipeline.emulator_command(arguments))
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # the terminal has sent it to the process as well
+        code = process.wait()
+    raise typer.Exit(code)
+
+
+class _Teller:
+    """Says what happens: a live table in a terminal, plain lines elsewhere."""
+
+    def __init__(self, live: Live | None = None) -> None:
+        self._live = live
+        self._experiments: dict[str, Mapping[str, Any]] = {}
+        self._tail: list[str] = []
+        self._started = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, LogEntry):
+            self._line(event)
+        elif isinstance(event, Status):
+            seconds = time.monotonic() - self._started
+            failure = f": {event.failure}" if event.failure else ""
+            words.print(f"[bold]{event.state}[/] after {seconds:.0f} s{escape(failure)}")
+        else:
+            words.print(escape(event))
+
+    def unseen_tail(self) -> str:
+        """The last lines of the log, where the live table has covered them."""
+        return "\n".join(self._tail) if self._live else ""
+
+    def _line(self, entry: LogEntry) -> None:
+        if entry.text.startswith("kernelkit-manifest "):
+            return  # of a failed run; the traceback that follows says it for people
+        event = progress(entry)
+        if event and event["event"] == "epoch" and "experiment" in event:
+            self._experiments[str(event["experiment"])] = event
+        line = _epoch_line(event) if event and event["event"] == "epoch" else entry.text.rstrip()
+        self._tail = [*self._tail, line][-FAILURE_LINES:]
+        if self._live:
+            self._live.update(self._picture())
+        elif line and (event is None or event["event"] == "epoch"):
+            words.print(Text(line))
+
+    @property
+    def seen_epochs(self) -> bool:
+        """Whether the run reports epochs at all."""
+        return bool(self._experiments)
+
+    def table(self) -> Table:
+        """Where each experiment is: a row each, and a column for what they report."""
+        shown = [c for c in COLUMNS if any(c[1] in event for event in self._experiments.values())]
+        table = Table("experiment", "epoch", *(label for label, _, _ in shown), box=None)
+        for name, event in self._experiments.items():
+            epoch = f"{event.get('epoch', '?')}/{event.get('epochs', '?')}"
+            table.add_row(name, epoch, *(_number(event.get(key), n) for _, key, n in shown))
+        return table
+
+    def _picture(self) -> Group:
+        tail = Text("\n".join(self._tail[-TAIL_LINES:]), style="dim", overflow="ellipsis")
+        return Group(self.table(), tail) if self.seen_epochs else Group(tail)
+
+
+@contextmanager
+def _watching(version: int | None = None) -> Iterator[_Teller]:
+    """A teller for a long wait; Ctrl-C detaches, and says how to come back."""
+    console = words if words.is_terminal else None
+    live = Live(console=console, refresh_per_second=4) if console else None
+    teller = _Teller(live)
+    try:
+        if live:
+            with live:
+                yield teller
+                live.update(teller.table() if teller.seen_epochs else Text())
+        else:
+            yield teller
+    except KeyboardInterrupt:
+        again = f"kernelkit watch{f' --version {version}' if version else ''}"
+        errors.print(f"detached: what runs on Kaggle goes on. Come back with: {again}")
+        raise typer.Exit(INTERRUPTED) from None
+    except KernelkitError as fault:
+        if fault.exit_code == 6 and (tail := teller.unseen_tail()):
+            errors.print(Text(tail, style="dim"))
+        raise
+
+
+def _conclude(pulled: Pulled, as_json: bool) -> None:
+    """What a pull ends with, good or bad."""
+    verdict = pulled.verdict
+    _document(
+        as_json,
+        {
+            "folder": str(pulled.folder),
+            "state": pulled.state,
+            "verified": verdict.verified,
+            **vars(verdict),
+        },
+    )
+    pipeline.require_success(pulled)
+    _print_outputs(verdict)
+    _print_results(pulled.folder)
+    words.print(f"[bold green]verified[/]: {pulled.folder}")
+
+
+def _print_outputs(verdict: Verdict) -> None:
+    table = Table("output", "bytes", "sha256", box=None)
+    table.columns[1].justify = "right"
+    for output in verdict.outputs:
+        table.add_row(output["path"], f"{output['size']:,}", output["sha256"][:12])
+    words.print(table)
+    if verdict.undeclared:
+        words.print(f"beside them: {', '.join(verdict.undeclared)}", style="dim")
+
+
+def _print_results(folder: Path) -> None:
+    """The tables that the run left, where its pictures are, and what it took."""
+    for path in sorted(folder.rglob("*.md")):
+        words.print(Markdown(path.read_text(encoding="utf-8")))
+    for path in sorted(folder.rglob("*.png")):
+        words.print(f"picture: {path}")
+    manifest = json.loads((folder / "run-manifest.json").read_text(encoding="utf-8"))
+    total = time.monotonic() - STARTED
+    words.print(f"the run took {manifest['seconds']:.0f} s, this command {total:.0f} s")
+
+
+def _print_files(manifest: Mapping[str, Any], size: int) -> None:
+    table = Table("file", "bytes", box=None)
+    table.columns[1].justify = "right"
+    for file in manifest["files"]:
+        table.add_row(file["path"], f"{file['size']:,}")
+    table.add_row("the notebook, as it is sent", f"{size:,}", style="bold")
+    words.print(table)
+
+
+def _run_row(record: ledger.Record) -> dict[str, Any]:
+    return {
+        "run": f"{record.push['owner']}/{record.push['slug']}",
+        "version": record.version,
+        "profile": record.push.get("profile") or "",
+        "pushed": record.push.get("pushed", ""),
+        "state": record.run.get("state", "not pulled"),
+        "verified": {True: "yes", False: "no"}.get(record.run.get("verified"), ""),  # type: ignore[arg-type]
+        "digest": record.bundle["digest"][:12],
+    }
+
+
+def _epoch_line(event: Mapping[str, Any]) -> str:
+    numbers = [f"{label} {_number(event[key], n)}" for label, key, n in COLUMNS if key in event]
+    epoch = f"epoch {event.get('epoch', '?')}/{event.get('epochs', '?')}"
+    return "  ".join([str(event.get("experiment", "")), epoch, *numbers]).strip()
+
+
+def _number(value: Any, digits: int = 4) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, int | float) else ""
+
+
+def _require_no_failure(end: Status) -> None:
+    if end.state.finished and end.state != "complete":
+        raise typer.Exit(6)
+
+
+def _speak(as_json: bool) -> None:
+    """With `--json` stdout belongs to the document: words go to stderr."""
+    words.stderr = as_json
+
+
+def _document(as_json: bool, document: Any) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(document, indent=1, default=str) + "\n")
+
+
+def _say_error(fault: KernelkitError) -> int:
+    errors.print(Text.assemble(("error: ", "bold red"), str(fault)))
+    if fault.next_step:
+        errors.print(Text.assemble(("next:  ", "bold"), fault.next_step))
+    return fault.exit_code
+
+
+def _say_usage_error(fault: Exception) -> int:
+    """click's complaints about the command line; all else is a bug of ours."""
+    show: Callable[[], None] | None = getattr(fault, "show", None)
+    if show is not None:
+        show()
+        return 2
+    traceback.print_exception(fault)
+    errors.print(
+        Text.assemble(("error: ", "bold red"), "this is a bug of kernelkit: please report it")
+    )
+    return 1

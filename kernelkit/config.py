@@ -1,0 +1,358 @@
+"""What the user wrote, as one frozen `Config`: project file, profile, `--set`, environment.
+
+Every complaint about it is made here, all of them at once, each with its key and, where the key
+is a slip of the pen, the near miss.
+"""
+
+from __future__ import annotations
+
+import difflib
+import keyword
+import math
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from kernelkit.errors import ConfigError
+
+PROJECT_FILE = "pyproject.toml"
+
+RESERVED_NAMES = frozenset(
+    {"BUNDLE", "SRC", "file", "kernelkit_run", "kernelkit_runtime", "parameters", "result"}
+)
+"""Names that the notebook's own cells use: a parameter of that name would be overwritten."""
+
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+
+_SLUG = r"[a-z0-9]+(?:-[a-z0-9]+)*"
+_KERNEL_ID = re.compile(rf"(?:[A-Za-z0-9_-]+/)?{_SLUG}")
+_ENTRY = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+Parameter = Any
+"""A TOML value that is also a Python literal: str, int, finite float, bool, lists and tables."""
+
+
+def _kernel_id(value: str) -> str:
+    if not _KERNEL_ID.fullmatch(value):
+        raise ValueError('must be "slug" or "owner/slug", in small letters, digits and dashes')
+    return value
+
+
+def _entry(value: str) -> str:
+    if not _ENTRY.fullmatch(value):
+        raise ValueError('must read "package.module:function"')
+    return value
+
+
+def _inside(value: str) -> str:
+    path = PurePosixPath(value)
+    if not value or path.is_absolute() or ".." in path.parts or "\\" in value:
+        raise ValueError("must be a path below the folder, with forward slashes")
+    return value
+
+
+def _outputs(values: tuple[str, ...]) -> tuple[str, ...]:
+    if not values:
+        raise ValueError("must name at least one file: a run without outputs proves nothing")
+    if len(set(values)) < len(values):
+        raise ValueError("names a file twice")
+    return values
+
+
+RelativePath = Annotated[str, AfterValidator(_inside)]
+KernelId = Annotated[str, AfterValidator(_kernel_id)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class KernelSettings(_Section):
+    """`[tool.kernelkit.kernel]`: fields and names of kernel-metadata.json."""
+
+    id: KernelId
+    """"owner/slug", or the slug alone: the owner then comes from the credentials."""
+
+    title: str
+    """Kaggle makes the slug of a new kernel from it: both must agree."""
+
+    is_private: bool = True
+    enable_gpu: bool = False
+    """Deprecated by Kaggle in favour of `machine_shape`; sent all the same."""
+
+    enable_tpu: bool = False
+    enable_internet: bool = False
+    machine_shape: str = ""
+    """The accelerator, such as "NvidiaTeslaT4"; empty for a CPU."""
+
+    competition_sources: tuple[str, ...] = ()
+    dataset_sources: tuple[str, ...] = ()
+    kernel_sources: tuple[str, ...] = ()
+    model_sources: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
+    docker_image: str = ""
+    docker_image_pinning_type: Literal["", "original", "latest"] = ""
+    session_timeout_seconds: int | None = Field(default=None, gt=0)
+    """Seconds after which Kaggle ends the run; Kaggle's own limit when left out."""
+
+    @property
+    def slug(self) -> str:
+        """The kernel's name within its owner's account."""
+        return self.id.rpartition("/")[2]
+
+    @property
+    def owner(self) -> str | None:
+        """The account, where the project file names one."""
+        return self.id.rpartition("/")[0] or None
+
+    @property
+    def wants_gpu(self) -> bool:
+        """A shape that names a GPU asks for one, whatever `enable_gpu` says."""
+        return self.enable_gpu or bool(
+            self.machine_shape and "tpu" not in self.machine_shape.lower()
+        )
+
+
+class _Profile(_Section):
+    parameters: dict[str, Parameter] = Field(default_factory=dict)
+    kernel: dict[str, Any] = Field(default_factory=dict)
+
+
+class _ProjectFile(_Section):
+    package: RelativePath
+    entry: Annotated[str, AfterValidator(_entry)]
+    outputs: Annotated[tuple[RelativePath, ...], AfterValidator(_outputs)]
+    templates: RelativePath | None = None
+    kernel: KernelSettings
+    parameters: dict[str, Parameter] = Field(default_factory=dict)
+    profiles: dict[str, _Profile] = Field(default_factory=dict)
+
+
+_SECTIONS: dict[tuple[str, ...], type[_Section]] = {(): _ProjectFile, ("kernel",): KernelSettings}
+
+
+class Config(_Section):
+    """Everything that decides what is rendered and where it goes."""
+
+    project: Path
+    """The folder of the project file; `build/` and `runs/` lie in it."""
+
+    package: str
+    entry: str
+    outputs: tuple[str, ...]
+    templates: Path | None
+    """The project's own templates; None for kernelkit's."""
+
+    kernel: KernelSettings
+    parameters: dict[str, Parameter]
+    profile: str | None
+    endpoint: str | None
+    """Address of a local Kaggle; None for the real one."""
+
+
+def load_config(
+    project: Path,
+    *,
+    profile: str | None = None,
+    settings: Sequence[str] = (),
+    endpoint: str | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> Config:
+    """Read the project in the folder `project`; `settings` are `key=value` as given to `--set`.
+
+    Raises:
+        ConfigError: with every complaint, one a line.
+    """
+    table = _read_project_file(project)
+    table = _with_profile(table, profile)
+    table = _with_settings(table, settings)
+    stated = _validated(table)
+    _check_parameters(stated.parameters)
+    return Config(
+        project=project.resolve(),
+        package=stated.package,
+        entry=stated.entry,
+        outputs=stated.outputs,
+        templates=_templates_folder(project, stated.templates),
+        kernel=stated.kernel,
+        parameters=stated.parameters,
+        profile=profile,
+        endpoint=checked_endpoint(endpoint or environment.get("KERNELKIT_ENDPOINT")),
+    )
+
+
+def checked_endpoint(endpoint: str | None) -> str | None:
+    """The address of a local Kaggle without its last slash, None for the real Kaggle.
+
+    Raises:
+        ConfigError: it is not plain http on this machine.
+    """
+    if not endpoint:
+        return None
+    parts = urlsplit(endpoint)
+    if parts.scheme != "http" or parts.hostname not in LOOPBACK_HOSTS or parts.path.strip("/"):
+        raise ConfigError(
+            f"the endpoint {endpoint!r} is no http address of this machine",
+            "Give one like http://127.0.0.1:8000, as `kernelkit emulator` prints it, or leave "
+            "--endpoint and KERNELKIT_ENDPOINT out for the real Kaggle.",
+        )
+    return endpoint.rstrip("/")
+
+
+def near_miss(word: str, known: Iterable[str]) -> str:
+    """`; did you mean "…"?` where one of `known` is close, else nothing."""
+    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
+    return f'; did you mean "{close[0]}"?' if close else ""
+
+
+def _read_project_file(project: Path) -> dict[str, Any]:
+    path = project / PROJECT_FILE
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"no {PROJECT_FILE} in {project}",
+            "Go to the project's folder, or name it: --project DIR.",
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        raise ConfigError(f"{path} is not valid TOML: {fault}") from None
+    except OSError as fault:
+        raise ConfigError(f"{path} cannot be read: {fault.strerror}") from None
+    tools = document.get("tool", {})
+    tools = tools if isinstance(tools, dict) else {}
+    if "kernelkit" not in tools:
+        raise ConfigError(
+            f"{path} has no [tool.kernelkit]{near_miss('kernelkit', tools)}",
+            "The README shows the few lines that a project needs.",
+        )
+    table = tools["kernelkit"]
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: tool.kernelkit must be a table")
+    return table
+
+
+def _with_profile(table: dict[str, Any], profile: str | None) -> dict[str, Any]:
+    if profile is None:
+        return table
+    stated = _validated(table)
+    if profile not in stated.profiles:
+        known = ", ".join(sorted(stated.profiles)) or "none"
+        raise ConfigError(
+            f'no profile "{profile}"{near_miss(profile, stated.profiles)} (there is: {known})'
+        )
+    layer = stated.profiles[profile]
+    return {
+        **table,
+        "parameters": {**table.get("parameters", {}), **layer.parameters},
+        "kernel": {**table["kernel"], **layer.kernel},
+    }
+
+
+def _with_settings(table: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        key = key.strip()
+        if not equals:
+            raise ConfigError(f"--set {setting}: must read key=value")
+        section, name = ("kernel", key[7:]) if key.startswith("kernel.") else ("parameters", key)
+        if section == "parameters":
+            _require_known_parameter(table, name)
+        table = {**table, section: {**table.get(section, {}), name: _toml_value(text)}}
+    return table
+
+
+def _require_known_parameter(table: dict[str, Any], name: str) -> None:
+    """`--set` may name what the file names, in any profile: else a slip would be carried along."""
+    stated = _validated(table)
+    known = set(stated.parameters).union(*(p.parameters for p in stated.profiles.values()))
+    if name not in known:
+        raise ConfigError(
+            f"--set {name}: no such parameter{near_miss(name, known)}",
+            "Parameters are named in [tool.kernelkit.parameters]; a field of the kernel is set "
+            "as kernel.FIELD=value.",
+        )
+
+
+def _toml_value(text: str) -> Any:
+    """The value as TOML reads it; a bare word is a string, as a shell's user expects."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _validated(table: dict[str, Any]) -> _ProjectFile:
+    try:
+        return _ProjectFile.model_validate(_lists_as_tuples(table))
+    except ValidationError as fault:
+        complaints = [_complaint(dict(error)) for error in fault.errors(include_url=False)]
+        raise ConfigError(
+            "\n".join(complaints),
+            f"Mend [tool.kernelkit] in {PROJECT_FILE}, or the --set that says so.",
+        ) from None
+
+
+def _lists_as_tuples(table: dict[str, Any]) -> dict[str, Any]:
+    """TOML has lists where the frozen models hold tuples; parameters stay as they are."""
+
+    def convert(section: Any) -> Any:
+        if not isinstance(section, dict):
+            return section
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
+
+    return {**convert(table), **({"kernel": convert(table["kernel"])} if "kernel" in table else {})}
+
+
+def _complaint(error: dict[str, Any]) -> str:
+    """One line about one fault: its key as in the file, what is wrong, the near miss."""
+    *sections, key = [str(part) for part in error["loc"]]
+    where = ".".join(["tool.kernelkit", *sections])
+    if error["type"] == "extra_forbidden":
+        known = _SECTIONS.get(tuple(sections), _Profile).model_fields
+        return f'[{where}] has no key "{key}"{near_miss(key, known)}'
+    if error["type"] == "missing":
+        return f'[{where}] lacks the key "{key}"'
+    reason = error["msg"].removeprefix("Value error, ")
+    return f'[{where}] "{key}" = {error["input"]!r}: {reason}'
+
+
+def _check_parameters(parameters: Mapping[str, Parameter]) -> None:
+    complaints = []
+    for name, value in parameters.items():
+        where = f'[tool.kernelkit.parameters] "{name}"'
+        if not name.isidentifier() or keyword.iskeyword(name):
+            complaints.append(f"{where} cannot be the name of a Python argument")
+        elif name in RESERVED_NAMES:
+            complaints.append(f"{where} is a name that the notebook itself uses")
+        if not _is_literal(value):
+            complaints.append(f"{where} = {value!r} has no form as a Python literal")
+    if complaints:
+        raise ConfigError("\n".join(complaints), "Give text, numbers, true/false, lists or tables.")
+
+
+def _is_literal(value: Parameter) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, list):
+        return all(_is_literal(item) for item in value)
+    if isinstance(value, dict):
+        return all(_is_literal(item) for item in value.values())
+    return isinstance(value, str | int | bool)
+
+
+def _templates_folder(project: Path, stated: str | None) -> Path | None:
+    if stated is None:
+        return None
+    folder = project / stated
+    if not folder.is_dir():
+        raise ConfigError(
+            f'[tool.kernelkit] "templates" = "{stated}": no such folder in {project}',
+            "Leave the key out to use the templates that come with kernelkit.",
+        )
+    return folder

@@ -1,0 +1,126 @@
+"""What ran, where, when, with which digest, and what came of it: the folders are the ledger.
+
+runs/<slug>/v<version>/bundle.json   what was sent, kept at the push
+                       push.json     the run's address, kept at the push
+                       …             the outputs and the log, as they are pulled
+                       run.json      last of all: its presence means complete
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kernelkit.errors import ConfigError, MachineError
+
+_VERSION = re.compile(r"v(\d+)")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One version's folder, as far as it has come."""
+
+    folder: Path
+
+    @property
+    def version(self) -> int:
+        """The number that Kaggle gave it."""
+        return int(self.folder.name[1:])
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything was pulled and judged."""
+        return (self.folder / "run.json").is_file()
+
+    @property
+    def push(self) -> Mapping[str, Any]:
+        """The run's address, as it was kept at the push."""
+        return _read(self.folder / "push.json")
+
+    @property
+    def bundle(self) -> Mapping[str, Any]:
+        """The manifest of what was sent."""
+        return _read(self.folder / "bundle.json")
+
+    @property
+    def run(self) -> Mapping[str, Any]:
+        """The end of it: state, times, verdict; empty while it is not complete."""
+        return _read(self.folder / "run.json") if self.complete else {}
+
+
+def record_push(
+    root: Path, slug: str, version: int, push: Mapping[str, Any], bundle: Mapping[str, Any]
+) -> Record:
+    """Open the folder of a version that Kaggle has just taken.
+
+    Raises:
+        MachineError: it cannot be written.
+    """
+    record = Record(root / slug / f"v{version}")
+    _write(record.folder / "bundle.json", bundle)
+    _write(record.folder / "push.json", push)
+    return record
+
+
+def record_end(record: Record, run: Mapping[str, Any]) -> None:
+    """Close a folder: nothing is written to it after this."""
+    _write(record.folder / "run.json", run)
+
+
+def find(root: Path, slug: str, version: int | None = None) -> Record:
+    """A version's folder, or that of the latest one.
+
+    Raises:
+        ConfigError: nothing was pushed from here by that name.
+    """
+    known = list(records(root, slug))
+    wanted = [record for record in known if version in (None, record.version)]
+    if not wanted:
+        versions = ", ".join(f"v{record.version}" for record in known) or "none"
+        raise ConfigError(
+            f"{root} knows no {slug} {f'v{version}' if version else 'of any version'} "
+            f"(it has: {versions})",
+            "Push first: `kernelkit push`.",
+        )
+    return wanted[-1]
+
+
+def records(root: Path, slug: str | None = None) -> Iterator[Record]:
+    """Every recorded version, by slug and then by number."""
+    slugs = [root / slug] if slug else sorted(path for path in root.glob("*") if path.is_dir())
+    for folder in slugs:
+        versions = [path for path in folder.glob("v*") if _VERSION.fullmatch(path.name)]
+        for path in sorted(versions, key=lambda path: int(path.name[1:])):
+            if (path / "push.json").is_file():
+                yield Record(path)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise MachineError(f"{path} cannot be read: {fault}") from fault
+    if not isinstance(document, dict):
+        raise MachineError(f"{path} is no JSON object")
+    return document
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    """Whole or not at all, also when the power goes."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        with partial.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except OSError as fault:
+        raise MachineError(
+            f"{path} cannot be written: {fault.strerror}", "Make room, then try again."
+        ) from fault

@@ -1,0 +1,49 @@
+"""What every test stands on: a clean environment, and the command line as a user calls it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SAMPLES = ROOT / "tests" / "samples"
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory):
+    """No credentials and no settings of the person who runs the tests."""
+    for name in list(os.environ):
+        if name.startswith(("KAGGLE_", "KERNELKIT_")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture
+def cli() -> Cli:
+    """`cli("push", "--json", expect=9, cwd=…)` runs the command in a process of its own."""
+
+    def call(
+        *arguments: str | Path,
+        expect: int = 0,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "kernelkit", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=cwd or ROOT,
+            env={**os.environ, **(env or {})},
+            timeout=240,
+        )
+        assert done.returncode == expect, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return call

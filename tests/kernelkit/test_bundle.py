@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernelkit.bundle import Bundle, digest_of, read_bundle
+from kernelkit.errors import BundleError
+
+Make = Callable[..., Path]
+
+
+def bundle_of(project: Path, entry: str = "pkg.main:run") -> Bundle:
+    return read_bundle(project / "pkg", entry)
+
+
+def paths(bundle: Bundle) -> list[str]:
+    return [file.path for file in bundle.files]
+
+
+def test_modules_come_after_what_they_import(make_project: Make) -> None:
+    project = make_project(
+        {
+            "pkg/a.py": "from pkg import c\n",
+            "pkg/b.py": "from . import a\n",
+            "pkg/c.py": '"""The base.\n\nMore."""\n',
+            "pkg/main.py": "from .b import *\ndef run(): ...\n",
+            "pkg/data.json": "{}",
+        }
+    )
+    bundle = bundle_of(project)
+    assert paths(bundle) == [
+        "pkg/__init__.py",
+        "pkg/c.py",
+        "pkg/a.py",
+        "pkg/b.py",
+        "pkg/main.py",
+        "pkg/data.json",
+    ]
+    assert bundle.files[1].summary == "The base."
+    assert bundle.files[2].imports == ("pkg", "pkg.c")
+
+
+def test_a_cycle_is_cut_and_nothing_is_lost(make_project: Make) -> None:
+    project = make_project({"pkg/a.py": "from pkg import b\n", "pkg/b.py": "import pkg.a\n"})
+    assert sorted(paths(bundle_of(project)))[1:3] == ["pkg/a.py", "pkg/b.py"]
+
+
+def test_a_long_chain_of_imports_does_not_exhaust_the_stack(make_project: Make) -> None:
+    files = {f"pkg/m{i:04}.py": f"import pkg.m{i + 1:04}\n" for i in range(1500)}
+    bundle = bundle_of(make_project({**files, "pkg/m1500.py": ""}))
+    assert paths(bundle)[1] == "pkg/m1500.py"
+
+
+def test_source_is_never_imported(make_project: Make) -> None:
+    project = make_project({"pkg/trap.py": "raise SystemExit('imported')\n"})
+    assert "pkg/trap.py" in paths(bundle_of(project))
+
+
+def test_an_own_import_that_leads_nowhere_names_file_and_line(make_project: Make) -> None:
+    project = make_project({"pkg/modle.py": "", "pkg/use.py": "import os\nfrom .model import x\n"})
+    with pytest.raises(BundleError) as caught:
+        bundle_of(project)
+    assert str(caught.value) == (
+        'pkg/use.py:2: imports "pkg.model", which the package does not hold'
+        '; did you mean "pkg.modle"?'
+    )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "try:\n    from . import fast\n    from .fast import x\nexcept ImportError:\n    x = 1\n",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .stubs import X\n",
+        "from pkg import anything\n",
+        "from pkg.space import deep\nimport pkg.space.deep\n",
+    ],
+)
+def test_imports_that_may_fail_or_do_lead_somewhere(make_project: Make, source: str) -> None:
+    bundle_of(make_project({"pkg/use.py": source, "pkg/space/deep.py": ""}))
+
+
+def test_third_party_imports_are_listed_with_their_places(make_project: Make) -> None:
+    project = make_project({"pkg/a.py": "import torch.nn as nn, os\nfrom numpy import x\n"})
+    assert bundle_of(project).third_party == {"numpy": ("pkg/a.py:2",), "torch": ("pkg/a.py:1",)}
+
+
+@pytest.mark.parametrize(
+    ("files", "entry", "part"),
+    [
+        ({"pkg/main.py": "def runn(): ...\n"}, "pkg.main:run", 'did you mean "runn"?'),
+        ({}, "pkg.mian:run", 'did you mean "pkg.main"?'),
+        ({"pkg/main.py": "def f():\n    def run(): ...\n"}, "pkg.main:run", "defines no"),
+        ({"pkg/a.py": "def broken(:\n"}, "pkg.main:run", "pkg/a.py:1: "),
+        ({"pkg/a.py": b"x = '\xff'\n"}, "pkg.main:run", "pkg/a.py"),
+        ({"pkg/fast.so": b"\x7fELF"}, "pkg.main:run", "compiled extension"),
+    ],
+)
+def test_what_cannot_be_carried_is_refused(
+    make_project: Make, files: dict[str, str | bytes], entry: str, part: str
+) -> None:
+    with pytest.raises(BundleError) as caught:
+        bundle_of(make_project(files), entry)
+    assert part in str(caught.value)
+
+
+def test_an_entry_may_come_from_elsewhere(make_project: Make) -> None:
+    project = make_project({"pkg/b.py": "def run(): ...\n", "pkg/main.py": "from .b import run\n"})
+    assert bundle_of(project).entry == "pkg.main:run"
+    (project / "pkg/main.py").write_text("from .b import *\n")
+    assert bundle_of(project).entry == "pkg.main:run"
+
+
+def test_caches_hidden_files_and_notebooks_stay_behind(make_project: Make) -> None:
+    left = ["pkg/.env", "pkg/__pycache__/x.pyc", "pkg/.git/config", "pkg/n.ipynb", "pkg/.x/y.py"]
+    assert paths(bundle_of(make_project(dict.fromkeys(left, "secret")))) == [
+        "pkg/__init__.py",
+        "pkg/main.py",
+    ]
+
+
+def test_no_package(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no package folder"):
+        read_bundle(tmp_path / "gone", "gone:x")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BundleError, match="no Python module"):
+        read_bundle(tmp_path / "empty", "empty:x")
+
+
+def test_the_digest_changes_with_any_content_or_name(make_project: Make) -> None:
+    project = make_project({"pkg/a.txt": "one"})
+    first = bundle_of(project).digest
+    assert bundle_of(project).digest == first
+    (project / "pkg/a.txt").write_text("two")
+    second = bundle_of(project).digest
+    (project / "pkg/a.txt").rename(project / "pkg/b.txt")
+    assert len({first, second, bundle_of(project).digest}) == 3
+
+
+@given(st.lists(st.tuples(st.text(), st.text()), max_size=4, unique_by=lambda part: part[0]))
+def test_no_two_sets_of_parts_share_a_digest(parts: list[tuple[str, str]]) -> None:
+    joined = [("".join(name + value for name, value in parts), "")]
+    same = sorted(parts) == joined
+    assert (digest_of(parts) == digest_of(joined)) == same
+    assert digest_of(parts) == digest_of(parts[::-1])

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kernelkit.config import load_config
+from kernelkit.errors import ConfigError
+
+Make = Callable[..., Path]
+
+
+def complaint(folder: Path, **options: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(folder, environment={}, **options)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def test_layers_lie_over_each_other_in_their_order(plain: Path) -> None:
+    base = load_config(plain, environment={})
+    quick = load_config(plain, profile="quick", environment={})
+    mine = load_config(plain, profile="quick", settings=["epochs=7"], environment={})
+    assert [c.parameters["epochs"] for c in (base, quick, mine)] == [2, 1, 7]
+    assert base.parameters["word"] == quick.parameters["word"]
+
+
+def test_profile_and_setting_reach_the_kernel_fields(plain: Path) -> None:
+    gpu = load_config(plain, profile="gpu", environment={})
+    assert gpu.kernel.wants_gpu
+    off = load_config(
+        plain,
+        profile="gpu",
+        settings=["kernel.enable_gpu=false", 'kernel.machine_shape=""'],
+        environment={},
+    )
+    assert not off.kernel.wants_gpu
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3", 3), ("0.5", 0.5), ("true", True), ('"3"', "3"), ("bare", "bare"), ("[1, 2]", [1, 2])],
+)
+def test_a_setting_is_typed_as_toml(plain: Path, text: str, value: object) -> None:
+    config = load_config(plain, settings=[f"word={text}"], environment={})
+    assert config.parameters["word"] == value
+    assert type(config.parameters["word"]) is type(value)
+
+
+def test_a_key_that_is_not_known_is_named_with_its_near_miss(make_project: Make) -> None:
+    project = make_project({}, extra='machine_shap = "NvidiaTeslaT4"')
+    assert complaint(project) == (
+        '[tool.kernelkit.kernel] has no key "machine_shap"; did you mean "machine_shape"?'
+    )
+
+
+def test_every_complaint_is_made_at_once(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.kernelkit]\npackage = "a"\nentrry = "x"\n'
+        '[tool.kernelkit.kernel]\nid = "Not A Slug"\ntitle = 3\n'
+    )
+    text = complaint(tmp_path)
+    for part in ('lacks the key "entry"', 'lacks the key "outputs"', "'Not A Slug'", '"title"'):
+        assert part in text
+    assert 'has no key "entrry"; did you mean "entry"?' in text
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("not toml", "not valid TOML"),
+        ("[tool.other]", "no [tool.kernelkit]"),
+        ("[tool.kernelkitt]", 'did you mean "kernelkitt"?'),
+        ("tool = 3", "no [tool.kernelkit]"),
+        ("[tool]\nkernelkit = 3", "must be a table"),
+    ],
+)
+def test_a_broken_project_file_is_told_as_such(tmp_path: Path, content: str, part: str) -> None:
+    (tmp_path / "pyproject.toml").write_text(content)
+    assert part in complaint(tmp_path)
+
+
+def test_no_project_file(tmp_path: Path) -> None:
+    assert "no pyproject.toml" in complaint(tmp_path)
+
+
+def test_slips_on_the_command_line(plain: Path) -> None:
+    assert 'did you mean "quick"?' in complaint(plain, profile="quik")
+    assert 'did you mean "epochs"?' in complaint(plain, settings=["epcohs=1"])
+    assert 'did you mean "title"?' in complaint(plain, settings=["kernel.titel=x"])
+    assert "must read key=value" in complaint(plain, settings=["epochs"])
+
+
+@pytest.mark.parametrize(
+    ("extra", "part"),
+    [
+        ("[tool.kernelkit.parameters]\nlambda = 1", "name of a Python argument"),
+        ("[tool.kernelkit.parameters]\nBUNDLE = 1", "the notebook itself uses"),
+        ("[tool.kernelkit.parameters]\nx = nan", "no form as a Python literal"),
+        ("[tool.kernelkit.parameters]\nx = [1979-05-27]", "no form as a Python literal"),
+    ],
+)
+def test_parameters_that_no_notebook_cell_can_hold(
+    make_project: Make, extra: str, part: str
+) -> None:
+    assert part in complaint(make_project({}, extra=extra))
+
+
+@pytest.mark.parametrize("output", ["../out.txt", "/out.txt", "a\\\\b", ""])
+def test_an_output_lies_below_the_working_folder(make_project: Make, output: str) -> None:
+    project = make_project({})
+    path = project / "pyproject.toml"
+    path.write_text(path.read_text().replace('"out.txt"', f'"{output}"'))
+    assert "below the folder" in complaint(project)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["https://api.kaggle.com", "http://example.org:80", "https://127.0.0.1:1", "127.0.0.1:80"],
+)
+def test_an_endpoint_is_on_this_machine(plain: Path, endpoint: str) -> None:
+    assert "no http address of this machine" in complaint(plain, endpoint=endpoint)
+
+
+def test_the_environment_may_name_the_endpoint(plain: Path) -> None:
+    environment = {"KERNELKIT_ENDPOINT": "http://127.0.0.1:7777/"}
+    assert load_config(plain, environment=environment).endpoint == "http://127.0.0.1:7777"

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nbclient import NotebookClient
+
+from kernelkit import pipeline
+from kernelkit.bundle import Bundle, Provenance, SourceFile
+from kernelkit.config import load_config
+from kernelkit.errors import TemplateError
+from kernelkit.render import Kernel, render
+
+Make = Callable[..., Path]
+
+AWKWARD = {
+    "quotes.py": '"""Doc with \'\'\' and \\"\\"\\"."""\nx = r"\\n {{ x }} {% raw %} {# no #}"\n',
+    "magics.py": "y = '''\n%%time\n!ls\n?help\n%matplotlib inline\n'''\n",
+    "cells.py": "# %%\n# In[1]:\nz = '''\n%%writefile /tmp/never\n'''\n",
+    "blank_lines.py": "text = '''a\n   \n\t\nb'''\n",
+    "no_newline.py": "a = 1",
+    "many_newlines.py": "a = 1\n\n\n",
+    "only_newline.py": "\n",
+    "empty.py": "",
+    "comment.py": "# nothing but this\n",
+    "crlf.py": "a = 1\r\nb = '''\r\n'''\r\n",
+    "mixed.py": "a = 1\r\nb = 2\n",
+    "formfeed.py": "a = 1\n\x0c\nb = 2\n",
+    "tabs.py": "if True:\n\ta = '\t'\n",
+    "separators.py": "a = '\u2028\u2029\x85'\n",
+    "unicode.py": "größe = '🧂 нефть'\n",
+    "bom.py": b"\xef\xbb\xbfa = 1\n",
+    "latin.py": "# -*- coding: latin-1 -*-\na = 'é'\n".encode("latin-1"),
+    "dollar.py": "a = '$SRC {SRC} {{SRC}}'\n",
+    "with space.txt": "data\n",
+    "data.bin": bytes(range(256)),
+    "größe.txt": "data\n",
+}
+
+
+def kernel_of(project: Path, **options: object) -> Kernel:
+    return pipeline.render(load_config(project, environment={}, **options))  # type: ignore[arg-type]
+
+
+def cells(kernel: Kernel, tag: str) -> list[str]:
+    return [
+        "".join(cell["source"])
+        for cell in json.loads(kernel.notebook)["cells"]
+        if tag in cell["metadata"]["tags"]
+    ]
+
+
+def test_the_notebook_is_valid_and_has_what_kaggle_needs(plain: Path) -> None:
+    notebook = nbformat.reads(kernel_of(plain).notebook, as_version=4)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    first_code = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert first_code.metadata.tags == ["parameters"]
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+
+
+def test_two_renders_give_the_same_bytes(plain: Path, tmp_path: Path) -> None:
+    for seed in ("1", "2"):
+        subprocess.run(
+            [sys.executable, "-m", "kernelkit", "render", "--out", str(tmp_path / seed)],
+            cwd=plain,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+        )
+    names = ["bundle.json", "kernel-metadata.json", "notebook.ipynb"]
+    assert sorted(path.name for path in (tmp_path / "1").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+def test_profiles_differ_in_three_cells_alone(plain: Path) -> None:
+    notebooks = [
+        json.loads(kernel_of(plain, profile=profile).notebook)["cells"]
+        for profile in (None, "quick", "gpu")
+    ]
+    for other in notebooks[1:]:
+        differing = {
+            cell["metadata"]["tags"][0]
+            for cell, twin in zip(notebooks[0], other, strict=True)
+            if cell != twin
+        }
+        assert differing <= {"title", "parameters", "start"}
+
+
+def test_the_owner_is_no_part_of_the_digest(plain: Path) -> None:
+    named = kernel_of(plain, settings=["kernel.id=somebody/plain-parcel"])
+    assert named.metadata["id"] == "somebody/plain-parcel"
+    assert named.digest == kernel_of(plain).digest
+
+
+def test_the_digest_covers_parameters_settings_templates_and_source(plain: Path) -> None:
+    digests = {
+        kernel_of(plain).digest,
+        kernel_of(plain, settings=["epochs=3"]).digest,
+        kernel_of(plain, settings=["kernel.enable_internet=true"]).digest,
+    }
+    letters = plain / "parcel" / "letters.py"
+    letters.write_text(letters.read_text() + "# more\n")
+    digests.add(kernel_of(plain).digest)
+    use_templates(plain, {"99-end.md.j2": "The end."})
+    digests.add(kernel_of(plain).digest)
+    assert len(digests) == 5
+
+
+def test_parameters_are_python_literals(plain: Path) -> None:
+    names: dict[str, object] = {}
+    exec(cells(kernel_of(plain), "parameters")[0], names)
+    assert names["word"] == 'it\'s a "test" {{ with }} braces'
+    assert names["epochs"] == 2
+
+
+def run_notebook(kernel: Kernel, folder: Path) -> Path:
+    """Execute the whole notebook in a fresh kernel; where its sources are afterwards."""
+    folder.mkdir()
+    notebook = nbformat.reads(kernel.notebook, as_version=4)
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
+    return Path(json.loads((folder / "where.json").read_text()))
+
+
+def test_every_awkward_file_survives_byte_for_byte(
+    make_project: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = (
+        "import json\nfrom pathlib import Path\n"
+        "def run(**parameters):\n"
+        "    here = str(Path(__file__).parent)\n"
+        "    Path('where.json').write_text(json.dumps(here))\n"
+        "    Path('out.txt').write_text('')\n"
+    )
+    project = make_project(
+        {"pkg/main.py": main, **{f"pkg/{name}": text for name, text in AWKWARD.items()}}
+    )
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    written = run_notebook(kernel_of(project), tmp_path / "working")
+    for name in AWKWARD:
+        assert (written / name).read_bytes() == (project / "pkg" / name).read_bytes(), name
+
+
+@given(st.text())
+def test_any_text_is_in_the_notebook_as_it_was(text: str) -> None:
+    """What the cell writes, by the rules of `%%writefile` and of Python literals."""
+    file = SourceFile("pkg/any.txt", text.encode("utf-8", "surrogatepass"), module=None)
+    config = load_config(SAMPLE, environment={})
+    bundle = Bundle("pkg", "pkg.main:run", (file,), {}, Provenance(None, None))
+    (cell,) = cells(render(bundle, config), "module")
+    assert written_by(cell) == file.content
+
+
+SAMPLE = Path(__file__).parent.parent / "samples" / "plain"
+
+
+def written_by(cell: str) -> bytes:
+    head, _, body = cell.partition("\n")
+    if head.startswith("%%writefile"):
+        lines = body.split("\n")
+        assert body
+        assert not any(line and not line.strip() for line in lines)
+        return (body + "\n").encode()
+    written: list[bytes] = []
+    recorder = type("Run", (), {"write_source": lambda self, path, content: written.append(content)})
+    exec(cell, {"kernelkit_run": recorder()})
+    return written[0]
+
+
+def use_templates(project: Path, templates: dict[str, str]) -> None:
+    folder = project / "templates"
+    folder.mkdir(exist_ok=True)
+    for name, text in templates.items():
+        (folder / name).write_text(text)
+    path = project / "pyproject.toml"
+    if "templates =" not in path.read_text():
+        path.write_text(
+            path.read_text().replace("[tool.kernelkit]\n", '[tool.kernelkit]\ntemplates = "templates"\n')
+        )
+
+
+def test_a_projects_templates_are_laid_over_ours(plain: Path) -> None:
+    use_templates(
+        plain,
+        {
+            "65-extra.py.j2": "print({{ manifest.slug | repr }})",
+            "00-title.md.j2": "# Mine",
+            "80-results.md.j2": "",
+        },
+    )
+    kernel = kernel_of(plain)
+    assert cells(kernel, "extra") == ["print('plain-parcel')"]
+    assert cells(kernel, "title") == ["# Mine"]
+    assert len(cells(kernel, "results")) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("65-x.py.j2", "a = 1\nb = {{ nothing }}", "65-x.py.j2:2: 'nothing' is undefined"),
+        ("65-x.py.j2", "{{ manifest.nope }}", "65-x.py.j2:1: "),
+        ("65-x.py.j2", "\n{% if %}", "65-x.py.j2:2: "),
+        ("extra.py.j2", "x", "no place in the notebook"),
+    ],
+)
+def test_a_fault_in_a_template_names_it_and_its_line(
+    plain: Path, name: str, text: str, message: str
+) -> None:
+    use_templates(plain, {name: text})
+    with pytest.raises(TemplateError) as caught:
+        kernel_of(plain)
+    assert message in str(caught.value)
+
+
+def test_metadata_has_the_official_fields(plain: Path) -> None:
+    metadata = kernel_of(plain, profile="gpu").metadata
+    assert metadata["code_file"] == "notebook.ipynb"
+    assert metadata["machine_shape"] == "NvidiaTeslaT4"
+    assert (metadata["language"], metadata["kernel_type"]) == ("python", "notebook")
+    assert metadata["enable_internet"] is False
+    assert "docker_image" not in metadata
