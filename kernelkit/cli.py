@@ -78,10 +78,7 @@ Mounts = Annotated[str, typer.Option(help="Form of /kaggle/input: new (2026) or 
 def main() -> NoReturn:
     """Run a command and exit with its code; every error becomes words here, and only here."""
     try:
-        app(standalone_mode=False)
-        code = 0
-    except typer.Exit as end:
-        code = end.exit_code
+        code = app(standalone_mode=False) or 0  # the code of a typer.Exit, or nothing
     except typer.Abort:
         code = INTERRUPTED
     except KeyboardInterrupt:

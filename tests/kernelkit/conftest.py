@@ -55,9 +55,11 @@ def local_kaggle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("local-kaggle")
     ready = folder / "ready.json"
     process = subprocess.Popen(
-        [sys.executable, "-m", "kernelkit.emulator", "--port", "0"]
-        + ["--inputs", str(SAMPLES / "inputs"), "--ready-file", str(ready)]
-        + ["--state", str(folder / "state")],
+        [
+            *(sys.executable, "-m", "kernelkit.emulator", "--port", "0"),
+            *("--inputs", str(SAMPLES / "inputs"), "--ready-file", str(ready)),
+            *("--state", str(folder / "state")),
+        ],
         stdout=subprocess.DEVNULL,
     )
     try:

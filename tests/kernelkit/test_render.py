@@ -172,8 +172,13 @@ def written_by(cell: str) -> bytes:
         assert not any(line and not line.strip() for line in lines)
         return (body + "\n").encode()
     written: list[bytes] = []
-    recorder = type("Run", (), {"write_source": lambda self, path, content: written.append(content)})
-    exec(cell, {"kernelkit_run": recorder()})
+
+    class Recorder:
+        def write_source(self, path: str, content: bytes) -> None:
+            assert path
+            written.append(content)
+
+    exec(cell, {"kernelkit_run": Recorder()})
     return written[0]
 
 
@@ -185,7 +190,9 @@ def use_templates(project: Path, templates: dict[str, str]) -> None:
     path = project / "pyproject.toml"
     if "templates =" not in path.read_text():
         path.write_text(
-            path.read_text().replace("[tool.kernelkit]\n", '[tool.kernelkit]\ntemplates = "templates"\n')
+            path.read_text().replace(
+                "[tool.kernelkit]\n", '[tool.kernelkit]\ntemplates = "templates"\n'
+            )
         )
 
 

@@ -1,0 +1,261 @@
+"""Push, watch, pull, verify: the command line and the official client on a real local Kaggle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def project(plain: Path, request: pytest.FixtureRequest) -> Path:
+    """The sample project under a slug of its own: the local Kaggle outlives each test."""
+    slug = request.node.name.replace("_", "-").split("[")[0][:45].strip("-")
+    path = plain / "pyproject.toml"
+    text = path.read_text().replace("plain-parcel", slug)
+    path.write_text(text.replace("Plain parcel", slug.replace("-", " ")))
+    return plain
+
+
+def last_folder(project: Path, version: int = 1) -> Path:
+    (slug,) = (project / "runs").iterdir()
+    return slug / f"v{version}"
+
+
+def test_a_run_comes_home_verified(project: Path, cli: Cli, local_kaggle: str) -> None:
+    endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
+    pushed = json.loads(cli("push", "--json", cwd=project, env=endpoint).stdout)
+    assert pushed["version"] == 1
+    watched = cli("watch", cwd=project, env=endpoint).stdout
+    assert "counting  epoch 1/2  val IoU 0.5000" in watched
+    assert "counting  epoch 2/2  val IoU 1.0000" in watched
+    assert watched.count("kernelkit digest") == 1
+    assert (
+        json.loads(cli("status", "--json", cwd=project, env=endpoint).stdout)["state"] == "complete"
+    )
+    assert "not pulled" in cli("runs", cwd=project).stdout
+    pulled = json.loads(cli("pull", "--json", cwd=project, env=endpoint).stdout)
+    folder = last_folder(project)
+    assert Path(pulled["folder"]) == folder
+    assert pulled["verified"] is True
+    assert (folder / "table.csv").read_text() == "id,length\nalpha,5\nbeta,4\n"
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"bundle.json", "run.json", "run-manifest.json", "letters.zip", "push.json"}
+    assert f"{pushed['slug']}.log" in names
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["endpoint"], record["verified"]) == (local_kaggle, True)
+    assert json.loads((folder / "bundle.json").read_text())["digest"] == pushed["digest"]
+    cli("verify", folder)
+    assert json.loads(cli("runs", "--json", cwd=project).stdout)[0]["verified"] == "yes"
+    log = cli("logs", cwd=project, env=endpoint).stdout
+    assert log.index("kernelkit digest") < log.index("hardware:") < log.index("data_dir = ")
+
+
+def test_a_complete_folder_is_never_changed(project: Path, cli: Cli, local_kaggle: str) -> None:
+    endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
+    cli("run", cwd=project, env=endpoint)
+    folder = last_folder(project)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert "complete already" in cli("pull", cwd=project, env=endpoint).stdout
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    cli("push", "--set", "epochs=1", cwd=project, env=endpoint)
+    cli("pull", cwd=project, env=endpoint)
+    assert last_folder(project, 2).is_dir()
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_tampered_folder_is_refused(project: Path, cli: Cli, local_kaggle: str) -> None:
+    cli("run", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
+    (last_folder(project) / "table.csv").write_text("id,length\n")
+    told = cli("verify", last_folder(project), expect=8)
+    assert "table.csv: 10 B, the run wrote" in told.stderr
+    assert "next:" in told.stderr
+
+
+def test_a_failed_run_is_pulled_and_told(project: Path, cli: Cli, local_kaggle: str) -> None:
+    endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
+    told = cli("run", "--profile", "failing", cwd=project, env=endpoint, expect=6)
+    assert "RuntimeError: asked to fail" in told.stderr
+    cli("status", cwd=project, env=endpoint, expect=6)
+    folder = last_folder(project)
+    manifest = json.loads((folder / "run-manifest.json").read_text())
+    assert manifest["status"] == "failed"
+    assert "parcel/main.py" in manifest["traceback"]
+    assert "kernelkit-manifest {" in (folder / f"{folder.parent.name}.log").read_text()
+    assert json.loads((folder / "run.json").read_text())["state"] == "error"
+    cli("verify", folder, expect=6)
+    cli("pull", cwd=project, env=endpoint, expect=6)
+
+
+def test_a_gpu_that_is_not_there_ends_the_run_early(
+    project: Path, cli: Cli, local_kaggle: str
+) -> None:
+    if shutil.which("nvidia-smi"):
+        pytest.skip("this machine may have a GPU")
+    endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
+    told = cli("run", "--profile", "gpu", cwd=project, env=endpoint, expect=6)
+    assert "asks for NvidiaTeslaT4 and the run has no GPU" in told.stderr
+    assert "parcel/main.py" not in told.stdout
+
+
+def test_a_deadline_leaves_the_run_alone(project: Path, cli: Cli, local_kaggle: str) -> None:
+    endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
+    cli("push", "--profile", "slow", cwd=project, env=endpoint)
+    told = cli("watch", "--deadline", "2", cwd=project, env=endpoint, expect=7)
+    assert "goes on running" in told.stderr
+    cli("status", cwd=project, env=endpoint)
+    cli("pull", cwd=project, env=endpoint)
+
+
+def test_ctrl_c_detaches_and_says_how_to_come_back(
+    project: Path, cli: Cli, local_kaggle: str
+) -> None:
+    endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
+    cli("push", "--profile", "slow", cwd=project, env=endpoint)
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "kernelkit", "watch"],
+        cwd=project,
+        env={**os.environ, **endpoint},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert watching.stdout is not None
+    for line in watching.stdout:
+        if "epoch 1/8" in line:
+            break
+    watching.send_signal(signal.SIGINT)
+    _, told = watching.communicate(timeout=20)
+    assert watching.returncode == 130
+    assert "Come back with: kernelkit watch --version 1" in told
+    again = cli("watch", cwd=project, env=endpoint).stdout
+    assert [f"epoch {n}/8" in again for n in range(1, 9)] == [True] * 8
+
+
+def test_a_dropped_source_is_an_error_and_is_recorded(
+    project: Path, cli: Cli, local_kaggle: str
+) -> None:
+    told = cli(
+        "push",
+        "--set",
+        'kernel.dataset_sources=["ann/nowhere"]',
+        cwd=project,
+        env={"KERNELKIT_ENDPOINT": local_kaggle},
+        expect=4,
+    )
+    assert "ann/nowhere" in told.stderr
+    assert (last_folder(project) / "push.json").is_file()
+
+
+def test_a_session_cap_is_try_again_later(
+    plain: Path, cli: Cli, tmp_path: Path, local_kaggle: str
+) -> None:
+    endpoint = {"KERNELKIT_ENDPOINT": local_kaggle, "KAGGLE_USERNAME": "crowded"}
+    for number in range(6):
+        project = Path(shutil.copytree(plain, tmp_path / f"p{number}"))
+        names = [f"kernel.id=crowd-{number}", f"kernel.title=crowd {number}", "seconds=10.0"]
+        options = [part for name in names for part in ("--set", name)]
+        if number < 5:
+            cli("push", *options, cwd=project, env=endpoint)
+        else:
+            told = cli("push", *options, cwd=project, env=endpoint, expect=5)
+    assert "session count" in told.stderr
+
+
+def test_a_run_of_another_kaggle_is_not_touched(project: Path, cli: Cli, local_kaggle: str) -> None:
+    cli("run", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
+    other = local_kaggle.replace("127.0.0.1", "localhost")
+    told = cli("status", cwd=project, env={"KERNELKIT_ENDPOINT": other}, expect=4)
+    assert "is a run of" in told.stderr
+
+
+def test_without_a_push_there_is_nothing_to_watch(project: Path, cli: Cli) -> None:
+    told = cli("watch", cwd=project, expect=2)
+    assert "Push first" in told.stderr
+
+
+def test_old_mounts_and_new_give_the_same_bytes(plain: Path, cli: Cli, tmp_path: Path) -> None:
+    inputs = Path(__file__).parent.parent / "samples" / "inputs"
+    tables = []
+    for mounts in ("old", "new"):
+        out = tmp_path / mounts
+        cli("rehearse", "--inputs", inputs, "--out", out, "--mounts", mounts, cwd=plain)
+        folder = out / "plain-parcel" / "v1"
+        tables.append((folder / "table.csv").read_bytes())
+        assert (folder / "run.json").is_file()
+    assert tables[0] == tables[1]
+    assert not (plain / "runs").exists()
+
+
+def official(*arguments: str | Path, endpoint: str, home: Path) -> str:
+    """The unmodified `kaggle` command, led to the local Kaggle by a proxy variable."""
+    assert urlsplit(endpoint).hostname == "127.0.0.1"
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("kaggle")), *map(str, arguments)],
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "KAGGLE_CONFIG_DIR": str(home),
+            "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+            "http_proxy": endpoint,
+            "KAGGLE_USERNAME": "rehearsal",
+            "KAGGLE_KEY": "no-secret",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_official_client_takes_the_same_folder(
+    project: Path, cli: Cli, local_kaggle: str, tmp_path: Path
+) -> None:
+    """And sends, to the letter, what we send: then the size that we measure is the real one."""
+    home = tmp_path / "home"
+    home.mkdir()
+    cli("run", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
+    slug = last_folder(project).parent.name
+    cli("render", "--set", f"kernel.id=rehearsal/{slug}", cwd=project)
+
+    def client(*arguments: str | Path) -> str:
+        return official(*arguments, endpoint=local_kaggle, home=home)
+
+    assert "version 2 successfully pushed" in client(
+        "kernels", "push", "-p", project / "build/kernel"
+    )
+    deadline = time.monotonic() + 60
+    while "COMPLETE" not in client("kernels", "status", f"rehearsal/{slug}"):
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    client("kernels", "output", f"rehearsal/{slug}", "-p", tmp_path / "pulled")
+    ours = last_folder(project)
+    assert (tmp_path / "pulled/table.csv").read_bytes() == (ours / "table.csv").read_bytes()
+    assert "kernelkit digest" in client("kernels", "logs", f"rehearsal/{slug}")
+    sent = [source_of(local_kaggle, slug, version) for version in (1, 2)]
+    assert sent[0] == sent[1]
+
+
+def source_of(endpoint: str, slug: str, version: int) -> str:
+    answer = requests.post(
+        f"{endpoint}/api/v1/kernels.KernelsApiService/GetKernel",
+        json={"userName": "rehearsal", "kernelSlug": slug, "versionLabel": f"v{version}"},
+        auth=("rehearsal", "x"),
+        timeout=10,
+    )
+    document = json.loads(answer.json()["blob"]["source"])
+    document["metadata"].pop("kaggle", None)
+    return json.dumps(document)

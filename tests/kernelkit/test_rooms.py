@@ -1,0 +1,76 @@
+"""The house's plan, held: who may import whom, and that the documented commands exist."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+PACKAGE = ROOT / "kernelkit"
+
+ROOMS = [  # a room imports only what stands before it
+    *("errors", "config", "bundle", "runtime", "render", "preflight", "client", "remote"),
+    *("verify", "ledger", "pipeline", "cli", "__main__"),
+]
+
+NEVER = {
+    "errors": {"kernelkit"},
+    "bundle": {"jinja2", "kaggle", "kagglesdk"},
+    "runtime": {"kernelkit", "jinja2", "nbformat", "pydantic", "rich"},
+    "render": {"kaggle", "kagglesdk", "kernelkit.client"},
+    "preflight": {"kernelkit.client"},
+    "client": {"kernelkit.config", "kernelkit.render", "kernelkit.emulator"},
+    "remote": {"kaggle", "kagglesdk", "kernelkit.verify"},
+    "verify": {"kernelkit.client", "torch", "src_salt", "requests"},
+    "ledger": set(ROOMS) - {"errors"},
+    "pipeline": {"kernelkit.cli"},
+    "cli": {"kaggle", "kagglesdk"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it, `from x import y` also as x.y."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_every_room_is_on_the_plan() -> None:
+    found = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert found == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_stands_above_it(room: str) -> None:
+    used = imports(PACKAGE / f"{room}.py")
+    ours = {name.split(".")[1] for name in used if name.startswith("kernelkit.")} & set(ROOMS)
+    assert ours <= set(ROOMS[: ROOMS.index(room)])
+
+
+@pytest.mark.parametrize("room", sorted(NEVER))
+def test_a_room_keeps_out_what_it_must_not_know(room: str) -> None:
+    used = imports(PACKAGE / f"{room}.py")
+    forbidden = {f"{name}." for name in NEVER[room]}
+    assert not {name for name in used if f"{name}.".startswith(tuple(forbidden))}
+
+
+def test_the_local_kaggle_is_a_house_of_its_own() -> None:
+    for path in (PACKAGE / "emulator").glob("*.py"):
+        for name in imports(path):
+            assert not name.startswith(("kaggle", "src_salt")), path
+            inside = name.startswith("kernelkit.emulator") or not name.startswith("kernelkit")
+            assert inside, f"{path} imports {name}"
+    for path in [*PACKAGE.glob("*.py"), *(ROOT / "src_salt").glob("*.py")]:
+        assert not any("emulator" in name for name in imports(path)), path
+
+
+def test_the_workload_knows_nothing_of_the_tool() -> None:
+    for path in (ROOT / "src_salt").glob("*.py"):
+        assert not any(name.startswith(("kernelkit", "kaggle")) for name in imports(path)), path
