@@ -50,7 +50,7 @@ STREAM_READ_SECONDS = 30  # of silence in a log stream before the status is aske
 PAGE_SIZE = 200  # Kaggle's largest page of outputs; its default is 20
 CHUNK_BYTES = 1 << 20
 
-LOCAL_CREDENTIALS = ("rehearsal", "no-secret")  # what a local Kaggle is given where nothing is set
+LOCAL_CREDENTIALS = ("rehearsal", "local")  # what a local Kaggle is given where nothing is set
 
 T = TypeVar("T")
 
@@ -343,7 +343,7 @@ def retrying(fault: type[Exception]) -> tenacity.Retrying:
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(fault),
         stop=tenacity.stop_after_delay(RETRY_SECONDS),
-        wait=tenacity.wait_exponential_jitter(initial=0.5, max=4),
+        wait=tenacity.wait_random_exponential(multiplier=0.5, max=4),
         reraise=True,
     )
 

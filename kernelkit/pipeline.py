@@ -267,16 +267,19 @@ def require_verified(verdict: Verdict, folder: Path) -> None:
 
 @contextmanager
 def local_kaggle(inputs: Path | None, mounts: str = "new") -> Iterator[str]:
-    """Start a local Kaggle of our own, give its address, and stop it with all its runs."""
+    """Start a local Kaggle of our own, give its address, and stop it with all its runs.
+
+    It holds on to a pipe from here, so that it ends as well when this process is killed.
+    """
     with tempfile.TemporaryDirectory(prefix="kernelkit-emulator-") as folder:
         ready = Path(folder, "ready.json")
         command = emulator_command(
             ["--port", "0", "--state", str(Path(folder, "state")), "--mounts", mounts]
-            + ["--ready-file", str(ready)]
+            + ["--lifeline", "--ready-file", str(ready)]
             + (["--inputs", str(inputs)] if inputs else [])
         )
         with Path(folder, "emulator.log").open("w+") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.PIPE)
             try:
                 yield _endpoint_of(process, ready, Path(log.name))
             finally:
@@ -365,6 +368,8 @@ def _endpoint_of(process: subprocess.Popen[bytes], ready: Path, log: Path) -> st
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.close()
     process.terminate()
     try:
         process.wait(EMULATOR_STOP_SECONDS)

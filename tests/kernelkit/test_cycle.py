@@ -237,10 +237,7 @@ def test_the_official_client_takes_the_same_folder(
     assert "version 2 successfully pushed" in client(
         "kernels", "push", "-p", project / "build/kernel"
     )
-    deadline = time.monotonic() + 60
-    while "COMPLETE" not in client("kernels", "status", f"rehearsal/{slug}"):
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
+    assert eventually(lambda: "COMPLETE" in client("kernels", "status", f"rehearsal/{slug}"))
     client("kernels", "output", f"rehearsal/{slug}", "-p", tmp_path / "pulled")
     ours = last_folder(project)
     assert (tmp_path / "pulled/table.csv").read_bytes() == (ours / "table.csv").read_bytes()
@@ -259,3 +256,38 @@ def source_of(endpoint: str, slug: str, version: int) -> str:
     document = json.loads(answer.json()["blob"]["source"])
     document["metadata"].pop("kaggle", None)
     return json.dumps(document)
+
+
+def test_a_killed_rehearsal_leaves_nothing_running(plain: Path) -> None:
+    inputs = Path(__file__).parent.parent / "samples" / "inputs"
+    options = ["--profile", "slow", "--set", "seconds=60.0"]
+    rehearsing = subprocess.Popen(
+        [sys.executable, "-m", "kernelkit", "rehearse", "--inputs", inputs, *options],
+        cwd=plain,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert rehearsing.stdout is not None
+    address = rehearsing.stdout.readline().split()[-1]
+    for line in rehearsing.stdout:
+        if "seconds = 60.0" in line:
+            break
+    rehearsing.kill()
+    rehearsing.wait()
+    rehearsing.stdout.close()
+    assert eventually(lambda: not listens(address))
+
+
+def listens(address: str) -> bool:
+    try:
+        requests.get(address, timeout=5)
+    except requests.ConnectionError:
+        return False
+    return True
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 30) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return condition()

@@ -1,0 +1,17 @@
+"""The local Kaggle: answers the official client on loopback and runs what is pushed to it.
+
+A house of its own. It imports nothing of kernelkit and nobody imports it: were the wire's names
+shared with the client, a mistake in them would agree with itself. For the same reason it imports
+neither kaggle nor kagglesdk. Start it with `python -m kernelkit.emulator`.
+
+    state    the kernels, their versions, and Kaggle's rules; no HTTP, no processes
+    sandbox  a private Linux namespace with Kaggle's folders
+    session  the child process of one run: enters the sandbox, executes the notebook
+    runner   starts, feeds, limits and ends those child processes
+    api      Kaggle's calls: JSON in, JSON out
+    server   the wire: HTTP, the log stream, downloads
+
+What is not covered: scripts (notebooks only), interactive sessions, models, Docker images, the
+limits on memory and disk. Which of Kaggle's behaviours are certain, and which are hearsay, is said
+beside each rule: [V] seen in the client's source, [D] documented, [A] anecdotal, [?] our choice.
+"""

@@ -1,0 +1,177 @@
+"""`python -m kernelkit.emulator`: serve a local Kaggle on loopback until stopped.
+
+Exit status 0 after SIGTERM or Ctrl-C; 2 for a wrong argument; 10 where this machine does not let
+it (the port is taken, nbclient is not installed).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import math
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from kernelkit.emulator.api import Api
+from kernelkit.emulator.runner import TIME_LIMIT, Isolation, Runner, why_no_namespace
+from kernelkit.emulator.server import Server
+from kernelkit.emulator.state import GPU_HOURS, Kaggle, is_account
+
+USAGE, MACHINE = 2, 10
+"""Exit statuses, as kernelkit's own."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, listen, say so, serve, and clean up."""
+    options = _parse(arguments)
+    if missing := [m for m in ("nbclient", "ipykernel") if importlib.util.find_spec(m) is None]:
+        return _fail(f"{' and '.join(missing)} not installed: pip install 'kernelkit[emulator]'")
+    isolation = _isolation(options.isolation)
+    if isolation is None:
+        return MACHINE
+    with _state_folder(options.state) as folder:
+        kaggle = Kaggle(folder, options.inputs, options.mounts, options.gpu_quota)
+        try:
+            server = Server(options.port, kaggle, options.verbose)
+        except OSError as error:
+            return _fail(f"cannot listen on 127.0.0.1:{options.port}: {error.strerror}")
+        runner = Runner(kaggle, isolation, server.endpoint, options.time_limit)
+        server.api = Api(kaggle, runner, server.endpoint, options.user)
+        stopped = _on_signals()  # before anybody learns our process id
+        if options.lifeline:
+            threading.Thread(target=_wait_for_end_of_input, args=(stopped,), daemon=True).start()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with server, _announced(server, options, isolation):
+            stopped.wait()
+            server.shutdown()
+            runner.stop()
+    return 0
+
+
+def _on_signals() -> threading.Event:
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    return stopped
+
+
+def _wait_for_end_of_input(stopped: threading.Event) -> None:
+    """Whoever holds the other end may be killed and never say so: the pipe does."""
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    stopped.set()
+
+
+@contextlib.contextmanager
+def _announced(server: Server, options: argparse.Namespace, isolation: Isolation) -> Iterator[None]:
+    """Say where it listens, to people and in the ready file; take the file back at the end."""
+    ready: Path | None = options.ready_file
+    if ready is not None:
+        facts = {"endpoint": server.endpoint, "port": server.server_address[1], "pid": os.getpid()}
+        temporary = ready.with_name(f".{ready.name}.{os.getpid()}")
+        temporary.write_text(json.dumps({**facts, "user": options.user, "isolation": isolation}))
+        temporary.replace(ready)
+    proxy = f"KAGGLE_API_ENVIRONMENT=LOCALHOST http_proxy={server.endpoint} no_proxy="
+    credentials = f"KAGGLE_USERNAME={options.user} KAGGLE_KEY=any"
+    print(f"Local Kaggle at {server.endpoint} (isolation: {isolation})")
+    print(f"Official client: {proxy} {credentials} kaggle kernels …", flush=True)
+    try:
+        yield
+    finally:
+        if ready is not None:
+            ready.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _state_folder(state: Path | None) -> Iterator[Path]:
+    if state is not None:
+        state.mkdir(parents=True, exist_ok=True)
+        yield state.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="local-kaggle-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder).resolve()
+
+
+def _isolation(asked: str) -> Isolation | None:
+    """What this machine gives; None, after saying why, where what was asked for cannot be had."""
+    if asked == "folders":
+        return "folders"
+    reason = why_no_namespace()
+    if not reason:
+        return "namespace"
+    if asked == "namespace":
+        _fail(f"no namespace on this machine: {reason}")
+        return None
+    print(f"No namespace on this machine ({reason}): runs get folders instead,", file=sys.stderr)
+    print("with an open network and inputs that are not write-protected.", file=sys.stderr)
+    return "folders"
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="kernelkit emulator", description="A local Kaggle.")
+    parser.add_argument("--port", type=_port, default=0, help="0 takes a free one (default)")
+    parser.add_argument("--inputs", type=_folder, help="folder of sub-folders named by slug")
+    parser.add_argument("--state", type=_empty, help="keep versions, outputs and logs here")
+    parser.add_argument("--mounts", choices=["new", "old"], default="new")
+    parser.add_argument("--user", type=_user, default="rehearsal", help="whom a token belongs to")
+    parser.add_argument("--time-limit", type=_positive, default=TIME_LIMIT, metavar="SECONDS")
+    parser.add_argument("--gpu-quota", type=_hours, default=GPU_HOURS, metavar="HOURS")
+    parser.add_argument("--isolation", choices=["auto", "namespace", "folders"], default="auto")
+    parser.add_argument("--ready-file", type=Path, help="written as JSON once it listens")
+    parser.add_argument("--lifeline", action="store_true", help="stop when standard input ends")
+    parser.add_argument("--verbose", action="store_true", help="log every request to stderr")
+    return parser.parse_args(arguments)
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{port} is no port (0 to 65535)")
+    return port
+
+
+def _folder(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is not a folder")
+    return Path(text).resolve()
+
+
+def _empty(text: str) -> Path:
+    """Earlier versions in a state folder would be overwritten: they are not read back."""
+    if Path(text).exists() and (not Path(text).is_dir() or any(Path(text).iterdir())):
+        raise argparse.ArgumentTypeError(f"{text} is not an empty folder")
+    return Path(text)
+
+
+def _user(text: str) -> str:
+    if not is_account(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no account (letters, digits, - and _)")
+    return text
+
+
+def _positive(text: str) -> float:
+    if not 0 < (seconds := float(text)) < threading.TIMEOUT_MAX:
+        raise argparse.ArgumentTypeError("must be more than 0 seconds")
+    return seconds
+
+
+def _hours(text: str) -> float:
+    if not 0 <= (hours := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return hours
+
+
+def _fail(message: str) -> int:
+    print(f"kernelkit emulator: {message}", file=sys.stderr)
+    return MACHINE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""The command: what it prints, its exit codes, and what it leaves behind."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def refuse(*arguments):
+    """Run a command line that cannot work: its exit code and words."""
+    done = subprocess.run(
+        [sys.executable, "-m", "kernelkit.emulator", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+def test_ready_file_and_words(launch):
+    emulator = launch("--user", "somebody")
+    lines = emulator.facts.pop("lines")
+    assert emulator.facts == {
+        "endpoint": f"http://127.0.0.1:{emulator.port}",
+        "port": emulator.port,
+        "pid": emulator.process.pid,
+        "user": "somebody",
+        "isolation": emulator.facts["isolation"],
+    }
+    assert emulator.endpoint in lines[0]
+    assert f"KAGGLE_API_ENVIRONMENT=LOCALHOST http_proxy={emulator.endpoint} no_proxy= " in lines[1]
+    assert "KAGGLE_USERNAME=somebody KAGGLE_KEY=" in lines[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_emulator_cleans_up(launch, tmp_path, number):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "TMPDIR": str(temporary)}
+    emulator = launch(state=False, environment=environment)
+    emulator.push("left-running", "import time; time.sleep(600)")
+    assert len(list(temporary.iterdir())) == 1
+    assert emulator.stop(number) == (0, "")
+    assert list(temporary.iterdir()) == []
+    assert not emulator.ready_file.exists()
+
+
+def test_state_can_be_read_by_a_person(launch):
+    emulator = launch()
+    emulator.run("my-kernel", "print('hi'); open('out', 'w').write('x')", machineShape="")
+    folder = emulator.state / emulator.account / "my-kernel" / "v1"
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [
+        "executed.ipynb",
+        "log.jsonl",
+        "request.json",
+        "source.ipynb",
+        "status.json",
+        "system.log",
+        "working",
+    ]
+    assert json.loads((folder / "source.ipynb").read_text())["nbformat"] == 4
+    assert json.loads((folder / "request.json").read_text())["title"] == "my-kernel"
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["status"], status["outputs"]) == ("COMPLETE", [["out", 1]])
+    assert (folder / "working" / "out").read_text() == "x"
+
+
+def test_a_taken_port():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, words = refuse("--port", str(port), "--isolation", "folders")
+    assert code == 10
+    assert (
+        words == f"kernelkit emulator: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--inputs", "/no/such/folder"], "/no/such/folder is not a folder"),
+        (["--state", str(ROOT)], "is not an empty folder"),
+        (["--port", "70000"], "70000 is no port"),
+        (["--port", "many"], "--port"),
+        (["--mounts", "future"], "invalid choice"),
+        (["--user", "../me"], "is no account"),
+        (["--time-limit", "0"], "more than 0 seconds"),
+    ],
+)
+def test_wrong_arguments(arguments, words):
+    code, said = refuse(*arguments)
+    assert code == 2
+    assert words in said
+
+
+def test_it_listens_on_loopback_only(launch):
+    emulator = launch()
+    hexadecimal = f":{emulator.port:04X}"
+    tables = [Path("/proc/net/tcp"), Path("/proc/net/tcp6")]
+    if not tables[0].exists():
+        pytest.skip("no /proc/net")
+    listening = [
+        line.split()[1]
+        for table in tables
+        if table.exists()
+        for line in table.read_text().splitlines()[1:]
+        if line.split()[3] == "0A"
+    ]
+    assert [a for a in listening if a.endswith(hexadecimal)] == ["0100007F" + hexadecimal]
+
+
+def test_verbose_logs_requests(launch):
+    emulator = launch("--verbose")
+    emulator.call("GetKernel")
+    assert 'GetKernel HTTP/1.1" 404' in emulator.stop()[1]
+
+
+def test_it_shares_no_code_with_the_client():
+    """Shared code hides a shared mistake: nothing of kernelkit, kaggle or kagglesdk comes in."""
+    program = (
+        "import sys, kernelkit.emulator.__main__, kernelkit.emulator.session as s;"
+        "print([m for m in sys.modules if m.split('.')[0] in ('kaggle', 'kagglesdk', 'kernelkit')])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    house = {"api", "runner", "sandbox", "server", "session", "state", "__main__"}
+    allowed = {"kernelkit", "kernelkit.emulator", *(f"kernelkit.emulator.{name}" for name in house)}
+    assert set(eval(done.stdout)) == allowed

@@ -1,0 +1,245 @@
+"""Kaggle's rules, without a process or a socket."""
+
+from dataclasses import replace
+
+import pytest
+
+from kernelkit.emulator.state import Kaggle, Push, Refusal, Status, slugify
+
+PUSH = Push(
+    owner="me",
+    slug="my-kernel",
+    kernel_id=None,
+    title="My Kernel",
+    text="{}",
+    language="python",
+    kernel_type="notebook",
+    execution="",
+    competitions=(),
+    datasets=(),
+    kernels=(),
+    models=(),
+    tags=(),
+    is_private=True,
+    enable_gpu=False,
+    enable_tpu=False,
+    enable_internet=False,
+    machine_shape="",
+    docker_image="",
+    timeout=None,
+)
+GPU = replace(PUSH, machine_shape="NvidiaTeslaT4")
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    for slug in ("salt", "weights"):
+        (tmp_path / "inputs" / slug).mkdir(parents=True)
+    return tmp_path / "inputs"
+
+
+@pytest.fixture
+def kaggle(tmp_path, inputs):
+    return Kaggle(tmp_path / "state", inputs)
+
+
+def refusal(kaggle, push, account="me"):
+    with pytest.raises(Refusal) as caught:
+        kaggle.save(account, push)
+    return caught.value.code, str(caught.value)
+
+
+def done(kaggle, push, status=Status.COMPLETE):
+    saved = kaggle.save("me", push)
+    kaggle.start(saved.version)
+    kaggle.finish(saved.version, status, "", ())
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("title", "slug"),
+    [
+        ("TGS Salt: U-Net (v2)", "tgs-salt-u-net-v2"),
+        ("  --Déjà vu__ ", "deja-vu"),
+        ("盐", ""),
+    ],
+)
+def test_slug_of_a_title(title, slug):
+    assert slugify(title) == slug
+
+
+def test_each_push_is_a_version_of_one_kernel(kaggle):
+    first, second = done(kaggle, PUSH), done(kaggle, PUSH)
+    assert (first.version.number, second.version.number) == (1, 2)
+    assert first.kernel.kernel_id == second.kernel.kernel_id
+    assert kaggle.find("me", "me", "my-kernel")[1] is second.version
+    assert kaggle.find("me", "me", "my-kernel", "v1")[1] is first.version
+    assert kaggle.find("me", "me", "my-kernel/1")[1] is first.version
+
+
+@pytest.mark.parametrize("label", ["v0", "v2", "1", "v", "latest", "v01", "V1"])
+def test_an_unknown_label_is_never_the_latest(kaggle, label):
+    done(kaggle, PUSH)
+    with pytest.raises(Refusal) as caught:
+        kaggle.find("me", "me", "my-kernel", label)
+    assert caught.value.code == 404
+
+
+def test_slug_follows_the_title(kaggle):
+    saved = done(kaggle, replace(PUSH, title="Another Name"))
+    assert saved.kernel.slug == "another-name"
+    with pytest.raises(Refusal):
+        kaggle.find("me", "me", "my-kernel")
+
+
+def test_a_new_title_renames(kaggle):
+    first = done(kaggle, PUSH)
+    renamed = done(kaggle, replace(PUSH, title="Better Name"))
+    assert renamed.kernel is first.kernel
+    assert renamed.version.number == 2
+    assert kaggle.find("me", "me", "better-name")[0] is first.kernel
+    # and the name that is free again starts anew, without touching the old folder
+    again = done(kaggle, PUSH)
+    assert again.version.number == 1
+    assert again.version.folder != first.version.folder
+
+
+def test_a_title_that_is_taken_is_refused(kaggle):
+    done(kaggle, PUSH)
+    assert refusal(kaggle, replace(PUSH, slug="other-kernel"))[0] == 409
+
+
+def test_the_id_wins_over_the_slug(kaggle):
+    first = done(kaggle, PUSH)
+    second = done(kaggle, replace(PUSH, slug="wrong-slug", kernel_id=first.kernel.kernel_id))
+    assert second.kernel is first.kernel
+    assert refusal(kaggle, replace(PUSH, kernel_id=1))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"owner": "you"}, 403),
+        ({"title": "abcd"}, 400),
+        ({"title": "盐盐盐盐盐盐"}, 400),
+        ({"slug": "", "title": "A Title"}, 400),
+        ({"kernel_type": "script"}, 501),
+        ({"language": "r"}, 501),
+        ({"execution": "QUICK_SAVE"}, 501),
+        ({"text": "x" * 1_000_000}, 400),
+        ({"text": "é" * 500_000}, 400),
+        ({"text": "\ud800"}, 400),
+        ({"timeout": 0}, 400),
+    ],
+)
+def test_refused(kaggle, change, code):
+    assert refusal(kaggle, replace(PUSH, **change))[0] == code
+
+
+def test_size_limit_in_kaggles_words(kaggle):
+    assert done(kaggle, replace(PUSH, text="x" * 999_999)).version
+    words = "The kernel source must be less than 1 megabytes in size."
+    assert refusal(kaggle, replace(PUSH, text="x" * 1_000_000))[1] == words
+
+
+@pytest.mark.parametrize(("push", "most", "kind"), [(GPU, 2, "GPU"), (PUSH, 5, "CPU")])
+def test_capacity(kaggle, push, most, kind):
+    saved = [kaggle.save("me", push) for _ in range(most)]
+    kaggle.start(saved[0].version)  # running and queued count alike
+    full = kaggle.save("me", push)
+    assert full.error == f"Maximum batch {kind} session count of {most} reached."
+    assert full.version is None
+    assert kaggle.find("me", "me", "my-kernel")[0].latest.number == most
+    kaggle.finish(saved[0].version, Status.ERROR, "", ())
+    assert kaggle.save("me", push).version.number == most + 1
+
+
+def test_capacity_is_by_account_and_kind(kaggle):
+    for _ in range(2):
+        kaggle.save("me", GPU)
+    assert kaggle.save("me", PUSH).version
+    assert kaggle.save("you", replace(GPU, owner="you")).version
+    assert kaggle.save("me", replace(PUSH, enable_gpu=True)).error
+
+
+def test_gpu_quota(tmp_path):
+    kaggle = Kaggle(tmp_path, None, gpu_hours=0)
+    assert kaggle.save("me", GPU).error == "Maximum weekly GPU quota of 0.00 hours reached."
+    assert kaggle.save("me", PUSH).version
+
+
+def test_gpu_seconds_count(kaggle):
+    run = kaggle.save("me", GPU).version
+    kaggle.start(run)
+    run.started -= 100
+    assert 100 <= kaggle.quota("me").gpu_used < 110
+    kaggle.finish(run, Status.COMPLETE, "", ())
+    assert 100 <= kaggle.quota("me").gpu_used < 110
+    done(kaggle, PUSH)
+    assert kaggle.quota("you").gpu_used == 0
+    assert kaggle.quota("me").refresh.weekday() == 5
+
+
+def sources(kaggle, **names):
+    saved = done(kaggle, replace(PUSH, title="The Reader", **names))
+    return {str(m.target): m.source.name for m in saved.version.mounts}, saved.version.dropped
+
+
+def test_sources_are_mounted_or_dropped(kaggle):
+    done(kaggle, PUSH)
+    mounts, dropped = sources(
+        kaggle,
+        competitions=("salt", "sugar", "../inputs", ""),
+        datasets=("you/weights", "you/weights/3", "weights", "you/none", "../weights"),
+        kernels=("me/my-kernel", "me/none"),
+        models=("you/unet/pytorch/base",),
+    )
+    assert mounts == {
+        "competitions/salt": "salt",
+        "datasets/you/weights": "weights",
+        "notebooks/me/my-kernel": "working",
+    }
+    assert dropped == {
+        "Competition": ["sugar", "../inputs", ""],
+        "Dataset": ["weights", "you/none", "../weights"],
+        "Kernel": ["me/none"],
+        "Model": ["you/unet/pytorch/base"],
+    }
+
+
+def test_old_mounts(tmp_path, inputs):
+    kaggle = Kaggle(tmp_path / "state", inputs, mounts="old")
+    mounts, _ = sources(kaggle, competitions=("salt",), datasets=("you/weights",))
+    assert mounts == {"salt": "salt", "weights": "weights"}
+
+
+def test_a_kernel_without_a_complete_run_is_no_source(kaggle):
+    done(kaggle, PUSH, Status.ERROR)
+    assert sources(kaggle, kernels=("me/my-kernel",)) == ({}, {"Kernel": ["me/my-kernel"]})
+
+
+def test_private_kernels_are_their_owners(kaggle):
+    done(kaggle, PUSH)
+    with pytest.raises(Refusal, match=r"kernels\.get"):
+        kaggle.find("you", "me", "my-kernel")
+    done(kaggle, replace(PUSH, is_private=False))
+    assert kaggle.find("you", "me", "my-kernel")
+
+
+def test_the_last_session_is_one_that_started(kaggle):
+    """Right after a push GetKernel tells the machine of the version before."""
+    first = done(kaggle, GPU)
+    second = kaggle.save("me", PUSH)
+    assert second.kernel.last_session is first.version
+    kaggle.start(second.version)
+    assert second.kernel.last_session is second.version
+
+
+def test_waiting_for_the_log(kaggle):
+    version = kaggle.save("me", PUSH).version
+    assert kaggle.wait_log(version, 0, timeout=0) == ([], False)
+    entry = {"stream_name": "stdout", "time": 0.5, "data": "hello\n"}
+    kaggle.add_log(version, entry)
+    assert kaggle.wait_log(version, 0, timeout=0) == ([entry], False)
+    kaggle.finish(version, Status.COMPLETE, "", ())
+    assert kaggle.wait_log(version, 1, timeout=60) == ([], True)

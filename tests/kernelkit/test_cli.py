@@ -1,0 +1,130 @@
+"""The command line: words, exit codes, and the promises of the README and the Makefile."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+ROOT = Path(__file__).parent.parent.parent
+COMMANDS = [
+    *("render", "preflight", "push", "status", "watch", "logs", "pull"),
+    *("verify", "run", "rehearse", "submit", "runs", "doctor", "emulator"),
+]
+TARGETS = [
+    *("setup", "smoke", "test", "lint", "format", "render", "push", "status", "watch"),
+    *("pull", "submit", "doctor", "emulator", "bench", "clean", "help"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(cli: Cli, command: str) -> None:
+    text = cli(command, "--help").stdout
+    assert text.startswith("Usage: ")
+    assert len(text.splitlines()[2].strip()) > 20
+
+
+def test_no_command_is_left_out(cli: Cli) -> None:
+    listed = re.findall(r"^  (\w+)  ", cli("--help").stdout, re.M)
+    assert listed == COMMANDS
+
+
+def test_make_help_lists_every_target() -> None:
+    text = subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert set(TARGETS) <= set(re.findall(r"^  (\w+)", text, re.M))
+
+
+def test_push_without_credentials_says_what_to_do_in_two_lines(plain: Path, cli: Cli) -> None:
+    told = cli("push", cwd=plain, expect=9)
+    assert told.stdout == ""
+    error, step = told.stderr.splitlines()
+    assert error == "error: no Kaggle credentials on this machine"
+    assert step.startswith("next:  Make a token at https://www.kaggle.com/settings")
+
+
+def test_a_broken_project_file_is_exit_2_with_key_and_near_miss(plain: Path, cli: Cli) -> None:
+    path = plain / "pyproject.toml"
+    path.write_text(path.read_text().replace("outputs =", "outputz ="))
+    told = cli("render", cwd=plain, expect=2).stderr
+    assert 'has no key "outputz"; did you mean "outputs"?' in told
+
+
+def test_preflight_refuses_before_anything_is_sent(plain: Path, cli: Cli) -> None:
+    options = ["--set", "kernel.enable_gpu=true", "--endpoint", "http://127.0.0.1:9"]
+    told = cli("push", *options, cwd=plain, expect=3).stderr
+    assert "machine_shape" in told
+    assert "Nothing was sent" in told
+    problems = json.loads(cli("preflight", "--json", *options[:2], cwd=plain, expect=3).stdout)
+    assert problems[0]["subject"] == "machine_shape"
+
+
+def test_nobody_at_the_endpoint_is_exit_9(plain: Path, cli: Cli) -> None:
+    told = cli("push", "--endpoint", "http://127.0.0.1:9", cwd=plain, expect=9).stderr
+    assert "no answer from 127.0.0.1:9" in told
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["psuh"], ["push", "--nonsense"], ["watch", "--deadline", "soon"], ["verify", "nowhere"]],
+)
+def test_a_wrong_command_line_is_exit_2(cli: Cli, arguments: list[str]) -> None:
+    assert cli(*arguments, expect=2).stderr
+
+
+def test_render_leaves_what_is_not_its_own(plain: Path, cli: Cli) -> None:
+    kept = plain / "build" / "kernel" / "notes.txt"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    document = json.loads(cli("render", "--json", cwd=plain).stdout)
+    assert kept.read_text() == "mine"
+    manifest = json.loads((kept.parent / "bundle.json").read_text())
+    assert document["digest"] == manifest["digest"]
+
+
+def test_project_may_be_another_folder(plain: Path, cli: Cli, tmp_path: Path) -> None:
+    cli("render", "--project", plain, cwd=tmp_path)
+    assert (plain / "build" / "kernel" / "notebook.ipynb").is_file()
+
+
+def test_a_folder_that_cannot_be_written_is_this_machines_fault(plain: Path, cli: Cli) -> None:
+    (plain / "build").write_text("a file in the way")
+    assert "cannot be written" in cli("render", cwd=plain, expect=10).stderr
+
+
+def test_doctor_looks_and_says(plain: Path, cli: Cli, local_kaggle: str) -> None:
+    good = cli("doctor", "--endpoint", local_kaggle, cwd=plain).stdout
+    assert re.search(r"good +quota: 0\.0 of \d", good)
+    bad = cli("doctor", cwd=plain, expect=9).stdout
+    assert re.search(r"bad +credentials: no Kaggle credentials", bad)
+
+
+def test_submit_takes_a_verified_run_only(plain: Path, cli: Cli, local_kaggle: str) -> None:
+    cli("submit", cwd=plain, expect=2)
+    endpoint = ["--endpoint", local_kaggle]
+    cli("push", *endpoint, cwd=plain)
+    assert "not a complete and verified run" in cli("submit", *endpoint, cwd=plain, expect=8).stderr
+
+
+def test_the_emulator_stops_when_it_is_asked() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kernelkit", "emulator", "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert "Local Kaggle at http://127.0.0.1:" in process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(20) == 0
+    process.stdout.close()
