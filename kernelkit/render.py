@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import base64
 import json
-import pprint
 import re
 import traceback
 import zlib
@@ -43,6 +42,8 @@ MANIFEST_SCHEMA = 1
 _TEMPLATE_NAME = re.compile(r"\d+-(?P<name>[a-z0-9-]+)\.(?P<kind>md|py)\.j2")
 _SAFE_PATH = re.compile(r"[\w./-]+", re.ASCII)
 _BASE64_LINE = 100  # characters
+_LONG_VALUE = 90  # characters, beyond which a value of the embedded manifest takes several lines
+_COLLAPSED = frozenset({"start", "runtime"})  # cells that a reader opens only when in doubt
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def _manifest(bundle: Bundle, config: Config, templates: dict[str, str]) -> dict
             {"path": file.path, "sha256": file.sha256, "size": len(file.content)}
             for file in bundle.files
         ],
-        "third_party": {name: list(places) for name, places in bundle.third_party.items()},
+        "third_party": list(bundle.third_party),
     }
 
 
@@ -217,8 +218,22 @@ def _environment(project_templates: Path | None) -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["repr"] = repr
-    environment.filters["literal"] = lambda value: pprint.pformat(value, width=96, sort_dicts=False)
+    environment.filters["literal"] = _literal
     return environment
+
+
+def _literal(table: dict[str, Any]) -> str:
+    """A Python literal for people: a line for each key, and for each entry of a long value."""
+    lines = ["{"]
+    for key, value in table.items():
+        if len(repr(value)) <= _LONG_VALUE:
+            lines.append(f"    {key!r}: {value!r},")
+        elif isinstance(value, dict):
+            lines += [f"    {key!r}: {{", *(f"        {k!r}: {v!r}," for k, v in value.items())]
+            lines.append("    },")
+        else:
+            lines += [f"    {key!r}: [", *(f"        {item!r}," for item in value), "    ],"]
+    return "\n".join([*lines, "}"])
 
 
 def _template_sources(environment: jinja2.Environment) -> dict[str, str]:
@@ -276,7 +291,10 @@ def _cell(
     new_cell: Callable[..., nbformat.NotebookNode] = (
         nbformat.v4.new_markdown_cell if kind == "md" else nbformat.v4.new_code_cell
     )
-    return new_cell(source, id=_cell_id(template, module), metadata={"tags": [tag]})
+    metadata: dict[str, Any] = {"tags": [tag]}
+    if tag in _COLLAPSED:  # in Kaggle's words, and in JupyterLab's
+        metadata |= {"_kg_hide-input": True, "jupyter": {"source_hidden": True}}
+    return new_cell(source, id=_cell_id(template, module), metadata=metadata)
 
 
 def _cell_id(template: str, module: ModuleCell | None) -> str:

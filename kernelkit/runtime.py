@@ -337,7 +337,7 @@ def _sha256(path: Path) -> str | None:
     return state.hexdigest()
 
 
-def _versions(third_party: Mapping[str, Any]) -> dict[str, str]:
+def _versions(third_party: list[str]) -> dict[str, str]:
     """Of Python and of the distributions behind the imported names, where they are installed."""
     distributions = importlib.metadata.packages_distributions()
     names = {name for module in third_party for name in distributions.get(module, [])}

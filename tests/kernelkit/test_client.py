@@ -77,7 +77,7 @@ def kaggle(script: Script, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kaggle]:
             self.end_headers()
             self.wfile.write(content)
 
-        do_GET = do_POST
+        do_GET = do_PUT = do_POST
 
         def log_message(self, *_: object) -> None:
             pass
@@ -258,6 +258,32 @@ def test_a_token_is_asked_for_its_owner(
     script.answers[:] = [(200, "application/json", b'{"active": false}')]
     with pytest.raises(CredentialsError, match="not valid"):
         connect(kaggle.endpoint, {"KAGGLE_API_TOKEN": "t"})
+
+
+def test_a_submission_is_uploaded_and_entered(
+    kaggle: Kaggle, script: Script, tmp_path: Path
+) -> None:
+    table = tmp_path / "submission.csv"
+    table.write_text("id,rle_mask\n")
+    script.say({"token": "t", "createUrl": kaggle.endpoint + "/upload"})
+    script.say(b"", 201, "text/plain")
+    script.say({"message": "Successfully submitted", "ref": 7})
+    assert kaggle.submit("salt", table, "v1") == (7, "Successfully submitted")
+    (_, _, start), (path, headers, body), (_, _, enter) = script.requests
+    assert json.loads(start)["contentLength"] == len(body) == 12
+    assert (path, body) == ("/upload", table.read_bytes())
+    assert "Authorization" not in headers
+    assert json.loads(enter)["blobFileTokens"] == "t"
+
+
+def test_a_refused_upload_is_no_submission(kaggle: Kaggle, script: Script, tmp_path: Path) -> None:
+    table = tmp_path / "submission.csv"
+    table.write_text("id,rle_mask\n")
+    script.say({"token": "t", "createUrl": kaggle.endpoint + "/upload"})
+    script.say(b"incomplete", 503, "text/plain")
+    with pytest.raises(UnreachableError):
+        kaggle.submit("salt", table, "v1")
+    assert len(script.requests) == 2
 
 
 def test_logs_in_every_form() -> None:

@@ -236,3 +236,9 @@ def test_metadata_has_the_official_fields(plain: Path) -> None:
     assert (metadata["language"], metadata["kernel_type"]) == ("python", "notebook")
     assert metadata["enable_internet"] is False
     assert "docker_image" not in metadata
+
+
+def test_the_notebook_embeds_what_bundle_json_holds(plain: Path) -> None:
+    kernel = kernel_of(plain, settings=[f"word={'long ' * 50}"])
+    source = cells(kernel, "start")[0].partition("BUNDLE = ")[2].partition("\nprint")[0]
+    assert eval(source) == kernel.manifest

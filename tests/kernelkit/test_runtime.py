@@ -21,7 +21,7 @@ BUNDLE: dict[str, Any] = {
     "kernel": {"machine_shape": ""},
     "files": [],
     "outputs": ["out.csv"],
-    "third_party": {"not_installed": [], "pytest": []},
+    "third_party": ["not_installed", "pytest"],
 }
 
 

@@ -1,0 +1,76 @@
+"""The main job: src_salt through the notebook, the local Kaggle and back, against `python -m`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+ROOT = Path(__file__).parent.parent
+REAL_DATA = ROOT.parent / "shared" / "data"
+SLUG = "tgs-salt-identification-challenge"
+
+SMALL = {"limit_train": 8, "limit_val": 4, "batch_size": 4, "epochs": 1, "num_workers": 2}
+
+
+def rehearse(cli: Cli, inputs: Path, out: Path, **parameters: object) -> Path:
+    options = [
+        part
+        for name, value in {**SMALL, **parameters}.items()
+        for part in ("--set", f"{name}={json.dumps(value)}")
+    ]
+    cli("rehearse", "--profile", "smoke", "--inputs", inputs, "--out", out, *options)
+    return out / "tgs-salt-unet" / "v1"
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    arguments = [folder / SLUG, "--train", "40", "--test", "7"]
+    subprocess.run([sys.executable, "-m", "src_salt.synthetic", *arguments], cwd=ROOT, check=True)
+    return folder
+
+
+def test_the_notebook_gives_the_packages_own_bytes(cli: Cli, inputs: Path, tmp_path: Path) -> None:
+    names = ["resnet34_bcedice", "resnet34_lovasz"]
+    pulled = rehearse(cli, inputs, tmp_path / "out", experiments=names)
+    here = tmp_path / "here"
+    flags = [
+        part
+        for name, value in SMALL.items()
+        for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    paths = ["--data-dir", inputs / SLUG, "--output-dir", here]
+    flags += ["--no-pretrained", "--experiments", *names]
+    subprocess.run(
+        [sys.executable, "-m", "src_salt", *paths, *flags],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    assert (pulled / "submission.csv").read_bytes() == (here / "submission.csv").read_bytes()
+    for name in names:
+        history = f"models/{name}_history.json"
+        assert (pulled / history).read_bytes() == (here / history).read_bytes()
+    with zipfile.ZipFile(pulled / "models.zip") as archive:
+        assert f"best_model_{names[0]}.pth" in {Path(n).name for n in archive.namelist()}
+    manifest = json.loads((pulled / "run-manifest.json").read_text())
+    assert manifest["versions"]["torch"].startswith("2.10.0")
+    assert manifest["parameters"]["data_dir"] == f"/kaggle/input/competitions/{SLUG}"
+
+
+@pytest.mark.skipif(not (REAL_DATA / SLUG).is_dir(), reason="no data of the competition here")
+def test_the_same_on_real_data(cli: Cli, tmp_path: Path) -> None:
+    pulled = rehearse(cli, REAL_DATA, tmp_path, experiments=["resnet34_bcedice"])
+    sample = (REAL_DATA / SLUG / "sample_submission.csv").read_text().splitlines()
+    submission = (pulled / "submission.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in submission] == [
+        line.partition(",")[0] for line in sample
+    ]
