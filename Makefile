@@ -12,7 +12,7 @@ ARGS ?=
 VENV := .venv
 KERNELKIT := $(VENV)/bin/kernelkit
 OPTIONS = $(if $(PROFILE),--profile $(PROFILE)) $(ARGS)
-SYNTHETIC := build/inputs/tgs-salt-identification-challenge
+SYNTHETIC := build/synthetic.done
 INPUTS = $(or $(KERNELKIT_DATA),build/inputs)
 
 .DEFAULT_GOAL := help
@@ -85,6 +85,7 @@ INSTALL = $(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python
 OTHER_PYTHON = "The image\047s libraries need Python 3.11 or 3.12, $(VENV) has another. Remove $(VENV), then name one: make PYTHON=python3.12 …"
 
 $(VENV)/uv.done: requirements/uv.txt
+	@$(PYTHON) -c 'import sys; sys.exit("kernelkit needs Python 3.11 or later: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'
 	@echo "setting up $(VENV) with $(PYTHON)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --require-hashes -r requirements/uv.txt
@@ -95,13 +96,13 @@ $(VENV)/tool.done: requirements/tool.txt $(VENV)/uv.done
 	@$(INSTALL) --no-deps --editable .
 	@touch $@
 
-$(VENV)/all.done: requirements/all.txt $(VENV)/uv.done
+$(VENV)/all.done: requirements/all.txt $(VENV)/tool.done
 	@$(VENV)/bin/python -c 'import sys; sys.exit($(OTHER_PYTHON) if sys.version_info[:2] not in ((3, 11), (3, 12)) else 0)'
 	@echo "installing the workload's libraries, PyTorch among them: about a minute, and 7 GB"
 	@$(INSTALL) --require-hashes -r requirements/all.txt
-	@$(INSTALL) --no-deps --editable .
-	@touch $@ $(VENV)/tool.done
+	@touch $@
 
 $(SYNTHETIC): src_salt/synthetic.py | $(VENV)/all.done
-	@$(VENV)/bin/python -m src_salt.synthetic $@ --train 160 --test 40
+	@$(VENV)/bin/python -m src_salt.synthetic build/inputs/tgs-salt-identification-challenge \
+		--train 160 --test 40
 	@touch $@

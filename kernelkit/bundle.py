@@ -11,6 +11,7 @@ import os
 import subprocess
 import symtable
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,9 +35,6 @@ class SourceFile:
     content: bytes
     module: str | None
     """The name under which Python imports it; None for a data file."""
-
-    imports: tuple[str, ...] = ()
-    """Modules of the same package that it imports, anywhere in its code."""
 
     summary: str = ""
     """The first line of its docstring."""
@@ -68,6 +66,8 @@ class Bundle:
     """Top-level names imported from elsewhere → the places `path:line` that do it."""
 
     provenance: Provenance
+    left_out: tuple[str, ...] = ()
+    """Files of the package's folder that stay behind: hidden ones, caches, notebooks."""
 
     @cached_property
     def digest(self) -> str:
@@ -89,12 +89,13 @@ def read_bundle(package_folder: Path, entry: str) -> Bundle:
     """Read the package in `package_folder`; `entry` is "package.module:function".
 
     Raises:
-        BundleError: the folder is no package, a file does not parse, an import of its own modules
-            or the entry leads nowhere, or it holds a compiled extension.
+        BundleError: the folder is no package, a file cannot be read or does not parse, an import
+            of its own modules or the entry leads nowhere, it imports a module that lies beside it,
+            two files claim one module, or it holds a compiled extension.
     """
     root = package_folder.parent
-    paths = _list_files(package_folder)
-    modules = {name: path for path in paths if (name := _module_name(path)) is not None}
+    paths, left_out = _list_files(package_folder)
+    modules = _modules(paths)
     trees = {name: _parse(root, path) for name, path in modules.items()}
     imports = {
         name: list(_imports(tree, name, modules[name].name == "__init__.py"))
@@ -102,19 +103,22 @@ def read_bundle(package_folder: Path, entry: str) -> Bundle:
     }
     own = _OwnModules(package_folder.name, frozenset(modules))
     _check_own_imports(imports, modules, own)
+    third_party = _third_party(imports, modules, own)
+    _check_siblings(root, third_party)
     graph = {name: own.imported_by(name, imports[name]) for name in modules}
     data = [path for path in paths if _module_name(path) is None]
     files = (
-        *(_module(root, modules[m], m, graph[m], trees[m]) for m in _import_order(graph)),
-        *(SourceFile(str(path), (root / path).read_bytes(), module=None) for path in data),
+        *(_module(root, modules[m], m, trees[m]) for m in _import_order(graph)),
+        *(SourceFile(str(path), _content(root / path), module=None) for path in data),
     )
     _check_entry(entry, files)
     return Bundle(
         package=package_folder.name,
         entry=entry,
         files=files,
-        third_party=_third_party(imports, modules, own),
-        provenance=_provenance(package_folder),
+        third_party=third_party,
+        provenance=_provenance(root, paths),
+        left_out=tuple(left_out),
     )
 
 
@@ -128,31 +132,68 @@ def digest_of(parts: list[tuple[str, str]]) -> str:
     return state.hexdigest()
 
 
-def _list_files(package_folder: Path) -> list[PurePosixPath]:
-    """Sorted paths below the package's parent; hidden files, caches and notebooks stay behind."""
+def _list_files(package_folder: Path) -> tuple[list[PurePosixPath], list[str]]:
+    """Sorted paths below the package's parent, and what stays behind."""
     if not package_folder.is_dir():
         raise BundleError(
             f"there is no package folder {package_folder}",
             'Set [tool.kernelkit] "package" to the folder of the package.',
         )
-    found = []
-    for folder, subfolders, names in os.walk(package_folder):
-        subfolders[:] = sorted(
-            name for name in subfolders if not name.startswith(".") and name != "__pycache__"
-        )
+    found, left_out = [], []
+    for folder, subfolders, names in os.walk(package_folder, onerror=_refuse, followlinks=True):
+        _refuse_endless_link(Path(folder))
+        hidden = [name for name in subfolders if name.startswith(".") or name == "__pycache__"]
+        subfolders[:] = sorted(set(subfolders) - set(hidden))
+        left_out += [str(Path(folder, name)) for name in hidden if name != "__pycache__"]
         for name in names:
             path = Path(folder, name)
-            if name.startswith(".") or path.suffix in LEFT_OUT_SUFFIXES:
-                continue
             if path.suffix in COMPILED_SUFFIXES:
                 raise BundleError(
                     f"{path} is a compiled extension: a notebook cannot carry it",
                     "Move it into a wheel of its own, and leave only Python in the package.",
                 )
-            found.append(PurePosixPath(path.relative_to(package_folder.parent).as_posix()))
+            if name.startswith(".") or path.suffix in LEFT_OUT_SUFFIXES:
+                left_out.append(str(path))
+            else:
+                found.append(_carried_path(path, package_folder.parent))
     if not any(path.suffix == ".py" for path in found):
         raise BundleError(f"{package_folder} holds no Python module")
-    return sorted(found)
+    return sorted(found), sorted(left_out)
+
+
+def _refuse(fault: OSError) -> None:
+    raise BundleError(f"{fault.filename} cannot be read: {fault.strerror}") from fault
+
+
+def _refuse_endless_link(folder: Path) -> None:
+    if folder.is_symlink() and folder.resolve() in folder.absolute().parents:
+        raise BundleError(f"{folder} is a link to a folder above it")
+
+
+def _carried_path(path: Path, root: Path) -> PurePosixPath:
+    relative = path.relative_to(root).as_posix()
+    if not relative.isprintable() or any("\ud800" <= char <= "\udfff" for char in relative):
+        raise BundleError(f"the file name {relative!r} cannot be carried", "Rename the file.")
+    return PurePosixPath(relative)
+
+
+def _modules(paths: list[PurePosixPath]) -> dict[str, PurePosixPath]:
+    """Module name → its one file."""
+    modules: dict[str, PurePosixPath] = {}
+    for path in paths:
+        name = _module_name(path)
+        if name in modules:
+            raise BundleError(f"{modules[name]} and {path} are both the module {name}")
+        if name is not None:
+            modules[name] = path
+    return modules
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as fault:
+        raise BundleError(f"{path} cannot be read: {fault.strerror}") from fault
 
 
 def _module_name(path: PurePosixPath) -> str | None:
@@ -167,22 +208,21 @@ def _module_name(path: PurePosixPath) -> str | None:
 
 def _parse(root: Path, path: PurePosixPath) -> ast.Module:
     try:
-        return ast.parse((root / path).read_bytes(), filename=str(path))
+        with warnings.catch_warnings(action="ignore"):  # of the package's own business
+            return ast.parse(_content(root / path), filename=str(path))
     except SyntaxError as fault:
         raise BundleError(f"{path}:{fault.lineno}: {fault.msg}") from None
-    except (ValueError, OSError) as fault:
+    except ValueError as fault:
         raise BundleError(f"{path}: cannot be read as Python: {fault}") from None
 
 
-def _module(
-    root: Path, path: PurePosixPath, name: str, imports: frozenset[str], tree: ast.Module
-) -> SourceFile:
+def _module(root: Path, path: PurePosixPath, name: str, tree: ast.Module) -> SourceFile:
+    summary = (ast.get_docstring(tree) or "").partition("\n")[0].strip()
     return SourceFile(
         path=str(path),
-        content=(root / path).read_bytes(),
+        content=_content(root / path),
         module=name,
-        imports=tuple(sorted(imports)),
-        summary=(ast.get_docstring(tree) or "").partition("\n")[0].strip(),
+        summary=summary.encode(errors="replace").decode(),
     )
 
 
@@ -197,8 +237,8 @@ def _imports(tree: ast.Module, module: str, is_package: bool) -> Iterator[_Impor
         elif isinstance(node, ast.ImportFrom):
             target = _absolute(node, module, is_package)
             yield _Import(target, node.lineno, optional, tuple(a.name for a in node.names))
-        shielded = optional or _catches_import_error(node) or _for_type_checkers(node)
-        pending += [(child, shielded) for child in ast.iter_child_nodes(node)]
+        shielded = _shielded_body(node)
+        pending += [(child, optional or child in shielded) for child in ast.iter_child_nodes(node)]
 
 
 def _absolute(node: ast.ImportFrom, module: str, is_package: bool) -> str:
@@ -210,15 +250,15 @@ def _absolute(node: ast.ImportFrom, module: str, is_package: bool) -> str:
     return ".".join([*base, *([node.module] if node.module else [])])
 
 
-def _catches_import_error(node: ast.AST) -> bool:
-    if not isinstance(node, ast.Try):
-        return False
-    caught = " ".join(ast.unparse(h.type) if h.type else "Exception" for h in node.handlers)
-    return any(name in caught for name in ("ImportError", "ModuleNotFoundError", "Exception"))
-
-
-def _for_type_checkers(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+def _shielded_body(node: ast.AST) -> list[ast.stmt]:
+    """The statements under a `try` that catches a failed import, or for type checkers alone."""
+    if isinstance(node, ast.Try):
+        caught = " ".join(ast.unparse(h.type) if h.type else "Exception" for h in node.handlers)
+        names = ("ImportError", "ModuleNotFoundError", "Exception")
+        return node.body if any(name in caught for name in names) else []
+    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        return node.body
+    return []
 
 
 @dataclass(frozen=True)
@@ -330,17 +370,33 @@ def _third_party(
     }
 
 
-def _provenance(folder: Path) -> Provenance:
-    commit = _git(folder, "rev-parse", "HEAD")
-    changes = _git(folder, "status", "--porcelain", "--", ".")
-    return Provenance(commit or None, None if changes is None or commit is None else bool(changes))
+def _check_siblings(root: Path, third_party: Mapping[str, tuple[str, ...]]) -> None:
+    """A module that lies beside the package is found here, and in the notebook it is not."""
+    for name, places in third_party.items():
+        if (root / f"{name}.py").is_file() or (root / name / "__init__.py").is_file():
+            raise BundleError(
+                f'{places[0]}: imports "{name}", which lies beside the package and is not carried',
+                "Move it into the package.",
+            )
+
+
+def _provenance(root: Path, paths: list[PurePosixPath]) -> Provenance:
+    """The commit, and whether any carried file is other than that commit has it."""
+    commit = _git(root, "rev-parse", "HEAD")
+    package = paths[0].parts[0]
+    changes = _git(root, "status", "--porcelain", "--", package)
+    tracked = _git(root, "ls-files", "-z", "--", package)
+    if not commit or changes is None or tracked is None:
+        return Provenance(commit or None, None)
+    untracked = {str(path) for path in paths} - set(tracked.split("\0"))
+    return Provenance(commit, bool(changes or untracked))
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
     """What git prints, or None where there is no git, no repository or no answer in time."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
+            ["git", "--no-optional-locks", "-C", str(folder), *arguments],
             capture_output=True,
             text=True,
             timeout=GIT_TIMEOUT_SECONDS,

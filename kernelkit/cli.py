@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -34,8 +35,10 @@ from kernelkit.verify import Verdict, verify
 TAIL_LINES = 6  # of the log under the live table
 FAILURE_LINES = 25  # of the log, when a run has failed: a traceback's end
 INTERRUPTED = 130
+DETACHED = "detached: what runs on Kaggle goes on. Come back with: kernelkit watch{}"
 STARTED = time.monotonic()
 
+RUN_COLUMNS = ("run", "version", "profile", "pushed", "state", "verified", "digest")
 COLUMNS = (  # of an epoch's event: heading, key, digits
     ("train loss", "train_loss", 4),
     ("val loss", "val_loss", 4),
@@ -72,7 +75,25 @@ Deadline = Annotated[
 Version = Annotated[
     int | None, typer.Option("--version", min=1, help="Which version.", show_default="the latest")
 ]
-Mounts = Annotated[str, typer.Option(help="Form of /kaggle/input: new (2026) or old.")]
+
+
+class Mounts(StrEnum):
+    """Forms of /kaggle/input: that of 2026, and the former."""
+
+    NEW = "new"
+    OLD = "old"
+
+
+MountsOption = Annotated[Mounts, typer.Option(help="Form of /kaggle/input.")]
+Inputs = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="KERNELKIT_DATA",
+        exists=True,
+        file_okay=False,
+        help="Folder of folders named by source slug.",
+    ),
+]
 
 
 def main() -> NoReturn:
@@ -86,6 +107,8 @@ def main() -> NoReturn:
         code = INTERRUPTED
     except KernelkitError as fault:
         code = _say_error(fault)
+        report = {"error": str(fault), "exit_code": code, "next": fault.next_step}
+        _document(words.stderr, {**report, **fault.about})
     except Exception as fault:
         code = _say_usage_error(fault)
     sys.exit(code)
@@ -105,6 +128,8 @@ def render(
     folder = out or config.project / "build" / "kernel"
     kernel = pipeline.render_to(config, folder)
     _print_files(kernel.manifest, len(kernel.payload))
+    for path in kernel.left_out:
+        words.print(f"left out: {path}", style="dim")
     words.print(f"{folder}  digest {kernel.digest[:12]}")
     _document(as_json, {"folder": str(folder), "size": len(kernel.payload), **kernel.manifest})
 
@@ -119,9 +144,9 @@ def preflight(
     """Say what Kaggle would refuse, or run other than meant; sends nothing."""
     _speak(as_json)
     problems = pipeline.preflight(load_config(project, profile=profile, settings=settings or []))
-    _document(as_json, [vars(problem) for problem in problems])
     pipeline.require_no_problems(problems)
     words.print("no problems")
+    _document(as_json, {"problems": []})
 
 
 @app.command()
@@ -135,7 +160,7 @@ def push(
     """Render, check and send the kernel: a new version, and its run."""
     _speak(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    record = pipeline.push(config, tell=_Teller())
+    record = pipeline.push(config, pipeline.connect_to(config), tell=_Teller())
     words.print("Follow it with: kernelkit watch")
     _document(as_json, record.push)
 
@@ -153,7 +178,7 @@ def status(
     _speak(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
     record = pipeline.find_record(config, version)
-    now = pipeline.status(config, record)
+    now = pipeline.status(pipeline.connect_to(config), record)
     _document(as_json, {**record.push, "state": now.state, "failure": now.failure})
     words.print(f"{record.push['slug']} v{record.version}: {now.state}")
     _require_no_failure(now)
@@ -173,8 +198,9 @@ def watch(
     _speak(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
     record = pipeline.find_record(config, version)
-    with _watching(record.version) as teller:
-        end = pipeline.watch(config, record, deadline=deadline, tell=teller)
+    kaggle = pipeline.connect_to(config)
+    with _watching(DETACHED.format(f" --version {record.version}")) as teller:
+        end = pipeline.watch(kaggle, record, deadline=deadline, tell=teller)
     _document(as_json, {**record.push, "state": end.state, "failure": end.failure})
     _require_no_failure(end)
 
@@ -191,7 +217,8 @@ def logs(
     """Print the log of a run, as far as Kaggle keeps it."""
     _speak(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    entries = pipeline.logs(config, pipeline.find_record(config, version))
+    record = pipeline.find_record(config, version)
+    entries = pipeline.logs(pipeline.connect_to(config), record)
     _document(as_json, [vars(entry) for entry in entries])
     if not as_json:
         sys.stdout.write("".join(entry.text for entry in entries))
@@ -211,8 +238,10 @@ def pull(
     _speak(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
     record = pipeline.find_record(config, version)
-    with _watching(record.version) as teller:
-        pulled = pipeline.pull(config, record, deadline=deadline, tell=teller)
+    kaggle = pipeline.connect_to(config)
+    with _watching(DETACHED.format(f" --version {record.version}")) as teller:
+        pulled = pipeline.pull(kaggle, record, deadline=deadline, tell=teller)
+    pipeline.require_success(pulled)
     _conclude(pulled, as_json)
 
 
@@ -226,9 +255,10 @@ def verify_command(
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder", "Name one like runs/<slug>/v1.")
     verdict = verify(folder)
-    _document(as_json, {"folder": str(folder), "verified": verdict.verified, **vars(verdict)})
-    pipeline.require_verified(verdict, folder)
+    about = {"folder": str(folder), **vars(verdict), "verified": verdict.verified}
+    pipeline.require_verified(verdict, folder, about)
     _print_outputs(verdict)
+    _document(as_json, about)
 
 
 @app.command()
@@ -243,8 +273,9 @@ def run(
     """Push, watch, pull and verify."""
     _speak(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    with _watching() as teller:
-        pulled = pipeline.run(config, deadline=deadline, tell=teller)
+    kaggle = pipeline.connect_to(config)
+    with _watching(DETACHED.format("")) as teller:
+        pulled = pipeline.run(config, kaggle, deadline=deadline, tell=teller)
     _conclude(pulled, as_json)
 
 
@@ -253,12 +284,9 @@ def rehearse(
     project: Project = Path(),
     profile: Profile = None,
     settings: Settings = None,
-    inputs: Annotated[
-        Path | None,
-        typer.Option(envvar="KERNELKIT_DATA", help="Folder of folders named by source slug."),
-    ] = None,
+    inputs: Inputs = None,
     out: Annotated[Path | None, typer.Option(show_default="build/rehearsal")] = None,
-    mounts: Mounts = "new",
+    mounts: MountsOption = Mounts.NEW,
     deadline: Deadline = None,
     as_json: AsJson = False,
 ) -> None:
@@ -266,7 +294,7 @@ def rehearse(
     _speak(as_json)
     config = load_config(project, profile=profile, settings=settings or [], environment={})
     target = out or config.project / "build" / "rehearsal"
-    with _watching() as teller:
+    with _watching("interrupted: the rehearsal and its local Kaggle have ended") as teller:
         pulled = pipeline.rehearse(
             config, inputs, target, deadline=deadline, mounts=mounts, tell=teller
         )
@@ -287,8 +315,8 @@ def submit(
     _speak(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
     record = pipeline.find_record(config, version)
-    text = message or f"{config.kernel.slug} v{record.version} {record.bundle['digest'][:12]}"
-    number, answer = pipeline.submit(config, record, text)
+    text = message or f"{record.push['slug']} v{record.version} {record.push['digest'][:12]}"
+    number, answer = pipeline.submit(pipeline.connect_to(config), record, text)
     words.print(f"submission {number}: {answer}")
     _document(as_json, {"ref": number, "message": answer})
 
@@ -298,7 +326,7 @@ def runs(project: Project = Path(), as_json: AsJson = False) -> None:
     """List every version pushed from this project."""
     _speak(as_json)
     records = list(ledger.records(project / "runs"))
-    table = Table("run", "version", "profile", "pushed", "state", "verified", "digest", box=None)
+    table = Table(*RUN_COLUMNS, box=None)
     rows = [_run_row(record) for record in records]
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
@@ -319,22 +347,18 @@ def doctor(
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
     findings = pipeline.doctor(config)
     marks = {True: "[green]good   [/]", False: "[red]bad    [/]", None: "unknown"}
-    for what, good, text in findings:
-        words.print(f"{marks[good]} {what}: {escape(text)}")
-    _document(as_json, [dict(zip(("what", "good", "words"), f, strict=True)) for f in findings])
-    if any(good is False for _, good, _ in findings):
-        raise typer.Exit(9 if findings[-2][1] is False else 3)
+    for finding in findings:
+        words.print(f"{marks[finding.good]} {finding.subject}: {escape(finding.words)}")
+    _document(as_json, [vars(finding) for finding in findings])
+    raise typer.Exit(next((f.exit_code for f in findings if f.exit_code), 0))
 
 
 @app.command()
 def emulator(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    inputs: Annotated[
-        Path | None,
-        typer.Option(envvar="KERNELKIT_DATA", help="Folder of folders named by source slug."),
-    ] = None,
+    inputs: Inputs = None,
     state: Annotated[Path | None, typer.Option(help="Where its runs are kept.")] = None,
-    mounts: Mounts = "new",
+    mounts: MountsOption = Mounts.NEW,
 ) -> None:
     """Serve a local Kaggle until stopped."""
     import subprocess
@@ -406,8 +430,8 @@ class _Teller:
 
 
 @contextmanager
-def _watching(version: int | None = None) -> Iterator[_Teller]:
-    """A teller for a long wait; Ctrl-C detaches, and says how to come back."""
+def _watching(on_interrupt: str) -> Iterator[_Teller]:
+    """A teller for a long wait; Ctrl-C ends it with the words `on_interrupt`."""
     console = words if words.is_terminal else None
     live = Live(console=console, refresh_per_second=4) if console else None
     teller = _Teller(live)
@@ -419,8 +443,7 @@ def _watching(version: int | None = None) -> Iterator[_Teller]:
         else:
             yield teller
     except KeyboardInterrupt:
-        again = f"kernelkit watch{f' --version {version}' if version else ''}"
-        errors.print(f"detached: what runs on Kaggle goes on. Come back with: {again}")
+        errors.print(on_interrupt)
         raise typer.Exit(INTERRUPTED) from None
     except KernelkitError as fault:
         if fault.exit_code == 6 and (tail := teller.unseen_tail()):
@@ -429,21 +452,11 @@ def _watching(version: int | None = None) -> Iterator[_Teller]:
 
 
 def _conclude(pulled: Pulled, as_json: bool) -> None:
-    """What a pull ends with, good or bad."""
-    verdict = pulled.verdict
-    _document(
-        as_json,
-        {
-            "folder": str(pulled.folder),
-            "state": pulled.state,
-            "verified": verdict.verified,
-            **vars(verdict),
-        },
-    )
-    pipeline.require_success(pulled)
-    _print_outputs(verdict)
+    """What a verified pull ends with."""
+    _print_outputs(pulled.verdict)
     _print_results(pulled.folder)
     words.print(f"[bold green]verified[/]: {pulled.folder}")
+    _document(as_json, pulled.about)
 
 
 def _print_outputs(verdict: Verdict) -> None:
@@ -459,12 +472,12 @@ def _print_outputs(verdict: Verdict) -> None:
 def _print_results(folder: Path) -> None:
     """The tables that the run left, where its pictures are, and what it took."""
     for path in sorted(folder.rglob("*.md")):
-        words.print(Markdown(path.read_text(encoding="utf-8")))
+        words.print(Markdown(path.read_text(encoding="utf-8", errors="replace")))
     for path in sorted(folder.rglob("*.png")):
         words.print(f"picture: {path}")
     manifest = json.loads((folder / "run-manifest.json").read_text(encoding="utf-8"))
     total = time.monotonic() - STARTED
-    words.print(f"the run took {manifest['seconds']:.0f} s, this command {total:.0f} s")
+    words.print(f"the run took {_number(manifest.get('seconds'), 0)} s, all of it {total:.0f} s")
 
 
 def _print_files(manifest: Mapping[str, Any], size: int) -> None:
@@ -477,15 +490,21 @@ def _print_files(manifest: Mapping[str, Any], size: int) -> None:
 
 
 def _run_row(record: ledger.Record) -> dict[str, Any]:
-    return {
-        "run": f"{record.push['owner']}/{record.push['slug']}",
-        "version": record.version,
-        "profile": record.push.get("profile") or "",
-        "pushed": record.push.get("pushed", ""),
-        "state": record.run.get("state", "not pulled"),
-        "verified": {True: "yes", False: "no"}.get(record.run.get("verified"), ""),  # type: ignore[arg-type]
-        "digest": record.bundle["digest"][:12],
-    }
+    try:
+        push, run = record.push, record.run
+    except KernelkitError as fault:
+        words.print(f"{record.folder}: {fault}", style="red")
+        return dict.fromkeys(RUN_COLUMNS, "?") | {"run": str(record.folder)}
+    values = (
+        f"{push['owner']}/{push['slug']}",
+        record.version,
+        push.get("profile") or "",
+        push.get("pushed", ""),
+        run.get("state", "not pulled"),
+        {True: "yes", False: "no"}.get(run.get("verified", ""), ""),
+        str(push["digest"])[:12],
+    )
+    return dict(zip(RUN_COLUMNS, values, strict=True))
 
 
 def _epoch_line(event: Mapping[str, Any]) -> str:
@@ -500,6 +519,8 @@ def _number(value: Any, digits: int = 4) -> str:
 
 def _require_no_failure(end: Status) -> None:
     if end.state.finished and end.state != "complete":
+        errors.print(f"error: the run has failed: {end.failure or end.state}")
+        errors.print("next:  Bring home its log: kernelkit pull")
         raise typer.Exit(6)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ CONNECT_SECONDS = 5
 READ_SECONDS = 60  # a push of 900 kB is answered after several seconds
 RETRY_SECONDS = 20
 """No attempt begins later than this after the first: with the two timeouts under 100 s in all."""
+
+DOWNLOAD_ATTEMPTS, DOWNLOAD_READ_SECONDS = 3, 20  # of silence; a whole file may take hours
 
 STREAM_READ_SECONDS = 30  # of silence in a log stream before the status is asked again
 PAGE_SIZE = 200  # Kaggle's largest page of outputs; its default is 20
@@ -145,11 +148,10 @@ class Kaggle:
     def __init__(self, credentials: Credentials, endpoint: str | None = None) -> None:
         self.username = credentials.username
         self.origin = credentials.origin
-        self.endpoint = endpoint or kaggle_env.get_endpoint(kaggle_env.KaggleEnv.PROD)
+        self.endpoint = endpoint_of(endpoint)
         self._client = _open(endpoint)
         self._files = requests.Session()
-        for session in (self._session, self._files):
-            _guard(session, loopback_only=endpoint is not None)
+        _guard(self._files, loopback_only=endpoint is not None)
         self._session.auth = (
             KaggleHttpClient.BearerAuth(credentials.token)
             if credentials.token
@@ -197,20 +199,8 @@ class Kaggle:
         """The latest version of a kernel, as Kaggle has it."""
         request = kernels.ApiGetKernelRequest()
         request.user_name, request.kernel_slug = owner, slug
-        answer = self._read(f"the kernel {owner}/{slug}", self._kernels.get_kernel, request)
-        about = answer.metadata
-        return Given(
-            version=about.current_version_number or None,
-            source=answer.blob.source or "",
-            is_private=about.is_private,
-            enable_internet=about.enable_internet,
-            sources={
-                "competition_sources": list(about.competition_data_sources or []),
-                "dataset_sources": list(about.dataset_data_sources or []),
-                "kernel_sources": list(about.kernel_data_sources or []),
-                "model_sources": list(about.model_data_sources or []),
-            },
-        )
+        what = f"the kernel {owner}/{slug}"
+        return self._read(what, lambda: _given(self._kernels.get_kernel(request)))
 
     def status(self, owner: str, slug: str, version: int) -> Status:
         """The state of one version's run."""
@@ -218,7 +208,7 @@ class Kaggle:
         request.user_name, request.kernel_slug = owner, slug
         request.version_label = f"v{version}"
         what = f"the status of {owner}/{slug} v{version}"
-        answer = self._read(what, self._kernels.get_kernel_session_status, request)
+        answer = self._read(what, lambda: self._kernels.get_kernel_session_status(request))
         return Status(State(answer.status.name.lower()), answer.failure_message or "")
 
     def outputs(self, owner: str, slug: str, version: int) -> tuple[list[OutputFile], str]:
@@ -228,43 +218,49 @@ class Kaggle:
         request.version_label, request.page_size = f"v{version}", PAGE_SIZE
         what = f"the outputs of {owner}/{slug} v{version}"
         files: list[OutputFile] = []
-        log = ""
+        log, tokens = "", set()
         while True:
-            page = self._read(what, self._kernels.list_kernel_session_output, request)
+            page = self._read(what, lambda: self._kernels.list_kernel_session_output(request))
             files += [OutputFile(file.file_name, file.url) for file in page.files or []]
             log = log or page.log or ""
-            if not page.next_page_token or page.next_page_token == request.page_token:
+            if not page.next_page_token:
                 return files, log
+            if page.next_page_token in tokens:
+                raise RefusedError(f"{what}: Kaggle's pages go round in a circle")
+            tokens.add(page.next_page_token)
             request.page_token = page.next_page_token
 
-    def log_stream(self, owner: str, slug: str) -> Iterator[LogEntry]:
+    def log_stream(self, owner: str, slug: str, seconds: float) -> Iterator[LogEntry]:
         """The log of the latest version from its first line: live, or whole where it has ended.
 
-        Ends without an error when the stream falls silent or is cut; it then begins anew when
-        called again.
+        Ends without an error after `seconds`, and when the stream falls silent or is cut; it begins
+        anew when called again.
         """
+        end = time.monotonic() + seconds
         url = f"{self._api}/v1/kernels/logs/stream/{owner}/{slug}"
         headers = {"Accept": "text/event-stream, */*"}
-        timeout = (CONNECT_SECONDS, STREAM_READ_SECONDS)
+        timeout = (CONNECT_SECONDS, max(1.0, min(STREAM_READ_SECONDS, seconds)))
         with _words("the log"):
             response = self._session.get(url, headers=headers, stream=True, timeout=timeout)
             with response:
                 response.raise_for_status()
                 if "text/event-stream" in response.headers.get("Content-Type", ""):
-                    yield from _events(response)
+                    yield from _events(response, end)
                 else:
                     yield from parse_log(response.text)
 
     def download(self, file: OutputFile, target: Path) -> None:
         """Stream one output to `target`, whole or not at all."""
-        retrying(_Transient)(self._download, file, target)
+        stop = tenacity.stop_after_attempt(DOWNLOAD_ATTEMPTS)
+        retrying(stop)(self._download, file, target)
 
     def quota(self) -> Quota:
         """The GPU hours of this account."""
         request = kernels.ApiGetAcceleratorQuotaStatisticsRequest()
-        answer = self._read("the quota", self._kernels.get_accelerator_quota_statistics, request)
-        used, allowed = answer.gpu_quota.time_used, answer.gpu_quota.total_time_allowed
-        return Quota(*((time.total_seconds() / 3600 if time else 0.0) for time in (used, allowed)))
+        return self._read(
+            "the quota",
+            lambda: _quota(self._kernels.get_accelerator_quota_statistics(request).gpu_quota),
+        )
 
     def submit(self, competition: str, file: Path, message: str) -> tuple[int, str]:
         """Upload a submission file and enter it; the submission's number and Kaggle's words."""
@@ -273,7 +269,7 @@ class Kaggle:
         start.competition_name, start.file_name = competition, file.name
         start.content_length = file.stat().st_size
         start.last_modified_epoch_seconds = int(file.stat().st_mtime)
-        upload = self._read("the upload's address", api.start_submission_upload, start)
+        upload = self._read("the upload's address", lambda: api.start_submission_upload(start))
         with _words("the upload"), file.open("rb") as stream:
             self._files.put(upload.create_url, data=stream).raise_for_status()
         enter = competitions.ApiCreateSubmissionRequest()
@@ -292,20 +288,21 @@ class Kaggle:
         """The base of all addresses, by the SDK's own rule."""
         return str(self._client.http_client()._get_request_url("", "")).removesuffix("/v1//")
 
-    def _read(self, what: str, call: Callable[[Any], Any], request: Any) -> Any:
+    def _read(self, what: str, call: Callable[[], T]) -> T:
         """A call that changes nothing, retried while the fault may pass."""
 
-        def attempt() -> Any:
+        def attempt() -> T:
             with _words(what):
-                return call(request)
+                return call()
 
-        return retrying(_Transient)(attempt)
+        return retrying(tenacity.stop_before_delay(RETRY_SECONDS))(attempt)
 
     def _download(self, file: OutputFile, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{target.name}.partial")
         with _words(f"the output {file.name}"):
-            response = self._files.get(file.url, stream=True)
+            timeout = (CONNECT_SECONDS, DOWNLOAD_READ_SECONDS)
+            response = self._files.get(file.url, stream=True, timeout=timeout)
             with response:
                 response.raise_for_status()
                 _store(response, partial)
@@ -316,10 +313,19 @@ class _Transient(UnreachableError):
     """A fault that may be gone at the next attempt."""
 
 
-def connect(endpoint: str | None, environment: Mapping[str, str] = os.environ) -> Kaggle:
+class _RateLimited(CapacityError):
+    """Too many calls: gone after a pause."""
+
+
+def connect(
+    endpoint: str | None,
+    environment: Mapping[str, str] = os.environ,
+    local_user: str | None = None,
+) -> Kaggle:
     """Open a connection with the credentials that the official client would use.
 
-    A local Kaggle is given those of the environment alone, never those in files.
+    A local Kaggle is given those of the environment alone, never those in files; where there are
+    none it takes anybody, and `local_user` says whom.
 
     Raises:
         CredentialsError: there are none, or Kaggle does not know them.
@@ -327,7 +333,7 @@ def connect(endpoint: str | None, environment: Mapping[str, str] = os.environ) -
     """
     name, key = environment.get("KAGGLE_USERNAME"), environment.get("KAGGLE_KEY")
     if endpoint is not None:
-        return Kaggle(_local_credentials(endpoint, environment), endpoint)
+        return Kaggle(_local_credentials(endpoint, environment, local_user), endpoint)
     token, origin = kaggle_env.get_access_token_from_env()
     if token:
         return Kaggle(_introspected(token, str(origin), None))
@@ -338,11 +344,16 @@ def connect(endpoint: str | None, environment: Mapping[str, str] = os.environ) -
     return Kaggle(_oauth_credentials())
 
 
-def retrying(fault: type[Exception]) -> tenacity.Retrying:
-    """Attempts with growing pauses, none begun after `RETRY_SECONDS`; the last fault is raised."""
+def endpoint_of(endpoint: str | None) -> str:
+    """The address that runs are recorded with; None is the real Kaggle."""
+    return endpoint or str(kaggle_env.get_endpoint(kaggle_env.KaggleEnv.PROD))
+
+
+def retrying(stop: Any) -> tenacity.Retrying:
+    """Attempts with growing pauses until `stop`; then the last fault is raised."""
     return tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(fault),
-        stop=tenacity.stop_after_delay(RETRY_SECONDS),
+        retry=tenacity.retry_if_exception_type((_Transient, _RateLimited)),
+        stop=stop,
         wait=tenacity.wait_random_exponential(multiplier=0.5, max=4),
         reraise=True,
     )
@@ -368,6 +379,7 @@ def _open(endpoint: str | None) -> KaggleClient:
         assert _on_this_machine(url), url
     client.http_client()._signed_in = False  # keeps it from credentials that are not ours to use
     client.http_client()._init_session()
+    _guard(client.http_client()._session, loopback_only=endpoint is not None)
     return client
 
 
@@ -399,13 +411,15 @@ class _Adapter(HTTPAdapter):
         return super().send(request, *args, **kwargs)
 
 
-def _local_credentials(endpoint: str, environment: Mapping[str, str]) -> Credentials:
+def _local_credentials(
+    endpoint: str, environment: Mapping[str, str], local_user: str | None
+) -> Credentials:
     token = environment.get("KAGGLE_API_TOKEN")
     if token:
         return _introspected(token, "KAGGLE_API_TOKEN", endpoint)
     name, key = LOCAL_CREDENTIALS
     return Credentials(
-        environment.get("KAGGLE_USERNAME", name),
+        environment.get("KAGGLE_USERNAME") or local_user or name,
         "for the local Kaggle",
         key=environment.get("KAGGLE_KEY", key),
     )
@@ -417,7 +431,7 @@ def _introspected(token: str, origin: str, endpoint: str | None) -> Credentials:
     request = IntrospectTokenRequest()
     request.token = token
     oauth = asking._client.security.oauth_client
-    answer = asking._read("the token's owner", oauth.introspect_token, request)
+    answer = asking._read("the token's owner", lambda: oauth.introspect_token(request))
     if not answer.active or not answer.username:
         raise CredentialsError(
             f"the token in {origin} is not valid (any more)", "Make a new one: " + TOKEN_PAGE
@@ -444,7 +458,12 @@ def _stored_key(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _oauth_credentials() -> Credentials:
-    stored = KaggleCredentials.load(client=_open(None))
+    try:
+        stored = KaggleCredentials.load(client=_open(None))
+    except (ValueError, TypeError, AttributeError) as fault:
+        raise CredentialsError(
+            f"~/.kaggle/credentials.json cannot be read: {fault}", "Log in anew: kaggle auth login."
+        ) from fault
     if stored is None:
         raise CredentialsError(
             "no Kaggle credentials on this machine",
@@ -454,6 +473,27 @@ def _oauth_credentials() -> Credentials:
     with _words("the access token"):
         token = stored.get_access_token()
     return Credentials(stored.get_username() or "", "kaggle auth login", token=token)
+
+
+def _given(answer: Any) -> Given:
+    about = answer.metadata
+    return Given(
+        version=about.current_version_number or None,
+        source=answer.blob.source or "",
+        is_private=about.is_private,
+        enable_internet=about.enable_internet,
+        sources={
+            "competition_sources": list(about.competition_data_sources or []),
+            "dataset_sources": list(about.dataset_data_sources or []),
+            "kernel_sources": list(about.kernel_data_sources or []),
+            "model_sources": list(about.model_data_sources or []),
+        },
+    )
+
+
+def _quota(gpu: Any) -> Quota:
+    used, allowed = gpu.time_used, gpu.total_time_allowed
+    return Quota(*((span.total_seconds() / 3600 if span else 0.0) for span in (used, allowed)))
 
 
 def _saved(answer: Any) -> Saved:
@@ -498,7 +538,7 @@ def _words(what: str) -> Iterator[None]:
     except (requests.ConnectionError, requests.Timeout) as fault:
         raise _Transient(
             f"{what}: no answer from {_host(fault)} ({type(fault).__name__})",
-            "Is the network up? Nothing was changed: the same command may be given again.",
+            "Is the network up?",
         ) from fault
     except requests.RequestException as fault:
         raise _Transient(f"{what}: {fault}") from fault
@@ -517,7 +557,10 @@ def _one_attempt(what: str) -> Iterator[None]:
             yield
     except _Transient as fault:
         if isinstance(fault.__cause__, requests.ConnectTimeout) or _never_connected(fault):
-            raise UnreachableError(str(fault), fault.next_step) from fault
+            raise UnreachableError(
+                str(fault),
+                f"{fault.next_step} Nothing was sent: the same command may be given again.",
+            ) from fault
         raise AnswerLostError(
             f"{fault}. It may have been accepted all the same",
             "Look at the kernel's page before sending anything again.",
@@ -538,11 +581,18 @@ def _host(fault: requests.RequestException) -> str:
 def _from_answer(what: str, fault: requests.HTTPError) -> KernelkitError:
     code, words = _code_and_words(fault)
     if code == 401:
-        return CredentialsError(f"{what}: Kaggle does not accept the credentials ({words})")
+        return CredentialsError(
+            f"{what}: Kaggle does not accept the credentials ({words})",
+            "`kernelkit doctor` says which ones are used. A new token: " + TOKEN_PAGE,
+        )
     if code in (403, 404):
-        return NotFoundError(f"{what}: {words} ({code})")
+        return NotFoundError(
+            f"{what}: {words} ({code})", "Is it the right account? `kernelkit doctor` says whose."
+        )
     if code == 429:
-        return CapacityError(f"{what}: too many calls ({words})", "Try again in some minutes.")
+        return _RateLimited(f"{what}: too many calls ({words})", "Try again in some minutes.")
+    if code == 501:
+        return RefusedError(f"{what}: this Kaggle does not know the call ({words})")
     if code >= 500:
         return _Transient(f"{what}: Kaggle has a fault of its own ({code}: {words})")
     return RefusedError(f"{what}: Kaggle refused ({code}: {words})")
@@ -571,10 +621,12 @@ def _store(response: requests.Response, target: Path) -> None:
         raise _Transient(f"{target.name}: {size} of {expected} B came")
 
 
-def _events(response: requests.Response) -> Iterator[LogEntry]:
-    """Server-sent events of a running session, until its end or a silence."""
+def _events(response: requests.Response, end: float) -> Iterator[LogEntry]:
+    """Server-sent events of a running session, until its end, a silence or the time `end`."""
     try:
-        for line in response.iter_lines():
+        for line in response.iter_lines(chunk_size=1):  # else a line waits for 512 bytes more
+            if time.monotonic() > end:
+                return
             payload = line.removeprefix(b"data:").strip()
             if not line.startswith(b"data:") or not payload:
                 continue

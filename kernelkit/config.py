@@ -25,6 +25,7 @@ PROJECT_FILE = "pyproject.toml"
 
 RESERVED_NAMES = frozenset(
     {"BUNDLE", "SRC", "file", "kernelkit_run", "kernelkit_runtime", "parameters", "result"}
+    | {"Path", "base64", "print", "sys", "tempfile", "zlib"}
 )
 """Names that the notebook's own cells use: a parameter of that name would be overwritten."""
 
@@ -33,6 +34,8 @@ LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 _SLUG = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 _KERNEL_ID = re.compile(rf"(?:[A-Za-z0-9_-]+/)?{_SLUG}")
 _ENTRY = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+_NOT_WORDS = frozenset({"true", "false", "none", "null", "yes", "no"})  # meant as something else
 
 Parameter = Any
 """A TOML value that is also a Python literal: str, int, finite float, bool, lists and tables."""
@@ -52,7 +55,7 @@ def _entry(value: str) -> str:
 
 def _inside(value: str) -> str:
     path = PurePosixPath(value)
-    if not value or path.is_absolute() or ".." in path.parts or "\\" in value:
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in value:
         raise ValueError("must be a path below the folder, with forward slashes")
     return value
 
@@ -183,7 +186,9 @@ def load_config(
         kernel=stated.kernel,
         parameters=stated.parameters,
         profile=profile,
-        endpoint=checked_endpoint(endpoint or environment.get("KERNELKIT_ENDPOINT")),
+        endpoint=checked_endpoint(
+            environment.get("KERNELKIT_ENDPOINT") if endpoint is None else endpoint
+        ),
     )
 
 
@@ -191,9 +196,10 @@ def checked_endpoint(endpoint: str | None) -> str | None:
     """The address of a local Kaggle without its last slash, None for the real Kaggle.
 
     Raises:
-        ConfigError: it is not plain http on this machine.
+        ConfigError: it is not plain http on this machine, or empty: an unset variable of a script
+            must not send a rehearsal to the real Kaggle.
     """
-    if not endpoint:
+    if endpoint is None:
         return None
     parts = urlsplit(endpoint)
     if parts.scheme != "http" or parts.hostname not in LOOPBACK_HOSTS or parts.path.strip("/"):
@@ -255,6 +261,7 @@ def _with_profile(table: dict[str, Any], profile: str | None) -> dict[str, Any]:
 
 
 def _with_settings(table: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    stated = _validated(table) if settings else None
     for setting in settings:
         key, equals, text = setting.partition("=")
         key = key.strip()
@@ -262,14 +269,15 @@ def _with_settings(table: dict[str, Any], settings: Sequence[str]) -> dict[str, 
             raise ConfigError(f"--set {setting}: must read key=value")
         section, name = ("kernel", key[7:]) if key.startswith("kernel.") else ("parameters", key)
         if section == "parameters":
-            _require_known_parameter(table, name)
-        table = {**table, section: {**table.get(section, {}), name: _toml_value(text)}}
+            assert stated is not None
+            _require_known_parameter(stated, name)
+        values = table.get(section, {})
+        table = {**table, section: {**values, name: _toml_value(setting, text, values.get(name))}}
     return table
 
 
-def _require_known_parameter(table: dict[str, Any], name: str) -> None:
+def _require_known_parameter(stated: _ProjectFile, name: str) -> None:
     """`--set` may name what the file names, in any profile: else a slip would be carried along."""
-    stated = _validated(table)
     known = set(stated.parameters).union(*(p.parameters for p in stated.profiles.values()))
     if name not in known:
         raise ConfigError(
@@ -279,11 +287,18 @@ def _require_known_parameter(table: dict[str, Any], name: str) -> None:
         )
 
 
-def _toml_value(text: str) -> Any:
-    """The value as TOML reads it; a bare word is a string, as a shell's user expects."""
+def _toml_value(setting: str, text: str, stated: Any) -> Any:
+    """The value as TOML reads it; bare words are a string where no other type was stated."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
+        looks_otherwise = text[:1] in "[{\"'" or text.lower() in _NOT_WORDS
+        if looks_otherwise or not isinstance(stated, str | None):
+            raise ConfigError(
+                f"--set {setting}: {text!r} is no TOML value"
+                + ("" if stated is None else f" (it stands at {stated!r})"),
+                "Write numbers plainly, true or false in small letters, text in quotes.",
+            ) from None
         return text
 
 

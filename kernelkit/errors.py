@@ -19,18 +19,27 @@
 Exit code 0 is done, 1 a bug of ours (anything that is not in this tree), 130 interrupted.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 
 class KernelkitError(Exception):
     """A failure with words for a person: what was wrong, where, and what to do next.
 
-    `next_step` is one sentence, or empty where there is nothing to advise.
+    `next_step` is one sentence, or empty where there is nothing to advise. `about` is what a script
+    wants to know besides: the run that goes on, the problems one by one.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, next_step: str = "") -> None:
+    def __init__(
+        self, message: str, next_step: str = "", about: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(message)
         self.next_step = next_step
+        self.about = dict(about or {})
 
 
 class ConfigError(KernelkitError):

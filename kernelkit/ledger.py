@@ -4,10 +4,13 @@ runs/<slug>/v<version>/bundle.json   what was sent, kept at the push
                        push.json     the run's address, kept at the push
                        …             the outputs and the log, as they are pulled
                        run.json      last of all: its presence means complete
+
+A folder `v3.1` held a version 3 of another Kaggle before this one's came.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -40,7 +43,11 @@ class Record:
     @property
     def push(self) -> Mapping[str, Any]:
         """The run's address, as it was kept at the push."""
-        return _read(self.folder / "push.json")
+        push = _read(self.folder / "push.json")
+        for name in ("owner", "slug", "version", "url", "digest", "endpoint"):
+            if name not in push:
+                raise MachineError(f"{self.folder}/push.json lacks {name!r}")
+        return push
 
     @property
     def bundle(self) -> Mapping[str, Any]:
@@ -58,13 +65,28 @@ def record_push(
 ) -> Record:
     """Open the folder of a version that Kaggle has just taken.
 
+    A folder that is there already holds a run of another Kaggle (each counts from 1): it is moved
+    aside, whole.
+
     Raises:
         MachineError: it cannot be written.
     """
     record = Record(root / slug / f"v{version}")
+    _move_aside(record.folder)
     _write(record.folder / "bundle.json", bundle)
     _write(record.folder / "push.json", push)
     return record
+
+
+def require_writable(root: Path) -> None:
+    """Before a push: a run that cannot be recorded must not be started.
+
+    Raises:
+        MachineError: the folder cannot be written.
+    """
+    probe = root / ".probe"
+    _write(probe, {})
+    probe.unlink()
 
 
 def record_end(record: Record, run: Mapping[str, Any]) -> None:
@@ -98,6 +120,16 @@ def records(root: Path, slug: str | None = None) -> Iterator[Record]:
         for path in sorted(versions, key=lambda path: int(path.name[1:])):
             if (path / "push.json").is_file():
                 yield Record(path)
+
+
+def _move_aside(folder: Path) -> None:
+    if not folder.exists():
+        return
+    names = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
+    try:
+        folder.rename(next(name for name in names if not name.exists()))
+    except OSError as fault:
+        raise MachineError(f"{folder} cannot be moved aside: {fault.strerror}") from fault
 
 
 def _read(path: Path) -> Mapping[str, Any]:

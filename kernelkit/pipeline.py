@@ -23,7 +23,15 @@ from typing import Any
 import kernelkit
 from kernelkit import ledger, remote
 from kernelkit.bundle import read_bundle
-from kernelkit.client import Kaggle, LogEntry, State, Status, connect
+from kernelkit.client import (
+    LOCAL_CREDENTIALS,
+    Credentials,
+    Kaggle,
+    LogEntry,
+    State,
+    Status,
+    connect,
+)
 from kernelkit.config import Config
 from kernelkit.errors import (
     ConfigError,
@@ -63,17 +71,21 @@ class Pulled:
     state: State
     verdict: Verdict
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """All of it for a script."""
+        verdict = {**asdict(self.verdict), "verified": self.verdict.verified}
+        return {"folder": str(self.folder), "state": self.state, **verdict}
 
-def run(config: Config, *, deadline: float | None = None, tell: Tell = quiet) -> Pulled:
+
+def run(
+    config: Config, kaggle: Kaggle, *, deadline: float | None = None, tell: Tell = quiet
+) -> Pulled:
     """Push, watch, pull and verify: returns only when the results are here and proven.
 
     `deadline` is in seconds, for the watch.
     """
-    record = push(config, tell=tell)
-    watch(config, record, deadline=deadline, tell=tell)
-    pulled = pull(config, record, tell=tell)
-    require_success(pulled)
-    return pulled
+    return _run(config, kaggle, config.project / "runs", deadline, tell)
 
 
 def rehearse(
@@ -88,18 +100,48 @@ def rehearse(
     """`run` on a fresh local Kaggle, through the same client, into `out`/<slug>/v1.
 
     `inputs` is a folder of folders named by the slugs of the kernel's sources.
+
+    Raises:
+        ConfigError: `out` is the folder of real runs, or holds something else than a rehearsal.
     """
-    slug_folder = out / config.kernel.slug
-    if slug_folder.exists():
-        shutil.rmtree(slug_folder)
+    require_no_problems(preflight(config))  # a slip must not cost the rehearsal before
+    _empty_rehearsal(out / config.kernel.slug, config.project / "runs")
     with local_kaggle(inputs, mounts) as endpoint:
         tell(f"local Kaggle at {endpoint}")
-        local = config.model_copy(update={"endpoint": endpoint})
-        record = push(local, root=out, tell=tell)
-        watch(local, record, deadline=deadline, tell=tell)
-        pulled = pull(local, record, tell=tell)
+        user = config.kernel.owner or LOCAL_CREDENTIALS[0]
+        credentials = Credentials(user, "the rehearsal", key=LOCAL_CREDENTIALS[1])
+        return _run(config, Kaggle(credentials, endpoint), out, deadline, tell)
+
+
+def _run(config: Config, kaggle: Kaggle, root: Path, deadline: float | None, tell: Tell) -> Pulled:
+    record = push(config, kaggle, root, tell=tell)
+    watch(kaggle, record, deadline=deadline, tell=tell)
+    pulled = pull(kaggle, record, tell=tell)
     require_success(pulled)
     return pulled
+
+
+def _empty_rehearsal(folder: Path, runs: Path) -> None:
+    """Remove the rehearsal before this one, and nothing that is not one."""
+    if folder.resolve().is_relative_to(runs.resolve()):
+        raise ConfigError(f"--out {folder.parent}: real runs lie there", "Name another folder.")
+    if not folder.exists():
+        return
+    strange = [path.name for path in folder.iterdir() if not (path / "push.json").is_file()]
+    if strange or folder.is_symlink():
+        raise ConfigError(
+            f"{folder} holds what no rehearsal has left ({', '.join(sorted(strange)) or 'a link'})",
+            "Move it away, or name another folder with --out.",
+        )
+    try:
+        shutil.rmtree(folder)
+    except OSError as fault:
+        raise MachineError(f"{folder} cannot be emptied: {fault.strerror}") from fault
+
+
+def connect_to(config: Config) -> Kaggle:
+    """The Kaggle of this configuration, with the credentials that are found."""
+    return connect(config.endpoint, local_user=config.kernel.owner)
 
 
 def render(config: Config) -> Kernel:
@@ -119,111 +161,127 @@ def preflight(config: Config) -> list[Problem]:
     return check(render(config))
 
 
-def push(config: Config, *, root: Path | None = None, tell: Tell = quiet) -> Record:
-    """Render, check, send once, read back, record under `root` (default: the project's runs/).
+def push(config: Config, kaggle: Kaggle, root: Path | None = None, *, tell: Tell = quiet) -> Record:
+    """Render, check, send once, record under `root` (default: the project's runs/), read back.
 
     Raises:
         PreflightError: with every problem; nothing was sent.
         RefusedError: Kaggle gave other than asked; the version runs and is recorded all the same.
+        UnreachableError: the push was taken and recorded, and could not be read back.
     """
+    root = root or config.project / "runs"
     kernel = render(config)
     require_no_problems(check(kernel))
-    kaggle = connect(config.endpoint)
+    ledger.require_writable(root)
     tell(f"pushing {kernel.slug} as {kaggle.username} ({len(kernel.payload):,} B)")
     pushed = remote.push(kaggle, kernel)
-    record = ledger.record_push(
-        root or config.project / "runs",
-        kernel.slug,
-        pushed.run.version,
-        {**asdict(pushed.run), "pushed": _now(), "profile": config.profile},
-        kernel.manifest,
-    )
-    tell(f"{pushed.run.name} is pushed: {pushed.run.url}")
-    if pushed.differences:
+    run = pushed.run
+    address = {**asdict(run), "pushed": _now(), "profile": config.profile}
+    record = ledger.record_push(root, run.slug, run.version, address, kernel.manifest)
+    tell(f"{run.name} is pushed: {run.url}")
+    differences = [*_read_back(kaggle, kernel, run, address), *pushed.dropped]
+    if differences:
         raise RefusedError(
-            "Kaggle gave other than was asked:\n" + "\n".join(pushed.differences),
-            f"Version {pushed.run.version} runs all the same; mend the cause and push anew.",
+            "Kaggle gave other than was asked:\n" + "\n".join(differences),
+            f"Version {run.version} runs all the same; mend the cause and push anew.",
+            {**address, "differences": differences},
         )
     return record
 
 
+def _read_back(kaggle: Kaggle, kernel: Kernel, run: Run, address: Mapping[str, Any]) -> list[str]:
+    try:
+        return remote.read_back(kaggle, kernel, run)
+    except KernelkitError as fault:
+        raise type(fault)(
+            f"{run.name} is pushed and runs, but what Kaggle made of it could not be read back: "
+            f"{fault}",
+            "Do not push again; follow it with `kernelkit watch`.",
+            address,
+        ) from fault
+
+
 def watch(
-    config: Config, record: Record, *, deadline: float | None = None, tell: Tell = quiet
+    kaggle: Kaggle, record: Record, *, deadline: float | None = None, tell: Tell = quiet
 ) -> Status:
     """Follow a run to its end and return the state in which it ended."""
     last = Status(State.QUEUED)
-    for event in remote.watch(_connect(config, record), _run(record), deadline=deadline):
+    for event in remote.watch(kaggle, _address(kaggle, record), deadline=deadline):
         tell(event)
         if isinstance(event, Status):
             last = event
     return last
 
 
-def status(config: Config, record: Record) -> Status:
+def status(kaggle: Kaggle, record: Record) -> Status:
     """Where a run is now."""
-    run = _run(record)
-    return _connect(config, record).status(run.owner, run.slug, run.version)
+    pushed = datetime.fromisoformat(str(record.push.get("pushed", _now())))
+    fresh = (datetime.now(UTC) - pushed).total_seconds() < remote.GRACE_SECONDS
+    return remote.status(kaggle, _address(kaggle, record), within_grace=fresh)
 
 
-def logs(config: Config, record: Record) -> list[LogEntry]:
+def logs(kaggle: Kaggle, record: Record) -> list[LogEntry]:
     """The log of a run, as far as Kaggle keeps it."""
-    return remote.log(_connect(config, record), _run(record))
+    return remote.log(kaggle, _address(kaggle, record))
 
 
 def pull(
-    config: Config, record: Record, *, deadline: float | None = None, tell: Tell = quiet
+    kaggle: Kaggle, record: Record, *, deadline: float | None = None, tell: Tell = quiet
 ) -> Pulled:
     """Bring home and judge what a run left; waits for its end. A complete folder stays as it is."""
+    run = _address(kaggle, record)
     if record.complete:
         tell(f"{record.folder} is complete already")
-        return Pulled(record.folder, State(record.run["state"]), verify_folder(record.folder))
-    kaggle, run = _connect(config, record), _run(record)
-    end = kaggle.status(run.owner, run.slug, run.version)
+        return Pulled(record.folder, _recorded_state(record), verify_folder(record.folder))
+    end = status(kaggle, record)
     if not end.state.finished:
-        end = watch(config, record, deadline=deadline, tell=tell)
+        end = watch(kaggle, record, deadline=deadline, tell=tell)
     started = time.monotonic()
-    names, left_behind = remote.pull(kaggle, run, record.folder, tell)
-    verdict = verify_folder(record.folder)
-    ledger.record_end(
-        record,
-        {
-            "run": asdict(run),
-            "endpoint": run.endpoint,
-            "kernelkit": kernelkit.__version__,
-            "state": end.state,
-            "failure": end.failure,
-            "pushed": record.push.get("pushed"),
-            "pulled": _now(),
-            "pull_seconds": round(time.monotonic() - started, 3),
-            "files": names,
-            "left_behind": left_behind,
-            "verified": verdict.verified,
-            "verdict": asdict(verdict),
-        },
+    names, left_behind = remote.pull(
+        kaggle, run, record.folder, lambda name: tell(f"pulled {name}")
     )
+    verdict = verify_folder(record.folder)
+    account = {
+        "run": asdict(run),
+        "endpoint": run.endpoint,
+        "kernelkit": kernelkit.__version__,
+        "state": end.state,
+        "failure": end.failure,
+        "pushed": record.push.get("pushed"),
+        "pulled": _now(),
+        "pull_seconds": round(time.monotonic() - started, 3),
+        "files": names,
+        "left_behind": left_behind,
+        "verified": verdict.verified,
+        "verdict": asdict(verdict),
+    }
+    # A complete run that does not verify may be a bad download: the next pull tries anew.
+    if not verdict.problems or end.state != State.COMPLETE:
+        ledger.record_end(record, account)
     return Pulled(record.folder, end.state, verdict)
 
 
-def submit(config: Config, record: Record, message: str) -> tuple[int, str]:
-    """Enter the submission of a verified run of the real competition; its number and an answer.
+def submit(kaggle: Kaggle, record: Record, message: str) -> tuple[int, str]:
+    """Enter the submission of a verified run; its number and Kaggle's words.
 
     Raises:
         VerificationError: the run is not complete, or not verified.
-        ConfigError: there is no competition, or no csv among the outputs.
+        ConfigError: the run had no one competition, or left no one csv.
         RefusedError: the run was made elsewhere than where it would be submitted.
     """
+    _address(kaggle, record)
     verdict = verify_folder(record.folder)
-    if not record.complete or not verdict.verified:
+    good = record.complete and verdict.verified and _recorded_state(record) == State.COMPLETE
+    if not good:
         raise VerificationError(
             f"{record.folder} is not a complete and verified run", "Pull it first: kernelkit pull."
         )
-    competitions = config.kernel.competition_sources
-    tables = [name for name in config.outputs if name.endswith(".csv")]
+    competitions = record.bundle.get("kernel", {}).get("competition_sources", [])
+    tables = [out["path"] for out in verdict.outputs if str(out["path"]).endswith(".csv")]
     if len(competitions) != 1 or len(tables) != 1:
         raise ConfigError(
             "a submission needs exactly one competition source and one csv among the outputs"
         )
-    kaggle = _connect(config, record)
     return kaggle.submit(competitions[0], record.folder / tables[0], message)
 
 
@@ -236,33 +294,40 @@ def require_no_problems(problems: list[Problem]) -> None:
     """Raise a PreflightError that names every problem, if there is one."""
     if problems:
         lines = [f"{p.subject}: {p.message}. {p.remedy}" for p in problems]
-        raise PreflightError("\n".join(lines), "Nothing was sent.")
+        about = {"problems": [asdict(problem) for problem in problems]}
+        raise PreflightError("\n".join(lines), "Nothing was sent.", about)
 
 
 def require_success(pulled: Pulled) -> None:
     """Raise what a pulled run deserves, if it is not a verified success."""
-    verdict = pulled.verdict
+    verdict, about = pulled.verdict, pulled.about
     if verdict.run_error is not None and not verdict.problems:
         raise RunFailedError(
-            f"the run failed: {verdict.run_error}", f"Its log and manifest are in {pulled.folder}."
+            f"the run failed: {verdict.run_error}",
+            f"Its log and manifest are in {pulled.folder}.",
+            about,
         )
     if pulled.state != State.COMPLETE:
         raise RunFailedError(
-            f"Kaggle says {pulled.state}; and the folder: {'; '.join(verdict.problems)}",
+            f"Kaggle says {pulled.state}; and the folder: {'; '.join(verdict.problems) or 'fine'}",
             f"Its log is in {pulled.folder}.",
+            about,
         )
-    require_verified(verdict, pulled.folder)
+    require_verified(verdict, pulled.folder, about)
 
 
-def require_verified(verdict: Verdict, folder: Path) -> None:
+def require_verified(verdict: Verdict, folder: Path, about: Mapping[str, Any]) -> None:
     """Raise a VerificationError that names every problem, if there is one."""
     if verdict.problems:
         raise VerificationError(
             f"{folder} does not verify:\n" + "\n".join(verdict.problems),
-            "Do not use these files; pull the version into a new folder.",
+            "Do not use these files. Remove run.json from there, if there is one, and pull again.",
+            about,
         )
     if verdict.run_error is not None:
-        raise RunFailedError(f"the run in {folder} failed: {verdict.run_error}")
+        raise RunFailedError(
+            f"the run in {folder} failed: {verdict.run_error}", "The log in it says more.", about
+        )
 
 
 @contextmanager
@@ -291,28 +356,44 @@ def emulator_command(arguments: list[str]) -> list[str]:
     return [sys.executable, "-m", "kernelkit.emulator", *arguments]
 
 
-def doctor(config: Config) -> list[tuple[str, bool | None, str]]:
-    """Read-only checks of this machine, the account and the project: (what, good?, words)."""
-    findings: list[tuple[str, bool | None, str]] = []
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor: good, bad (then `exit_code` is not 0), or unknown."""
 
-    def look(what: str, question: Callable[[], str]) -> None:
-        try:
-            findings.append((what, True, question()))
-        except KernelkitError as fault:
-            findings.append((what, False, f"{fault} {fault.next_step}".strip()))
+    subject: str
+    good: bool | None
+    words: str
+    exit_code: int = 0
 
-    look("project", lambda: f"{config.package}, {len(render(config).payload):,} B as it is sent")
-    look("preflight", lambda: _no_problems(config))
-    look("disk", lambda: _disk(config.project))
+
+def doctor(config: Config) -> list[Finding]:
+    """Read-only checks of this machine, the project, the account and its quota."""
+    questions: list[tuple[str, Callable[[], str]]] = [
+        ("project", lambda: f"{config.package}, {len(render(config).payload):,} B as it is sent"),
+        ("preflight", lambda: _no_problems(config)),
+        ("disk", lambda: _disk(config.project)),
+    ]
     try:
-        kaggle = connect(config.endpoint)
+        kaggle = connect_to(config)
     except KernelkitError as fault:
-        findings.append(("credentials", False, f"{fault} {fault.next_step}".strip()))
-        findings.append(("quota", None, "not asked: no credentials"))
-        return findings
-    findings.append(("credentials", True, f"{kaggle.username} ({kaggle.origin})"))
-    look("quota", lambda: _quota(kaggle))
-    return findings
+        account = [_bad("credentials", fault), Finding("quota", None, "not asked: no credentials")]
+        return [*(_answer(*question) for question in questions), *account]
+    questions += [
+        ("credentials", lambda: f"{kaggle.username} ({kaggle.origin})"),
+        ("quota", lambda: _quota(kaggle)),
+    ]
+    return [_answer(*question) for question in questions]
+
+
+def _answer(subject: str, question: Callable[[], str]) -> Finding:
+    try:
+        return Finding(subject, True, question())
+    except KernelkitError as fault:
+        return _bad(subject, fault)
+
+
+def _bad(subject: str, fault: KernelkitError) -> Finding:
+    return Finding(subject, False, f"{fault} {fault.next_step}".strip(), fault.exit_code)
 
 
 def _no_problems(config: Config) -> str:
@@ -332,24 +413,22 @@ def _disk(folder: Path) -> str:
     return f"{free >> 30} GiB free"
 
 
-def _connect(config: Config, record: Record) -> Kaggle:
-    """Connect where the run is: a run of one Kaggle means nothing to another."""
-    kaggle = connect(config.endpoint)
-    if kaggle.endpoint != record.push["endpoint"]:
+def _address(kaggle: Kaggle, record: Record) -> Run:
+    """Where a run is; a run of one Kaggle means nothing to another."""
+    push = record.push
+    if kaggle.endpoint != push["endpoint"]:
         raise RefusedError(
-            f"{record.folder} is a run of {record.push['endpoint']}, not of {kaggle.endpoint}",
+            f"{record.folder} is a run of {push['endpoint']}, not of {kaggle.endpoint}",
             "Give its --endpoint, or name another run.",
         )
-    return kaggle
+    return Run(**{name: push[name] for name in Run.__dataclass_fields__})
 
 
-def _run(record: Record) -> Run:
-    push = record.push
-    names = Run.__dataclass_fields__
+def _recorded_state(record: Record) -> State:
     try:
-        return Run(**{name: push[name] for name in names})
-    except KeyError as fault:
-        raise MachineError(f"{record.folder}/push.json lacks {fault}") from None
+        return State(record.run["state"])
+    except (KeyError, ValueError) as fault:
+        raise MachineError(f"{record.folder}/run.json names no state: {fault}") from fault
 
 
 def _endpoint_of(process: subprocess.Popen[bytes], ready: Path, log: Path) -> str:
@@ -361,10 +440,8 @@ def _endpoint_of(process: subprocess.Popen[bytes], ready: Path, log: Path) -> st
         if process.poll() is not None:
             break
         time.sleep(0.05)
-    raise MachineError(
-        f"the local Kaggle did not start: {log.read_text(encoding='utf-8').strip()[-2000:]}",
-        "Is kernelkit installed with its extra: pip install 'kernelkit[emulator]'?",
-    )
+    said = log.read_text(encoding="utf-8").strip()[-2000:]
+    raise MachineError(f"the local Kaggle did not start: {said or 'it said nothing'}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

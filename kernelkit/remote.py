@@ -7,19 +7,30 @@ stream alone knows only the latest one, so a stream that begins with another dig
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from kernelkit.client import Given, Kaggle, LogEntry, OutputFile, State, Status, parse_log
-from kernelkit.errors import DeadlineError, MachineError, NotFoundError, RefusedError
+from kernelkit.errors import (
+    CapacityError,
+    DeadlineError,
+    KernelkitError,
+    MachineError,
+    NotFoundError,
+    RefusedError,
+    UnreachableError,
+)
 from kernelkit.render import Kernel
 
 GRACE_SECONDS = 120
 """How long after a push Kaggle may answer 403, 404 or with the version before."""
+
+OUTAGE_SECONDS = 600  # a watch of hours outlives a restart of Kaggle's, or a train's tunnel
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 10.0  # between two questions for the status
 
@@ -48,18 +59,12 @@ class Pushed:
     """A push that Kaggle took: a version that is now queued or running."""
 
     run: Run
-    differences: tuple[str, ...]
-    """Where Kaggle gave other than was asked, the gravest first."""
+    dropped: tuple[str, ...]
+    """Sources that Kaggle left out at once."""
 
 
-def push(
-    kaggle: Kaggle,
-    kernel: Kernel,
-    *,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Pushed:
-    """Send the kernel once, then read back what Kaggle holds now.
+def push(kaggle: Kaggle, kernel: Kernel) -> Pushed:
+    """Send the kernel, once.
 
     Raises:
         AnswerLostError: nobody knows whether it was taken.
@@ -75,8 +80,39 @@ def push(
         for kind, names in saved.dropped.items()
         for name in names
     ]
-    given = _read_back(kaggle, run, clock, sleep)
-    return Pushed(run, tuple(_differences(kernel, run, given) + dropped))
+    return Pushed(run, tuple(dropped))
+
+
+def read_back(
+    kaggle: Kaggle,
+    kernel: Kernel,
+    run: Run,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[str]:
+    """Where Kaggle gave other than was asked, the gravest first; waits until it shows the run."""
+    started, pause = clock(), FIRST_PAUSE_SECONDS
+    while clock() - started < GRACE_SECONDS:
+        try:
+            given = kaggle.kernel(run.owner, run.slug)
+            if (given.version or 0) >= run.version:
+                return _differences(kernel, run, given)
+        except NotFoundError:
+            pass  # a fresh kernel may take a while to show
+        sleep(pause)
+        pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
+    return [f"version {run.version} did not show within {GRACE_SECONDS} s of the push"]
+
+
+def status(kaggle: Kaggle, run: Run, *, within_grace: bool) -> Status:
+    """The state of exactly this version; a run that does not show yet is queued, for a while."""
+    try:
+        return kaggle.status(run.owner, run.slug, run.version)
+    except NotFoundError:
+        if not within_grace:
+            raise
+        return Status(State.QUEUED)
 
 
 def watch(
@@ -86,31 +122,47 @@ def watch(
     deadline: float | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> Iterator[Status | LogEntry]:
-    """Follow a run to its end: each change of its state, each line of its log once.
+) -> Iterator[Status | LogEntry | str]:
+    """Follow a run to its end: each change of its state, each line of its log once, and words.
 
-    `deadline` is in seconds from now.
+    `deadline` is in seconds from now. A Kaggle that has answered once may fall silent for
+    `OUTAGE_SECONDS`; the watch says so and goes on.
 
     Raises:
         DeadlineError: it passed; the run goes on.
+        UnreachableError: no answer at all, or none for too long.
     """
-    started = clock()
-    status, seen, pause = None, 0, FIRST_PAUSE_SECONDS
+    started = answered = clock()
+    state: Status | None = None
+    shown, pause = "", FIRST_PAUSE_SECONDS
     while True:
-        current = _status(kaggle, run, within_grace=clock() - started < GRACE_SECONDS)
-        if current != status:
-            status = current
-            yield status
-        if status.state.finished:
-            yield from log(kaggle, run)[seen:]
+        try:
+            current = status(kaggle, run, within_grace=clock() - started < GRACE_SECONDS)
+        except (UnreachableError, CapacityError) as fault:
+            if state is None or clock() - answered > OUTAGE_SECONDS:
+                raise
+            yield f"{fault}; trying on"
+            current = state
+        else:
+            answered = clock()
+        if current != state:
+            state = current
+            yield state
+        if state.state.finished:
+            yield from _unseen(log(kaggle, run), shown)
             return
-        if status.state == State.RUNNING:
-            for entry in _live_log(kaggle, run, skip=seen):
-                seen += 1
+        left = math.inf if deadline is None else deadline - (clock() - started)
+        if state.state == State.RUNNING and left > 0:
+            for entry in _live_log(kaggle, run, shown, left):
+                shown += entry.text
                 yield entry
-                _check_deadline(run, deadline, clock() - started)
-        _check_deadline(run, deadline, clock() - started)
-        sleep(pause)
+        left = math.inf if deadline is None else deadline - (clock() - started)
+        if left <= 0:
+            raise DeadlineError(
+                f"{run.name} has not ended within {deadline:.0f} s; it goes on running",
+                "Come back with `kernelkit watch`, or give a longer --deadline.",
+            )
+        sleep(min(pause, left))
         pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
 
 
@@ -133,7 +185,10 @@ def pull(
     """
     files, log_text = kaggle.outputs(run.owner, run.slug, run.version)
     own_names = {"bundle.json", "push.json", "run.json", f"{run.slug}.log"}
-    targets = [(file, _target(folder, file)) for file in files if file.name not in own_names]
+    placed = {file: _target(folder, file) for file in files}
+    own = {folder / name for name in own_names}
+    left_behind = [f.name for f, path in placed.items() if path.with_name(path.name.lower()) in own]
+    targets = [(file, path) for file, path in placed.items() if file.name not in left_behind]
     try:
         for file, target in targets:
             kaggle.download(file, target)
@@ -144,7 +199,7 @@ def pull(
             f"{folder} cannot be written: {fault.strerror}",
             "Nothing there counts as complete. Make room, then pull again.",
         ) from fault
-    return [file.name for file, _ in targets], [f.name for f in files if f.name in own_names]
+    return [file.name for file, _ in targets], left_behind
 
 
 def progress(entry: LogEntry) -> Mapping[str, Any] | None:
@@ -169,27 +224,8 @@ def _check_owner(kaggle: Kaggle, kernel: Kernel) -> None:
         )
 
 
-def _read_back(
-    kaggle: Kaggle, run: Run, clock: Callable[[], float], sleep: Callable[[float], None]
-) -> Given | None:
-    """What Kaggle holds, once it shows our version; None when the grace has passed before."""
-    started, pause = clock(), FIRST_PAUSE_SECONDS
-    while clock() - started < GRACE_SECONDS:
-        try:
-            given = kaggle.kernel(run.owner, run.slug)
-        except NotFoundError:
-            given = None
-        if given and (given.version or 0) >= run.version:
-            return given
-        sleep(pause)
-        pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
-    return None
-
-
-def _differences(kernel: Kernel, run: Run, given: Given | None) -> list[str]:
+def _differences(kernel: Kernel, run: Run, given: Given) -> list[str]:
     """What was asked against what was given; a privacy wider than asked comes first."""
-    if given is None:
-        return [f"version {run.version} did not show within {GRACE_SECONDS} s of the push"]
     asked = kernel.metadata
     found = []
     if given.is_private != asked["is_private"]:
@@ -206,40 +242,46 @@ def _differences(kernel: Kernel, run: Run, given: Given | None) -> list[str]:
     return found
 
 
-def _status(kaggle: Kaggle, run: Run, *, within_grace: bool) -> Status:
-    try:
-        return kaggle.status(run.owner, run.slug, run.version)
-    except NotFoundError:
-        if not within_grace:
-            raise
-        return Status(State.QUEUED)
+def _live_log(kaggle: Kaggle, run: Run, shown: str, seconds: float) -> Iterator[LogEntry]:
+    """What the stream has beyond `shown`, once the digest shows that it is this run's.
 
-
-def _live_log(kaggle: Kaggle, run: Run, skip: int) -> Iterator[LogEntry]:
-    """Lines of the stream from number `skip` on, once the digest shows that it is this run's."""
+    It replays from the first line whenever it is opened. Whatever is wrong with it, the status and
+    the log of the version have the last word.
+    """
+    text, ours = "", False
     waiting: list[LogEntry] = []
-    ours = False
     try:
-        for entry in kaggle.log_stream(run.owner, run.slug):
+        for entry in kaggle.log_stream(run.owner, run.slug, seconds):
             waiting.append(entry)
             found = _DIGEST_LINE.search(entry.text)
             if found and found[1] != run.digest:
                 return
             ours = ours or found is not None
-            if ours:
-                yield from waiting[skip:]
-                skip = max(0, skip - len(waiting))
-                waiting = []
-    except NotFoundError:
-        return  # the session has no log yet
+            if not ours:
+                continue
+            for piece in waiting:
+                beyond = piece.text[max(0, len(shown) - len(text)) :]
+                text += piece.text
+                if beyond:
+                    yield replace(piece, text=beyond)
+            waiting = []
+    except KernelkitError:
+        return
 
 
-def _check_deadline(run: Run, deadline: float | None, elapsed: float) -> None:
-    if deadline is not None and elapsed > deadline:
-        raise DeadlineError(
-            f"{run.name} has not ended within {deadline:.0f} s; it goes on running",
-            "Come back with `kernelkit watch`, or give a longer --deadline.",
-        )
+def _unseen(entries: list[LogEntry], shown: str) -> Iterator[LogEntry]:
+    """What a log has beyond `shown`; from the line on where the two part, if they do."""
+    whole = "".join(entry.text for entry in entries)
+    skip = len(shown)
+    if not whole.startswith(shown):
+        pairs = enumerate(zip(whole, shown, strict=False))
+        parting = next((i for i, (a, b) in pairs if a != b), min(len(whole), len(shown)))
+        skip = whole.rfind("\n", 0, parting) + 1
+    for entry in entries:
+        beyond = entry.text[skip:]
+        skip = max(0, skip - len(entry.text))
+        if beyond:
+            yield replace(entry, text=beyond)
 
 
 def _target(folder: Path, file: OutputFile) -> Path:

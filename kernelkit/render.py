@@ -40,6 +40,7 @@ MANIFEST_NAME = "bundle.json"
 MANIFEST_SCHEMA = 1
 
 _TEMPLATE_NAME = re.compile(r"\d+-(?P<name>[a-z0-9-]+)\.(?P<kind>md|py)\.j2")
+_PROMPT = re.compile(r"^\s*(?:>>>|\.\.\.|In \[\d+\]:)", re.MULTILINE)
 _SAFE_PATH = re.compile(r"[\w./-]+", re.ASCII)
 _BASE64_LINE = 100  # characters
 _LONG_VALUE = 90  # characters, beyond which a value of the embedded manifest takes several lines
@@ -58,6 +59,9 @@ class Kernel:
 
     manifest: dict[str, Any]
     """What bundle.json holds: the one thing that build side and run side share."""
+
+    left_out: tuple[str, ...] = ()
+    """Files of the package's folder that stay behind."""
 
     @property
     def slug(self) -> str:
@@ -103,7 +107,7 @@ def render(bundle: Bundle, config: Config) -> Kernel:
         TemplateError: a template has a syntax error, uses an undefined variable, or is misnamed.
     """
     environment = _environment(config.templates)
-    manifest = _manifest(bundle, config, _template_sources(environment))
+    manifest = _manifest(bundle, config, _template_files(environment))
     cells = list(_cells(environment, bundle, config, manifest))
     notebook = nbformat.v4.new_notebook(
         cells=cells,
@@ -119,6 +123,7 @@ def render(bundle: Bundle, config: Config) -> Kernel:
         notebook=nbformat.writes(notebook) + "\n",
         metadata=_metadata(config),
         manifest=manifest,
+        left_out=bundle.left_out,
     )
 
 
@@ -236,20 +241,30 @@ def _literal(table: dict[str, Any]) -> str:
     return "\n".join([*lines, "}"])
 
 
-def _template_sources(environment: jinja2.Environment) -> dict[str, str]:
-    """Name → text of every template that is not empty, in the order of the cells."""
+def _template_files(environment: jinja2.Environment) -> dict[str, str]:
+    """Name → text of every file in the folders of templates, also of what others include."""
     assert environment.loader is not None
-    sources = {}
-    for name in sorted(environment.list_templates(filter_func=lambda name: name.endswith(".j2"))):
-        if not _TEMPLATE_NAME.fullmatch(name):
+    files = {}
+    for name in environment.list_templates():
+        try:
+            files[name], _, _ = environment.loader.get_source(environment, name)
+        except UnicodeDecodeError:
+            raise TemplateError(f"the template {name} is not UTF-8") from None
+    return files
+
+
+def _cell_templates(environment: jinja2.Environment) -> list[str]:
+    """Names of the templates that make cells, in their order; an empty one makes none."""
+    names = []
+    for name, source in sorted(_template_files(environment).items()):
+        if name.endswith(".j2") and not _TEMPLATE_NAME.fullmatch(name):
             raise TemplateError(
                 f"the template {name} has no place in the notebook",
                 "Name it NN-name.md.j2 or NN-name.py.j2: the number gives its place.",
             )
-        source, _, _ = environment.loader.get_source(environment, name)
-        if source.strip():
-            sources[name] = source
-    return sources
+        if name.endswith(".j2") and source.strip():
+            names.append(name)
+    return names
 
 
 def _cells(
@@ -262,7 +277,7 @@ def _cells(
         "modules": modules,
         "runtime_source": _runtime_source(),
     }
-    for per_module, group in groupby(_template_sources(environment), key=_is_module_template):
+    for per_module, group in groupby(_cell_templates(environment), key=_is_module_template):
         names = list(group)
         for module in modules if per_module else [None]:
             for name in names:
@@ -276,7 +291,7 @@ def _is_module_template(name: str) -> bool:
 
 def _template_part(name: str, part: str) -> str:
     match = _TEMPLATE_NAME.fullmatch(name)
-    assert match is not None  # _template_sources has refused every other name
+    assert match is not None  # _cell_templates has refused every other name
     return match[part]
 
 
@@ -309,7 +324,7 @@ def _rendered(environment: jinja2.Environment, template: str, variables: dict[st
         return environment.get_template(template).render(variables)
     except jinja2.TemplateSyntaxError as fault:
         raise TemplateError(f"{fault.name}:{fault.lineno}: {fault.message}") from None
-    except (jinja2.TemplateError, TypeError, ValueError) as fault:
+    except Exception as fault:  # whatever an expression in a template raises
         line = _line_in_template(fault, template)
         raise TemplateError(f"{template}:{line}: {fault}") from None
 
@@ -343,9 +358,10 @@ def _text(content: bytes) -> str | None:
 def _writefile_is_exact(path: str, text: str) -> bool:
     """Whether every IPython writes this file as it is, by the rule and not by the one at hand.
 
-    IPython adds a missing last newline, takes an empty body for an error, and from 9.8 on empties
-    lines of nothing but white space, also inside strings. An editor on the way may trim newlines at
-    the end and change carriage returns or control characters, so these are kept out as well.
+    IPython adds a missing last newline, takes an empty body for an error, from 9.8 on empties
+    lines of nothing but white space, also inside strings, and strips what looks like a prompt
+    (as doctests do) before it sees that the cell is a magic. An editor on the way may trim newlines
+    at the end and change carriage returns or control characters, so these are kept out as well.
     """
     lines = text.split("\n")
     return (
@@ -354,6 +370,7 @@ def _writefile_is_exact(path: str, text: str) -> bool:
         and bool(text.strip())
         and not text.endswith("\n\n")
         and not text.startswith("\ufeff")
+        and not _PROMPT.search(text)
         and all(line.strip() for line in lines if line)
         and all(char == "\t" or char.isprintable() for line in lines for char in line)
     )

@@ -16,6 +16,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ MANIFEST_MARK = "kernelkit-manifest "
 SEARCH_DEPTH = 4  # /kaggle/input/competitions/<slug>/<folder of the archive>/
 TREE_LINES = 60  # enough to see what was mounted, short enough for a log
 MANIFEST_LINE_CHARACTERS = 6000  # of a traceback: its end tells most, and a log line stays readable
+MAX_RESULTS = 20  # tables and pictures shown in the notebook
 MAX_PICTURE_BYTES = 1_000_000  # a larger one would bloat the executed notebook
 NVIDIA_SMI_TIMEOUT_SECONDS = 30
 CHUNK_BYTES = 1 << 20
@@ -50,7 +52,7 @@ class Run:
         self.source_dir = Path(source_dir)
         self.input_dir = _place("KAGGLE_INPUT_DIR", "/kaggle/input")
         self.working_dir = _place("KAGGLE_WORKING_DIR", "/kaggle/working") or Path.cwd()
-        self.temp_dir = _place("KAGGLE_TEMP_DIR", "/kaggle/temp")
+        self.temp_dir = _place("KAGGLE_TEMP_DIR", "/kaggle/temp") or Path(tempfile.gettempdir())
         self.hardware: dict[str, Any] = {}
         self.parameters: dict[str, Any] = {}
         self._started = time.time()
@@ -89,7 +91,7 @@ class Run:
         print(f"Writing {target}")
 
     def check_sources(self) -> None:
-        """Hold every source on disk against the manifest, then make the package importable.
+        """Hold every source on disk against the manifest, and let workers import them too.
 
         Raises:
             RuntimeFault: a file is missing or differs.
@@ -105,12 +107,13 @@ class Run:
                 + "\n  ".join(wrong)
                 + "\nWas a cell edited or skipped? Edit the package, and render anew."
             )
-        sys.path.insert(0, str(self.source_dir))
+        source_dir = str(self.source_dir)
+        if source_dir not in sys.path:
+            sys.path.insert(0, source_dir)
         # Spawned workers and `python -m` start without this notebook's sys.path.
-        inherited = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = os.pathsep.join(
-            [str(self.source_dir), *filter(None, [inherited])]
-        )
+        inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+        if source_dir not in inherited:
+            os.environ["PYTHONPATH"] = os.pathsep.join([source_dir, *inherited])
         importlib.invalidate_caches()
         print(f"{len(self.bundle['files'])} files, each with the sha256 of the package")
 
@@ -146,11 +149,15 @@ class Run:
         """Show each table (Markdown) and picture (PNG) that the run left in its working folder."""
         from IPython.display import Image, Markdown, display
 
-        for path in sorted(self.working_dir.rglob("*")):
-            if path.suffix == ".md" and path.is_file():
-                display(Markdown(path.read_text(encoding="utf-8")))
-            elif path.suffix == ".png" and path.stat().st_size <= MAX_PICTURE_BYTES:
+        found = [path for path in sorted(self.working_dir.rglob("*")) if path.is_file()]
+        results = [path for path in found if path.suffix in (".md", ".png")]
+        for path in results[:MAX_RESULTS]:
+            if path.suffix == ".md":
+                display(Markdown(path.read_text(encoding="utf-8", errors="replace")))
+            elif path.stat().st_size <= MAX_PICTURE_BYTES:
                 display(Image(path.read_bytes()))
+        if len(results) > MAX_RESULTS:
+            print(f"… and {len(results) - MAX_RESULTS} more tables and pictures")
 
     def finish(self) -> dict[str, Any]:
         """Write the manifest of a run that came to its end.
@@ -184,6 +191,7 @@ class Run:
         folder = {"working": self.working_dir, "temp": self.temp_dir}.get(place)
         if folder is None:
             raise RuntimeFault(f"{value}: this run has no folder {place!r}")
+        folder.mkdir(parents=True, exist_ok=True)
         return str(folder / rest)
 
     def _find_input(self, address: str) -> Path:
@@ -233,8 +241,10 @@ class Run:
         fault = result.error_before_exec or result.error_in_exec
         if fault is not None:
             manifest = self._write_manifest("failed", fault)
-            manifest["traceback"] = manifest["traceback"][-MANIFEST_LINE_CHARACTERS:]
-            print(MANIFEST_MARK + json.dumps(manifest, sort_keys=True), flush=True)
+            for key in ("error", "traceback"):
+                manifest[key] = manifest[key][-MANIFEST_LINE_CHARACTERS:]
+            line = json.dumps(manifest, sort_keys=True, default=str)
+            print(MANIFEST_MARK + line, flush=True)
 
     def _write_manifest(self, status: str, fault: BaseException | None) -> dict[str, Any]:
         manifest = {
@@ -252,7 +262,9 @@ class Run:
         }
         target = self.working_dir / MANIFEST_NAME
         partial = target.with_suffix(".partial")
-        partial.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        # A surrogate in somebody's error message must not cost the manifest: ASCII, escaped.
+        text = json.dumps(manifest, indent=1, sort_keys=True, default=str)
+        partial.write_text(text + "\n", encoding="ascii")
         partial.replace(target)
         return manifest
 
@@ -315,14 +327,20 @@ def _describe(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _describe_csv(path: Path) -> dict[str, Any]:
-    """Rows below the header, and the sha256 over the first column, a newline after each id."""
+    """Rows below the header, and the sha256 over the first column, a newline after each id.
+
+    Both are None where the file cannot be read as a UTF-8 csv: its sha256 must do.
+    """
     ids, rows = hashlib.sha256(), 0
-    with path.open(newline="", encoding="utf-8") as stream:
-        reader = csv.reader(stream)
-        next(reader, None)
-        for row in reader:
-            ids.update((row[0] if row else "").encode() + b"\n")
-            rows += 1
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            reader = csv.reader(stream)
+            next(reader, None)
+            for row in reader:
+                ids.update((row[0] if row else "").encode() + b"\n")
+                rows += 1
+    except (UnicodeDecodeError, csv.Error):
+        return {"rows": None, "ids_sha256": None}
     return {"rows": rows, "ids_sha256": ids.hexdigest()}
 
 

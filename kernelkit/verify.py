@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def verify(folder: Path) -> Verdict:
             problems.append(f"{MANIFEST_NAME}: status is {manifest.get('status')!r}")
         outputs = _listed(manifest, problems)
         declared = bundle.get("outputs")
-        if not isinstance(declared, list):
+        if not isinstance(declared, list) or not all(isinstance(n, str) for n in declared):
             problems.append("bundle.json: names no outputs")
         elif run_error is None:
             names = {output["path"] for output in outputs}
@@ -121,14 +122,19 @@ def _zip_faults(name: str, path: Path) -> Iterator[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except (zipfile.BadZipFile, OSError) as fault:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as fault:
         yield f"{name}: no valid zip ({fault})"
+        return
+    except (RuntimeError, NotImplementedError) as fault:
+        yield f"{name}: cannot be tested ({fault})"
         return
     if broken:
         yield f"{name}: {broken} in it is damaged"
 
 
 def _csv_faults(name: str, path: Path, output: Mapping[str, Any]) -> Iterator[str]:
+    if output.get("rows") is None:
+        return  # the run could not read it as a csv either; its sha256 has been compared
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             ids = [row[0] if row else "" for row in csv.reader(stream)][1:]

@@ -41,7 +41,7 @@ def cli() -> Cli:
             text=True,
             cwd=cwd or ROOT,
             env={**os.environ, **(env or {})},
-            timeout=240,
+            timeout=900,  # a machine shared with others is several times slower
         )
         assert done.returncode == expect, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

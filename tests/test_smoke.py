@@ -30,6 +30,9 @@ def rehearse(cli: Cli, inputs: Path, out: Path, **parameters: object) -> Path:
     return out / "tgs-salt-unet" / "v1"
 
 
+pytestmark = pytest.mark.timeout(900)
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")

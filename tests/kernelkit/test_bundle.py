@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +42,6 @@ def test_modules_come_after_what_they_import(make_project: Make) -> None:
         "pkg/data.json",
     ]
     assert bundle.files[1].summary == "The base."
-    assert bundle.files[2].imports == ("pkg", "pkg.c")
 
 
 def test_a_cycle_is_cut_and_nothing_is_lost(make_project: Make) -> None:
@@ -146,3 +146,52 @@ def test_no_two_sets_of_parts_share_a_digest(parts: list[tuple[str, str]]) -> No
     same = sorted(parts) == joined
     assert (digest_of(parts) == digest_of(joined)) == same
     assert digest_of(parts) == digest_of(parts[::-1])
+
+
+@pytest.mark.parametrize(
+    ("files", "part"),
+    [
+        ({"pkg/mod.py": "", "pkg/mod/__init__.py": ""}, "are both the module pkg.mod"),
+        ({"pkg/a.py": "import helpers\n", "helpers.py": ""}, "lies beside the package"),
+        (
+            {"pkg/a.py": "try:\n    x = 1\nexcept ImportError:\n    from .gone import y\n"},
+            "pkg/a.py:4",
+        ),
+    ],
+)
+def test_what_would_be_lost_is_refused(
+    make_project: Make, files: dict[str, str | bytes], part: str
+) -> None:
+    with pytest.raises(BundleError) as caught:
+        bundle_of(make_project(files))
+    assert part in str(caught.value)
+
+
+def test_linked_folders_are_followed_and_broken_links_refused(make_project: Make) -> None:
+    project = make_project({"elsewhere/data.txt": "x"})
+    (project / "pkg" / "assets").symlink_to(project / "elsewhere")
+    assert "pkg/assets/data.txt" in paths(bundle_of(project))
+    (project / "pkg" / "self").symlink_to(project / "pkg")
+    with pytest.raises(BundleError, match="a link to a folder above it"):
+        bundle_of(project)
+    (project / "pkg" / "self").unlink()
+    (project / "pkg" / "gone.txt").symlink_to(project / "nowhere")
+    with pytest.raises(BundleError, match=r"gone\.txt cannot be read"):
+        bundle_of(project)
+
+
+def test_provenance_knows_what_git_does_not_hold(make_project: Make) -> None:
+    project = make_project({})
+    assert bundle_of(project).provenance.commit is None
+
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        subprocess.run(["git", "-C", str(project), *identity, *arguments], check=True)
+
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "first")
+    assert bundle_of(project).provenance.dirty is False
+    (project / ".gitignore").write_text("data.txt\n")
+    (project / "pkg" / "data.txt").write_text("ignored, and carried")
+    assert bundle_of(project).provenance.dirty is True

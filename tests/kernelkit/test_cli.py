@@ -66,7 +66,8 @@ def test_preflight_refuses_before_anything_is_sent(plain: Path, cli: Cli) -> Non
     assert "machine_shape" in told
     assert "Nothing was sent" in told
     problems = json.loads(cli("preflight", "--json", *options[:2], cwd=plain, expect=3).stdout)
-    assert problems[0]["subject"] == "machine_shape"
+    assert problems["exit_code"] == 3
+    assert [problem["subject"] for problem in problems["problems"]] == ["machine_shape"]
 
 
 def test_nobody_at_the_endpoint_is_exit_9(plain: Path, cli: Cli) -> None:
@@ -74,9 +75,37 @@ def test_nobody_at_the_endpoint_is_exit_9(plain: Path, cli: Cli) -> None:
     assert "no answer from 127.0.0.1:9" in told
 
 
+def test_an_empty_endpoint_is_not_the_real_kaggle(plain: Path, cli: Cli) -> None:
+    told = cli("push", "--endpoint", "", cwd=plain, expect=2).stderr
+    assert "no http address of this machine" in told
+
+
+def test_a_failure_is_a_json_document_too(plain: Path, cli: Cli) -> None:
+    told = json.loads(cli("verify", plain, "--json", expect=8).stdout)
+    assert told["exit_code"] == 8
+    assert told["verified"] is False
+    assert "bundle.json: missing" in told["problems"]
+    assert json.loads(cli("push", "--json", cwd=plain, expect=9).stdout)["exit_code"] == 9
+
+
+def test_a_ledger_with_broken_folders_is_still_listed(plain: Path, cli: Cli) -> None:
+    folder = plain / "runs" / "plain-parcel" / "v1"
+    folder.mkdir(parents=True)
+    (folder / "push.json").write_text("{}")
+    assert "lacks 'owner'" in cli("runs", cwd=plain).stdout
+    cli("watch", cwd=plain, expect=9)
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [["psuh"], ["push", "--nonsense"], ["watch", "--deadline", "soon"], ["verify", "nowhere"]],
+    [
+        ["psuh"],
+        ["push", "--nonsense"],
+        ["watch", "--deadline", "soon"],
+        ["verify", "nowhere"],
+        ["rehearse", "--mounts", "odd"],
+        ["rehearse", "--inputs", "nowhere"],
+    ],
 )
 def test_a_wrong_command_line_is_exit_2(cli: Cli, arguments: list[str]) -> None:
     assert cli(*arguments, expect=2).stderr

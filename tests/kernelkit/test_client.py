@@ -84,7 +84,7 @@ def kaggle(script: Script, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kaggle]:
 
     monkeypatch.setattr(client, "RETRY_SECONDS", 0)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}"
     yield Kaggle(Credentials("ann", "the test", key="k"), address)
     server.shutdown()
@@ -123,7 +123,7 @@ def test_dropped_sources_of_every_kind_are_seen(kaggle: Kaggle, script: Script) 
         ({"code": 400, "message": "in a 200"}, 200, RefusedError),
         ({"code": 401, "message": "who?"}, 401, CredentialsError),
         ({"code": 404, "message": "Not found"}, 404, NotFoundError),
-        ({"code": 429, "message": "slowly"}, 429, CapacityError),
+        ({"code": 429, "message": "slowly"}, 429, client._RateLimited),
         ({"code": 500, "message": "oops"}, 500, AnswerLostError),
         (b"<html>maintenance</html>", 200, AnswerLostError),
         (b"<html>bad gateway</html>", 502, AnswerLostError),
@@ -284,6 +284,28 @@ def test_a_refused_upload_is_no_submission(kaggle: Kaggle, script: Script, tmp_p
     with pytest.raises(UnreachableError):
         kaggle.submit("salt", table, "v1")
     assert len(script.requests) == 2
+
+
+def test_a_call_that_this_kaggle_does_not_know(kaggle: Kaggle, script: Script) -> None:
+    script.say({"code": 501, "message": "unimplemented: X"}, 501)
+    with pytest.raises(RefusedError, match="does not know the call"):
+        kaggle.quota()
+
+
+def test_pages_that_go_round_are_refused(kaggle: Kaggle, script: Script) -> None:
+    for token in ("a", "b", "a"):
+        script.say({"files": [{"fileName": "f", "url": "u"}], "nextPageToken": token})
+    with pytest.raises(RefusedError, match="in a circle"):
+        kaggle.outputs("ann", "k", 1)
+
+
+def test_a_login_file_that_is_broken(kaggle: Kaggle) -> None:
+    folder = Path.home() / ".kaggle"
+    folder.mkdir()
+    (folder / "credentials.json").write_text("[1]")
+    with pytest.raises(CredentialsError, match=r"credentials\.json cannot be read"):
+        connect(None, {})
+    assert kaggle.username == "ann"
 
 
 def test_logs_in_every_form() -> None:

@@ -47,6 +47,11 @@ def test_a_setting_is_typed_as_toml(plain: Path, text: str, value: object) -> No
     assert type(config.parameters["word"]) is type(value)
 
 
+@pytest.mark.parametrize("setting", ["epochs=two", "word=False", "word=[a, b]", "epochs=1.x"])
+def test_a_slip_in_a_value_is_no_string(plain: Path, setting: str) -> None:
+    assert "is no TOML value" in complaint(plain, settings=[setting])
+
+
 def test_a_key_that_is_not_known_is_named_with_its_near_miss(make_project: Make) -> None:
     project = make_project({}, extra='machine_shap = "NvidiaTeslaT4"')
     assert complaint(project) == (
@@ -104,6 +109,13 @@ def test_parameters_that_no_notebook_cell_can_hold(
     make_project: Make, extra: str, part: str
 ) -> None:
     assert part in complaint(make_project({}, extra=extra))
+
+
+def test_the_package_is_a_folder_of_its_own(make_project: Make) -> None:
+    project = make_project({})
+    path = project / "pyproject.toml"
+    path.write_text(path.read_text().replace('package = "pkg"', 'package = "."'))
+    assert "below the folder" in complaint(project)
 
 
 @pytest.mark.parametrize("output", ["../out.txt", "/out.txt", "a\\\\b", ""])

@@ -174,6 +174,63 @@ def test_a_session_cap_is_try_again_later(
     assert "session count" in told.stderr
 
 
+def test_the_same_version_of_another_kaggle_takes_no_old_results(
+    project: Path, cli: Cli, local_kaggle: str
+) -> None:
+    """Each Kaggle counts from 1: what lies in v1 already is moved aside, whole."""
+    cli("run", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
+    (folder,) = (project / "runs").iterdir()
+    old = (folder / "v1" / "run.json").read_bytes()
+    (folder / "v1").rename(folder / "v2")  # as if pushed to a Kaggle that was there before
+    cli("push", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
+    assert not (folder / "v2" / "run.json").exists()
+    assert (folder / "v2.1" / "run.json").read_bytes() == old
+    pulled = json.loads(
+        cli("pull", "--json", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle}).stdout
+    )
+    assert json.loads((folder / "v2" / "run.json").read_text())["run"]["version"] == 2
+    assert pulled["verified"] is True
+
+
+def test_a_rehearsal_touches_nothing_but_rehearsals(plain: Path, cli: Cli) -> None:
+    inputs = Path(__file__).parent.parent / "samples" / "inputs"
+    (plain / "runs").mkdir()
+    told = cli("rehearse", "--inputs", inputs, "--out", "runs", cwd=plain, expect=2).stderr
+    assert "real runs lie there" in told
+    mine = plain / "mine" / "plain-parcel" / "notes.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    told = cli("rehearse", "--inputs", inputs, "--out", "mine", cwd=plain, expect=2).stderr
+    assert "notes.txt" in told
+    assert mine.read_text() == "mine"
+
+
+def test_a_rehearsal_needs_no_account_of_the_owner(plain: Path, cli: Cli) -> None:
+    inputs = Path(__file__).parent.parent / "samples" / "inputs"
+    named = ["--set", "kernel.id=ann/plain-parcel"]
+    told = cli("rehearse", "--json", "--inputs", inputs, *named, cwd=plain)
+    assert "as ann" in told.stderr
+    assert json.loads(told.stdout)["verified"] is True
+
+
+def test_results_that_nobody_can_show_do_not_cost_the_run(
+    make_project: Callable[..., Path], cli: Cli
+) -> None:
+    project = make_project(
+        {
+            "pkg/main.py": "from pathlib import Path\ndef run():\n"
+            "    Path('out.txt').write_text('x')\n"
+            "    Path('table.csv').write_bytes(b'id\\n\\xff\\n')\n"
+            "    Path('odd.md').write_bytes(b'\\xff')\n"
+            "    Path('gone.png').symlink_to('nowhere')\n"
+        }
+    )
+    path = project / "pyproject.toml"
+    path.write_text(path.read_text().replace('["out.txt"]', '["out.txt", "table.csv"]'))
+    told = cli("rehearse", "--json", cwd=project)
+    assert json.loads(told.stdout)["outputs"][1]["rows"] is None
+
+
 def test_a_run_of_another_kaggle_is_not_touched(project: Path, cli: Cli, local_kaggle: str) -> None:
     cli("run", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
     other = local_kaggle.replace("127.0.0.1", "localhost")
@@ -193,6 +250,9 @@ def test_old_mounts_and_new_give_the_same_bytes(plain: Path, cli: Cli, tmp_path:
         out = tmp_path / mounts
         cli("rehearse", "--inputs", inputs, "--out", out, "--mounts", mounts, cwd=plain)
         folder = out / "plain-parcel" / "v1"
+        manifest = json.loads((folder / "run-manifest.json").read_text())
+        mount = {"old": "/letters", "new": "/competitions/letters"}[mounts]
+        assert manifest["parameters"]["data_dir"] == f"/kaggle/input{mount}"
         tables.append((folder / "table.csv").read_bytes())
         assert (folder / "run.json").is_file()
     assert tables[0] == tables[1]

@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 
 from kernelkit import pipeline
@@ -43,6 +44,10 @@ AWKWARD = {
     "with space.txt": "data\n",
     "data.bin": bytes(range(256)),
     "größe.txt": "data\n",
+    "doctest.py": 'def f():\n    """Doc.\n\n    >>> f()\n    1\n    """\n',
+    "prompt.py": 'HELP = """\n>>> a\n... b\n"""\n',
+    "prompt.txt": "In [1]: x\n   ...: y\n",
+    "dots.py": "...\n",
 }
 
 
@@ -94,7 +99,7 @@ def test_profiles_differ_in_three_cells_alone(plain: Path) -> None:
             for cell, twin in zip(notebooks[0], other, strict=True)
             if cell != twin
         }
-        assert differing <= {"title", "parameters", "start"}
+        assert {"title", "start"} <= differing <= {"title", "parameters", "start"}
 
 
 def test_the_owner_is_no_part_of_the_digest(plain: Path) -> None:
@@ -165,12 +170,7 @@ SAMPLE = Path(__file__).parent.parent / "samples" / "plain"
 
 
 def written_by(cell: str) -> bytes:
-    head, _, body = cell.partition("\n")
-    if head.startswith("%%writefile"):
-        lines = body.split("\n")
-        assert body
-        assert not any(line and not line.strip() for line in lines)
-        return (body + "\n").encode()
+    """What a kernel would write: IPython's own rewriting of the cell, then its own code."""
     written: list[bytes] = []
 
     class Recorder:
@@ -178,8 +178,27 @@ def written_by(cell: str) -> bytes:
             assert path
             written.append(content)
 
-    exec(cell, {"kernelkit_run": Recorder()})
+        def run_cell_magic(self, magic: str, line: str, body: str) -> None:
+            assert (magic, bool(body)) == ("writefile", True), line
+            written.append(body.encode())
+
+    recorder = Recorder()
+    code = TransformerManager().transform_cell(cell)
+    exec(code, {"kernelkit_run": recorder, "get_ipython": lambda: recorder})
     return written[0]
+
+
+SOURCE_LINES = st.sampled_from(
+    ["", " ", "x = 1", "  >>> f()", "... y", "In [2]: z", '"""', "%%time", "!ls", "\t", "{{ x }}"]
+)
+
+
+@given(st.lists(SOURCE_LINES).map("\n".join).map(lambda text: text + "\n"))
+def test_lines_that_ipython_likes_to_change_survive(text: str) -> None:
+    file = SourceFile("pkg/any.txt", text.encode(), module=None)
+    bundle = Bundle("pkg", "pkg.main:run", (file,), {}, Provenance(None, None))
+    (cell,) = cells(render(bundle, load_config(SAMPLE, environment={})), "module")
+    assert written_by(cell) == file.content
 
 
 def use_templates(project: Path, templates: dict[str, str]) -> None:
@@ -218,6 +237,7 @@ def test_a_projects_templates_are_laid_over_ours(plain: Path) -> None:
         ("65-x.py.j2", "{{ manifest.nope }}", "65-x.py.j2:1: "),
         ("65-x.py.j2", "\n{% if %}", "65-x.py.j2:2: "),
         ("extra.py.j2", "x", "no place in the notebook"),
+        ("65-x.py.j2", "{{ 1 / 0 }}", "65-x.py.j2:1: division by zero"),
     ],
 )
 def test_a_fault_in_a_template_names_it_and_its_line(
@@ -236,6 +256,14 @@ def test_metadata_has_the_official_fields(plain: Path) -> None:
     assert (metadata["language"], metadata["kernel_type"]) == ("python", "notebook")
     assert metadata["enable_internet"] is False
     assert "docker_image" not in metadata
+
+
+def test_what_a_template_includes_is_in_the_digest(plain: Path) -> None:
+    digests = set()
+    for text in ("one", "two"):
+        use_templates(plain, {"65-x.py.j2": "# {% include 'part.txt' %}", "part.txt": text})
+        digests.add(kernel_of(plain).digest)
+    assert len(digests) == 2
 
 
 def test_the_notebook_embeds_what_bundle_json_holds(plain: Path) -> None:
