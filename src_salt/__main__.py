@@ -1,0 +1,74 @@
+"""The command line: `python -m src_salt --data-dir D --output-dir O`.
+
+Its flags are the fields of `config.Settings`. Exit codes: 0 done, 2 something the user can mend,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import typing
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from src_salt.config import SaltError, Settings
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say it in two lines, where argparse would print the whole usage."""
+        self.exit(2, f"{self.prog}: error: {message}\n`{self.prog} --help` lists the options.\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """One flag for each setting; a flag that is left out leaves the setting's default."""
+    result = _Parser(
+        prog="python -m src_salt",
+        description="Train and compare U-Nets for the TGS Salt competition, write a submission.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    types = typing.get_type_hints(Settings)
+    for setting in dataclasses.fields(Settings):
+        flag = "--" + setting.name.replace("_", "-")
+        result.add_argument(flag, **_argument(setting, types[setting.name]))
+    return result
+
+
+def _argument(setting: dataclasses.Field[Any], kind: Any) -> dict[str, Any]:
+    required = setting.default is dataclasses.MISSING
+    text = setting.metadata["help"]
+    if not required and setting.default is not None and kind != tuple[str, ...]:
+        text += f" (default: {setting.default})"
+    options: dict[str, Any] = {"help": text, "required": required}
+    if kind is bool:
+        return options | {"action": argparse.BooleanOptionalAction}
+    if kind == tuple[str, ...]:
+        return options | {"nargs": "+", "metavar": "NAME"}
+    for number in (int, float):
+        if kind in (number, number | None):
+            return options | {"type": number, "metavar": "N" if number is int else "X"}
+    return options | {"metavar": "DIR"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, run, and turn what the user can mend into one line and exit code 2."""
+    chosen = vars(parser().parse_args(arguments))
+    try:
+        Settings.from_parameters(chosen)  # a typing mistake need not wait for torch to load
+        from src_salt.main import run
+
+        run(**chosen)
+    except SaltError as error:
+        print(f"python -m src_salt: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("python -m src_salt: interrupted; finished experiments are kept.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

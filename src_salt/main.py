@@ -1,0 +1,165 @@
+"""The whole pipeline: `run(...)`, from the competition's folder to a submission."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from src_salt import report
+from src_salt.config import Settings, SettingsError
+from src_salt.data import LabelledImages, TestImages, load_competition, split
+from src_salt.experiments import Result, best_of, run_experiments
+from src_salt.metrics import THRESHOLD, competition_score, iou
+from src_salt.model import require_encoder_weights
+from src_salt.outputs import Outputs, emit, write_zip
+from src_salt.predict import load_model, predict
+from src_salt.submission import write_submission
+from src_salt.train import pick_device
+
+SHOWN_CASES = 6
+
+
+def run(data_dir: str | Path, output_dir: str | Path, **parameters: Any) -> dict[str, Any]:
+    """Train and compare the experiments, predict with the best, write everything.
+
+    `parameters` are the fields of `config.Settings` by name, as plain values. Prints one JSON line
+    for each event and returns a summary whose paths are relative to `output_dir`. Raises a
+    SaltError for anything that the user can mend; data and weights are checked before training.
+    """
+    settings = Settings.from_parameters(
+        {"data_dir": data_dir, "output_dir": output_dir, **parameters}
+    )
+    outputs = _prepared(settings.output_dir)
+    competition = load_competition(settings.data_dir)
+    require_encoder_weights((chosen.backbone for chosen in settings.chosen), settings)
+    train, validation = split(competition.labelled, settings)
+    outputs.remove_stale()
+    _announce(settings, train, validation, competition.test)
+
+    results = run_experiments(settings, train, validation, outputs)
+    best = best_of(results)
+    model = load_model(best.experiment, outputs)
+    assessed = _assess(model, validation, settings)
+    _submit(model, competition.test, competition.sample_submission, settings, outputs)
+    _report(results, assessed, validation, outputs)
+    _pack(results, outputs)
+    summary = _summary(results, assessed, outputs)
+    emit("done", **summary)
+    return summary
+
+
+@dataclass(frozen=True)
+class _Assessment:
+    """The best network on the validation images at their full size."""
+
+    masks: npt.NDArray[np.bool_]  # (N, 101, 101) bool
+    ious: npt.NDArray[np.float32]  # (N,)
+    score: float
+
+
+def _prepared(folder: Path) -> Outputs:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"output_dir: {folder} cannot be made: {error}.") from error
+    return Outputs(folder)
+
+
+def _announce(
+    settings: Settings, train: LabelledImages, validation: LabelledImages, test: TestImages
+) -> None:
+    emit(
+        "start",
+        experiments=list(settings.experiments),
+        epochs=settings.epochs,
+        device=str(pick_device()),
+        train_images=len(train),
+        val_images=len(validation),
+        test_images=len(test),
+    )
+
+
+def _assess(model: nn.Module, validation: LabelledImages, settings: Settings) -> _Assessment:
+    batches = predict(model, validation.images, settings, "validation")
+    masks = np.concatenate([batch > THRESHOLD for batch in batches])
+    predicted, truth = torch.from_numpy(masks), torch.from_numpy(validation.masks > 0)
+    score = competition_score(predicted, truth).mean().item()
+    return _Assessment(masks, iou(predicted, truth).numpy(), score)
+
+
+def _submit(
+    model: nn.Module, test: TestImages, sample: Path, settings: Settings, outputs: Outputs
+) -> None:
+    batches = predict(model, test.images, settings, "test")
+    masks = (mask for batch in batches for mask in batch > THRESHOLD)
+    write_submission(outputs.submission, test.ids, masks, sample)
+
+
+def _report(
+    results: list[Result], assessed: _Assessment, validation: LabelledImages, outputs: Outputs
+) -> None:
+    report.write_table(results, assessed.score, outputs.table_csv, outputs.table_markdown)
+    report.plot_iou_comparison(results, outputs.iou_plot)
+    report.plot_losses(results, outputs.loss_plot)
+    title = f"Validation images, predicted by {best_of(results).experiment.name}"
+    report.plot_predictions(_cases(assessed, validation), title, outputs.predictions_plot)
+
+
+def _cases(assessed: _Assessment, validation: LabelledImages) -> list[report.Case]:
+    """A few images spread evenly from little salt to much, with as few empty ones as can be."""
+    salt = validation.masks.mean(axis=(1, 2))
+    by_salt = np.argsort(salt, kind="stable")
+    empty = int((salt == 0).sum())
+    shown_empty = max(1, SHOWN_CASES - (len(salt) - empty))
+    by_salt = by_salt[max(0, empty - shown_empty) :]
+    places = np.linspace(0, len(by_salt) - 1, min(SHOWN_CASES, len(by_salt)))
+    return [
+        report.Case(
+            image_id=validation.ids[row],
+            image=validation.images[row],
+            truth=validation.masks[row] > 0,
+            prediction=assessed.masks[row],
+            iou=float(assessed.ious[row]),
+        )
+        for row in by_salt[places.round().astype(int)]
+    ]
+
+
+def _pack(results: list[Result], outputs: Outputs) -> None:
+    names = [result.experiment.name for result in results]
+    models = [path(name) for name in names for path in (outputs.weights, outputs.history)]
+    write_zip(outputs.models_zip, outputs.root, models)
+    write_zip(outputs.results_zip, outputs.root, outputs.results)
+
+
+def _summary(results: list[Result], assessed: _Assessment, outputs: Outputs) -> dict[str, Any]:
+    best = best_of(results)
+    return {
+        "best_experiment": best.experiment.name,
+        "best_val_iou": best.best.val_iou,
+        "best_val_score": assessed.score,
+        "experiments": [
+            {
+                "experiment": result.experiment.name,
+                "best_val_iou": result.best.val_iou,
+                "best_epoch": result.best.epoch,
+                "epochs": len(result.history),
+                "weights": outputs.relative(outputs.weights(result.experiment.name)),
+            }
+            for result in results
+        ],
+        "submission": outputs.relative(outputs.submission),
+        "models_zip": outputs.relative(outputs.models_zip),
+        "results_zip": outputs.relative(outputs.results_zip),
+        "comparison_plot": outputs.relative(outputs.iou_plot),
+        "loss_plot": outputs.relative(outputs.loss_plot),
+        "predictions_plot": outputs.relative(outputs.predictions_plot),
+        "table_csv": outputs.relative(outputs.table_csv),
+        "table_markdown": outputs.relative(outputs.table_markdown),
+    }

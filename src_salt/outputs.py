@@ -1,0 +1,112 @@
+"""The folder of results: its names, files written whole, and the event lines.
+
+A file of a run either is complete or does not exist: it is written beside its place under another
+name and then renamed. A reader of a half-finished folder is therefore never misled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+ZIP_TIME = (1980, 1, 1, 0, 0, 0)
+"""The earliest time a zip can hold: the same files then always give the same bytes."""
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary path to write; renamed to `path` when the block ends well, else removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The process id keeps two runs apart; the suffix stays, since savefig reads the format there.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 with the newlines as they are, on every platform."""
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON; a value that is not finite raises ValueError."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_zip(path: Path, root: Path, members: Iterable[Path]) -> None:
+    """Pack files under their paths relative to `root`.
+
+    Names are sorted, times fixed and nothing is compressed: weights hardly shrink, pictures are
+    compressed already, and stored bytes do not depend on the version of zlib.
+    """
+    with whole(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for member in sorted(members):
+            entry = zipfile.ZipInfo(member.relative_to(root).as_posix(), ZIP_TIME)
+            entry.external_attr = 0o644 << 16
+            entry.file_size = member.stat().st_size
+            with member.open("rb") as source, archive.open(entry, "w") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+
+
+def emit(event: str, **values: Any) -> None:
+    """Print one event as one JSON line, at once: what somebody who watches the run reads."""
+    print(json.dumps({"event": event, **values}, allow_nan=False), flush=True)
+
+
+def progress(items: Iterable[T], title: str) -> Iterable[T]:
+    """A progress bar on stderr, only where somebody watches: a batch log gets none."""
+    bar: Iterable[T] = tqdm(items, desc=title, leave=False, disable=None, dynamic_ncols=True)
+    return bar
+
+
+class Outputs:
+    """Names of everything a run leaves in its output folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.submission = root / "submission.csv"
+        self.models_zip = root / "models.zip"
+        self.results_zip = root / "results.zip"
+        results = root / "results"
+        self.iou_plot = results / "validation_iou_comparison.png"
+        self.loss_plot = results / "loss_curves.png"
+        self.predictions_plot = results / "predictions.png"
+        self.table_csv = results / "experiments.csv"
+        self.table_markdown = results / "experiments.md"
+
+    def weights(self, experiment: str) -> Path:
+        """The best weights of an experiment, a plain state_dict."""
+        return self.root / "models" / f"best_model_{experiment}.pth"
+
+    def history(self, experiment: str) -> Path:
+        """The record of a finished experiment; its presence means that it is complete."""
+        return self.root / "models" / f"{experiment}_history.json"
+
+    @property
+    def results(self) -> tuple[Path, ...]:
+        """Every file of the folder results/."""
+        pictures = (self.iou_plot, self.loss_plot, self.predictions_plot)
+        return (*pictures, self.table_csv, self.table_markdown)
+
+    def remove_stale(self) -> None:
+        """Remove what a former run ended with, so that a run that fails leaves none of it."""
+        for path in (self.submission, self.models_zip, self.results_zip, *self.results):
+            path.unlink(missing_ok=True)
+
+    def relative(self, path: Path) -> str:
+        """The path as the run's summary names it."""
+        return path.relative_to(self.root).as_posix()

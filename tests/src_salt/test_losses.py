@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from src_salt.losses import LOSS_FUNCTIONS, bce_dice, bce_dice_lovasz, lovasz_hinge
+
+
+def maps(*rows: list[float]) -> Tensor:
+    """(B, 1, 1, W) from one list a picture."""
+    return torch.tensor(rows).reshape(len(rows), 1, 1, -1)
+
+
+def lovasz_by_hand(logits: Tensor, targets: Tensor) -> Tensor:
+    """Each picture alone, each pixel alone: the loss grows by what the Jaccard index loses."""
+    values = []
+    for picture, truth in zip(logits.flatten(1), targets.flatten(1), strict=True):
+        errors = 1 - picture * (2 * truth - 1)
+        wrong: set[int] = set()
+        before, value = 0.0, torch.zeros((), dtype=picture.dtype)
+        salt = {i for i, pixel in enumerate(truth.tolist()) if pixel == 1}
+        for pixel in torch.argsort(errors, descending=True, stable=True).tolist():
+            wrong.add(pixel)
+            now = len(wrong) / len(salt | wrong)
+            value = value + torch.relu(errors[pixel]) * (now - before)
+            before = now
+        values.append(value)
+    return torch.stack(values).mean()
+
+
+def test_bce_dice_by_hand() -> None:
+    # Logits 0 are probabilities 1/2: BCE is ln 2. Dice over both pictures: the overlap is
+    # 2 * (1/2 + 1/2) + 1 = 3, the total (4 * 1/2) + 2 + 1 = 5.
+    value = bce_dice(maps([0.0, 0.0], [0.0, 0.0]), maps([1.0, 0.0], [1.0, 0.0]))
+    assert value.item() == pytest.approx(math.log(2) + 1 - 3 / 5)
+
+
+def test_bce_dice_by_hand_with_unequal_logits() -> None:
+    # Probabilities 3/4 and 1/5 of a salt and an empty pixel.
+    value = bce_dice(maps([math.log(3), -math.log(4)]), maps([1.0, 0.0]))
+    bce = -(math.log(3 / 4) + math.log(4 / 5)) / 2
+    assert value.item() == pytest.approx(bce + 1 - (2 * 0.75 + 1) / (0.95 + 1 + 1), abs=1e-6)
+
+
+def test_lovasz_by_hand() -> None:
+    # Errors: pixel 0 (salt) 1 - 0.5 = 0.5; pixel 1 (salt) 1 + 1 = 2; pixel 2 (empty) 1 - 3 < 0.
+    # Sorted 2, 0.5, -2: the Jaccard loss goes 1/2, 1, 1, so 2 * 1/2 + 0.5 * 1/2 = 1.25.
+    assert lovasz_hinge(maps([0.5, -1.0, -3.0]), maps([1.0, 1.0, 0.0])).item() == 1.25
+
+
+def test_lovasz_of_an_empty_mask_is_its_worst_pixel() -> None:
+    assert lovasz_hinge(maps([-3.0, 1.0, -2.0]), maps([0.0, 0.0, 0.0])).item() == 2.0
+
+
+def test_lovasz_is_the_mean_over_pictures() -> None:
+    logits, targets = maps([0.5, -1.0, -3.0], [-3.0, 1.0, -2.0]), maps([1.0, 1, 0], [0.0, 0, 0])
+    assert lovasz_hinge(logits, targets).item() == (1.25 + 2.0) / 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lovasz_and_its_gradient_equal_the_loop(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(6, 1, 7, 5, generator=generator)
+    targets = (torch.rand(6, 1, 7, 5, generator=generator) > 0.6).float()
+    targets[0], targets[1] = 0, 1
+    ours, loop = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    lovasz_hinge(ours, targets).backward()
+    lovasz_by_hand(loop, targets).backward()
+    assert torch.allclose(lovasz_hinge(logits, targets), lovasz_by_hand(logits, targets))
+    assert ours.grad is not None
+    assert loop.grad is not None
+    assert torch.allclose(ours.grad, loop.grad, atol=1e-6)
+
+
+def test_lovasz_of_hard_logits_is_twice_the_jaccard_loss() -> None:
+    # The extension meets the set function at its corners: every wrong pixel has error 2.
+    targets = maps([1.0, 1.0, 1.0, 0.0, 0.0])
+    logits = maps([1.0, 1.0, -1.0, 1.0, -1.0])  # IoU 2/4
+    assert lovasz_hinge(logits, targets).item() == pytest.approx(2 * (1 - 2 / 4))
+
+
+def test_the_combination_is_the_sum() -> None:
+    logits, targets = torch.randn(2, 1, 4, 4), torch.ones(2, 1, 4, 4)
+    total = bce_dice(logits, targets) + lovasz_hinge(logits, targets)
+    assert torch.equal(bce_dice_lovasz(logits, targets), total)
+
+
+@pytest.mark.parametrize("name", LOSS_FUNCTIONS)
+def test_better_logits_lose_less_and_perfect_ones_nothing(name: str) -> None:
+    loss = LOSS_FUNCTIONS[name]
+    targets = (torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)) > 0.5).float()
+    right = 2 * targets - 1
+    losses = [loss(scale * right, targets).item() for scale in (-20.0, -1.0, 0.0, 1.0, 20.0)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSS_FUNCTIONS)
+def test_half_precision_is_computed_in_single(name: str) -> None:
+    loss = LOSS_FUNCTIONS[name]
+    logits, targets = torch.full((2, 1, 101, 101), 3.0), torch.ones(2, 1, 101, 101)
+    assert loss(logits.bfloat16(), targets.bfloat16()).dtype == torch.float32
+    assert torch.equal(loss(logits.half(), targets.half()), loss(logits, targets))

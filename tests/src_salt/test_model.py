@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+from src_salt.config import Settings
+from src_salt.model import UNet, WeightsError, load_encoder_weights, require_encoder_weights
+
+MakeSettings = Callable[..., Settings]
+
+
+@pytest.mark.parametrize("backbone", ["resnet34", "resnet50"])
+def test_logits_have_the_size_of_the_input(backbone: str) -> None:
+    model = UNet(backbone).eval()
+    for size in ((32, 32), (101, 101), (33, 70)):
+        with torch.inference_mode():
+            assert model(torch.zeros(1, 3, *size)).shape == (1, 1, *size)
+
+
+def test_every_parameter_learns() -> None:
+    model = UNet("resnet34")
+    model(torch.rand(2, 3, 64, 64)).square().sum().backward()
+    without = [name for name, value in model.named_parameters() if value.grad is None]
+    assert without == []
+
+
+def test_every_skip_connection_reaches_the_output() -> None:
+    model = UNet("resnet34").eval()
+    images = torch.rand(1, 3, 32, 32)
+    outputs = []
+    for block in [None, *model.blocks]:
+        hook = block.register_forward_pre_hook(silence_skip) if block is not None else None
+        with torch.inference_mode():
+            outputs.append(model(images))
+        if hook is not None:
+            hook.remove()
+    assert all(not torch.allclose(outputs[0], other) for other in outputs[1:])
+
+
+def silence_skip(_block: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple:
+    below, skip = inputs
+    return below, torch.zeros_like(skip)
+
+
+def test_from_scratch_only_when_told_to(settings: MakeSettings) -> None:
+    assert load_encoder_weights("resnet34", settings(pretrained=False)) is None
+
+
+def test_weights_that_cannot_be_downloaded_say_what_to_do(
+    settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # an empty cache
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # and nobody there to ask
+    with pytest.raises(WeightsError) as fault:
+        require_encoder_weights(["resnet34"], settings(pretrained=True))
+    for advice in ("resnet34", "internet", "weights_dir", "pretrained to false"):
+        assert advice in str(fault.value)
+
+
+@pytest.fixture
+def weights_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    torch.manual_seed(5)
+    torch.save(torchvision.models.resnet34().state_dict(), folder / "resnet34-b627a593.pth")
+    return folder
+
+
+def test_weights_from_a_folder_reach_the_encoder(weights_dir: Path, settings: MakeSettings) -> None:
+    chosen = settings(pretrained=True, weights_dir=str(weights_dir))
+    given = torch.load(weights_dir / "resnet34-b627a593.pth", weights_only=True)
+    model = UNet("resnet34", load_encoder_weights("resnet34", chosen))
+    assert torch.equal(model.stem[0].weight, given["conv1.weight"])
+    assert torch.equal(model.stages[3][2].conv2.weight, given["layer4.2.conv2.weight"])
+
+
+def test_a_folder_without_or_with_two_weights(weights_dir: Path, settings: MakeSettings) -> None:
+    chosen = settings(pretrained=True, weights_dir=str(weights_dir))
+    with pytest.raises(WeightsError, match=r"holds 0 files resnet50\*\.pth"):
+        require_encoder_weights(["resnet34", "resnet50"], chosen)
+    (weights_dir / "resnet34-other.pt").write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"holds 2 files resnet34\*\.pth"):
+        require_encoder_weights(["resnet34"], chosen)
+
+
+@pytest.mark.parametrize("spoil", ["garbage", "other network", "missing layer"])
+def test_weights_of_something_else_are_refused(
+    spoil: str, weights_dir: Path, settings: MakeSettings
+) -> None:
+    path = weights_dir / "resnet34-b627a593.pth"
+    if spoil == "garbage":
+        path.write_bytes(b"no weights")
+    elif spoil == "other network":
+        torch.save(torchvision.models.resnet18().state_dict(), path)
+    else:
+        state = torch.load(path, weights_only=True)
+        del state["layer4.2.conv2.weight"]
+        torch.save(state, path)
+    chosen = settings(pretrained=True, weights_dir=str(weights_dir))
+    with pytest.raises(WeightsError, match="holds no torchvision weights of resnet34"):
+        require_encoder_weights(["resnet34"], chosen)

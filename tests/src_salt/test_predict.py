@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from src_salt.config import Settings
+from src_salt.data import LabelledImages
+from src_salt.predict import predict
+
+
+class Brightness(torch.nn.Module):
+    """A network whose logit is the pixel's own normalised value, so that answers are known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:, :1] + self.nothing
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_probabilities_are_full_size_and_in_order(
+    workers: int, settings: Callable[..., Settings]
+) -> None:
+    levels = np.linspace(0, 255, 10).astype(np.uint8)
+    flat = np.repeat(levels, 101 * 101).reshape(10, 101, 101)
+    batches = list(predict(Brightness(), flat, settings(num_workers=workers), "test"))
+    assert [batch.shape for batch in batches] == [(4, 101, 101), (4, 101, 101), (2, 101, 101)]
+    expected = 1 / (1 + np.exp(-(levels / 255 - 0.485) / 0.229))
+    found = np.concatenate(batches)
+    assert found.dtype == np.float32
+    assert np.allclose(found, expected[:, None, None], atol=1e-4)
+
+
+def test_what_is_where_stays_there(
+    pictures: LabelledImages, settings: Callable[..., Settings]
+) -> None:
+    found = np.concatenate(list(predict(Brightness(), pictures.images, settings(), "test")))
+    agreement = ((found > 0.5) == (pictures.masks > 0)).mean()
+    assert agreement > 0.95  # 32 pixels across leave the edges a little off
+
+
+def test_the_gradient_mode_is_the_callers_between_batches(
+    pictures: LabelledImages, settings: Callable[..., Settings]
+) -> None:
+    for _ in predict(Brightness(), pictures.images, settings(), "test"):
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
