@@ -284,9 +284,13 @@ class _OwnModules:
         return target in self._packages
 
     def imported_by(self, module: str, imports: list[_Import]) -> frozenset[str]:
-        """The own modules that `imports` name, also those behind `from package import module`."""
+        """The own modules that `imports` load, also those behind `from package import module`."""
         named = {i.target for i in imports} | {f"{i.target}.{n}" for i in imports for n in i.names}
-        return frozenset((named & self.modules) - {module})
+        # Importing a module imports the packages around it first.
+        around = {
+            name.rsplit(".", depth)[0] for name in named for depth in range(1, name.count(".") + 1)
+        }
+        return frozenset(((named | around) & self.modules) - {module})
 
 
 def _check_own_imports(

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+# Waiting threads sleep: several times faster on a machine that does something else as well, and
+# the same bits. Before any test imports torch, and for every process that a test starts.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "tests" / "samples"
 

@@ -42,6 +42,11 @@ _PASSED_GPU = ("CUDA_", "CUBLAS_", "NVIDIA_")
 """What a run inherits of the environment: numbers of threads (other counts give other last bits),
 language and GPU. No credentials and no PYTHONPATH, because nothing else passes."""
 
+_POLITE = {"OMP_WAIT_POLICY": "passive"}
+"""Threads that wait sleep, where OpenMP lets them spin: on a machine that is shared with anything
+else a training step is then several times faster (two at once on two cores: 130 ms an image
+instead of 640), with the same bits. Whoever sets it otherwise is heard."""
+
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -321,4 +326,4 @@ def _inherited(*, gpu: bool) -> dict[str, str]:
     }
     # The kernel's interpreter is also what `!python` and `!pip` mean, as on Kaggle.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return passed | {"PATH": path} | ({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})
+    return {**_POLITE, **passed, "PATH": path, **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})}
