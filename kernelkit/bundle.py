@@ -22,6 +22,7 @@ from kernelkit.errors import BundleError
 
 COMPILED_SUFFIXES = frozenset({".so", ".pyd", ".dylib", ".dll"})
 LEFT_OUT_SUFFIXES = frozenset({".pyc", ".pyo", ".ipynb"})
+RUNTIME_MODULE = "kernelkit_runtime"  # what the run side is called inside the notebook
 GIT_TIMEOUT_SECONDS = 20  # a repository on a slow disk; without git's word a bundle is "unknown"
 
 
@@ -94,13 +95,11 @@ def read_bundle(package_folder: Path, entry: str) -> Bundle:
             two files claim one module, or it holds a compiled extension.
     """
     root = package_folder.parent
+    _check_name(package_folder.name)
     paths, left_out = _list_files(package_folder)
     modules = _modules(paths)
     trees = {name: _parse(root, path) for name, path in modules.items()}
-    imports = {
-        name: list(_imports(tree, name, modules[name].name == "__init__.py"))
-        for name, tree in trees.items()
-    }
+    imports = {name: list(_imports(tree, name, modules[name])) for name, tree in trees.items()}
     own = _OwnModules(package_folder.name, frozenset(modules))
     _check_own_imports(imports, modules, own)
     third_party = _third_party(imports, modules, own)
@@ -120,6 +119,15 @@ def read_bundle(package_folder: Path, entry: str) -> Bundle:
         provenance=_provenance(root, paths),
         left_out=tuple(left_out),
     )
+
+
+def _check_name(package: str) -> None:
+    if package in sys.stdlib_module_names or package == RUNTIME_MODULE:
+        raise BundleError(
+            f'the package is called "{package}", as a module that is there already', "Rename it."
+        )
+    if not package.isidentifier():
+        raise BundleError(f'the package is called "{package}": nothing can import that')
 
 
 def digest_of(parts: list[tuple[str, str]]) -> str:
@@ -212,7 +220,7 @@ def _parse(root: Path, path: PurePosixPath) -> ast.Module:
             return ast.parse(_content(root / path), filename=str(path))
     except SyntaxError as fault:
         raise BundleError(f"{path}:{fault.lineno}: {fault.msg}") from None
-    except ValueError as fault:
+    except (ValueError, RecursionError, MemoryError) as fault:
         raise BundleError(f"{path}: cannot be read as Python: {fault}") from None
 
 
@@ -226,7 +234,7 @@ def _module(root: Path, path: PurePosixPath, name: str, tree: ast.Module) -> Sou
     )
 
 
-def _imports(tree: ast.Module, module: str, is_package: bool) -> Iterator[_Import]:
+def _imports(tree: ast.Module, module: str, path: PurePosixPath) -> Iterator[_Import]:
     """Every import statement of a module, with relative ones made absolute."""
     pending: list[tuple[ast.AST, bool]] = [(tree, False)]
     while pending:
@@ -235,17 +243,19 @@ def _imports(tree: ast.Module, module: str, is_package: bool) -> Iterator[_Impor
             for alias in node.names:
                 yield _Import(alias.name, node.lineno, optional)
         elif isinstance(node, ast.ImportFrom):
-            target = _absolute(node, module, is_package)
+            target = _absolute(node, module, path)
             yield _Import(target, node.lineno, optional, tuple(a.name for a in node.names))
         shielded = _shielded_body(node)
         pending += [(child, optional or child in shielded) for child in ast.iter_child_nodes(node)]
 
 
-def _absolute(node: ast.ImportFrom, module: str, is_package: bool) -> str:
+def _absolute(node: ast.ImportFrom, module: str, path: PurePosixPath) -> str:
     """The module named by a `from` import, by the rules of PEP 328."""
     if not node.level:
         return node.module or ""
-    base = module.split(".") if is_package else module.split(".")[:-1]
+    base = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    if node.level > len(base):
+        raise BundleError(f"{path}:{node.lineno}: a relative import beyond the package")
     base = base[: len(base) - (node.level - 1)]
     return ".".join([*base, *([node.module] if node.module else [])])
 

@@ -6,6 +6,8 @@ Words go to stderr when `--json` is given, and one JSON document to stdout.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 import traceback
@@ -98,19 +100,27 @@ Inputs = Annotated[
 
 def main() -> NoReturn:
     """Run a command and exit with its code; every error becomes words here, and only here."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that what was begun is cleaned up
+        signal.signal(number, signal.default_int_handler)
+    report: dict[str, Any] = {}
     try:
         code = app(standalone_mode=False) or 0  # the code of a typer.Exit, or nothing
-    except typer.Abort:
-        code = INTERRUPTED
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
+        code, report = INTERRUPTED, {"error": "interrupted"}
         errors.print("interrupted")
+    except BrokenPipeError:  # whoever read our output has gone
         code = INTERRUPTED
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KernelkitError as fault:
         code = _say_error(fault)
-        report = {"error": str(fault), "exit_code": code, "next": fault.next_step}
-        _document(words.stderr, {**report, **fault.about})
+        report = {"error": str(fault), "next": fault.next_step, **fault.about}
     except Exception as fault:
         code = _say_usage_error(fault)
+        report = {"error": str(fault)}
+    if report:
+        _document("--json" in sys.argv, {**report, "exit_code": code})
     sys.exit(code)
 
 
@@ -129,8 +139,8 @@ def render(
     kernel = pipeline.render_to(config, folder)
     _print_files(kernel.manifest, len(kernel.payload))
     for path in kernel.left_out:
-        words.print(f"left out: {path}", style="dim")
-    words.print(f"{folder}  digest {kernel.digest[:12]}")
+        words.print(Text(f"left out: {path}", style="dim"))
+    words.print(f"{escape(str(folder))}  digest {kernel.digest[:12]}")
     _document(as_json, {"folder": str(folder), "size": len(kernel.payload), **kernel.manifest})
 
 
@@ -329,7 +339,7 @@ def runs(project: Project = Path(), as_json: AsJson = False) -> None:
     table = Table(*RUN_COLUMNS, box=None)
     rows = [_run_row(record) for record in records]
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*(Text(str(value)) for value in row.values()))
     words.print(table if rows else "nothing was pushed from here")
     _document(as_json, rows)
 
@@ -421,7 +431,9 @@ class _Teller:
         table = Table("experiment", "epoch", *(label for label, _, _ in shown), box=None)
         for name, event in self._experiments.items():
             epoch = f"{event.get('epoch', '?')}/{event.get('epochs', '?')}"
-            table.add_row(name, epoch, *(_number(event.get(key), n) for _, key, n in shown))
+            table.add_row(
+                Text(name), Text(epoch), *(_number(event.get(key), n) for _, key, n in shown)
+            )
         return table
 
     def _picture(self) -> Group:
@@ -455,7 +467,7 @@ def _conclude(pulled: Pulled, as_json: bool) -> None:
     """What a verified pull ends with."""
     _print_outputs(pulled.verdict)
     _print_results(pulled.folder)
-    words.print(f"[bold green]verified[/]: {pulled.folder}")
+    words.print(f"[bold green]verified[/]: {escape(str(pulled.folder))}")
     _document(as_json, pulled.about)
 
 
@@ -463,10 +475,10 @@ def _print_outputs(verdict: Verdict) -> None:
     table = Table("output", "bytes", "sha256", box=None)
     table.columns[1].justify = "right"
     for output in verdict.outputs:
-        table.add_row(output["path"], f"{output['size']:,}", output["sha256"][:12])
+        table.add_row(Text(output["path"]), f"{output['size']:,}", output["sha256"][:12])
     words.print(table)
     if verdict.undeclared:
-        words.print(f"beside them: {', '.join(verdict.undeclared)}", style="dim")
+        words.print(Text(f"beside them: {', '.join(verdict.undeclared)}", style="dim"))
 
 
 def _print_results(folder: Path) -> None:
@@ -474,7 +486,7 @@ def _print_results(folder: Path) -> None:
     for path in sorted(folder.rglob("*.md")):
         words.print(Markdown(path.read_text(encoding="utf-8", errors="replace")))
     for path in sorted(folder.rglob("*.png")):
-        words.print(f"picture: {path}")
+        words.print(Text(f"picture: {path}"))
     manifest = json.loads((folder / "run-manifest.json").read_text(encoding="utf-8"))
     total = time.monotonic() - STARTED
     words.print(f"the run took {_number(manifest.get('seconds'), 0)} s, all of it {total:.0f} s")
@@ -484,7 +496,7 @@ def _print_files(manifest: Mapping[str, Any], size: int) -> None:
     table = Table("file", "bytes", box=None)
     table.columns[1].justify = "right"
     for file in manifest["files"]:
-        table.add_row(file["path"], f"{file['size']:,}")
+        table.add_row(Text(file["path"]), f"{file['size']:,}")
     table.add_row("the notebook, as it is sent", f"{size:,}", style="bold")
     words.print(table)
 
@@ -493,7 +505,7 @@ def _run_row(record: ledger.Record) -> dict[str, Any]:
     try:
         push, run = record.push, record.run
     except KernelkitError as fault:
-        words.print(f"{record.folder}: {fault}", style="red")
+        words.print(Text(f"{record.folder}: {fault}", style="red"))
         return dict.fromkeys(RUN_COLUMNS, "?") | {"run": str(record.folder)}
     values = (
         f"{push['owner']}/{push['slug']}",
@@ -501,7 +513,7 @@ def _run_row(record: ledger.Record) -> dict[str, Any]:
         push.get("profile") or "",
         push.get("pushed", ""),
         run.get("state", "not pulled"),
-        {True: "yes", False: "no"}.get(run.get("verified", ""), ""),
+        {"True": "yes", "False": "no"}.get(str(run.get("verified")), ""),
         str(push["digest"])[:12],
     )
     return dict(zip(RUN_COLUMNS, values, strict=True))
@@ -514,7 +526,10 @@ def _epoch_line(event: Mapping[str, Any]) -> str:
 
 
 def _number(value: Any, digits: int = 4) -> str:
-    return f"{value:.{digits}f}" if isinstance(value, int | float) else ""
+    try:
+        return f"{value:.{digits}f}" if isinstance(value, int | float) else ""
+    except OverflowError:  # an integer of a notebook's own making
+        return "∞"
 
 
 def _require_no_failure(end: Status) -> None:

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import requests
 import tenacity
+import urllib3
 from kagglesdk import kaggle_env
 from kagglesdk.competitions.types import competition_api_service as competitions
 from kagglesdk.kaggle_client import KaggleClient
@@ -624,7 +625,7 @@ def _store(response: requests.Response, target: Path) -> None:
 def _events(response: requests.Response, end: float) -> Iterator[LogEntry]:
     """Server-sent events of a running session, until its end, a silence or the time `end`."""
     try:
-        for line in response.iter_lines(chunk_size=1):  # else a line waits for 512 bytes more
+        for line in _lines(response):
             if time.monotonic() > end:
                 return
             payload = line.removeprefix(b"data:").strip()
@@ -633,8 +634,19 @@ def _events(response: requests.Response, end: float) -> Iterator[LogEntry]:
             if payload == b"END_OF_LOG":
                 return
             yield _event(payload)
-    except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError):
+    except urllib3.exceptions.HTTPError:
         return  # a cut or a silence; the caller asks for the status and comes back
+
+
+def _lines(response: requests.Response) -> Iterator[bytes]:
+    """Lines as they come; `iter_lines` would hold each back until a chunk of bytes is full."""
+    pending = bytearray()
+    while chunk := response.raw.read1(CHUNK_BYTES, decode_content=True):
+        pending += chunk
+        if b"\n" in chunk:
+            *lines, pending = pending.split(b"\n")
+            yield from (bytes(line) for line in lines)
+    yield bytes(pending)
 
 
 def _event(payload: bytes) -> LogEntry:

@@ -226,7 +226,7 @@ def _read_project_file(project: Path) -> dict[str, Any]:
             f"no {PROJECT_FILE} in {project}",
             "Go to the project's folder, or name it: --project DIR.",
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+    except (ValueError, RecursionError) as fault:
         raise ConfigError(f"{path} is not valid TOML: {fault}") from None
     except OSError as fault:
         raise ConfigError(f"{path} cannot be read: {fault.strerror}") from None
@@ -290,8 +290,8 @@ def _require_known_parameter(stated: _ProjectFile, name: str) -> None:
 def _toml_value(setting: str, text: str, stated: Any) -> Any:
     """The value as TOML reads it; bare words are a string where no other type was stated."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         looks_otherwise = text[:1] in "[{\"'" or text.lower() in _NOT_WORDS
         if looks_otherwise or not isinstance(stated, str | None):
             raise ConfigError(
@@ -300,6 +300,9 @@ def _toml_value(setting: str, text: str, stated: Any) -> Any:
                 "Write numbers plainly, true or false in small letters, text in quotes.",
             ) from None
         return text
+    if list(parsed) != ["value"]:
+        raise ConfigError(f"--set {setting}: one value at a time")
+    return parsed["value"]
 
 
 def _validated(table: dict[str, Any]) -> _ProjectFile:

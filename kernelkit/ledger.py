@@ -44,9 +44,12 @@ class Record:
     def push(self) -> Mapping[str, Any]:
         """The run's address, as it was kept at the push."""
         push = _read(self.folder / "push.json")
-        for name in ("owner", "slug", "version", "url", "digest", "endpoint"):
-            if name not in push:
-                raise MachineError(f"{self.folder}/push.json lacks {name!r}")
+        kinds = dict.fromkeys(("owner", "slug", "url", "digest", "endpoint"), str) | {
+            "version": int
+        }
+        for name, kind in kinds.items():
+            if not isinstance(push.get(name), kind):
+                raise MachineError(f"{self.folder}/push.json lacks {name!r}, or has it wrong")
         return push
 
     @property
@@ -135,7 +138,7 @@ def _move_aside(folder: Path) -> None:
 def _read(path: Path) -> Mapping[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise MachineError(f"{path} cannot be read: {fault}") from fault
     if not isinstance(document, dict):
         raise MachineError(f"{path} is no JSON object")

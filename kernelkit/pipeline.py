@@ -7,6 +7,7 @@ Every step takes a `Config` and says what it does through `tell`; none of them p
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import subprocess
@@ -105,12 +106,13 @@ def rehearse(
         ConfigError: `out` is the folder of real runs, or holds something else than a rehearsal.
     """
     require_no_problems(preflight(config))  # a slip must not cost the rehearsal before
-    _empty_rehearsal(out / config.kernel.slug, config.project / "runs")
-    with local_kaggle(inputs, mounts) as endpoint:
-        tell(f"local Kaggle at {endpoint}")
-        user = config.kernel.owner or LOCAL_CREDENTIALS[0]
-        credentials = Credentials(user, "the rehearsal", key=LOCAL_CREDENTIALS[1])
-        return _run(config, Kaggle(credentials, endpoint), out, deadline, tell)
+    with _alone(out):
+        _empty_rehearsal(out / config.kernel.slug, config.project / "runs")
+        with local_kaggle(inputs, mounts) as endpoint:
+            tell(f"local Kaggle at {endpoint}")
+            user = config.kernel.owner or LOCAL_CREDENTIALS[0]
+            credentials = Credentials(user, "the rehearsal", key=LOCAL_CREDENTIALS[1])
+            return _run(config, Kaggle(credentials, endpoint), out, deadline, tell)
 
 
 def _run(config: Config, kaggle: Kaggle, root: Path, deadline: float | None, tell: Tell) -> Pulled:
@@ -119,6 +121,24 @@ def _run(config: Config, kaggle: Kaggle, root: Path, deadline: float | None, tel
     pulled = pull(kaggle, record, tell=tell)
     require_success(pulled)
     return pulled
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Two rehearsals in one folder would take each other's place."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("w")
+    except OSError as fault:
+        raise MachineError(f"{out} cannot be written: {fault.strerror}") from fault
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise MachineError(
+                f"another rehearsal is using {out}", "Wait for it, or name another folder: --out."
+            ) from None
+        yield
 
 
 def _empty_rehearsal(folder: Path, runs: Path) -> None:
@@ -215,8 +235,8 @@ def watch(
 
 def status(kaggle: Kaggle, record: Record) -> Status:
     """Where a run is now."""
-    pushed = datetime.fromisoformat(str(record.push.get("pushed", _now())))
-    fresh = (datetime.now(UTC) - pushed).total_seconds() < remote.GRACE_SECONDS
+    age = time.time() - (record.folder / "push.json").stat().st_mtime
+    fresh = age < remote.GRACE_SECONDS
     return remote.status(kaggle, _address(kaggle, record), within_grace=fresh)
 
 
@@ -237,9 +257,7 @@ def pull(
     if not end.state.finished:
         end = watch(kaggle, record, deadline=deadline, tell=tell)
     started = time.monotonic()
-    names, left_behind = remote.pull(
-        kaggle, run, record.folder, lambda name: tell(f"pulled {name}")
-    )
+    names, left_behind = remote.pull(kaggle, run, record.folder, tell)
     verdict = verify_folder(record.folder)
     account = {
         "run": asdict(run),
@@ -339,7 +357,7 @@ def local_kaggle(inputs: Path | None, mounts: str = "new") -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="kernelkit-emulator-") as folder:
         ready = Path(folder, "ready.json")
         command = emulator_command(
-            ["--port", "0", "--state", str(Path(folder, "state")), "--mounts", mounts]
+            ["--port", "0", "--mounts", mounts]
             + ["--lifeline", "--ready-file", str(ready)]
             + (["--inputs", str(inputs)] if inputs else [])
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from kernelkit.client import Given, Kaggle, LogEntry, OutputFile, State, Status, parse_log
+from kernelkit.client import Given, Kaggle, LogEntry, State, Status, parse_log
 from kernelkit.errors import (
     CapacityError,
     DeadlineError,
@@ -176,30 +176,30 @@ def pull(
 ) -> tuple[list[str], list[str]]:
     """Download every output and the log of a run that has ended into `folder`.
 
-    Returns the names that were pulled, and those left behind because the folder has files of its
-    own by that name.
+    Returns the names that were pulled, and those left behind: a name that would leave the folder or
+    take the place of our own files there must not cost the rest of a run of hours.
 
     Raises:
-        RefusedError: an output's name would leave the folder.
         MachineError: the folder cannot be written.
     """
     files, log_text = kaggle.outputs(run.owner, run.slug, run.version)
     own_names = {"bundle.json", "push.json", "run.json", f"{run.slug}.log"}
-    placed = {file: _target(folder, file) for file in files}
-    own = {folder / name for name in own_names}
-    left_behind = [f.name for f, path in placed.items() if path.with_name(path.name.lower()) in own]
-    targets = [(file, path) for file, path in placed.items() if file.name not in left_behind]
+    placed = {file: _target(folder, file.name, own_names) for file in files}
     try:
-        for file, target in targets:
-            kaggle.download(file, target)
-            tell(file.name)
+        for file, target in placed.items():
+            if target is not None:
+                kaggle.download(file, target)
+                tell(f"pulled {file.name}")
         (folder / f"{run.slug}.log").write_text(log_text, encoding="utf-8")
     except OSError as fault:
         raise MachineError(
             f"{folder} cannot be written: {fault.strerror}",
             "Nothing there counts as complete. Make room, then pull again.",
         ) from fault
-    return [file.name for file, _ in targets], left_behind
+    left_behind = [file.name for file, target in placed.items() if target is None]
+    for name in left_behind:
+        tell(f"left on Kaggle, its name has no place here: {name!r}")
+    return [file.name for file, target in placed.items() if target], left_behind
 
 
 def progress(entry: LogEntry) -> Mapping[str, Any] | None:
@@ -209,7 +209,7 @@ def progress(entry: LogEntry) -> Mapping[str, Any] | None:
         return None
     try:
         event = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
 
@@ -284,10 +284,10 @@ def _unseen(entries: list[LogEntry], shown: str) -> Iterator[LogEntry]:
             yield replace(entry, text=beyond)
 
 
-def _target(folder: Path, file: OutputFile) -> Path:
-    """Where an output goes; its name may come from anybody's notebook."""
-    path = PurePosixPath(file.name)
-    odd = PureWindowsPath(file.name).drive or "\\" in file.name or "\0" in file.name
-    if not file.name or path.is_absolute() or ".." in path.parts or odd:
-        raise RefusedError(f"the output {file.name!r} would be written outside the run's folder")
-    return folder / path
+def _target(folder: Path, name: str, own_names: set[str]) -> Path | None:
+    """Where an output goes, None where it must not; its name may come from anybody's notebook."""
+    path = PurePosixPath(name)
+    odd = PureWindowsPath(name).drive or "\\" in name or "\0" in name
+    if not path.parts or path.is_absolute() or ".." in path.parts or odd:
+        return None
+    return None if path.parts[0].lower() in own_names else folder / path

@@ -73,7 +73,7 @@ def _document(path: Path, problems: list[str]) -> dict[str, Any]:
     except FileNotFoundError:
         problems.append(f"{path.name}: missing")
         return {}
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         problems.append(f"{path.name}: cannot be read ({fault})")
         return {}
     if not isinstance(document, dict) or not document:

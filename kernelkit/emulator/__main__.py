@@ -81,7 +81,7 @@ def _announced(server: Server, options: argparse.Namespace, isolation: Isolation
     proxy = f"KAGGLE_API_ENVIRONMENT=LOCALHOST http_proxy={server.endpoint} no_proxy="
     credentials = f"KAGGLE_USERNAME={options.user} KAGGLE_KEY=any"
     print(f"Local Kaggle at {server.endpoint} (isolation: {isolation})")
-    print(f"Official client: {proxy} {credentials} kaggle kernels …", flush=True)
+    print(f"Official client: {proxy} {credentials} kaggle kernels ...", flush=True)
     try:
         yield
     finally:

@@ -153,6 +153,8 @@ def test_no_two_sets_of_parts_share_a_digest(parts: list[tuple[str, str]]) -> No
     [
         ({"pkg/mod.py": "", "pkg/mod/__init__.py": ""}, "are both the module pkg.mod"),
         ({"pkg/a.py": "import helpers\n", "helpers.py": ""}, "lies beside the package"),
+        ({"pkg/a.py": "\nfrom .. import zz\n"}, "pkg/a.py:2: a relative import beyond"),
+        ({"pkg/a.py": f"x = {'+'.join(['1'] * 5000)}\n"}, "pkg/a.py: cannot be read as Python"),
         (
             {"pkg/a.py": "try:\n    x = 1\nexcept ImportError:\n    from .gone import y\n"},
             "pkg/a.py:4",
@@ -195,3 +197,11 @@ def test_provenance_knows_what_git_does_not_hold(make_project: Make) -> None:
     (project / ".gitignore").write_text("data.txt\n")
     (project / "pkg" / "data.txt").write_text("ignored, and carried")
     assert bundle_of(project).provenance.dirty is True
+
+
+@pytest.mark.parametrize("name", ["json", "kernelkit_runtime", "my-package"])
+def test_a_package_by_a_name_that_cannot_be_its_own(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").touch()
+    with pytest.raises(BundleError, match="the package is called"):
+        read_bundle(tmp_path / name, f"{name}:run")

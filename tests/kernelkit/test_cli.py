@@ -88,6 +88,22 @@ def test_a_failure_is_a_json_document_too(plain: Path, cli: Cli) -> None:
     assert json.loads(cli("push", "--json", cwd=plain, expect=9).stdout)["exit_code"] == 9
 
 
+def test_a_wrong_command_line_is_a_json_document_too(plain: Path, cli: Cli) -> None:
+    told = cli("render", "--json", "--bogus", cwd=plain, expect=2).stdout
+    assert json.loads(told)["exit_code"] == 2
+
+
+def test_file_names_are_not_markup(plain: Path, cli: Cli) -> None:
+    (plain / "parcel" / "[").mkdir()
+    (plain / "parcel" / "[" / "b].txt").touch()
+    assert "parcel/[/b].txt" in cli("render", cwd=plain).stdout
+
+
+def test_an_old_terminal_gets_other_letters_and_no_fault(plain: Path, cli: Cli) -> None:
+    cli("render", "--help", cwd=plain, env={"PYTHONIOENCODING": "ascii"})
+    cli("doctor", cwd=plain, env={"PYTHONIOENCODING": "ascii"}, expect=9)
+
+
 def test_a_ledger_with_broken_folders_is_still_listed(plain: Path, cli: Cli) -> None:
     folder = plain / "runs" / "plain-parcel" / "v1"
     folder.mkdir(parents=True)

@@ -47,7 +47,9 @@ def test_a_setting_is_typed_as_toml(plain: Path, text: str, value: object) -> No
     assert type(config.parameters["word"]) is type(value)
 
 
-@pytest.mark.parametrize("setting", ["epochs=two", "word=False", "word=[a, b]", "epochs=1.x"])
+@pytest.mark.parametrize(
+    "setting", ["epochs=two", "word=False", "word=[a, b]", "epochs=1.x", "word=" + "[" * 3000]
+)
 def test_a_slip_in_a_value_is_no_string(plain: Path, setting: str) -> None:
     assert "is no TOML value" in complaint(plain, settings=[setting])
 

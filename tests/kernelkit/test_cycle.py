@@ -205,6 +205,23 @@ def test_a_rehearsal_touches_nothing_but_rehearsals(plain: Path, cli: Cli) -> No
     assert mine.read_text() == "mine"
 
 
+def test_two_rehearsals_do_not_share_a_folder(plain: Path, cli: Cli) -> None:
+    inputs = Path(__file__).parent.parent / "samples" / "inputs"
+    first = subprocess.Popen(
+        [sys.executable, "-m", "kernelkit", "rehearse", "--inputs", inputs, "--profile", "slow"],
+        cwd=plain,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout is not None
+    first.stdout.readline()
+    told = cli("rehearse", "--inputs", inputs, cwd=plain, expect=10).stderr
+    assert "another rehearsal is using" in told
+    first.terminate()
+    assert first.wait(30) == 130
+    first.stdout.close()
+
+
 def test_a_rehearsal_needs_no_account_of_the_owner(plain: Path, cli: Cli) -> None:
     inputs = Path(__file__).parent.parent / "samples" / "inputs"
     named = ["--set", "kernel.id=ann/plain-parcel"]

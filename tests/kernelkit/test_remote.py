@@ -15,7 +15,7 @@ import pytest
 
 from kernelkit import client, remote
 from kernelkit.client import Credentials, Kaggle, LogEntry, Status
-from kernelkit.errors import DeadlineError, RefusedError, UnreachableError
+from kernelkit.errors import DeadlineError, UnreachableError
 from kernelkit.remote import Run
 
 DIGEST = "d" * 64
@@ -230,18 +230,21 @@ def test_a_fresh_push_may_not_show_for_a_while(kaggle: Kaggle, server: Server) -
 
 
 @pytest.mark.parametrize("name", ["../out", "/etc/out", "a/../../out", "C:\\out", "a\\..\\out", ""])
-def test_no_output_leaves_the_folder(
+def test_no_output_leaves_the_folder_and_the_rest_comes_home(
     kaggle: Kaggle, server: Server, tmp_path: Path, name: str
 ) -> None:
-    server.files = [{"fileName": name, "url": kaggle.endpoint + "/file"}]
+    url = kaggle.endpoint + "/file"
+    server.files = [{"fileName": name, "url": url}, {"fileName": "good.txt", "url": url}]
     folder = tmp_path / "deep" / "v2"
     folder.mkdir(parents=True)
-    with pytest.raises(RefusedError, match="outside the run's folder"):
-        remote.pull(kaggle, run_at(kaggle), folder, print)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert remote.pull(kaggle, run_at(kaggle), folder, print) == (["good.txt"], [name])
+    found = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {"good.txt", "some-kernel.log"}
 
 
-@pytest.mark.parametrize("name", ["bundle.json", "./run.json", "push.json/", "BUNDLE.json"])
+@pytest.mark.parametrize(
+    "name", ["bundle.json", "./run.json", "push.json/", "BUNDLE.json", "run.json/x"]
+)
 def test_no_output_takes_the_place_of_our_own_files(
     kaggle: Kaggle, server: Server, tmp_path: Path, name: str
 ) -> None:
@@ -255,3 +258,18 @@ def test_no_output_takes_the_place_of_our_own_files(
     )
     assert {path.read_text() for path in tmp_path.glob("*.json")} == {"ours"}
     assert (tmp_path / "sub" / "out.txt").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("text", ['{"a":' * 3000, '{"event": 3}', "{", "[]", ""])
+def test_a_line_that_is_no_event(text: str) -> None:
+    assert remote.progress(LogEntry("stdout", 0.0, text)) is None
+
+
+def test_a_long_line_does_not_hold_up_the_log(kaggle: Kaggle, server: Server) -> None:
+    lines = [FIRST, *(["x" * 999_999 + "\n"] * 20)]
+    server.statuses = [RUNNING, COMPLETE]
+    server.streams = [stream(*lines)]
+    server.log = lines
+    started = time.monotonic()
+    assert watched(kaggle)[1] == "".join(lines)
+    assert time.monotonic() - started < 20
