@@ -41,22 +41,29 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def flags(parameters: dict[str, object]) -> list[str]:
+    """The options of `python -m src_salt` for the parameters that a run has really used."""
+    options: list[str] = []
+    for name, value in parameters.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            options.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            values = value if isinstance(value, list) else [value]
+            options += [f"--{option}", *map(str, values)]
+    return options
+
+
 def test_the_notebook_gives_the_packages_own_bytes(cli: Cli, inputs: Path, tmp_path: Path) -> None:
     names = ["resnet34_bcedice", "resnet34_lovasz"]
     pulled = rehearse(cli, inputs, tmp_path / "out", experiments=names)
+    manifest = json.loads((pulled / "run-manifest.json").read_text())
+    assert manifest["versions"]["torch"].startswith("2.10.0")
+    assert manifest["parameters"]["data_dir"] == f"/kaggle/input/competitions/{SLUG}"
     here = tmp_path / "here"
-    flags = [
-        part
-        for name, value in SMALL.items()
-        for part in (f"--{name.replace('_', '-')}", str(value))
-    ]
-    paths = ["--data-dir", inputs / SLUG, "--output-dir", here]
-    flags += ["--no-pretrained", "--experiments", *names]
+    used = {**manifest["parameters"], "data_dir": inputs / SLUG, "output_dir": here}
     subprocess.run(
-        [sys.executable, "-m", "src_salt", *paths, *flags],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
+        [sys.executable, "-m", "src_salt", *flags(used)], cwd=ROOT, check=True, capture_output=True
     )
     assert (pulled / "submission.csv").read_bytes() == (here / "submission.csv").read_bytes()
     for name in names:
@@ -64,9 +71,6 @@ def test_the_notebook_gives_the_packages_own_bytes(cli: Cli, inputs: Path, tmp_p
         assert (pulled / history).read_bytes() == (here / history).read_bytes()
     with zipfile.ZipFile(pulled / "models.zip") as archive:
         assert f"best_model_{names[0]}.pth" in {Path(n).name for n in archive.namelist()}
-    manifest = json.loads((pulled / "run-manifest.json").read_text())
-    assert manifest["versions"]["torch"].startswith("2.10.0")
-    assert manifest["parameters"]["data_dir"] == f"/kaggle/input/competitions/{SLUG}"
 
 
 @pytest.mark.skipif(not (REAL_DATA / SLUG).is_dir(), reason="no data of the competition here")

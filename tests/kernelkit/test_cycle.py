@@ -127,6 +127,8 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(
     watching = subprocess.Popen(
         [sys.executable, "-m", "kernelkit", "watch"],
         cwd=project,
+        # A shell's background jobs inherit that Ctrl-C is ignored; a terminal's do not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env={**os.environ, **endpoint},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
