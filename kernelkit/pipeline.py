@@ -2,7 +2,8 @@
 
     render → preflight → push → watch → pull → verify
 
-Every step takes a `Config` and says what it does through `tell`; none of them prints.
+A step takes what it needs, a `Config`, a connection or the record of a run, and says what it does
+through `tell`; none of them prints.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ SIZE_LIMIT_BYTES = (
     900_000  # 1,353,126 were refused and 878,947 accepted: where between is not known
 )
 SHORTEST_NAME = 5  # characters, of title and slug alike
+PLACES = ("input", "working", "temp")  # what `runtime` resolves
 P100 = "NvidiaTeslaP100"  # CUDA capability 6.0, for which the image's torch has no code
 
 
@@ -96,15 +97,20 @@ def check_accelerator(kernel: Kernel) -> Iterator[Problem]:
 def check_inputs(kernel: Kernel) -> Iterator[Problem]:
     """Each `kaggle://input/<slug>` among the parameters is a declared source."""
     fields = kernel.manifest["kernel"]
-    sources = [
-        source
-        for kind in ("competition", "dataset", "kernel", "model")
-        for source in fields[f"{kind}_sources"]
-    ]
-    declared = {part for source in sources for part in source.split("/")}
+    owned = [*fields["dataset_sources"], *fields["kernel_sources"], *fields["model_sources"]]
+    declared = {*fields["competition_sources"]}
+    declared |= {source.split("/")[1] for source in owned if "/" in source}
     for name, value in kernel.manifest["parameters"].items():
-        for slug in _input_slugs(value):
-            if slug not in declared:
+        for address in _addresses(value):
+            place, _, rest = address.partition("/")
+            slug = rest.partition("/")[0]
+            if place not in PLACES:
+                yield Problem(
+                    f"parameters.{name}",
+                    f"kaggle://{address} is no place of a run",
+                    f"There are kaggle://{', kaggle://'.join(PLACES)}.",
+                )
+            elif place == "input" and slug not in declared:
                 yield Problem(
                     f"parameters.{name}",
                     f"wants kaggle://input/{slug}, which is no source of this kernel",
@@ -142,11 +148,12 @@ CHECKS: tuple[Callable[[Kernel], Iterator[Problem]], ...] = (
 )
 
 
-def _input_slugs(value: Any) -> Iterator[str]:
-    if isinstance(value, str) and value.startswith("kaggle://input/"):
-        yield value.removeprefix("kaggle://input/").partition("/")[0]
+def _addresses(value: Any) -> Iterator[str]:
+    """Every `kaggle://` address in a parameter, without that beginning."""
+    if isinstance(value, str) and value.startswith("kaggle://"):
+        yield value.removeprefix("kaggle://")
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _input_slugs(item)
+            yield from _addresses(item)
     elif isinstance(value, dict):
-        yield from _input_slugs(list(value.values()))
+        yield from _addresses(list(value.values()))

@@ -33,6 +33,12 @@ def test_a_good_kernel_has_no_problems(plain: Path) -> None:
         (["kernel.competition_sources=[]"], ["parameters.data_dir"]),
         (['kernel.dataset_sources=["no-owner"]'], ["dataset_sources"]),
         (['data_dir=["kaggle://input/else/where"]'], ["parameters.data_dir"]),
+        (["data_dir=kaggle://imput/letters"], ["parameters.data_dir"]),
+        (
+            ["data_dir=kaggle://input/ann", 'kernel.dataset_sources=["ann/salt"]'],
+            ["parameters.data_dir"],
+        ),
+        (["data_dir=kaggle://input/salt/x", 'kernel.dataset_sources=["ann/salt/3"]'], []),
     ],
 )
 def test_each_problem_is_found(plain: Path, settings: list[str], found: list[str]) -> None:
