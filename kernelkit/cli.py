@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -371,8 +372,6 @@ def emulator(
     mounts: MountsOption = Mounts.NEW,
 ) -> None:
     """Serve a local Kaggle until stopped."""
-    import subprocess
-
     arguments = ["--port", str(port), "--mounts", mounts]
     arguments += ["--inputs", str(inputs)] if inputs else []
     arguments += ["--state", str(state)] if state else []
