@@ -44,29 +44,36 @@ def main(arguments: list[str] | None = None) -> int:
             return _fail(f"cannot listen on 127.0.0.1:{options.port}: {error.strerror}")
         runner = Runner(kaggle, isolation, server.endpoint, options.time_limit)
         server.api = Api(kaggle, runner, server.endpoint, options.user)
-        stopped = _on_signals()  # before anybody learns our process id
+        heard, bell = _on_signals()  # before anybody learns our process id
         if options.lifeline:
-            threading.Thread(target=_wait_for_end_of_input, args=(stopped,), daemon=True).start()
+            threading.Thread(target=_wait_for_end_of_input, args=(bell,), daemon=True).start()
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with server, _announced(server, options, isolation):
-            stopped.wait()
+            os.read(heard, 1)
             server.shutdown()
             runner.stop()
     return 0
 
 
-def _on_signals() -> threading.Event:
-    stopped = threading.Event()
+def _on_signals() -> tuple[int, int]:
+    """A pipe, reading end first, into which a signal to stop writes.
+
+    The interpreter's own handler does that, in whichever thread the signal arrives; a handler in
+    Python would wait until the main thread, which waits for it, wakes.
+    """
+    heard, bell = os.pipe()
+    os.set_blocking(bell, False)
+    signal.set_wakeup_fd(bell)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
-    return stopped
+        signal.signal(number, lambda *_: None)
+    return heard, bell
 
 
-def _wait_for_end_of_input(stopped: threading.Event) -> None:
+def _wait_for_end_of_input(bell: int) -> None:
     """Whoever holds the other end may be killed and never say so: the pipe does."""
     while os.read(sys.stdin.fileno(), 1024):
         pass
-    stopped.set()
+    os.write(bell, b"!")
 
 
 @contextlib.contextmanager

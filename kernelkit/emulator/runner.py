@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -34,7 +35,7 @@ Isolation = Literal["namespace", "folders"]
 TIME_LIMIT = 12 * 3600.0
 """Seconds: Kaggle's limit for CPU and GPU sessions [A]."""
 STOPPING = 10.0
-"""Seconds until a killed run must be gone; it takes milliseconds."""
+"""Seconds until all killed runs must be gone; it takes milliseconds."""
 
 _PASSED_NAMES = {"LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH"}
 _PASSED_PREFIXES = ("LC_", "OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "NUMEXPR_", "VECLIB_")
@@ -244,14 +245,17 @@ class Runner:
             thread.start()
 
     def stop(self) -> None:
-        """End all runs, and return when they are gone."""
+        """End all runs, and return when they are gone; say so if one is not, which none can be."""
         with self._lock:
             self._stopped = True
             runs = dict(self._runs)
         for run in runs:
             run.kill(Status.CANCEL_ACKNOWLEDGED, "")
-        for thread in runs.values():
-            thread.join(STOPPING)
+        deadline = time.monotonic() + STOPPING
+        for run, thread in runs.items():
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                print(f"still not gone: {run.version.folder}", file=sys.stderr)
 
     def _execute(self, run: Run) -> None:
         try:

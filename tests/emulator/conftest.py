@@ -136,7 +136,11 @@ class Emulator:
     def stop(self, number=signal.SIGTERM):
         """Its exit status and what it wrote to stderr."""
         self.process.send_signal(number)
-        _, stderr = self.process.communicate(timeout=30)
+        try:
+            _, stderr = self.process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # faulthandler shows where it stands
+            raise AssertionError(self.process.communicate()[1]) from None
         return self.process.returncode, stderr
 
 
@@ -168,7 +172,7 @@ def start(folder, *options, inputs=None, environment=None, prefix=(), state=True
     if inputs:
         arguments += ["--inputs", str(inputs)]
     process = subprocess.Popen(
-        [*prefix, sys.executable, "-m", "kernelkit.emulator", *arguments],
+        [*prefix, sys.executable, "-X", "faulthandler", "-m", "kernelkit.emulator", *arguments],
         cwd=ROOT,
         env=clean_environment(folder) if environment is None else environment,
         stdout=subprocess.PIPE,

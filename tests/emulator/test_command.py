@@ -1,5 +1,6 @@
 """The command: what it prints, its exit codes, and what it leaves behind."""
 
+import ctypes
 import json
 import os
 import signal
@@ -52,6 +53,18 @@ def test_a_stopped_emulator_cleans_up(launch, tmp_path, number):
     assert emulator.stop(number) == (0, "")
     assert list(temporary.iterdir()) == []
     assert not emulator.ready_file.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="tgkill is Linux's")
+def test_a_signal_that_another_thread_gets_stops_it_too(launch):
+    """The system may choose any thread; the main one sleeps on."""
+    emulator = launch()
+    tasks = Path(f"/proc/{emulator.process.pid}/task").iterdir()
+    server = max(int(task.name) for task in tasks)
+    assert server != emulator.process.pid
+    assert ctypes.CDLL(None).tgkill(emulator.process.pid, server, signal.SIGTERM) == 0
+    _, stderr = emulator.process.communicate(timeout=30)
+    assert (emulator.process.returncode, stderr) == (0, "")
 
 
 def test_state_can_be_read_by_a_person(launch):
