@@ -25,7 +25,7 @@ smoke: $(VENV)/all.done $(if $(KERNELKIT_DATA),,$(SYNTHETIC)) ## rehearse src_sa
 	@$(KERNELKIT) rehearse --profile smoke --inputs "$(INPUTS)" $(ARGS)
 
 test: $(VENV)/all.done ## run the tests
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: $(VENV)/all.done ## check style and types, change nothing
 	@$(VENV)/bin/ruff check .
