@@ -32,6 +32,7 @@ from kernelkit.client import LogEntry, Status
 from kernelkit.config import load_config
 from kernelkit.errors import ConfigError, KernelkitError
 from kernelkit.pipeline import Event, Pulled
+from kernelkit.prove import DEADLINE_SECONDS
 from kernelkit.remote import progress
 from kernelkit.verify import Verdict, verify
 
@@ -158,6 +159,37 @@ def preflight(
     pipeline.require_no_problems(problems)
     words.print("no problems")
     _document(as_json, {"problems": []})
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def prove(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PYTEST ARGUMENTS]...", help="Handed to pytest as they are."),
+    ] = None,
+    project: Project = Path(),
+    profile: Profile = None,
+    settings: Settings = None,
+    python: Annotated[
+        str | None,
+        typer.Option(help="Interpreter that runs the project's tests.", show_default="this one"),
+    ] = None,
+    deadline: Annotated[
+        float, typer.Option(min=1, help="Seconds for the notebook, and for each test run.")
+    ] = DEADLINE_SECONDS,
+    as_json: AsJson = False,
+) -> None:
+    """Run the project's own tests with the package and with what the notebook writes."""
+    _speak(as_json)
+    config = load_config(project, profile=profile, settings=settings or [])
+    proof = pipeline.prove(
+        config, arguments or [], python=python, deadline=deadline, tell=_Teller()
+    )
+    words.print(
+        f"[bold green]proved[/]: {len(proof.outcomes)} tests, the same results from the package "
+        f"and from the notebook ({proof.words})"
+    )
+    _document(as_json, {**vars(proof), "numbers": proof.numbers})
 
 
 @app.command()

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -46,6 +46,8 @@ from kernelkit.errors import (
 )
 from kernelkit.ledger import Record
 from kernelkit.preflight import Problem, check
+from kernelkit.prove import DEADLINE_SECONDS, Proof, without_accelerator
+from kernelkit.prove import prove as prove_kernel
 from kernelkit.remote import Run
 from kernelkit.render import Kernel, write_kernel
 from kernelkit.render import render as render_kernel
@@ -180,6 +182,29 @@ def render_to(config: Config, folder: Path) -> Kernel:
 def preflight(config: Config) -> list[Problem]:
     """Everything that stands against a push of the kernel as it is now."""
     return check(render(config))
+
+
+def prove(
+    config: Config,
+    arguments: Sequence[str] = (),
+    *,
+    python: str | None = None,
+    deadline: float = DEADLINE_SECONDS,
+    tell: Tell = quiet,
+) -> Proof:
+    """Run the project's own tests with the package and with what the notebook writes.
+
+    `arguments` are pytest's; `python` runs the tests (default: this interpreter); `deadline` is in
+    seconds, for the notebook and for each of the two test runs.
+
+    Raises:
+        VerificationError: a test ends otherwise, or another copy of the package was tested.
+        ConfigError: no tests, or none that passes with the package itself.
+    """
+    kernel = render(without_accelerator(config))
+    return prove_kernel(
+        kernel, config.project, arguments, python=python, deadline=deadline, tell=tell
+    )
 
 
 def push(config: Config, kaggle: Kaggle, root: Path | None = None, *, tell: Tell = quiet) -> Record:

@@ -11,14 +11,16 @@ ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "kernelkit"
 
 ROOMS = [  # a room imports only what stands before it
-    *("errors", "config", "bundle", "runtime", "render", "preflight", "client", "remote"),
-    *("verify", "ledger", "pipeline", "cli", "__main__"),
+    *("errors", "config", "bundle", "runtime", "witness", "render", "preflight", "prove"),
+    *("client", "remote", "verify", "ledger", "pipeline", "cli", "__main__"),
 ]
 
 NEVER = {
     "errors": {"kernelkit"},
     "bundle": {"jinja2", "kaggle", "kagglesdk"},
     "runtime": {"kernelkit", "jinja2", "nbformat", "pydantic", "rich"},
+    "witness": {"kernelkit"},
+    "prove": {"kernelkit.client", "kernelkit.emulator", "kaggle", "kagglesdk"},
     "render": {"kaggle", "kagglesdk", "kernelkit.client"},
     "preflight": {"kernelkit.client"},
     "client": {"kernelkit.config", "kernelkit.render", "kernelkit.emulator"},
