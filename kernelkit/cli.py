@@ -182,9 +182,13 @@ def prove(
     """Run the project's own tests with the package and with what the notebook writes."""
     _speak(as_json)
     config = load_config(project, profile=profile, settings=settings or [])
-    proof = pipeline.prove(
-        config, arguments or [], python=python, deadline=deadline, tell=_Teller()
-    )
+    try:
+        proof = pipeline.prove(
+            config, arguments or [], python=python, deadline=deadline, tell=_Teller()
+        )
+    except KeyboardInterrupt:
+        errors.print("interrupted: the tests have ended, and nothing of them is left")
+        raise typer.Exit(INTERRUPTED) from None
     words.print(
         f"[bold green]proved[/]: {len(proof.outcomes)} tests, the same results from the package "
         f"and from the notebook ({proof.words})"

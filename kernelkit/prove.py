@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -160,22 +161,25 @@ def prove(
         here = Path(name).resolve()
         runner = _python_of_tests(python)
         notebook_runner = _python_of_notebook(runner)
+        tell(f"Python: {runner}" + _unless_same(notebook_runner, runner))
         layout = _Layout(project, kernel.manifest)
+        command = _Command(runner.path, tuple(arguments), _install_witness(here / "w"), deadline)
         watch = _Stopwatch()
-        with watch("notebook"):
-            written = _run_notebook(kernel, notebook_runner, here / "n", deadline)
-            _check_written(written, kernel.manifest)
-        files = len(kernel.manifest["files"])
-        tell(f"the notebook writes the package's {files} files (Python {notebook_runner.version})")
 
         first = _stage_with_package(layout, here / "a")
-        second = _stage_with_notebook(layout, here / "b", written)
-        command = _Command(runner.path, tuple(arguments), _install_witness(here / "w"), deadline)
         with watch("tests with the package"):
             package = _run_tests(command, first, "the package")
         _require_tests(package, runner)
         _require_own_copy(package, first, "the package")
         tell(f"with the package: {_told(package)}")
+
+        with watch("notebook"):
+            written = _run_notebook(kernel, notebook_runner, here / "n", deadline)
+            _check_written(written, kernel.manifest)
+        files = len(kernel.manifest["files"])
+        tell(f"the notebook has written {files} {'file' if files == 1 else 'files'}")
+
+        second = _stage_with_notebook(layout, here / "b", written)
         with watch("tests with the notebook"):
             notebook = _run_tests(_moved(command, package, first, second), second, "the notebook")
         _require_ran(notebook)
@@ -233,11 +237,15 @@ def _python_of_tests(wanted: str | None) -> _Python:
     return _Python(path, version, has_ipykernel)
 
 
+def _unless_same(notebook: _Python, tests: _Python) -> str:
+    return "" if notebook == tests else f"; for the notebook {notebook}: the first has no ipykernel"
+
+
 def _python_of_notebook(tests: _Python) -> _Python:
     """The tests' own, or ours where that one has no ipykernel."""
-    ours = _Python(sys.executable, sys.version.split()[0], find_spec("ipykernel") is not None)
+    ours = _Python(sys.executable, platform.python_version(), find_spec("ipykernel") is not None)
     chosen = tests if tests.has_ipykernel else ours
-    missing = [name for name in ("nbclient",) if find_spec(name) is None]
+    missing = [] if find_spec("nbclient") else ["nbclient"]
     missing += [] if chosen.has_ipykernel else ["ipykernel"]
     if missing:
         raise MachineError(

@@ -1,0 +1,30 @@
+"""six: one file, which makes modules that lie nowhere."""
+
+import io
+
+import six
+from six.moves import builtins, urllib
+from six.moves.urllib.parse import urlencode
+
+
+def test_modules_that_lie_nowhere() -> None:
+    assert builtins.len is len
+    assert urlencode({"a": 1}) == "a=1"
+    assert urllib.parse.quote(" ") == "%20"
+
+
+def test_it_writes_what_both_pythons_read() -> None:
+    assert six.ensure_binary("é") == b"\xc3\xa9"
+    assert list(six.iteritems({1: 2})) == [(1, 2)]
+    assert six.StringIO is io.StringIO
+
+
+def test_a_metaclass_of_another_kind() -> None:
+    class Meta(type):
+        pass
+
+    @six.add_metaclass(Meta)
+    class Thing:
+        pass
+
+    assert type(Thing) is Meta

@@ -1,0 +1,5 @@
+"""Source that a careless carrier changes."""
+
+
+def run() -> None:
+    pass

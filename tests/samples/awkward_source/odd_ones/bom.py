@@ -1,0 +1,3 @@
+﻿"""Begins with a mark."""
+
+NAME = "böm"

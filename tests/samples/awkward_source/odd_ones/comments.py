@@ -1,0 +1,2 @@
+# Nothing but words.
+# coding is not a cookie here

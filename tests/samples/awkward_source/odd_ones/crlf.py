@@ -1,0 +1,4 @@
+"""Line ends of another system."""
+
+TEXT = """one
+two"""

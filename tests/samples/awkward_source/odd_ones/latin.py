@@ -1,0 +1,4 @@
+# -*- coding: latin-1 -*-
+"""Not UTF-8."""
+
+NAME = "grüße"

@@ -1,0 +1,6 @@
+"""Ends slowly."""
+
+LAST = "here"
+
+
+

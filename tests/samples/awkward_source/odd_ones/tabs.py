@@ -1,0 +1,7 @@
+"""Indented by tabs."""
+
+
+def f(n):
+	if n:
+		return "tab"
+	return "	"

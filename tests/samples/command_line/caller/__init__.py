@@ -1,0 +1,1 @@
+"""Also a program: python -m caller."""

@@ -1,0 +1,9 @@
+"""Also a program of its own: python -m caller.work."""
+
+
+def run(words: list[str]) -> str:
+    return "+".join(words)
+
+
+if __name__ == "__main__":
+    print(run(["work", __package__]))

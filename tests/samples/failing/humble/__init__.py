@@ -1,0 +1,5 @@
+"""Not everything in it works."""
+
+
+def run() -> int:
+    return 1

@@ -1,0 +1,3 @@
+import humble
+
+assert humble.nothing

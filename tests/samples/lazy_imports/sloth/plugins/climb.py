@@ -1,0 +1,3 @@
+"""No import statement names this module."""
+
+NAME = __name__

@@ -1,0 +1,8 @@
+"""Reaches the twins by their dotted names."""
+
+import twins.left as left
+import twins.right
+
+
+def run() -> tuple[str, str]:
+    return left.helper(), twins.right.helper()

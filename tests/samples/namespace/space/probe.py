@@ -1,0 +1,5 @@
+"""A module directly in the namespace."""
+
+
+def signal() -> str:
+    return f"{__name__} calls"

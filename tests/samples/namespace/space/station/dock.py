@@ -1,0 +1,7 @@
+"""The entry."""
+
+from ..probe import signal
+
+
+def run() -> str:
+    return signal()

@@ -1,0 +1,5 @@
+"""A package again."""
+
+from ..plain import NAME as plain_name
+
+__all__ = ["plain_name"]

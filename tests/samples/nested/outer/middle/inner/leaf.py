@@ -1,0 +1,3 @@
+"""The innermost."""
+
+NAME = __name__

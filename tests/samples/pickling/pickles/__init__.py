@@ -1,0 +1,1 @@
+"""Objects that travel between processes by the name of their class."""

@@ -1,0 +1,7 @@
+"""The entry."""
+
+from . import depth
+
+
+def run() -> str:
+    return depth(4)
