@@ -344,7 +344,8 @@ class _Layout:
 
         listed = _project_files(project)
         carried = {self.in_project(path) for path in self.carried}
-        self.inside = sorted(carried | {p for p in listed if self.in_notebook(p) is not None})
+        present = {path for path in listed if (project / path).is_file()}
+        self.inside = sorted(carried | {p for p in present if self.in_notebook(p) is not None})
         """The package's files in the project, whether carried or not."""
 
         self.beside = [path for path in listed if self.in_notebook(path) is None]
@@ -430,8 +431,10 @@ class _Stage:
 
 def _stage_with_package(layout: _Layout, folder: Path) -> _Stage:
     stage = folder / "project"
-    for path in (*layout.beside, *layout.inside):
-        _copy(layout.project / path, stage / path)
+    for path in layout.beside:
+        _copy(layout.project, path, stage / path)
+    for path in layout.inside:
+        _copy_content(layout.project / path, stage / path)
     homes = dict.fromkeys(stage / home.parent for home in layout.tops)
     return _with_folders(_Stage(stage, layout, tuple(homes)))
 
@@ -440,12 +443,12 @@ def _stage_with_notebook(layout: _Layout, folder: Path, written: Path) -> _Stage
     stage = folder / "project"
     stage.mkdir(parents=True)
     for path in layout.beside:
-        _copy(layout.project / path, stage / path)
+        _copy(layout.project, path, stage / path)
     for path in layout.tests_inside():
         below = layout.in_notebook(path)
         assert below is not None
         if not (written / below).exists():
-            _copy(layout.project / path, written / below)
+            _copy_content(layout.project / path, written / below)
     return _with_folders(_Stage(stage, layout, (written,), written))
 
 
@@ -455,15 +458,29 @@ def _with_folders(stage: _Stage) -> _Stage:
     return stage
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Links are followed: what they lead to may lie outside the project."""
+def _copy(project: Path, path: PurePosixPath, target: Path) -> None:
+    """Links out of the project stay links: a whole environment or data set may lie behind one."""
+    source = project / path
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():  # a submodule, or a link to a folder
+        if source.is_symlink() and not source.resolve().is_relative_to(project):
+            target.symlink_to(source.resolve())
+        elif source.is_symlink() and source.is_dir():
+            target.symlink_to(os.path.relpath(source.resolve(), source.parent.resolve()))
+        elif source.is_dir():  # a submodule
             ignored = shutil.ignore_patterns(".git", *LEFT_OUT_FOLDERS)
-            shutil.copytree(source, target, ignore=ignored, dirs_exist_ok=True)
+            shutil.copytree(source, target, ignore=ignored, symlinks=True)
         elif source.is_file():
             shutil.copy2(source, target)
+    except OSError as fault:
+        raise MachineError(f"{source} cannot be copied to {target.parent}: {fault}") from fault
+
+
+def _copy_content(source: Path, target: Path) -> None:
+    """A file of the package: as in the notebook, no link is left of it."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target)
     except OSError as fault:
         raise MachineError(f"{source} cannot be copied to {target.parent}: {fault}") from fault
 

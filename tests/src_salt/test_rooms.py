@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[2] / "src_salt"
+import src_salt
+
+PACKAGE = Path(src_salt.__file__).parent
 
 ORDER = [
     "config",

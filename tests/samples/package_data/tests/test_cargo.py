@@ -22,6 +22,7 @@ def test_files_below_folders() -> None:
     deep = resources.files(cargo) / "data" / "deep"
     assert sorted(path.name for path in deep.iterdir()) == ["notes.md", "one.json"]
     assert deep.joinpath("notes.md").read_text() == "# {{ no template }} {% raw %}\n"
+    assert deep.joinpath("one.json").read_bytes().endswith(b"}")
     assert json.loads(deep.joinpath("one.json").read_bytes()) == {"no": "newline at the end"}
 
 
