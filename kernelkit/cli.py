@@ -165,7 +165,7 @@ def preflight(
 def prove(
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PYTEST ARGUMENTS]...", help="Handed to pytest as they are."),
+        typer.Argument(metavar="PYTEST ARGUMENTS", help="Handed to pytest as they are."),
     ] = None,
     project: Project = Path(),
     profile: Profile = None,

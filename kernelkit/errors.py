@@ -10,7 +10,7 @@
     ├── CapacityError       5   no free session, quota spent, or too many calls: try later
     ├── RunFailedError      6   the run itself failed
     ├── DeadlineError       7   the deadline passed and the run goes on
-    ├── VerificationError   8   what was pulled is not what the run made
+    ├── VerificationError   8   what was pulled, or written, is not what it must be
     ├── UnreachableError    9   Kaggle does not answer
     │   └── AnswerLostError 9   a push was sent, and its answer never came
     ├── CredentialsError    9   none, or not accepted
@@ -95,7 +95,7 @@ class DeadlineError(KernelkitError):
 
 
 class VerificationError(KernelkitError):
-    """A pulled folder does not match its manifest."""
+    """A pulled folder does not match its manifest, or a notebook not the package it carries."""
 
     exit_code = 8
 

@@ -226,8 +226,10 @@ def _python_of_tests(wanted: str | None) -> _Python:
             timeout=ANSWER_SECONDS,
         )
         version, has_pytest, has_ipykernel = json.loads(done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError) as fault:
-        raise ConfigError(f"{path} does not answer as a Python does: {fault}") from None
+    except (OSError, subprocess.SubprocessError, ValueError):
+        raise ConfigError(
+            f"{path} does not answer as a Python does", "Name an interpreter: --python PATH."
+        ) from None
     if not has_pytest:
         raise MachineError(
             f"{path} has no pytest",
