@@ -20,7 +20,7 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = [
-    *("render", "preflight", "push", "status", "watch", "logs", "pull"),
+    *("render", "preflight", "prove", "push", "status", "watch", "logs", "pull"),
     *("verify", "run", "rehearse", "submit", "runs", "doctor", "emulator"),
 ]
 TARGETS = [
