@@ -39,6 +39,7 @@ class Known:
 
 
 KNOWN = [
+    Known("attrs", "attr._make:evolve", beside=("attr",)),
     Known("jaraco", "jaraco.text:unwrap"),
     Known("jinja2", "jinja2.compiler:generate"),
     Known("jsonschema", "jsonschema.validators:validate", ("tests/test_types.py",)),
@@ -46,6 +47,7 @@ KNOWN = [
     Known("nbformat", "nbformat.reader:reads"),
     Known("referencing", "referencing.jsonschema:lookup_recursive_ref", ("tests/test_core.py",)),
     Known("rich", "rich.emoji:Emoji", bundled=1_000_000),
+    Known("six", "six:ensure_str"),
     Known("text_unidecode", "text_unidecode:unidecode"),
 ]
 

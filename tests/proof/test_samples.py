@@ -22,6 +22,9 @@ PROVEN = [
     "package_data",
     "pickling",
     "relative_imports",
+    "single_module",
+    "src_layout",
+    "two_packages",
 ]
 
 

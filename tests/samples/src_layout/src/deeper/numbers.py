@@ -1,0 +1,5 @@
+"""A module."""
+
+
+def triple(number: int) -> int:
+    return 3 * number

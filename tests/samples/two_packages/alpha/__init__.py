@@ -1,0 +1,7 @@
+"""Stands on the other one."""
+
+from beta.base import greet
+
+
+def run() -> str:
+    return greet(__name__)
