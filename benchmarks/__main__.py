@@ -78,8 +78,8 @@ def _measure(tools: list[Tool], sizes: list[int], repetitions: int, folder: Path
         for tool, project in zip(tools, projects, strict=True):
             if isinstance(tool, Kernelkit):
                 _say(f"{modules} modules: render alone, {tool.name}")
-                seconds = render_alone(project.folder, repetitions)
-                alone.append(report.Alone(modules, tool.layout, seconds))
+                taken = render_alone(project.folder, repetitions)
+                alone.append(report.Alone(modules, tool.layout, *taken))
     alone.sort(key=lambda row: (row.layout, row.modules))
     return [
         f"## Whole processes\n\n{report.whole_processes(rows)}",
