@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -31,11 +31,15 @@ from kernelkit import ledger, pipeline
 from kernelkit.client import LogEntry, Status
 from kernelkit.config import load_config
 from kernelkit.errors import ConfigError, KernelkitError
+from kernelkit.image import Finding
 from kernelkit.pipeline import Event, Pulled
 from kernelkit.remote import progress
+from kernelkit.render import SIZE_LIMIT_BYTES, Share
 from kernelkit.verify import Verdict, verify
 
 TAIL_LINES = 6  # of the log under the live table
+BUDGET_ROWS = 25  # files named in the table of render
+LEFT_OUT_NAMED = 5  # files named for each reason
 FAILURE_LINES = 25  # of the log, when a run has failed: a traceback's end
 INTERRUPTED = 130
 DETACHED = "detached: what runs on Kaggle goes on. Come back with: kernelkit watch{}"
@@ -65,6 +69,9 @@ Profile = Annotated[str | None, typer.Option(help="A profile of the project file
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A parameter, or kernel.FIELD, for this call."),
+]
+OnlyReachable = Annotated[
+    bool, typer.Option("--only-reachable", help="Carry what the entry's imports lead to alone.")
 ]
 Endpoint = Annotated[
     str | None,
@@ -130,19 +137,33 @@ def render(
     project: Project = Path(),
     profile: Profile = None,
     settings: Settings = None,
+    only_reachable: OnlyReachable = False,
     out: Annotated[Path | None, typer.Option(show_default="build/kernel")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the notebook, its metadata and its manifest."""
     _speak(as_json)
-    config = load_config(project, profile=profile, settings=settings or [])
+    config = load_config(
+        project, profile=profile, settings=settings or [], only_reachable=only_reachable
+    )
     folder = out or config.project / "build" / "kernel"
     kernel = pipeline.render_to(config, folder)
-    _print_files(kernel.manifest, len(kernel.payload))
-    for path in kernel.left_out:
-        words.print(Text(f"left out: {path}", style="dim"))
+    size, findings = len(kernel.payload), pipeline.compare_with_image(kernel)
+    _print_budget(kernel.budget, size)
+    _print_imports(findings)
+    _print_left_out(kernel.bundle.left_out)
+    _print_advice(pipeline.advise(kernel))
     words.print(f"{escape(str(folder))}  digest {kernel.digest[:12]}")
-    _document(as_json, {"folder": str(folder), "size": len(kernel.payload), **kernel.manifest})
+    about = {
+        "folder": str(folder),
+        "size": size,
+        "limit": SIZE_LIMIT_BYTES,
+        "budget": [vars(share) for share in kernel.budget],
+        "imports": [vars(finding) for finding in findings],
+        "left_out": dict(kernel.bundle.left_out),
+        "notes": pipeline.advise(kernel),
+    }
+    _document(as_json, {**about, **kernel.manifest})
 
 
 @app.command()
@@ -150,14 +171,20 @@ def preflight(
     project: Project = Path(),
     profile: Profile = None,
     settings: Settings = None,
+    only_reachable: OnlyReachable = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what Kaggle would refuse, or run other than meant; sends nothing."""
     _speak(as_json)
-    problems = pipeline.preflight(load_config(project, profile=profile, settings=settings or []))
-    pipeline.require_no_problems(problems)
+    config = load_config(
+        project, profile=profile, settings=settings or [], only_reachable=only_reachable
+    )
+    kernel = pipeline.render(config)
+    pipeline.require_no_problems(pipeline.preflight(kernel))
+    advice = pipeline.advise(kernel)
+    _print_advice(advice)
     words.print("no problems")
-    _document(as_json, {"problems": []})
+    _document(as_json, {"problems": [], "notes": advice})
 
 
 @app.command()
@@ -165,12 +192,19 @@ def push(
     project: Project = Path(),
     profile: Profile = None,
     settings: Settings = None,
+    only_reachable: OnlyReachable = False,
     endpoint: Endpoint = None,
     as_json: AsJson = False,
 ) -> None:
     """Render, check and send the kernel: a new version, and its run."""
     _speak(as_json)
-    config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
+    config = load_config(
+        project,
+        profile=profile,
+        settings=settings or [],
+        endpoint=endpoint,
+        only_reachable=only_reachable,
+    )
     record = pipeline.push(config, pipeline.connect_to(config), tell=_Teller())
     words.print("Follow it with: kernelkit watch")
     _document(as_json, record.push)
@@ -277,13 +311,20 @@ def run(
     project: Project = Path(),
     profile: Profile = None,
     settings: Settings = None,
+    only_reachable: OnlyReachable = False,
     endpoint: Endpoint = None,
     deadline: Deadline = None,
     as_json: AsJson = False,
 ) -> None:
     """Push, watch, pull and verify."""
     _speak(as_json)
-    config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
+    config = load_config(
+        project,
+        profile=profile,
+        settings=settings or [],
+        endpoint=endpoint,
+        only_reachable=only_reachable,
+    )
     kaggle = pipeline.connect_to(config)
     with _watching(DETACHED.format("")) as teller:
         pulled = pipeline.run(config, kaggle, deadline=deadline, tell=teller)
@@ -295,6 +336,7 @@ def rehearse(
     project: Project = Path(),
     profile: Profile = None,
     settings: Settings = None,
+    only_reachable: OnlyReachable = False,
     inputs: Inputs = None,
     out: Annotated[Path | None, typer.Option(show_default="build/rehearsal")] = None,
     mounts: MountsOption = Mounts.NEW,
@@ -303,7 +345,13 @@ def rehearse(
 ) -> None:
     """Run the same notebook, by the same client, on a local Kaggle: no account, no network."""
     _speak(as_json)
-    config = load_config(project, profile=profile, settings=settings or [], environment={})
+    config = load_config(
+        project,
+        profile=profile,
+        settings=settings or [],
+        only_reachable=only_reachable,
+        environment={},
+    )
     target = out or config.project / "build" / "rehearsal"
     with _watching("interrupted: the rehearsal and its local Kaggle have ended") as teller:
         pulled = pipeline.rehearse(
@@ -491,13 +539,70 @@ def _print_results(folder: Path) -> None:
     words.print(f"the run took {_number(manifest.get('seconds'), 0)} s, all of it {total:.0f} s")
 
 
-def _print_files(manifest: Mapping[str, Any], size: int) -> None:
-    table = Table("file", "bytes", box=None)
-    table.columns[1].justify = "right"
-    for file in manifest["files"]:
-        table.add_row(Text(file["path"]), f"{file['size']:,}")
-    table.add_row("the notebook, as it is sent", f"{size:,}", style="bold")
+def _print_budget(budget: Sequence[Share], size: int) -> None:
+    """What each file takes of the cap, the largest first."""
+    table = Table("file", "bytes", "as sent", "share", "carried as", box=None)
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    own = {"archive": "the compressed files", "notebook": "all other cells"}
+    for share in budget[:BUDGET_ROWS]:
+        table.add_row(
+            Text(share.path or own[share.form], style="" if share.path else "dim"),
+            f"{share.size:,}" if share.size else "",
+            f"{share.sent:,}",
+            f"{share.sent / SIZE_LIMIT_BYTES:.1%}",
+            share.form if share.path else "",
+        )
+    if rest := budget[BUDGET_ROWS:]:
+        sent = sum(share.sent for share in rest)
+        table.add_row(
+            f"{len(rest)} smaller ones",
+            f"{sum(share.size for share in rest):,}",
+            f"{sent:,}",
+            f"{sent / SIZE_LIMIT_BYTES:.1%}",
+        )
+    table.add_row(
+        f"together, of {SIZE_LIMIT_BYTES:,}",
+        f"{sum(share.size for share in budget if share.path):,}",
+        f"{size:,}",
+        f"{size / SIZE_LIMIT_BYTES:.1%}",
+        style="bold" if size <= SIZE_LIMIT_BYTES else "bold red",
+    )
     words.print(table)
+
+
+def _print_imports(findings: Sequence[Finding]) -> None:
+    """What comes from elsewhere, and whether the image has it."""
+    if not findings:
+        return
+    table = Table("import", "in the image", "here", "used at", box=None)
+    for finding in findings:
+        more = f" and {len(finding.places) - 1} more" if len(finding.places) > 1 else ""
+        there = finding.image_version or str(finding.presence)
+        good = finding.presence in ("present", "by pip")
+        table.add_row(
+            Text(finding.module),
+            Text(there, style="" if good else "yellow"),
+            finding.local_version or "",
+            Text(f"{finding.places[0]}{more}", style="dim"),
+        )
+    words.print(table)
+
+
+def _print_left_out(left_out: Mapping[str, str]) -> None:
+    reasons: dict[str, list[str]] = {}
+    for path, reason in left_out.items():
+        if reason != "a cache":
+            reasons.setdefault(reason, []).append(path)
+    for reason, paths in reasons.items():
+        more = f" and {len(paths) - LEFT_OUT_NAMED} more" if len(paths) > LEFT_OUT_NAMED else ""
+        named = ", ".join(paths[:LEFT_OUT_NAMED])
+        words.print(Text(f"left out ({reason}): {named}{more}", style="dim"))
+
+
+def _print_advice(advice: Sequence[str]) -> None:
+    for line in advice:
+        words.print(Text.assemble(("note: ", "bold yellow"), line))
 
 
 def _run_row(record: ledger.Record) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import kernelkit
-from kernelkit import ledger, remote
+from kernelkit import image, ledger, remote
 from kernelkit.bundle import read_bundle
 from kernelkit.client import (
     LOCAL_CREDENTIALS,
@@ -46,6 +46,7 @@ from kernelkit.errors import (
 )
 from kernelkit.ledger import Record
 from kernelkit.preflight import Problem, check
+from kernelkit.preflight import advise as preflight_advice
 from kernelkit.remote import Run
 from kernelkit.render import Kernel, write_kernel
 from kernelkit.render import render as render_kernel
@@ -106,7 +107,7 @@ def rehearse(
     Raises:
         ConfigError: `out` is the folder of real runs, or holds something else than a rehearsal.
     """
-    require_no_problems(preflight(config))  # a slip must not cost the rehearsal before
+    require_no_problems(preflight(render(config)))  # a slip must not cost the rehearsal before
     with _alone(out):
         _empty_rehearsal(out / config.kernel.slug, config.project / "runs")
         with local_kaggle(inputs, mounts) as endpoint:
@@ -167,7 +168,7 @@ def connect_to(config: Config) -> Kaggle:
 
 def render(config: Config) -> Kernel:
     """The kernel as it would be pushed; nothing is written."""
-    return render_kernel(read_bundle(config.project / config.package, config.entry), config)
+    return render_kernel(read_bundle(config), config)
 
 
 def render_to(config: Config, folder: Path) -> Kernel:
@@ -177,9 +178,19 @@ def render_to(config: Config, folder: Path) -> Kernel:
     return kernel
 
 
-def preflight(config: Config) -> list[Problem]:
-    """Everything that stands against a push of the kernel as it is now."""
-    return check(render(config))
+def preflight(kernel: Kernel) -> list[Problem]:
+    """Everything that stands against a push of the kernel."""
+    return check(kernel)
+
+
+def advise(kernel: Kernel) -> list[str]:
+    """What a person should know before a push, and what stops nothing."""
+    return preflight_advice(kernel)
+
+
+def compare_with_image(kernel: Kernel) -> list[image.Finding]:
+    """How everything that is imported from elsewhere stands to Kaggle's image."""
+    return image.compare(kernel.bundle.third_party, kernel.manifest["pip"])
 
 
 def push(config: Config, kaggle: Kaggle, root: Path | None = None, *, tell: Tell = quiet) -> Record:
@@ -388,7 +399,10 @@ class Finding:
 def doctor(config: Config) -> list[Finding]:
     """Read-only checks of this machine, the project, the account and its quota."""
     questions: list[tuple[str, Callable[[], str]]] = [
-        ("project", lambda: f"{config.package}, {len(render(config).payload):,} B as it is sent"),
+        (
+            "project",
+            lambda: f"{', '.join(config.package)}, {len(render(config).payload):,} B as it is sent",
+        ),
         ("preflight", lambda: _no_problems(config)),
         ("disk", lambda: _disk(config.project)),
     ]
@@ -416,7 +430,7 @@ def _bad(subject: str, fault: KernelkitError) -> Finding:
 
 
 def _no_problems(config: Config) -> str:
-    require_no_problems(preflight(config))
+    require_no_problems(preflight(render(config)))
     return "no problems"
 
 

@@ -11,12 +11,24 @@ ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "kernelkit"
 
 ROOMS = [  # a room imports only what stands before it
-    *("errors", "config", "bundle", "runtime", "render", "preflight", "client", "remote"),
+    *(
+        "errors",
+        "config",
+        "imports",
+        "bundle",
+        "image",
+        "runtime",
+        "render",
+        "preflight",
+        "client",
+        "remote",
+    ),
     *("verify", "ledger", "pipeline", "cli", "__main__"),
 ]
 
 NEVER = {
     "errors": {"kernelkit"},
+    "imports": {"jinja2", "kaggle", "kagglesdk"},
     "bundle": {"jinja2", "kaggle", "kagglesdk"},
     "runtime": {"kernelkit", "jinja2", "nbformat", "pydantic", "rich"},
     "render": {"kaggle", "kagglesdk", "kernelkit.client"},
