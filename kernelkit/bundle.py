@@ -203,7 +203,9 @@ class _Tree:
                 tree._add(tree._carried_path(path), path, reason)
         tree._paths.sort()
         if not any(tree.is_carried(name) for name in tree.names):
-            raise BundleError(f"{', '.join(config.package)}: no Python module is in there")
+            reasons = sorted({str(tree.why_left(name)) for name in tree.names})
+            but = f", but for what stays behind ({', '.join(reasons)})" if reasons else ""
+            raise BundleError(f"{', '.join(config.package)}: no Python module is in there{but}")
         return tree
 
     def in_project(self, path: str) -> str:
@@ -310,6 +312,12 @@ class _Patterns:
         self._tracked = tracked
         self._tracked_folders = {folder for path in tracked for folder in path.parents}
         self._ignore_files: dict[Path, GitIgnoreSpec | None] = {}
+        self._named: list[Path] = []
+        # A package that is ignored as a whole is named in the project file all the same.
+        tops = [self._project / package for package in config.package]
+        self._named = [
+            top for top in tops if self._is_ignored(top / "any" if top.is_dir() else top)
+        ]
 
     def __call__(self, path: Path) -> str | None:
         relative = path.relative_to(self._project).as_posix()
@@ -320,7 +328,8 @@ class _Patterns:
         for reason, spec in _DEFAULT_SPECS.items():
             if spec.match_file(relative):
                 return reason
-        return _IGNORED if path not in self._tracked and self._is_ignored(path) else None
+        known = path in self._tracked or path in self._named
+        return _IGNORED if not known and self._is_ignored(path) else None
 
     def whole_folder(self, folder: Path) -> str | None:
         """A folder that need not be looked into, because nothing in it can be carried."""
@@ -342,7 +351,7 @@ class _Patterns:
                 verdict = spec.check_file(path.relative_to(folder).as_posix()).include
                 if verdict is not None:
                     return verdict
-            if folder == self._repository:
+            if folder == self._repository or folder in self._named:
                 break
         return False
 
