@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
@@ -18,7 +21,7 @@ from nbclient import NotebookClient
 from kernelkit import pipeline
 from kernelkit.bundle import Bundle, Provenance, SourceFile
 from kernelkit.config import load_config
-from kernelkit.errors import TemplateError
+from kernelkit.errors import BundleError, TemplateError
 from kernelkit.render import SIZE_LIMIT_BYTES, Kernel, render
 
 Make = Callable[..., Path]
@@ -165,6 +168,38 @@ def test_any_text_is_in_the_notebook_as_it_was(text: str) -> None:
     bundle = Bundle({"pkg": "."}, "pkg.main:run", (file,), {}, Provenance(None, None))
     (cell,) = cells(render(bundle, config), "module")
     assert written_by(cell) == file.content
+
+
+FILE_NAMES = st.builds(
+    "/".join,
+    st.lists(st.sampled_from(["a", "b", "größe", "with space", "_x"]), min_size=1, max_size=3),
+)
+FILES = st.dictionaries(
+    st.builds(str.__add__, FILE_NAMES, st.sampled_from([".py", ".txt", "/__init__.py", ".bin"])),
+    st.binary(max_size=40) | st.sampled_from([b"import parcel.a\n", b"x = '''\n  \n'''\n"]),
+    max_size=6,
+)
+
+
+@settings(max_examples=40)
+@given(FILES)
+def test_any_tree_renders_to_the_same_bytes_twice(files: dict[str, bytes]) -> None:
+    """Or is refused with words, twice the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        project = Path(shutil.copytree(SAMPLE, Path(folder, "project")))
+        for name, content in files.items():
+            path = project / "parcel" / name
+            with contextlib.suppress(FileExistsError, NotADirectoryError, IsADirectoryError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+        renders: list[object] = []
+        for _ in range(2):
+            try:
+                kernel = kernel_of(project)
+                renders.append((kernel.notebook, kernel.manifest))
+            except BundleError as fault:
+                renders.append(str(fault))
+    assert renders[0] == renders[1]
 
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "plain"
