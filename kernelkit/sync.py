@@ -10,33 +10,25 @@ the disk's.
     notebook != base, disk == base       a change
     notebook != base, disk != base       a conflict: nothing at all is written
 
-Cells are read as text and by `ast`; nothing of the notebook is ever executed. Neither are its
-paths trusted: a file outside the package folders of the project file is refused.
+Its paths are not trusted: a file outside the package folders of the project file is refused.
 """
 
 from __future__ import annotations
 
 import ast
-import base64
 import difflib
 import hashlib
-import io
-import json
-import lzma
 import os
 import re
-import shlex
 import shutil
-import tarfile
 import warnings
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeGuard
+from typing import Any
 
 import kernelkit
 from kernelkit.bundle import (
@@ -50,17 +42,22 @@ from kernelkit.bundle import (
 )
 from kernelkit.config import Config
 from kernelkit.errors import ConfigError, MachineError, TemplateError, VerificationError
+from kernelkit.notebook import (
+    PULL,
+    Cell,
+    PathError,
+    assignments,
+    embedded_manifest,
+    is_table,
+    read_cells,
+    without_manifest,
+)
 from kernelkit.render import render
 
 MAX_NOTEBOOK_BYTES = 256 << 20  # its source is below 1 MB on Kaggle; the rest can only be outputs
-MAX_UNPACKED_BYTES = 256 << 20  # of one compressed cell: a small cell must not fill the memory
 
 _RUNTIME_FILE = f"{RUNTIME_MODULE}.py"
-_WRITEFILE = re.compile(r"%%(?:writefile|file)\s(?P<arguments>.*)")
-# Below SRC, by its name or by the folder that it stands for: see templates/20-start.py.j2.
-_ADDRESS = re.compile(r"(?:\{SRC\}|\$SRC|/(?:.*/)?kernelkit-[0-9a-f]{12})/(?P<path>.+)")
 _DRIVE = re.compile(r"[A-Za-z]:")
-_PULL = "Name the .ipynb that `kaggle kernels pull OWNER/SLUG` has left."
 
 
 @dataclass(frozen=True)
@@ -206,7 +203,7 @@ def read_notebook(path: Path) -> str:
     """
     try:
         if path.exists() and not path.is_file():
-            raise ConfigError(f"{path} is no file", _PULL)
+            raise ConfigError(f"{path} is no file", PULL)
         with path.open("rb") as stream:
             content = stream.read(MAX_NOTEBOOK_BYTES + 1)
         if len(content) > MAX_NOTEBOOK_BYTES:
@@ -215,9 +212,9 @@ def read_notebook(path: Path) -> str:
             )
         return content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError(f"there is no notebook {path}", _PULL) from None
+        raise ConfigError(f"there is no notebook {path}", PULL) from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not UTF-8, as every notebook is", _PULL) from None
+        raise ConfigError(f"{path} is not UTF-8, as every notebook is", PULL) from None
     except (OSError, ValueError) as fault:
         raise ConfigError(f"{path} cannot be read: {fault}") from None
 
@@ -233,8 +230,8 @@ def plan(notebook: str, config: Config) -> Plan:
             package than the project's.
         MachineError: a file of the package cannot be read.
     """
-    cells = _cells(notebook)
-    package = _Package(_manifest(cells), config)
+    cells = read_cells(notebook)
+    package = _Package(embedded_manifest(cells), config)
     package.require_shared_name()
     templates = _Templates(package, cells)
     reader = _Reader(package, templates)
@@ -305,158 +302,8 @@ def apply(plan: Plan, *, force: bool = False) -> None:
                 partial.unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
-class _Carried:
-    """What one cell writes into the package, or why that cannot be known or taken."""
-
-    files: tuple[tuple[str, bytes], ...] = ()
-    other_code: bool = False
-    unreadable: str = ""
-    refused: Refusal | None = None
-
-
-@dataclass(frozen=True)
-class _Cell:
-    number: int
-    kind: str
-    source: str
-    tags: frozenset[str]
-
-    @cached_property
-    def first_line(self) -> str:
-        return self.source.strip().partition("\n")[0].rstrip()
-
-    @cached_property
-    def content(self) -> _Carried:
-        """What it writes into the package."""
-        try:
-            return _carried(self)
-        except _UnreadableError as fault:
-            return _Carried(unreadable=str(fault))
-        except _RefusedError as fault:
-            return _Carried(refused=Refusal(fault.path, self.number, str(fault)))
-
-    @cached_property
-    def tree(self) -> ast.Module | None:
-        """None where it is no plain Python: a magic, a `!command`, a syntax error, Markdown."""
-        if self.kind != "code":
-            return None
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                return ast.parse(self.source)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return None
-
-
-def _cells(notebook: str) -> list[_Cell]:
-    try:
-        document = json.loads(notebook)
-    except (ValueError, RecursionError) as fault:
-        raise ConfigError(f"this is no notebook: no valid JSON ({fault})", _PULL) from None
-    version = document.get("nbformat") if isinstance(document, dict) else None
-    if not isinstance(version, int):
-        raise ConfigError("this is no notebook: its JSON names no nbformat", _PULL)
-    if version != 4:
-        raise ConfigError(
-            f"the notebook has nbformat {version}, which is not read here",
-            "Bring it to nbformat 4: jupyter nbconvert --to notebook FILE.",
-        )
-    cells = document.get("cells")
-    if not isinstance(cells, list):
-        raise ConfigError("the notebook is damaged: it has no list of cells", _PULL)
-    return [_cell(number, cell) for number, cell in enumerate(cells, start=1)]
-
-
-def _cell(number: int, cell: Any) -> _Cell:
-    table = cell if isinstance(cell, dict) else {}
-    kind, source = table.get("cell_type"), table.get("source")
-    lines = source if isinstance(source, list) else [source]
-    text = [line for line in lines if isinstance(line, str)]
-    if not isinstance(kind, str) or len(text) < len(lines):
-        raise ConfigError(f"the notebook is damaged: cell {number} has no source or type", _PULL)
-    metadata = table.get("metadata")
-    tags = metadata.get("tags") if _is_table(metadata) else None
-    known = {tag for tag in tags if isinstance(tag, str)} if isinstance(tags, list) else set()
-    return _Cell(number, kind, "".join(text), frozenset(known))
-
-
-def _is_table(value: Any) -> TypeGuard[dict[str, Any]]:
-    return isinstance(value, dict)
-
-
-def _manifest(cells: list[_Cell]) -> dict[str, Any]:
-    """What the notebook says that it was rendered from: the last one, as in a run."""
-    for cell in reversed(cells):
-        statement = _embedded(cell)
-        if statement is None:
-            continue
-        manifest = _literal(statement.value)
-        if _is_manifest(manifest):
-            return dict(manifest)
-    raise ConfigError(
-        "kernelkit has not rendered this notebook: no cell of it holds a readable BUNDLE",
-        "Sync a notebook that `kernelkit push` or `kernelkit render` has made, and leave the cell "
-        "that sets BUNDLE as it is.",
-    )
-
-
-def _embedded(cell: _Cell) -> ast.Assign | None:
-    """The statement `BUNDLE = …` at the top level of a cell."""
-    for node in cell.tree.body if cell.tree else []:
-        if isinstance(node, ast.Assign) and _names(node.targets) == ["BUNDLE"]:
-            return node
-    return None
-
-
-def _names(targets: list[ast.expr]) -> list[str]:
-    return [target.id for target in targets if isinstance(target, ast.Name)]
-
-
-def _literal(node: ast.expr) -> Any:
-    """The value of a Python literal; None where it is none."""
-    try:
-        value = ast.literal_eval(node)
-        repr(value)  # Python refuses to write very long integers
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        return None
-    return value
-
-
-def _is_manifest(value: Any) -> bool:
-    return (
-        _is_table(value)
-        and isinstance(value.get("package"), str | list)
-        and isinstance(value.get("entry"), str)
-        and isinstance(value.get("outputs"), list)
-        and _is_table(value.get("parameters"))
-        and all(isinstance(name, str) for name in value["parameters"])
-        and _is_table(value.get("roots", {}))
-        and isinstance(value.get("files"), list)
-        and all(
-            _is_table(file)
-            and isinstance(file.get("path"), str)
-            and file["path"].isprintable()
-            and isinstance(file.get("sha256"), str)
-            and file["sha256"].isascii()
-            for file in value["files"]
-        )
-    )
-
-
 def _listed(names: Any) -> list[str]:
     return [names] if isinstance(names, str) else [str(name) for name in names]
-
-
-class _RefusedError(Exception):
-    """A path that is no file of the package; the message says why."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(reason)
-        self.path = path
-
-
-class _UnreadableError(Exception):
-    """A cell that carries files, and whose content cannot be read; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -487,11 +334,11 @@ class _Package:
         """False where somebody has edited them, to please the check that the run makes."""
         return digest_of(list(self.rendered.items())) == self.manifest.get("source_digest")
 
-    def change(self, path: str, cell: _Cell, content: bytes) -> Change | None:
+    def change(self, path: str, cell: Cell, content: bytes) -> Change | None:
         """What a file of the notebook means for the disk; None where there is nothing to do.
 
         Raises:
-            _RefusedError: the path is no file of the package.
+            PathError: the path is no file of the package.
         """
         base = self.rendered.get(path) if self.sums_are_sound else None
         if base == _sha256(content):
@@ -507,7 +354,7 @@ class _Package:
         """Whether the file lies on disk."""
         try:
             return self._place(path)[1].is_file()
-        except _RefusedError:
+        except PathError:
             return False
 
     @property
@@ -519,13 +366,13 @@ class _Package:
         """Where a path of the notebook lies: below the project, and as a file without links.
 
         Raises:
-            _RefusedError: it is no place for a file of the package.
+            PathError: it is no place for a file of the package.
         """
         pure = PurePosixPath(path)
         if "\\" in path or _DRIVE.match(path) or not path.isprintable():
-            raise _RefusedError(path, "a path has forward slashes and printable characters alone")
+            raise PathError(path, "a path has forward slashes and printable characters alone")
         if pure.is_absolute() or ".." in pure.parts or not pure.parts:
-            raise _RefusedError(path, "it leads out of the package")
+            raise PathError(path, "it leads out of the package")
         _refuse_what_no_bundle_carries(path, pure)
         project = self.config.project.resolve()
         place = project / self._root(pure.parts[0]) / pure
@@ -539,12 +386,12 @@ class _Package:
             blocking = [above for above in target.parents if above.exists() and not above.is_dir()]
             blocking += [target] if target.exists() and not target.is_file() else []
         except (OSError, RuntimeError, ValueError) as fault:  # an endless link, too long a name
-            raise _RefusedError(path, f"it cannot be followed: {fault}") from None
+            raise PathError(path, f"it cannot be followed: {fault}") from None
         if not around:
-            raise _RefusedError(path, f"it lies outside {', '.join(self._folders)}")
+            raise PathError(path, f"it lies outside {', '.join(self._folders)}")
         _refuse_what_no_bundle_carries(path, target.relative_to(around[0]))
         if blocking:
-            raise _RefusedError(path, f"{blocking[0]} stands in its place")
+            raise PathError(path, f"{blocking[0]} stands in its place")
         return Path(os.path.relpath(place, project)).as_posix(), target
 
     def _root(self, top: str) -> str:
@@ -563,7 +410,7 @@ class _Templates:
     has lost its tags.
     """
 
-    def __init__(self, package: _Package, cells: list[_Cell]) -> None:
+    def __init__(self, package: _Package, cells: list[Cell]) -> None:
         self.notes: list[str] = []
         self._cells = self._render(package, cells)
         waiting = Counter(essence for _, essence in self._cells)
@@ -575,11 +422,11 @@ class _Templates:
                 self._known.add(cell.number)
         self._missing = [cell for cell, essence in self._cells if waiting[essence]]
 
-    def gives(self, cell: _Cell) -> bool:
+    def gives(self, cell: Cell) -> bool:
         """Whether the cell is as a template gives it, and the first such."""
         return cell.number in self._known
 
-    def resembling(self, cell: _Cell) -> bool:
+    def resembling(self, cell: Cell) -> bool:
         """Whether the cell is a missing one that was edited; that one is missed no longer."""
         for missing in self._missing:
             alike = cell.tags & missing.tags or cell.first_line == missing.first_line
@@ -601,13 +448,13 @@ class _Templates:
             and not any(path != _RUNTIME_FILE for path, _ in cell.content.files)
         ]
 
-    def is_parameters(self, cell: _Cell) -> bool:
+    def is_parameters(self, cell: Cell) -> bool:
         """By its tag, or by the comment with which it begins."""
         own = [known for known, _ in self._cells if "parameters" in known.tags]
         heads = {known.first_line for known in own if known.first_line.startswith("#")}
         return "parameters" in cell.tags or cell.first_line in heads
 
-    def is_heading(self, cell: _Cell) -> bool:
+    def is_heading(self, cell: Cell) -> bool:
         """Whether it stands over an edited module: it shows what the docstring was before."""
         heads = {known.first_line for known, _ in self._cells if known.kind == "markdown"}
         return (
@@ -616,7 +463,7 @@ class _Templates:
             and any(path in cell.first_line for path in self._edited)
         )
 
-    def _render(self, package: _Package, cells: list[_Cell]) -> list[tuple[_Cell, tuple[str, str]]]:
+    def _render(self, package: _Package, cells: list[Cell]) -> list[tuple[Cell, tuple[str, str]]]:
         manifest = package.manifest
         carried = {path: content for cell in cells for path, content in cell.content.files}
         self._edited = [
@@ -625,7 +472,7 @@ class _Templates:
             if path not in carried or _sha256(carried[path]) != sha256
         ]
         stated = manifest.get("provenance")
-        stated = stated if _is_table(stated) else {}
+        stated = stated if is_table(stated) else {}
         bundle = Bundle(
             package=manifest["package"],
             entry=manifest["entry"],
@@ -647,7 +494,7 @@ class _Templates:
         except TemplateError as fault:
             self.notes.append(f"cells of the templates are listed as well: {fault}")
             return []
-        return [(cell, _essence(cell, kernel.manifest)) for cell in _cells(kernel.notebook)]
+        return [(cell, _essence(cell, kernel.manifest)) for cell in read_cells(kernel.notebook)]
 
 
 @dataclass
@@ -656,7 +503,7 @@ class _Reader:
 
     package: _Package
     templates: _Templates
-    carried: dict[str, tuple[_Cell, bytes]] = field(default_factory=dict)
+    carried: dict[str, tuple[Cell, bytes]] = field(default_factory=dict)
     """Path → the last cell that writes it, and what."""
 
     left: list[LeftCell] = field(default_factory=list)
@@ -664,13 +511,13 @@ class _Reader:
     parameters: list[ParameterChange] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def read(self, cell: _Cell) -> None:
+    def read(self, cell: Cell) -> None:
         """Take one cell, in the order of a run."""
         content, known = cell.content, self.templates.gives(cell)
         for path, file in content.files:
             self._carry(cell, path, file)
         if content.refused:
-            self.refused.append(content.refused)
+            self._refuse(cell, content.refused)
         elif content.unreadable:
             self._leave(cell, content.unreadable)
         elif known or not cell.source.strip():
@@ -693,9 +540,9 @@ class _Reader:
                 if change is None:
                     unchanged.append(path)
                 elif changes.setdefault(change.target, change).after != content:
-                    raise _RefusedError(path, f"a link makes it {changes[change.target].path} too")
-            except _RefusedError as fault:
-                self.refused.append(Refusal(path, cell.number, str(fault)))
+                    raise PathError(path, f"a link makes it {changes[change.target].path} too")
+            except PathError as fault:
+                self._refuse(cell, fault)
         gone = [path for path in self.package.rendered if path not in self.carried]
         if not self.package.sums_are_sound:
             self.notes.append(
@@ -713,10 +560,13 @@ class _Reader:
             notes=(*self.templates.notes, *self.notes, *missing),
         )
 
-    def _leave(self, cell: _Cell, reason: str) -> None:
+    def _refuse(self, cell: Cell, fault: PathError) -> None:
+        self.refused.append(Refusal(fault.path, cell.number, str(fault)))
+
+    def _leave(self, cell: Cell, reason: str) -> None:
         self.left.append(LeftCell(cell.number, cell.first_line, reason))
 
-    def _carry(self, cell: _Cell, path: str, content: bytes) -> None:
+    def _carry(self, cell: Cell, path: str, content: bytes) -> None:
         if path == _RUNTIME_FILE:
             return
         before = self.carried.get(path)
@@ -727,16 +577,16 @@ class _Reader:
             )
         self.carried[path] = (cell, content)
 
-    def _read_carrier(self, cell: _Cell) -> None:
+    def _read_carrier(self, cell: Cell) -> None:
         if any(path == _RUNTIME_FILE for path, _ in cell.content.files):
             self.templates.miss_no_longer(frozenset({"runtime"}))
             self._leave(cell, "the runtime is kernelkit's own, no file of the package")
         elif cell.content.other_code:
             self._leave(cell, "beside the files that it carries it has code of your own")
 
-    def _read_parameters(self, cell: _Cell) -> None:
+    def _read_parameters(self, cell: Cell) -> None:
         manifest, config = self.package.manifest, self.package.config
-        found, other_code = _assignments(cell)
+        found, other_code = assignments(cell)
         before = {name: repr(value) for name, value in manifest["parameters"].items()}
         differing = [name for name in before | found if before.get(name) != found.get(name)]
         if other_code or not differing:
@@ -753,7 +603,7 @@ class _Reader:
             if name not in done
         ]
 
-    def _read_other(self, cell: _Cell) -> None:
+    def _read_other(self, cell: Cell) -> None:
         if "injected-parameters" in cell.tags or cell.first_line == "# Parameters":
             self._leave(cell, "papermill's parameters of one run")
         elif self.templates.is_heading(cell):
@@ -767,7 +617,7 @@ class _Reader:
 def _refuse_what_no_bundle_carries(path: str, below: PurePosixPath | Path) -> None:
     hidden = [part for part in below.parts if part.startswith(".") or part == "__pycache__"]
     if hidden or below.suffix in COMPILED_SUFFIXES | LEFT_OUT_SUFFIXES:
-        raise _RefusedError(path, "a package's hidden, compiled and notebook files are not carried")
+        raise PathError(path, "a package's hidden, compiled and notebook files are not carried")
 
 
 def _source_file(path: str, content: bytes) -> SourceFile:
@@ -796,176 +646,17 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _essence(cell: _Cell, manifest: Mapping[str, Any]) -> tuple[str, str]:
+def _essence(cell: Cell, manifest: Mapping[str, Any]) -> tuple[str, str]:
     """A cell's kind and text without what differs from one render to the next.
 
     That is the embedded manifest, and the digests, the version and the number of files wherever
     they are shown. White space at the ends of lines is an editor's to take.
     """
-    text = cell.source
-    statement = _embedded(cell)
-    if statement is not None:
-        lines = text.split("\n")
-        text = "\n".join(lines[: statement.lineno - 1] + lines[statement.end_lineno :])
+    text = without_manifest(cell)
     facts = [manifest.get(name) for name in ("digest", "source_digest", "kernelkit")]
     for fact in [*facts, f"{len(manifest['files'])} files"]:
         text = text.replace(fact, "…") if isinstance(fact, str) and fact else text
     return cell.kind, "\n".join(line.rstrip() for line in text.split("\n")).strip()
-
-
-def _shown(node: ast.expr) -> str:
-    """A value as `repr` writes it, an expression as it stands."""
-    value = _literal(node)
-    plain = isinstance(node, ast.Constant) and node.value is None
-    return repr(value) if value is not None or plain else ast.unparse(node)
-
-
-def _assignments(cell: _Cell) -> tuple[dict[str, str], bool]:
-    """Name → value, as Python writes it, and whether the cell has other code as well."""
-    found: dict[str, str] = {}
-    other_code = cell.tree is None
-    for node in cell.tree.body if cell.tree else []:
-        names = _names(node.targets) if isinstance(node, ast.Assign) else []
-        if isinstance(node, ast.Assign) and len(names) == len(node.targets):
-            found |= dict.fromkeys(names, _shown(node.value))
-        else:
-            other_code = True
-    return found, other_code
-
-
-def _carried(cell: _Cell) -> _Carried:
-    """Every file that a cell writes into the package.
-
-    Raises:
-        _UnreadableError: it would write one, and what cannot be read without running it.
-        _RefusedError: its archive holds other things than files.
-    """
-    if cell.kind != "code":
-        return _Carried()
-    magic = _WRITEFILE.fullmatch(cell.first_line)
-    if magic:
-        return _Carried(_written(magic["arguments"], cell.source.lstrip()))
-    files: list[tuple[str, bytes]] = []
-    other_code = False
-    for statement in cell.tree.body if cell.tree else []:
-        call = _call_of_the_run(statement)
-        if call is not None:
-            files += [(_plain(path), content) for path, content in _evaluated(call)]
-        elif not isinstance(statement, ast.Import):
-            other_code = True
-    return _Carried(tuple(files), other_code)
-
-
-def _plain(path: str) -> str:
-    """Without doubled slashes and single dots, as the manifest writes it."""
-    return str(PurePosixPath(path))
-
-
-def _written(arguments: str, source: str) -> tuple[tuple[str, bytes], ...]:
-    """What a `%%writefile` cell writes; nothing, where that is no place of kernelkit's.
-
-    The magic adds a missing last newline, and an editor trims what is too many: such a file ends
-    in exactly one. No render puts a carriage return into such a cell, so one is an editor's.
-    """
-    try:
-        words = shlex.split(arguments, posix=False)  # as IPython does: a backslash stays
-    except ValueError:
-        return ()
-    options = [word for word in words if word.startswith("-")]
-    paths = [word.strip("\"'") for word in words if word not in options]
-    address = _ADDRESS.fullmatch(paths[0]) if len(paths) == 1 else None
-    if address is None:
-        return ()
-    if options:
-        raise _UnreadableError("it appends to a file: let one cell write the whole of it")
-    body = source.partition("\n")[2].replace("\r\n", "\n").rstrip("\n")
-    try:
-        return ((_plain(address["path"]), f"{body}\n".encode() if body else b""),)
-    except UnicodeEncodeError:
-        raise _UnreadableError("it holds a character that UTF-8 does not have") from None
-
-
-def _call_of_the_run(statement: ast.stmt) -> ast.Call | None:
-    """The call in `kernelkit_run.write_source(…)` or `kernelkit_run.unpack(…)`."""
-    match statement:
-        case ast.Expr(
-            value=ast.Call(
-                func=ast.Attribute(
-                    value=ast.Name(id="kernelkit_run"), attr="write_source" | "unpack"
-                )
-            ) as call
-        ):
-            return call
-    return None
-
-
-def _evaluated(call: ast.Call) -> list[tuple[str, bytes]]:
-    """The files of one call, from its arguments alone."""
-    assert isinstance(call.func, ast.Attribute)
-    try:
-        values = [_value(argument) for argument in call.args]
-        if call.func.attr == "unpack":
-            (packed,) = values
-            return list(_unpacked(base64.b64decode(packed)))
-        path, content = values
-        if call.keywords or not isinstance(path, str) or not isinstance(content, bytes):
-            raise TypeError("not a path and its bytes")
-        return [(path, content)]
-    except (ValueError, TypeError, AttributeError, SyntaxError) as fault:
-        raise _UnreadableError(f"what it writes cannot be read: {fault}") from None
-    except (RecursionError, MemoryError):
-        raise _UnreadableError("what it writes cannot be read: too deep or too large") from None
-    except (zlib.error, lzma.LZMAError, tarfile.TarError, EOFError) as fault:
-        raise _UnreadableError(f"what it carries is damaged: {fault}") from None
-
-
-def _value(node: ast.expr) -> Any:
-    """The value of the few expressions in which a cell carries bytes; nothing is executed."""
-    methods: dict[str, Callable[..., Any]] = {
-        "zlib.decompress": _inflated,
-        "base64.b64decode": base64.b64decode,
-    }
-    match node:
-        case ast.Call(func=ast.Attribute(value=value, attr=name), args=arguments, keywords=[]):
-            given = [_value(argument) for argument in arguments]
-            if ast.unparse(node.func) in methods and len(given) == 1:
-                return methods[ast.unparse(node.func)](given[0])
-            owner = _value(value)
-            if name == "join" and isinstance(owner, str):
-                return owner.join(*given)
-            if name == "encode" and isinstance(owner, str) and given in ([], ["utf-8"]):
-                return owner.encode()
-            raise ValueError(f"no call of {name}() is read here")
-    return ast.literal_eval(node)
-
-
-def _inflated(packed: bytes) -> bytes:
-    inflater = zlib.decompressobj()
-    content = inflater.decompress(packed, MAX_UNPACKED_BYTES)
-    if inflater.unconsumed_tail:
-        raise ValueError(f"more than {MAX_UNPACKED_BYTES >> 20} MiB")
-    if not inflater.eof:
-        raise EOFError("its end is missing")
-    return content
-
-
-def _unpacked(packed: bytes) -> Iterator[tuple[str, bytes]]:
-    """The files of a tar.xz.
-
-    Raises:
-        _RefusedError: it holds a link, a folder or a device.
-    """
-    size = 0
-    with tarfile.open(fileobj=io.BytesIO(packed), mode="r:xz") as archive:
-        for member in archive:
-            if not member.isreg():
-                raise _RefusedError(member.name, "only regular files are carried")
-            size += member.size
-            if size > MAX_UNPACKED_BYTES:
-                raise ValueError(f"more than {MAX_UNPACKED_BYTES >> 20} MiB")
-            content = archive.extractfile(member)
-            assert content is not None  # of a regular file
-            yield member.name, content.read()
 
 
 def _lines(content: bytes) -> list[str]:

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "kernelkit"
 
 ROOMS = [  # a room imports only what stands before it
-    *("errors", "config", "bundle", "runtime", "render", "sync", "preflight", "client"),
-    *("remote", "verify", "ledger", "pipeline", "cli", "__main__"),
+    *("errors", "config", "bundle", "runtime", "render", "notebook", "sync", "preflight"),
+    *("client", "remote", "verify", "ledger", "pipeline", "cli", "__main__"),
 ]
 
 NEVER = {
@@ -20,6 +20,7 @@ NEVER = {
     "bundle": {"jinja2", "kaggle", "kagglesdk"},
     "runtime": {"kernelkit", "jinja2", "nbformat", "pydantic", "rich"},
     "render": {"kaggle", "kagglesdk", "kernelkit.client"},
+    "notebook": {f"kernelkit.{room}" for room in ROOMS if room != "errors"},
     "sync": {"kernelkit.client", "kernelkit.remote"},
     "preflight": {"kernelkit.client"},
     "client": {"kernelkit.config", "kernelkit.render", "kernelkit.emulator"},

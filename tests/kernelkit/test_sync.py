@@ -249,7 +249,7 @@ def test_a_cell_is_never_executed(plain: Path, tmp_path: Path) -> None:
 
 
 def test_a_cell_bomb_does_not_fill_the_memory(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kernelkit.sync.MAX_UNPACKED_BYTES", 1000)
+    monkeypatch.setattr("kernelkit.notebook.MAX_UNPACKED_BYTES", 1000)
     notebook = rendered(plain)
     add(notebook, packed({"parcel/a.txt": bytes(2000)}))
     add(
