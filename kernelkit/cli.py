@@ -537,6 +537,9 @@ def _print_sync(plan: Plan, dry_run: bool) -> None:
     end = "nothing was written" if dry_run else "review with git diff"
     words.print(f"[bold]{counts}[/]; {end}" if plan.changes else "no file has changed")
     for change in plan.changes:
+        if change.conflict:
+            warning = f"warning: {change.name}: the change on disk gives way to the notebook's"
+            words.print(Text(_printable(warning), style="yellow"))
         if change.syntax_error:
             words.print(Text(_printable(f"warning: {change.syntax_error}"), style="yellow"))
     for path in plan.gone:

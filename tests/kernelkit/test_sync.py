@@ -8,6 +8,7 @@ import io
 import json
 import subprocess
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -252,12 +253,11 @@ def test_a_cell_bomb_does_not_fill_the_memory(plain: Path, monkeypatch: pytest.M
     monkeypatch.setattr("kernelkit.notebook.MAX_UNPACKED_BYTES", 1000)
     notebook = rendered(plain)
     add(notebook, packed({"parcel/a.txt": bytes(2000)}))
-    add(
-        notebook,
-        "kernelkit_run.write_source('parcel/b.txt', zlib.decompress(base64.b64decode('"
-        "eJxjYGAYBaNgFIxUAABWAAAB')))",
-    )
-    assert len(planned(notebook, plain).left) == 2
+    bomb = base64.b64encode(zlib.compress(bytes(2000))).decode()
+    unpacking = f"zlib.decompress(base64.b64decode({bomb!r}))"
+    add(notebook, f"kernelkit_run.write_source('parcel/b.txt', {unpacking})")
+    reasons = [cell.reason for cell in planned(notebook, plain).left]
+    assert ["more than" in reason for reason in reasons] == [True, True]
 
 
 def test_a_new_module_is_added_and_a_deleted_cell_deletes_nothing(plain: Path) -> None:
@@ -351,6 +351,7 @@ def test_a_sum_edited_to_please_the_check_hides_no_edit(plain: Path) -> None:
         "../x.py",
         "parcel/../../x.py",
         "parcel/../x.py",
+        "parcel/../parcel/x.py",
         "/etc/x",
         "/parcel/x.py",
         "beside.py",
@@ -369,6 +370,7 @@ def test_a_sum_edited_to_please_the_check_hides_no_edit(plain: Path) -> None:
         "parcel",
         "",
         "parcel/inside/x.py",
+        "parcel/hooks/x.py",
         "parcel/loop/x.py",
         "parcel/pointer.py",
         "parcel/" + "long" * 100 + ".py",
@@ -381,6 +383,8 @@ def test_a_path_outside_the_package_is_refused_and_nothing_is_written(
     outside = tmp_path / "outside"
     outside.mkdir()
     (plain / ".git" / "hooks").mkdir(parents=True)
+    (plain / "parcel" / ".git" / "hooks").mkdir(parents=True)
+    (plain / "parcel" / "hooks").symlink_to(".git/hooks")
     (plain / "parcel" / "inside").symlink_to(outside)
     (plain / "parcel" / "pointer.py").symlink_to(outside / "target.py")
     (plain / "parcel" / "loop").symlink_to("loop")
@@ -732,8 +736,9 @@ def test_the_command_refuses_with_its_code(plain: Path, cli: Cli, tmp_path: Path
     told = json.loads(cli("sync", path, "--json", "--dry-run", cwd=plain, expect=8).stdout)
     assert told["changes"][0]["conflict"] is True
     assert letters.read_text() == "mine = 1\n"
-    done = json.loads(cli("sync", path, "--json", "--force", cwd=plain).stdout)
-    assert done["written"] is True
+    done = cli("sync", path, "--json", "--force", cwd=plain)
+    assert json.loads(done.stdout)["written"] is True
+    assert "parcel/letters.py: the change on disk gives way" in done.stderr
     assert b"rstrip" in letters.read_bytes()
     assert "is no file" in cli("sync", tmp_path, cwd=plain, expect=2).stderr
     cli("sync", plain / "parcel" / "main.py", cwd=plain, expect=2)
