@@ -35,6 +35,7 @@ from kernelkit.image import Finding
 from kernelkit.pipeline import Event, Pulled
 from kernelkit.remote import progress
 from kernelkit.render import SIZE_LIMIT_BYTES, Share
+from kernelkit.sync import Plan
 from kernelkit.verify import Verdict, verify
 
 TAIL_LINES = 6  # of the log under the live table
@@ -381,6 +382,27 @@ def submit(
 
 
 @app.command()
+def sync(
+    notebook: Annotated[Path, typer.Argument(help="The edited .ipynb, as it was pulled.")],
+    project: Project = Path(),
+    profile: Profile = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show it, write nothing.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Let the notebook win where the disk differs too.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring what was edited in a pulled notebook home into the package."""
+    _speak(as_json)
+    plan = pipeline.plan_sync(load_config(project, profile=profile), notebook)
+    for change in plan.changes:
+        _print_diff(change.diff)
+    pipeline.sync(plan, force=force, dry_run=dry_run)
+    _print_sync(plan, dry_run)
+    _document(as_json, {**plan.about, "written": not dry_run})
+
+
+@app.command()
 def runs(project: Project = Path(), as_json: AsJson = False) -> None:
     """List every version pushed from this project."""
     _speak(as_json)
@@ -603,6 +625,53 @@ def _print_left_out(left_out: Mapping[str, str]) -> None:
 def _print_advice(advice: Sequence[str]) -> None:
     for line in advice:
         words.print(Text.assemble(("note: ", "bold yellow"), line))
+
+
+def _print_diff(diff: str) -> None:
+    styles = {"+": "green", "-": "red", "@": "cyan", "\\": "dim"}
+    for number, line in enumerate(diff.rstrip("\n").split("\n")):
+        style = "bold" if number < 2 else styles.get(line[:1], "")
+        words.print(Text(_printable(line), style=style))
+
+
+def _print_sync(plan: Plan, dry_run: bool) -> None:
+    """What was written, and then whatever a person has to carry home by hand."""
+    added = sum(change.added for change in plan.changes)
+    changed = len(plan.changes) - added
+    counts = f"{changed} {'file' if changed == 1 else 'files'} changed, {added} added"
+    end = "nothing was written" if dry_run else "review with git diff"
+    words.print(f"[bold]{counts}[/]; {end}" if plan.changes else "no file has changed")
+    for change in plan.changes:
+        if change.conflict:
+            warning = f"warning: {change.name}: the change on disk gives way to the notebook's"
+            words.print(Text(_printable(warning), style="yellow"))
+        if change.syntax_error:
+            words.print(Text(_printable(f"warning: {change.syntax_error}"), style="yellow"))
+    for path in plan.gone:
+        words.print(Text(_printable(f"{path}: its cell is gone; the file stays")))
+    for p in plan.parameters:
+        if p.after is None:
+            what = f"{p.name} is not set any more: remove it from"
+        elif p.before is None:
+            what = f"{p.name} = {p.after} is new: add it to"
+        else:
+            what = f"{p.name} = {p.before} → {p.after}: change it in"
+        words.print(Text(_printable(f"parameters: {what} {p.section}")))
+    if plan.left:
+        words.print("cells that have no place in the package:")
+    for cell in plan.left:
+        words.print(Text(_printable(f"  cell {cell.cell}: {cell.first_line}")), end="")
+        words.print(Text(f"  ({cell.reason})", style="dim"))
+    for note in plan.notes:
+        words.print(Text(_printable(f"note: {note}"), style="dim"))
+
+
+def _printable(line: str) -> str:
+    """Control characters as escapes: a notebook must not steer the terminal."""
+    return "".join(
+        char if char.isprintable() or char == "\t" else char.encode("unicode_escape").decode()
+        for char in line
+    )
 
 
 def _run_row(record: ledger.Record) -> dict[str, Any]:

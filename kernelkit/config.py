@@ -262,7 +262,7 @@ def load_config(
         templates=_templates_folder(project, stated.templates),
         kernel=stated.kernel,
         parameters=stated.parameters,
-        comments=_comments(project / PROJECT_FILE, profile),
+        comments=parameter_comments(project, profile),
         profile=profile,
         endpoint=checked_endpoint(
             environment.get("KERNELKIT_ENDPOINT") if endpoint is None else endpoint
@@ -321,13 +321,19 @@ def _read_project_file(project: Path) -> dict[str, Any]:
     return table
 
 
-def _comments(path: Path, profile: str | None) -> dict[str, tuple[tuple[str, ...], str]]:
-    """What the file says in comments of each parameter; a profile's word goes before."""
-    table: Any = tomlkit.parse(path.read_text(encoding="utf-8"))
-    table = table["tool"]["kernelkit"]
+def parameter_comments(
+    project: Path, profile: str | None
+) -> dict[str, tuple[tuple[str, ...], str]]:
+    """What a valid project file says in comments of each parameter: above it, and beside it.
+
+    A profile's word goes before.
+    """
+    text = (project / PROJECT_FILE).read_text(encoding="utf-8")
+    table: Any = tomlkit.parse(text)["tool"]
+    table = table["kernelkit"]
     layers = [table.get("parameters", {})]
     if profile is not None:
-        layers.append(table["profiles"][profile].get("parameters", {}))
+        layers.append(table.get("profiles", {}).get(profile, {}).get("parameters", {}))
     comments: dict[str, tuple[tuple[str, ...], str]] = {}
     for layer in layers:
         for name, above, beside in _commented_keys(layer):

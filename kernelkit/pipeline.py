@@ -24,6 +24,7 @@ from typing import Any
 
 import kernelkit
 from kernelkit import image, ledger, remote
+from kernelkit import sync as syncing
 from kernelkit.bundle import read_bundle
 from kernelkit.client import (
     LOCAL_CREDENTIALS,
@@ -50,6 +51,7 @@ from kernelkit.preflight import advise as preflight_advice
 from kernelkit.remote import Run
 from kernelkit.render import Kernel, write_kernel
 from kernelkit.render import render as render_kernel
+from kernelkit.sync import Plan
 from kernelkit.verify import Verdict
 from kernelkit.verify import verify as verify_folder
 
@@ -313,6 +315,28 @@ def submit(kaggle: Kaggle, record: Record, message: str) -> tuple[int, str]:
             "a submission needs exactly one competition source and one csv among the outputs"
         )
     return kaggle.submit(competitions[0], record.folder / tables[0], message)
+
+
+def plan_sync(config: Config, notebook: Path) -> Plan:
+    """What an edited notebook means for the package; nothing is written.
+
+    Raises:
+        ConfigError: the file is no notebook that was rendered from this package.
+    """
+    return syncing.plan(syncing.read_notebook(notebook), config)
+
+
+def sync(plan: Plan, *, force: bool = False, dry_run: bool = False) -> None:
+    """Write the changed files into the package, all or none; a dry run refuses the same.
+
+    Raises:
+        ConfigError: the notebook writes to a path that is no file of the package.
+        VerificationError: a file was changed on disk as well; `force` lets the notebook win.
+    """
+    if dry_run:
+        syncing.require_applicable(plan, force=force)
+    else:
+        syncing.apply(plan, force=force)
 
 
 def find_record(config: Config, version: int | None = None) -> Record:

@@ -21,7 +21,7 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = [
     *("render", "preflight", "push", "status", "watch", "logs", "pull"),
-    *("verify", "run", "rehearse", "submit", "runs", "doctor", "emulator"),
+    *("verify", "run", "rehearse", "submit", "sync", "runs", "doctor", "emulator"),
 ]
 TARGETS = [
     *("setup", "smoke", "test", "lint", "format", "render", "push", "status", "watch"),

@@ -11,19 +11,8 @@ ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "kernelkit"
 
 ROOMS = [  # a room imports only what stands before it
-    *(
-        "errors",
-        "config",
-        "imports",
-        "bundle",
-        "image",
-        "runtime",
-        "render",
-        "preflight",
-        "client",
-        "remote",
-    ),
-    *("verify", "ledger", "pipeline", "cli", "__main__"),
+    *("errors", "config", "imports", "bundle", "image", "runtime", "render", "notebook", "sync"),
+    *("preflight", "client", "remote", "verify", "ledger", "pipeline", "cli", "__main__"),
 ]
 
 NEVER = {
@@ -32,11 +21,13 @@ NEVER = {
     "bundle": {"jinja2", "kaggle", "kagglesdk"},
     "runtime": {"kernelkit", "jinja2", "nbformat", "pydantic", "rich"},
     "render": {"kaggle", "kagglesdk", "kernelkit.client"},
+    "notebook": {f"kernelkit.{room}" for room in ROOMS if room != "errors"},
+    "sync": {"kernelkit.client", "kernelkit.remote"},
     "preflight": {"kernelkit.client"},
     "client": {"kernelkit.config", "kernelkit.render", "kernelkit.emulator"},
     "remote": {"kaggle", "kagglesdk", "kernelkit.verify"},
     "verify": {"kernelkit.client", "torch", "src_salt", "requests"},
-    "ledger": set(ROOMS) - {"errors"},
+    "ledger": {f"kernelkit.{room}" for room in ROOMS} - {"kernelkit.errors"},
     "pipeline": {"kernelkit.cli"},
     "cli": {"kaggle", "kagglesdk"},
 }
