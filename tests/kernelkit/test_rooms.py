@@ -12,7 +12,7 @@ PACKAGE = ROOT / "kernelkit"
 
 ROOMS = [  # a room imports only what stands before it
     *("errors", "config", "bundle", "runtime", "render", "preflight", "client", "remote"),
-    *("verify", "ledger", "pipeline", "cli", "__main__"),
+    *("verify", "ledger", "causes", "tracebacks", "diagnose", "pipeline", "cli", "__main__"),
 ]
 
 NEVER = {
@@ -25,6 +25,9 @@ NEVER = {
     "remote": {"kaggle", "kagglesdk", "kernelkit.verify"},
     "verify": {"kernelkit.client", "torch", "src_salt", "requests"},
     "ledger": set(ROOMS) - {"errors"},
+    "causes": {"kernelkit"},
+    "tracebacks": {"kernelkit"},
+    "diagnose": {"kernelkit.client", "kernelkit.remote", "requests"},
     "pipeline": {"kernelkit.cli"},
     "cli": {"kaggle", "kagglesdk"},
 }
