@@ -24,9 +24,9 @@ class Cause(StrEnum):
     MISSING_MODULE = "missing module"
     TIME_LIMIT = "time limit"
     DISK_FULL = "disk full"
-    OWN_CHECK = "a check of kernelkit's"
+    OWN_CHECK = "kernelkit's own check"
     CRASH = "crash of the process"
-    OTHER = "an exception of the code's own"
+    OTHER = "the code's own error"
     UNKNOWN = "unknown"
 
 

@@ -84,8 +84,7 @@ class _Reader:
         self._indent = 0  # of the current header: its error line is no deeper
         self._ipython = False
         self._in_group = False
-        self._within = ""  # of the next traceback, as its link is
-        self._link = ""  # of the next traceback
+        self._link = self._within = ""  # of the next traceback
         self._previous = ""  # the last line that was not blank
         self._crash = ""
         self._rank = ""  # which torch puts before every line of a traceback
@@ -93,12 +92,12 @@ class _Reader:
     def read(self, number: int, line: str) -> Traceback | None:
         """Take the next line; the traceback that begins with it, if one does."""
         rank = _RANK.match(line) if line.startswith("[") else None
-        margin = rank[0] if rank else ""
+        who = rank[0].rstrip() if rank else ""
         if HEADER in line:
-            self._rank = margin
-        elif self._rank != margin and self._state != "outside":
+            self._rank = who
+        elif self._rank != who and self._state != "outside":
             return None  # another rank's, in between
-        line = self._without_margin(line[len(margin) :])
+        line = self._without_margin(line[rank.end() :] if rank else line)
         words, previous = line.strip(), self._previous
         self._previous = words or previous
         if HEADER in line:
@@ -125,12 +124,12 @@ class _Reader:
 
     def _without_margin(self, line: str) -> str:
         """The line without what an exception group puts before every line."""
-        if self._in_group and not _GROUP_MEMBER.match(line):
-            margin = _GROUP_MARGIN.match(line)
-            if margin:
-                return line[margin.end() :]
-            self._in_group = False
-            self._within = "" if self._within == "group" else self._within
+        if not self._in_group or _GROUP_MEMBER.match(line) or not line:
+            return line
+        if margin := _GROUP_MARGIN.match(line):
+            return line[margin.end() :]
+        self._in_group = False
+        self._within = "" if self._within == "group" else self._within
         return line
 
     def _header(self, number: int, line: str, previous: str) -> Traceback | None:
