@@ -104,7 +104,7 @@ RULES = (
     # torch's DataLoader on a full /dev/shm.
     _rule(
         Cause.HOST_MEMORY,
-        "Use fewer worker processes: {workers}.",
+        "Use fewer worker processes{workers}.",
         r"Unexpected bus error encountered in worker",
         r"Bus error[^\n]*shared memory",
     ),
@@ -198,8 +198,8 @@ RULES = (
     # faulthandler (ipykernel turns it on), subprocess and torch's DataLoader.
     _rule(
         Cause.CRASH,
-        "Compiled code broke, not Python: look at what the innermost line calls, and whether "
-        "{workers} helps.",
+        "Compiled code broke, not Python: look at what the innermost line calls, and try it "
+        "without worker processes{workers}.",
         r"Fatal Python error",
         r"Segmentation fault",
         r"\bSIG(?:SEGV|ABRT|BUS|ILL)\b",
@@ -265,7 +265,7 @@ class Facts:
             "gpu_advice": f"Use smaller batches{batch or ' or images'}.",
             "host_advice": "Hold less in memory at once (Kaggle has about 30 GB): smaller batches"
             f"{batch}, fewer worker processes, files read when they are needed.",
-            "workers": "`--set num_workers=0`" if "num_workers" in self.parameters else "none",
+            "workers": ": `--set num_workers=0`" if "num_workers" in self.parameters else "",
             "shorter": self._smaller("epochs"),
             "source_advice": self._source(groups.get("input") or groups.get("file_in") or ""),
             "module_advice": self._module(groups.get("module"), groups.get("from_module")),
