@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -30,6 +31,7 @@ import kernelkit
 from kernelkit import ledger, pipeline
 from kernelkit.client import LogEntry, Status
 from kernelkit.config import load_config
+from kernelkit.diagnose import Diagnosis, Frame, Origin, diagnose
 from kernelkit.errors import ConfigError, KernelkitError
 from kernelkit.image import Finding
 from kernelkit.pipeline import Event, Pulled
@@ -41,6 +43,7 @@ from kernelkit.verify import Verdict, verify
 TAIL_LINES = 6  # of the log under the live table
 BUDGET_ROWS = 25  # files named in the table of render
 LEFT_OUT_NAMED = 5  # files named for each reason
+ERROR_LINES = 8  # of an exception's words; --json has more
 FAILURE_LINES = 25  # of the log, when a run has failed: a traceback's end
 INTERRUPTED = 130
 DETACHED = "detached: what runs on Kaggle goes on. Come back with: kernelkit watch{}"
@@ -247,8 +250,11 @@ def watch(
     kaggle = pipeline.connect_to(config)
     with _watching(DETACHED.format(f" --version {record.version}")) as teller:
         end = pipeline.watch(kaggle, record, deadline=deadline, tell=teller)
-    _document(as_json, {**record.push, "state": end.state, "failure": end.failure})
-    _require_no_failure(end)
+    failed = end.state.finished and end.state != "complete"
+    diagnosis = pipeline.diagnose_end(kaggle, record, end, config.project) if failed else None
+    about = {"diagnosis": asdict(diagnosis)} if diagnosis else {}
+    _document(as_json, {**record.push, "state": end.state, "failure": end.failure, **about})
+    _require_no_failure(end, diagnosis)
 
 
 @app.command()
@@ -287,8 +293,44 @@ def pull(
     kaggle = pipeline.connect_to(config)
     with _watching(DETACHED.format(f" --version {record.version}")) as teller:
         pulled = pipeline.pull(kaggle, record, deadline=deadline, tell=teller)
-    pipeline.require_success(pulled)
+    pipeline.require_success(pulled, config.project)
     _conclude(pulled, as_json)
+
+
+@app.command("diagnose")
+def diagnose_command(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[FOLDER_OR_LOG]",
+            help="A pulled folder, a log file, or - for stdin.",
+            show_default="the latest run of this project",
+        ),
+    ] = None,
+    project: Project = Path(),
+    profile: Profile = None,
+    version: Version = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say why a run failed, and where in the repository; needs no network."""
+    _speak(as_json)
+    if source is None:
+        config = load_config(project, profile=profile)
+        folder = pipeline.find_record(config, version).folder
+        diagnosis = pipeline.diagnose_folder(folder, config.project)
+    elif source == "-":
+        diagnosis = diagnose(sys.stdin.buffer.read().decode(errors="replace"), project=project)
+    elif Path(source).is_dir():
+        diagnosis = pipeline.diagnose_folder(Path(source), project)
+    elif Path(source).is_file():
+        diagnosis = pipeline.diagnose_log(Path(source), project)
+    else:
+        raise ConfigError(f"{source} is no folder and no file", "Name one like runs/<slug>/v1.")
+    if diagnosis is None:
+        words.print("nothing here tells of a failure")
+    else:
+        _print_diagnosis(diagnosis)
+    _document(as_json, asdict(diagnosis) if diagnosis else {"cause": None})
 
 
 @app.command("verify")
@@ -540,6 +582,32 @@ def _conclude(pulled: Pulled, as_json: bool) -> None:
     _document(as_json, pulled.about)
 
 
+def _print_diagnosis(diagnosis: Diagnosis) -> None:
+    """The cause, the error, the frames with their source in one column, notes and advice."""
+    words.print(Text(diagnosis.cause, style="bold red"))
+    words.print(Text("\n".join(diagnosis.error.split("\n")[:ERROR_LINES])))
+    places = [_place(frame) for frame in diagnosis.frames]
+    width = max((len(place) for place in places), default=0)
+    for frame, place in zip(diagnosis.frames, places, strict=True):
+        own = frame.origin == Origin.PROJECT
+        line = Text.assemble((f"  {place:{width}}", "bold" if own else "dim"), f"  {frame.source}")
+        line.rstrip()
+        words.print(line)
+    for note in diagnosis.notes:
+        words.print(Text.assemble(("note:  ", "bold"), note))
+    words.print(Text.assemble(("next:  ", "bold"), diagnosis.next_step))
+
+
+def _place(frame: Frame) -> str:
+    if frame.origin == Origin.LIBRARY:
+        return f"… {frame.times} frame{'s' if frame.times > 1 else ''} in {frame.place}"
+    if frame.origin == Origin.CELL:
+        return frame.place if frame.line is None else f"{frame.place}, line {frame.line}"
+    function = f" in {frame.function}" if frame.function else ""
+    times = f" ({frame.times} times)" if frame.times > 1 else ""
+    return f"{frame.address}{function}{times}"
+
+
 def _print_outputs(verdict: Verdict) -> None:
     table = Table("output", "bytes", "sha256", box=None)
     table.columns[1].justify = "right"
@@ -705,11 +773,17 @@ def _number(value: Any, digits: int = 4) -> str:
         return "∞"
 
 
-def _require_no_failure(end: Status) -> None:
-    if end.state.finished and end.state != "complete":
-        errors.print(f"error: the run has failed: {end.failure or end.state}")
+def _require_no_failure(end: Status, diagnosis: Diagnosis | None = None) -> None:
+    if not end.state.finished or end.state == "complete":
+        return
+    if diagnosis is None:
+        errors.print(Text(f"error: the run has failed: {end.failure or end.state}"))
         errors.print("next:  Bring home its log: kernelkit pull")
-        raise typer.Exit(6)
+    else:
+        errors.print(Text(f"error: the run has failed: {diagnosis.headline}"))
+        errors.print(Text(diagnosis.summary))
+        errors.print(Text(f"next:  {diagnosis.next_step} Bring home its log: kernelkit pull"))
+    raise typer.Exit(6)
 
 
 def _speak(as_json: bool) -> None:

@@ -36,6 +36,7 @@ from kernelkit.client import (
     connect,
 )
 from kernelkit.config import Config
+from kernelkit.diagnose import Diagnosis, diagnose
 from kernelkit.errors import (
     ConfigError,
     KernelkitError,
@@ -123,7 +124,7 @@ def _run(config: Config, kaggle: Kaggle, root: Path, deadline: float | None, tel
     record = push(config, kaggle, root, tell=tell)
     watch(kaggle, record, deadline=deadline, tell=tell)
     pulled = pull(kaggle, record, tell=tell)
-    require_success(pulled)
+    require_success(pulled, config.project)
     return pulled
 
 
@@ -293,6 +294,47 @@ def pull(
     return Pulled(record.folder, end.state, verdict)
 
 
+def diagnose_folder(folder: Path, project: Path | None = None) -> Diagnosis | None:
+    """Why the run that left a pulled folder failed; None where nothing tells of a failure.
+
+    Raises:
+        ConfigError: the folder holds no log.
+        MachineError: the log cannot be read.
+    """
+    bundle, run = _document(folder / "bundle.json"), _document(folder / "run.json")
+    logs = [folder / f"{bundle.get('slug')}.log", *sorted(folder.glob("*.log"))]
+    log = next((path for path in logs if path.is_file()), None)
+    if log is None:
+        raise ConfigError(f"{folder} holds no log", "Bring it home first: `kernelkit pull`.")
+    manifest = _document(folder / "run-manifest.json")
+    state = str(run.get("state", State.COMPLETE))
+    if run and state == State.COMPLETE and manifest.get("status") != "failed":
+        return None
+    failed = state != State.COMPLETE
+    failure = str(run.get("failure") or f"Kaggle says {state}") if failed else ""
+    return diagnose(
+        _read_log(log), manifest=manifest, bundle=bundle, project=project, failure=failure
+    )
+
+
+def diagnose_log(path: Path, project: Path | None = None) -> Diagnosis | None:
+    """The same by a log file alone: Kaggle's JSON, or its text."""
+    return diagnose(_read_log(path), bundle=_document(path.parent / "bundle.json"), project=project)
+
+
+def diagnose_end(
+    kaggle: Kaggle, record: Record, end: Status, project: Path | None = None
+) -> Diagnosis | None:
+    """The same for a run that has just ended on Kaggle, as far as its log can be had."""
+    try:
+        text, bundle = "".join(entry.text for entry in logs(kaggle, record)), record.bundle
+    except KernelkitError:  # the run's failure is what matters, not that its log is out of reach
+        text, bundle = "", {}
+    return diagnose(
+        text, bundle=bundle, project=project, failure=end.failure or f"Kaggle says {end.state}"
+    )
+
+
 def submit(kaggle: Kaggle, record: Record, message: str) -> tuple[int, str]:
     """Enter the submission of a verified run; its number and Kaggle's words.
 
@@ -352,22 +394,33 @@ def require_no_problems(problems: list[Problem]) -> None:
         raise PreflightError("\n".join(lines), "Nothing was sent.", about)
 
 
-def require_success(pulled: Pulled) -> None:
-    """Raise what a pulled run deserves, if it is not a verified success."""
+def require_success(pulled: Pulled, project: Path | None = None) -> None:
+    """Raise what a pulled run deserves, if it is not a verified success.
+
+    `project` is the folder against whose files a failure is diagnosed.
+    """
     verdict, about = pulled.verdict, pulled.about
-    if verdict.run_error is not None and not verdict.problems:
-        raise RunFailedError(
-            f"the run failed: {verdict.run_error}",
-            f"Its log and manifest are in {pulled.folder}.",
-            about,
-        )
-    if pulled.state != State.COMPLETE:
-        raise RunFailedError(
-            f"Kaggle says {pulled.state}; and the folder: {'; '.join(verdict.problems) or 'fine'}",
-            f"Its log is in {pulled.folder}.",
-            about,
-        )
-    require_verified(verdict, pulled.folder, about)
+    failed = verdict.run_error is not None and not verdict.problems
+    if not failed and pulled.state == State.COMPLETE:
+        require_verified(verdict, pulled.folder, about)
+        return
+    try:
+        diagnosis = diagnose_folder(pulled.folder, project)
+    except KernelkitError:  # no log: the failure itself is the news
+        diagnosis = None
+    words = (
+        f"the run failed: {verdict.run_error}"
+        if failed
+        else f"Kaggle says {pulled.state}; and the folder: {'; '.join(verdict.problems) or 'fine'}"
+    )
+    if diagnosis is None:
+        raise RunFailedError(words, f"Its log is in {pulled.folder}.", about)
+    words = f"the run failed: {diagnosis.error}" if failed else f"{words}\n{diagnosis.headline}"
+    raise RunFailedError(
+        f"{words}\n{diagnosis.summary}",
+        f"{diagnosis.next_step} All of it: kernelkit diagnose {pulled.folder}",
+        {**about, "diagnosis": asdict(diagnosis)},
+    )
 
 
 def require_verified(verdict: Verdict, folder: Path, about: Mapping[str, Any]) -> None:
@@ -468,6 +521,22 @@ def _disk(folder: Path) -> str:
     if free < 1 << 30:
         raise MachineError(f"{free >> 20} MiB free", "Make room for the outputs.")
     return f"{free >> 30} GiB free"
+
+
+def _document(path: Path) -> Mapping[str, Any]:
+    """A JSON object, empty where there is none: a failed run may have left anything."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _read_log(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8", errors="replace")
+    except OSError as fault:
+        raise MachineError(f"{path} cannot be read: {fault.strerror}") from fault
 
 
 def _address(kaggle: Kaggle, record: Record) -> Run:

@@ -12,7 +12,8 @@ PACKAGE = ROOT / "kernelkit"
 
 ROOMS = [  # a room imports only what stands before it
     *("errors", "config", "imports", "bundle", "image", "runtime", "render", "notebook", "sync"),
-    *("preflight", "client", "remote", "verify", "ledger", "pipeline", "cli", "__main__"),
+    *("preflight", "client", "remote", "verify", "ledger", "causes", "tracebacks", "diagnose"),
+    *("pipeline", "cli", "__main__"),
 ]
 
 NEVER = {
@@ -28,6 +29,9 @@ NEVER = {
     "remote": {"kaggle", "kagglesdk", "kernelkit.verify"},
     "verify": {"kernelkit.client", "torch", "src_salt", "requests"},
     "ledger": {f"kernelkit.{room}" for room in ROOMS} - {"kernelkit.errors"},
+    "causes": {"kernelkit"},
+    "tracebacks": {"kernelkit"},
+    "diagnose": {"kernelkit.client", "kernelkit.remote", "requests"},
     "pipeline": {"kernelkit.cli"},
     "cli": {"kaggle", "kagglesdk"},
 }
