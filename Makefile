@@ -13,6 +13,7 @@ VENV := .venv
 KERNELKIT := $(VENV)/bin/kernelkit
 OPTIONS = $(if $(PROFILE),--profile $(PROFILE)) $(ARGS)
 SYNTHETIC := build/synthetic.done
+PEERS := build/bench-venv
 INPUTS = $(or $(KERNELKIT_DATA),build/inputs)
 
 .DEFAULT_GOAL := help
@@ -60,8 +61,9 @@ doctor: $(VENV)/tool.done ## look at this machine, the account and the project
 emulator: $(VENV)/all.done $(if $(KERNELKIT_DATA),,$(SYNTHETIC)) ## serve a local Kaggle until stopped
 	@$(KERNELKIT) emulator --inputs "$(INPUTS)" $(ARGS)
 
-bench: $(VENV)/all.done ## measure how long rendering takes
-	@$(VENV)/bin/python benchmarks/render.py $(ARGS)
+bench: $(VENV)/all.done ## measure rendering beside its peers: time, memory, whose result runs
+	@$(MAKE) --no-print-directory --silent $(PEERS)/all.done || echo "without the peers" >&2
+	@$(VENV)/bin/python -m benchmarks --peers $(PEERS)/bin/python $(ARGS)
 
 requirements: $(VENV)/uv.done ## resolve the pinned versions anew from pyproject.toml
 	@$(RESOLVE) --all-extras --group dev -o requirements/all.txt
@@ -100,6 +102,11 @@ $(VENV)/all.done: requirements/all.txt $(VENV)/tool.done
 	@$(VENV)/bin/python -c 'import sys; sys.exit($(OTHER_PYTHON) if sys.version_info[:2] not in ((3, 11), (3, 12)) else 0)'
 	@echo "installing the workload's libraries, PyTorch among them: about a minute, and 7 GB"
 	@$(INSTALL) --require-hashes -r requirements/all.txt
+	@touch $@
+
+$(PEERS)/all.done: benchmarks/requirements.txt | $(VENV)/uv.done
+	@$(VENV)/bin/python -m venv --clear $(PEERS)
+	@$(VENV)/bin/uv pip install --quiet --python $(PEERS)/bin/python -r $<
 	@touch $@
 
 $(SYNTHETIC): src_salt/synthetic.py | $(VENV)/all.done

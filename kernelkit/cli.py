@@ -12,8 +12,9 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -30,13 +31,20 @@ import kernelkit
 from kernelkit import ledger, pipeline
 from kernelkit.client import LogEntry, Status
 from kernelkit.config import load_config
+from kernelkit.diagnose import Diagnosis, Frame, Origin, diagnose
 from kernelkit.errors import ConfigError, KernelkitError
+from kernelkit.image import Finding
 from kernelkit.pipeline import Event, Pulled
 from kernelkit.prove import DEADLINE_SECONDS
 from kernelkit.remote import progress
+from kernelkit.render import SIZE_LIMIT_BYTES, Share
+from kernelkit.sync import Plan
 from kernelkit.verify import Verdict, verify
 
 TAIL_LINES = 6  # of the log under the live table
+BUDGET_ROWS = 25  # files named in the table of render
+LEFT_OUT_NAMED = 5  # files named for each reason
+ERROR_LINES = 8  # of an exception's words; --json has more
 FAILURE_LINES = 25  # of the log, when a run has failed: a traceback's end
 INTERRUPTED = 130
 DETACHED = "detached: what runs on Kaggle goes on. Come back with: kernelkit watch{}"
@@ -66,6 +74,9 @@ Profile = Annotated[str | None, typer.Option(help="A profile of the project file
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A parameter, or kernel.FIELD, for this call."),
+]
+OnlyReachable = Annotated[
+    bool, typer.Option("--only-reachable", help="Carry what the entry's imports lead to alone.")
 ]
 Endpoint = Annotated[
     str | None,
@@ -131,19 +142,33 @@ def render(
     project: Project = Path(),
     profile: Profile = None,
     settings: Settings = None,
+    only_reachable: OnlyReachable = False,
     out: Annotated[Path | None, typer.Option(show_default="build/kernel")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the notebook, its metadata and its manifest."""
     _speak(as_json)
-    config = load_config(project, profile=profile, settings=settings or [])
+    config = load_config(
+        project, profile=profile, settings=settings or [], only_reachable=only_reachable
+    )
     folder = out or config.project / "build" / "kernel"
     kernel = pipeline.render_to(config, folder)
-    _print_files(kernel.manifest, len(kernel.payload))
-    for path in kernel.left_out:
-        words.print(Text(f"left out: {path}", style="dim"))
+    size, findings = len(kernel.payload), pipeline.compare_with_image(kernel)
+    _print_budget(kernel.budget, size)
+    _print_imports(findings)
+    _print_left_out(kernel.bundle.left_out)
+    _print_advice(pipeline.advise(kernel))
     words.print(f"{escape(str(folder))}  digest {kernel.digest[:12]}")
-    _document(as_json, {"folder": str(folder), "size": len(kernel.payload), **kernel.manifest})
+    about = {
+        "folder": str(folder),
+        "size": size,
+        "limit": SIZE_LIMIT_BYTES,
+        "budget": [vars(share) for share in kernel.budget],
+        "imports": [vars(finding) for finding in findings],
+        "left_out": dict(kernel.bundle.left_out),
+        "notes": pipeline.advise(kernel),
+    }
+    _document(as_json, {**about, **kernel.manifest})
 
 
 @app.command()
@@ -151,14 +176,20 @@ def preflight(
     project: Project = Path(),
     profile: Profile = None,
     settings: Settings = None,
+    only_reachable: OnlyReachable = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what Kaggle would refuse, or run other than meant; sends nothing."""
     _speak(as_json)
-    problems = pipeline.preflight(load_config(project, profile=profile, settings=settings or []))
-    pipeline.require_no_problems(problems)
+    config = load_config(
+        project, profile=profile, settings=settings or [], only_reachable=only_reachable
+    )
+    kernel = pipeline.render(config)
+    pipeline.require_no_problems(pipeline.preflight(kernel))
+    advice = pipeline.advise(kernel)
+    _print_advice(advice)
     words.print("no problems")
-    _document(as_json, {"problems": []})
+    _document(as_json, {"problems": [], "notes": advice})
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -201,12 +232,19 @@ def push(
     project: Project = Path(),
     profile: Profile = None,
     settings: Settings = None,
+    only_reachable: OnlyReachable = False,
     endpoint: Endpoint = None,
     as_json: AsJson = False,
 ) -> None:
     """Render, check and send the kernel: a new version, and its run."""
     _speak(as_json)
-    config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
+    config = load_config(
+        project,
+        profile=profile,
+        settings=settings or [],
+        endpoint=endpoint,
+        only_reachable=only_reachable,
+    )
     record = pipeline.push(config, pipeline.connect_to(config), tell=_Teller())
     words.print("Follow it with: kernelkit watch")
     _document(as_json, record.push)
@@ -248,8 +286,11 @@ def watch(
     kaggle = pipeline.connect_to(config)
     with _watching(DETACHED.format(f" --version {record.version}")) as teller:
         end = pipeline.watch(kaggle, record, deadline=deadline, tell=teller)
-    _document(as_json, {**record.push, "state": end.state, "failure": end.failure})
-    _require_no_failure(end)
+    failed = end.state.finished and end.state != "complete"
+    diagnosis = pipeline.diagnose_end(kaggle, record, end, config.project) if failed else None
+    about = {"diagnosis": asdict(diagnosis)} if diagnosis else {}
+    _document(as_json, {**record.push, "state": end.state, "failure": end.failure, **about})
+    _require_no_failure(end, diagnosis)
 
 
 @app.command()
@@ -288,8 +329,44 @@ def pull(
     kaggle = pipeline.connect_to(config)
     with _watching(DETACHED.format(f" --version {record.version}")) as teller:
         pulled = pipeline.pull(kaggle, record, deadline=deadline, tell=teller)
-    pipeline.require_success(pulled)
+    pipeline.require_success(pulled, config.project)
     _conclude(pulled, as_json)
+
+
+@app.command("diagnose")
+def diagnose_command(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[FOLDER_OR_LOG]",
+            help="A pulled folder, a log file, or - for stdin.",
+            show_default="the latest run of this project",
+        ),
+    ] = None,
+    project: Project = Path(),
+    profile: Profile = None,
+    version: Version = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say why a run failed, and where in the repository; needs no network."""
+    _speak(as_json)
+    if source is None:
+        config = load_config(project, profile=profile)
+        folder = pipeline.find_record(config, version).folder
+        diagnosis = pipeline.diagnose_folder(folder, config.project)
+    elif source == "-":
+        diagnosis = diagnose(sys.stdin.buffer.read().decode(errors="replace"), project=project)
+    elif Path(source).is_dir():
+        diagnosis = pipeline.diagnose_folder(Path(source), project)
+    elif Path(source).is_file():
+        diagnosis = pipeline.diagnose_log(Path(source), project)
+    else:
+        raise ConfigError(f"{source} is no folder and no file", "Name one like runs/<slug>/v1.")
+    if diagnosis is None:
+        words.print("nothing here tells of a failure")
+    else:
+        _print_diagnosis(diagnosis)
+    _document(as_json, asdict(diagnosis) if diagnosis else {"cause": None})
 
 
 @app.command("verify")
@@ -313,13 +390,20 @@ def run(
     project: Project = Path(),
     profile: Profile = None,
     settings: Settings = None,
+    only_reachable: OnlyReachable = False,
     endpoint: Endpoint = None,
     deadline: Deadline = None,
     as_json: AsJson = False,
 ) -> None:
     """Push, watch, pull and verify."""
     _speak(as_json)
-    config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
+    config = load_config(
+        project,
+        profile=profile,
+        settings=settings or [],
+        endpoint=endpoint,
+        only_reachable=only_reachable,
+    )
     kaggle = pipeline.connect_to(config)
     with _watching(DETACHED.format("")) as teller:
         pulled = pipeline.run(config, kaggle, deadline=deadline, tell=teller)
@@ -331,6 +415,7 @@ def rehearse(
     project: Project = Path(),
     profile: Profile = None,
     settings: Settings = None,
+    only_reachable: OnlyReachable = False,
     inputs: Inputs = None,
     out: Annotated[Path | None, typer.Option(show_default="build/rehearsal")] = None,
     mounts: MountsOption = Mounts.NEW,
@@ -339,7 +424,13 @@ def rehearse(
 ) -> None:
     """Run the same notebook, by the same client, on a local Kaggle: no account, no network."""
     _speak(as_json)
-    config = load_config(project, profile=profile, settings=settings or [], environment={})
+    config = load_config(
+        project,
+        profile=profile,
+        settings=settings or [],
+        only_reachable=only_reachable,
+        environment={},
+    )
     target = out or config.project / "build" / "rehearsal"
     with _watching("interrupted: the rehearsal and its local Kaggle have ended") as teller:
         pulled = pipeline.rehearse(
@@ -366,6 +457,27 @@ def submit(
     number, answer = pipeline.submit(pipeline.connect_to(config), record, text)
     words.print(f"submission {number}: {answer}")
     _document(as_json, {"ref": number, "message": answer})
+
+
+@app.command()
+def sync(
+    notebook: Annotated[Path, typer.Argument(help="The edited .ipynb, as it was pulled.")],
+    project: Project = Path(),
+    profile: Profile = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show it, write nothing.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Let the notebook win where the disk differs too.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring what was edited in a pulled notebook home into the package."""
+    _speak(as_json)
+    plan = pipeline.plan_sync(load_config(project, profile=profile), notebook)
+    for change in plan.changes:
+        _print_diff(change.diff)
+    pipeline.sync(plan, force=force, dry_run=dry_run)
+    _print_sync(plan, dry_run)
+    _document(as_json, {**plan.about, "written": not dry_run})
 
 
 @app.command()
@@ -506,6 +618,32 @@ def _conclude(pulled: Pulled, as_json: bool) -> None:
     _document(as_json, pulled.about)
 
 
+def _print_diagnosis(diagnosis: Diagnosis) -> None:
+    """The cause, the error, the frames with their source in one column, notes and advice."""
+    words.print(Text(diagnosis.cause, style="bold red"))
+    words.print(Text("\n".join(diagnosis.error.split("\n")[:ERROR_LINES])))
+    places = [_place(frame) for frame in diagnosis.frames]
+    width = max((len(place) for place in places), default=0)
+    for frame, place in zip(diagnosis.frames, places, strict=True):
+        own = frame.origin == Origin.PROJECT
+        line = Text.assemble((f"  {place:{width}}", "bold" if own else "dim"), f"  {frame.source}")
+        line.rstrip()
+        words.print(line)
+    for note in diagnosis.notes:
+        words.print(Text.assemble(("note:  ", "bold"), note))
+    words.print(Text.assemble(("next:  ", "bold"), diagnosis.next_step))
+
+
+def _place(frame: Frame) -> str:
+    if frame.origin == Origin.LIBRARY:
+        return f"… {frame.times} frame{'s' if frame.times > 1 else ''} in {frame.place}"
+    if frame.origin == Origin.CELL:
+        return frame.place if frame.line is None else f"{frame.place}, line {frame.line}"
+    function = f" in {frame.function}" if frame.function else ""
+    times = f" ({frame.times} times)" if frame.times > 1 else ""
+    return f"{frame.address}{function}{times}"
+
+
 def _print_outputs(verdict: Verdict) -> None:
     table = Table("output", "bytes", "sha256", box=None)
     table.columns[1].justify = "right"
@@ -527,13 +665,117 @@ def _print_results(folder: Path) -> None:
     words.print(f"the run took {_number(manifest.get('seconds'), 0)} s, all of it {total:.0f} s")
 
 
-def _print_files(manifest: Mapping[str, Any], size: int) -> None:
-    table = Table("file", "bytes", box=None)
-    table.columns[1].justify = "right"
-    for file in manifest["files"]:
-        table.add_row(Text(file["path"]), f"{file['size']:,}")
-    table.add_row("the notebook, as it is sent", f"{size:,}", style="bold")
+def _print_budget(budget: Sequence[Share], size: int) -> None:
+    """What each file takes of the cap, the largest first."""
+    table = Table("file", "bytes", "as sent", "share", "carried as", box=None)
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    own = {"archive": "the compressed files", "notebook": "all other cells"}
+    for share in budget[:BUDGET_ROWS]:
+        table.add_row(
+            Text(share.path or own[share.form], style="" if share.path else "dim"),
+            f"{share.size:,}" if share.size else "",
+            f"{share.sent:,}",
+            f"{share.sent / SIZE_LIMIT_BYTES:.1%}",
+            share.form if share.path else "",
+        )
+    if rest := budget[BUDGET_ROWS:]:
+        sent = sum(share.sent for share in rest)
+        table.add_row(
+            f"{len(rest)} smaller ones",
+            f"{sum(share.size for share in rest):,}",
+            f"{sent:,}",
+            f"{sent / SIZE_LIMIT_BYTES:.1%}",
+        )
+    table.add_row(
+        f"together, of {SIZE_LIMIT_BYTES:,}",
+        f"{sum(share.size for share in budget if share.path):,}",
+        f"{size:,}",
+        f"{size / SIZE_LIMIT_BYTES:.1%}",
+        style="bold" if size <= SIZE_LIMIT_BYTES else "bold red",
+    )
     words.print(table)
+
+
+def _print_imports(findings: Sequence[Finding]) -> None:
+    """What comes from elsewhere, and whether the image has it."""
+    if not findings:
+        return
+    table = Table("import", "in the image", "here", "used at", box=None)
+    for finding in findings:
+        more = f" and {len(finding.places) - 1} more" if len(finding.places) > 1 else ""
+        there = finding.image_version or str(finding.presence)
+        good = finding.presence in ("present", "by pip")
+        table.add_row(
+            Text(finding.module),
+            Text(there, style="" if good else "yellow"),
+            finding.local_version or "",
+            Text(f"{finding.places[0]}{more}", style="dim"),
+        )
+    words.print(table)
+
+
+def _print_left_out(left_out: Mapping[str, str]) -> None:
+    reasons: dict[str, list[str]] = {}
+    for path, reason in left_out.items():
+        if reason != "a cache":
+            reasons.setdefault(reason, []).append(path)
+    for reason, paths in reasons.items():
+        more = f" and {len(paths) - LEFT_OUT_NAMED} more" if len(paths) > LEFT_OUT_NAMED else ""
+        named = ", ".join(paths[:LEFT_OUT_NAMED])
+        words.print(Text(f"left out ({reason}): {named}{more}", style="dim"))
+
+
+def _print_advice(advice: Sequence[str]) -> None:
+    for line in advice:
+        words.print(Text.assemble(("note: ", "bold yellow"), line))
+
+
+def _print_diff(diff: str) -> None:
+    styles = {"+": "green", "-": "red", "@": "cyan", "\\": "dim"}
+    for number, line in enumerate(diff.rstrip("\n").split("\n")):
+        style = "bold" if number < 2 else styles.get(line[:1], "")
+        words.print(Text(_printable(line), style=style))
+
+
+def _print_sync(plan: Plan, dry_run: bool) -> None:
+    """What was written, and then whatever a person has to carry home by hand."""
+    added = sum(change.added for change in plan.changes)
+    changed = len(plan.changes) - added
+    counts = f"{changed} {'file' if changed == 1 else 'files'} changed, {added} added"
+    end = "nothing was written" if dry_run else "review with git diff"
+    words.print(f"[bold]{counts}[/]; {end}" if plan.changes else "no file has changed")
+    for change in plan.changes:
+        if change.conflict:
+            warning = f"warning: {change.name}: the change on disk gives way to the notebook's"
+            words.print(Text(_printable(warning), style="yellow"))
+        if change.syntax_error:
+            words.print(Text(_printable(f"warning: {change.syntax_error}"), style="yellow"))
+    for path in plan.gone:
+        words.print(Text(_printable(f"{path}: its cell is gone; the file stays")))
+    for p in plan.parameters:
+        if p.after is None:
+            what = f"{p.name} is not set any more: remove it from"
+        elif p.before is None:
+            what = f"{p.name} = {p.after} is new: add it to"
+        else:
+            what = f"{p.name} = {p.before} → {p.after}: change it in"
+        words.print(Text(_printable(f"parameters: {what} {p.section}")))
+    if plan.left:
+        words.print("cells that have no place in the package:")
+    for cell in plan.left:
+        words.print(Text(_printable(f"  cell {cell.cell}: {cell.first_line}")), end="")
+        words.print(Text(f"  ({cell.reason})", style="dim"))
+    for note in plan.notes:
+        words.print(Text(_printable(f"note: {note}"), style="dim"))
+
+
+def _printable(line: str) -> str:
+    """Control characters as escapes: a notebook must not steer the terminal."""
+    return "".join(
+        char if char.isprintable() or char == "\t" else char.encode("unicode_escape").decode()
+        for char in line
+    )
 
 
 def _run_row(record: ledger.Record) -> dict[str, Any]:
@@ -567,11 +809,17 @@ def _number(value: Any, digits: int = 4) -> str:
         return "∞"
 
 
-def _require_no_failure(end: Status) -> None:
-    if end.state.finished and end.state != "complete":
-        errors.print(f"error: the run has failed: {end.failure or end.state}")
+def _require_no_failure(end: Status, diagnosis: Diagnosis | None = None) -> None:
+    if not end.state.finished or end.state == "complete":
+        return
+    if diagnosis is None:
+        errors.print(Text(f"error: the run has failed: {end.failure or end.state}"))
         errors.print("next:  Bring home its log: kernelkit pull")
-        raise typer.Exit(6)
+    else:
+        errors.print(Text(f"error: the run has failed: {diagnosis.headline}"))
+        errors.print(Text(diagnosis.summary))
+        errors.print(Text(f"next:  {diagnosis.next_step} Bring home its log: kernelkit pull"))
+    raise typer.Exit(6)
 
 
 def _speak(as_json: bool) -> None:

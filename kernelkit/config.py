@@ -12,12 +12,16 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+import tomlkit
+import tomlkit.items
+from packaging.requirements import InvalidRequirement, Requirement
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from kernelkit.errors import ConfigError
 
@@ -60,6 +64,24 @@ def _inside(value: str) -> str:
     return value
 
 
+def _one_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _pattern(value: str) -> str:
+    if not value.strip() or "\n" in value:
+        raise ValueError("must be a pattern as in .gitignore")
+    return value
+
+
+def _requirement(value: str) -> str:
+    try:
+        Requirement(value)
+    except InvalidRequirement as fault:
+        raise ValueError(f"is no requirement: {fault}".splitlines()[0]) from None
+    return value
+
+
 def _outputs(values: tuple[str, ...]) -> tuple[str, ...]:
     if not values:
         raise ValueError("must name at least one file: a run without outputs proves nothing")
@@ -68,7 +90,10 @@ def _outputs(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+Layout = Literal["auto", "cells", "compressed"]
 RelativePath = Annotated[str, AfterValidator(_inside)]
+Pattern = Annotated[str, AfterValidator(_pattern)]
+PipRequirement = Annotated[str, AfterValidator(_requirement)]
 KernelId = Annotated[str, AfterValidator(_kernel_id)]
 
 
@@ -122,15 +147,33 @@ class KernelSettings(_Section):
         )
 
 
+@dataclass(frozen=True)
+class DescribedParameter:
+    """A parameter with what the project file says of it."""
+
+    name: str
+    value: Parameter
+    above: tuple[str, ...] = ()
+    """The lines of comment above it, without their marks."""
+
+    beside: str = ""
+    """The comment behind it, on its line."""
+
+
 class _Profile(_Section):
     parameters: dict[str, Parameter] = Field(default_factory=dict)
     kernel: dict[str, Any] = Field(default_factory=dict)
 
 
 class _ProjectFile(_Section):
-    package: RelativePath
+    package: Annotated[tuple[RelativePath, ...], BeforeValidator(_one_or_many)]
     entry: Annotated[str, AfterValidator(_entry)]
     outputs: Annotated[tuple[RelativePath, ...], AfterValidator(_outputs)]
+    include: tuple[Pattern, ...] = ()
+    exclude: tuple[Pattern, ...] = ()
+    only_reachable: bool = False
+    layout: Layout = "auto"
+    pip: tuple[PipRequirement, ...] = ()
     templates: RelativePath | None = None
     kernel: KernelSettings
     parameters: dict[str, Parameter] = Field(default_factory=dict)
@@ -146,17 +189,45 @@ class Config(_Section):
     project: Path
     """The folder of the project file; `build/` and `runs/` lie in it."""
 
-    package: str
+    package: tuple[str, ...]
+    """Folders of packages and files of single modules, relative to the project."""
+
     entry: str
     outputs: tuple[str, ...]
+    include: tuple[str, ...]
+    """Patterns as in .gitignore, of files to carry that would be left behind."""
+
+    exclude: tuple[str, ...]
+    """Patterns as in .gitignore, of files to leave behind; they win over `include`."""
+
+    only_reachable: bool
+    """Carry what the entry's imports lead to, and nothing else."""
+
+    layout: Layout
+    """Which files go into the compressed cell: none, all, or as few as the cap asks for."""
+
+    pip: tuple[str, ...]
+    """Requirements (PEP 508) that the run installs first."""
+
     templates: Path | None
     """The project's own templates; None for kernelkit's."""
 
     kernel: KernelSettings
     parameters: dict[str, Parameter]
+    comments: dict[str, tuple[tuple[str, ...], str]] = Field(default_factory=dict)
+    """Of parameters: the lines above, and what stands beside."""
+
     profile: str | None
     endpoint: str | None
     """Address of a local Kaggle; None for the real one."""
+
+    @property
+    def described_parameters(self) -> list[DescribedParameter]:
+        """The parameters in their order, with their comments."""
+        return [
+            DescribedParameter(name, value, *self.comments.get(name, ((), "")))
+            for name, value in self.parameters.items()
+        ]
 
 
 def load_config(
@@ -165,6 +236,7 @@ def load_config(
     profile: str | None = None,
     settings: Sequence[str] = (),
     endpoint: str | None = None,
+    only_reachable: bool = False,
     environment: Mapping[str, str] = os.environ,
 ) -> Config:
     """Read the project in the folder `project`; `settings` are `key=value` as given to `--set`.
@@ -182,9 +254,15 @@ def load_config(
         package=stated.package,
         entry=stated.entry,
         outputs=stated.outputs,
+        include=stated.include,
+        exclude=stated.exclude,
+        only_reachable=stated.only_reachable or only_reachable,
+        layout=stated.layout,
+        pip=stated.pip,
         templates=_templates_folder(project, stated.templates),
         kernel=stated.kernel,
         parameters=stated.parameters,
+        comments=parameter_comments(project, profile),
         profile=profile,
         endpoint=checked_endpoint(
             environment.get("KERNELKIT_ENDPOINT") if endpoint is None else endpoint
@@ -241,6 +319,43 @@ def _read_project_file(project: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: tool.kernelkit must be a table")
     return table
+
+
+def parameter_comments(
+    project: Path, profile: str | None
+) -> dict[str, tuple[tuple[str, ...], str]]:
+    """What a valid project file says in comments of each parameter: above it, and beside it.
+
+    A profile's word goes before.
+    """
+    text = (project / PROJECT_FILE).read_text(encoding="utf-8")
+    table: Any = tomlkit.parse(text)["tool"]
+    table = table["kernelkit"]
+    layers = [table.get("parameters", {})]
+    if profile is not None:
+        layers.append(table.get("profiles", {}).get(profile, {}).get("parameters", {}))
+    comments: dict[str, tuple[tuple[str, ...], str]] = {}
+    for layer in layers:
+        for name, above, beside in _commented_keys(layer):
+            if above or beside:
+                comments[name] = above, beside
+    return comments
+
+
+def _commented_keys(table: Any) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Keys with the comments directly above and behind them."""
+    above: list[str] = []
+    for key, item in getattr(getattr(table, "value", None), "body", []):
+        if isinstance(item, tomlkit.items.Comment):
+            above.append(_words(item.trivia.comment))
+            continue
+        if key is not None:
+            yield key.key, tuple(above), _words(item.trivia.comment)
+        above = []
+
+
+def _words(comment: str) -> str:
+    return comment.lstrip("#").strip()
 
 
 def _with_profile(table: dict[str, Any], profile: str | None) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import kernelkit
-from kernelkit import ledger, remote
+from kernelkit import image, ledger, remote
+from kernelkit import sync as syncing
 from kernelkit.bundle import read_bundle
 from kernelkit.client import (
     LOCAL_CREDENTIALS,
@@ -35,6 +36,7 @@ from kernelkit.client import (
     connect,
 )
 from kernelkit.config import Config
+from kernelkit.diagnose import Diagnosis, diagnose
 from kernelkit.errors import (
     ConfigError,
     KernelkitError,
@@ -46,11 +48,13 @@ from kernelkit.errors import (
 )
 from kernelkit.ledger import Record
 from kernelkit.preflight import Problem, check
+from kernelkit.preflight import advise as preflight_advice
 from kernelkit.prove import DEADLINE_SECONDS, Proof, without_accelerator
 from kernelkit.prove import prove as prove_kernel
 from kernelkit.remote import Run
 from kernelkit.render import Kernel, write_kernel
 from kernelkit.render import render as render_kernel
+from kernelkit.sync import Plan
 from kernelkit.verify import Verdict
 from kernelkit.verify import verify as verify_folder
 
@@ -108,7 +112,7 @@ def rehearse(
     Raises:
         ConfigError: `out` is the folder of real runs, or holds something else than a rehearsal.
     """
-    require_no_problems(preflight(config))  # a slip must not cost the rehearsal before
+    require_no_problems(preflight(render(config)))  # a slip must not cost the rehearsal before
     with _alone(out):
         _empty_rehearsal(out / config.kernel.slug, config.project / "runs")
         with local_kaggle(inputs, mounts) as endpoint:
@@ -122,7 +126,7 @@ def _run(config: Config, kaggle: Kaggle, root: Path, deadline: float | None, tel
     record = push(config, kaggle, root, tell=tell)
     watch(kaggle, record, deadline=deadline, tell=tell)
     pulled = pull(kaggle, record, tell=tell)
-    require_success(pulled)
+    require_success(pulled, config.project)
     return pulled
 
 
@@ -169,7 +173,7 @@ def connect_to(config: Config) -> Kaggle:
 
 def render(config: Config) -> Kernel:
     """The kernel as it would be pushed; nothing is written."""
-    return render_kernel(read_bundle(config.project / config.package, config.entry), config)
+    return render_kernel(read_bundle(config), config)
 
 
 def render_to(config: Config, folder: Path) -> Kernel:
@@ -179,9 +183,19 @@ def render_to(config: Config, folder: Path) -> Kernel:
     return kernel
 
 
-def preflight(config: Config) -> list[Problem]:
-    """Everything that stands against a push of the kernel as it is now."""
-    return check(render(config))
+def preflight(kernel: Kernel) -> list[Problem]:
+    """Everything that stands against a push of the kernel."""
+    return check(kernel)
+
+
+def advise(kernel: Kernel) -> list[str]:
+    """What a person should know before a push, and what stops nothing."""
+    return preflight_advice(kernel)
+
+
+def compare_with_image(kernel: Kernel) -> list[image.Finding]:
+    """How everything that is imported from elsewhere stands to Kaggle's image."""
+    return image.compare(kernel.bundle.third_party, kernel.manifest["pip"])
 
 
 def prove(
@@ -305,6 +319,47 @@ def pull(
     return Pulled(record.folder, end.state, verdict)
 
 
+def diagnose_folder(folder: Path, project: Path | None = None) -> Diagnosis | None:
+    """Why the run that left a pulled folder failed; None where nothing tells of a failure.
+
+    Raises:
+        ConfigError: the folder holds no log.
+        MachineError: the log cannot be read.
+    """
+    bundle, run = _document(folder / "bundle.json"), _document(folder / "run.json")
+    logs = [folder / f"{bundle.get('slug')}.log", *sorted(folder.glob("*.log"))]
+    log = next((path for path in logs if path.is_file()), None)
+    if log is None:
+        raise ConfigError(f"{folder} holds no log", "Bring it home first: `kernelkit pull`.")
+    manifest = _document(folder / "run-manifest.json")
+    state = str(run.get("state", State.COMPLETE))
+    if run and state == State.COMPLETE and manifest.get("status") != "failed":
+        return None
+    failed = state != State.COMPLETE
+    failure = str(run.get("failure") or f"Kaggle says {state}") if failed else ""
+    return diagnose(
+        _read_log(log), manifest=manifest, bundle=bundle, project=project, failure=failure
+    )
+
+
+def diagnose_log(path: Path, project: Path | None = None) -> Diagnosis | None:
+    """The same by a log file alone: Kaggle's JSON, or its text."""
+    return diagnose(_read_log(path), bundle=_document(path.parent / "bundle.json"), project=project)
+
+
+def diagnose_end(
+    kaggle: Kaggle, record: Record, end: Status, project: Path | None = None
+) -> Diagnosis | None:
+    """The same for a run that has just ended on Kaggle, as far as its log can be had."""
+    try:
+        text, bundle = "".join(entry.text for entry in logs(kaggle, record)), record.bundle
+    except KernelkitError:  # the run's failure is what matters, not that its log is out of reach
+        text, bundle = "", {}
+    return diagnose(
+        text, bundle=bundle, project=project, failure=end.failure or f"Kaggle says {end.state}"
+    )
+
+
 def submit(kaggle: Kaggle, record: Record, message: str) -> tuple[int, str]:
     """Enter the submission of a verified run; its number and Kaggle's words.
 
@@ -329,6 +384,28 @@ def submit(kaggle: Kaggle, record: Record, message: str) -> tuple[int, str]:
     return kaggle.submit(competitions[0], record.folder / tables[0], message)
 
 
+def plan_sync(config: Config, notebook: Path) -> Plan:
+    """What an edited notebook means for the package; nothing is written.
+
+    Raises:
+        ConfigError: the file is no notebook that was rendered from this package.
+    """
+    return syncing.plan(syncing.read_notebook(notebook), config)
+
+
+def sync(plan: Plan, *, force: bool = False, dry_run: bool = False) -> None:
+    """Write the changed files into the package, all or none; a dry run refuses the same.
+
+    Raises:
+        ConfigError: the notebook writes to a path that is no file of the package.
+        VerificationError: a file was changed on disk as well; `force` lets the notebook win.
+    """
+    if dry_run:
+        syncing.require_applicable(plan, force=force)
+    else:
+        syncing.apply(plan, force=force)
+
+
 def find_record(config: Config, version: int | None = None) -> Record:
     """The record of a version pushed from this project, or of its latest."""
     return ledger.find(config.project / "runs", config.kernel.slug, version)
@@ -342,22 +419,33 @@ def require_no_problems(problems: list[Problem]) -> None:
         raise PreflightError("\n".join(lines), "Nothing was sent.", about)
 
 
-def require_success(pulled: Pulled) -> None:
-    """Raise what a pulled run deserves, if it is not a verified success."""
+def require_success(pulled: Pulled, project: Path | None = None) -> None:
+    """Raise what a pulled run deserves, if it is not a verified success.
+
+    `project` is the folder against whose files a failure is diagnosed.
+    """
     verdict, about = pulled.verdict, pulled.about
-    if verdict.run_error is not None and not verdict.problems:
-        raise RunFailedError(
-            f"the run failed: {verdict.run_error}",
-            f"Its log and manifest are in {pulled.folder}.",
-            about,
-        )
-    if pulled.state != State.COMPLETE:
-        raise RunFailedError(
-            f"Kaggle says {pulled.state}; and the folder: {'; '.join(verdict.problems) or 'fine'}",
-            f"Its log is in {pulled.folder}.",
-            about,
-        )
-    require_verified(verdict, pulled.folder, about)
+    failed = verdict.run_error is not None and not verdict.problems
+    if not failed and pulled.state == State.COMPLETE:
+        require_verified(verdict, pulled.folder, about)
+        return
+    try:
+        diagnosis = diagnose_folder(pulled.folder, project)
+    except KernelkitError:  # no log: the failure itself is the news
+        diagnosis = None
+    words = (
+        f"the run failed: {verdict.run_error}"
+        if failed
+        else f"Kaggle says {pulled.state}; and the folder: {'; '.join(verdict.problems) or 'fine'}"
+    )
+    if diagnosis is None:
+        raise RunFailedError(words, f"Its log is in {pulled.folder}.", about)
+    words = f"the run failed: {diagnosis.error}" if failed else f"{words}\n{diagnosis.headline}"
+    raise RunFailedError(
+        f"{words}\n{diagnosis.summary}",
+        f"{diagnosis.next_step} All of it: kernelkit diagnose {pulled.folder}",
+        {**about, "diagnosis": asdict(diagnosis)},
+    )
 
 
 def require_verified(verdict: Verdict, folder: Path, about: Mapping[str, Any]) -> None:
@@ -413,7 +501,10 @@ class Finding:
 def doctor(config: Config) -> list[Finding]:
     """Read-only checks of this machine, the project, the account and its quota."""
     questions: list[tuple[str, Callable[[], str]]] = [
-        ("project", lambda: f"{config.package}, {len(render(config).payload):,} B as it is sent"),
+        (
+            "project",
+            lambda: f"{', '.join(config.package)}, {len(render(config).payload):,} B as it is sent",
+        ),
         ("preflight", lambda: _no_problems(config)),
         ("disk", lambda: _disk(config.project)),
     ]
@@ -441,7 +532,7 @@ def _bad(subject: str, fault: KernelkitError) -> Finding:
 
 
 def _no_problems(config: Config) -> str:
-    require_no_problems(preflight(config))
+    require_no_problems(preflight(render(config)))
     return "no problems"
 
 
@@ -455,6 +546,22 @@ def _disk(folder: Path) -> str:
     if free < 1 << 30:
         raise MachineError(f"{free >> 20} MiB free", "Make room for the outputs.")
     return f"{free >> 30} GiB free"
+
+
+def _document(path: Path) -> Mapping[str, Any]:
+    """A JSON object, empty where there is none: a failed run may have left anything."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _read_log(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8", errors="replace")
+    except OSError as fault:
+        raise MachineError(f"{path} cannot be read: {fault.strerror}") from fault
 
 
 def _address(kaggle: Kaggle, record: Record) -> Run:

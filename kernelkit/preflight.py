@@ -12,14 +12,12 @@ from typing import Any
 
 from slugify import slugify
 
-from kernelkit.render import Kernel
+from kernelkit import image
+from kernelkit.config import near_miss
+from kernelkit.image import Presence
+from kernelkit.render import SIZE_CAP_BYTES, SIZE_LIMIT_BYTES, Kernel
 
-SIZE_CAP_BYTES = 1_000_000
-"""Kaggle: "The kernel source must be less than 1 megabytes in size.\""""
-
-SIZE_LIMIT_BYTES = (
-    900_000  # 1,353,126 were refused and 878,947 accepted: where between is not known
-)
+LARGEST = 8  # files named, where the notebook is too large
 SHORTEST_NAME = 5  # characters, of title and slug alike
 PLACES = ("input", "working", "temp")  # what `runtime` resolves
 P100 = "NvidiaTeslaP100"  # CUDA capability 6.0, for which the image's torch has no code
@@ -44,15 +42,21 @@ def check(kernel: Kernel) -> list[Problem]:
 def check_size(kernel: Kernel) -> Iterator[Problem]:
     """The source as it is sent, under Kaggle's cap with room to spare."""
     size = len(kernel.payload)
-    if size > SIZE_LIMIT_BYTES:
-        largest = sorted(kernel.manifest["files"], key=lambda file: -int(file["size"]))[:5]
-        names = ", ".join(f"{file['path']} ({file['size']:,} B)" for file in largest)
-        yield Problem(
-            "notebook",
-            f"{size:,} B as it is sent; Kaggle's cap is {SIZE_CAP_BYTES:,} B, and "
-            f"{SIZE_LIMIT_BYTES:,} B is what is known to pass",
-            f"Move data into a Kaggle dataset, or split the package. The largest files: {names}.",
-        )
+    if size <= SIZE_LIMIT_BYTES:
+        return
+    compressed = any(share.form == "archive" for share in kernel.budget)
+    largest = sorted(kernel.budget, key=lambda share: -share.size)[:LARGEST]
+    table = [f"{share.size:>12,} B  {share.path}" for share in largest if share.path]
+    yield Problem(
+        "notebook",
+        f"{size:,} B as it is sent{', compressed' if compressed else ''}; Kaggle's cap is "
+        f"{SIZE_CAP_BYTES:,} B, and {SIZE_LIMIT_BYTES:,} B is what is known to pass. The largest "
+        "files:\n" + "\n".join(table),
+        ("" if compressed else 'Set layout = "auto" in [tool.kernelkit]; or leave')
+        + ("Leave" if compressed else "")
+        + " files out (exclude, only_reachable = true), move data into a Kaggle dataset, or what "
+        "does not change into a wheel that the run installs.",
+    )
 
 
 def check_names(kernel: Kernel) -> Iterator[Problem]:
@@ -132,6 +136,64 @@ def check_sources(kernel: Kernel) -> Iterator[Problem]:
                 yield Problem(kind, f'"{source}" has not the form {FORMS[kind]}', "Mend the name.")
 
 
+def check_image(kernel: Kernel) -> Iterator[Problem]:
+    """What is imported is in the image, or is installed by the run, which needs the internet."""
+    fields, pip = kernel.manifest["kernel"], kernel.manifest["pip"]
+    if pip and not fields["enable_internet"]:
+        yield Problem(
+            "pip",
+            f"the run is to install {', '.join(pip)}, and has no internet",
+            "Set enable_internet = true in [tool.kernelkit.kernel].",
+        )
+    for finding in image.compare(kernel.bundle.third_party, pip):
+        if finding.presence is Presence.ABSENT:
+            yield Problem(
+                finding.places[0],
+                f'imports "{finding.module}", which Kaggle\'s image does not have',
+                f'Add pip = ["{finding.distribution}"] to [tool.kernelkit]'
+                + ("" if fields["enable_internet"] else ", and set enable_internet = true")
+                + ".",
+            )
+
+
+def check_parameters(kernel: Kernel) -> Iterator[Problem]:
+    """The entry can be called with the parameters."""
+    signature, entry = kernel.bundle.signature, kernel.bundle.entry
+    if signature is None:
+        return
+    given = kernel.manifest["parameters"].keys()
+    for name in sorted(given - signature.accepted if not signature.open else ()):
+        yield Problem(
+            f"parameters.{name}",
+            f"{entry} takes no such argument{near_miss(name, signature.accepted)}",
+            "Take it out of [tool.kernelkit.parameters], or give the function the argument.",
+        )
+    for name in sorted(signature.required - given):
+        yield Problem(
+            f"parameters.{name}",
+            f"{entry} cannot be called without it",
+            "Add it to [tool.kernelkit.parameters], or give the argument a default.",
+        )
+
+
+def advise(kernel: Kernel) -> list[str]:
+    """What a person should know, and what stops nothing."""
+    words = list(kernel.bundle.notes)
+    for finding in image.compare(kernel.bundle.third_party, kernel.manifest["pip"]):
+        place = finding.places[0]
+        if finding.presence is Presence.OTHER_VERSION:
+            words.append(
+                f"{finding.distribution} is {finding.image_version} in Kaggle's image, "
+                f"{finding.local_version} here ({place})"
+            )
+        elif finding.presence is Presence.UNKNOWN:
+            words.append(
+                f'whether Kaggle\'s image has "{finding.module}" is not known ({place}): '
+                'if not, add it to "pip" in [tool.kernelkit]'
+            )
+    return words
+
+
 FORMS = {
     "dataset_sources": "owner/slug",
     "kernel_sources": "owner/slug",
@@ -145,6 +207,8 @@ CHECKS: tuple[Callable[[Kernel], Iterator[Problem]], ...] = (
     check_accelerator,
     check_inputs,
     check_sources,
+    check_image,
+    check_parameters,
 )
 
 

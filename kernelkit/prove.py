@@ -49,6 +49,7 @@ KERNEL_START_SECONDS = 300  # on a machine that is busy
 ANSWER_SECONDS = 60  # for a Python to say what it has installed, on a cold disk
 GIT_TIMEOUT_SECONDS = 20
 LAST_CELL = "check"  # the tag of the cell that holds the sources against the manifest
+INSTALLING_CELL = "pip"  # it would change the environment of the person who proves
 WITNESS = "kernelkit_witness"
 SHOWN = 20  # differences told one by one; a script gets them all
 TAIL_LINES = 15
@@ -305,7 +306,11 @@ def _up_to_check(notebook: dict[str, Any]) -> dict[str, Any]:
             f'the notebook has no cell with the tag "{LAST_CELL}"',
             f"Keep kernelkit's template 50-{LAST_CELL}.py.j2: it checks what the cells wrote.",
         )
-    return {**notebook, "cells": notebook["cells"][: checks[-1] + 1]}
+    kept = notebook["cells"][: checks[-1] + 1]
+    return {
+        **notebook,
+        "cells": [c for c in kept if INSTALLING_CELL not in c["metadata"].get("tags", [])],
+    }
 
 
 def _require_no_error(notebook: dict[str, Any]) -> None:

@@ -1,28 +1,31 @@
 """A `Bundle`, the templates and a `Config` become a `Kernel`: notebook, metadata, manifest.
 
 One Jinja file is one cell, in the order of the files' names: `10-parameters.py.j2` gives a code
-cell, `00-title.md.j2` a Markdown cell. Neighbouring files whose name begins with `module` are
-rendered together once for each file of the package. A project's folder of templates is laid over
-kernelkit's own: a new name adds a cell, the same name replaces it, an empty file removes it.
+cell, `00-title.md.j2` a Markdown cell; what renders to nothing gives none. Neighbouring files whose
+name begins with `module` are rendered together once for each file of the packages. A project's
+folder of templates is laid over kernelkit's own. docs/templates.md tells what templates may use.
 
-Templates may use: `manifest` (what bundle.json holds), `kernel` (the kernel's settings),
-`modules` (every file of the package), `runtime_source`, and in module templates `module`, a
-`ModuleCell`. The filters `repr` and `literal` write Python. Source is handed to Jinja as a value,
-never as a template: braces in it mean nothing. Same input, same bytes.
+Source is handed to Jinja as a value, never as a template: braces in it mean nothing. Same input,
+same bytes.
 """
 
 from __future__ import annotations
 
 import base64
+import io
 import json
+import lzma
 import re
+import tarfile
 import traceback
+import urllib.parse
 import zlib
-from collections.abc import Callable, Iterator
+from bisect import bisect
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import resources
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +42,39 @@ METADATA_NAME = "kernel-metadata.json"
 MANIFEST_NAME = "bundle.json"
 MANIFEST_SCHEMA = 1
 
+SIZE_CAP_BYTES = 1_000_000
+"""Kaggle: "The kernel source must be less than 1 megabytes in size.\""""
+
+SIZE_LIMIT_BYTES = 900_000
+"""1,353,126 were refused and 878,947 accepted: where between is not known."""
+
 _TEMPLATE_NAME = re.compile(r"\d+-(?P<name>[a-z0-9-]+)\.(?P<kind>md|py)\.j2")
 _PROMPT = re.compile(r"^\s*(?:>>>|\.\.\.|In \[\d+\]:)", re.MULTILINE)
+_BLANK_LINE = re.compile(r"^[^\S\n]+$", re.MULTILINE)
 _SAFE_PATH = re.compile(r"[\w./-]+", re.ASCII)
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|$~])")
 _BASE64_LINE = 100  # characters
+_ARCHIVE_LINE = 4000  # characters: each line costs fourteen bytes more in the JSON of a JSON
 _LONG_VALUE = 90  # characters, beyond which a value of the embedded manifest takes several lines
-_COLLAPSED = frozenset({"start", "runtime"})  # cells that a reader opens only when in doubt
+_COLLAPSED = frozenset({"start", "runtime", "archive"})  # opened by a reader only when in doubt
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one file, or all the rest, takes of the bytes that Kaggle's cap is about."""
+
+    path: str | None
+    """None for what belongs to no single file."""
+
+    size: int
+    """Bytes on disk."""
+
+    sent: int
+    """Bytes of its cells as they are sent."""
+
+    form: str
+    """How the notebook carries it (see `ModuleCell`); "archive" for the cell that holds all that
+    is compressed, "notebook" for all other cells."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +90,9 @@ class Kernel:
     manifest: dict[str, Any]
     """What bundle.json holds: the one thing that build side and run side share."""
 
-    left_out: tuple[str, ...] = ()
-    """Files of the package's folder that stay behind."""
+    bundle: Bundle
+    budget: tuple[Share, ...]
+    """The largest first; their `sent` add up to the payload, but for a few brackets."""
 
     @property
     def slug(self) -> str:
@@ -86,12 +117,16 @@ class Kernel:
 
 @dataclass(frozen=True)
 class ModuleCell:
-    """One file of the package, as its templates see it."""
+    """One file of the packages, as its templates see it."""
 
     path: str
     summary: str
+    size: int
+    """Bytes."""
+
+    is_module: bool
     form: str
-    """"writefile", "lines", "base64" or "empty": how the cell carries the file exactly."""
+    """"writefile", "lines", "base64", "empty" or "compressed": how it is carried exactly."""
 
     text: str = ""
     """For "writefile" the content without its last newline, which IPython adds."""
@@ -99,31 +134,44 @@ class ModuleCell:
     lines: tuple[str, ...] = ()
     base64: str = ""
 
+    @property
+    def heading(self) -> str:
+        """Its path, and the first line of its docstring."""
+        return f"{self.path}: {self.summary}" if self.summary else self.path
+
 
 def render(bundle: Bundle, config: Config) -> Kernel:
     """Render without touching the disk.
 
+    With the layout "auto", as few files as the cap asks for are carried compressed: the largest,
+    and the entry's own last.
+
     Raises:
         TemplateError: a template has a syntax error, uses an undefined variable, or is misnamed.
     """
-    environment = _environment(config.templates)
-    manifest = _manifest(bundle, config, _template_files(environment))
-    cells = list(_cells(environment, bundle, config, manifest))
-    notebook = nbformat.v4.new_notebook(
-        cells=cells,
-        metadata={
+    draft = _Draft(bundle, config)
+    choose = {"cells": draft.none, "compressed": draft.all, "auto": draft.fewest}
+    compressed = choose[config.layout]()
+    cells = draft.cells(compressed)
+    notebook = {
+        "cells": [cell.node for cell in cells],
+        "metadata": {
+            "colab": {"provenance": [], "toc_visible": True},
             # papermill, which Kaggle runs, refuses a notebook without a kernelspec.
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"},
         },
-        nbformat_minor=5,
-    )
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
     nbformat.validate(notebook)
     return Kernel(
-        notebook=nbformat.writes(notebook) + "\n",
+        # As nbformat writes it, which would validate once more.
+        notebook=json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n",
         metadata=_metadata(config),
-        manifest=manifest,
-        left_out=bundle.left_out,
+        manifest=draft.manifest,
+        bundle=bundle,
+        budget=draft.budget(compressed, cells),
     )
 
 
@@ -156,9 +204,9 @@ def as_json(document: Any) -> str:
 def _manifest(bundle: Bundle, config: Config, templates: dict[str, str]) -> dict[str, Any]:
     kernel = {**config.kernel.model_dump(mode="json"), "id": config.kernel.slug}
     stated = {
-        "package": bundle.package,
         "entry": bundle.entry,
         "outputs": list(config.outputs),
+        "pip": list(config.pip),
         "parameters": config.parameters,
         "kernel": kernel,
     }
@@ -176,13 +224,14 @@ def _manifest(bundle: Bundle, config: Config, templates: dict[str, str]) -> dict
         "slug": config.kernel.slug,
         "profile": config.profile,
         "wants_gpu": config.kernel.wants_gpu,
+        "roots": dict(bundle.roots),
         **stated,
         "provenance": asdict(bundle.provenance),
         "files": [
             {"path": file.path, "sha256": file.sha256, "size": len(file.content)}
             for file in bundle.files
         ],
-        "third_party": list(bundle.third_party),
+        "third_party": sorted({*bundle.third_party, *bundle.optional}),
     }
 
 
@@ -221,10 +270,30 @@ def _environment(project_templates: Path | None) -> jinja2.Environment:
         autoescape=False,  # the output is a notebook, not HTML
         trim_blocks=True,
         lstrip_blocks=True,
+        auto_reload=False,
     )
     environment.filters["repr"] = repr
+    environment.filters["markdown"] = _as_markdown
+    environment.filters["code"] = _as_code
+    environment.filters["anchor"] = _as_anchor
     environment.filters["literal"] = _literal
     return environment
+
+
+def _as_markdown(text: str) -> str:
+    """Plain words, without what Markdown would read into them."""
+    return _MARKDOWN.sub(r"\\\1", text)
+
+
+def _as_code(text: str) -> str:
+    """Words in a fixed pitch, whatever they hold."""
+    fence = "`" * (max((len(ticks) for ticks in re.findall("`+", text)), default=0) + 1)
+    return f"{fence}{text}{fence}" if len(fence) == 1 else f"{fence} {text} {fence}"
+
+
+def _as_anchor(heading: str) -> str:
+    """How a link finds a heading, in Jupyter and on Kaggle alike."""
+    return urllib.parse.quote(heading.replace(" ", "-"), safe="/")
 
 
 def _literal(table: dict[str, Any]) -> str:
@@ -253,10 +322,10 @@ def _template_files(environment: jinja2.Environment) -> dict[str, str]:
     return files
 
 
-def _cell_templates(environment: jinja2.Environment) -> list[str]:
+def _cell_templates(templates: dict[str, str]) -> list[str]:
     """Names of the templates that make cells, in their order; an empty one makes none."""
     names = []
-    for name, source in sorted(_template_files(environment).items()):
+    for name, source in sorted(templates.items()):
         if name.endswith(".j2") and not _TEMPLATE_NAME.fullmatch(name):
             raise TemplateError(
                 f"the template {name} has no place in the notebook",
@@ -267,22 +336,159 @@ def _cell_templates(environment: jinja2.Environment) -> list[str]:
     return names
 
 
-def _cells(
-    environment: jinja2.Environment, bundle: Bundle, config: Config, manifest: dict[str, Any]
-) -> Iterator[nbformat.NotebookNode]:
-    modules = [_module_cell(file) for file in bundle.files]
-    variables = {
-        "manifest": manifest,
-        "kernel": config.kernel,
-        "modules": modules,
-        "runtime_source": _runtime_source(),
-    }
-    for per_module, group in groupby(_cell_templates(environment), key=_is_module_template):
-        names = list(group)
-        for module in modules if per_module else [None]:
-            for name in names:
-                extra = {} if module is None else {"module": module}
-                yield _cell(environment, name, {**variables, **extra}, module)
+@dataclass(frozen=True)
+class _Cell:
+    node: dict[str, Any]
+    path: str | None
+    """The file it belongs to."""
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether it holds the compressed files."""
+        return "archive" in self.node["metadata"]["tags"]
+
+    @cached_property
+    def sent(self) -> int:
+        """Bytes in the payload, with the comma and the space after it."""
+        source = {"source": "".join(self.node["source"])}
+        return len(json.dumps({**self.node, **source})) + len(", ")
+
+
+class _Draft:
+    """A notebook in which it is still open what is carried compressed."""
+
+    def __init__(self, bundle: Bundle, config: Config) -> None:
+        self._bundle = bundle
+        self._environment = _environment(config.templates)
+        templates = _template_files(self._environment)
+        self.manifest = _manifest(bundle, config, templates)
+        self._templates = [
+            (per_module, list(names))
+            for per_module, names in groupby(_cell_templates(templates), key=_is_module_template)
+        ]
+        self._variables = {
+            "manifest": self.manifest,
+            "kernel": config.kernel,
+            "parameters": config.described_parameters,
+            "third_party": bundle.third_party,
+            "runtime_source": _runtime_source(),
+        }
+        self._forms = {file.path: _module_cell(file) for file in bundle.files}
+        self._kept: dict[ModuleCell, list[_Cell]] = {}
+
+    def none(self) -> frozenset[str]:
+        return frozenset()
+
+    def all(self) -> frozenset[str]:
+        return frozenset(self._forms)
+
+    def fewest(self) -> frozenset[str]:
+        """The largest files, no more than bring the notebook below the limit; else all."""
+        plain = self.cells(frozenset())
+        if _sent(plain) <= SIZE_LIMIT_BYTES:
+            return frozenset()
+        sizes = {share.path: share.sent for share in self.budget(frozenset(), plain)}
+        entry = self._bundle.entry.partition(":")[0]
+        entry_paths = {file.path for file in self._bundle.files if file.module == entry}
+        order = sorted(self._forms, key=lambda path: (path in entry_paths, -sizes[path], path))
+        moved = [0, *accumulate(sizes[path] for path in order)]
+
+        def sent_with(count: int) -> int:
+            return _sent(self.cells(frozenset(order[:count])))
+
+        too_few, enough = (0, _sent(plain)), (len(order), sent_with(len(order)))
+        side, halve = None, False
+        # Each attempt compresses anew: a guess on the straight line between the ends, and a
+        # halving where two guesses in a row came out on one side.
+        while enough[0] - too_few[0] > 1 and enough[1] <= SIZE_LIMIT_BYTES:
+            part = (too_few[1] - SIZE_LIMIT_BYTES) / (too_few[1] - enough[1])
+            wanted = moved[too_few[0]] + part * (moved[enough[0]] - moved[too_few[0]])
+            guess = (too_few[0] + enough[0]) // 2 if halve else bisect(moved, wanted)
+            guess = min(max(guess, too_few[0] + 1), enough[0] - 1)
+            attempt = (guess, sent_with(guess))
+            fits = attempt[1] <= SIZE_LIMIT_BYTES
+            too_few, enough = (too_few, attempt) if fits else (attempt, enough)
+            side, halve = fits, fits == side and not halve
+        return frozenset(order[: enough[0]])
+
+    def cells(self, compressed: frozenset[str]) -> list[_Cell]:
+        """The whole notebook."""
+        modules = [
+            ModuleCell(cell.path, cell.summary, cell.size, cell.is_module, "compressed")
+            if cell.path in compressed
+            else cell
+            for cell in self._forms.values()
+        ]
+        packed = [file for file in self._bundle.files if file.path in compressed]
+        variables = {**self._variables, "modules": modules, "archive": _archive(packed)}
+        cells: list[_Cell] = []
+        for per_module, names in self._templates:
+            if per_module:
+                for module in modules:
+                    cells += self._module_cells(names, variables, module)
+            else:
+                cells += self._render(names, variables)
+        return cells
+
+    def budget(self, compressed: frozenset[str], cells: list[_Cell]) -> tuple[Share, ...]:
+        """What each file takes, the largest first, and what belongs to none of them."""
+        sent: dict[str | None, int] = {}
+        for cell in cells:
+            sent[cell.path] = sent.get(cell.path, 0) + cell.sent
+        archive = sum(cell.sent for cell in cells if cell.is_archive)
+        size = sum(self._forms[path].size for path in compressed)
+        files = (
+            Share(
+                path=path,
+                size=cell.size,
+                sent=sent.get(path, 0),
+                form="compressed" if path in compressed else cell.form,
+            )
+            for path, cell in self._forms.items()
+        )
+        shares = [*files, Share(None, 0, sent.get(None, 0) - archive, "notebook")]
+        shares += [Share(None, size, archive, "archive")] if archive else []
+        return tuple(sorted(shares, key=lambda share: (-share.sent, share.path or "")))
+
+    def _module_cells(
+        self, names: list[str], variables: dict[str, Any], module: ModuleCell
+    ) -> list[_Cell]:
+        """These are the same in every attempt, as long as the file's form is."""
+        if module not in self._kept:
+            variables = {**variables, "module": module}
+            self._kept[module] = list(self._render(names, variables, module.path))
+        return self._kept[module]
+
+    def _render(
+        self, names: Iterable[str], variables: dict[str, Any], path: str | None = None
+    ) -> Iterator[_Cell]:
+        for name in names:
+            source = _rendered(self._environment, name, variables).rstrip("\n")
+            if source:
+                yield _Cell(_node(name, source, path), path)
+
+
+def _sent(cells: Iterable[_Cell]) -> int:
+    """Bytes of the payload, to within the few hundred of its own metadata."""
+    return sum(cell.sent for cell in cells) + 500
+
+
+def _archive(files: list[SourceFile]) -> str:
+    """All of them in one .tar.xz, which is smaller than each alone; base64, in long lines."""
+    if not files:
+        return ""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for file in files:
+            member = tarfile.TarInfo(file.path)
+            member.size = len(file.content)
+            tar.addfile(member, io.BytesIO(file.content))
+    text = base64.b64encode(lzma.compress(packed.getvalue())).decode()
+    return "\n".join(_chunks(text, _ARCHIVE_LINE))
+
+
+def _chunks(text: str, length: int) -> list[str]:
+    return [text[i : i + length] for i in range(0, len(text), length)]
 
 
 def _is_module_template(name: str) -> bool:
@@ -295,28 +501,26 @@ def _template_part(name: str, part: str) -> str:
     return match[part]
 
 
-def _cell(
-    environment: jinja2.Environment,
-    template: str,
-    variables: dict[str, Any],
-    module: ModuleCell | None,
-) -> nbformat.NotebookNode:
+def _node(template: str, source: str, path: str | None) -> dict[str, Any]:
+    """The cell as it stands in the file; nbformat's own maker would validate each of them."""
     tag, kind = _template_part(template, "name"), _template_part(template, "kind")
-    source = _rendered(environment, template, variables).rstrip("\n")
-    new_cell: Callable[..., nbformat.NotebookNode] = (
-        nbformat.v4.new_markdown_cell if kind == "md" else nbformat.v4.new_code_cell
-    )
     metadata: dict[str, Any] = {"tags": [tag]}
     if tag in _COLLAPSED:  # in Kaggle's words, and in JupyterLab's
         metadata |= {"_kg_hide-input": True, "jupyter": {"source_hidden": True}}
-    return new_cell(source, id=_cell_id(template, module), metadata=metadata)
+    node = {
+        "cell_type": "markdown" if kind == "md" else "code",
+        "id": _cell_id(template, path),
+        "metadata": metadata,
+        "source": source.splitlines(keepends=True),
+    }
+    return node if kind == "md" else {**node, "execution_count": None, "outputs": []}
 
 
-def _cell_id(template: str, module: ModuleCell | None) -> str:
+def _cell_id(template: str, path: str | None) -> str:
     """Fixed, so that the same input gives the same bytes; nbformat allows 64 characters."""
-    words = template.split(".")[0] + (f"-{module.path}" if module else "")
+    words = template.split(".")[0] + (f"-{path}" if path else "")
     readable = re.sub(r"[^A-Za-z0-9]+", "-", words).strip("-")[:55]
-    return f"{readable}-{digest_of([(template, module.path if module else '')])[:8]}"
+    return f"{readable}-{digest_of([(template, path or '')])[:8]}"
 
 
 def _rendered(environment: jinja2.Environment, template: str, variables: dict[str, Any]) -> str:
@@ -336,16 +540,16 @@ def _line_in_template(fault: Exception, template: str) -> int | str:
 
 
 def _module_cell(file: SourceFile) -> ModuleCell:
+    known = (file.path, file.summary, len(file.content), file.module is not None)
     if not file.content:
-        return ModuleCell(file.path, file.summary, "empty")
+        return ModuleCell(*known, "empty")
     text = _text(file.content)
     if text is None:
         packed = base64.b64encode(zlib.compress(file.content, 9)).decode()
-        lines = [packed[i : i + _BASE64_LINE] for i in range(0, len(packed), _BASE64_LINE)]
-        return ModuleCell(file.path, file.summary, "base64", base64="\n".join(lines))
+        return ModuleCell(*known, "base64", base64="\n".join(_chunks(packed, _BASE64_LINE)))
     if _writefile_is_exact(file.path, text):
-        return ModuleCell(file.path, file.summary, "writefile", text=text[:-1])
-    return ModuleCell(file.path, file.summary, "lines", lines=tuple(text.splitlines(keepends=True)))
+        return ModuleCell(*known, "writefile", text=text[:-1])
+    return ModuleCell(*known, "lines", lines=tuple(text.splitlines(keepends=True)))
 
 
 def _text(content: bytes) -> str | None:
@@ -363,7 +567,6 @@ def _writefile_is_exact(path: str, text: str) -> bool:
     (as doctests do) before it sees that the cell is a magic. An editor on the way may trim newlines
     at the end and change carriage returns or control characters, so these are kept out as well.
     """
-    lines = text.split("\n")
     return (
         _SAFE_PATH.fullmatch(path) is not None
         and text.endswith("\n")
@@ -371,6 +574,6 @@ def _writefile_is_exact(path: str, text: str) -> bool:
         and not text.endswith("\n\n")
         and not text.startswith("\ufeff")
         and not _PROMPT.search(text)
-        and all(line.strip() for line in lines if line)
-        and all(char == "\t" or char.isprintable() for line in lines for char in line)
+        and not _BLANK_LINE.search(text)
+        and text.replace("\n", "").replace("\t", "").isprintable()
     )

@@ -7,15 +7,18 @@ A cell that fails, whichever it is, leaves a manifest that says so.
 
 from __future__ import annotations
 
+import base64
 import csv
 import hashlib
 import importlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
@@ -32,6 +35,7 @@ TREE_LINES = 60  # enough to see what was mounted, short enough for a log
 MANIFEST_LINE_CHARACTERS = 6000  # of a traceback: its end tells most, and a log line stays readable
 MAX_RESULTS = 20  # tables and pictures shown in the notebook
 MAX_PICTURE_BYTES = 1_000_000  # a larger one would bloat the executed notebook
+PIP_CHARACTERS = 2000  # of its complaint: the end tells why
 NVIDIA_SMI_TIMEOUT_SECONDS = 30
 CHUNK_BYTES = 1 << 20
 
@@ -89,6 +93,26 @@ class Run:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
         print(f"Writing {target}")
+
+    def unpack(self, archive: str) -> None:
+        """Write the files of the packages that are carried compressed: a .tar.xz in base64."""
+        with tarfile.open(fileobj=io.BytesIO(base64.b64decode(archive)), mode="r:xz") as tar:
+            tar.extractall(self.source_dir, filter="data")
+            print(f"Writing {len(tar.getnames())} files to {self.source_dir}")
+
+    def pip_install(self, requirements: list[str]) -> None:
+        """Install what the image does not have.
+
+        Raises:
+            RuntimeFault: pip does not succeed; the message is its own.
+        """
+        command = [sys.executable, "-m", "pip", "install", "--quiet", *requirements]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            words = (done.stderr or done.stdout).strip()[-PIP_CHARACTERS:]
+            raise RuntimeFault(f"pip could not install {', '.join(requirements)}:\n{words}")
+        importlib.invalidate_caches()
+        print(f"installed {', '.join(requirements)}")
 
     def check_sources(self) -> None:
         """Hold every source on disk against the manifest, and let workers import them too.

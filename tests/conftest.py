@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Waiting threads sleep: several times faster on a machine that does something else as well, and
@@ -18,6 +19,11 @@ ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "tests" / "samples"
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+# A machine that is busy is no fault of the code.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True)

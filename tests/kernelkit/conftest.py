@@ -21,9 +21,14 @@ def plain(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_project(tmp_path: Path) -> Callable[..., Path]:
-    """`make_project({"pkg/a.py": "…"}, extra="[tool.kernelkit.kernel]…")` writes a project."""
+    """`make_project({"pkg/a.py": "…"}, keys="layout = …", extra="[tool.…]…")` writes a project."""
 
-    def make(files: dict[str, str | bytes], entry: str = "pkg.main:run", extra: str = "") -> Path:
+    def make(
+        files: dict[str, str | bytes],
+        entry: str = "pkg.main:run",
+        keys: str = "",
+        extra: str = "",
+    ) -> Path:
         folder = tmp_path / "project"
         files = {
             "pkg/__init__.py": "",
@@ -33,6 +38,7 @@ def make_project(tmp_path: Path) -> Callable[..., Path]:
 package = "pkg"
 entry = "{entry}"
 outputs = ["out.txt"]
+{keys}
 [tool.kernelkit.kernel]
 id = "some-kernel"
 title = "Some kernel"

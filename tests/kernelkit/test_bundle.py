@@ -8,14 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelkit.bundle import Bundle, digest_of, read_bundle
+from kernelkit.bundle import Bundle, Provenance, SourceFile, digest_of, read_bundle
+from kernelkit.config import load_config
 from kernelkit.errors import BundleError
 
 Make = Callable[..., Path]
 
 
-def bundle_of(project: Path, entry: str = "pkg.main:run") -> Bundle:
-    return read_bundle(project / "pkg", entry)
+def bundle_of(project: Path, **more: object) -> Bundle:
+    """Of the project file as it is, with some of its keys changed."""
+    return read_bundle(load_config(project, environment={}).model_copy(update=more))
 
 
 def paths(bundle: Bundle) -> list[str]:
@@ -75,12 +77,25 @@ def test_an_own_import_that_leads_nowhere_names_file_and_line(make_project: Make
     [
         "try:\n    from . import fast\n    from .fast import x\nexcept ImportError:\n    x = 1\n",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .stubs import X\n",
-        "from pkg import anything\n",
+        "from pkg.lazy import anything\nfrom pkg import use, __version__\n",
+        "from pkg.vendored.six.moves import urllib\n",
+        "import sys\nif sys.version_info < (3, 8):\n    from .old import x\n",
+        "import contextlib\nwith contextlib.suppress(ImportError):\n    from . import fast\n",
         "from pkg.space import deep\nimport pkg.space.deep\n",
     ],
 )
 def test_imports_that_may_fail_or_do_lead_somewhere(make_project: Make, source: str) -> None:
-    bundle_of(make_project({"pkg/use.py": source, "pkg/space/deep.py": ""}))
+    bundle_of(
+        make_project(
+            {
+                "pkg/use.py": source,
+                "pkg/space/deep.py": "",
+                "pkg/lazy/__init__.py": "def __getattr__(name): ...\n",
+                "pkg/vendored/__init__.py": "",
+                "pkg/vendored/six.py": "import sys\nsys.modules[__name__ + '.moves'] = sys\n",
+            }
+        )
+    )
 
 
 def test_third_party_imports_are_listed_with_their_places(make_project: Make) -> None:
@@ -103,7 +118,7 @@ def test_what_cannot_be_carried_is_refused(
     make_project: Make, files: dict[str, str | bytes], entry: str, part: str
 ) -> None:
     with pytest.raises(BundleError) as caught:
-        bundle_of(make_project(files), entry)
+        bundle_of(make_project(files), entry=entry)
     assert part in str(caught.value)
 
 
@@ -122,12 +137,12 @@ def test_caches_hidden_files_and_notebooks_stay_behind(make_project: Make) -> No
     ]
 
 
-def test_no_package(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="no package folder"):
-        read_bundle(tmp_path / "gone", "gone:x")
-    (tmp_path / "empty").mkdir()
+def test_no_package(make_project: Make) -> None:
+    project = make_project({"empty/data.txt": "x"})
+    with pytest.raises(BundleError, match="there is no package gone"):
+        bundle_of(project, package=("gone",))
     with pytest.raises(BundleError, match="no Python module"):
-        read_bundle(tmp_path / "empty", "empty:x")
+        bundle_of(project, package=("empty",))
 
 
 def test_the_digest_changes_with_any_content_or_name(make_project: Make) -> None:
@@ -153,6 +168,13 @@ def test_no_two_sets_of_parts_share_a_digest(parts: list[tuple[str, str]]) -> No
     [
         ({"pkg/mod.py": "", "pkg/mod/__init__.py": ""}, "are both the module pkg.mod"),
         ({"pkg/a.py": "import helpers\n", "helpers.py": ""}, "lies beside the package"),
+        ({"pkg/a.py": "from pkg import anything\n"}, 'pkg/a.py:1: imports "pkg.anything"'),
+        ({"pkg/a.py": "\nif not TYPE_CHECKING:\n    from . import x\n"}, "pkg/a.py:3"),
+        (
+            {"pkg/a.py": "try:\n    from ._version import v\nexcept ImportError:\n    v = 0\n"}
+            | {"pkg/_version.py": "v = 1\n", ".gitignore": "_version.py\n"},
+            'stays behind (named in .gitignore); "include" it: pkg/_version.py',
+        ),
         ({"pkg/a.py": "\nfrom .. import zz\n"}, "pkg/a.py:2: a relative import beyond"),
         ({"pkg/a.py": f"x = {'+'.join(['1'] * 5000)}\n"}, "pkg/a.py: cannot be read as Python"),
         (
@@ -194,14 +216,217 @@ def test_provenance_knows_what_git_does_not_hold(make_project: Make) -> None:
     git("add", ".")
     git("commit", "--quiet", "--message", "first")
     assert bundle_of(project).provenance.dirty is False
-    (project / ".gitignore").write_text("data.txt\n")
-    (project / "pkg" / "data.txt").write_text("ignored, and carried")
+    (project / "pkg" / "more.txt").write_text("not in git, and carried")
+    assert bundle_of(project).provenance.dirty is True
+    (project / "pkg" / "more.txt").unlink()
+    (project / "pkg" / "main.py").write_text("def run(): pass\n")
+    assert bundle_of(project).provenance.dirty is True
+    git("checkout", "--quiet", ".")
+    (project / "notes.txt").write_text("elsewhere")
+    assert bundle_of(project).provenance.dirty is False
+    (project / "pkg" / "__init__.py").unlink()
     assert bundle_of(project).provenance.dirty is True
 
 
-@pytest.mark.parametrize("name", ["json", "kernelkit_runtime", "my-package"])
-def test_a_package_by_a_name_that_cannot_be_its_own(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).mkdir()
-    (tmp_path / name / "__init__.py").touch()
+@pytest.mark.parametrize("name", ["json", "kernelkit_runtime", "my-package", "os.py"])
+def test_a_package_by_a_name_that_cannot_be_its_own(make_project: Make, name: str) -> None:
     with pytest.raises(BundleError, match="the package is called"):
-        read_bundle(tmp_path / name, f"{name}:run")
+        bundle_of(make_project({}), package=(name,))
+
+
+def carried(project: Path, **more: object) -> set[str]:
+    return set(paths(bundle_of(project, **more))) - {"pkg/__init__.py", "pkg/main.py"}
+
+
+def test_what_stays_behind_is_listed_with_the_reason(make_project: Make) -> None:
+    key = "-----BEGIN OPENSSH PRIVATE KEY-----\n"
+    project = make_project(
+        {
+            ".gitignore": "*.log\n/pkg/cache/\n!keep.log\n",
+            "pkg/sub/.gitignore": "!all.log\nlocal.txt\n",
+            "pkg/x.log": "",
+            "pkg/keep.log": "",
+            "pkg/sub/all.log": "",
+            "pkg/sub/local.txt": "",
+            "pkg/cache/deep/a.bin": "",
+            "pkg/tests/test_a.py": "",
+            "pkg/tests/data/expected.json": "",
+            "pkg/test_b.py": "",
+            "pkg/b_test.py": "",
+            "pkg/testing.py": "",
+            "pkg/.env": "",
+            "pkg/kaggle.json": "",
+            "pkg/server.pem": key,
+            "pkg/authorities.pem": "-----BEGIN CERTIFICATE-----\n",
+            "pkg/look.ipynb": "{}",
+        }
+    )
+    assert carried(project) == {
+        "pkg/authorities.pem",
+        "pkg/keep.log",
+        "pkg/sub/all.log",
+        "pkg/testing.py",
+    }
+    assert bundle_of(project).left_out == {
+        "pkg/sub/.gitignore": "hidden",
+        "pkg/x.log": "named in .gitignore",
+        "pkg/sub/local.txt": "named in .gitignore",
+        "pkg/cache/": "named in .gitignore",
+        "pkg/tests/test_a.py": "a test",
+        "pkg/tests/data/expected.json": "a test",
+        "pkg/test_b.py": "a test",
+        "pkg/b_test.py": "a test",
+        "pkg/.env": "a key",
+        "pkg/kaggle.json": "a key",
+        "pkg/server.pem": "a key",
+        "pkg/look.ipynb": "a notebook",
+    }
+    named = ("pkg/tests/data/", "*.log", "look.ipynb", "/pkg/cache/**")
+    assert carried(project, include=named, exclude=("x.log", "*.pem")) == {
+        "pkg/keep.log",
+        "pkg/sub/all.log",
+        "pkg/testing.py",
+        "pkg/look.ipynb",
+        "pkg/tests/data/expected.json",
+        "pkg/cache/deep/a.bin",
+    }
+
+
+def test_what_git_holds_is_carried_though_it_is_ignored(make_project: Make) -> None:
+    project = make_project({"pkg/a.csv": "1", "pkg/b.csv": "2", ".gitignore": "*.csv\n"})
+    for command in (["init", "--quiet"], ["add", "--force", "pkg/a.csv"]):
+        subprocess.run(["git", "-C", str(project), *command], check=True)
+    assert carried(project) == {"pkg/a.csv"}
+
+
+def test_a_test_that_the_package_imports_is_carried_and_told(make_project: Make) -> None:
+    project = make_project(
+        {
+            "pkg/__init__.py": "def check():\n    from .tests import all_of_them\n",
+            "pkg/tests/__init__.py": "from .test_a import all_of_them\n",
+            "pkg/tests/test_a.py": "all_of_them = 1\n",
+            "pkg/tests/test_b.py": "",
+        }
+    )
+    bundle = bundle_of(project)
+    assert set(paths(bundle)) >= {"pkg/tests/__init__.py", "pkg/tests/test_a.py"}
+    assert "pkg/tests/test_b.py" not in paths(bundle)
+    assert "pkg/tests/__init__.py is carried: pkg/__init__.py:2 imports it" in bundle.notes
+
+
+def test_packages_of_every_shape_at_once(make_project: Make) -> None:
+    project = make_project(
+        {
+            "src/alpha/__init__.py": "import beta, solo\n",
+            "src/alpha/inner/deep.py": "",
+            "src/alpha/py.typed": "",
+            "src/alpha/types.pyi": "",
+            "lib/beta/core.py": "from beta import more\n",
+            "lib/beta/more.py": "",
+            "solo.py": "import alpha.inner.deep\ndef run(): ...\n",
+        }
+    )
+    bundle = bundle_of(project, package=("src/alpha", "lib/beta", "solo.py"), entry="solo:run")
+    assert bundle.roots == {"alpha": "src", "beta": "lib", "solo.py": "."}
+    modules = {file.path: file.module for file in bundle.files}
+    assert modules == {
+        "alpha/__init__.py": "alpha",
+        "alpha/inner/deep.py": "alpha.inner.deep",
+        "beta/core.py": "beta.core",
+        "beta/more.py": "beta.more",
+        "solo.py": "solo",
+        "alpha/py.typed": None,
+        "alpha/types.pyi": None,
+    }
+
+
+def test_a_module_beside_the_package_is_offered(make_project: Make) -> None:
+    project = make_project({"pkg/main.py": "import extra\ndef run(): ...\n", "extra.py": ""})
+    with pytest.raises(BundleError) as caught:
+        bundle_of(project)
+    assert 'Add "extra.py" to "package"' in caught.value.next_step
+    assert "extra.py" in carried(project, package=("pkg", "extra.py"))
+
+
+def test_a_part_of_a_package_is_no_package(make_project: Make) -> None:
+    project = make_project({"pkg/sub/__init__.py": ""})
+    with pytest.raises(BundleError, match="a part of the package pkg"):
+        bundle_of(project, package=("pkg/sub",))
+
+
+def test_only_what_the_entry_reaches(make_project: Make) -> None:
+    project = make_project(
+        {
+            "pkg/main.py": "from typing import TYPE_CHECKING\nimport importlib\n"
+            "if TYPE_CHECKING:\n    from . import types_only\n"
+            "def run(name='x'):\n    from .used import inner\n"
+            "    importlib.import_module('pkg.named')\n"
+            "    return importlib.import_module(name)\n",
+            "pkg/types_only.py": "",
+            "pkg/named.py": "",
+            "pkg/used/__init__.py": "",
+            "pkg/used/inner.py": "",
+            "pkg/used/table.csv": "",
+            "pkg/used/deep/more.csv": "",
+            "pkg/unused/__init__.py": "import nothing_of_ours\n",
+            "pkg/unused/table.csv": "",
+            "pkg/top.csv": "",
+        }
+    )
+    assert carried(project, only_reachable=True) == {
+        "pkg/named.py",
+        "pkg/used/__init__.py",
+        "pkg/used/inner.py",
+        "pkg/used/table.csv",
+        "pkg/used/deep/more.csv",
+        "pkg/top.csv",
+    }
+    bundle = bundle_of(project, only_reachable=True)
+    assert bundle.third_party == {}
+    assert bundle.left_out["pkg/unused/table.csv"] == "not reachable"
+    (note,) = bundle.notes
+    assert note.startswith("pkg/main.py:8 imports what only the run knows")
+
+
+def test_a_compiled_extension_may_be_left_by_name(make_project: Make) -> None:
+    project = make_project({"pkg/_fast.so": b"\x7fELF"})
+    with pytest.raises(BundleError, match=r"pkg/_fast\.so is a compiled extension"):
+        bundle_of(project)
+    assert carried(project, exclude=("*.so",)) == set()
+
+
+NAMES = st.sampled_from(["a.py", "b.py", "sub/a.py", "sub/__init__.py", "data.bin", "x y.txt"])
+CONTENTS = st.sampled_from([b"", b"x = 1\n", b"\n", b"# \xc3\xa9\n"])
+TREES = st.dictionaries(NAMES, CONTENTS, max_size=5)
+
+
+@given(TREES, TREES)
+def test_the_digest_changes_exactly_with_the_content(
+    one: dict[str, bytes], other: dict[str, bytes]
+) -> None:
+    digests = []
+    for tree in (one, other):
+        files = tuple(SourceFile(name, content, None) for name, content in tree.items())
+        digests.append(Bundle({}, "", files, {}, Provenance(None, None)).digest)
+    assert (digests[0] == digests[1]) == (one == other)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f():\n    import torch\n",
+        "if 1: import torch\n",
+        "if 1:\\\n import torch\n",
+        "class A:\n\tfrom torch import x\n",
+        "if 1:\r    import torch\r",
+        "x = 1; import torch\n",
+        "match 1:\n    case 1:\n        import torch\n",
+        "for i in []:\n    pass\nelse:\n    import torch\n",
+        "try:\n    pass\nfinally:\n    import torch\n",
+        "async def f():\n    async with a:\n        import torch\n",
+        "if 1:\n\x0c    import torch\n",
+    ],
+)
+def test_an_import_is_found_wherever_it_stands(make_project: Make, source: str) -> None:
+    bundle = bundle_of(make_project({"pkg/a.py": source.encode()}))
+    assert list(bundle.third_party) == ["torch"]

@@ -21,7 +21,7 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = [
     *("render", "preflight", "prove", "push", "status", "watch", "logs", "pull"),
-    *("verify", "run", "rehearse", "submit", "runs", "doctor", "emulator"),
+    *("diagnose", "verify", "run", "rehearse", "submit", "sync", "runs", "doctor", "emulator"),
 ]
 TARGETS = [
     *("setup", "smoke", "test", "lint", "format", "render", "push", "status", "watch"),
@@ -123,6 +123,7 @@ def test_a_ledger_with_broken_folders_is_still_listed(plain: Path, cli: Cli) -> 
         ["push", "--nonsense"],
         ["watch", "--deadline", "soon"],
         ["verify", "nowhere"],
+        ["diagnose", "nowhere"],
         ["rehearse", "--mounts", "odd"],
         ["rehearse", "--inputs", "nowhere"],
     ],

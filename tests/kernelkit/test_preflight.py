@@ -8,13 +8,18 @@ import pytest
 
 from kernelkit import pipeline
 from kernelkit.config import load_config
+from kernelkit.preflight import Problem
 
 Make = Callable[..., Path]
 
 
-def subjects(project: Path, *settings: str) -> list[str]:
+def problems(project: Path, *settings: str) -> list[Problem]:
     config = load_config(project, settings=settings, environment={})
-    return [problem.subject for problem in pipeline.preflight(config)]
+    return pipeline.preflight(pipeline.render(config))
+
+
+def subjects(project: Path, *settings: str) -> list[str]:
+    return [problem.subject for problem in problems(project, *settings)]
 
 
 def test_a_good_kernel_has_no_problems(plain: Path) -> None:
@@ -55,10 +60,60 @@ def test_all_problems_are_shown_at_once(plain: Path) -> None:
 def test_the_size_is_that_of_the_escaped_source(make_project: Make) -> None:
     """A letter beyond ASCII takes twelve bytes as it is sent, and four on disk."""
     text = "# " + "🧂" * 76_000 + "\n"
-    project = make_project({"pkg/big.py": text})
+    project = make_project({"pkg/big.py": text}, keys='layout = "cells"')
     assert len(text.encode()) < 310_000
     assert subjects(project) == ["notebook"]
 
 
-def test_incompressible_data_counts_too(make_project: Make) -> None:
-    assert subjects(make_project({"pkg/weights.bin": os.urandom(700_000)})) == ["notebook"]
+def test_beyond_the_cap_the_largest_files_and_the_remedies_are_named(make_project: Make) -> None:
+    project = make_project({"pkg/weights.bin": os.urandom(700_000)})
+    (problem,) = problems(project)
+    assert "700,000 B  pkg/weights.bin" in problem.message
+    assert "Kaggle dataset" in problem.remedy
+
+
+def test_what_the_image_lacks_is_a_problem_until_pip_brings_it(make_project: Make) -> None:
+    source = "import segmentation_models_pytorch\ndef run(): ...\n"
+    project = make_project({"pkg/main.py": source})
+    (problem,) = problems(project)
+    assert problem.subject == "pkg/main.py:1"
+    assert 'pip = ["segmentation-models-pytorch"]' in problem.remedy
+    project = make_project(
+        {"pkg/main.py": source}, keys='pip = ["segmentation_models.pytorch==0.5.0"]'
+    )
+    assert subjects(project) == ["pip"]
+    assert subjects(project, "kernel.enable_internet=true") == []
+
+
+def test_what_is_optional_or_not_known_stops_nothing(make_project: Make) -> None:
+    project = make_project(
+        {
+            "pkg/main.py": "try:\n    import segmentation_models_pytorch\n"
+            "except ImportError:\n    pass\nimport nobody_knows_it\ndef run(): ...\n"
+        }
+    )
+    assert subjects(project) == []
+    (note,) = pipeline.advise(pipeline.render(load_config(project, environment={})))
+    assert '"nobody_knows_it"' in note
+    assert "pkg/main.py:5" in note
+
+
+@pytest.mark.parametrize(
+    ("function", "found"),
+    [
+        ("def run(a, *, b=1): ...", []),
+        ("def run(a, **more): ...", []),
+        ("def run(aa): ...", ["parameters.a", "parameters.aa"]),
+        ("def run(a, *, b): ...", ["parameters.b"]),
+        ("def run(): ...", ["parameters.a"]),
+        ("from functools import cache\n@cache\ndef run(): ...", []),
+        ("run = print", []),
+    ],
+)
+def test_the_entry_can_be_called_with_the_parameters(
+    make_project: Make, function: str, found: list[str]
+) -> None:
+    project = make_project(
+        {"pkg/main.py": f"{function}\n"}, extra="[tool.kernelkit.parameters]\na = 1"
+    )
+    assert subjects(project) == found

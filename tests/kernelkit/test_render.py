@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
@@ -17,8 +21,8 @@ from nbclient import NotebookClient
 from kernelkit import pipeline
 from kernelkit.bundle import Bundle, Provenance, SourceFile
 from kernelkit.config import load_config
-from kernelkit.errors import TemplateError
-from kernelkit.render import Kernel, render
+from kernelkit.errors import BundleError, TemplateError
+from kernelkit.render import SIZE_LIMIT_BYTES, Kernel, render
 
 Make = Callable[..., Path]
 
@@ -161,9 +165,41 @@ def test_any_text_is_in_the_notebook_as_it_was(text: str) -> None:
     """What the cell writes, by the rules of `%%writefile` and of Python literals."""
     file = SourceFile("pkg/any.txt", text.encode("utf-8", "surrogatepass"), module=None)
     config = load_config(SAMPLE, environment={})
-    bundle = Bundle("pkg", "pkg.main:run", (file,), {}, Provenance(None, None))
+    bundle = Bundle({"pkg": "."}, "pkg.main:run", (file,), {}, Provenance(None, None))
     (cell,) = cells(render(bundle, config), "module")
     assert written_by(cell) == file.content
+
+
+FILE_NAMES = st.builds(
+    "/".join,
+    st.lists(st.sampled_from(["a", "b", "größe", "with space", "_x"]), min_size=1, max_size=3),
+)
+FILES = st.dictionaries(
+    st.builds(str.__add__, FILE_NAMES, st.sampled_from([".py", ".txt", "/__init__.py", ".bin"])),
+    st.binary(max_size=40) | st.sampled_from([b"import parcel.a\n", b"x = '''\n  \n'''\n"]),
+    max_size=6,
+)
+
+
+@settings(max_examples=40)
+@given(FILES)
+def test_any_tree_renders_to_the_same_bytes_twice(files: dict[str, bytes]) -> None:
+    """Or is refused with words, twice the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        project = Path(shutil.copytree(SAMPLE, Path(folder, "project")))
+        for name, content in files.items():
+            path = project / "parcel" / name
+            with contextlib.suppress(FileExistsError, NotADirectoryError, IsADirectoryError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+        renders: list[object] = []
+        for _ in range(2):
+            try:
+                kernel = kernel_of(project)
+                renders.append((kernel.notebook, kernel.manifest))
+            except BundleError as fault:
+                renders.append(str(fault))
+    assert renders[0] == renders[1]
 
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "plain"
@@ -196,7 +232,7 @@ SOURCE_LINES = st.sampled_from(
 @given(st.lists(SOURCE_LINES).map("\n".join).map(lambda text: text + "\n"))
 def test_lines_that_ipython_likes_to_change_survive(text: str) -> None:
     file = SourceFile("pkg/any.txt", text.encode(), module=None)
-    bundle = Bundle("pkg", "pkg.main:run", (file,), {}, Provenance(None, None))
+    bundle = Bundle({"pkg": "."}, "pkg.main:run", (file,), {}, Provenance(None, None))
     (cell,) = cells(render(bundle, load_config(SAMPLE, environment={})), "module")
     assert written_by(cell) == file.content
 
@@ -270,3 +306,105 @@ def test_the_notebook_embeds_what_bundle_json_holds(plain: Path) -> None:
     kernel = kernel_of(plain, settings=[f"word={'long ' * 50}"])
     source = cells(kernel, "start")[0].partition("BUNDLE = ")[2].partition("\nprint")[0]
     assert eval(source) == kernel.manifest
+
+
+def noise(size: int, seed: int) -> str:
+    """Python that hardly compresses: a comment of random digits."""
+    generator = random.Random(seed)
+    return "# " + "".join(generator.choices("0123456789abcdef", k=size)) + "\n"
+
+
+def forms(kernel: Kernel) -> dict[str, str]:
+    return {share.path: share.form for share in kernel.budget if share.path}
+
+
+def test_as_few_files_as_the_cap_asks_for_are_compressed(make_project: Make) -> None:
+    sizes = {"pkg/huge.py": 500_000, "pkg/large.py": 300_000, "pkg/small.py": 50_000}
+    main = "import json\nfrom . import huge\ndef run(**parameters): ...\n" + noise(250_000, 9)
+    files = {name: noise(size, size) for name, size in sizes.items()}
+    project = make_project({**files, "pkg/main.py": main})
+    kernel = kernel_of(project)
+    assert forms(kernel) == {
+        "pkg/__init__.py": "empty",
+        "pkg/huge.py": "compressed",
+        "pkg/large.py": "compressed",
+        "pkg/small.py": "writefile",
+        "pkg/main.py": "writefile",
+    }
+    assert 700_000 < len(kernel.payload) <= SIZE_LIMIT_BYTES
+    assert abs(sum(share.sent for share in kernel.budget) - len(kernel.payload)) < 500
+    assert [share.sent for share in kernel.budget] == sorted(
+        (share.sent for share in kernel.budget), reverse=True
+    )
+
+
+@pytest.mark.parametrize("layout", ["cells", "compressed"])
+def test_a_layout_that_is_asked_for(
+    make_project: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    """Both write the same files, and the source check passes."""
+    project = make_project(
+        {
+            "pkg/main.py": "from pathlib import Path\nimport json\n"
+            "def run():\n"
+            "    here = Path(__file__).parent\n"
+            "    Path('out.txt').touch()\n"
+            "    Path('where.json').write_text(json.dumps(str(here)))\n",
+            "pkg/data.bin": bytes(range(256)) * 9,
+            "pkg/größe.txt": "\r\n{{ x }}",
+            "pkg/empty.txt": "",
+        },
+        keys=f'layout = "{layout}"',
+    )
+    kernel = kernel_of(project)
+    assert ("compressed" in forms(kernel).values()) == (layout == "compressed")
+    assert len(cells(kernel, "archive")) == (layout == "compressed")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    written = run_notebook(kernel, tmp_path / "working")
+    for path in (project / "pkg").iterdir():
+        assert (written / path.name).read_bytes() == path.read_bytes()
+
+
+def test_parameters_come_with_their_comments(make_project: Make) -> None:
+    project = make_project(
+        {},
+        extra="""
+[tool.kernelkit.parameters]
+# How often all images are seen.
+# Twenty are enough.
+epochs = 20
+rate = 1e-4  # Adam's own is ten times that
+
+# stands alone
+
+word = "a # b"
+[tool.kernelkit.profiles.quick.parameters]
+epochs = 1 # to see that it runs
+""",
+    )
+    assert cells(kernel_of(project), "parameters") == [
+        "# How often all images are seen.\n# Twenty are enough.\nepochs = 20\n"
+        "rate = 0.0001  # Adam's own is ten times that\nword = 'a # b'"
+    ]
+    quick = cells(kernel_of(project, profile="quick"), "parameters")[0]
+    assert quick.startswith("epochs = 1  # to see that it runs\nrate")
+
+
+def test_requirements_are_installed_first(make_project: Make) -> None:
+    project = make_project({}, keys="pip = [\"some-thing[extra]>=1; python_version>'3'\"]")
+    kernel = kernel_of(project)
+    (cell,) = cells(kernel, "pip")
+    assert "pip_install([\"some-thing[extra]>=1; python_version>'3'\"])" in cell
+    assert cells(kernel_of(make_project({}, keys="")), "pip") == []
+    assert kernel.digest != kernel_of(make_project({}, keys="")).digest
+
+
+def test_a_reader_finds_each_module_by_its_heading(make_project: Make) -> None:
+    summary = '"""Does *this* and `that`.\n\nMore."""\n'
+    files = {"pkg/a.py": f"{summary}import pkg.b\n", "pkg/b.py": ""}
+    kernel = kernel_of(make_project(files))
+    headings = cells(kernel, "module-heading")
+    assert headings[1:3] == ["### `pkg/b.py`", r"### `pkg/a.py`: Does \*this\* and \`that\`."]
+    (contents,) = cells(kernel, "package")
+    assert "1. [`pkg/a.py`](#pkg/a.py%3A-Does-%2Athis%2A-and-%60that%60.): Does" in contents
+    assert contents.index("pkg/b.py") < contents.index("pkg/a.py")

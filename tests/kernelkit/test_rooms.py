@@ -11,22 +11,29 @@ ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "kernelkit"
 
 ROOMS = [  # a room imports only what stands before it
-    *("errors", "config", "bundle", "runtime", "witness", "render", "preflight", "prove"),
-    *("client", "remote", "verify", "ledger", "pipeline", "cli", "__main__"),
+    *("errors", "config", "imports", "bundle", "image", "runtime", "witness", "render"),
+    *("notebook", "sync", "preflight", "prove", "client", "remote", "verify", "ledger", "causes"),
+    *("tracebacks", "diagnose", "pipeline", "cli", "__main__"),
 ]
 
 NEVER = {
     "errors": {"kernelkit"},
+    "imports": {"jinja2", "kaggle", "kagglesdk"},
     "bundle": {"jinja2", "kaggle", "kagglesdk"},
     "runtime": {"kernelkit", "jinja2", "nbformat", "pydantic", "rich"},
     "witness": {"kernelkit"},
     "prove": {"kernelkit.client", "kernelkit.emulator", "kaggle", "kagglesdk"},
     "render": {"kaggle", "kagglesdk", "kernelkit.client"},
+    "notebook": {f"kernelkit.{room}" for room in ROOMS if room != "errors"},
+    "sync": {"kernelkit.client", "kernelkit.remote"},
     "preflight": {"kernelkit.client"},
     "client": {"kernelkit.config", "kernelkit.render", "kernelkit.emulator"},
     "remote": {"kaggle", "kagglesdk", "kernelkit.verify"},
     "verify": {"kernelkit.client", "torch", "src_salt", "requests"},
-    "ledger": set(ROOMS) - {"errors"},
+    "ledger": {f"kernelkit.{room}" for room in ROOMS} - {"kernelkit.errors"},
+    "causes": {"kernelkit"},
+    "tracebacks": {"kernelkit"},
+    "diagnose": {"kernelkit.client", "kernelkit.remote", "requests"},
     "pipeline": {"kernelkit.cli"},
     "cli": {"kaggle", "kagglesdk"},
 }

@@ -41,9 +41,9 @@ Make = Callable[..., Path]
 def make(tmp_path: Path) -> Make:
     """`make({"tests/test_a.py": "…"})` writes a project around the package `pkg`."""
 
-    def project(files: dict[str, str], settings: str = "") -> Path:
+    def project(files: dict[str, str]) -> Path:
         folder = tmp_path / "project"
-        common = {"pyproject.toml": PROJECT_FILE + settings, "pkg/__init__.py": PACKAGE}
+        common = {"pyproject.toml": PROJECT_FILE, "pkg/__init__.py": PACKAGE}
         for name, text in {**common, **files}.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,11 +158,16 @@ def test_tests_in_the_package_are_run_there(make: Make) -> None:
 
 
 def test_pytest_may_find_the_package_by_itself(make: Make) -> None:
-    """Without a path pytest looks everywhere, in the package too."""
+    """Without a path it looks everywhere, in the package too; and nothing is installed."""
     documented = 'def run():\n    """Gives one.\n\n    >>> run()\n    1\n    """\n    return 1\n'
+    doctests = '[tool.pytest.ini_options]\naddopts = ["--doctest-modules"]\n'
+    installs = PROJECT_FILE.replace("entry =", 'pip = ["no-such-thing-as-this==1"]\nentry =')
     project = make(
-        {"pkg/__init__.py": documented, "tests/test_a.py": TEST},
-        settings='[tool.pytest.ini_options]\naddopts = ["--doctest-modules"]\n',
+        {
+            "pkg/__init__.py": documented,
+            "tests/test_a.py": TEST,
+            "pyproject.toml": installs + doctests,
+        },
     )
     assert prove(project).outcomes == {
         "pkg/__init__.py::pkg.run": "passed",

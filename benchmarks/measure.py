@@ -1,0 +1,127 @@
+"""What a command takes as a process, and what `render` alone takes within one.
+
+Run as `python -m benchmarks.measure PROJECT REPETITIONS` it prints the seconds of each `render` in
+this process, on the clock and on the processor, pinned to one core where the system can do that.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from kernelkit import pipeline
+from kernelkit.config import load_config
+
+ROOT = Path(__file__).parent.parent
+
+
+class CommandFailed(Exception):
+    """A measured command did not end well; the message is its last line."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one process took."""
+
+    wall: float
+    """Seconds."""
+
+    cpu: float
+    """Seconds."""
+
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Several measurements of one thing."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The middle one."""
+        return median(self.values)
+
+    @property
+    def least(self) -> float:
+        """The smallest one."""
+        return min(self.values)
+
+    @property
+    def most(self) -> float:
+        """The largest one."""
+        return max(self.values)
+
+
+def measured(command: list[str]) -> Usage:
+    """Run a command in a fresh process.
+
+    Raises:
+        CommandFailed: its exit status is not 0.
+    """
+    launcher = [sys.executable, "-I", "-S", str(Path(__file__).parent / "launch.py")]
+    done = subprocess.run([*launcher, *command], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 0:  # there is no such program
+        raise CommandFailed(last_line(done.stderr))
+    found = json.loads(done.stdout)
+    if found["status"] != 0:  # below 0 the signal, as when it took too long
+        raise CommandFailed(last_line(done.stderr) or f"exit status {found['status']}")
+    return Usage(found["wall"], found["cpu"], found["peak_bytes"])
+
+
+def render_alone(project: Path, repetitions: int) -> tuple[Spread, Spread]:
+    """Seconds of `pipeline.render`, without the interpreter's start and the imports.
+
+    On the clock and on the processor: they part where the core is shared with other work.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.measure", str(project), str(repetitions)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    wall, cpu = zip(*json.loads(done.stdout), strict=True)
+    return Spread(wall), Spread(cpu)
+
+
+def exponent(sizes: tuple[int, int], seconds: tuple[float, float]) -> float:
+    """The x of "time grows as size to the x": 1 is linear."""
+    return math.log(seconds[1] / seconds[0]) / math.log(sizes[1] / sizes[0])
+
+
+def last_line(text: str) -> str:
+    """The last line with words, where programs say what went wrong."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def can_pin() -> bool:
+    """Whether this system can keep a process on one core."""
+    return hasattr(os, "sched_setaffinity")
+
+
+def main() -> None:
+    """Render again and again, and print the seconds."""
+    project, repetitions = Path(sys.argv[1]), int(sys.argv[2])
+    if can_pin():
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    config = load_config(project, environment={})
+    seconds = []
+    for _ in range(repetitions):
+        began = time.perf_counter(), time.process_time()
+        pipeline.render(config)
+        seconds.append((time.perf_counter() - began[0], time.process_time() - began[1]))
+    print(json.dumps(seconds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+"""What the shapes reckon with."""
+
+UNIT = 1

@@ -1,0 +1,5 @@
+"""A module three folders down."""
+
+from ..flat import area
+
+VALUE = area(2, 3)

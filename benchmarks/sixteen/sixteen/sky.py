@@ -1,0 +1,3 @@
+"""What a star import brings."""
+
+from sixteen.stars import *  # noqa: F403

@@ -1,0 +1,6 @@
+"""Names of which a star import takes one."""
+
+__all__ = ["sirius"]
+
+sirius = 1
+planet = 2

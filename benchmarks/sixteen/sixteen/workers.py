@@ -1,0 +1,6 @@
+"""What worker processes do."""
+
+
+def square(number: int) -> int:
+    """Return the square."""
+    return number * number

@@ -1,0 +1,131 @@
+"""What Kaggle's image has installed, and how the packages' imports stand to it.
+
+image.json is a snapshot. `examples/image` is a kernel that makes a new one: see its README.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import kernelkit
+
+
+class Presence(StrEnum):
+    """Whether a run will find a module."""
+
+    PRESENT = "present"
+    OTHER_VERSION = "other version"
+    """There, in another version than on this machine."""
+
+    BY_PIP = "by pip"
+    """One of the project's own `pip` requirements may bring it."""
+
+    ABSENT = "absent"
+    UNKNOWN = "unknown"
+    """The snapshot is not complete and does not tell."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One module that is imported from elsewhere."""
+
+    module: str
+    places: tuple[str, ...]
+    """`path:line` of every import."""
+
+    presence: Presence
+    distribution: str
+    image_version: str | None
+    local_version: str | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Names are canonical (PEP 503); a version is None where only the name is known."""
+
+    complete: bool
+    python: str
+    distributions: Mapping[str, str | None]
+    absent: frozenset[str]
+    modules: Mapping[str, str]
+    """Top-level module → the distribution that brings it, where their names differ."""
+
+
+@cache
+def snapshot() -> Snapshot:
+    """The one that kernelkit ships."""
+    text = (resources.files(kernelkit) / "image.json").read_text(encoding="utf-8")
+    return read_snapshot(json.loads(text))
+
+
+def read_snapshot(document: Mapping[str, Any]) -> Snapshot:
+    """From what `examples/image` writes."""
+    return Snapshot(
+        complete=document["complete"],
+        python=document["python"],
+        distributions={canonicalize_name(n): v for n, v in document["distributions"].items()},
+        absent=frozenset(map(canonicalize_name, document.get("absent", []))),
+        modules=document["modules"],
+    )
+
+
+def compare(
+    third_party: Mapping[str, tuple[str, ...]], pip: Sequence[str], image: Snapshot | None = None
+) -> list[Finding]:
+    """How each import stands to the image and to this machine; `pip` are requirements (PEP 508)."""
+    image = image or snapshot()
+    required = {canonicalize_name(Requirement(text).name) for text in pip}
+    named = {name: canonicalize_name(_distribution(name, image)) for name in third_party}
+    unclaimed = required - set(named.values())
+    findings = []
+    for module, places in third_party.items():
+        name = named[module]
+        here, there = _local_version(name), image.distributions.get(name)
+        if name in required:
+            presence = Presence.BY_PIP
+        elif name in image.distributions:
+            differ = None not in (here, there) and _public(here) != _public(there)
+            presence = Presence.OTHER_VERSION if differ else Presence.PRESENT
+        elif unclaimed:  # its distribution may have another name than the module
+            presence = Presence.BY_PIP
+        else:
+            known = image.complete or name in image.absent
+            presence = Presence.ABSENT if known else Presence.UNKNOWN
+        findings.append(Finding(module, places, presence, name, there, here))
+    return findings
+
+
+def _distribution(module: str, image: Snapshot) -> str:
+    """The distribution that brings a module: by the snapshot, by this machine, by its name."""
+    if module in image.modules:
+        return image.modules[module]
+    if canonicalize_name(module) in image.distributions:
+        return module
+    return (_local_distributions().get(module) or [module])[0]
+
+
+@cache
+def _local_distributions() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
+
+
+def _local_version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _public(version: str | None) -> str:
+    """Without the build's own mark: 2.10.0+cu128 is 2.10.0."""
+    return (version or "").partition("+")[0]

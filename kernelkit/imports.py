@@ -1,0 +1,347 @@
+"""What a module imports, read from its source by `ast`: nothing is ever executed.
+
+Import statements are statements, so only statements are walked; calls that import by name are
+looked for where the source mentions one.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import symtable
+import sys
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+
+from kernelkit.errors import BundleError
+
+_BY_NAME = ("import_module", "__import__", "run_module", "iter_modules", "walk_packages")
+_MAKES_MODULES = (b"sys.modules", b"__path__", b"meta_path")
+"""What a source mentions that gives birth to modules without files, as six.moves has them."""
+
+_BINDS_UNSEEN = (b"__getattr__", b"globals()", b"vars()", b"locals()", b"exec(", b"setattr(")
+"""What a source mentions that binds names without naming them."""
+
+_NESTED = re.compile(
+    rb"(?:(?:^|\r)[ \t\f]+|[:;](?:[ \t\f]|\\\r?\n)*)(?:import|from)\b", re.MULTILINE
+)
+_COMPOUND = (
+    *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.If, ast.Try, ast.TryStar),
+    *(ast.With, ast.AsyncWith, ast.For, ast.AsyncFor, ast.While, ast.Match),
+)
+
+_FAILURES = frozenset({"ImportError", "ModuleNotFoundError", "Exception", "BaseException"})
+_CONDITIONS = ("version_info", "platform", "os.name", "implementation", "PY2", "PY3")
+
+
+class Need(Enum):
+    """What becomes of the program when an import fails."""
+
+    NEEDED = "needed"
+    OPTIONAL = "optional"
+    """Under a `try` that catches the failure, under a condition on the platform, or by name."""
+
+    TYPING = "typing"
+    """For type checkers alone: never executed."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import, with a relative target made absolute (PEP 328)."""
+
+    target: str
+    line: int
+    need: Need
+    names: tuple[str, ...] = ()
+    """What a `from` import takes out of the target; "*" for everything."""
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Every name that may be a module: `from a import b` loads a, and a.b if there is one."""
+        return (self.target, *(f"{self.target}.{name}" for name in self.names))
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The names by which a function can be called."""
+
+    accepted: frozenset[str]
+    required: frozenset[str]
+    open: bool
+    """It takes any other keyword too."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """One Python file."""
+
+    name: str
+    path: str
+    """As it is called in messages."""
+
+    content: bytes
+    summary: str
+    """The first line of its docstring."""
+
+    imports: tuple[Import, ...]
+    dynamic: tuple[int, ...]
+    """Lines that import what only the run knows."""
+
+    @property
+    def is_package(self) -> bool:
+        """Whether it is the `__init__.py` of a folder."""
+        return self.path.endswith("__init__.py")
+
+    @cached_property
+    def top_level_names(self) -> frozenset[str]:
+        """Names bound at its top, by assignment, definition or import, or made global below."""
+        source = importlib.util.decode_source(self.content)
+        with warnings.catch_warnings(action="ignore"):
+            top = symtable.symtable(source, self.path, "exec")
+        names = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
+        pending = top.get_children()
+        while pending:
+            table = pending.pop()
+            pending += table.get_children()
+            names |= {s.get_name() for s in table.get_symbols() if s.is_declared_global()}
+        return frozenset(names)
+
+    def may_bind(self, name: str) -> bool:
+        """Whether it has the name; True as well where only the run can tell."""
+        stars = any("*" in found.names for found in self.imports)
+        unseen = stars or self.makes_modules or any(mark in self.content for mark in _BINDS_UNSEEN)
+        dunder = name.startswith("__") and name.endswith("__")
+        return unseen or dunder or name in self.top_level_names
+
+    def signature(self, function: str) -> Signature | None:
+        """Of a plain function at the top; None where a decorator or the run decides."""
+        found = [
+            node
+            for node in ast.parse(self.content).body
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == function
+        ]
+        if len(found) != 1 or found[0].decorator_list:
+            return None
+        given = found[0].args
+        by_place = given.args[: len(given.args) - len(given.defaults)]
+        by_name = [
+            argument
+            for argument, default in zip(given.kwonlyargs, given.kw_defaults, strict=True)
+            if default is None
+        ]
+        return Signature(
+            accepted=frozenset(a.arg for a in (*given.args, *given.kwonlyargs)),
+            required=frozenset(a.arg for a in (*by_place, *by_name)),
+            open=given.kwarg is not None,
+        )
+
+    @cached_property
+    def makes_modules(self) -> bool:
+        """Modules below it may come from elsewhere than from files."""
+        return any(mark in self.content for mark in _MAKES_MODULES)
+
+
+def read_module(name: str, path: str, content: bytes, *, is_package: bool) -> Module:
+    """Parse one file.
+
+    Raises:
+        BundleError: it is no Python, or imports relatively beyond its package; with its line.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of the package's own business
+            tree = ast.parse(content, filename=path)
+    except SyntaxError as fault:
+        raise BundleError(f"{path}:{fault.lineno}: {fault.msg}") from None
+    except (ValueError, RecursionError, MemoryError) as fault:
+        raise BundleError(f"{path}: cannot be read as Python: {fault}") from None
+    package = name if is_package else name.rpartition(".")[0]
+    found = list(_statements(tree, content, package, path))
+    by_name, dynamic = _calls(tree, content, package)
+    summary = (ast.get_docstring(tree) or "").partition("\n")[0].strip()
+    return Module(
+        name=name,
+        path=path,
+        content=content,
+        summary=summary.encode(errors="replace").decode(),
+        imports=(*found, *by_name),
+        dynamic=tuple(dynamic),
+    )
+
+
+def with_parents(names: Iterable[str]) -> set[str]:
+    """The names and the packages around them, which an import loads first."""
+    return {name.rsplit(".", depth)[0] for name in names for depth in range(name.count(".") + 1)}
+
+
+def graph(modules: Mapping[str, Module], *, typing: bool = True) -> dict[str, frozenset[str]]:
+    """Module → the other modules of `modules` that its imports load."""
+    known = modules.keys()
+    return {
+        name: frozenset(
+            with_parents(
+                candidate
+                for found in module.imports
+                if typing or found.need is not Need.TYPING
+                for candidate in found.candidates
+            )
+            & known - {name}
+        )
+        for name, module in modules.items()
+    }
+
+
+def reachable(links: Mapping[str, Collection[str]], starts: Iterable[str]) -> set[str]:
+    """Everything that `links` lead to, the starts and the packages around all of it included."""
+    pending = [name for name in with_parents(starts) if name in links]
+    seen = set(pending)
+    while pending:
+        following = with_parents(links[pending.pop()]) & links.keys() - seen
+        seen |= following
+        pending += following
+    return seen
+
+
+def in_order(links: Mapping[str, Collection[str]]) -> list[str]:
+    """Depth first along the imports, by name where they leave a choice; cycles are cut."""
+    order: dict[str, None] = {}
+    seen: set[str] = set()
+    for start in sorted(links):
+        stack = [(start, iter(sorted(links[start])))] if start not in seen else []
+        seen.add(start)
+        while stack:
+            module, waiting = stack[-1]
+            following = next((name for name in waiting if name not in seen), None)
+            if following is None:
+                order[module] = None
+                stack.pop()
+            else:
+                seen.add(following)
+                stack.append((following, iter(sorted(links[following]))))
+    return list(order)
+
+
+def third_party(
+    modules: Iterable[Module], own: Collection[str], need: Need
+) -> dict[str, tuple[str, ...]]:
+    """Top-level names that come neither from `own` nor from Python → the places `path:line`."""
+    places: dict[str, set[tuple[str, int]]] = {}
+    for module in modules:
+        for found in module.imports:
+            name = found.target.partition(".")[0]
+            foreign = name and name not in own and name not in sys.stdlib_module_names
+            if foreign and found.need is need:
+                places.setdefault(name, set()).add((module.path, found.line))
+    return {
+        name: tuple(f"{path}:{line}" for path, line in sorted(found))
+        for name, found in sorted(places.items())
+    }
+
+
+def _statements(tree: ast.Module, content: bytes, package: str, path: str) -> Iterator[Import]:
+    nested = _NESTED.search(content) is not None  # most files import at their top alone
+    pending: list[tuple[list[ast.stmt], Need]] = [(tree.body, Need.NEEDED)]
+    while pending:
+        body, need = pending.pop()
+        for node in body:
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    yield Import(alias.name, node.lineno, need)
+            elif isinstance(node, ast.ImportFrom):
+                target = _absolute(node.module or "", node.level, package)
+                if target is None:
+                    raise BundleError(f"{path}:{node.lineno}: a relative import beyond the package")
+                yield Import(target, node.lineno, need, tuple(a.name for a in node.names))
+            elif nested and isinstance(node, _COMPOUND):
+                pending += _bodies(node, need)
+
+
+def _bodies(node: ast.stmt, need: Need) -> Iterator[tuple[list[ast.stmt], Need]]:
+    """The blocks of a compound statement, each with what an import in it would mean."""
+    first = last = need
+    if isinstance(node, ast.If):
+        first, last = _needs_under(node.test, need)
+    elif _forgives(node):
+        first = _weaker(need, Need.OPTIONAL)
+    yield getattr(node, "body", []), first
+    yield getattr(node, "orelse", []), last
+    yield getattr(node, "finalbody", []), need
+    for part in (*getattr(node, "handlers", []), *getattr(node, "cases", [])):
+        yield part.body, need
+
+
+def _forgives(node: ast.stmt) -> bool:
+    """Whether a failed import in its body goes unnoticed."""
+    if isinstance(node, ast.Try | ast.TryStar):
+        return any(map(_catches_failure, node.handlers))
+    return isinstance(node, ast.With | ast.AsyncWith) and "suppress" in ast.unparse(node.items[0])
+
+
+def _needs_under(test: ast.expr, need: Need) -> tuple[Need, Need]:
+    """Of an `if` and of its `else`."""
+    words = ast.unparse(test)
+    if words.removeprefix("not ").rpartition(".")[2] == "TYPE_CHECKING":
+        return (need, Need.TYPING) if words.startswith("not ") else (Need.TYPING, need)
+    if any(condition in words for condition in _CONDITIONS):
+        return _weaker(need, Need.OPTIONAL), _weaker(need, Need.OPTIONAL)
+    return need, need
+
+
+def _weaker(one: Need, other: Need) -> Need:
+    return one if one is Need.TYPING else other
+
+
+def _catches_failure(handler: ast.ExceptHandler) -> bool:
+    if handler.type is None:
+        return True
+    return any(
+        getattr(node, "id", getattr(node, "attr", "")) in _FAILURES
+        for node in ast.walk(handler.type)
+    )
+
+
+def _absolute(module: str, level: int, package: str) -> str | None:
+    """The module that a `from` import names, by the rules of PEP 328; None beyond the top."""
+    if not level:
+        return module
+    base = package.split(".") if package else []
+    if level > len(base):
+        return None
+    base = base[: len(base) - (level - 1)]
+    return ".".join([*base, *([module] if module else [])])
+
+
+def _calls(tree: ast.Module, content: bytes, package: str) -> tuple[list[Import], list[int]]:
+    """Imports by a name that stands in the source, and the lines of those that do not tell."""
+    by_name: list[Import] = []
+    dynamic: list[int] = []
+    if not any(name.encode() in content for name in _BY_NAME):
+        return by_name, dynamic
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        function = getattr(node.func, "id", getattr(node.func, "attr", ""))
+        if function not in _BY_NAME:
+            continue
+        target = _named_target(node, package)
+        if target is None:
+            dynamic.append(node.lineno)
+        else:
+            by_name.append(Import(target, node.lineno, Need.OPTIONAL))
+    return by_name, dynamic
+
+
+def _named_target(call: ast.Call, package: str) -> str | None:
+    """The module that `import_module("a.b")` names; a relative name is one of this package."""
+    first = call.args[0] if call.args else None
+    if not isinstance(first, ast.Constant) or not isinstance(first.value, str):
+        return None
+    name = first.value
+    level = len(name) - len(name.lstrip("."))
+    around = [ast.unparse(word) for word in (*call.args[1:], *(k.value for k in call.keywords))]
+    if level and around not in (["__package__"], ["__name__"], [repr(package)]):
+        return None
+    return _absolute(name[level:], level, package) or None
