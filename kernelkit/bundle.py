@@ -28,13 +28,14 @@ RUNTIME_MODULE = "kernelkit_runtime"  # what the run side is called inside the n
 GIT_TIMEOUT_SECONDS = 20  # a repository on a slow disk; without git's word a bundle is "unknown"
 
 # Patterns as in .gitignore; the first reason that fits a file is the one that is told.
-_CACHE, _HIDDEN, _TESTS = "a cache", "hidden", "a test"
+TEST = "a test"
+_CACHE, _HIDDEN = "a cache", "hidden"
 _DEFAULTS = {
     _CACHE: ["__pycache__/", "*.pyc", "*.pyo", "*.egg-info/"],
     "a key": [".env", ".env.*", "kaggle.json", ".netrc", ".pypirc", "id_rsa", "id_ed25519"],
     _HIDDEN: [".*"],
     "a notebook": ["*.ipynb"],
-    _TESTS: ["tests/", "test/", "test_*.py", "*_test.py", "conftest.py"],
+    TEST: ["tests/", "test/", "test_*.py", "*_test.py", "conftest.py"],
 }
 _DEFAULT_SPECS = {reason: GitIgnoreSpec.from_lines(lines) for reason, lines in _DEFAULTS.items()}
 _IGNORED = "named in .gitignore"
@@ -418,7 +419,7 @@ def _add_imported_tests(tree: _Tree, modules: dict[str, Module]) -> list[str]:
             if found.need is Need.TYPING:
                 continue
             for name in sorted(imports.with_parents(found.candidates)):
-                if name in tree.names and tree.why_left(name) == _TESTS:
+                if name in tree.names and tree.why_left(name) == TEST:
                     tree.carry(name)
                     modules[name] = tree.module(name)
                     pending.append(modules[name])

@@ -121,17 +121,19 @@ def main() -> NoReturn:
     try:
         code = app(standalone_mode=False) or 0  # the code of a typer.Exit, or nothing
     except (typer.Abort, KeyboardInterrupt):
-        code, report = INTERRUPTED, {"error": "interrupted"}
-        errors.print("interrupted")
-    except BrokenPipeError:  # whoever read our output has gone
         code = INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(INTERRUPTED)
     except KernelkitError as fault:
         code = _say_error(fault)
         report = {"error": str(fault), "next": fault.next_step, **fault.about}
     except Exception as fault:
         code = _say_usage_error(fault)
         report = {"error": str(fault)}
+    if code == INTERRUPTED and not report:  # Ctrl-C as typer tells of it, too
+        errors.print("interrupted")
+        report = {"error": "interrupted"}
     if report:
         _document("--json" in sys.argv, {**report, "exit_code": code})
     sys.exit(code)
@@ -218,7 +220,7 @@ def prove(
             config, arguments or [], python=python, deadline=deadline, tell=_Teller()
         )
     except KeyboardInterrupt:
-        errors.print("interrupted: the tests have ended, and nothing of them is left")
+        errors.print("the tests have ended, and nothing of them is left")
         raise typer.Exit(INTERRUPTED) from None
     words.print(
         f"[bold green]proved[/]: {len(proof.outcomes)} tests, the same results from the package "
@@ -432,7 +434,7 @@ def rehearse(
         environment={},
     )
     target = out or config.project / "build" / "rehearsal"
-    with _watching("interrupted: the rehearsal and its local Kaggle have ended") as teller:
+    with _watching("the rehearsal and its local Kaggle have ended") as teller:
         pulled = pipeline.rehearse(
             config, inputs, target, deadline=deadline, mounts=mounts, tell=teller
         )

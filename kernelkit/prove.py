@@ -26,14 +26,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from functools import cached_property
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kernelkit.bundle import RUNTIME_MODULE
+from kernelkit.bundle import RUNTIME_MODULE, TEST, Bundle
 from kernelkit.config import Config
 from kernelkit.errors import (
     ConfigError,
@@ -54,8 +53,6 @@ WITNESS = "kernelkit_witness"
 SHOWN = 20  # differences told one by one; a script gets them all
 TAIL_LINES = 15
 
-TEST_FOLDERS = frozenset({"tests", "test"})
-TEST_FILES = ("test_*.py", "*_test.py", "conftest.py")
 LEFT_OUT_FOLDERS = frozenset({"__pycache__", "node_modules"})
 OUR_FOLDERS = frozenset({"build", "dist", "runs"})  # at the project's top, where git allows them
 
@@ -163,7 +160,7 @@ def prove(
         runner = _python_of_tests(python)
         notebook_runner = _python_of_notebook(runner)
         tell(f"Python: {runner}" + _unless_same(notebook_runner, runner))
-        layout = _Layout(project, kernel.manifest)
+        layout = _Layout(project, kernel.bundle)
         command = _Command(runner.path, tuple(arguments), _install_witness(here / "w"), deadline)
         watch = _Stopwatch()
 
@@ -341,12 +338,14 @@ def _check_written(folder: Path, manifest: Mapping[str, Any]) -> None:
 class _Layout:
     """Where the files of the package lie in the project, and where the notebook writes them."""
 
-    def __init__(self, project: Path, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, project: Path, bundle: Bundle) -> None:
         self.project = project
-        roots: Mapping[str, str] = manifest.get("roots", {})
-        self.carried = [PurePosixPath(file["path"]) for file in manifest["files"]]
-        tops = {path.parts[0] for path in self.carried}
-        self.tops = {PurePosixPath(roots.get(top, "."), top): top for top in sorted(tops)}
+        self.carried = [PurePosixPath(file.path) for file in bundle.files]
+        self.tests_inside = [PurePosixPath(p) for p, why in bundle.left_out.items() if why == TEST]
+        """Tests that live in the package's folder and are not carried."""
+
+        roots = sorted(bundle.roots.items())
+        self.tops = {PurePosixPath(root, top): top for top, root in roots}
         """Folder or file in the project → its name where the notebook writes it."""
 
         listed = _project_files(project)
@@ -368,16 +367,6 @@ class _Layout:
             if path.is_relative_to(home):
                 return path.relative_to(home.parent)
         return None
-
-    def tests_inside(self) -> Iterator[PurePosixPath]:
-        """Tests that live in the package's folder and are not carried."""
-        carried = {self.in_project(path) for path in self.carried}
-        for path in self.inside:
-            below = self.in_notebook(path)
-            assert below is not None
-            named = any(fnmatch(path.name, pattern) for pattern in TEST_FILES)
-            if path not in carried and (named or TEST_FOLDERS.intersection(below.parts[1:-1])):
-                yield path
 
     def is_own(self, module: str) -> bool:
         """Whether a module is carried, or belongs into a regular package that is."""
@@ -451,7 +440,7 @@ def _stage_with_notebook(layout: _Layout, folder: Path, written: Path) -> _Stage
     stage.mkdir(parents=True)
     for path in layout.beside:
         _copy(layout.project, path, stage / path)
-    for path in layout.tests_inside():
+    for path in layout.tests_inside:
         below = layout.in_notebook(path)
         assert below is not None
         if not (written / below).exists():
