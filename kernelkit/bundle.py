@@ -1,7 +1,7 @@
 """Packages on disk become a `Bundle`: their files verbatim, in the order of imports, and a digest.
 
 Source is read by `ast` and never imported: what cannot be imported here can still be carried.
-Which files are carried is told in `_left_behind`; whatever stays behind is listed with the reason.
+Which files are carried is told by `_Patterns`; whatever stays behind is listed with the reason.
 """
 
 from __future__ import annotations
@@ -9,38 +9,48 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import subprocess
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 
 from pathspec import GitIgnoreSpec
 
 from kernelkit import imports
-from kernelkit.config import Config, near_miss
+from kernelkit.config import Config, is_pattern, near_miss
 from kernelkit.errors import BundleError
-from kernelkit.imports import Module, Need, Signature
+from kernelkit.imports import Module, Need, NoPythonError, Signature
 
 COMPILED_SUFFIXES = frozenset({".so", ".pyd", ".dylib", ".dll"})
 RUNTIME_MODULE = "kernelkit_runtime"  # what the run side is called inside the notebook
+_LISTED = ("ls-files", "-z")
+_OTHERS = ("--others", "--exclude-standard")
 GIT_TIMEOUT_SECONDS = 20  # a repository on a slow disk; without git's word a bundle is "unknown"
 
-# Patterns as in .gitignore; the first reason that fits a file is the one that is told.
 TEST = "a test"
-_CACHE, _HIDDEN = "a cache", "hidden"
+_CACHE, _HIDDEN, _KEY, _GIT = "a cache", "hidden", "a key", "git's own"
+_IGNORED, _EXCLUDED, _UNREACHED = "named in .gitignore", "excluded", "not reachable"
+
+# Patterns as in .gitignore, for names below the package's own folder; the first that fits is told.
+_KEY_NAMES = [
+    *(".env", ".env.*", "*.env", ".netrc", ".pypirc", "kaggle.json", "access_token"),
+    *("id_rsa", "id_dsa", "id_ecdsa", "id_ed25519", "*.ppk"),
+]
 _DEFAULTS = {
-    _CACHE: ["__pycache__/", "*.pyc", "*.pyo", "*.egg-info/"],
-    "a key": [".env", ".env.*", "kaggle.json", ".netrc", ".pypirc", "id_rsa", "id_ed25519"],
-    _HIDDEN: [".*"],
-    "a notebook": ["*.ipynb"],
-    TEST: ["tests/", "test/", "test_*.py", "*_test.py", "conftest.py"],
+    _GIT: GitIgnoreSpec.from_lines([".git"]),
+    _CACHE: GitIgnoreSpec.from_lines(["__pycache__/", "*.pyc", "*.pyo", "*.egg-info/"]),
+    _KEY: GitIgnoreSpec.from_lines(_KEY_NAMES),
+    _HIDDEN: GitIgnoreSpec.from_lines([".*", "!.gitkeep", "!.keep"]),
+    "a notebook": GitIgnoreSpec.from_lines(["*.ipynb"]),
+    TEST: GitIgnoreSpec.from_lines(["test_*.py", "*_test.py", "conftest.py"]),
 }
-_DEFAULT_SPECS = {reason: GitIgnoreSpec.from_lines(lines) for reason, lines in _DEFAULTS.items()}
-_IGNORED = "named in .gitignore"
-_EXCLUDED = "excluded"
-_PRIVATE_KEY = re.compile(rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----")
+_ONLY_BY_NAME = frozenset({_GIT, _KEY})  # `include = ["data/"]` does not mean the key in it
+_TEST_FOLDERS = frozenset({"test", "tests"})  # where there is Python in them: data is no test
+_PRIVATE_KEY = re.compile(rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----")
+_WILD = frozenset("*?[")
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,9 @@ class SourceFile:
 
     summary: str = ""
     """The first line of its docstring."""
+
+    executable: bool = False
+    """Whether its owner may run it as a program."""
 
     @cached_property
     def sha256(self) -> str:
@@ -100,8 +113,8 @@ class Bundle:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over every path and content: changes exactly when one of them does."""
-        return digest_of([(file.path, file.sha256) for file in self.files])
+        """SHA-256 over every path, content and leave to execute: changes exactly with them."""
+        return digest_of([(f.path, digest_part(f.sha256, f.executable)) for f in self.files])
 
 
 def read_bundle(config: Config) -> Bundle:
@@ -115,10 +128,12 @@ def read_bundle(config: Config) -> Bundle:
     """
     roots = _roots(config)
     tree = _Tree.read(config, roots)
-    modules = {name: tree.module(name) for name in tree.names if tree.is_carried(name)}
+    modules, unreadable = _parse(tree)
     notes = _add_imported_tests(tree, modules)
     if config.only_reachable:
         notes += _keep_reachable(tree, modules, config.entry)
+    _require_readable(modules, unreadable, config.entry)
+    notes += [f"{fault}: carried as data, for nothing imports it" for fault in unreadable.values()]
     own = _OwnModules(modules, tree.names)
     _check_own_imports(modules, own, tree)
     _check_entry(config.entry, modules)
@@ -128,9 +143,17 @@ def read_bundle(config: Config) -> Bundle:
     entry_module, _, function = config.entry.partition(":")
     order = imports.in_order(imports.graph(modules))
     files = (
-        *(SourceFile(tree.names[m], modules[m].content, m, modules[m].summary) for m in order),
-        *(SourceFile(path, tree.content(path), None) for path in tree.data(modules)),
+        *(
+            SourceFile(path, content, m, modules[m].summary, tree.is_executable(path))
+            for m in order
+            for path, content in [(tree.names[m], modules[m].content)]
+        ),
+        *(
+            SourceFile(path, tree.content(path), None, executable=tree.is_executable(path))
+            for path in tree.data(modules)
+        ),
     )
+    notes += tree.notes() + _layout_notes(config, roots, modules)
     return Bundle(
         roots=roots,
         entry=config.entry,
@@ -142,6 +165,11 @@ def read_bundle(config: Config) -> Bundle:
         left_out=tree.left_out,
         notes=tuple(notes),
     )
+
+
+def digest_part(sha256: str, executable: bool) -> str:
+    """What one file gives to the digest of all."""
+    return f"{sha256} executable" if executable else sha256
 
 
 def digest_of(parts: list[tuple[str, str]]) -> str:
@@ -193,15 +221,16 @@ class _Tree:
 
         self._paths: list[str] = []
         self._read: dict[str, bytes] = {}
+        self._patterns: _Patterns
 
     @classmethod
     def read(cls, config: Config, roots: Mapping[str, str]) -> _Tree:
         tree = cls(config.project, roots)
-        behind = _left_behind(config)
+        tree._patterns = behind = _Patterns(config)
         for top in roots:
             for path in tree._walk(top, behind):
                 reason = behind(path) or tree._secret(path)
-                tree._add(tree._carried_path(path), path, reason)
+                tree._add(tree._relative(path), path, reason)
         tree._paths.sort()
         if not any(tree.is_carried(name) for name in tree.names):
             reasons = sorted({str(tree.why_left(name)) for name in tree.names})
@@ -232,9 +261,30 @@ class _Tree:
     def why_left(self, module: str) -> str | None:
         return self.left_out.get(self.in_project(self.names[module]))
 
-    def carry(self, module: str) -> None:
-        """After all."""
+    def carry_test(self, module: str) -> None:
+        """After all, with the data beside it."""
         del self.left_out[self.in_project(self.names[module])]
+        folder = self.names[module].rpartition("/")[0]
+        for path in self._paths:
+            is_data = path.startswith(f"{folder}/") and not path.endswith(".py")
+            if is_data and self.left_out.get(self.in_project(path)) == TEST:
+                del self.left_out[self.in_project(path)]
+
+    def is_executable(self, path: str) -> bool:
+        """Whether its owner may run it."""
+        return bool((self.project / self.in_project(path)).stat().st_mode & stat.S_IXUSR)
+
+    def is_excluded(self, module: str) -> bool:
+        """Whether the user has left behind a file of that module, whichever its suffix."""
+        path = module.replace(".", "/")
+        return any(
+            why == _EXCLUDED and name.partition(".")[0].removesuffix("/__init__").endswith(path)
+            for name, why in self.left_out.items()
+        )
+
+    def notes(self) -> list[str]:
+        """What a person should know of the choice of files."""
+        return self._patterns.notes([*map(self.in_project, self._paths), *self.left_out])
 
     def leave(self, path: str, reason: str) -> None:
         self.left_out[self.in_project(path)] = reason
@@ -269,118 +319,182 @@ class _Tree:
             yield from (Path(folder, name) for name in sorted(names))
 
     def _add(self, path: str, file: Path, reason: str | None) -> None:
-        if reason is None and file.suffix in COMPILED_SUFFIXES:
+        if reason is not None:
+            self.leave(path, reason)
+        else:
+            self._require_carriable(path, file)
+        self._paths.append(path)
+        name = _module_name(path)
+        # Where there are both, Python takes mod/__init__.py for the module, and not mod.py.
+        better = name not in self.names or path.endswith("/__init__.py")
+        if name is not None and (better or (reason is None and not self.is_carried(name))):
+            self.names[name] = path
+
+    def _require_carriable(self, path: str, file: Path) -> None:
+        if not path.isprintable() or any("\ud800" <= char <= "\udfff" for char in path):
+            raise BundleError(f"the file name {path!r} cannot be carried", "Rename the file.")
+        if file.suffix in COMPILED_SUFFIXES:
             raise BundleError(
                 f"{self.in_project(path)} is a compiled extension: a notebook cannot carry it",
                 "Move it into a wheel of its own; or, where the package works without it, add it "
                 'to "exclude" in [tool.kernelkit].',
             )
-        if reason is not None:
-            self.leave(path, reason)
-        self._paths.append(path)
-        name = _module_name(path)
-        if name is None:
-            return
-        if name in self.names and reason is None and self.is_carried(name):
-            raise BundleError(f"{self.names[name]} and {path} are both the module {name}")
-        if name not in self.names or reason is None:
-            self.names[name] = path
 
-    def _carried_path(self, path: Path) -> str:
+    def _relative(self, path: Path) -> str:
+        """Below the folder that holds its package."""
         for top, root in self.roots.items():
             if path.is_relative_to(self.project / root / top):
-                relative = path.relative_to(self.project / root).as_posix()
-        if not relative.isprintable() or any("\ud800" <= char <= "\udfff" for char in relative):
-            raise BundleError(f"the file name {relative!r} cannot be carried", "Rename the file.")
-        return relative
+                return path.relative_to(self.project / root).as_posix()
+        raise AssertionError(path)
 
     def _secret(self, path: Path) -> str | None:
         """A private key by its content, whatever its name: a .pem may also be a certificate."""
         if path.suffix == ".py" or path.suffix in COMPILED_SUFFIXES:
             return None
-        content = self._read[self._carried_path(path)] = _content(path)
-        return "a key" if _PRIVATE_KEY.search(content) else None
+        content = self._read[self._relative(path)] = _content(path)
+        return _KEY if _PRIVATE_KEY.search(content) and not self._patterns.names(path) else None
 
 
 class _Patterns:
-    """Why a file stays behind, if it does: `include` and `exclude`, .gitignore, our own list."""
+    """Why a file stays behind, if it does: `include` and `exclude`, git's word, our own list.
 
-    def __init__(self, config: Config, repository: Path, tracked: frozenset[Path]) -> None:
+    `exclude` wins over `include`, `include` over all that is left behind unless it is named.
+    """
+
+    def __init__(self, config: Config) -> None:
         self._project = config.project
+        self._tops = [config.project / package for package in config.package]
+        self._stated = {"include": config.include, "exclude": config.exclude}
         self._include = GitIgnoreSpec.from_lines(config.include)
         self._exclude = GitIgnoreSpec.from_lines(config.exclude)
-        self._repository = repository
-        self._tracked = tracked
-        self._tracked_folders = {folder for path in tracked for folder in path.parents}
-        self._ignore_files: dict[Path, GitIgnoreSpec | None] = {}
-        self._named: list[Path] = []
-        # A package that is ignored as a whole is named in the project file all the same.
-        tops = [self._project / package for package in config.package]
-        self._named = [
-            top for top in tops if self._is_ignored(top / "any" if top.is_dir() else top)
-        ]
+        self._git = _GitsWord(config.project, self._tops)
 
     def __call__(self, path: Path) -> str | None:
         relative = path.relative_to(self._project).as_posix()
         if self._exclude.match_file(relative):
             return _EXCLUDED
-        if self._include.match_file(relative):
+        reason = self._default(path)
+        if reason in _ONLY_BY_NAME:
+            return None if self.names(path) else reason
+        if path in self._tops or self._include.match_file(relative):
             return None
-        for reason, spec in _DEFAULT_SPECS.items():
-            if spec.match_file(relative):
-                return reason
-        known = path in self._tracked or path in self._named
-        return _IGNORED if not known and self._is_ignored(path) else None
+        return reason or (_IGNORED if self._git.ignores(path) else None)
+
+    def names(self, path: Path) -> bool:
+        """Whether `include` names this very file, and not only a folder or a pattern it is in."""
+        relative = path.relative_to(self._project).as_posix()
+        exact = [PurePosixPath(line).name for line in self._stated["include"]]
+        plain = [name for name in exact if not _WILD.intersection(name)]
+        return path.name in plain and self._include.match_file(relative)
 
     def whole_folder(self, folder: Path) -> str | None:
         """A folder that need not be looked into, because nothing in it can be carried."""
-        relative = folder.relative_to(self._project).as_posix() + "/"
-        if _DEFAULT_SPECS[_CACHE].match_file(relative):
-            return _CACHE
-        if len(self._include):
+        if folder.name in ("__pycache__", ".git"):
+            return _CACHE if folder.name == "__pycache__" else _GIT
+        if self._stated["include"]:
             return None
-        if _DEFAULT_SPECS[_HIDDEN].match_file(relative):
+        if folder.name.startswith("."):
             return _HIDDEN
-        unknown = folder not in self._tracked_folders
-        return _IGNORED if unknown and self._is_ignored(folder / "any") else None
+        return _IGNORED if self._git.ignores_all_of(folder) else None
 
-    def _is_ignored(self, path: Path) -> bool:
-        """The deepest .gitignore that has a word on the path decides, as git has it."""
-        for folder in path.parents:
-            spec = self._ignore_file(folder)
-            if spec is not None:
-                verdict = spec.check_file(path.relative_to(folder).as_posix()).include
-                if verdict is not None:
-                    return verdict
-            if folder == self._repository or folder in self._named:
-                break
-        return False
+    def notes(self, paths: Collection[str]) -> list[str]:
+        """Of each stated pattern that no file fits: a slip of the pen would carry a secret."""
+        return [
+            *self._git.notes,
+            *(
+                f'{key} = "{line}" fits no file of the packages'
+                for key, lines in self._stated.items()
+                for line in lines
+                if not line.startswith(("!", "#"))
+                and not any(GitIgnoreSpec.from_lines([line]).match_files(paths))
+            ),
+        ]
 
-    def _ignore_file(self, folder: Path) -> GitIgnoreSpec | None:
-        if folder not in self._ignore_files:
-            names = [folder / ".gitignore", folder / ".git" / "info" / "exclude"]
-            lines = [
-                line
-                for name in names
-                if name.is_file()
-                for line in name.read_text(encoding="utf-8", errors="replace").splitlines()
-            ]
-            self._ignore_files[folder] = GitIgnoreSpec.from_lines(lines) if lines else None
-        return self._ignore_files[folder]
+    def _default(self, path: Path) -> str | None:
+        top = next(top for top in self._tops if path.is_relative_to(top))
+        real = path.resolve()
+        for reason, spec in _DEFAULTS.items():
+            below = path.relative_to(top).as_posix() if path != top else path.name
+            if spec.match_file(below) or (reason == _KEY and spec.match_file(real.name)):
+                return reason
+        around = [folder for folder in path.parents if folder.is_relative_to(top)][:-1]
+        inside_tests = any(f.name in _TEST_FOLDERS and _holds_python(f) for f in around)
+        return TEST if inside_tests else None
 
 
-def _left_behind(config: Config) -> _Patterns:
-    """`exclude` wins over `include`, `include` over all that is left behind unless it is named.
+@cache
+def _holds_python(folder: Path) -> bool:
+    return any(folder.glob("*.py"))
 
-    That is: caches, keys, hidden files, notebooks, tests, and what git ignores and does not hold.
+
+class _GitsWord:
+    """What git ignores and does not hold: by git itself, else by the .gitignore files.
+
+    A package that is ignored as a whole is named in the project file all the same: then the
+    .gitignore files from the project's folder down have the word.
     """
-    top = _git(config.project, "rev-parse", "--show-toplevel")
-    tracked = _git(config.project, "ls-files", "-z") or ""
-    return _Patterns(
-        config,
-        repository=Path(top) if top else config.project,
-        tracked=frozenset(config.project / name for name in tracked.split("\0") if name),
-    )
+
+    def __init__(self, project: Path, tops: Collection[Path]) -> None:
+        self.notes: list[str] = []
+        self._project = project
+        self._specs: dict[Path, GitIgnoreSpec] = {}
+        listed = [_git(project, *_LISTED, *more) for more in (["--cached"], _OTHERS)]
+        repository = next((f for f in (project, *project.parents) if (f / ".git").exists()), None)
+        self._top = project
+        if None in listed:
+            if repository is not None:
+                self._top = repository
+                self.notes.append(
+                    f"git does not answer for {repository}: what stays behind is read from the "
+                    ".gitignore files alone"
+                )
+            self._listed = None
+            return
+        names = "\0".join(map(str, listed)).split("\0")
+        self._listed = {project / name.rstrip("/") for name in names if name}
+        self._folders = {folder for path in self._listed for folder in path.parents}
+        known = [top for top in tops if self._lists(top) or top in self._folders]
+        self._unknown = [top for top in tops if top not in known]
+
+    def ignores(self, path: Path) -> bool:
+        """Whether git would neither keep it nor show it as new."""
+        if self._listed is None or any(path.is_relative_to(top) for top in self._unknown):
+            return self._is_ignored_by_files(path)
+        return not self._lists(path)
+
+    def ignores_all_of(self, folder: Path) -> bool:
+        """Whether it ignores everything below a folder."""
+        if self._listed is None or any(folder.is_relative_to(top) for top in self._unknown):
+            return self._is_ignored_by_files(folder, is_folder=True)
+        return folder not in self._folders and not self._lists(folder)
+
+    def _lists(self, path: Path) -> bool:
+        """Itself, or a link or a repository of its own that it lies in."""
+        assert self._listed is not None
+        return path in self._listed or any(folder in self._listed for folder in path.parents)
+
+    def _is_ignored_by_files(self, path: Path, *, is_folder: bool = False) -> bool:
+        """From the top down: below an ignored folder nothing can be taken back in."""
+        below = [f for f in reversed(path.parents) if f != self._top and self._top in f.parents]
+        return any(
+            self._verdict(step, is_folder or step != path) is True for step in (*below, path)
+        )
+
+    def _verdict(self, path: Path, is_folder: bool) -> bool | None:
+        """The word of the deepest .gitignore that has one."""
+        for folder in path.parents:
+            name = path.relative_to(folder).as_posix() + ("/" if is_folder else "")
+            verdict = self._spec(folder).check_file(name).include
+            if verdict is not None or folder == self._top:
+                return verdict
+        return None
+
+    def _spec(self, folder: Path) -> GitIgnoreSpec:
+        if folder not in self._specs:
+            path = folder / ".gitignore"
+            text = path.read_bytes().decode("utf-8-sig", "replace") if path.is_file() else ""
+            self._specs[folder] = GitIgnoreSpec.from_lines(filter(is_pattern, text.splitlines()))
+        return self._specs[folder]
 
 
 def _refuse(fault: OSError) -> None:
@@ -394,6 +508,8 @@ def _refuse_endless_link(folder: Path) -> None:
 
 def _content(path: Path) -> bytes:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BundleError(f"{path} is no regular file", "Move it out of the package.")
         return path.read_bytes()
     except OSError as fault:
         raise BundleError(f"{path} cannot be read: {fault.strerror}") from fault
@@ -409,6 +525,50 @@ def _module_name(path: str) -> str | None:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def _parse(tree: _Tree) -> tuple[dict[str, Module], dict[str, NoPythonError]]:
+    """The carried modules, and those that are no Python, each with its fault."""
+    modules: dict[str, Module] = {}
+    unreadable: dict[str, NoPythonError] = {}
+    for name in tree.names:
+        if tree.is_carried(name):
+            try:
+                modules[name] = tree.module(name)
+            except NoPythonError as fault:
+                unreadable[name] = fault
+    return modules, unreadable
+
+
+def _require_readable(
+    modules: Mapping[str, Module], unreadable: Mapping[str, NoPythonError], entry: str
+) -> None:
+    """A file that is no Python may be a sample or a template, but nobody may import it."""
+    wanted = {entry.partition(":")[0]}
+    for module in modules.values():
+        for found in module.imports:
+            wanted |= set(found.candidates) if found.need is Need.NEEDED else set()
+    for name in sorted(imports.with_parents(wanted) & unreadable.keys()):
+        raise unreadable[name]
+
+
+def _layout_notes(
+    config: Config, roots: Mapping[str, str], modules: Mapping[str, Module]
+) -> list[str]:
+    """Where the notebook's folders are not as here, and a program may mind."""
+    notes = []
+    if len(set(roots.values())) > 1:
+        notes.append(
+            f"the packages come from {', '.join(sorted(set(roots.values())))}: in the notebook "
+            "they lie side by side, which paths relative to a file may mind"
+        )
+    name = config.distribution
+    for module in modules.values():
+        if name and b"metadata" in module.content and name.encode() in module.content:
+            notes.append(
+                f"{module.path} may ask for the metadata of {name}: a notebook does not install it"
+            )
+    return notes
+
+
 def _add_imported_tests(tree: _Tree, modules: dict[str, Module]) -> list[str]:
     """Tests stay behind, but for those that the package itself imports."""
     notes = []
@@ -420,7 +580,7 @@ def _add_imported_tests(tree: _Tree, modules: dict[str, Module]) -> list[str]:
                 continue
             for name in sorted(imports.with_parents(found.candidates)):
                 if name in tree.names and tree.why_left(name) == TEST:
-                    tree.carry(name)
+                    tree.carry_test(name)
                     modules[name] = tree.module(name)
                     pending.append(modules[name])
                     place = f"{module.path}:{found.line}"
@@ -434,12 +594,12 @@ def _keep_reachable(tree: _Tree, modules: dict[str, Module], entry: str) -> list
     folders = {tree.names[name].rpartition("/")[0] for name in kept}
     for name in sorted(modules.keys() - kept):
         del modules[name]
-        tree.leave(tree.names[name], "not reachable")
+        tree.leave(tree.names[name], _UNREACHED)
     for path in tree.data(modules):
         around = PurePosixPath(path).parents
-        home = next((f for f in around if f"{f}/__init__.py" in tree.names.values()), around[0])
-        if str(home) not in folders:
-            tree.leave(path, "not reachable")
+        home = next((f for f in around if f"{f}/__init__.py" in tree.names.values()), None)
+        if home is not None and str(home) not in folders:
+            tree.leave(path, _UNREACHED)
     return [
         f"{module.path}:{line} imports what only the run knows: it may want a module that "
         "only_reachable leaves behind"
@@ -473,7 +633,12 @@ class _OwnModules:
             return True
         if module is None:  # a folder without __init__.py binds no names
             return package in self._present
-        return not module.is_package or module.may_bind(name)
+        given = f".{name} =".encode()
+        return (
+            not module.is_package
+            or module.may_bind(name)
+            or any(given in other.content for other in self._carried.values())
+        )
 
     def near_miss(self, target: str) -> str:
         return near_miss(target, self._present)
@@ -488,7 +653,11 @@ def _check_own_imports(modules: Mapping[str, Module], own: _OwnModules, tree: _T
         for target, reason in _lost_targets(found, own, tree)
     ]
     if lost:
-        raise BundleError("\n".join(dict.fromkeys(lost)))
+        raise BundleError(
+            "\n".join(dict.fromkeys(lost)),
+            'Mend the import, "include" what stays behind, or, where the program does without it, '
+            'name the file in "exclude" of [tool.kernelkit].',
+        )
 
 
 def _lost_targets(
@@ -498,21 +667,26 @@ def _lost_targets(
 
     An import that may fail is no fault where there is no such module, but it is one where the
     module is there and stays behind without the user's word: the notebook would go another way.
+    What the user excludes is missed at their word.
     """
     for target in found.candidates:
         why = tree.why_left(target) if target in tree.names else None
-        if why and (found.need is Need.NEEDED or why != _EXCLUDED):
+        if why and why != _EXCLUDED:
             path = tree.in_project(tree.names[target])
-            yield target, f'stays behind ({why}); "include" it: {path}'
+            yield target, f"stays behind ({why}): {path}"
     if found.need is not Need.NEEDED:
         return
     if not own.has(found.target) and found.target not in tree.names:
-        if not own.may_be_made(found.target):
+        if not own.may_be_made(found.target) and not tree.is_excluded(found.target):
             yield found.target, f"the package does not hold{own.near_miss(found.target)}"
         return
     for name in found.names:
         target = f"{found.target}.{name}"
-        if target not in tree.names and not own.may_hold(found.target, name):
+        if (
+            target not in tree.names
+            and not own.may_hold(found.target, name)
+            and not tree.is_excluded(target)
+        ):
             yield target, f"the package does not hold{own.near_miss(target)}"
 
 
@@ -525,10 +699,16 @@ def _check_entry(entry: str, modules: Mapping[str, Module]) -> None:
             'Set [tool.kernelkit] "entry" to "package.module:function".',
         )
     module = modules[module_name]
+    signature = module.signature(function)
+    if signature is not None and not signature.runs_when_called:
+        raise BundleError(
+            f'the entry "{entry}" is a coroutine or a generator: a call alone runs nothing of it',
+            "Name a plain function that runs it to its end.",
+        )
     if not module.may_bind(function):
         raise BundleError(
             f'the entry "{entry}": {module.path} defines no "{function}"'
-            f"{near_miss(function, module.top_level_names)}"
+            f"{near_miss(function, module.top_level_names or ())}"
         )
 
 
@@ -538,16 +718,15 @@ def _check_siblings(
     """A module that lies beside the package is found here, and in the notebook it is not."""
     for root in sorted(set(roots.values())):
         for name, places in third_party.items():
-            beside = [project / root / f"{name}.py", project / root / name / "__init__.py"]
-            for path in beside:
-                if path.is_file():
-                    found = path if path.name != "__init__.py" else path.parent
-                    raise BundleError(
-                        f'{places[0]}: imports "{name}", which lies beside the package and is not '
-                        "carried",
-                        f'Add "{found.relative_to(project).as_posix()}" to "package" in '
-                        "[tool.kernelkit], or move it into the package.",
-                    )
+            alone, folder = project / root / f"{name}.py", project / root / name
+            if not alone.is_file() and not _holds_python(folder):
+                continue
+            found = alone if alone.is_file() else folder
+            raise BundleError(
+                f'{places[0]}: imports "{name}", which lies beside the package and is not carried',
+                f'Add "{found.relative_to(project).as_posix()}" to "package" in [tool.kernelkit], '
+                "or move it into the package.",
+            )
 
 
 def _provenance(project: Path, paths: Iterable[str]) -> Provenance:
@@ -570,6 +749,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
             ["git", "--no-optional-locks", "-C", str(folder), *arguments],
+            env={k: v for k, v in os.environ.items() if not k.startswith("GIT_")},
             capture_output=True,
             text=True,
             errors="surrogateescape",

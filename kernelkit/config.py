@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import tomlkit
 import tomlkit.items
 from packaging.requirements import InvalidRequirement, Requirement
+from pathspec import GitIgnoreSpec
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from kernelkit.errors import ConfigError
@@ -29,15 +30,15 @@ PROJECT_FILE = "pyproject.toml"
 
 RESERVED_NAMES = frozenset(
     {"BUNDLE", "SRC", "file", "kernelkit_run", "kernelkit_runtime", "parameters", "result"}
-    | {"Path", "base64", "print", "sys", "tempfile", "zlib"}
+    | {"Path", "base64", "print", "str", "sys", "tempfile", "zlib"}
+    | {"In", "Out", "exit", "quit", "get_ipython"}
 )
-"""Names that the notebook's own cells use: a parameter of that name would be overwritten."""
+"""Names that the notebook's own cells or IPython use: a parameter of that name would break them."""
 
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
 _SLUG = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 _KERNEL_ID = re.compile(rf"(?:[A-Za-z0-9_-]+/)?{_SLUG}")
-_ENTRY = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 _NOT_WORDS = frozenset({"true", "false", "none", "null", "yes", "no"})  # meant as something else
 
@@ -52,7 +53,8 @@ def _kernel_id(value: str) -> str:
 
 
 def _entry(value: str) -> str:
-    if not _ENTRY.fullmatch(value):
+    module, colon, function = value.partition(":")
+    if not colon or not all(word.isidentifier() for word in [*module.split("."), function]):
         raise ValueError('must read "package.module:function"')
     return value
 
@@ -68,15 +70,25 @@ def _one_or_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def is_pattern(line: str) -> bool:
+    """Whether a line can be read as .gitignore's are; git passes over those that cannot."""
+    try:
+        GitIgnoreSpec.from_lines([line]).match_file("any")
+    except (ValueError, re.error):
+        return False
+    return True
+
+
 def _pattern(value: str) -> str:
-    if not value.strip() or "\n" in value:
+    if not value.strip() or "\n" in value or not is_pattern(value):
         raise ValueError("must be a pattern as in .gitignore")
     return value
 
 
 def _requirement(value: str) -> str:
     try:
-        Requirement(value)
+        if "file:" in (Requirement(value).url or ""):
+            raise ValueError("names a file of this machine, which no run has")
     except InvalidRequirement as fault:
         raise ValueError(f"is no requirement: {fault}".splitlines()[0]) from None
     return value
@@ -166,14 +178,14 @@ class _Profile(_Section):
 
 
 class _ProjectFile(_Section):
-    package: Annotated[tuple[RelativePath, ...], BeforeValidator(_one_or_many)]
+    package: Annotated[tuple[RelativePath, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
     entry: Annotated[str, AfterValidator(_entry)]
     outputs: Annotated[tuple[RelativePath, ...], AfterValidator(_outputs)]
-    include: tuple[Pattern, ...] = ()
-    exclude: tuple[Pattern, ...] = ()
+    include: Annotated[tuple[Pattern, ...], BeforeValidator(_one_or_many)] = ()
+    exclude: Annotated[tuple[Pattern, ...], BeforeValidator(_one_or_many)] = ()
     only_reachable: bool = False
     layout: Layout = "auto"
-    pip: tuple[PipRequirement, ...] = ()
+    pip: Annotated[tuple[PipRequirement, ...], BeforeValidator(_one_or_many)] = ()
     templates: RelativePath | None = None
     kernel: KernelSettings
     parameters: dict[str, Parameter] = Field(default_factory=dict)
@@ -213,6 +225,9 @@ class Config(_Section):
     """The project's own templates; None for kernelkit's."""
 
     kernel: KernelSettings
+    distribution: str
+    """[project] "name", empty without one."""
+
     parameters: dict[str, Parameter]
     comments: dict[str, tuple[tuple[str, ...], str]] = Field(default_factory=dict)
     """Of parameters: the lines above, and what stands beside."""
@@ -244,7 +259,7 @@ def load_config(
     Raises:
         ConfigError: with every complaint, one a line.
     """
-    table = _read_project_file(project)
+    table, distribution = _read_project_file(project)
     table = _with_profile(table, profile)
     table = _with_settings(table, settings)
     stated = _validated(table)
@@ -261,6 +276,7 @@ def load_config(
         pip=stated.pip,
         templates=_templates_folder(project, stated.templates),
         kernel=stated.kernel,
+        distribution=distribution,
         parameters=stated.parameters,
         comments=parameter_comments(project, profile),
         profile=profile,
@@ -295,7 +311,8 @@ def near_miss(word: str, known: Iterable[str]) -> str:
     return f'; did you mean "{close[0]}"?' if close else ""
 
 
-def _read_project_file(project: Path) -> dict[str, Any]:
+def _read_project_file(project: Path) -> tuple[dict[str, Any], str]:
+    """[tool.kernelkit], and the name of the project's own distribution."""
     path = project / PROJECT_FILE
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -318,7 +335,8 @@ def _read_project_file(project: Path) -> dict[str, Any]:
     table = tools["kernelkit"]
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: tool.kernelkit must be a table")
-    return table
+    named = document.get("project")
+    return table, str(named.get("name", "")) if isinstance(named, dict) else ""
 
 
 def parameter_comments(
@@ -461,7 +479,7 @@ def _check_parameters(parameters: Mapping[str, Parameter]) -> None:
         where = f'[tool.kernelkit.parameters] "{name}"'
         if not name.isidentifier() or keyword.iskeyword(name):
             complaints.append(f"{where} cannot be the name of a Python argument")
-        elif name in RESERVED_NAMES:
+        elif name in RESERVED_NAMES or name.startswith("_"):
             complaints.append(f"{where} is a name that the notebook itself uses")
         if not _is_literal(value):
             complaints.append(f"{where} = {value!r} has no form as a Python literal")
@@ -476,7 +494,9 @@ def _is_literal(value: Parameter) -> bool:
         return all(_is_literal(item) for item in value)
     if isinstance(value, dict):
         return all(_is_literal(item) for item in value.values())
-    return isinstance(value, str | int | bool)
+    if isinstance(value, int):
+        return abs(value) < 2**63  # TOML promises no more
+    return isinstance(value, str)
 
 
 def _templates_folder(project: Path, stated: str | None) -> Path | None:

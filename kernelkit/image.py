@@ -84,7 +84,7 @@ def compare(
 ) -> list[Finding]:
     """How each import stands to the image and to this machine; `pip` are requirements (PEP 508)."""
     image = image or snapshot()
-    required = {canonicalize_name(Requirement(text).name) for text in pip}
+    required = {canonicalize_name(r.name) for r in map(Requirement, pip) if _applies(r, image)}
     named = {name: canonicalize_name(_distribution(name, image)) for name in third_party}
     unclaimed = required - set(named.values())
     findings = []
@@ -103,6 +103,21 @@ def compare(
             presence = Presence.ABSENT if known else Presence.UNKNOWN
         findings.append(Finding(module, places, presence, name, there, here))
     return findings
+
+
+def _applies(requirement: Requirement, image: Snapshot) -> bool:
+    """Whether pip would install it in the image."""
+    marker = requirement.marker
+    return marker is None or marker.evaluate(
+        {
+            "python_version": ".".join(image.python.split(".")[:2]),
+            "python_full_version": image.python,
+            "sys_platform": "linux",
+            "platform_system": "Linux",
+            "platform_machine": "x86_64",
+            "os_name": "posix",
+        }
+    )
 
 
 def _distribution(module: str, image: Snapshot) -> str:

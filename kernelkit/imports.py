@@ -7,6 +7,7 @@ looked for where the source mentions one.
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib.util
 import re
 import symtable
@@ -19,7 +20,11 @@ from functools import cached_property
 
 from kernelkit.errors import BundleError
 
-_BY_NAME = ("import_module", "__import__", "run_module", "iter_modules", "walk_packages")
+_BY_NAME = frozenset(
+    {"import_module", "__import__", "run_module", "run_path", "iter_modules", "walk_packages"}
+    | {"resolve_name", "spec_from_file_location", "exec", "eval"}
+)
+_BY_NAME_BYTES = re.compile(rb"\b(?:%s)\b|[\"']-m[\"']" % "|".join(sorted(_BY_NAME)).encode())
 _MAKES_MODULES = (b"sys.modules", b"__path__", b"meta_path")
 """What a source mentions that gives birth to modules without files, as six.moves has them."""
 
@@ -33,9 +38,11 @@ _COMPOUND = (
     *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.If, ast.Try, ast.TryStar),
     *(ast.With, ast.AsyncWith, ast.For, ast.AsyncFor, ast.While, ast.Match),
 )
+_TYPING_NAMES = re.compile(rb"\bTYPE_CHECKING\s+as\s+(\w+)")
 
-_FAILURES = frozenset({"ImportError", "ModuleNotFoundError", "Exception", "BaseException"})
-_CONDITIONS = ("version_info", "platform", "os.name", "implementation", "PY2", "PY3")
+
+class NoPythonError(BundleError):
+    """A file that no Python can read: a sample or a template, unless something imports it."""
 
 
 class Need(Enum):
@@ -43,7 +50,7 @@ class Need(Enum):
 
     NEEDED = "needed"
     OPTIONAL = "optional"
-    """Under a `try` that catches the failure, under a condition on the platform, or by name."""
+    """Under a `try` that catches the failure, under a condition, or by name."""
 
     TYPING = "typing"
     """For type checkers alone: never executed."""
@@ -74,6 +81,9 @@ class Signature:
     open: bool
     """It takes any other keyword too."""
 
+    runs_when_called: bool
+    """False of a coroutine and of a generator, which have done nothing when a call returns."""
+
 
 @dataclass(frozen=True)
 class Module:
@@ -94,14 +104,17 @@ class Module:
     @property
     def is_package(self) -> bool:
         """Whether it is the `__init__.py` of a folder."""
-        return self.path.endswith("__init__.py")
+        return self.path.rpartition("/")[2] == "__init__.py"
 
     @cached_property
-    def top_level_names(self) -> frozenset[str]:
-        """Names bound at its top, by assignment, definition or import, or made global below."""
+    def top_level_names(self) -> frozenset[str] | None:
+        """Names bound at its top, or made global below; None where Python cannot tell."""
         source = importlib.util.decode_source(self.content)
-        with warnings.catch_warnings(action="ignore"):
-            top = symtable.symtable(source, self.path, "exec")
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                top = symtable.symtable(source, self.path, "exec")
+        except (SyntaxError, RecursionError):  # faults that compiling finds, and parsing does not
+            return None
         names = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
         pending = top.get_children()
         while pending:
@@ -115,28 +128,32 @@ class Module:
         stars = any("*" in found.names for found in self.imports)
         unseen = stars or self.makes_modules or any(mark in self.content for mark in _BINDS_UNSEEN)
         dunder = name.startswith("__") and name.endswith("__")
-        return unseen or dunder or name in self.top_level_names
+        names = self.top_level_names
+        return unseen or dunder or names is None or name in names
 
     def signature(self, function: str) -> Signature | None:
-        """Of a plain function at the top; None where a decorator or the run decides."""
-        found = [
-            node
-            for node in ast.parse(self.content).body
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == function
-        ]
-        if len(found) != 1 or found[0].decorator_list:
+        """Of a plain function; None where a decorator, a second binding or the run decides."""
+        nodes = list(ast.walk(ast.parse(self.content)))
+        bound = [node for node in nodes if function in _bound_names(node)]
+        if len(bound) != 1 or not isinstance(bound[0], ast.FunctionDef | ast.AsyncFunctionDef):
             return None
-        given = found[0].args
-        by_place = given.args[: len(given.args) - len(given.defaults)]
+        found = bound[0]
+        if found.decorator_list or found not in nodes[0].body:  # type: ignore[attr-defined]
+            return None
+        given = found.args
+        by_place = [*given.posonlyargs, *given.args]
+        required = by_place[: len(by_place) - len(given.defaults)]
         by_name = [
             argument
             for argument, default in zip(given.kwonlyargs, given.kw_defaults, strict=True)
             if default is None
         ]
+        waits = isinstance(found, ast.AsyncFunctionDef)
         return Signature(
             accepted=frozenset(a.arg for a in (*given.args, *given.kwonlyargs)),
-            required=frozenset(a.arg for a in (*by_place, *by_name)),
+            required=frozenset(a.arg for a in (*required, *by_name)),
             open=given.kwarg is not None,
+            runs_when_called=not waits and not _yields(found),
         )
 
     @cached_property
@@ -149,18 +166,23 @@ def read_module(name: str, path: str, content: bytes, *, is_package: bool) -> Mo
     """Parse one file.
 
     Raises:
-        BundleError: it is no Python, or imports relatively beyond its package; with its line.
+        NoPythonError: with the line.
+        BundleError: it imports relatively beyond its package; with the line.
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # of the package's own business
             tree = ast.parse(content, filename=path)
     except SyntaxError as fault:
-        raise BundleError(f"{path}:{fault.lineno}: {fault.msg}") from None
+        line = f":{fault.lineno}" if fault.lineno else ""
+        raise NoPythonError(f"{path}{line}: {fault.msg}") from None
     except (ValueError, RecursionError, MemoryError) as fault:
-        raise BundleError(f"{path}: cannot be read as Python: {fault}") from None
+        raise NoPythonError(f"{path}: cannot be read as Python: {fault}") from None
     package = name if is_package else name.rpartition(".")[0]
-    found = list(_statements(tree, content, package, path))
-    by_name, dynamic = _calls(tree, content, package)
+    try:
+        found = list(_statements(tree, content, package, path))
+        by_name, dynamic = _calls(tree, content, package)
+    except RecursionError:
+        raise NoPythonError(f"{path}: cannot be read as Python: too deeply nested") from None
     summary = (ast.get_docstring(tree) or "").partition("\n")[0].strip()
     return Module(
         name=name,
@@ -186,12 +208,24 @@ def graph(modules: Mapping[str, Module], *, typing: bool = True) -> dict[str, fr
                 candidate
                 for found in module.imports
                 if typing or found.need is not Need.TYPING
-                for candidate in found.candidates
+                for candidate in (*found.candidates, *_behind_star(found, modules))
             )
             & known - {name}
         )
         for name, module in modules.items()
     }
+
+
+def _behind_star(found: Import, modules: Mapping[str, Module]) -> list[str]:
+    """The modules that `from package import *` loads, because its `__all__` names them."""
+    if "*" not in found.names or found.target not in modules:
+        return []
+    words = {
+        node.value
+        for node in ast.walk(ast.parse(modules[found.target].content))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    return [f"{found.target}.{word}" for word in words if f"{found.target}.{word}" in modules]
 
 
 def reachable(links: Mapping[str, Collection[str]], starts: Iterable[str]) -> set[str]:
@@ -241,7 +275,29 @@ def third_party(
     }
 
 
+def _bound_names(node: ast.AST) -> list[str]:
+    """What one node binds, in whatever scope."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [node.name]
+    if isinstance(node, ast.alias):
+        return [node.asname or node.name]
+    return [node.id] if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else []
+
+
+def _yields(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether it is a generator: a `yield` of its own, not of a function in it."""
+    pending: list[ast.AST] = list(function.body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Yield | ast.YieldFrom):
+            return True
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            pending += ast.iter_child_nodes(node)
+    return False
+
+
 def _statements(tree: ast.Module, content: bytes, package: str, path: str) -> Iterator[Import]:
+    typing = {"TYPE_CHECKING", "MYPY"} | {n.decode() for n in _TYPING_NAMES.findall(content)}
     nested = _NESTED.search(content) is not None  # most files import at their top alone
     pending: list[tuple[list[ast.stmt], Need]] = [(tree.body, Need.NEEDED)]
     while pending:
@@ -252,18 +308,22 @@ def _statements(tree: ast.Module, content: bytes, package: str, path: str) -> It
                     yield Import(alias.name, node.lineno, need)
             elif isinstance(node, ast.ImportFrom):
                 target = _absolute(node.module or "", node.level, package)
-                if target is None:
+                if target is None and need is Need.NEEDED:
                     raise BundleError(f"{path}:{node.lineno}: a relative import beyond the package")
+                if target is None:  # it fails, and the program is ready for that
+                    continue
                 yield Import(target, node.lineno, need, tuple(a.name for a in node.names))
             elif nested and isinstance(node, _COMPOUND):
-                pending += _bodies(node, need)
+                pending += _bodies(node, need, typing)
 
 
-def _bodies(node: ast.stmt, need: Need) -> Iterator[tuple[list[ast.stmt], Need]]:
+def _bodies(
+    node: ast.stmt, need: Need, typing: Collection[str]
+) -> Iterator[tuple[list[ast.stmt], Need]]:
     """The blocks of a compound statement, each with what an import in it would mean."""
     first = last = need
     if isinstance(node, ast.If):
-        first, last = _needs_under(node.test, need)
+        first, last = _needs_under(node.test, need, typing)
     elif _forgives(node):
         first = _weaker(need, Need.OPTIONAL)
     yield getattr(node, "body", []), first
@@ -276,31 +336,39 @@ def _bodies(node: ast.stmt, need: Need) -> Iterator[tuple[list[ast.stmt], Need]]
 def _forgives(node: ast.stmt) -> bool:
     """Whether a failed import in its body goes unnoticed."""
     if isinstance(node, ast.Try | ast.TryStar):
-        return any(map(_catches_failure, node.handlers))
-    return isinstance(node, ast.With | ast.AsyncWith) and "suppress" in ast.unparse(node.items[0])
+        return any(handler.type is None or _may_catch(handler.type) for handler in node.handlers)
+    if not isinstance(node, ast.With | ast.AsyncWith):
+        return False
+    calls = [item.context_expr for item in node.items if isinstance(item.context_expr, ast.Call)]
+    suppressing = [call for call in calls if ast.unparse(call.func).endswith("suppress")]
+    return any(_may_catch(argument) for call in suppressing for argument in call.args)
 
 
-def _needs_under(test: ast.expr, need: Need) -> tuple[Need, Need]:
-    """Of an `if` and of its `else`."""
-    words = ast.unparse(test)
-    if words.removeprefix("not ").rpartition(".")[2] == "TYPE_CHECKING":
-        return (need, Need.TYPING) if words.startswith("not ") else (Need.TYPING, need)
-    if any(condition in words for condition in _CONDITIONS):
-        return _weaker(need, Need.OPTIONAL), _weaker(need, Need.OPTIONAL)
-    return need, need
+def _may_catch(types: ast.expr) -> bool:
+    """Whether an ImportError is among them, by its classes or by a name only the run knows."""
+    names = {node.id for node in ast.walk(types) if isinstance(node, ast.Name)}
+    names |= {node.attr for node in ast.walk(types) if isinstance(node, ast.Attribute)}
+    classes = [getattr(builtins, name, ImportError) for name in names]
+    return any(isinstance(c, type) and issubclass(ImportError, c) for c in classes) or bool(
+        names & {"ModuleNotFoundError"}
+    )
+
+
+def _needs_under(test: ast.expr, need: Need, typing: Collection[str]) -> tuple[Need, Need]:
+    """Of an `if` and of its `else`: what stands under a condition is optional."""
+    tested = {getattr(node, "id", getattr(node, "attr", None)) for node in ast.walk(test)}
+    if tested & set(typing):
+        negated = isinstance(test, ast.UnaryOp)
+        return (need, Need.TYPING) if negated else (Need.TYPING, need)
+    if isinstance(test, ast.Constant):
+        return (need, Need.TYPING) if test.value else (Need.TYPING, need)  # never executed, too
+    if "__name__" in tested:
+        return need, need
+    return _weaker(need, Need.OPTIONAL), _weaker(need, Need.OPTIONAL)
 
 
 def _weaker(one: Need, other: Need) -> Need:
     return one if one is Need.TYPING else other
-
-
-def _catches_failure(handler: ast.ExceptHandler) -> bool:
-    if handler.type is None:
-        return True
-    return any(
-        getattr(node, "id", getattr(node, "attr", "")) in _FAILURES
-        for node in ast.walk(handler.type)
-    )
 
 
 def _absolute(module: str, level: int, package: str) -> str | None:
@@ -311,22 +379,29 @@ def _absolute(module: str, level: int, package: str) -> str | None:
     if level > len(base):
         return None
     base = base[: len(base) - (level - 1)]
-    return ".".join([*base, *([module] if module else [])])
+    return ".".join([*base, *([module] if module not in ("", "__init__") else [])])
 
 
 def _calls(tree: ast.Module, content: bytes, package: str) -> tuple[list[Import], list[int]]:
     """Imports by a name that stands in the source, and the lines of those that do not tell."""
     by_name: list[Import] = []
     dynamic: list[int] = []
-    if not any(name.encode() in content for name in _BY_NAME):
+    if not _BY_NAME_BYTES.search(content):
         return by_name, dynamic
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(tree))
+    renamed = {a.asname for a in nodes if isinstance(a, ast.alias) and a.name in _BY_NAME}
+    for node in nodes:
+        if isinstance(node, ast.Constant) and node.value == "-m":
+            dynamic.append(node.lineno)
         if not isinstance(node, ast.Call):
             continue
         function = getattr(node.func, "id", getattr(node.func, "attr", ""))
-        if function not in _BY_NAME:
+        runs_text = function in ("exec", "eval")
+        if function not in _BY_NAME and function not in renamed:
             continue
-        target = _named_target(node, package)
+        if runs_text and isinstance(node.func, ast.Attribute):  # as a model's eval()
+            continue
+        target = None if runs_text else _named_target(node, package)
         if target is None:
             dynamic.append(node.lineno)
         else:
@@ -344,4 +419,4 @@ def _named_target(call: ast.Call, package: str) -> str | None:
     around = [ast.unparse(word) for word in (*call.args[1:], *(k.value for k in call.keywords))]
     if level and around not in (["__package__"], ["__name__"], [repr(package)]):
         return None
-    return _absolute(name[level:], level, package) or None
+    return _absolute(name[level:].partition(":")[0], level, package) or None

@@ -233,6 +233,8 @@ def push(config: Config, kaggle: Kaggle, root: Path | None = None, *, tell: Tell
     kernel = render(config)
     require_no_problems(check(kernel))
     ledger.require_writable(root)
+    for note in advise(kernel):
+        tell(f"note: {note}")
     tell(f"pushing {kernel.slug} as {kaggle.username} ({len(kernel.payload):,} B)")
     pushed = remote.push(kaggle, kernel)
     run = pushed.run

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from slugify import slugify
 
 from kernelkit import image
@@ -45,8 +47,9 @@ def check_size(kernel: Kernel) -> Iterator[Problem]:
     if size <= SIZE_LIMIT_BYTES:
         return
     compressed = any(share.form == "archive" for share in kernel.budget)
-    largest = sorted(kernel.budget, key=lambda share: -share.size)[:LARGEST]
-    table = [f"{share.size:>12,} B  {share.path}" for share in largest if share.path]
+    files = [share for share in kernel.budget if share.path]
+    largest = sorted(files, key=lambda share: -share.size)[:LARGEST]
+    table = [f"{share.size:>12,} B  {share.path}" for share in largest]
     yield Problem(
         "notebook",
         f"{size:,} B as it is sent{', compressed' if compressed else ''}; Kaggle's cap is "
@@ -179,6 +182,7 @@ def check_parameters(kernel: Kernel) -> Iterator[Problem]:
 def advise(kernel: Kernel) -> list[str]:
     """What a person should know, and what stops nothing."""
     words = list(kernel.bundle.notes)
+    required = {canonicalize_name(Requirement(text).name) for text in kernel.manifest["pip"]}
     for finding in image.compare(kernel.bundle.third_party, kernel.manifest["pip"]):
         place = finding.places[0]
         if finding.presence is Presence.OTHER_VERSION:
@@ -190,6 +194,16 @@ def advise(kernel: Kernel) -> list[str]:
             words.append(
                 f'whether Kaggle\'s image has "{finding.module}" is not known ({place}): '
                 'if not, add it to "pip" in [tool.kernelkit]'
+            )
+        elif finding.presence is Presence.BY_PIP and finding.distribution not in required:
+            words.append(
+                f'whether one of the requirements of "pip" brings "{finding.module}" is not known '
+                f"({place})"
+            )
+    for finding in image.compare(kernel.bundle.optional, kernel.manifest["pip"]):
+        if finding.presence is Presence.ABSENT:
+            words.append(
+                f'"{finding.module}" is not in Kaggle\'s image: {finding.places[0]} does without it'
             )
     return words
 

@@ -33,7 +33,7 @@ import jinja2
 import nbformat
 
 import kernelkit
-from kernelkit.bundle import Bundle, SourceFile, digest_of
+from kernelkit.bundle import Bundle, SourceFile, digest_of, digest_part
 from kernelkit.config import Config
 from kernelkit.errors import MachineError, TemplateError
 
@@ -143,8 +143,8 @@ class ModuleCell:
 def render(bundle: Bundle, config: Config) -> Kernel:
     """Render without touching the disk.
 
-    With the layout "auto", as few files as the cap asks for are carried compressed: the largest,
-    and the entry's own last.
+    With the layout "auto", as few files as the cap asks for are carried compressed: those that gain
+    most by it, and the entry's own last.
 
     Raises:
         TemplateError: a template has a syntax error, uses an undefined variable, or is misnamed.
@@ -211,7 +211,7 @@ def _manifest(bundle: Bundle, config: Config, templates: dict[str, str]) -> dict
         "kernel": kernel,
     }
     parts = [
-        *((f"file {file.path}", file.sha256) for file in bundle.files),
+        *((f"file {f.path}", digest_part(f.sha256, f.executable)) for f in bundle.files),
         *((f"template {name}", source) for name, source in templates.items()),
         ("runtime", _runtime_source()),
         ("settings", json.dumps(stated, sort_keys=True)),
@@ -229,6 +229,7 @@ def _manifest(bundle: Bundle, config: Config, templates: dict[str, str]) -> dict
         "provenance": asdict(bundle.provenance),
         "files": [
             {"path": file.path, "sha256": file.sha256, "size": len(file.content)}
+            | ({"executable": True} if file.executable else {})
             for file in bundle.files
         ],
         "third_party": sorted({*bundle.third_party, *bundle.optional}),
@@ -315,10 +316,15 @@ def _template_files(environment: jinja2.Environment) -> dict[str, str]:
     assert environment.loader is not None
     files = {}
     for name in environment.list_templates():
+        if Path(name).name.startswith("."):  # an editor's, or the system's
+            continue
         try:
             files[name], _, _ = environment.loader.get_source(environment, name)
         except UnicodeDecodeError:
-            raise TemplateError(f"the template {name} is not UTF-8") from None
+            if name.endswith(".j2"):
+                raise TemplateError(f"the template {name} is not UTF-8") from None
+        except (jinja2.TemplateNotFound, OSError):
+            raise TemplateError(f"the template {name} cannot be read") from None
     return files
 
 
@@ -374,6 +380,7 @@ class _Draft:
             "runtime_source": _runtime_source(),
         }
         self._forms = {file.path: _module_cell(file) for file in bundle.files}
+        self._contents = {file.path: file.content for file in bundle.files}
         self._kept: dict[ModuleCell, list[_Cell]] = {}
 
     def none(self) -> frozenset[str]:
@@ -383,15 +390,25 @@ class _Draft:
         return frozenset(self._forms)
 
     def fewest(self) -> frozenset[str]:
-        """The largest files, no more than bring the notebook below the limit; else all."""
+        """Those that gain most, no more than bring the notebook below the limit.
+
+        Where that cannot be reached, all that gain anything.
+        """
         plain = self.cells(frozenset())
         if _sent(plain) <= SIZE_LIMIT_BYTES:
             return frozenset()
-        sizes = {share.path: share.sent for share in self.budget(frozenset(), plain)}
+        gains = {
+            share.path: share.sent - _packed_bytes(self._contents[share.path])
+            for share in self.budget(frozenset(), plain)
+            if share.path is not None
+        }
         entry = self._bundle.entry.partition(":")[0]
         entry_paths = {file.path for file in self._bundle.files if file.module == entry}
-        order = sorted(self._forms, key=lambda path: (path in entry_paths, -sizes[path], path))
-        moved = [0, *accumulate(sizes[path] for path in order)]
+        worth = [path for path, gain in gains.items() if gain > 0]
+        order = sorted(worth, key=lambda path: (path in entry_paths, -gains[path], path))
+        moved = [0, *accumulate(gains[path] for path in order)]
+        if _sent(plain) - moved[-1] > 2 * SIZE_LIMIT_BYTES:  # far beyond: no need to try
+            return frozenset(order)
 
         def sent_with(count: int) -> int:
             return _sent(self.cells(frozenset(order[:count])))
@@ -468,6 +485,11 @@ class _Draft:
                 yield _Cell(_node(name, source, path), path)
 
 
+def _packed_bytes(content: bytes) -> int:
+    """What a file takes in the archive, about: alone it compresses less than among others."""
+    return len(zlib.compress(content)) * 4 // 3
+
+
 def _sent(cells: Iterable[_Cell]) -> int:
     """Bytes of the payload, to within the few hundred of its own metadata."""
     return sum(cell.sent for cell in cells) + 500
@@ -525,18 +547,21 @@ def _cell_id(template: str, path: str | None) -> str:
 
 def _rendered(environment: jinja2.Environment, template: str, variables: dict[str, Any]) -> str:
     try:
-        return environment.get_template(template).render(variables)
+        text = environment.get_template(template).render(variables)
+        text.encode()
     except jinja2.TemplateSyntaxError as fault:
         raise TemplateError(f"{fault.name}:{fault.lineno}: {fault.message}") from None
     except Exception as fault:  # whatever an expression in a template raises
-        line = _line_in_template(fault, template)
-        raise TemplateError(f"{template}:{line}: {fault}") from None
+        raise TemplateError(f"{_place_in_templates(fault, template)}: {fault}") from None
+    return text
 
 
-def _line_in_template(fault: Exception, template: str) -> int | str:
+def _place_in_templates(fault: Exception, template: str) -> str:
+    """The innermost template that failed, which the one of the cell may include, and its line."""
     frames = traceback.extract_tb(fault.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename).name == template]
-    return (lines[-1] if lines else None) or "?"
+    own = [f for f in frames if Path(f.filename).suffix == ".j2" or f.name == "top-level template"]
+    places = [f"{Path(f.filename).name}:{f.lineno}" for f in own if "<" not in f.filename]
+    return places[-1] if places else template
 
 
 def _module_cell(file: SourceFile) -> ModuleCell:

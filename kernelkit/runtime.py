@@ -131,9 +131,15 @@ class Run:
                 + "\n  ".join(wrong)
                 + "\nWas a cell edited or skipped? Edit the package, and render anew."
             )
+        for file in self.bundle["files"]:
+            if file.get("executable"):
+                (self.source_dir / file["path"]).chmod(0o755)
         source_dir = str(self.source_dir)
         if source_dir not in sys.path:
             sys.path.insert(0, source_dir)
+        # The kernel may have imported its own copy of a package that travels in here.
+        for name in self._foreign_modules():
+            del sys.modules[name]
         # Spawned workers and `python -m` start without this notebook's sys.path.
         inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
         if source_dir not in inherited:
@@ -158,16 +164,26 @@ class Run:
     def call(self, entry: str, parameters: Mapping[str, Any]) -> Any:
         """Import "package.module:function" from the sources and call it with the parameters.
 
+        `sys.exit(0)`, with which many programs end, is a good end.
+
         Raises:
-            RuntimeFault: another copy of the package was imported.
+            RuntimeFault: another copy of one of the packages was imported.
         """
         module_name, _, function = entry.partition(":")
         module = importlib.import_module(module_name)
-        origin = Path(module.__file__ or "").resolve()
-        if not origin.is_relative_to(self.source_dir.resolve()):
-            raise RuntimeFault(f"{module_name} came from {origin}, not from {self.source_dir}")
         os.chdir(self.working_dir)
-        return getattr(module, function)(**parameters)
+        try:
+            return getattr(module, function)(**parameters)
+        except SystemExit as end:
+            if end.code not in (None, 0):
+                raise
+            return None
+        finally:
+            foreign = self._foreign_modules()
+            if foreign:
+                name = foreign[0]
+                origin = getattr(sys.modules[name], "__file__", None)
+                raise RuntimeFault(f"{name} came from {origin}, not from {self.source_dir}")
 
     def show_results(self) -> None:
         """Show each table (Markdown) and picture (PNG) that the run left in its working folder."""
@@ -250,6 +266,21 @@ class Run:
             if found:
                 return found
         return []
+
+    def _foreign_modules(self) -> list[str]:
+        """Loaded modules that the packages hold too, and that come from elsewhere."""
+        paths = [file["path"] for file in self.bundle["files"] if file["path"].endswith(".py")]
+        modules = {path[:-3].removesuffix("/__init__").replace("/", ".") for path in paths}
+        packages = {p[:-12].replace("/", ".") for p in paths if p.endswith("/__init__.py")}
+        source_dir = self.source_dir.resolve()
+        found = []
+        for name, module in sorted(sys.modules.items()):
+            origin = getattr(module, "__file__", None)
+            parents = (name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1))
+            own = name in modules or not packages.isdisjoint(parents)
+            if own and origin and not Path(origin).resolve().is_relative_to(source_dir):
+                found.append(name)
+        return found
 
     def _watch_cells(self) -> None:
         """Have IPython tell of every cell's end, so that any failing cell leaves a manifest."""

@@ -38,6 +38,7 @@ from kernelkit.bundle import (
     Provenance,
     SourceFile,
     digest_of,
+    digest_part,
 )
 from kernelkit.config import Config, parameter_comments
 from kernelkit.errors import ConfigError, MachineError, TemplateError, VerificationError
@@ -328,7 +329,11 @@ class _Package:
     @cached_property
     def sums_are_sound(self) -> bool:
         """False where somebody has edited them, to please the check that the run makes."""
-        return digest_of(list(self.rendered.items())) == self.manifest.get("source_digest")
+        parts = [
+            (file["path"], digest_part(file["sha256"], file.get("executable") is True))
+            for file in self.manifest["files"]
+        ]
+        return digest_of(parts) == self.manifest.get("source_digest")
 
     def change(self, path: str, cell: Cell, content: bytes) -> Change | None:
         """What a file of the notebook means for the disk; None where there is nothing to do.

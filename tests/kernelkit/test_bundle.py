@@ -1,14 +1,23 @@
 from __future__ import annotations
 
+import os
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernelkit.bundle import Bundle, Provenance, SourceFile, digest_of, read_bundle
+from kernelkit.bundle import (
+    Bundle,
+    Provenance,
+    SourceFile,
+    _GitsWord,
+    digest_of,
+    read_bundle,
+)
 from kernelkit.config import load_config
 from kernelkit.errors import BundleError
 
@@ -22,6 +31,9 @@ def bundle_of(project: Path, **more: object) -> Bundle:
 
 def paths(bundle: Bundle) -> list[str]:
     return [file.path for file in bundle.files]
+
+
+IMPORTS_A = {"pkg/main.py": "from pkg import a\ndef run(): ...\n"}
 
 
 def test_modules_come_after_what_they_import(make_project: Make) -> None:
@@ -109,8 +121,10 @@ def test_third_party_imports_are_listed_with_their_places(make_project: Make) ->
         ({"pkg/main.py": "def runn(): ...\n"}, "pkg.main:run", 'did you mean "runn"?'),
         ({}, "pkg.mian:run", 'did you mean "pkg.main"?'),
         ({"pkg/main.py": "def f():\n    def run(): ...\n"}, "pkg.main:run", "defines no"),
-        ({"pkg/a.py": "def broken(:\n"}, "pkg.main:run", "pkg/a.py:1: "),
-        ({"pkg/a.py": b"x = '\xff'\n"}, "pkg.main:run", "pkg/a.py"),
+        ({"pkg/a.py": "def broken(:\n", **IMPORTS_A}, "pkg.main:run", "pkg/a.py:1: "),
+        ({"pkg/a.py": b"x = '\xff'\n", **IMPORTS_A}, "pkg.main:run", "pkg/a.py"),
+        ({"pkg/main.py": "async def run(): ...\n"}, "pkg.main:run", "is a coroutine"),
+        ({"pkg/main.py": "def run():\n    yield 1\n"}, "pkg.main:run", "or a generator"),
         ({"pkg/fast.so": b"\x7fELF"}, "pkg.main:run", "compiled extension"),
     ],
 )
@@ -166,17 +180,25 @@ def test_no_two_sets_of_parts_share_a_digest(parts: list[tuple[str, str]]) -> No
 @pytest.mark.parametrize(
     ("files", "part"),
     [
-        ({"pkg/mod.py": "", "pkg/mod/__init__.py": ""}, "are both the module pkg.mod"),
         ({"pkg/a.py": "import helpers\n", "helpers.py": ""}, "lies beside the package"),
         ({"pkg/a.py": "from pkg import anything\n"}, 'pkg/a.py:1: imports "pkg.anything"'),
         ({"pkg/a.py": "\nif not TYPE_CHECKING:\n    from . import x\n"}, "pkg/a.py:3"),
         (
             {"pkg/a.py": "try:\n    from ._version import v\nexcept ImportError:\n    v = 0\n"}
             | {"pkg/_version.py": "v = 1\n", ".gitignore": "_version.py\n"},
-            'stays behind (named in .gitignore); "include" it: pkg/_version.py',
+            "stays behind (named in .gitignore): pkg/_version.py",
         ),
         ({"pkg/a.py": "\nfrom .. import zz\n"}, "pkg/a.py:2: a relative import beyond"),
-        ({"pkg/a.py": f"x = {'+'.join(['1'] * 5000)}\n"}, "pkg/a.py: cannot be read as Python"),
+        (
+            {"pkg/a.py": f"x = {'+'.join(['1'] * 5000)}\n", **IMPORTS_A},
+            "pkg/a.py: cannot be read as Python",
+        ),
+        ({"pkg/a.py": "import helpers\n", "helpers/util.py": ""}, "lies beside the package"),
+        (
+            {"pkg/__init__.py": "def f(x): global x\n", "pkg/a.py": "from pkg import b\n"}
+            | {"pkg/c.py": "from pkg.gone import b\n"},
+            'pkg/c.py:1: imports "pkg.gone"',
+        ),
         (
             {"pkg/a.py": "try:\n    x = 1\nexcept ImportError:\n    from .gone import y\n"},
             "pkg/a.py:4",
@@ -386,6 +408,178 @@ def test_only_what_the_entry_reaches(make_project: Make) -> None:
     assert bundle.left_out["pkg/unused/table.csv"] == "not reachable"
     (note,) = bundle.notes
     assert note.startswith("pkg/main.py:8 imports what only the run knows")
+
+
+def test_what_nothing_imports_may_be_anything(make_project: Make) -> None:
+    project = make_project({"pkg/samples/py2.py": "print 'x'\n", "pkg/null.py": "\0"})
+    bundle = bundle_of(project)
+    assert {"pkg/samples/py2.py", "pkg/null.py"} <= set(paths(bundle))
+    assert sum("carried as data" in note for note in bundle.notes) == 2
+
+
+def test_a_package_goes_before_a_module_of_its_name(make_project: Make) -> None:
+    """As Python has it; the other file is carried all the same."""
+    bundle = bundle_of(make_project({"pkg/mod.py": "", "pkg/mod/__init__.py": ""}))
+    modules = {file.path: file.module for file in bundle.files}
+    assert modules["pkg/mod/__init__.py"] == "pkg.mod"
+    assert modules["pkg/mod.py"] is None
+
+
+def test_data_is_no_test_wherever_it_lies(make_project: Make) -> None:
+    project = make_project(
+        {
+            "pkg/data/train/a.csv": "",
+            "pkg/data/test/a.csv": "",
+            "pkg/cache/.gitkeep": "",
+            "pkg/tests/helper.py": "",
+            "pkg/tests/expected.csv": "",
+        }
+    )
+    assert carried(project) == {
+        "pkg/data/train/a.csv",
+        "pkg/data/test/a.csv",
+        "pkg/cache/.gitkeep",
+    }
+    (project / "pkg" / "main.py").write_text("def run():\n    from .tests import helper\n")
+    assert {"pkg/tests/helper.py", "pkg/tests/expected.csv"} <= carried(project)
+
+
+def test_keys_are_carried_by_their_name_alone(make_project: Make) -> None:
+    pem = "-----BEGIN PGP PRIVATE KEY BLOCK-----\n"
+    names = ["id_ecdsa", "prod.env", "deep/access_token", "deep/.env"]
+    files = dict.fromkeys([f"pkg/conf/{name}" for name in names], "x")
+    project = make_project({**files, "pkg/conf/server.pem": pem})
+    (project / "pkg" / "conf" / "settings.json").symlink_to(project / "pkg/conf/deep/access_token")
+    assert carried(project) == set()
+    assert carried(project, include=("pkg/conf/", "*")) == set()
+    named = ("pkg/conf/server.pem", "prod.env")
+    assert carried(project, include=named) == {"pkg/conf/server.pem", "pkg/conf/prod.env"}
+
+
+def test_a_pattern_that_fits_nothing_is_told(make_project: Make) -> None:
+    notes = bundle_of(
+        make_project({"pkg/secret.txt": ""}), exclude=("pkg/secrt.txt",), include=("conf/",)
+    ).notes
+    assert notes == (
+        'include = "conf/" fits no file of the packages',
+        'exclude = "pkg/secrt.txt" fits no file of the packages',
+    )
+
+
+RULES = (
+    *("*", "!*/", "!*.py", "pkg/*", "!pkg/*.py", "a*", "sub/", "/pkg/sub/*", "!*.txt", "pkg/sub"),
+    *("\ufeffa.txt", "[z-a]", "!", "# x", "**/b.txt", "!b.txt", "*.txt", "!sub/"),
+)
+GIT_RULES = st.lists(st.sampled_from(RULES), max_size=4)
+
+
+@settings(max_examples=60)
+@given(GIT_RULES, GIT_RULES)
+def test_git_and_we_agree_on_what_it_ignores(top: list[str], below: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        project = Path(folder).resolve()
+        for name in ("a.txt", "b.txt", "m.py", "sub/a.txt", "sub/b.txt", "sub/m.py"):
+            (project / "pkg" / name).parent.mkdir(parents=True, exist_ok=True)
+            (project / "pkg" / name).touch()
+        (project / ".gitignore").write_text("\n".join(top))
+        (project / "pkg" / "sub" / ".gitignore").write_text("\n".join(below))
+        files = sorted(path for path in (project / "pkg").rglob("*.[tp]*"))
+        alone = _GitsWord(project, [project / "pkg"])  # no repository: by the files
+        subprocess.run(["git", "init", "--quiet", str(project)], check=True)
+        listed = subprocess.run(
+            ["git", "ls-files", "--others", "--exclude-standard"],
+            cwd=project,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        kept = [path for path in files if path.relative_to(project).as_posix() in listed]
+        # Read without git, a rule may leave more behind, and never carries what git ignores.
+        assert {path for path in files if not alone.ignores(path)} <= set(kept)
+        with_git = _GitsWord(project, [project / "pkg"])
+        assert [path for path in files if not with_git.ignores(path)] == kept
+
+
+def test_git_that_does_not_answer_is_told(
+    make_project: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project({"pkg/token.txt": "", ".gitignore": "token.txt\n"})
+    subprocess.run(["git", "init", "--quiet", str(project)], check=True)
+    assert carried(project) == set()
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert carried(project) == set()
+    (note,) = bundle_of(project).notes
+    assert "git does not answer" in note
+
+
+def test_leave_to_execute_is_carried(make_project: Make) -> None:
+    project = make_project({"pkg/tool.sh": "#!/bin/sh\n"})
+    before = bundle_of(project).digest
+    (project / "pkg" / "tool.sh").chmod(0o755)
+    bundle = bundle_of(project)
+    assert [file.path for file in bundle.files if file.executable] == ["pkg/tool.sh"]
+    assert bundle.digest != before
+
+
+def test_a_pipe_in_the_package_is_refused(make_project: Make) -> None:
+    project = make_project({})
+    os.mkfifo(project / "pkg" / "pipe")
+    with pytest.raises(BundleError, match="no regular file"):
+        bundle_of(project)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from importlib import import_module as im\nim(name)\n",
+        "exec('import pkg.b')\n",
+        "import subprocess\nsubprocess.run(['python', '-m', 'pkg.b'])\n",
+        "import pkgutil\npkgutil.resolve_name(name)\n",
+    ],
+)
+def test_only_reachable_warns_where_the_run_decides(make_project: Make, line: str) -> None:
+    project = make_project({"pkg/main.py": f"def run(): ...\n{line}", "pkg/b.py": ""})
+    (note,) = bundle_of(project, only_reachable=True).notes
+    assert "imports what only the run knows" in note
+
+
+def test_a_star_reaches_what_all_names(make_project: Make) -> None:
+    project = make_project(
+        {
+            "pkg/main.py": "from pkg.sub import *\ndef run(): ...\n",
+            "pkg/sub/__init__.py": '__all__ = ["a"]\n',
+            "pkg/sub/a.py": "",
+            "pkg/sub/b.py": "",
+        }
+    )
+    assert carried(project, only_reachable=True) == {"pkg/sub/__init__.py", "pkg/sub/a.py"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "E = (ImportError,)\ntry:\n    from . import gone\nexcept E:\n    pass\n",
+        "import contextlib as c\nwith a, c.suppress(ImportError):\n    from . import gone\n",
+        "from typing import TYPE_CHECKING as TC\nif TC and True:\n    from .gone import x\n",
+        "if False:\n    from .gone import x\n",
+        "import os\nif os.path.exists('x'):\n    from .gone import x\n",
+        "from .__init__ import __doc__\n",
+        "import pkg\npkg.loaded = 1\ndef f():\n    from pkg import loaded\n",
+        "try:\n    from ... import x\nexcept ImportError:\n    pass\n",
+    ],
+)
+def test_an_import_that_may_fail_is_the_programs_own_affair(
+    make_project: Make, source: str
+) -> None:
+    bundle_of(make_project({"pkg/use.py": source}))
+
+
+def test_what_the_user_excludes_may_be_missed(make_project: Make) -> None:
+    source = "def fast():\n    from . import _fast\n    from .old.more import x\n"
+    project = make_project(
+        {"pkg/a.py": source, "pkg/_fast.cpython-311.so": "", "pkg/old/more.py": ""}
+    )
+    assert carried(project, exclude=("*.so", "pkg/old/")) == {"pkg/a.py"}
 
 
 def test_a_compiled_extension_may_be_left_by_name(make_project: Make) -> None:

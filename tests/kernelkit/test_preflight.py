@@ -93,9 +93,10 @@ def test_what_is_optional_or_not_known_stops_nothing(make_project: Make) -> None
         }
     )
     assert subjects(project) == []
-    (note,) = pipeline.advise(pipeline.render(load_config(project, environment={})))
-    assert '"nobody_knows_it"' in note
-    assert "pkg/main.py:5" in note
+    unknown, absent = pipeline.advise(pipeline.render(load_config(project, environment={})))
+    assert '"nobody_knows_it"' in unknown
+    assert "pkg/main.py:5" in unknown
+    assert absent.endswith("is not in Kaggle's image: pkg/main.py:2 does without it")
 
 
 @pytest.mark.parametrize(

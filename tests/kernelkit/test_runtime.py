@@ -6,6 +6,7 @@ import ast
 import csv
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -134,9 +135,57 @@ def test_sources_that_differ_stop_the_run(run: Run) -> None:
     assert str(run.source_dir) not in sys.path
 
 
+def carrying(run: Run, *paths: str) -> Run:
+    """The run of a notebook that has written these modules."""
+    files = [{"path": path, "sha256": hashlib.sha256(b"").hexdigest()} for path in paths]
+    for path in paths:
+        (run.source_dir / path).parent.mkdir(parents=True, exist_ok=True)
+        (run.source_dir / path).touch()
+    return Run({**run.bundle, "files": files}, run.source_dir)
+
+
 def test_another_copy_of_the_package_is_refused(run: Run) -> None:
-    with pytest.raises(RuntimeFault, match="json came from"):
-        run.call("json:dumps", {})
+    run = carrying(run, "colorsys.py")
+    with pytest.raises(RuntimeFault, match="colorsys came from"):
+        run.call("colorsys:rgb_to_hsv", {"r": 0, "g": 0, "b": 0})
+
+
+def test_the_kernels_own_copy_gives_way(run: Run) -> None:
+    """A package that travels may be one that Jupyter itself has imported."""
+    import tabnanny
+
+    run = carrying(run, "tabnanny.py")
+    (run.source_dir / "tabnanny.py").write_text("def check():\n    return 'mine'\n")
+    content = (run.source_dir / "tabnanny.py").read_bytes()
+    run.bundle["files"][0]["sha256"] = hashlib.sha256(content).hexdigest()
+    run.check_sources()
+    try:
+        assert run.call("tabnanny:check", {}) == "mine"
+    finally:
+        sys.modules["tabnanny"] = tabnanny
+
+
+def test_what_is_executable_stays_so(run: Run) -> None:
+    run = carrying(run, "pkg/tool.sh")
+    run.bundle["files"][0]["executable"] = True
+    run.check_sources()
+    assert os.access(run.source_dir / "pkg" / "tool.sh", os.X_OK)
+
+
+@pytest.mark.parametrize(("code", "good"), [("", True), ("0", True), ("1", False), ("'x'", False)])
+def test_an_exit_without_a_fault_is_a_good_end(
+    run: Run, monkeypatch: pytest.MonkeyPatch, code: str, good: bool
+) -> None:
+    run.source_dir.mkdir()
+    monkeypatch.syspath_prepend(str(run.source_dir))
+    monkeypatch.chdir(run.source_dir)
+    name = f"leaves_{abs(hash(code))}"
+    (run.source_dir / f"{name}.py").write_text(f"import sys\ndef go():\n    sys.exit({code})\n")
+    if good:
+        assert run.call(f"{name}:go", {}) is None
+    else:
+        with pytest.raises(SystemExit):
+            run.call(f"{name}:go", {})
 
 
 def test_a_gpu_that_is_not_there_stops_the_run_with_words(
