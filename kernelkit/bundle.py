@@ -130,6 +130,7 @@ def read_bundle(config: Config) -> Bundle:
     tree = _Tree.read(config, roots)
     modules, unreadable = _parse(tree)
     notes = _add_imported_tests(tree, modules)
+    _require_entry(config.entry, modules | unreadable)
     if config.only_reachable:
         notes += _keep_reachable(tree, modules, config.entry)
     _require_readable(modules, unreadable, config.entry)
@@ -187,6 +188,9 @@ def _roots(config: Config) -> dict[str, str]:
     roots: dict[str, str] = {}
     for package in config.package:
         path = PurePosixPath(package)
+        for other in config.package:
+            if PurePosixPath(other) in path.parents:
+                raise BundleError(f"{package} lies in {other}, which brings it", "Name that alone.")
         _check_name(path)
         if path.name in roots:
             raise BundleError(f'two packages are called "{path.name}": no program has both')
@@ -261,6 +265,16 @@ class _Tree:
     def why_left(self, module: str) -> str | None:
         return self.left_out.get(self.in_project(self.names[module]))
 
+    def why_folder_left(self, module: str) -> str | None:
+        """Of a module below a folder that nobody has looked into."""
+        if module.partition(".")[0] not in self.roots:
+            return None
+        path = self.in_project(module.replace(".", "/")) + "/"
+        for name, why in self.left_out.items():
+            if name.endswith("/") and path.startswith(name):
+                return why
+        return None
+
     def carry_test(self, module: str) -> None:
         """After all, with the data beside it."""
         del self.left_out[self.in_project(self.names[module])]
@@ -277,14 +291,24 @@ class _Tree:
     def is_excluded(self, module: str) -> bool:
         """Whether the user has left behind a file of that module, whichever its suffix."""
         path = module.replace(".", "/")
-        return any(
+        return self.why_folder_left(module) == _EXCLUDED or any(
             why == _EXCLUDED and name.partition(".")[0].removesuffix("/__init__").endswith(path)
             for name, why in self.left_out.items()
         )
 
     def notes(self) -> list[str]:
         """What a person should know of the choice of files."""
-        return self._patterns.notes([*map(self.in_project, self._paths), *self.left_out])
+        notes = self._patterns.notes([*map(self.in_project, self._paths), *self.left_out])
+        linked = {
+            self.in_project(path).rpartition("/")[0] or path
+            for path in self._paths
+            if self.in_project(path) not in self.left_out and self._lies_outside(path)
+        }
+        return notes + [f"{name}: a link leads out of the project" for name in sorted(linked)]
+
+    def _lies_outside(self, path: str) -> bool:
+        file = self.project / self.in_project(path)
+        return not file.resolve().is_relative_to(self.project.resolve())
 
     def leave(self, path: str, reason: str) -> None:
         self.left_out[self.in_project(path)] = reason
@@ -319,10 +343,11 @@ class _Tree:
             yield from (Path(folder, name) for name in sorted(names))
 
     def _add(self, path: str, file: Path, reason: str | None) -> None:
+        # A build leaves extensions where git ignores them: they are parts of the package still.
+        if reason is None or (reason == _IGNORED and file.suffix in COMPILED_SUFFIXES):
+            self._require_carriable(path, file)
         if reason is not None:
             self.leave(path, reason)
-        else:
-            self._require_carriable(path, file)
         self._paths.append(path)
         name = _module_name(path)
         # Where there are both, Python takes mod/__init__.py for the module, and not mod.py.
@@ -391,6 +416,11 @@ class _Patterns:
         """A folder that need not be looked into, because nothing in it can be carried."""
         if folder.name in ("__pycache__", ".git"):
             return _CACHE if folder.name == "__pycache__" else _GIT
+        relative = folder.relative_to(self._project).as_posix() + "/"
+        if self._exclude.match_file(relative) and not any(
+            line.startswith("!") for line in self._stated["exclude"]
+        ):
+            return _EXCLUDED
         if self._stated["include"]:
             return None
         if folder.name.startswith("."):
@@ -671,8 +701,10 @@ def _lost_targets(
     """
     for target in found.candidates:
         why = tree.why_left(target) if target in tree.names else None
+        if target == found.target and target not in tree.names:
+            why = tree.why_folder_left(target)
         if why and why != _EXCLUDED:
-            path = tree.in_project(tree.names[target])
+            path = tree.in_project(tree.names.get(target, f"{target.replace('.', '/')}/"))
             yield target, f"stays behind ({why}): {path}"
     if found.need is not Need.NEEDED:
         return
@@ -690,14 +722,18 @@ def _lost_targets(
             yield target, f"the package does not hold{own.near_miss(target)}"
 
 
-def _check_entry(entry: str, modules: Mapping[str, Module]) -> None:
-    module_name, _, function = entry.partition(":")
+def _require_entry(entry: str, modules: Collection[str]) -> None:
+    module_name, _, _ = entry.partition(":")
     if module_name not in modules:
         raise BundleError(
             f'the entry "{entry}" names the module "{module_name}", which is not in the package'
             f"{near_miss(module_name, modules)}",
             'Set [tool.kernelkit] "entry" to "package.module:function".',
         )
+
+
+def _check_entry(entry: str, modules: Mapping[str, Module]) -> None:
+    module_name, _, function = entry.partition(":")
     module = modules[module_name]
     signature = module.signature(function)
     if signature is not None and not signature.runs_when_called:

@@ -30,14 +30,15 @@ from rich.text import Text
 import kernelkit
 from kernelkit import ledger, pipeline
 from kernelkit.client import LogEntry, Status
-from kernelkit.config import load_config
+from kernelkit.config import PROJECT_FILE, load_config
 from kernelkit.diagnose import Diagnosis, Frame, Origin, diagnose
 from kernelkit.errors import ConfigError, KernelkitError
-from kernelkit.image import Finding
+from kernelkit.image import Availability, Presence
 from kernelkit.pipeline import Event, Pulled
 from kernelkit.prove import DEADLINE_SECONDS
 from kernelkit.remote import progress
 from kernelkit.render import SIZE_LIMIT_BYTES, Share
+from kernelkit.runtime import MANIFEST_MARK
 from kernelkit.sync import Plan
 from kernelkit.verify import Verdict, verify
 
@@ -159,7 +160,10 @@ def render(
     _print_budget(kernel.budget, size)
     _print_imports(findings)
     _print_left_out(kernel.bundle.left_out)
-    _print_advice(pipeline.advise(kernel))
+    advice = pipeline.advise(kernel)
+    _print_advice(advice)
+    if size > SIZE_LIMIT_BYTES:
+        errors.print("too large for Kaggle: kernelkit preflight says what can be done")
     words.print(f"{escape(str(folder))}  digest {kernel.digest[:12]}")
     about = {
         "folder": str(folder),
@@ -168,7 +172,7 @@ def render(
         "budget": [vars(share) for share in kernel.budget],
         "imports": [vars(finding) for finding in findings],
         "left_out": dict(kernel.bundle.left_out),
-        "notes": pipeline.advise(kernel),
+        "notes": advice,
     }
     _document(as_json, {**about, **kernel.manifest})
 
@@ -203,6 +207,7 @@ def prove(
     project: Project = Path(),
     profile: Profile = None,
     settings: Settings = None,
+    only_reachable: OnlyReachable = False,
     python: Annotated[
         str | None,
         typer.Option(help="Interpreter that runs the project's tests.", show_default="this one"),
@@ -214,7 +219,9 @@ def prove(
 ) -> None:
     """Run the project's own tests with the package and with what the notebook writes."""
     _speak(as_json)
-    config = load_config(project, profile=profile, settings=settings or [])
+    config = load_config(
+        project, profile=profile, settings=settings or [], only_reachable=only_reachable
+    )
     try:
         proof = pipeline.prove(
             config, arguments or [], python=python, deadline=deadline, tell=_Teller()
@@ -222,9 +229,10 @@ def prove(
     except KeyboardInterrupt:
         errors.print("the tests have ended, and nothing of them is left")
         raise typer.Exit(INTERRUPTED) from None
+    tests = _counted(len(proof.outcomes), "test")
     words.print(
-        f"[bold green]proved[/]: {len(proof.outcomes)} tests, the same results from the package "
-        f"and from the notebook ({proof.words})"
+        f"[bold green]proved[/]: {tests}, the same results from the package and from the notebook "
+        f"({proof.words})"
     )
     _document(as_json, {**vars(proof), "numbers": proof.numbers})
 
@@ -340,7 +348,7 @@ def diagnose_command(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="[FOLDER_OR_LOG]",
+            metavar="FOLDER_OR_LOG",
             help="A pulled folder, a log file, or - for stdin.",
             show_default="the latest run of this project",
         ),
@@ -357,11 +365,12 @@ def diagnose_command(
         folder = pipeline.find_record(config, version).folder
         diagnosis = pipeline.diagnose_folder(folder, config.project)
     elif source == "-":
-        diagnosis = diagnose(sys.stdin.buffer.read().decode(errors="replace"), project=project)
+        text = sys.stdin.buffer.read().decode(errors="replace")
+        diagnosis = diagnose(text, project=_project_or_none(project))
     elif Path(source).is_dir():
-        diagnosis = pipeline.diagnose_folder(Path(source), project)
+        diagnosis = pipeline.diagnose_folder(Path(source), _project_or_none(project))
     elif Path(source).is_file():
-        diagnosis = pipeline.diagnose_log(Path(source), project)
+        diagnosis = pipeline.diagnose_log(Path(source), _project_or_none(project))
     else:
         raise ConfigError(f"{source} is no folder and no file", "Name one like runs/<slug>/v1.")
     if diagnosis is None:
@@ -369,6 +378,11 @@ def diagnose_command(
     else:
         _print_diagnosis(diagnosis)
     _document(as_json, asdict(diagnosis) if diagnosis else {"cause": None})
+
+
+def _project_or_none(project: Path) -> Path | None:
+    """A folder that is no project has no files to hold against the run's."""
+    return project if (project / PROJECT_FILE).is_file() else None
 
 
 @app.command("verify")
@@ -557,7 +571,7 @@ class _Teller:
         return "\n".join(self._tail) if self._live else ""
 
     def _line(self, entry: LogEntry) -> None:
-        if entry.text.startswith("kernelkit-manifest "):
+        if entry.text.startswith(MANIFEST_MARK):
             return  # of a failed run; the traceback that follows says it for people
         event = progress(entry)
         if event and event["event"] == "epoch" and "experiment" in event:
@@ -670,8 +684,10 @@ def _print_results(folder: Path) -> None:
 def _print_budget(budget: Sequence[Share], size: int) -> None:
     """What each file takes of the cap, the largest first."""
     table = Table("file", "bytes", "as sent", "share", "carried as", box=None)
+    table.columns[0].overflow = "fold"
     for column in table.columns[1:4]:
         column.justify = "right"
+        column.no_wrap = True
     own = {"archive": "the compressed files", "notebook": "all other cells"}
     for share in budget[:BUDGET_ROWS]:
         table.add_row(
@@ -699,7 +715,7 @@ def _print_budget(budget: Sequence[Share], size: int) -> None:
     words.print(table)
 
 
-def _print_imports(findings: Sequence[Finding]) -> None:
+def _print_imports(findings: Sequence[Availability]) -> None:
     """What comes from elsewhere, and whether the image has it."""
     if not findings:
         return
@@ -707,7 +723,7 @@ def _print_imports(findings: Sequence[Finding]) -> None:
     for finding in findings:
         more = f" and {len(finding.places) - 1} more" if len(finding.places) > 1 else ""
         there = finding.image_version or str(finding.presence)
-        good = finding.presence in ("present", "by pip")
+        good = finding.presence in (Presence.PRESENT, Presence.BY_PIP)
         table.add_row(
             Text(finding.module),
             Text(there, style="" if good else "yellow"),
@@ -725,12 +741,12 @@ def _print_left_out(left_out: Mapping[str, str]) -> None:
     for reason, paths in reasons.items():
         more = f" and {len(paths) - LEFT_OUT_NAMED} more" if len(paths) > LEFT_OUT_NAMED else ""
         named = ", ".join(paths[:LEFT_OUT_NAMED])
-        words.print(Text(f"left out ({reason}): {named}{more}", style="dim"))
+        words.print(Text(_printable(f"left out ({reason}): {named}{more}"), style="dim"))
 
 
 def _print_advice(advice: Sequence[str]) -> None:
     for line in advice:
-        words.print(Text.assemble(("note: ", "bold yellow"), line))
+        words.print(Text.assemble(("note: ", "bold yellow"), _printable(line)))
 
 
 def _print_diff(diff: str) -> None:
@@ -770,6 +786,10 @@ def _print_sync(plan: Plan, dry_run: bool) -> None:
         words.print(Text(f"  ({cell.reason})", style="dim"))
     for note in plan.notes:
         words.print(Text(_printable(f"note: {note}"), style="dim"))
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _printable(line: str) -> str:
@@ -835,7 +855,8 @@ def _document(as_json: bool, document: Any) -> None:
 
 
 def _say_error(fault: KernelkitError) -> int:
-    errors.print(Text.assemble(("error: ", "bold red"), str(fault)))
+    told = "\n".join(map(_printable, str(fault).split("\n")))
+    errors.print(Text.assemble(("error: ", "bold red"), told))
     if fault.next_step:
         errors.print(Text.assemble(("next:  ", "bold"), fault.next_step))
     return fault.exit_code

@@ -21,9 +21,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kernelkit.causes import UNKNOWN_STEP, Cause, Facts, find_cause
+from kernelkit.runtime import MANIFEST_MARK
 from kernelkit.tracebacks import HEADER, PAPERMILL, Call, Traceback, read_tracebacks
 
-MANIFEST_MARK = "kernelkit-manifest "
 """Begins the one log line in which a failed run prints its manifest."""
 
 TAIL_LINES = 20_000  # a run ends at its failure; a recursion of 3,000 frames in IPython has 15,000

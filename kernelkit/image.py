@@ -36,7 +36,7 @@ class Presence(StrEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class Availability:
     """One module that is imported from elsewhere."""
 
     module: str
@@ -81,12 +81,13 @@ def read_snapshot(document: Mapping[str, Any]) -> Snapshot:
 
 def compare(
     third_party: Mapping[str, tuple[str, ...]], pip: Sequence[str], image: Snapshot | None = None
-) -> list[Finding]:
+) -> list[Availability]:
     """How each import stands to the image and to this machine; `pip` are requirements (PEP 508)."""
     image = image or snapshot()
     required = {canonicalize_name(r.name) for r in map(Requirement, pip) if _applies(r, image)}
     named = {name: canonicalize_name(_distribution(name, image)) for name in third_party}
-    unclaimed = required - set(named.values())
+    # What the image knows by name brings what it always has, and nothing else.
+    unclaimed = required - set(named.values()) - image.distributions.keys()
     findings = []
     for module, places in third_party.items():
         name = named[module]
@@ -101,7 +102,7 @@ def compare(
         else:
             known = image.complete or name in image.absent
             presence = Presence.ABSENT if known else Presence.UNKNOWN
-        findings.append(Finding(module, places, presence, name, there, here))
+        findings.append(Availability(module, places, presence, name, there, here))
     return findings
 
 

@@ -336,7 +336,11 @@ def _bodies(
 def _forgives(node: ast.stmt) -> bool:
     """Whether a failed import in its body goes unnoticed."""
     if isinstance(node, ast.Try | ast.TryStar):
-        return any(handler.type is None or _may_catch(handler.type) for handler in node.handlers)
+        return any(
+            (handler.type is None or _may_catch(handler.type))
+            and not isinstance(handler.body[-1], ast.Raise)
+            for handler in node.handlers
+        )
     if not isinstance(node, ast.With | ast.AsyncWith):
         return False
     calls = [item.context_expr for item in node.items if isinstance(item.context_expr, ast.Call)]

@@ -193,9 +193,10 @@ def advise(kernel: Kernel) -> list[str]:
     return preflight_advice(kernel)
 
 
-def compare_with_image(kernel: Kernel) -> list[image.Finding]:
+def compare_with_image(kernel: Kernel) -> list[image.Availability]:
     """How everything that is imported from elsewhere stands to Kaggle's image."""
-    return image.compare(kernel.bundle.third_party, kernel.manifest["pip"])
+    found = {**kernel.bundle.optional, **kernel.bundle.third_party}
+    return image.compare(dict(sorted(found.items())), kernel.manifest["pip"])
 
 
 def prove(
@@ -416,9 +417,14 @@ def find_record(config: Config, version: int | None = None) -> Record:
 def require_no_problems(problems: list[Problem]) -> None:
     """Raise a PreflightError that names every problem, if there is one."""
     if problems:
-        lines = [f"{p.subject}: {p.message}. {p.remedy}" for p in problems]
+        lines = [_as_line(problem) for problem in problems]
         about = {"problems": [asdict(problem) for problem in problems]}
         raise PreflightError("\n".join(lines), "Nothing was sent.", about)
+
+
+def _as_line(problem: Problem) -> str:
+    after_table = problem.message.endswith("\n")
+    return f"{problem.subject}: {problem.message}{'' if after_table else '. '}{problem.remedy}"
 
 
 def require_success(pulled: Pulled, project: Path | None = None) -> None:

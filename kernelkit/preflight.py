@@ -46,19 +46,16 @@ def check_size(kernel: Kernel) -> Iterator[Problem]:
     size = len(kernel.payload)
     if size <= SIZE_LIMIT_BYTES:
         return
-    compressed = any(share.form == "archive" for share in kernel.budget)
-    files = [share for share in kernel.budget if share.path]
+    files = [share for share in kernel.budget if share.path and share.size * 100 > size]
     largest = sorted(files, key=lambda share: -share.size)[:LARGEST]
-    table = [f"{share.size:>12,} B  {share.path}" for share in largest]
+    table = [f"{share.size:>12,} B  {share.path}\n" for share in largest]
     yield Problem(
         "notebook",
-        f"{size:,} B as it is sent{', compressed' if compressed else ''}; Kaggle's cap is "
-        f"{SIZE_CAP_BYTES:,} B, and {SIZE_LIMIT_BYTES:,} B is what is known to pass. The largest "
-        "files:\n" + "\n".join(table),
-        ("" if compressed else 'Set layout = "auto" in [tool.kernelkit]; or leave')
-        + ("Leave" if compressed else "")
-        + " files out (exclude, only_reachable = true), move data into a Kaggle dataset, or what "
-        "does not change into a wheel that the run installs.",
+        f"{size:,} B as it is sent; Kaggle's cap is {SIZE_CAP_BYTES:,} B, and "
+        f"{SIZE_LIMIT_BYTES:,} B is what is known to pass. The largest files:\n" + "".join(table),
+        ('Set layout = "auto"; l' if kernel.manifest["layout"] == "cells" else "L")
+        + "eave files out (exclude, only_reachable = true), move data into a Kaggle dataset, or "
+        "what does not change into a wheel that the run installs",
     )
 
 

@@ -7,8 +7,9 @@ that knows nothing of the project. The same pytest command runs in both, and eve
 the same end. Whatever the package reads beside itself is not there the second time: so it is on
 Kaggle.
 
-What is not covered: the versions of Kaggle's image, its hardware, and the metadata of an installed
-package (`importlib.metadata` finds what `--python` has installed).
+What is not covered: what the notebook's `pip` cell would install, the versions of Kaggle's image,
+its hardware, and the metadata of an installed package (`importlib.metadata` finds what `--python`
+has installed).
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ OUR_FOLDERS = frozenset({"build", "dist", "runs"})  # at the project's top, wher
 
 # pytest's own exit codes.
 _TESTS_RAN = (0, 1, 2)  # 2 when a file could not be collected, too
-_USAGE, _NO_TESTS = 4, 5
+_INTERRUPTED, _USAGE, _NO_TESTS = 2, 4, 5
 
 _FACTS = (
     "import importlib.util, json, platform; print(json.dumps([platform.python_version()] + "
@@ -667,7 +668,8 @@ def _require_tests(package: _Session, python: _Python) -> None:
             f"pytest does not start:\n{package.tail}",
             "Mend its arguments, its settings or the conftest.py.",
         )
-    if package.code not in _TESTS_RAN:
+    broke_off = package.code == _INTERRUPTED and not any("::" not in t for t in package.tests)
+    if package.code not in _TESTS_RAN or broke_off:
         raise ConfigError(
             f"pytest breaks off with the package itself (exit {package.code}):\n{package.tail}",
             f"Mend that first: {python.path} -m pytest",

@@ -49,12 +49,13 @@ SIZE_LIMIT_BYTES = 900_000
 """1,353,126 were refused and 878,947 accepted: where between is not known."""
 
 _TEMPLATE_NAME = re.compile(r"\d+-(?P<name>[a-z0-9-]+)\.(?P<kind>md|py)\.j2")
-_PROMPT = re.compile(r"^\s*(?:>>>|\.\.\.|In \[\d+\]:)", re.MULTILINE)
+_PROMPT = re.compile(r"^[^\S\n]*(?:>>>|\.\.\.|In \[\d+\]:)", re.MULTILINE)
 _BLANK_LINE = re.compile(r"^[^\S\n]+$", re.MULTILINE)
 _SAFE_PATH = re.compile(r"[\w./-]+", re.ASCII)
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|$~])")
 _BASE64_LINE = 100  # characters
 _ARCHIVE_LINE = 4000  # characters: each line costs fourteen bytes more in the JSON of a JSON
+_ARCHIVE_TIME = 946_684_800  # 2000-01-01: the same in every render, and a time that zip can write
 _LONG_VALUE = 90  # characters, beyond which a value of the embedded manifest takes several lines
 _COLLAPSED = frozenset({"start", "runtime", "archive"})  # opened by a reader only when in doubt
 
@@ -207,6 +208,7 @@ def _manifest(bundle: Bundle, config: Config, templates: dict[str, str]) -> dict
         "entry": bundle.entry,
         "outputs": list(config.outputs),
         "pip": list(config.pip),
+        "layout": config.layout,
         "parameters": config.parameters,
         "kernel": kernel,
     }
@@ -332,6 +334,8 @@ def _cell_templates(templates: dict[str, str]) -> list[str]:
     """Names of the templates that make cells, in their order; an empty one makes none."""
     names = []
     for name, source in sorted(templates.items()):
+        if "/" in name:  # for others to include
+            continue
         if name.endswith(".j2") and not _TEMPLATE_NAME.fullmatch(name):
             raise TemplateError(
                 f"the template {name} has no place in the notebook",
@@ -392,7 +396,7 @@ class _Draft:
     def fewest(self) -> frozenset[str]:
         """Those that gain most, no more than bring the notebook below the limit.
 
-        Where that cannot be reached, all that gain anything.
+        Where that cannot be reached, all that gain anything; far beyond it, none.
         """
         plain = self.cells(frozenset())
         if _sent(plain) <= SIZE_LIMIT_BYTES:
@@ -408,7 +412,7 @@ class _Draft:
         order = sorted(worth, key=lambda path: (path in entry_paths, -gains[path], path))
         moved = [0, *accumulate(gains[path] for path in order)]
         if _sent(plain) - moved[-1] > 2 * SIZE_LIMIT_BYTES:  # far beyond: no need to try
-            return frozenset(order)
+            return frozenset()
 
         def sent_with(count: int) -> int:
             return _sent(self.cells(frozenset(order[:count])))
@@ -504,6 +508,7 @@ def _archive(files: list[SourceFile]) -> str:
         for file in files:
             member = tarfile.TarInfo(file.path)
             member.size = len(file.content)
+            member.mtime = _ARCHIVE_TIME
             tar.addfile(member, io.BytesIO(file.content))
     text = base64.b64encode(lzma.compress(packed.getvalue())).decode()
     return "\n".join(_chunks(text, _ARCHIVE_LINE))

@@ -40,7 +40,7 @@ from kernelkit.bundle import (
     digest_of,
     digest_part,
 )
-from kernelkit.config import Config, parameter_comments
+from kernelkit.config import Config, KernelSettings, parameter_comments
 from kernelkit.errors import ConfigError, MachineError, TemplateError, VerificationError
 from kernelkit.notebook import (
     PULL,
@@ -108,6 +108,8 @@ class Change:
             before, after = _lines(self.before or b""), _lines(self.after)
         except UnicodeDecodeError:
             return f"Binary file {self.name}: {len(self.before or b'')} → {len(self.after)} bytes\n"
+        if not before and not after:
+            return f"Empty file b/{self.name}\n"
         source = "/dev/null" if self.added else f"a/{self.name}"
         found = difflib.unified_diff(before, after, source, f"b/{self.name}")
         return "".join(
@@ -369,7 +371,8 @@ class _Package:
             raise PathError(path, "a path has forward slashes and printable characters alone")
         if pure.is_absolute() or ".." in pure.parts or not pure.parts:
             raise PathError(path, "it leads out of the package")
-        _refuse_what_no_bundle_carries(path, pure)
+        if path not in self.rendered:
+            _refuse_what_no_bundle_carries(path, pure)
         project = self.config.project.resolve()
         place = project / self._root(pure.parts[0]) / pure
         try:
@@ -385,7 +388,8 @@ class _Package:
             raise PathError(path, f"it cannot be followed: {fault}") from None
         if not around:
             raise PathError(path, f"it lies outside {', '.join(self.config.package)}")
-        _refuse_what_no_bundle_carries(path, target.relative_to(around[0]))
+        if path not in self.rendered:
+            _refuse_what_no_bundle_carries(path, target.relative_to(around[0]))
         if blocking:
             raise PathError(path, f"{blocking[0]} stands in its place")
         return Path(os.path.relpath(place, project)).as_posix(), target
@@ -474,10 +478,14 @@ class _Templates:
             provenance=Provenance(stated.get("commit"), stated.get("dirty")),
         )
         as_then = {key: manifest.get(key) for key in ("profile", "parameters", "entry")}
-        config = package.config.model_copy(
+        config_now = package.config
+        config = config_now.model_copy(
             update={
                 **as_then,
                 "outputs": tuple(manifest["outputs"]),
+                "pip": tuple(map(str, manifest.get("pip") or ())),
+                "layout": manifest.get("layout", config_now.layout),
+                "kernel": _kernel_then(manifest, config_now.kernel),
                 "comments": parameter_comments(package.config.project, manifest.get("profile")),
             }
         )
@@ -615,6 +623,18 @@ def _refuse_what_no_bundle_carries(path: str, below: PurePosixPath | Path) -> No
     hidden = [part for part in below.parts if part.startswith(".") or part == "__pycache__"]
     if hidden or below.suffix in COMPILED_SUFFIXES | _NEVER_SUFFIXES:
         raise PathError(path, "a package's hidden, compiled and notebook files are not carried")
+
+
+def _kernel_then(manifest: Mapping[str, Any], now: KernelSettings) -> KernelSettings:
+    """The kernel's settings as they were, where the notebook tells them."""
+    stated = manifest.get("kernel")
+    if not is_table(stated):
+        return now
+    lists = {name: tuple(v) for name, v in stated.items() if isinstance(v, list)}
+    try:
+        return KernelSettings.model_validate({**stated, **lists})
+    except ValueError:
+        return now
 
 
 def _head(cell: Cell) -> str:

@@ -624,3 +624,47 @@ def test_the_digest_changes_exactly_with_the_content(
 def test_an_import_is_found_wherever_it_stands(make_project: Make, source: str) -> None:
     bundle = bundle_of(make_project({"pkg/a.py": source.encode()}))
     assert list(bundle.third_party) == ["torch"]
+
+
+OPTIONAL_X = "try:\n    from pkg.generated.x import X\nexcept ImportError:\n    X = None\n"
+
+
+@pytest.mark.parametrize(
+    ("ignored", "files"),
+    [
+        ("/pkg/generated/", {"pkg/generated/x.py": "X = 1\n"}),
+        ("generated", {"pkg/generated/__init__.py": "", "pkg/generated/x.py": "X = 1\n"}),
+    ],
+)
+def test_what_an_ignored_folder_holds_is_not_lost_in_silence(
+    make_project: Make, ignored: str, files: dict[str, str]
+) -> None:
+    project = make_project({**files, ".gitignore": ignored, "pkg/a.py": OPTIONAL_X})
+    with pytest.raises(BundleError, match=r"pkg/a\.py:2: .* stays behind \(named in \.gitignore\)"):
+        bundle_of(project)
+    assert "pkg/generated/x.py" in carried(project, include=("pkg/generated/",))
+    assert "pkg/a.py" in carried(project, exclude=("pkg/generated/",))
+
+
+def test_a_built_extension_is_refused_though_git_ignores_it(make_project: Make) -> None:
+    project = make_project({"pkg/_fast.cpython-311.so": "", ".gitignore": "*.so\n"})
+    with pytest.raises(BundleError, match="is a compiled extension"):
+        bundle_of(project)
+
+
+def test_a_handler_that_raises_forgives_nothing(make_project: Make) -> None:
+    source = (
+        "try:\n    import torch\nexcept ImportError as fault:\n    raise OSError('no') from fault\n"
+    )
+    bundle = bundle_of(make_project({"pkg/a.py": source}))
+    assert (list(bundle.third_party), list(bundle.optional)) == (["torch"], [])
+
+
+def test_a_link_out_of_the_project_is_told(make_project: Make, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "data.txt").touch()
+    project = make_project({})
+    (project / "pkg" / "data").symlink_to(tmp_path / "elsewhere")
+    bundle = bundle_of(project)
+    assert "pkg/data/data.txt" in paths(bundle)
+    assert bundle.notes == ("pkg/data: a link leads out of the project",)

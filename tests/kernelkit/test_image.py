@@ -36,7 +36,8 @@ IMAGE = Snapshot(
         ("never_heard_of", [], True, Presence.ABSENT),
         ("no_such", ["No.Such[all]>=1"], False, Presence.BY_PIP),
         ("no_such", ["called-otherwise"], False, Presence.BY_PIP),
-        ("no_such", ["numpy==2"], False, Presence.BY_PIP),
+        ("no_such", ["numpy==2"], False, Presence.ABSENT),
+        ("no_such", ["called-otherwise; sys_platform=='win32'"], False, Presence.ABSENT),
         ("numpy", ["numpy==2"], False, Presence.BY_PIP),
     ],
 )

@@ -1,4 +1,4 @@
-"""The house's plan, held: who may import whom, and that the documented commands exist."""
+"""The house's plan, held: who may import whom."""
 
 from __future__ import annotations
 
