@@ -225,6 +225,9 @@ class _Tree:
 
         self._paths: list[str] = []
         self._read: dict[str, bytes] = {}
+        self._links: list[Path] = []
+        """Those that lead out of the project."""
+
         self._patterns: _Patterns
 
     @classmethod
@@ -299,16 +302,19 @@ class _Tree:
     def notes(self) -> list[str]:
         """What a person should know of the choice of files."""
         notes = self._patterns.notes([*map(self.in_project, self._paths), *self.left_out])
-        linked = {
-            self.in_project(path).rpartition("/")[0] or path
-            for path in self._paths
-            if self.in_project(path) not in self.left_out and self._lies_outside(path)
-        }
-        return notes + [f"{name}: a link leads out of the project" for name in sorted(linked)]
+        links = (path.relative_to(self.project).as_posix() for path in self._links)
+        carried = [
+            self.in_project(p) for p in self._paths if self.in_project(p) not in self.left_out
+        ]
+        return notes + [
+            f"{link}: a link leads out of the project"
+            for link in links
+            if any(path == link or path.startswith(f"{link}/") for path in carried)
+        ]
 
-    def _lies_outside(self, path: str) -> bool:
-        file = self.project / self.in_project(path)
-        return not file.resolve().is_relative_to(self.project.resolve())
+    def _note_link(self, path: Path) -> None:
+        if path.is_symlink() and not path.resolve().is_relative_to(self.project.resolve()):
+            self._links.append(path)
 
     def leave(self, path: str, reason: str) -> None:
         self.left_out[self.in_project(path)] = reason
@@ -334,13 +340,16 @@ class _Tree:
             )
         for folder, subfolders, names in os.walk(start, onerror=_refuse, followlinks=True):
             _refuse_endless_link(Path(folder))
+            self._note_link(Path(folder))
             for name in list(subfolders):
                 if reason := behind.whole_folder(Path(folder, name)):
                     subfolders.remove(name)
                     relative = Path(folder, name).relative_to(self.project).as_posix()
                     self.left_out[f"{relative}/"] = reason
             subfolders.sort()
-            yield from (Path(folder, name) for name in sorted(names))
+            for path in (Path(folder, name) for name in sorted(names)):
+                self._note_link(path)
+                yield path
 
     def _add(self, path: str, file: Path, reason: str | None) -> None:
         # A build leaves extensions where git ignores them: they are parts of the package still.
@@ -441,12 +450,15 @@ class _Patterns:
         ]
 
     def _default(self, path: Path) -> str | None:
+        """The first of our own reasons, by the names below the package's folder."""
         top = next(top for top in self._tops if path.is_relative_to(top))
-        real = path.resolve()
+        below = path.relative_to(top).as_posix() if path != top else path.name
+        real = path.resolve().name if path.is_symlink() else ""
         for reason, spec in _DEFAULTS.items():
-            below = path.relative_to(top).as_posix() if path != top else path.name
-            if spec.match_file(below) or (reason == _KEY and spec.match_file(real.name)):
+            if spec.match_file(below) or (reason == _KEY and real and spec.match_file(real)):
                 return reason
+        if _TEST_FOLDERS.isdisjoint(below.split("/")[:-1]):
+            return None
         around = [folder for folder in path.parents if folder.is_relative_to(top)][:-1]
         inside_tests = any(f.name in _TEST_FOLDERS and _holds_python(f) for f in around)
         return TEST if inside_tests else None
@@ -467,7 +479,8 @@ class _GitsWord:
     def __init__(self, project: Path, tops: Collection[Path]) -> None:
         self.notes: list[str] = []
         self._project = project
-        self._specs: dict[Path, GitIgnoreSpec] = {}
+        self._specs: dict[str, GitIgnoreSpec] = {}
+        self._ignored_folders: dict[str, bool] = {}
         listed = [_git(project, *_LISTED, *more) for more in (["--cached"], _OTHERS)]
         repository = next((f for f in (project, *project.parents) if (f / ".git").exists()), None)
         self._top = project
@@ -505,23 +518,33 @@ class _GitsWord:
 
     def _is_ignored_by_files(self, path: Path, *, is_folder: bool = False) -> bool:
         """From the top down: below an ignored folder nothing can be taken back in."""
-        below = [f for f in reversed(path.parents) if f != self._top and self._top in f.parents]
-        return any(
-            self._verdict(step, is_folder or step != path) is True for step in (*below, path)
+        relative = path.relative_to(self._top).as_posix()
+        around = relative.rpartition("/")[0]
+        return (around != "" and self._folder_is_ignored(around)) or self._verdict(
+            relative + ("/" if is_folder else "")
         )
 
-    def _verdict(self, path: Path, is_folder: bool) -> bool | None:
-        """The word of the deepest .gitignore that has one."""
-        for folder in path.parents:
-            name = path.relative_to(folder).as_posix() + ("/" if is_folder else "")
-            verdict = self._spec(folder).check_file(name).include
-            if verdict is not None or folder == self._top:
-                return verdict
-        return None
+    def _folder_is_ignored(self, relative: str) -> bool:
+        if relative not in self._ignored_folders:
+            around = relative.rpartition("/")[0]
+            above = around != "" and self._folder_is_ignored(around)
+            self._ignored_folders[relative] = above or self._verdict(f"{relative}/")
+        return self._ignored_folders[relative]
 
-    def _spec(self, folder: Path) -> GitIgnoreSpec:
+    def _verdict(self, relative: str) -> bool:
+        """The word of the deepest .gitignore that has one; a folder ends in a slash."""
+        cut = len(relative.rstrip("/"))
+        while cut >= 0:
+            cut = relative.rfind("/", 0, cut)
+            spec = self._spec(relative[: max(cut, 0)])
+            verdict = spec.check_file(relative[cut + 1 :]).include if len(spec) else None
+            if verdict is not None:
+                return verdict
+        return False
+
+    def _spec(self, folder: str) -> GitIgnoreSpec:
         if folder not in self._specs:
-            path = folder / ".gitignore"
+            path = self._top / folder / ".gitignore"
             text = path.read_bytes().decode("utf-8-sig", "replace") if path.is_file() else ""
             self._specs[folder] = GitIgnoreSpec.from_lines(filter(is_pattern, text.splitlines()))
         return self._specs[folder]

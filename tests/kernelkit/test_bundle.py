@@ -473,7 +473,7 @@ RULES = (
 GIT_RULES = st.lists(st.sampled_from(RULES), max_size=4)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(GIT_RULES, GIT_RULES)
 def test_git_and_we_agree_on_what_it_ignores(top: list[str], below: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
