@@ -24,7 +24,7 @@ _BY_NAME = frozenset(
     {"import_module", "__import__", "run_module", "run_path", "iter_modules", "walk_packages"}
     | {"resolve_name", "spec_from_file_location", "exec", "eval"}
 )
-_BY_NAME_BYTES = re.compile(rb"\b(?:%s)\b|[\"']-m[\"']" % "|".join(sorted(_BY_NAME)).encode())
+_BY_NAME_BYTES = (b'"-m"', b"'-m'", *(name.encode() for name in sorted(_BY_NAME)))
 _MAKES_MODULES = (b"sys.modules", b"__path__", b"meta_path")
 """What a source mentions that gives birth to modules without files, as six.moves has them."""
 
@@ -297,7 +297,9 @@ def _yields(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 
 def _statements(tree: ast.Module, content: bytes, package: str, path: str) -> Iterator[Import]:
-    typing = {"TYPE_CHECKING", "MYPY"} | {n.decode() for n in _TYPING_NAMES.findall(content)}
+    typing = {"TYPE_CHECKING", "MYPY"}
+    if b"TYPE_CHECKING" in content:
+        typing |= {name.decode() for name in _TYPING_NAMES.findall(content)}
     nested = _NESTED.search(content) is not None  # most files import at their top alone
     pending: list[tuple[list[ast.stmt], Need]] = [(tree.body, Need.NEEDED)]
     while pending:
@@ -390,7 +392,7 @@ def _calls(tree: ast.Module, content: bytes, package: str) -> tuple[list[Import]
     """Imports by a name that stands in the source, and the lines of those that do not tell."""
     by_name: list[Import] = []
     dynamic: list[int] = []
-    if not _BY_NAME_BYTES.search(content):
+    if not any(mark in content for mark in _BY_NAME_BYTES):
         return by_name, dynamic
     nodes = list(ast.walk(tree))
     renamed = {a.asname for a in nodes if isinstance(a, ast.alias) and a.name in _BY_NAME}

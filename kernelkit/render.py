@@ -50,6 +50,7 @@ SIZE_LIMIT_BYTES = 900_000
 
 _TEMPLATE_NAME = re.compile(r"\d+-(?P<name>[a-z0-9-]+)\.(?P<kind>md|py)\.j2")
 _PROMPT = re.compile(r"^[^\S\n]*(?:>>>|\.\.\.|In \[\d+\]:)", re.MULTILINE)
+_PROMPT_MARKS = (">>>", "...", "In [")  # without one of them the search is spared
 _BLANK_LINE = re.compile(r"^[^\S\n]+$", re.MULTILINE)
 _SAFE_PATH = re.compile(r"[\w./-]+", re.ASCII)
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|$~])")
@@ -603,7 +604,7 @@ def _writefile_is_exact(path: str, text: str) -> bool:
         and bool(text.strip())
         and not text.endswith("\n\n")
         and not text.startswith("\ufeff")
-        and not _PROMPT.search(text)
-        and not _BLANK_LINE.search(text)
         and text.replace("\n", "").replace("\t", "").isprintable()
+        and not (any(mark in text for mark in _PROMPT_MARKS) and _PROMPT.search(text))
+        and not (any(end in text for end in (" \n", "\t\n")) and _BLANK_LINE.search(text))
     )
