@@ -33,6 +33,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         monkeypatch.setenv(f"KAGGLE_{name.upper()}_DIR", str(tmp_path / name))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.chdir(tmp_path)  # a call goes to the working folder, and stays there
     return Run(BUNDLE, tmp_path / "src")
 
 
