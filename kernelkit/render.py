@@ -387,6 +387,7 @@ class _Draft:
         self._forms = {file.path: _module_cell(file) for file in bundle.files}
         self._contents = {file.path: file.content for file in bundle.files}
         self._kept: dict[ModuleCell, list[_Cell]] = {}
+        self._attempts: dict[frozenset[str], list[_Cell]] = {}
 
     def none(self) -> frozenset[str]:
         return frozenset()
@@ -435,6 +436,11 @@ class _Draft:
 
     def cells(self, compressed: frozenset[str]) -> list[_Cell]:
         """The whole notebook."""
+        if compressed not in self._attempts:
+            self._attempts[compressed] = self._assemble(compressed)
+        return self._attempts[compressed]
+
+    def _assemble(self, compressed: frozenset[str]) -> list[_Cell]:
         modules = [
             ModuleCell(cell.path, cell.summary, cell.size, cell.is_module, "compressed")
             if cell.path in compressed
