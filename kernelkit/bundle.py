@@ -123,8 +123,7 @@ def read_bundle(config: Config) -> Bundle:
     Raises:
         BundleError: a folder is no package, a file cannot be read or does not parse, an import
             of an own module or the entry leads nowhere, a module is imported that lies beside the
-            packages or was left behind, two files claim one module, or there is a compiled
-            extension.
+            packages or was left behind, or there is a compiled extension.
     """
     roots = _roots(config)
     tree = _Tree.read(config, roots)
@@ -137,22 +136,14 @@ def read_bundle(config: Config) -> Bundle:
     notes += [f"{fault}: carried as data, for nothing imports it" for fault in unreadable.values()]
     own = _OwnModules(modules, tree.names)
     _check_own_imports(modules, own, tree)
-    _check_entry(config.entry, modules)
+    signature = _entry_signature(config.entry, modules)
     third_party = imports.third_party(modules.values(), own.tops, Need.NEEDED)
     optional = imports.third_party(modules.values(), own.tops, Need.OPTIONAL)
     _check_siblings(config.project, roots, third_party | optional)
-    entry_module, _, function = config.entry.partition(":")
     order = imports.in_order(imports.graph(modules))
     files = (
-        *(
-            SourceFile(path, content, m, modules[m].summary, tree.is_executable(path))
-            for m in order
-            for path, content in [(tree.names[m], modules[m].content)]
-        ),
-        *(
-            SourceFile(path, tree.content(path), None, executable=tree.is_executable(path))
-            for path in tree.data(modules)
-        ),
+        *(tree.source_file(tree.names[name], modules[name]) for name in order),
+        *(tree.source_file(path) for path in tree.data(modules)),
     )
     notes += tree.notes() + _layout_notes(config, roots, modules)
     return Bundle(
@@ -161,7 +152,7 @@ def read_bundle(config: Config) -> Bundle:
         files=files,
         third_party=third_party,
         optional=optional,
-        signature=modules[entry_module].signature(function),
+        signature=signature,
         provenance=_provenance(config.project, [tree.in_project(file.path) for file in files]),
         left_out=tree.left_out,
         notes=tuple(notes),
@@ -287,9 +278,15 @@ class _Tree:
             if is_data and self.left_out.get(self.in_project(path)) == TEST:
                 del self.left_out[self.in_project(path)]
 
-    def is_executable(self, path: str) -> bool:
-        """Whether its owner may run it."""
-        return bool((self.project / self.in_project(path)).stat().st_mode & stat.S_IXUSR)
+    def source_file(self, path: str, module: Module | None = None) -> SourceFile:
+        mode = (self.project / self.in_project(path)).stat().st_mode
+        return SourceFile(
+            path=path,
+            content=self.content(path),
+            module=module.name if module else None,
+            summary=module.summary if module else "",
+            executable=bool(mode & stat.S_IXUSR),
+        )
 
     def is_excluded(self, module: str) -> bool:
         """Whether the user has left behind a file of that module, whichever its suffix."""
@@ -478,10 +475,9 @@ class _GitsWord:
 
     def __init__(self, project: Path, tops: Collection[Path]) -> None:
         self.notes: list[str] = []
-        self._project = project
         self._specs: dict[str, GitIgnoreSpec] = {}
         self._ignored_folders: dict[str, bool] = {}
-        listed = [_git(project, *_LISTED, *more) for more in (["--cached"], _OTHERS)]
+        listed = [ask_git(project, *_LISTED, *more) for more in (["--cached"], _OTHERS)]
         repository = next((f for f in (project, *project.parents) if (f / ".git").exists()), None)
         self._top = project
         if None in listed:
@@ -755,7 +751,8 @@ def _require_entry(entry: str, modules: Collection[str]) -> None:
         )
 
 
-def _check_entry(entry: str, modules: Mapping[str, Module]) -> None:
+def _entry_signature(entry: str, modules: Mapping[str, Module]) -> Signature | None:
+    """How the entry can be called, once it is sure that it is there and runs when it is called."""
     module_name, _, function = entry.partition(":")
     module = modules[module_name]
     signature = module.signature(function)
@@ -769,6 +766,7 @@ def _check_entry(entry: str, modules: Mapping[str, Module]) -> None:
             f'the entry "{entry}": {module.path} defines no "{function}"'
             f"{near_miss(function, module.top_level_names or ())}"
         )
+    return signature
 
 
 def _check_siblings(
@@ -791,9 +789,9 @@ def _check_siblings(
 def _provenance(project: Path, paths: Iterable[str]) -> Provenance:
     """The commit, and whether any carried file is other than that commit has it."""
     carried = list(paths)
-    commit = _git(project, "rev-parse", "HEAD")
-    changes = _git(project, "diff", "HEAD", "--name-only", "--relative", "-z")
-    tracked = _git(project, "ls-files", "-z")
+    commit = ask_git(project, "rev-parse", "HEAD")
+    changes = ask_git(project, "diff", "HEAD", "--name-only", "--relative", "-z")
+    tracked = ask_git(project, "ls-files", "-z")
     if not commit or changes is None or tracked is None:
         return Provenance(commit or None, None)
     gone = {name for name in changes.split("\0") if name and not (project / name).exists()}
@@ -803,7 +801,7 @@ def _provenance(project: Path, paths: Iterable[str]) -> Provenance:
     return Provenance(commit, bool(changed or set(carried) - set(tracked.split("\0"))))
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
+def ask_git(folder: Path, *arguments: str) -> str | None:
     """What git prints, or None where there is no git, no repository or no answer in time."""
     try:
         done = subprocess.run(

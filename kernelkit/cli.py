@@ -296,8 +296,9 @@ def watch(
     kaggle = pipeline.connect_to(config)
     with _watching(DETACHED.format(f" --version {record.version}")) as teller:
         end = pipeline.watch(kaggle, record, deadline=deadline, tell=teller)
-    failed = end.state.finished and end.state != "complete"
-    diagnosis = pipeline.diagnose_end(kaggle, record, end, config.project) if failed else None
+    diagnosis = (
+        pipeline.diagnose_end(kaggle, record, end, config.project) if _has_failed(end) else None
+    )
     about = {"diagnosis": asdict(diagnosis)} if diagnosis else {}
     _document(as_json, {**record.push, "state": end.state, "failure": end.failure, **about})
     _require_no_failure(end, diagnosis)
@@ -831,8 +832,12 @@ def _number(value: Any, digits: int = 4) -> str:
         return "∞"
 
 
+def _has_failed(end: Status) -> bool:
+    return end.state.finished and end.state != "complete"
+
+
 def _require_no_failure(end: Status, diagnosis: Diagnosis | None = None) -> None:
-    if not end.state.finished or end.state == "complete":
+    if not _has_failed(end):
         return
     if diagnosis is None:
         errors.print(Text(f"error: the run has failed: {end.failure or end.state}"))

@@ -33,7 +33,7 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kernelkit.bundle import RUNTIME_MODULE, TEST, Bundle
+from kernelkit.bundle import RUNTIME_MODULE, TEST, Bundle, ask_git
 from kernelkit.config import Config
 from kernelkit.errors import (
     ConfigError,
@@ -47,7 +47,6 @@ from kernelkit.render import Kernel
 DEADLINE_SECONDS = 600.0  # for the notebook, and for each of the two test runs
 KERNEL_START_SECONDS = 300  # on a machine that is busy
 ANSWER_SECONDS = 60  # for a Python to say what it has installed, on a cold disk
-GIT_TIMEOUT_SECONDS = 20
 LAST_CELL = "check"  # the tag of the cell that holds the sources against the manifest
 INSTALLING_CELL = "pip"  # it would change the environment of the person who proves
 WITNESS = "kernelkit_witness"
@@ -490,18 +489,8 @@ def _project_files(project: Path) -> list[PurePosixPath]:
 
 
 def _listed_by_git(project: Path) -> list[str]:
-    command = ["git", "-C", str(project), "ls-files", "-z", "--cached", "--others"]
-    try:
-        done = subprocess.run(
-            [*command, "--exclude-standard"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=GIT_TIMEOUT_SECONDS,
-        )
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-        return []
-    return [name for name in done.stdout.split("\0") if name]
+    told = ask_git(project, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    return [name for name in (told or "").split("\0") if name]
 
 
 def _walk(project: Path) -> Iterator[Path]:

@@ -171,19 +171,16 @@ class Run:
         """
         module_name, _, function = entry.partition(":")
         module = importlib.import_module(module_name)
+        self._require_own_copies()  # before hours are spent on the wrong code
         os.chdir(self.working_dir)
+        result = None
         try:
-            return getattr(module, function)(**parameters)
+            result = getattr(module, function)(**parameters)
         except SystemExit as end:
             if end.code not in (None, 0):
                 raise
-            return None
-        finally:
-            foreign = self._foreign_modules()
-            if foreign:
-                name = foreign[0]
-                origin = getattr(sys.modules[name], "__file__", None)
-                raise RuntimeFault(f"{name} came from {origin}, not from {self.source_dir}")
+        self._require_own_copies()  # what was imported on the way counts too
+        return result
 
     def show_results(self) -> None:
         """Show each table (Markdown) and picture (PNG) that the run left in its working folder."""
@@ -266,6 +263,11 @@ class Run:
             if found:
                 return found
         return []
+
+    def _require_own_copies(self) -> None:
+        for name in self._foreign_modules():
+            origin = sys.modules[name].__file__
+            raise RuntimeFault(f"{name} came from {origin}, not from {self.source_dir}")
 
     def _foreign_modules(self) -> list[str]:
         """Loaded modules that the packages hold too, and that come from elsewhere."""

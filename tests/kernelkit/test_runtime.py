@@ -173,6 +173,28 @@ def test_what_is_executable_stays_so(run: Run) -> None:
     assert os.access(run.source_dir / "pkg" / "tool.sh", os.X_OK)
 
 
+def test_the_wrong_copy_is_refused_before_it_runs(run: Run) -> None:
+    run = carrying(run, "colorsys.py")
+    with pytest.raises(RuntimeFault, match="colorsys came from"):  # and no TypeError of its call
+        run.call("colorsys:rgb_to_hsv", {"no_such_argument": 0})
+
+
+def test_the_programs_own_fault_is_told_as_it_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = carrying(run, "colorsys.py", "breaks.py")
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    source = "def go():\n    import colorsys\n    raise ValueError('mine')\n"
+    (run.source_dir / "breaks.py").write_text(source)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(run.source_dir)])  # the other copy goes first
+    with pytest.raises(ValueError, match="mine"):
+        run.call("breaks:go", {})
+
+
+def test_pip_says_what_it_could_not_install(run: Run) -> None:
+    run.pip_install(["pytest"])  # is there: nothing is fetched
+    with pytest.raises(RuntimeFault, match=r"pip could not install \./no-such-folder"):
+        run.pip_install(["./no-such-folder"])
+
+
 @pytest.mark.parametrize(("code", "good"), [("", True), ("0", True), ("1", False), ("'x'", False)])
 def test_an_exit_without_a_fault_is_a_good_end(
     run: Run, monkeypatch: pytest.MonkeyPatch, code: str, good: bool
