@@ -533,7 +533,7 @@ def test_more_than_assignments_among_the_parameters_is_left(plain: Path) -> None
 
 def test_own_and_edited_cells_are_told_apart(plain: Path) -> None:
     notebook = as_an_editor_saves(rendered(plain))
-    edit(notebook, "result = ", "result = ", "result = None or ")
+    edit(notebook, "result = kernelkit_run", "result = ", "result = None or ")
     edit(notebook, "BUNDLE = {", "\nprint(", "\nprint('mine', ")
     edit(notebook, "# Plain parcel", "To run it:", "To run it all:")
     notebook["cells"].remove(cell_with(notebook, "run.show_results"))
