@@ -28,6 +28,7 @@ from kernelkit import sync as syncing
 from kernelkit.bundle import read_bundle
 from kernelkit.client import (
     LOCAL_CREDENTIALS,
+    Competition,
     Credentials,
     Kaggle,
     LogEntry,
@@ -236,7 +237,7 @@ def push(config: Config, kaggle: Kaggle, root: Path | None = None, *, tell: Tell
     ledger.require_writable(root)
     for note in advise(kernel):
         tell(f"note: {note}")
-    tell(f"pushing {kernel.slug} as {kaggle.username} ({len(kernel.payload):,} B)")
+    tell(f"pushing {kernel.slug} as {kaggle.credentials.username} ({len(kernel.payload):,} B)")
     pushed = remote.push(kaggle, kernel)
     run = pushed.run
     address = {**asdict(run), "pushed": _now(), "profile": config.profile}
@@ -384,7 +385,7 @@ def submit(kaggle: Kaggle, record: Record, message: str) -> tuple[int, str]:
         raise ConfigError(
             "a submission needs exactly one competition source and one csv among the outputs"
         )
-    return kaggle.submit(competitions[0], record.folder / tables[0], message)
+    return Competition(kaggle, competitions[0]).submit(record.folder / tables[0], message)
 
 
 def plan_sync(config: Config, notebook: Path) -> Plan:
@@ -522,7 +523,7 @@ def doctor(config: Config) -> list[Finding]:
         account = [_bad("credentials", fault), Finding("quota", None, "not asked: no credentials")]
         return [*(_answer(*question) for question in questions), *account]
     questions += [
-        ("credentials", lambda: f"{kaggle.username} ({kaggle.origin})"),
+        ("credentials", lambda: f"{kaggle.credentials.username} ({kaggle.credentials.origin})"),
         ("quota", lambda: _quota(kaggle)),
     ]
     return [_answer(*question) for question in questions]

@@ -72,9 +72,8 @@ def push(kaggle: Kaggle, kernel: Kernel) -> Pushed:
     """
     _check_owner(kaggle, kernel)
     saved = kaggle.save_kernel(kernel.slug, kernel.payload, kernel.metadata)
-    run = Run(
-        kaggle.username, kernel.slug, saved.version, saved.url, kernel.digest, kaggle.endpoint
-    )
+    owner = kaggle.credentials.username
+    run = Run(owner, kernel.slug, saved.version, saved.url, kernel.digest, kaggle.endpoint)
     dropped = [
         f"{kind}: Kaggle dropped {name!r}, and runs without it"
         for kind, names in saved.dropped.items()
@@ -216,10 +215,10 @@ def progress(entry: LogEntry) -> Mapping[str, Any] | None:
 
 def _check_owner(kaggle: Kaggle, kernel: Kernel) -> None:
     owner = str(kernel.metadata["id"]).rpartition("/")[0]
-    if owner and owner.lower() != kaggle.username.lower():
+    if owner and owner.lower() != kaggle.credentials.username.lower():
         raise RefusedError(
-            f"the kernel belongs to {owner}, and the credentials ({kaggle.origin}) to "
-            f"{kaggle.username}",
+            f"the kernel belongs to {owner}, and the credentials ({kaggle.credentials.origin}) to "
+            f"{kaggle.credentials.username}",
             "Leave the owner out of id, or use the owner's credentials.",
         )
 

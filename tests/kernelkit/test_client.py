@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 from kernelkit import client
-from kernelkit.client import Credentials, Kaggle, OutputFile, State, connect, parse_log
+from kernelkit.client import (
+    Competition,
+    Credentials,
+    Kaggle,
+    OutputFile,
+    State,
+    connect,
+    connection,
+    parse_log,
+)
+from kernelkit.client.answers import RateLimitedError
 from kernelkit.errors import (
     AnswerLostError,
     CapacityError,
@@ -82,7 +92,7 @@ def kaggle(script: Script, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kaggle]:
         def log_message(self, *_: object) -> None:
             pass
 
-    monkeypatch.setattr(client, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(connection, "RETRY_SECONDS", 0)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}"
@@ -123,7 +133,7 @@ def test_dropped_sources_of_every_kind_are_seen(kaggle: Kaggle, script: Script) 
         ({"code": 400, "message": "in a 200"}, 200, RefusedError),
         ({"code": 401, "message": "who?"}, 401, CredentialsError),
         ({"code": 404, "message": "Not found"}, 404, NotFoundError),
-        ({"code": 429, "message": "slowly"}, 429, client._RateLimited),
+        ({"code": 429, "message": "slowly"}, 429, RateLimitedError),
         ({"code": 500, "message": "oops"}, 500, AnswerLostError),
         (b"<html>maintenance</html>", 200, AnswerLostError),
         (b"<html>bad gateway</html>", 502, AnswerLostError),
@@ -143,7 +153,7 @@ def test_every_answer_to_a_push_has_its_error(
 def test_a_push_without_an_answer_is_never_sent_again(
     kaggle: Kaggle, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "RETRY_SECONDS", 5)
+    monkeypatch.setattr(connection, "RETRY_SECONDS", 5)
     script.hang_up()
     with pytest.raises(AnswerLostError, match="may have been accepted"):
         push(kaggle)
@@ -160,7 +170,7 @@ def test_a_push_that_never_left_is_told_apart() -> None:
 def test_a_reading_call_is_tried_again(
     kaggle: Kaggle, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "RETRY_SECONDS", 10)
+    monkeypatch.setattr(connection, "RETRY_SECONDS", 10)
     script.hang_up()
     script.say({"code": 503, "message": "busy"}, 503)
     script.say({"status": "RUNNING"})
@@ -234,8 +244,8 @@ def test_a_local_kaggle_never_sees_what_lies_in_files() -> None:
     (home / ".kaggle" / "access_token").write_text("secret-token")
     (home / ".kaggle" / "kaggle.json").write_text('{"username": "real", "key": "secret"}')
     local = connect("http://127.0.0.1:9", {})
-    assert local.username == "rehearsal"
-    assert "secret" not in str(local._session.auth)
+    assert local.credentials.username == "rehearsal"
+    assert "secret" not in str(local.session.auth)
 
 
 def test_credentials_are_found_as_the_official_client_finds_them(tmp_path: Path) -> None:
@@ -243,17 +253,20 @@ def test_credentials_are_found_as_the_official_client_finds_them(tmp_path: Path)
         connect(None, {})
     (tmp_path / "kaggle.json").write_text('{"username": "file", "key": "k"}')
     where = {"KAGGLE_CONFIG_DIR": str(tmp_path)}
-    assert connect(None, where).username == "file"
-    assert connect(None, {**where, "KAGGLE_USERNAME": "env", "KAGGLE_KEY": "k"}).username == "env"
+    assert connect(None, where).credentials.username == "file"
+    assert (
+        connect(None, {**where, "KAGGLE_USERNAME": "env", "KAGGLE_KEY": "k"}).credentials.username
+        == "env"
+    )
 
 
 def test_a_token_is_asked_for_its_owner(
     kaggle: Kaggle, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(connection, "RETRY_SECONDS", 0)
     script.say({"active": True, "username": "ann"})
     found = connect(kaggle.endpoint, {"KAGGLE_API_TOKEN": "t"})
-    assert found.username == "ann"
+    assert found.credentials.username == "ann"
     assert script.requests[0][1]["Authorization"] == "Bearer t"
     script.answers[:] = [(200, "application/json", b'{"active": false}')]
     with pytest.raises(CredentialsError, match="not valid"):
@@ -268,7 +281,7 @@ def test_a_submission_is_uploaded_and_entered(
     script.say({"token": "t", "createUrl": kaggle.endpoint + "/upload"})
     script.say(b"", 201, "text/plain")
     script.say({"message": "Successfully submitted", "ref": 7})
-    assert kaggle.submit("salt", table, "v1") == (7, "Successfully submitted")
+    assert Competition(kaggle, "salt").submit(table, "v1") == (7, "Successfully submitted")
     (_, _, start), (path, headers, body), (_, _, enter) = script.requests
     assert json.loads(start)["contentLength"] == len(body) == 12
     assert (path, body) == ("/upload", table.read_bytes())
@@ -282,7 +295,7 @@ def test_a_refused_upload_is_no_submission(kaggle: Kaggle, script: Script, tmp_p
     script.say({"token": "t", "createUrl": kaggle.endpoint + "/upload"})
     script.say(b"incomplete", 503, "text/plain")
     with pytest.raises(UnreachableError):
-        kaggle.submit("salt", table, "v1")
+        Competition(kaggle, "salt").submit(table, "v1")
     assert len(script.requests) == 2
 
 
@@ -305,7 +318,7 @@ def test_a_login_file_that_is_broken(kaggle: Kaggle) -> None:
     (folder / "credentials.json").write_text("[1]")
     with pytest.raises(CredentialsError, match=r"credentials\.json cannot be read"):
         connect(None, {})
-    assert kaggle.username == "ann"
+    assert kaggle.credentials.username == "ann"
 
 
 def test_logs_in_every_form() -> None:

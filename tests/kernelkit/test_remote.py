@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from kernelkit import client, remote
-from kernelkit.client import Credentials, Kaggle, LogEntry, Status
+from kernelkit import remote
+from kernelkit.client import Credentials, Kaggle, LogEntry, Status, connection
 from kernelkit.errors import DeadlineError, UnreachableError
 from kernelkit.remote import Run
 
@@ -106,7 +106,7 @@ def kaggle(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kaggle]:
         def log_message(self, *_: object) -> None:
             pass
 
-    monkeypatch.setattr(client, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(connection, "RETRY_SECONDS", 0)
     monkeypatch.setattr(remote, "LONGEST_PAUSE_SECONDS", 0.1)
     monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 0.05)
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -13,8 +13,10 @@ PACKAGE = ROOT / "kernelkit"
 ROOMS = [  # a room imports only what stands before it
     *("errors", "config", "imports", "bundle", "image", "runtime", "witness", "render"),
     *("notebook", "sync", "preflight", "prove", "client", "remote", "verify", "ledger", "causes"),
-    *("tracebacks", "diagnose", "pipeline", "cli", "__main__"),
+    *("tracebacks", "diagnose", "pipeline", "speak", "cli", "__main__"),
 ]
+
+CLIENT = ("answers", "connection", "credentials", "logs", "files", "kaggle", "competitions")
 
 NEVER = {
     "errors": {"kernelkit"},
@@ -34,7 +36,8 @@ NEVER = {
     "causes": {"kernelkit"},
     "tracebacks": {"kernelkit"},
     "diagnose": {"kernelkit.client", "kernelkit.remote", "requests"},
-    "pipeline": {"kernelkit.cli"},
+    "pipeline": {"kernelkit.cli", "kernelkit.speak"},
+    "speak": {"kaggle", "kagglesdk"},
     "cli": {"kaggle", "kagglesdk"},
 }
 
@@ -51,21 +54,38 @@ def imports(path: Path) -> set[str]:
     return names
 
 
+def imports_of(room: str) -> set[str]:
+    """What a room imports: a module, or a folder of them."""
+    paths = [*PACKAGE.glob(f"{room}.py"), *PACKAGE.glob(f"{room}/*.py")]
+    assert paths, room
+    return {name for path in paths for name in imports(path)}
+
+
 def test_every_room_is_on_the_plan() -> None:
-    found = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-    assert found == set(ROOMS)
+    folders = {path.parent for path in PACKAGE.glob("*/*.py")}
+    found = {path.stem for path in [*PACKAGE.glob("*.py"), *folders]}
+    assert found - {"__init__", "emulator"} == set(ROOMS)
+    assert {path.stem for path in (PACKAGE / "client").glob("*.py")} == {*CLIENT, "__init__"}
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_what_stands_above_it(room: str) -> None:
-    used = imports(PACKAGE / f"{room}.py")
+    used = imports_of(room)
     ours = {name.split(".")[1] for name in used if name.startswith("kernelkit.")} & set(ROOMS)
+    ours.discard(room)
     assert ours <= set(ROOMS[: ROOMS.index(room)])
+
+
+@pytest.mark.parametrize("part", CLIENT)
+def test_a_part_of_the_client_imports_only_what_stands_above_it(part: str) -> None:
+    used = imports(PACKAGE / "client" / f"{part}.py")
+    ours = {name.split(".")[2] for name in used if name.count(".") > 1 and ".client." in name}
+    assert ours <= set(CLIENT[: CLIENT.index(part)])
 
 
 @pytest.mark.parametrize("room", sorted(NEVER))
 def test_a_room_keeps_out_what_it_must_not_know(room: str) -> None:
-    used = imports(PACKAGE / f"{room}.py")
+    used = imports_of(room)
     forbidden = {f"{name}." for name in NEVER[room]}
     assert not {name for name in used if f"{name}.".startswith(tuple(forbidden))}
 
@@ -76,7 +96,11 @@ def test_the_local_kaggle_is_a_house_of_its_own() -> None:
             assert not name.startswith(("kaggle", "src_salt")), path
             inside = name.startswith("kernelkit.emulator") or not name.startswith("kernelkit")
             assert inside, f"{path} imports {name}"
-    for path in [*PACKAGE.glob("*.py"), *(ROOT / "src_salt").glob("*.py")]:
+    for path in [
+        *PACKAGE.glob("*.py"),
+        *(PACKAGE / "client").glob("*.py"),
+        *(ROOT / "src_salt").glob("*.py"),
+    ]:
         assert not any("emulator" in name for name in imports(path)), path
 
 

@@ -1,0 +1,64 @@
+"""The one door to Kaggle: typed calls of the official SDK, with timeouts, retries and plain errors.
+
+    answers      Kaggle's faults as errors of ours; what is retried, and how long
+    connection   the SDK as one account; timeouts; a local Kaggle stays on this machine
+    credentials  whose account: found where the official client finds it
+    logs         a run's log, live and kept
+    files        outputs on their way to this disk
+    kaggle       the calls about kernels
+    competitions the calls about a competition
+
+The only package that imports the SDK. Nothing is printed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from kernelkit.client.competitions import Competition
+from kernelkit.client.connection import Connection, Credentials, endpoint_of
+from kernelkit.client.credentials import LOCAL_CREDENTIALS, find_credentials
+from kernelkit.client.files import OutputFile
+from kernelkit.client.kaggle import Given, Kaggle, Quota, Saved, State, Status
+from kernelkit.client.logs import LogEntry, parse_log
+
+__all__ = [
+    "LOCAL_CREDENTIALS",
+    "Competition",
+    "Connection",
+    "Credentials",
+    "Given",
+    "Kaggle",
+    "LogEntry",
+    "OutputFile",
+    "Quota",
+    "Saved",
+    "State",
+    "Status",
+    "connect",
+    "endpoint_of",
+    "find_credentials",
+    "parse_log",
+]
+
+
+def connect(
+    endpoint: str | None,
+    environment: Mapping[str, str] = os.environ,
+    local_user: str | None = None,
+) -> Kaggle:
+    """Open a connection with the credentials that the official client would use.
+
+    Where they stop being accepted they are looked for once more: a token may have been renewed.
+
+    Raises:
+        CredentialsError: there are none, or Kaggle does not know them.
+        UnreachableError: a token's owner could not be asked for.
+    """
+    credentials = find_credentials(endpoint, environment, local_user)
+    return Kaggle(
+        credentials,
+        endpoint,
+        lambda: find_credentials(endpoint, environment, local_user, renew=True),
+    )

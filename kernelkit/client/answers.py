@@ -1,0 +1,139 @@
+"""Kaggle's answers in our words: every fault of a call becomes one error of ours, or is retried.
+
+The SDK gives no call a timeout, retries none, and answers a refused push with success.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+import tenacity
+
+from kernelkit.errors import (
+    AnswerLostError,
+    CapacityError,
+    CredentialsError,
+    KernelkitError,
+    MachineError,
+    NotFoundError,
+    RefusedError,
+    UnreachableError,
+)
+
+TOKEN_PAGE = "https://www.kaggle.com/settings, under API."
+
+
+class TransientError(UnreachableError):
+    """A fault that may be gone at the next attempt."""
+
+
+class RateLimitedError(CapacityError):
+    """Too many calls: gone after a pause."""
+
+
+def retrying(stop: Any) -> tenacity.Retrying:
+    """Attempts with growing pauses until `stop`; then the last fault is raised."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type((TransientError, RateLimitedError)),
+        stop=stop,
+        wait=tenacity.wait_random_exponential(multiplier=0.5, max=4),
+        reraise=True,
+    )
+
+
+@contextmanager
+def words(what: str) -> Iterator[None]:
+    """Turn every fault of a call into one of ours; `what` names what was asked for."""
+    try:
+        yield
+    except KernelkitError:
+        raise
+    except requests.HTTPError as fault:
+        raise _from_answer(what, fault) from fault
+    except (requests.ConnectionError, requests.Timeout) as fault:
+        raise TransientError(
+            f"{what}: no answer from {_host(fault)} ({type(fault).__name__})",
+            "Is the network up?",
+        ) from fault
+    except requests.RequestException as fault:
+        raise TransientError(f"{what}: {fault}") from fault
+    except OSError as fault:
+        raise MachineError(f"{what}: {fault.strerror or fault}") from fault
+    except (ValueError, KeyError, TypeError, AttributeError) as fault:
+        # What the SDK raises on an answer that is no JSON, or has a value it does not know.
+        raise TransientError(f"{what}: an answer that is not the API's ({fault!r})") from fault
+
+
+@contextmanager
+def one_attempt(what: str) -> Iterator[None]:
+    """For calls that must not be sent twice: tells "never sent" from "perhaps taken"."""
+    try:
+        with words(what):
+            yield
+    except TransientError as fault:
+        if isinstance(fault.__cause__, requests.ConnectTimeout) or _never_connected(fault):
+            raise UnreachableError(
+                str(fault),
+                f"{fault.next_step} Nothing was sent: the same command may be given again.",
+            ) from fault
+        raise AnswerLostError(
+            f"{fault}. It may have been accepted all the same",
+            "Look at the kernel's page before sending anything again.",
+        ) from fault
+
+
+def refusal(words: str) -> KernelkitError:
+    """Kaggle's own words as the error they mean."""
+    lowered = words.lower()
+    if "session count" in lowered or "maximum batch" in lowered:
+        return CapacityError(f"Kaggle: {words}", "Wait until one of your runs has ended.")
+    if "quota" in lowered:
+        return CapacityError(f"Kaggle: {words}", "Wait for the quota's refresh, or use a CPU.")
+    return RefusedError(f"Kaggle refused: {words}")
+
+
+def _never_connected(fault: BaseException) -> bool:
+    """Whether urllib3 gave up before a connection stood: then nothing was sent."""
+    return "NewConnectionError" in repr(fault.__cause__) or "NameResolution" in repr(
+        fault.__cause__
+    )
+
+
+def _host(fault: requests.RequestException) -> str:
+    return urlsplit(str(fault.request.url)).netloc if fault.request is not None else "Kaggle"
+
+
+def _from_answer(what: str, fault: requests.HTTPError) -> KernelkitError:
+    code, words = _code_and_words(fault)
+    if code == 401:
+        return CredentialsError(
+            f"{what}: Kaggle does not accept the credentials ({words})",
+            "`kernelkit doctor` says which ones are used. A new token: " + TOKEN_PAGE,
+        )
+    if code in (403, 404):
+        return NotFoundError(
+            f"{what}: {words} ({code})", "Is it the right account? `kernelkit doctor` says whose."
+        )
+    if code == 429:
+        return RateLimitedError(f"{what}: too many calls ({words})", "Try again in some minutes.")
+    if code == 501:
+        return RefusedError(f"{what}: this Kaggle does not know the call ({words})")
+    if code >= 500:
+        return TransientError(f"{what}: Kaggle has a fault of its own ({code}: {words})")
+    return RefusedError(f"{what}: Kaggle refused ({code}: {words})")
+
+
+def _code_and_words(fault: requests.HTTPError) -> tuple[int, str]:
+    """Kaggle's JSON says it better than the status line, which may even read 200."""
+    response = fault.response
+    if response is None:
+        return 500, str(fault)
+    try:
+        body = response.json()
+        return int(body["code"]), str(body.get("message", ""))
+    except (ValueError, KeyError, TypeError):
+        return response.status_code, str(fault)

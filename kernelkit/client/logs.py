@@ -1,0 +1,78 @@
+"""A run's log as Kaggle gives it: server-sent events while it runs, a JSON array afterwards."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+import urllib3
+
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """A piece of a run's log. `seconds` counts from the start of the session."""
+
+    stream: str
+    seconds: float
+    text: str
+
+
+def parse_log(text: str) -> list[LogEntry]:
+    """The entries of a log that has ended: a JSON array, or plain lines where it is none."""
+    try:
+        document = json.loads(text)
+    except ValueError:
+        document = [{"data": line} for line in text.splitlines(keepends=True)]
+    entries = document if isinstance(document, list) else [document]
+    return [_entry(entry) for entry in entries if isinstance(entry, dict)]
+
+
+def events(response: requests.Response, end: float) -> Iterator[LogEntry]:
+    """Server-sent events of a running session, until its end, a silence or the time `end`."""
+    try:
+        for line in _lines(response):
+            if time.monotonic() > end:
+                return
+            payload = line.removeprefix(b"data:").strip()
+            if not line.startswith(b"data:") or not payload:
+                continue
+            if payload == b"END_OF_LOG":
+                return
+            yield _event(payload)
+    except urllib3.exceptions.HTTPError:
+        return  # a cut or a silence; the caller asks for the status and comes back
+
+
+def _lines(response: requests.Response) -> Iterator[bytes]:
+    """Lines as they come; `iter_lines` would hold each back until a chunk of bytes is full."""
+    pending = bytearray()
+    while chunk := response.raw.read1(CHUNK_BYTES, decode_content=True):
+        pending += chunk
+        if b"\n" in chunk:
+            *lines, pending = pending.split(b"\n")
+            yield from (bytes(line) for line in lines)
+    yield bytes(pending)
+
+
+def _event(payload: bytes) -> LogEntry:
+    try:
+        document = json.loads(payload)
+    except ValueError:
+        document = None
+    return _entry(
+        document if isinstance(document, dict) else {"data": payload.decode(errors="replace")}
+    )
+
+
+def _entry(entry: Mapping[str, Any]) -> LogEntry:
+    try:
+        seconds = float(entry.get("time") or 0.0)
+    except (TypeError, ValueError):
+        seconds = 0.0
+    return LogEntry(str(entry.get("stream_name", "stdout")), seconds, str(entry.get("data", "")))

@@ -1,0 +1,396 @@
+"""What a person reads: words, tables, the live view, errors; and the document of `--json`.
+
+The only place that prints. Words go to stderr when a script wants its document on stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from kernelkit import ledger
+from kernelkit.client import LogEntry, Status
+from kernelkit.diagnose import Diagnosis, Frame, Origin
+from kernelkit.errors import KernelkitError
+from kernelkit.image import Availability, Presence
+from kernelkit.pipeline import Event, Pulled
+from kernelkit.remote import progress
+from kernelkit.render import SIZE_LIMIT_BYTES, Share
+from kernelkit.runtime import MANIFEST_MARK
+from kernelkit.sync import Plan
+from kernelkit.verify import Verdict
+
+TAIL_LINES = 6  # of the log under the live table
+BUDGET_ROWS = 25  # files named in the table of render
+LEFT_OUT_NAMED = 5  # files named for each reason
+ERROR_LINES = 8  # of an exception's words; --json has more
+FAILURE_LINES = 25  # of the log, when a run has failed: a traceback's end
+INTERRUPTED = 130
+STARTED = time.monotonic()
+RUN_COLUMNS = ("run", "version", "profile", "pushed", "state", "verified", "digest")
+COLUMNS = (  # of an epoch's event: heading, key, digits
+    ("train loss", "train_loss", 4),
+    ("val loss", "val_loss", 4),
+    ("val IoU", "val_iou", 4),
+    ("s", "seconds", 1),
+)
+words = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Teller:
+    """Says what happens: a live table in a terminal, plain lines elsewhere."""
+
+    def __init__(self, live: Live | None = None) -> None:
+        self._live = live
+        self._experiments: dict[str, Mapping[str, Any]] = {}
+        self._tail: list[str] = []
+        self._started = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        """One event of a step."""
+        if isinstance(event, LogEntry):
+            self._line(event)
+        elif isinstance(event, Status):
+            seconds = time.monotonic() - self._started
+            failure = f": {event.failure}" if event.failure else ""
+            words.print(f"[bold]{event.state}[/] after {seconds:.0f} s{escape(failure)}")
+        else:
+            words.print(escape(event))
+
+    def unseen_tail(self) -> str:
+        """The last lines of the log, where the live table has covered them."""
+        return "\n".join(self._tail) if self._live else ""
+
+    def _line(self, entry: LogEntry) -> None:
+        if entry.text.startswith(MANIFEST_MARK):
+            return  # of a failed run; the traceback that follows says it for people
+        event = progress(entry)
+        if event and event["event"] == "epoch" and "experiment" in event:
+            self._experiments[str(event["experiment"])] = event
+        line = _epoch_line(event) if event and event["event"] == "epoch" else entry.text.rstrip()
+        self._tail = [*self._tail, line][-FAILURE_LINES:]
+        if self._live:
+            self._live.update(self._picture())
+        elif line and (event is None or event["event"] == "epoch"):
+            words.print(Text(line))
+
+    @property
+    def seen_epochs(self) -> bool:
+        """Whether the run reports epochs at all."""
+        return bool(self._experiments)
+
+    def table(self) -> Table:
+        """Where each experiment is: a row each, and a column for what they report."""
+        shown = [c for c in COLUMNS if any(c[1] in event for event in self._experiments.values())]
+        table = Table("experiment", "epoch", *(label for label, _, _ in shown), box=None)
+        for name, event in self._experiments.items():
+            epoch = f"{event.get('epoch', '?')}/{event.get('epochs', '?')}"
+            table.add_row(
+                Text(name), Text(epoch), *(number(event.get(key), n) for _, key, n in shown)
+            )
+        return table
+
+    def _picture(self) -> Group:
+        tail = Text("\n".join(self._tail[-TAIL_LINES:]), style="dim", overflow="ellipsis")
+        return Group(self.table(), tail) if self.seen_epochs else Group(tail)
+
+
+@contextmanager
+def watching(on_interrupt: str) -> Iterator[Teller]:
+    """A teller for a long wait; Ctrl-C ends it with the words `on_interrupt`."""
+    console = words if words.is_terminal else None
+    live = Live(console=console, refresh_per_second=4) if console else None
+    teller = Teller(live)
+    try:
+        if live:
+            with live:
+                yield teller
+                live.update(teller.table() if teller.seen_epochs else Text())
+        else:
+            yield teller
+    except KeyboardInterrupt:
+        errors.print(on_interrupt)
+        raise typer.Exit(INTERRUPTED) from None
+    except KernelkitError as fault:
+        if fault.exit_code == 6 and (tail := teller.unseen_tail()):
+            errors.print(Text(tail, style="dim"))
+        raise
+
+
+def conclude(pulled: Pulled, as_json: bool) -> None:
+    """What a verified pull ends with."""
+    outputs(pulled.verdict)
+    results(pulled.folder)
+    words.print(f"[bold green]verified[/]: {escape(str(pulled.folder))}")
+    document(as_json, pulled.about)
+
+
+def diagnosis(diagnosis: Diagnosis) -> None:
+    """The cause, the error, the frames with their source in one column, notes and advice."""
+    words.print(Text(diagnosis.cause, style="bold red"))
+    words.print(Text("\n".join(diagnosis.error.split("\n")[:ERROR_LINES])))
+    places = [_place(frame) for frame in diagnosis.frames]
+    width = max((len(place) for place in places), default=0)
+    for frame, place in zip(diagnosis.frames, places, strict=True):
+        own = frame.origin == Origin.PROJECT
+        line = Text.assemble((f"  {place:{width}}", "bold" if own else "dim"), f"  {frame.source}")
+        line.rstrip()
+        words.print(line)
+    for note in diagnosis.notes:
+        words.print(Text.assemble(("note:  ", "bold"), note))
+    words.print(Text.assemble(("next:  ", "bold"), diagnosis.next_step))
+
+
+def _place(frame: Frame) -> str:
+    if frame.origin == Origin.LIBRARY:
+        return f"… {frame.times} frame{'s' if frame.times > 1 else ''} in {frame.place}"
+    if frame.origin == Origin.CELL:
+        return frame.place if frame.line is None else f"{frame.place}, line {frame.line}"
+    function = f" in {frame.function}" if frame.function else ""
+    times = f" ({frame.times} times)" if frame.times > 1 else ""
+    return f"{frame.address}{function}{times}"
+
+
+def outputs(verdict: Verdict) -> None:
+    """The declared outputs with their sizes, and what lies beside them."""
+    table = Table("output", "bytes", "sha256", box=None)
+    table.columns[1].justify = "right"
+    for output in verdict.outputs:
+        table.add_row(Text(output["path"]), f"{output['size']:,}", output["sha256"][:12])
+    words.print(table)
+    if verdict.undeclared:
+        words.print(Text(f"beside them: {', '.join(verdict.undeclared)}", style="dim"))
+
+
+def results(folder: Path) -> None:
+    """The tables that the run left, where its pictures are, and what it took."""
+    for path in sorted(folder.rglob("*.md")):
+        words.print(Markdown(path.read_text(encoding="utf-8", errors="replace")))
+    for path in sorted(folder.rglob("*.png")):
+        words.print(Text(f"picture: {path}"))
+    manifest = json.loads((folder / "run-manifest.json").read_text(encoding="utf-8"))
+    total = time.monotonic() - STARTED
+    words.print(f"the run took {number(manifest.get('seconds'), 0)} s, all of it {total:.0f} s")
+
+
+def budget(budget: Sequence[Share], size: int) -> None:
+    """What each file takes of the cap, the largest first."""
+    table = Table("file", "bytes", "as sent", "share", "carried as", box=None)
+    table.columns[0].overflow = "fold"
+    for column in table.columns[1:4]:
+        column.justify = "right"
+        column.no_wrap = True
+    own = {"archive": "the compressed files", "notebook": "all other cells"}
+    for share in budget[:BUDGET_ROWS]:
+        table.add_row(
+            Text(share.path or own[share.form], style="" if share.path else "dim"),
+            f"{share.size:,}" if share.size else "",
+            f"{share.sent:,}",
+            f"{share.sent / SIZE_LIMIT_BYTES:.1%}",
+            share.form if share.path else "",
+        )
+    if rest := budget[BUDGET_ROWS:]:
+        sent = sum(share.sent for share in rest)
+        table.add_row(
+            f"{len(rest)} smaller ones",
+            f"{sum(share.size for share in rest):,}",
+            f"{sent:,}",
+            f"{sent / SIZE_LIMIT_BYTES:.1%}",
+        )
+    table.add_row(
+        f"together, of {SIZE_LIMIT_BYTES:,}",
+        f"{sum(share.size for share in budget if share.path):,}",
+        f"{size:,}",
+        f"{size / SIZE_LIMIT_BYTES:.1%}",
+        style="bold" if size <= SIZE_LIMIT_BYTES else "bold red",
+    )
+    words.print(table)
+
+
+def imports(findings: Sequence[Availability]) -> None:
+    """What comes from elsewhere, and whether the image has it."""
+    if not findings:
+        return
+    table = Table("import", "in the image", "here", "used at", box=None)
+    for finding in findings:
+        more = f" and {len(finding.places) - 1} more" if len(finding.places) > 1 else ""
+        there = finding.image_version or str(finding.presence)
+        good = finding.presence in (Presence.PRESENT, Presence.BY_PIP)
+        table.add_row(
+            Text(finding.module),
+            Text(there, style="" if good else "yellow"),
+            finding.local_version or "",
+            Text(f"{finding.places[0]}{more}", style="dim"),
+        )
+    words.print(table)
+
+
+def left_out(found: Mapping[str, str]) -> None:
+    """What stays behind, by reason; caches are nobody's news."""
+    reasons: dict[str, list[str]] = {}
+    for path, reason in found.items():
+        if reason != "a cache":
+            reasons.setdefault(reason, []).append(path)
+    for reason, paths in reasons.items():
+        more = f" and {len(paths) - LEFT_OUT_NAMED} more" if len(paths) > LEFT_OUT_NAMED else ""
+        named = ", ".join(paths[:LEFT_OUT_NAMED])
+        words.print(Text(printable(f"left out ({reason}): {named}{more}"), style="dim"))
+
+
+def advice(notes: Sequence[str]) -> None:
+    """Notes that stop nothing."""
+    for line in notes:
+        words.print(Text.assemble(("note: ", "bold yellow"), printable(line)))
+
+
+def diff(text: str) -> None:
+    """A unified diff in its usual colours."""
+    styles = {"+": "green", "-": "red", "@": "cyan", "\\": "dim"}
+    for number, line in enumerate(text.rstrip("\n").split("\n")):
+        style = "bold" if number < 2 else styles.get(line[:1], "")
+        words.print(Text(printable(line), style=style))
+
+
+def sync(plan: Plan, dry_run: bool) -> None:
+    """What was written, and then whatever a person has to carry home by hand."""
+    added = sum(change.added for change in plan.changes)
+    changed = len(plan.changes) - added
+    counts = f"{changed} {'file' if changed == 1 else 'files'} changed, {added} added"
+    end = "nothing was written" if dry_run else "review with git diff"
+    words.print(f"[bold]{counts}[/]; {end}" if plan.changes else "no file has changed")
+    for change in plan.changes:
+        if change.conflict:
+            warning = f"warning: {change.name}: the change on disk gives way to the notebook's"
+            words.print(Text(printable(warning), style="yellow"))
+        if change.syntax_error:
+            words.print(Text(printable(f"warning: {change.syntax_error}"), style="yellow"))
+    for path in plan.gone:
+        words.print(Text(printable(f"{path}: its cell is gone; the file stays")))
+    for p in plan.parameters:
+        if p.after is None:
+            what = f"{p.name} is not set any more: remove it from"
+        elif p.before is None:
+            what = f"{p.name} = {p.after} is new: add it to"
+        else:
+            what = f"{p.name} = {p.before} → {p.after}: change it in"
+        words.print(Text(printable(f"parameters: {what} {p.section}")))
+    if plan.left:
+        words.print("cells that have no place in the package:")
+    for cell in plan.left:
+        words.print(Text(printable(f"  cell {cell.cell}: {cell.first_line}")), end="")
+        words.print(Text(f"  ({cell.reason})", style="dim"))
+    for note in plan.notes:
+        words.print(Text(printable(f"note: {note}"), style="dim"))
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 file", "2 files"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def printable(line: str) -> str:
+    """Control characters as escapes: a notebook must not steer the terminal."""
+    return "".join(
+        char if char.isprintable() or char == "\t" else char.encode("unicode_escape").decode()
+        for char in line
+    )
+
+
+def run_row(record: ledger.Record) -> dict[str, Any]:
+    """One version for the table of runs; question marks where its folder cannot be read."""
+    try:
+        push, run = record.push, record.run
+    except KernelkitError as fault:
+        words.print(Text(f"{record.folder}: {fault}", style="red"))
+        return dict.fromkeys(RUN_COLUMNS, "?") | {"run": str(record.folder)}
+    values = (
+        f"{push['owner']}/{push['slug']}",
+        record.version,
+        push.get("profile") or "",
+        push.get("pushed", ""),
+        run.get("state", "not pulled"),
+        {"True": "yes", "False": "no"}.get(str(run.get("verified")), ""),
+        str(push["digest"])[:12],
+    )
+    return dict(zip(RUN_COLUMNS, values, strict=True))
+
+
+def _epoch_line(event: Mapping[str, Any]) -> str:
+    numbers = [f"{label} {number(event[key], n)}" for label, key, n in COLUMNS if key in event]
+    epoch = f"epoch {event.get('epoch', '?')}/{event.get('epochs', '?')}"
+    return "  ".join([str(event.get("experiment", "")), epoch, *numbers]).strip()
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """A number as a run reports it; empty where it is none."""
+    try:
+        return f"{value:.{digits}f}" if isinstance(value, int | float) else ""
+    except OverflowError:  # an integer of a notebook's own making
+        return "∞"
+
+
+def has_failed(end: Status) -> bool:
+    """Whether a run has ended, and not well."""
+    return end.state.finished and end.state != "complete"
+
+
+def require_no_failure(end: Status, diagnosis: Diagnosis | None = None) -> None:
+    """Say why a run has failed and exit with 6; nothing where it has not."""
+    if not has_failed(end):
+        return
+    if diagnosis is None:
+        errors.print(Text(f"error: the run has failed: {end.failure or end.state}"))
+        errors.print("next:  Bring home its log: kernelkit pull")
+    else:
+        errors.print(Text(f"error: the run has failed: {diagnosis.headline}"))
+        errors.print(Text(diagnosis.summary))
+        errors.print(Text(f"next:  {diagnosis.next_step} Bring home its log: kernelkit pull"))
+    raise typer.Exit(6)
+
+
+def to_stderr_for(as_json: bool) -> None:
+    """With `--json` stdout belongs to the document: words go to stderr."""
+    words.stderr = as_json
+
+
+def document(as_json: bool, content: Any) -> None:
+    """The one document that a script reads."""
+    if as_json:
+        sys.stdout.write(json.dumps(content, indent=1, default=str) + "\n")
+
+
+def error(fault: KernelkitError) -> int:
+    """Say what was wrong and what to do next; the exit code."""
+    told = "\n".join(map(printable, str(fault).split("\n")))
+    errors.print(Text.assemble(("error: ", "bold red"), told))
+    if fault.next_step:
+        errors.print(Text.assemble(("next:  ", "bold"), fault.next_step))
+    return fault.exit_code
+
+
+def usage_error(fault: Exception) -> int:
+    """click's complaints about the command line; all else is a bug of ours."""
+    show: Callable[[], None] | None = getattr(fault, "show", None)
+    if show is not None:
+        show()
+        return 2
+    traceback.print_exception(fault)
+    errors.print(
+        Text.assemble(("error: ", "bold red"), "this is a bug of kernelkit: please report it")
+    )
+    return 1
