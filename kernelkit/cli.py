@@ -55,8 +55,13 @@ Deadline = Annotated[
     float | None,
     typer.Option(min=1, help="Seconds to wait for the run's end.", show_default="none"),
 ]
-Version = Annotated[
-    int | None, typer.Option("--version", min=1, help="Which version.", show_default="the latest")
+RunName = Annotated[
+    str,
+    typer.Argument(
+        metavar="[RUN]",
+        help="v3, slug/v3, owner/slug or owner/slug/v3.",
+        show_default="this project's latest",
+    ),
 ]
 
 
@@ -229,17 +234,17 @@ def push(
 
 @app.command()
 def status(
+    name: RunName = "",
     project: Project = Path(),
     profile: Profile = None,
     settings: Settings = None,
     endpoint: Endpoint = None,
-    version: Version = None,
     as_json: AsJson = False,
 ) -> None:
     """Say where a run is; exit code 6 when it has failed."""
     speak.to_stderr_for(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    record = pipeline.find_record(config, version)
+    record = pipeline.find_record(config, name)
     now = pipeline.status(pipeline.connect_to(config), record)
     speak.document(as_json, {**record.push, "state": now.state, "failure": now.failure})
     speak.words.print(f"{record.push['slug']} v{record.version}: {now.state}")
@@ -248,20 +253,20 @@ def status(
 
 @app.command()
 def watch(
+    name: RunName = "",
     project: Project = Path(),
     profile: Profile = None,
     settings: Settings = None,
     endpoint: Endpoint = None,
-    version: Version = None,
     deadline: Deadline = None,
     as_json: AsJson = False,
 ) -> None:
     """Follow a run to its end. Ctrl-C leaves it running."""
     speak.to_stderr_for(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    record = pipeline.find_record(config, version)
+    record = pipeline.find_record(config, name)
     kaggle = pipeline.connect_to(config)
-    with speak.watching(DETACHED.format(f" --version {record.version}")) as teller:
+    with speak.watching(DETACHED.format(f" v{record.version}")) as teller:
         end = pipeline.watch(kaggle, record, deadline=deadline, tell=teller)
     diagnosis = (
         pipeline.diagnose_end(kaggle, record, end, config.project)
@@ -275,17 +280,17 @@ def watch(
 
 @app.command()
 def logs(
+    name: RunName = "",
     project: Project = Path(),
     profile: Profile = None,
     settings: Settings = None,
     endpoint: Endpoint = None,
-    version: Version = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the log of a run, as far as Kaggle keeps it."""
     speak.to_stderr_for(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    record = pipeline.find_record(config, version)
+    record = pipeline.find_record(config, name)
     entries = pipeline.logs(pipeline.connect_to(config), record)
     speak.document(as_json, [vars(entry) for entry in entries])
     if not as_json:
@@ -294,20 +299,20 @@ def logs(
 
 @app.command()
 def pull(
+    name: RunName = "",
     project: Project = Path(),
     profile: Profile = None,
     settings: Settings = None,
     endpoint: Endpoint = None,
-    version: Version = None,
     deadline: Deadline = None,
     as_json: AsJson = False,
 ) -> None:
     """Wait for a run's end, download what it left, and verify it."""
     speak.to_stderr_for(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    record = pipeline.find_record(config, version)
+    record = pipeline.find_record(config, name)
     kaggle = pipeline.connect_to(config)
-    with speak.watching(DETACHED.format(f" --version {record.version}")) as teller:
+    with speak.watching(DETACHED.format(f" v{record.version}")) as teller:
         pulled = pipeline.pull(kaggle, record, deadline=deadline, tell=teller)
     pipeline.require_success(pulled, config.project)
     speak.conclude(pulled, as_json)
@@ -318,31 +323,28 @@ def diagnose_command(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="FOLDER_OR_LOG",
-            help="A pulled folder, a log file, or - for stdin.",
+            metavar="[RUN, FOLDER OR LOG]",
+            help="A run's name, a pulled folder, a log file, or - for stdin.",
             show_default="the latest run of this project",
         ),
     ] = None,
     project: Project = Path(),
     profile: Profile = None,
-    version: Version = None,
     as_json: AsJson = False,
 ) -> None:
     """Say why a run failed, and where in the repository; needs no network."""
     speak.to_stderr_for(as_json)
-    if source is None:
-        config = load_config(project, profile=profile)
-        folder = pipeline.find_record(config, version).folder
-        diagnosis = pipeline.diagnose_folder(folder, config.project)
-    elif source == "-":
+    if source == "-":
         text = sys.stdin.buffer.read().decode(errors="replace")
         diagnosis = diagnose(text, project=_project_or_none(project))
-    elif Path(source).is_dir():
+    elif source and Path(source).is_dir():
         diagnosis = pipeline.diagnose_folder(Path(source), _project_or_none(project))
-    elif Path(source).is_file():
+    elif source and Path(source).is_file():
         diagnosis = pipeline.diagnose_log(Path(source), _project_or_none(project))
     else:
-        raise ConfigError(f"{source} is no folder and no file", "Name one like runs/<slug>/v1.")
+        config = load_config(project, profile=profile)
+        folder = pipeline.find_record(config, source or "").folder
+        diagnosis = pipeline.diagnose_folder(folder, config.project)
     if diagnosis is None:
         speak.words.print("nothing here tells of a failure")
     else:
@@ -427,18 +429,18 @@ def rehearse(
 
 @app.command()
 def submit(
+    name: RunName = "",
     project: Project = Path(),
     profile: Profile = None,
     settings: Settings = None,
     endpoint: Endpoint = None,
-    version: Version = None,
     message: Annotated[str | None, typer.Option(help="Shown beside the score.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Enter the submission of a verified run."""
     speak.to_stderr_for(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    record = pipeline.find_record(config, version)
+    record = pipeline.find_record(config, name)
     text = message or f"{record.push['slug']} v{record.version} {record.push['digest'][:12]}"
     number, answer = pipeline.submit(pipeline.connect_to(config), record, text)
     speak.words.print(f"submission {number}: {answer}")

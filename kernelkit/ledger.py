@@ -25,6 +25,33 @@ _VERSION = re.compile(r"v(\d+)")
 
 
 @dataclass(frozen=True)
+class Name:
+    """What a person calls a run: `v3`, `slug`, `slug/v3`, `owner/slug`, `owner/slug/v3`."""
+
+    owner: str | None = None
+    slug: str | None = None
+    version: int | None = None
+
+
+def parse_name(text: str) -> Name:
+    """Read the name of a run.
+
+    Raises:
+        ConfigError: it has none of the forms.
+    """
+    *path, last = text.strip().removesuffix("/").split("/")
+    version = re.fullmatch(r"v?([1-9]\d{0,8})", last)
+    words = path if version else [*path, last]
+    if len(words) > 2 or not all(re.fullmatch(r"[A-Za-z0-9_-]+", word) for word in words):
+        raise ConfigError(
+            f"{text!r} is no name of a run", "Write v3, slug, slug/v3, owner/slug or owner/slug/v3."
+        )
+    slug = words.pop().lower() if words else None
+    owner = words.pop() if words else None
+    return Name(owner, slug, int(version[1]) if version else None)
+
+
+@dataclass(frozen=True)
 class Record:
     """One version's folder, as far as it has come."""
 
@@ -97,18 +124,24 @@ def record_end(record: Record, run: Mapping[str, Any]) -> None:
     _write(record.folder / "run.json", run)
 
 
-def find(root: Path, slug: str, version: int | None = None) -> Record:
-    """A version's folder, or that of the latest one.
+def find(root: Path, slug: str, version: int | None = None, owner: str | None = None) -> Record:
+    """A version's folder, or that of the latest one; `owner` where it must be theirs.
 
     Raises:
         ConfigError: nothing was pushed from here by that name.
     """
     known = list(records(root, slug))
-    wanted = [record for record in known if version in (None, record.version)]
+    wanted = [
+        record
+        for record in known
+        if version in (None, record.version)
+        and (owner is None or str(record.push["owner"]).lower() == owner.lower())
+    ]
     if not wanted:
         versions = ", ".join(f"v{record.version}" for record in known) or "none"
         raise ConfigError(
-            f"{root} knows no {slug} {f'v{version}' if version else 'of any version'} "
+            f"{root} knows no {f'{owner}/' if owner else ''}{slug} "
+            f"{f'v{version}' if version else 'of any version'} "
             f"(it has: {versions})",
             "Push first: `kernelkit push`.",
         )

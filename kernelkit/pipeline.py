@@ -410,9 +410,16 @@ def sync(plan: Plan, *, force: bool = False, dry_run: bool = False) -> None:
         syncing.apply(plan, force=force)
 
 
-def find_record(config: Config, version: int | None = None) -> Record:
-    """The record of a version pushed from this project, or of its latest."""
-    return ledger.find(config.project / "runs", config.kernel.slug, version)
+def find_record(config: Config, name: str = "") -> Record:
+    """The record of a run of this project by its name (see `ledger.Name`), or of its latest.
+
+    Raises:
+        ConfigError: the name is none, or nothing was pushed from here by it.
+    """
+    wanted = ledger.parse_name(name) if name else ledger.Name()
+    return ledger.find(
+        config.project / "runs", wanted.slug or config.kernel.slug, wanted.version, wanted.owner
+    )
 
 
 def require_no_problems(problems: list[Problem]) -> None:

@@ -141,7 +141,7 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(
     watching.send_signal(signal.SIGINT)
     _, told = watching.communicate(timeout=20)
     assert watching.returncode == 130
-    assert "Come back with: kernelkit watch --version 1" in told
+    assert "Come back with: kernelkit watch v1" in told
     again = cli("watch", cwd=project, env=endpoint).stdout
     assert [f"epoch {n}/8" in again for n in range(1, 9)] == [True] * 8
 
