@@ -18,10 +18,12 @@ from rich.text import Text
 
 import kernelkit
 from kernelkit import ledger, pipeline, speak
+from kernelkit.client import State
 from kernelkit.config import PROJECT_FILE, load_config
 from kernelkit.diagnose import diagnose
 from kernelkit.errors import ConfigError, KernelkitError
 from kernelkit.prove import DEADLINE_SECONDS
+from kernelkit.push import Outcome
 from kernelkit.render import SIZE_LIMIT_BYTES
 from kernelkit.verify import verify
 
@@ -51,6 +53,8 @@ Endpoint = Annotated[
     typer.Option(envvar="KERNELKIT_ENDPOINT", help="Address of a local Kaggle, on this machine."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Again = Annotated[bool, typer.Option("--again", help="Push also what has run, or runs, just so.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait until a session is free.")]
 Deadline = Annotated[
     float | None,
     typer.Option(min=1, help="Seconds to wait for the run's end.", show_default="none"),
@@ -216,6 +220,11 @@ def push(
     settings: Settings = None,
     only_reachable: OnlyReachable = False,
     endpoint: Endpoint = None,
+    again: Again = False,
+    wait: Wait = False,
+    deadline: Annotated[
+        float | None, typer.Option(min=1, help="Seconds for --wait.", show_default="none")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Render, check and send the kernel: a new version, and its run."""
@@ -227,9 +236,33 @@ def push(
         endpoint=endpoint,
         only_reachable=only_reachable,
     )
-    record = pipeline.push(config, pipeline.connect_to(config), tell=speak.Teller())
-    speak.words.print("Follow it with: kernelkit watch")
-    speak.document(as_json, record.push)
+    kaggle = pipeline.connect_to(config)
+    with speak.watching("interrupted: `kernelkit push` again finds what was sent") as teller:
+        record, outcome = pipeline.push(
+            config, kaggle, again=again, wait=wait, deadline=deadline, tell=teller
+        )
+    follow = "pull" if outcome == Outcome.REUSED else "watch"
+    speak.words.print(f"Follow it with: kernelkit {follow} v{record.version}")
+    speak.document(as_json, {**record.push, "outcome": outcome})
+
+
+@app.command()
+def cancel(
+    name: RunName = "",
+    project: Project = Path(),
+    profile: Profile = None,
+    settings: Settings = None,
+    endpoint: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """End a run, where Kaggle lets it be ended; its outputs may be lost."""
+    speak.to_stderr_for(as_json)
+    config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
+    kaggle, record = pipeline.attach(config, name)
+    end = pipeline.cancel(kaggle, record)
+    words = "cancelled" if end.state == State.CANCEL_ACKNOWLEDGED else f"ended first: {end.state}"
+    speak.words.print(f"{record.push['slug']} v{record.version}: {words}")
+    speak.document(as_json, {**record.push, "state": end.state, "failure": end.failure})
 
 
 @app.command()
@@ -244,8 +277,8 @@ def status(
     """Say where a run is; exit code 6 when it has failed."""
     speak.to_stderr_for(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    record = pipeline.find_record(config, name)
-    now = pipeline.status(pipeline.connect_to(config), record)
+    kaggle, record = pipeline.attach(config, name)
+    now = pipeline.status(kaggle, record)
     speak.document(as_json, {**record.push, "state": now.state, "failure": now.failure})
     speak.words.print(f"{record.push['slug']} v{record.version}: {now.state}")
     speak.require_no_failure(now)
@@ -264,8 +297,7 @@ def watch(
     """Follow a run to its end. Ctrl-C leaves it running."""
     speak.to_stderr_for(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    record = pipeline.find_record(config, name)
-    kaggle = pipeline.connect_to(config)
+    kaggle, record = pipeline.attach(config, name)
     with speak.watching(DETACHED.format(f" v{record.version}")) as teller:
         end = pipeline.watch(kaggle, record, deadline=deadline, tell=teller)
     diagnosis = (
@@ -290,8 +322,8 @@ def logs(
     """Print the log of a run, as far as Kaggle keeps it."""
     speak.to_stderr_for(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    record = pipeline.find_record(config, name)
-    entries = pipeline.logs(pipeline.connect_to(config), record)
+    kaggle, record = pipeline.attach(config, name)
+    entries = pipeline.logs(kaggle, record)
     speak.document(as_json, [vars(entry) for entry in entries])
     if not as_json:
         sys.stdout.write("".join(entry.text for entry in entries))
@@ -310,8 +342,7 @@ def pull(
     """Wait for a run's end, download what it left, and verify it."""
     speak.to_stderr_for(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    record = pipeline.find_record(config, name)
-    kaggle = pipeline.connect_to(config)
+    kaggle, record = pipeline.attach(config, name)
     with speak.watching(DETACHED.format(f" v{record.version}")) as teller:
         pulled = pipeline.pull(kaggle, record, deadline=deadline, tell=teller)
     pipeline.require_success(pulled, config.project)
@@ -380,6 +411,8 @@ def run(
     settings: Settings = None,
     only_reachable: OnlyReachable = False,
     endpoint: Endpoint = None,
+    again: Again = False,
+    wait: Wait = False,
     deadline: Deadline = None,
     as_json: AsJson = False,
 ) -> None:
@@ -394,7 +427,9 @@ def run(
     )
     kaggle = pipeline.connect_to(config)
     with speak.watching(DETACHED.format("")) as teller:
-        pulled = pipeline.run(config, kaggle, deadline=deadline, tell=teller)
+        pulled = pipeline.run(
+            config, kaggle, again=again, wait=wait, deadline=deadline, tell=teller
+        )
     speak.conclude(pulled, as_json)
 
 

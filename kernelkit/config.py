@@ -186,6 +186,7 @@ class _ProjectFile(_Section):
     only_reachable: bool = False
     layout: Layout = "auto"
     pip: Annotated[tuple[PipRequirement, ...], BeforeValidator(_one_or_many)] = ()
+    gpu_reserve_hours: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)] = 0.0
     templates: RelativePath | None = None
     kernel: KernelSettings
     parameters: dict[str, Parameter] = Field(default_factory=dict)
@@ -220,6 +221,9 @@ class Config(_Section):
 
     pip: tuple[str, ...]
     """Requirements (PEP 508) that the run installs first."""
+
+    gpu_reserve_hours: float
+    """GPU hours of the week that no push may touch."""
 
     templates: Path | None
     """The project's own templates; None for kernelkit's."""
@@ -274,6 +278,7 @@ def load_config(
         only_reachable=stated.only_reachable or only_reachable,
         layout=stated.layout,
         pip=stated.pip,
+        gpu_reserve_hours=stated.gpu_reserve_hours,
         templates=_templates_folder(project, stated.templates),
         kernel=stated.kernel,
         distribution=distribution,

@@ -10,16 +10,20 @@ A folder `v3.1` held a version 3 of another Kaggle before this one's came.
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kernelkit.errors import ConfigError, MachineError
+
+PUSH_LOCK = ".push.lock"
 
 _VERSION = re.compile(r"v(\d+)")
 
@@ -108,15 +112,30 @@ def record_push(
     return record
 
 
-def require_writable(root: Path) -> None:
-    """Before a push: a run that cannot be recorded must not be started.
+@contextmanager
+def pushing(root: Path, slug: str, tell: Callable[[str], None]) -> Iterator[None]:
+    """Two pushes of one kernel from here, one after the other: the second sees what the first did.
+
+    A run that cannot be recorded must not be started: the folder is tried at once.
 
     Raises:
         MachineError: the folder cannot be written.
     """
-    probe = root / ".probe"
-    _write(probe, {})
-    probe.unlink()
+    path = root / slug / PUSH_LOCK
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+    except OSError as fault:
+        raise MachineError(f"{root} cannot be written: {fault.strerror}") from fault
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            tell(f"another push of {slug} is under way: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        _write(path.with_name(".probe"), {})
+        path.with_name(".probe").unlink()
+        yield
 
 
 def record_end(record: Record, run: Mapping[str, Any]) -> None:

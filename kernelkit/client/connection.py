@@ -69,6 +69,12 @@ class Connection:
         return session
 
     @property
+    def web(self) -> str:
+        """Where a person looks at kernels."""
+        real = str(kaggle_env.get_endpoint(kaggle_env.KaggleEnv.PROD))
+        return "https://www.kaggle.com" if self.endpoint == real else self.endpoint
+
+    @property
     def api(self) -> str:
         """The base of all addresses, by the SDK's own rule."""
         return str(self.sdk.http_client()._get_request_url("", "")).removesuffix("/v1//")

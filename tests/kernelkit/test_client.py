@@ -21,14 +21,15 @@ from kernelkit.client import (
     connection,
     parse_log,
 )
-from kernelkit.client.answers import RateLimitedError
 from kernelkit.errors import (
     AnswerLostError,
-    CapacityError,
     CredentialsError,
     KernelkitError,
     NotFoundError,
+    QuotaError,
+    RateLimitedError,
     RefusedError,
+    SessionCapError,
     UnreachableError,
 )
 
@@ -126,8 +127,8 @@ def test_dropped_sources_of_every_kind_are_seen(kaggle: Kaggle, script: Script) 
 @pytest.mark.parametrize(
     ("body", "code", "error"),
     [
-        ({"error": "Maximum batch GPU session count of 2 reached."}, 200, CapacityError),
-        ({"error": "You have used your GPU quota"}, 200, CapacityError),
+        ({"error": "Maximum batch GPU session count of 2 reached."}, 200, SessionCapError),
+        ({"error": "You have used your GPU quota"}, 200, QuotaError),
         ({"error": "Something else"}, 200, RefusedError),
         ({"code": 400, "message": "too large"}, 400, RefusedError),
         ({"code": 400, "message": "in a 200"}, 200, RefusedError),

@@ -12,7 +12,18 @@ PACKAGE = ROOT / "kernelkit"
 
 ROOMS = [  # a room imports only what stands before it
     *("errors", "config", "imports", "bundle", "image", "runtime", "witness", "render"),
-    *("notebook", "sync", "preflight", "prove", "client", "remote", "verify", "ledger", "causes"),
+    *(
+        "notebook",
+        "sync",
+        "preflight",
+        "prove",
+        "client",
+        "remote",
+        "push",
+        "verify",
+        "ledger",
+        "causes",
+    ),
     *("tracebacks", "diagnose", "pipeline", "speak", "cli", "__main__"),
 ]
 
@@ -31,6 +42,7 @@ NEVER = {
     "preflight": {"kernelkit.client"},
     "client": {"kernelkit.config", "kernelkit.render", "kernelkit.emulator"},
     "remote": {"kaggle", "kagglesdk", "kernelkit.verify"},
+    "push": {"kaggle", "kagglesdk", "kernelkit.verify", "kernelkit.ledger"},
     "verify": {"kernelkit.client", "torch", "src_salt", "requests"},
     "ledger": {f"kernelkit.{room}" for room in ROOMS} - {"kernelkit.errors"},
     "causes": {"kernelkit"},
