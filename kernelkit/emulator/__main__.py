@@ -19,7 +19,10 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from kernelkit.emulator import faults
 from kernelkit.emulator.api import Api
+from kernelkit.emulator.faults import BadFault, House, Plan
+from kernelkit.emulator.journal import Journal
 from kernelkit.emulator.runner import TIME_LIMIT, Isolation, Runner, why_no_namespace
 from kernelkit.emulator.server import Server
 from kernelkit.emulator.state import GPU_HOURS, Kaggle, is_account
@@ -44,10 +47,18 @@ def main(arguments: list[str] | None = None) -> int:
             return _fail(f"cannot listen on 127.0.0.1:{options.port}: {error.strerror}")
         runner = Runner(kaggle, isolation, server.endpoint, options.time_limit)
         server.api = Api(kaggle, runner, server.endpoint, options.user)
+        server.house = House(kaggle, runner, server.endpoint, server.die)
+        server.journal = Journal(folder / "journal.jsonl")
+        server.plan = Plan(options.seed, {name.rpartition("/")[2] for name in server.api.calls})
+        try:
+            server.plan.add(options.fault)
+        except BadFault as error:
+            server.server_close()
+            return _fail(f"--fault {error}", USAGE)
         heard, bell = _on_signals()  # before anybody learns our process id
         if options.lifeline:
             threading.Thread(target=_wait_for_end_of_input, args=(bell,), daemon=True).start()
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve, daemon=True).start()
         with server, _announced(server, options, isolation):
             os.read(heard, 1)
             server.shutdown()
@@ -122,7 +133,12 @@ def _isolation(asked: str) -> Isolation | None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="kernelkit emulator", description="A local Kaggle.")
+    parser = argparse.ArgumentParser(
+        prog="kernelkit emulator",
+        description="A local Kaggle.",
+        epilog=faults.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--port", type=_port, default=0, help="0 takes a free one (default)")
     parser.add_argument("--inputs", type=_folder, help="folder of sub-folders named by slug")
     parser.add_argument("--state", type=_empty, help="keep versions, outputs and logs here")
@@ -131,6 +147,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--time-limit", type=_positive, default=TIME_LIMIT, metavar="SECONDS")
     parser.add_argument("--gpu-quota", type=_hours, default=GPU_HOURS, metavar="HOURS")
     parser.add_argument("--isolation", choices=["auto", "namespace", "folders"], default="auto")
+    parser.add_argument("--fault", action="append", default=[], metavar="NAME[,key=value]...")
+    parser.add_argument("--seed", type=int, default=0, help="of the faults that come by chance")
     parser.add_argument("--ready-file", type=Path, help="written as JSON once it listens")
     parser.add_argument("--lifeline", action="store_true", help="stop when standard input ends")
     parser.add_argument("--verbose", action="store_true", help="log every request to stderr")
@@ -175,9 +193,9 @@ def _hours(text: str) -> float:
     return hours
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, code: int = MACHINE) -> int:
     print(f"kernelkit emulator: {message}", file=sys.stderr)
-    return MACHINE
+    return code
 
 
 if __name__ == "__main__":

@@ -308,6 +308,25 @@ class Kaggle:
                 return version.working / name, output
         return None
 
+    def whose(self, key: str) -> tuple[str, str]:
+        """The owner and the slug of the kernel whose outputs a download address means, or none."""
+        with self.changed:
+            for kernel in self._kernels.values():
+                if any(version.download_key == key for version in kernel.versions):
+                    return kernel.owner, kernel.slug
+        return "", ""
+
+    def session(self, account: str, session_id: int) -> Version | None:
+        """The version whose run has this number. Raises Refusal for another's."""
+        with self.changed:
+            for kernel in self._kernels.values():
+                for version in kernel.versions:
+                    if version.session_id == session_id:
+                        if kernel.owner.lower() != account.lower():
+                            raise Refusal(403, "Permission 'kernels.update' was denied")
+                        return version
+        return None
+
     def quota(self, account: str) -> Quota:
         """What the account's runs have used, as if all of them fell into this week."""
         with self.changed:

@@ -145,6 +145,7 @@ def test_it_shares_no_code_with_the_client():
         "print([m for m in sys.modules if m.split('.')[0] in ('kaggle', 'kagglesdk', 'kernelkit')])"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    house = {"api", "runner", "sandbox", "server", "session", "state", "__main__"}
+    house = {"api", "delivery", "faults", "journal", "runner", "sandbox", "server", "session"}
+    house |= {"state", "__main__"}
     allowed = {"kernelkit", "kernelkit.emulator", *(f"kernelkit.emulator.{name}" for name in house)}
     assert set(eval(done.stdout)) == allowed
