@@ -541,9 +541,19 @@ def emulator(
     inputs: Inputs = None,
     state: Annotated[Path | None, typer.Option(help="Where its runs are kept.")] = None,
     mounts: MountsOption = Mounts.NEW,
+    faults: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fault",
+            metavar="NAME[,key=value]...",
+            help="A lie it tells; `python -m kernelkit.emulator --help` lists them.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the faults that come by chance.")] = 0,
 ) -> None:
     """Serve a local Kaggle until stopped."""
-    arguments = ["--port", str(port), "--mounts", mounts]
+    arguments = ["--port", str(port), "--mounts", mounts, "--seed", str(seed)]
+    arguments += [word for fault in faults or [] for word in ("--fault", fault)]
     arguments += ["--inputs", str(inputs)] if inputs else []
     arguments += ["--state", str(state)] if state else []
     process = subprocess.Popen(pipeline.emulator_command(arguments))
