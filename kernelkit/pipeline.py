@@ -418,7 +418,7 @@ def watch(
 
 def status(kaggle: Kaggle, record: Record) -> Status:
     """Where a run is now."""
-    fresh = _age(record) < remote.PATIENCE.grace
+    fresh = _age(record) < kaggle.patience.grace
     return remote.status(kaggle, _address(kaggle, record), fresh=fresh)
 
 

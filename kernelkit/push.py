@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 
-from kernelkit.client import Given, Kaggle
+from kernelkit.client import Given, Kaggle, Patience
 from kernelkit.errors import (
     AnswerLostError,
     KernelkitError,
@@ -24,7 +24,7 @@ from kernelkit.errors import (
     UnreachableError,
 )
 from kernelkit.notebook import read_cells
-from kernelkit.remote import PATIENCE, Patience, Run
+from kernelkit.remote import Run
 from kernelkit.render import Kernel
 
 DATASET_SECONDS = 600  # for a dataset to become ready
@@ -81,9 +81,7 @@ def current(kaggle: Kaggle, slug: str) -> Given | None:
         return None
 
 
-def look_ahead(
-    kaggle: Kaggle, kernel: Kernel, reserve: float, tell: Tell, patience: Patience = PATIENCE
-) -> None:
+def look_ahead(kaggle: Kaggle, kernel: Kernel, reserve: float, tell: Tell) -> None:
     """Ask for what would make the run fail, or run without its data, before it costs anything.
 
     `reserve` is in GPU hours, and is left untouched. A dataset that is being processed is waited
@@ -93,7 +91,7 @@ def look_ahead(
         QuotaError: no more than the reserve is left.
         RefusedError: a source is not there, or not ours to use, or has failed.
     """
-    for what, question in _questions(kaggle, kernel, reserve, tell, patience):
+    for what, question in _questions(kaggle, kernel, reserve, tell):
         try:
             question()
         except (QuotaError, _SourceError):
@@ -110,7 +108,6 @@ def send(
     wait: bool = False,
     deadline: float | None = None,
     tell: Tell,
-    patience: Patience = PATIENCE,
 ) -> Pushed:
     """Push, so that one version comes of it, and return that.
 
@@ -121,7 +118,7 @@ def send(
         AnswerLostError: nobody knows whether it was taken.
         CapacityError, RefusedError: Kaggle's answer; nothing was started.
     """
-    pushed = _until_taken(kaggle, kernel, known, _Queue(wait, deadline, tell, patience))
+    pushed = _until_taken(kaggle, kernel, known, _Queue(wait, deadline, tell, kaggle.patience))
     for version in range(known + 1, pushed.run.version):
         if _holds(kaggle, kernel, version):
             tell(
@@ -138,10 +135,10 @@ def run_of(kaggle: Kaggle, kernel: Kernel, version: int) -> Run:
     return Run(owner, kernel.slug, version, url, kernel.digest, kaggle.endpoint)
 
 
-def read_back(kaggle: Kaggle, kernel: Kernel, run: Run, patience: Patience = PATIENCE) -> list[str]:
+def read_back(kaggle: Kaggle, kernel: Kernel, run: Run) -> list[str]:
     """Where Kaggle gave other than was asked, the gravest first; waits until it shows the run."""
-    started = patience.clock()
-    for pause in patience.pauses():
+    started = kaggle.patience.clock()
+    for pause in kaggle.patience.pauses():
         try:
             given = kaggle.kernel(run.owner, run.slug)
             if (given.version or 0) > run.version:
@@ -150,10 +147,10 @@ def read_back(kaggle: Kaggle, kernel: Kernel, run: Run, patience: Patience = PAT
                 return list(_differences(kernel, run, given))
         except NotFoundError:
             pass  # a fresh kernel may take a while to show
-        if patience.clock() - started > patience.grace:
+        if kaggle.patience.clock() - started > kaggle.patience.grace:
             break
-        patience.sleep(pause)
-    return [f"version {run.version} did not show within {patience.grace:.0f} s of the push"]
+        kaggle.patience.sleep(pause)
+    return [f"version {run.version} did not show within {kaggle.patience.grace:.0f} s of the push"]
 
 
 class _SourceError(RefusedError):
@@ -194,7 +191,7 @@ def _until_taken(kaggle: Kaggle, kernel: Kernel, known: int, queue: _Queue) -> P
             queue.after(fault)
         except AnswerLostError as fault:
             queue.tell(f"{fault}; reading the kernel back")
-            version = _version_taken(kaggle, kernel, known, fault, queue.patience)
+            version = _version_taken(kaggle, kernel, known, fault)
             if version is not None:
                 queue.tell(f"it was taken, as version {version}")
                 return Pushed(run_of(kaggle, kernel, version), Outcome.ADOPTED)
@@ -212,12 +209,10 @@ def _until_taken(kaggle: Kaggle, kernel: Kernel, known: int, queue: _Queue) -> P
             return Pushed(replace(run, url=saved.url or run.url), Outcome.PUSHED, tuple(dropped))
 
 
-def _version_taken(
-    kaggle: Kaggle, kernel: Kernel, known: int, lost: AnswerLostError, patience: Patience
-) -> int | None:
+def _version_taken(kaggle: Kaggle, kernel: Kernel, known: int, lost: AnswerLostError) -> int | None:
     """The version that a push without an answer has made; None where, after the grace, none has."""
-    started = patience.clock()
-    for pause in patience.pauses():
+    started = kaggle.patience.clock()
+    for pause in kaggle.patience.pauses():
         fault: KernelkitError | None = None
         try:
             given = current(kaggle, kernel.slug)
@@ -229,7 +224,7 @@ def _version_taken(
                     return version
         except (UnreachableError, RateLimitedError) as caught:
             fault = caught
-        if patience.clock() - started > patience.grace:
+        if kaggle.patience.clock() - started > kaggle.patience.grace:
             if fault is None:
                 return None
             raise AnswerLostError(
@@ -237,7 +232,7 @@ def _version_taken(
                 "Give the same command again once Kaggle answers: it adopts the run if there is "
                 "one, and sends the kernel only if there is none.",
             ) from fault
-        patience.sleep(pause)
+        kaggle.patience.sleep(pause)
     raise AssertionError("the pauses never end")
 
 
@@ -251,7 +246,7 @@ def _holds(kaggle: Kaggle, kernel: Kernel, version: int) -> bool:
 
 
 def _questions(
-    kaggle: Kaggle, kernel: Kernel, reserve: float, tell: Tell, patience: Patience
+    kaggle: Kaggle, kernel: Kernel, reserve: float, tell: Tell
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     fields = kernel.metadata
     if kernel.manifest["wants_gpu"]:
@@ -259,7 +254,7 @@ def _questions(
     for slug in fields["competition_sources"]:
         yield f"the competition {slug}", partial(_check_competition, kaggle, slug)
     for source in fields["dataset_sources"]:
-        yield f"the dataset {source}", partial(_check_dataset, kaggle, source, tell, patience)
+        yield f"the dataset {source}", partial(_check_dataset, kaggle, source, tell)
     for source in fields["kernel_sources"]:
         yield f"the kernel {source}", partial(_check_kernel, kaggle, source)
 
@@ -288,10 +283,10 @@ def _check_competition(kaggle: Kaggle, slug: str) -> None:
         ) from fault
 
 
-def _check_dataset(kaggle: Kaggle, source: str, tell: Tell, patience: Patience) -> None:
+def _check_dataset(kaggle: Kaggle, source: str, tell: Tell) -> None:
     owner, slug = source.split("/")[:2]
-    started, told = patience.clock(), ""
-    for pause in patience.pauses():
+    started, told = kaggle.patience.clock(), ""
+    for pause in kaggle.patience.pauses():
         try:
             now = kaggle.dataset_status(owner, slug)
         except NotFoundError as fault:
@@ -305,7 +300,7 @@ def _check_dataset(kaggle: Kaggle, source: str, tell: Tell, patience: Patience) 
             raise _SourceError(
                 f"the dataset {source} is {now}", "Upload it anew. Nothing was sent."
             )
-        if patience.clock() - started > DATASET_SECONDS:
+        if kaggle.patience.clock() - started > DATASET_SECONDS:
             raise _SourceError(
                 f"the dataset {source} is still {now} after {DATASET_SECONDS} s",
                 "Push again once it is ready. Nothing was sent.",
@@ -313,7 +308,7 @@ def _check_dataset(kaggle: Kaggle, source: str, tell: Tell, patience: Patience) 
         if now != told:
             tell(f"waiting for the dataset {source}: {now}")
             told = now
-        patience.sleep(pause)
+        kaggle.patience.sleep(pause)
 
 
 def _check_kernel(kaggle: Kaggle, source: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -26,40 +25,6 @@ from kernelkit.errors import (
     RefusedError,
     UnreachableError,
 )
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long Kaggle is given, in seconds, and the clock by which it is."""
-
-    grace: float = 120
-    """After a push Kaggle may answer 403, 404 or with the version before [A]."""
-
-    outage: float = 600
-    """A watch of hours outlives a restart of Kaggle's, or a train's tunnel."""
-
-    first_pause: float = 0.5
-    longest_pause: float = 10.0
-    """Between two questions for the status."""
-
-    quota: float = 300
-    """Between two questions for the quota."""
-
-    cancelling: float = 60
-    """Until a session that is asked to end must have."""
-
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-
-    def pauses(self) -> Iterator[float]:
-        """Growing ones."""
-        pause = self.first_pause
-        while True:
-            yield pause
-            pause = min(pause * 1.5, self.longest_pause)
-
-
-PATIENCE = Patience()
 
 GPU_NAMES = {
     "NvidiaTeslaT4": "T4",
@@ -137,7 +102,6 @@ def watch(
     *,
     age: float = 0.0,
     deadline: float | None = None,
-    patience: Patience = PATIENCE,
 ) -> Iterator[Status | LogEntry | Quota | str]:
     """Follow a run to its end: each change of its state, each line of its log once, and words.
 
@@ -149,20 +113,20 @@ def watch(
         RefusedError: the run has another machine or image than was asked for; it goes on too.
         UnreachableError: no answer at all, or none for too long.
     """
-    clock = patience.clock
+    clock = kaggle.patience.clock
     started = answered = clock()
     state: Status | None = None
-    shown, pauses = "", patience.pauses()
+    shown, pauses = "", kaggle.patience.pauses()
     confirmed, asked_quota = False, -math.inf
     while True:
         limit = 0.0
         try:
-            fresh = age + clock() - started < patience.grace
+            fresh = age + clock() - started < kaggle.patience.grace
             current = status(kaggle, run, fresh=fresh)
             if not confirmed and current.state == State.RUNNING:
                 confirmed = yield from _confirm(kaggle, run, asked, shown, settled=not fresh)
         except (UnreachableError, CapacityError) as fault:
-            if state is None or clock() - answered > patience.outage:
+            if state is None or clock() - answered > kaggle.patience.outage:
                 raise
             limit = (fault.retry_after or 0.0) if isinstance(fault, RateLimitedError) else 0.0
             yield f"{fault}; trying on"
@@ -180,7 +144,7 @@ def watch(
                 text = "".join(entry.text for entry in entries)
                 yield from _confirm(kaggle, run, asked, text, settled=True)
             return
-        if asked.wants_gpu and clock() - asked_quota > patience.quota:
+        if asked.wants_gpu and clock() - asked_quota > kaggle.patience.quota:
             asked_quota = clock()
             yield from _quota(kaggle)
         left = math.inf if deadline is None else deadline - (clock() - started)
@@ -194,7 +158,7 @@ def watch(
                 f"{run.name} has not ended within {deadline:.0f} s; it goes on running",
                 f"Come back with `kernelkit watch v{run.version}`, or give a longer --deadline.",
             )
-        patience.sleep(min(max(next(pauses), limit), left))
+        kaggle.patience.sleep(min(max(next(pauses), limit), left))
 
 
 def confirm(kaggle: Kaggle, run: Run, asked: Asked, text: str) -> tuple[list[str], list[str]]:
@@ -225,9 +189,7 @@ def confirm(kaggle: Kaggle, run: Run, asked: Asked, text: str) -> tuple[list[str
     return different, confirmed
 
 
-def cancel(
-    kaggle: Kaggle, run: Run, *, age: float = math.inf, patience: Patience = PATIENCE
-) -> Status:
+def cancel(kaggle: Kaggle, run: Run, *, age: float = math.inf) -> Status:
     """End a run, and return the state in which it has ended.
 
     Kaggle ends a session by its number, which no call tells [V]: the run prints it itself.
@@ -236,10 +198,12 @@ def cancel(
         RefusedError: it cannot be ended from here, or Kaggle does not do it.
         DeadlineError: it is asked for, and not done yet.
     """
-    now = status(kaggle, run, fresh=age < patience.grace)
+    now = status(kaggle, run, fresh=age < kaggle.patience.grace)
     if now.state.finished:
         raise RefusedError(f"{run.name} has ended already ({now.state}): nothing is cancelled")
-    text = "".join(entry.text for entry in _live_log(kaggle, run, "", patience.longest_pause))
+    text = "".join(
+        entry.text for entry in _live_log(kaggle, run, "", kaggle.patience.longest_pause)
+    )
     session = _SESSION_LINE.search(text)
     if session is None:
         raise RefusedError(
@@ -248,14 +212,14 @@ def cancel(
             f"Try again once its first lines are in the log, or stop it by hand: {run.url}",
         )
     kaggle.cancel(int(session[1]))
-    started = patience.clock()
-    for pause in patience.pauses():
+    started = kaggle.patience.clock()
+    for pause in kaggle.patience.pauses():
         now = status(kaggle, run, fresh=False)
         if now.state.finished:
             return now
-        if patience.clock() - started > patience.cancelling:
+        if kaggle.patience.clock() - started > kaggle.patience.cancelling:
             break
-        patience.sleep(pause)
+        kaggle.patience.sleep(pause)
     raise DeadlineError(
         f"Kaggle was asked to cancel {run.name}, and still says {now.state}",
         f"Look again: `kernelkit status v{run.version}`. By hand: {run.url}",

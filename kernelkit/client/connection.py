@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -23,10 +24,43 @@ from kernelkit.errors import CredentialsError, RefusedError
 
 CONNECT_SECONDS = 5
 READ_SECONDS = 60  # a push of 900 kB is answered after several seconds
-RETRY_SECONDS = 20
-"""No attempt begins later than this after the first: with the two timeouts under 100 s in all."""
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long Kaggle is given, in seconds, and the clock by which it is."""
+
+    retry: float = 20
+    """No attempt of a reading call begins later than this after the first: with the two timeouts
+    of a connection under 100 s in all."""
+
+    grace: float = 120
+    """After a push Kaggle may answer 403, 404 or with the version before [A]."""
+
+    outage: float = 600
+    """A watch of hours outlives a restart of Kaggle's, or a train's tunnel."""
+
+    first_pause: float = 0.5
+    longest_pause: float = 10.0
+    """Between two questions for the status."""
+
+    quota: float = 300
+    """Between two questions for the quota."""
+
+    cancelling: float = 60
+    """Until a session that is asked to end must have."""
+
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+    def pauses(self) -> Iterator[float]:
+        """Growing ones."""
+        pause = self.first_pause
+        while True:
+            yield pause
+            pause = min(pause * 1.5, self.longest_pause)
 
 
 @dataclass(frozen=True)
@@ -51,9 +85,11 @@ class Connection:
         credentials: Credentials,
         endpoint: str | None = None,
         renew: Callable[[], Credentials | None] = lambda: None,
+        patience: Patience | None = None,
     ) -> None:
         self.credentials = credentials
         self.endpoint = endpoint_of(endpoint)
+        self.patience = patience or Patience()
         self.sdk = open_sdk(endpoint)
         self.files = requests.Session()
         """For addresses that carry their own permission: never sent our credentials."""
@@ -86,7 +122,7 @@ class Connection:
             with words(what):
                 return call()
 
-        stop = tenacity.stop_before_delay(RETRY_SECONDS)
+        stop = tenacity.stop_before_delay(self.patience.retry)
         return self._renewing(lambda: retrying(stop)(attempt))
 
     def once(self, what: str, call: Callable[[], T]) -> T:

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from kernelkit import remote
-from kernelkit.client import Credentials, Kaggle, LogEntry, Status, connection
+from kernelkit.client import Credentials, Kaggle, LogEntry, Patience, Status
 from kernelkit.errors import DeadlineError, UnreachableError
-from kernelkit.remote import Asked, Patience, Run
+from kernelkit.remote import Asked, Run
 
 DIGEST = "d" * 64
 FIRST = f"kernelkit digest {DIGEST}\n"
@@ -97,7 +97,7 @@ def server() -> Server:
 
 
 @pytest.fixture
-def kaggle(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kaggle]:
+def kaggle(server: Server) -> Iterator[Kaggle]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -109,13 +109,11 @@ def kaggle(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kaggle]:
         def log_message(self, *_: object) -> None:
             pass
 
-    monkeypatch.setattr(connection, "RETRY_SECONDS", 0)
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
     threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
-    yield Kaggle(
-        Credentials("ann", "the test", key="k"), f"http://127.0.0.1:{http.server_address[1]}"
-    )
+    address = f"http://127.0.0.1:{http.server_address[1]}"
+    yield Kaggle(Credentials("ann", "the test", key="k"), address, patience=QUICK)
     http.shutdown()
     http.server_close()
 
@@ -124,14 +122,14 @@ def run_at(kaggle: Kaggle) -> Run:
     return Run("ann", "some-kernel", 2, "u", DIGEST, kaggle.endpoint)
 
 
-QUICK = Patience(grace=1.5, outage=0.5, first_pause=0.05, longest_pause=0.1, cancelling=1)
+QUICK = Patience(retry=0, grace=1.5, outage=0.5, first_pause=0.05, longest_pause=0.1, cancelling=1)
 CPU = Asked(machine_shape="", docker_image="", wants_gpu=False)
 
 
-def watched(kaggle: Kaggle, patience: Patience = QUICK, **options: Any) -> tuple[list[str], str]:
+def watched(kaggle: Kaggle, **options: Any) -> tuple[list[str], str]:
     """The states, and the log as a person has seen it."""
     states, log = [], ""
-    for event in remote.watch(kaggle, run_at(kaggle), CPU, patience=patience, **options):
+    for event in remote.watch(kaggle, run_at(kaggle), CPU, **options):
         if isinstance(event, Status):
             states.append(str(event.state))
         elif isinstance(event, LogEntry):
