@@ -191,7 +191,7 @@ def preflight(
         project, profile=profile, settings=settings or [], only_reachable=only_reachable
     )
     kernel = pipeline.render(config)
-    pipeline.require_no_problems(pipeline.preflight(kernel))
+    pipeline.require_no_problems(pipeline.preflight(kernel, config.project))
     advice = pipeline.advise(kernel)
     _print_advice(advice)
     words.print("no problems")

@@ -187,6 +187,7 @@ class _ProjectFile(_Section):
     layout: Layout = "auto"
     pip: Annotated[tuple[PipRequirement, ...], BeforeValidator(_one_or_many)] = ()
     templates: RelativePath | None = None
+    allow_secrets: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = ()
     kernel: KernelSettings
     parameters: dict[str, Parameter] = Field(default_factory=dict)
     profiles: dict[str, _Profile] = Field(default_factory=dict)
@@ -223,6 +224,10 @@ class Config(_Section):
 
     templates: Path | None
     """The project's own templates; None for kernelkit's."""
+
+    allow_secrets: tuple[str, ...] = ()
+    """Places as preflight names them (`pkg/data.json:3`, `parameters.seed`) of what only looks like
+    a secret, where no comment can say so; exact, without patterns."""
 
     kernel: KernelSettings
     distribution: str
@@ -275,6 +280,7 @@ def load_config(
         layout=stated.layout,
         pip=stated.pip,
         templates=_templates_folder(project, stated.templates),
+        allow_secrets=stated.allow_secrets,
         kernel=stated.kernel,
         distribution=distribution,
         parameters=stated.parameters,

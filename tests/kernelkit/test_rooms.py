@@ -12,7 +12,18 @@ PACKAGE = ROOT / "kernelkit"
 
 ROOMS = [  # a room imports only what stands before it
     *("errors", "config", "imports", "bundle", "image", "runtime", "witness", "render"),
-    *("notebook", "sync", "preflight", "prove", "client", "remote", "verify", "ledger", "causes"),
+    *(
+        "secrets",
+        "notebook",
+        "sync",
+        "preflight",
+        "prove",
+        "client",
+        "remote",
+        "verify",
+        "ledger",
+        "causes",
+    ),
     *("tracebacks", "diagnose", "pipeline", "cli", "__main__"),
 ]
 
@@ -26,6 +37,7 @@ NEVER = {
     "render": {"kaggle", "kagglesdk", "kernelkit.client"},
     "notebook": {f"kernelkit.{room}" for room in ROOMS if room != "errors"},
     "sync": {"kernelkit.client", "kernelkit.remote"},
+    "secrets": {"kernelkit.client", "requests", "socket"},
     "preflight": {"kernelkit.client"},
     "client": {"kernelkit.config", "kernelkit.render", "kernelkit.emulator"},
     "remote": {"kaggle", "kagglesdk", "kernelkit.verify"},
