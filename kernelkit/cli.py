@@ -167,7 +167,7 @@ def preflight(
         project, profile=profile, settings=settings or [], only_reachable=only_reachable
     )
     kernel = pipeline.render(config)
-    pipeline.require_no_problems(pipeline.preflight(kernel))
+    pipeline.require_no_problems(pipeline.preflight(kernel, config.project))
     advice = pipeline.advise(kernel)
     speak.advice(advice)
     speak.words.print("no problems")

@@ -188,6 +188,7 @@ class _ProjectFile(_Section):
     pip: Annotated[tuple[PipRequirement, ...], BeforeValidator(_one_or_many)] = ()
     gpu_reserve_hours: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)] = 0.0
     templates: RelativePath | None = None
+    allow_secrets: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = ()
     kernel: KernelSettings
     parameters: dict[str, Parameter] = Field(default_factory=dict)
     profiles: dict[str, _Profile] = Field(default_factory=dict)
@@ -227,6 +228,10 @@ class Config(_Section):
 
     templates: Path | None
     """The project's own templates; None for kernelkit's."""
+
+    allow_secrets: tuple[str, ...] = ()
+    """Places as preflight names them (`pkg/data.json:3`, `parameters.seed`) of what only looks like
+    a secret, where no comment can say so; exact, without patterns."""
 
     kernel: KernelSettings
     distribution: str
@@ -280,6 +285,7 @@ def load_config(
         pip=stated.pip,
         gpu_reserve_hours=stated.gpu_reserve_hours,
         templates=_templates_folder(project, stated.templates),
+        allow_secrets=stated.allow_secrets,
         kernel=stated.kernel,
         distribution=distribution,
         parameters=stated.parameters,

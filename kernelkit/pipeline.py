@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,7 @@ from kernelkit.push import Outcome
 from kernelkit.remote import Asked, Run
 from kernelkit.render import Kernel, write_kernel
 from kernelkit.render import render as render_kernel
+from kernelkit.secrets import own_credentials
 from kernelkit.sync import Plan
 from kernelkit.verify import Verdict
 from kernelkit.verify import verify as verify_folder
@@ -125,7 +127,9 @@ def rehearse(
     Raises:
         ConfigError: `out` is the folder of real runs, or holds something else than a rehearsal.
     """
-    require_no_problems(preflight(render(config)))  # a slip must not cost the rehearsal before
+    require_no_problems(
+        preflight(render(config), config.project)
+    )  # a slip must not cost the rehearsal before
     with _alone(out):
         _empty_rehearsal(out / config.kernel.slug, config.project / "runs")
         with local_kaggle(inputs, mounts) as endpoint:
@@ -210,9 +214,9 @@ def render_to(config: Config, folder: Path) -> Kernel:
     return kernel
 
 
-def preflight(kernel: Kernel) -> list[Problem]:
-    """Everything that stands against a push of the kernel."""
-    return check(kernel)
+def preflight(kernel: Kernel, project: Path) -> list[Problem]:
+    """Everything that stands against a push of the kernel, this machine's credentials in it too."""
+    return check(kernel, own_credentials(os.environ, Path.home(), project))
 
 
 def advise(kernel: Kernel) -> list[str]:
@@ -273,7 +277,7 @@ def push(
     """
     root = root or config.project / "runs"
     kernel = render(config)
-    require_no_problems(check(kernel))
+    require_no_problems(preflight(kernel, config.project))
     for note in advise(kernel):
         tell(f"note: {note}")
     pushing.check_owner(kaggle, kernel)
@@ -696,7 +700,7 @@ def _bad(subject: str, fault: KernelkitError) -> Finding:
 
 
 def _no_problems(config: Config) -> str:
-    require_no_problems(preflight(render(config)))
+    require_no_problems(preflight(render(config), config.project))
     return "no problems"
 
 

@@ -11,20 +11,9 @@ ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "kernelkit"
 
 ROOMS = [  # a room imports only what stands before it
-    *("errors", "config", "imports", "bundle", "image", "runtime", "witness", "render"),
-    *(
-        "notebook",
-        "sync",
-        "preflight",
-        "prove",
-        "client",
-        "remote",
-        "push",
-        "verify",
-        "ledger",
-        "causes",
-    ),
-    *("tracebacks", "diagnose", "pipeline", "speak", "cli", "__main__"),
+    *("errors", "config", "imports", "bundle", "image", "runtime", "witness", "render", "secrets"),
+    *("notebook", "sync", "preflight", "prove", "client", "remote", "push", "verify", "ledger"),
+    *("causes", "tracebacks", "diagnose", "pipeline", "speak", "cli", "__main__"),
 ]
 
 CLIENT = ("answers", "connection", "credentials", "logs", "files", "kaggle", "competitions")
@@ -39,6 +28,7 @@ NEVER = {
     "render": {"kaggle", "kagglesdk", "kernelkit.client"},
     "notebook": {f"kernelkit.{room}" for room in ROOMS if room != "errors"},
     "sync": {"kernelkit.client", "kernelkit.remote"},
+    "secrets": {"kernelkit.client", "requests", "socket"},
     "preflight": {"kernelkit.client"},
     "client": {"kernelkit.config", "kernelkit.render", "kernelkit.emulator"},
     "remote": {"kaggle", "kagglesdk", "kernelkit.verify"},
