@@ -8,8 +8,15 @@ neither kaggle nor kagglesdk. Start it with `python -m kernelkit.emulator`.
     sandbox  a private Linux namespace with Kaggle's folders
     session  the child process of one run: enters the sandbox, executes the notebook
     runner   starts, feeds, limits and ends those child processes
+    delivery how an answer's bytes leave: whole, cut, slowly
     api      Kaggle's calls: JSON in, JSON out
+    faults   the lies it can be told to tell, as a plan; the list of them
+    journal  what it was asked and what came of it
     server   the wire: HTTP, the log stream, downloads
+
+A state folder (`--state`) outlives the emulator, also one that was killed: kernels, versions, and
+runs that had ended are there again, log and outputs too. What was queued or running when it was
+killed is begun anew, in an emptied working folder; stopped politely, it cancels its runs first.
 
 What is not covered: scripts (notebooks only), interactive sessions, models, Docker images, the
 limits on memory and disk. Which of Kaggle's behaviours are certain, and which are hearsay, is said

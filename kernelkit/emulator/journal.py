@@ -26,7 +26,7 @@ from kernelkit.emulator.faults import Call
 
 Record = dict[str, Any]
 
-_DIGEST = re.compile(r"digest\W{1,12}([0-9a-f]{64})\b")
+_DIGEST = re.compile(r"(?<![\w-])digest\W{1,12}([0-9a-f]{64})\b")
 """The digest that a pushed source carries, whatever wraps it: `"digest": "…"` in some escaping."""
 
 

@@ -142,7 +142,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_DELETE(self) -> None:
         """The end of all faults."""
-        self._answer()
+        if self.path.startswith("/emulator/"):
+            self._answer()
+        else:
+            self.send_error(501, f"Unsupported method ({self.command!r})")
 
     def send_error(self, code: int, message: str | None = None, _: str | None = None) -> None:
         """The base class's complaints about a request (bad line, unknown method), as JSON too."""
@@ -283,8 +286,6 @@ class Handler(BaseHTTPRequestHandler):
         )
         if self.command == "POST":
             return self._rpc(call, request)
-        if self.command == "DELETE":
-            raise Refusal(501, f"unimplemented: DELETE {request.path}")
         kind, _, rest = request.path.lstrip("/").partition("/")
         if kind == "download":
             account, kernel = self.server.kaggle.whose(rest.partition("/")[0])
