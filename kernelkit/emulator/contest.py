@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from kernelkit.emulator.library import is_name
 from kernelkit.emulator.metric import BadFile, Solution, read_solution, score
 from kernelkit.emulator.state import OutputFile, Refusal
 
@@ -127,7 +128,7 @@ class Contest:
         data = self._data(slug)
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{slug}.{secrets.token_hex(4)}.zip"
-        with zipfile.ZipFile(path, "w") as archive:
+        with zipfile.ZipFile(path, "w", strict_timestamps=False) as archive:
             for file in self.files(slug):
                 archive.write(f"{data}/{file.name}", file.name)
         about = path.stat()
@@ -222,7 +223,7 @@ class Contest:
         self._submissions[submission.ref] = submission
 
     def _data(self, slug: str) -> Path | None:
-        if self._inputs is None or not slug or "/" in slug or slug.startswith("."):
+        if self._inputs is None or not is_name(slug):
             return None
         return self._inputs / slug if (self._inputs / slug).is_dir() else None
 

@@ -29,7 +29,7 @@ FRAMEWORKS = (
 )
 """ModelFramework without its prefix [V]."""
 
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?")
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,200}[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Library:
 
     def dataset(self, owner: str, slug: str) -> Dataset | None:
         """A dataset, whoever may see it; a created one before one of the inputs folder."""
-        if not _NAME.fullmatch(owner) or not _NAME.fullmatch(slug):
+        if not is_name(owner) or not is_name(slug):
             return None
         with self._lock:
             if known := self._created.get(_key(owner, slug)):
@@ -112,7 +112,7 @@ class Library:
 
     def create(self, about: Dataset, files: list[tuple[str, Path]]) -> Dataset | str:
         """A new dataset with its first version, or Kaggle's `error` inside a 200."""
-        if not _NAME.fullmatch(about.slug):
+        if not is_name(about.slug):
             return "The dataset slug may hold letters, digits and dashes only"
         for what, text in {"slug": about.slug, "title": about.title}.items():
             if not MIN_NAME <= len(text) <= MAX_NAME:
@@ -161,7 +161,7 @@ class Library:
 
     def model(self, slug: str) -> tuple[Instance, ...]:
         """The instances of a model; none where there is no such model."""
-        if self.inputs is None or not _NAME.fullmatch(slug):
+        if self.inputs is None or not is_name(slug):
             return ()
         found: dict[tuple[str, str], list[int]] = {}
         for folder in sorted((self.inputs / slug).glob("*/*/*")):
@@ -175,13 +175,18 @@ class Library:
         folder; None where there is none.
         """
         parts = source.split("/")
-        if self.inputs is None or len(parts) != 5 or not all(map(_NAME.fullmatch, parts)):
+        if self.inputs is None or len(parts) != 5 or not all(map(is_name, parts)):
             return None
         owner, model, framework, instance, version = parts
         folder = self.inputs / model / framework.lower() / instance / version
         if not version.isdecimal() or not folder.is_dir():
             return None
         return "/".join((owner, model, framework.lower(), instance, version)), folder
+
+
+def is_name(text: str) -> bool:
+    """Whether it can be a slug, and so the name of a folder."""
+    return bool(_NAME.fullmatch(text))
 
 
 def may_see(dataset: Dataset, account: str) -> bool:

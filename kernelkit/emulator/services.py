@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -259,7 +260,7 @@ class Services:
         return {"token": upload.token, "createUrl": f"{self._endpoint}/upload/{upload.key}"}
 
     def _found(self, key: str, name: str) -> Reply:
-        address = f"{self._endpoint}/download/{key}/{urllib.parse.quote(name)}"
+        address = f"{self._endpoint}/download/{key}/{urllib.parse.quote(os.fsencode(name))}"
         return Reply(302, headers={"Location": address})
 
     def _submission(self, submission: Submission) -> Json:

@@ -21,6 +21,8 @@ BLOCK = 256 * 1024
 """Bytes read and written at once."""
 MAX_UPLOAD = 20 * 2**30
 """Bytes of one file [?]."""
+MAX_NAME = 200
+"""Bytes of its name [?]."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Uploads:
 
     def begin(self, account: str, purpose: str, name: str, size: int) -> Upload:
         """Announce a file."""
-        if not name or not 0 <= size <= MAX_UPLOAD:
+        legal = name.isprintable() and 0 < len(name.encode()) <= MAX_NAME
+        if not legal or not 0 <= size <= MAX_UPLOAD:
             raise Refusal(400, "A file name and a valid contentLength are required")
         key, token = secrets.token_hex(16), secrets.token_hex(20)
         upload = Upload(token, key, account, purpose, name, size)
