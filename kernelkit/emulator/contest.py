@@ -116,8 +116,8 @@ class Contest:
 
     def offer(self, competition: str, name: str) -> str:
         """The key of an address at which the file can be fetched."""
+        data = self._data(self.check(competition))
         for file in self.files(competition):
-            data = self._data(competition.lower())
             if data is not None and file.name == name:
                 return self._offer(data / name, file)
         raise Refusal(404, "Not found")

@@ -67,7 +67,6 @@ class Services:
         slug = self._contest.check(fields.text("competitionName"), rules=False)
         terms = self._contest.terms
         answer: Json = {
-            "id": 1 + sum(slug.encode()),
             "ref": slug,
             "title": slug,
             "url": f"{self._endpoint}/competitions/{slug}",
@@ -107,6 +106,8 @@ class Services:
 
     def create_submission(self, account: str, fields: Fields) -> Json:
         """Enter what was uploaded."""
+        if fields.flag("sandbox", False) or fields.number("benchmarkModelVersionId") is not None:
+            raise Refusal(501, "unimplemented: CreateSubmission with sandbox or a model version")
         slug = self._contest.may_submit(account, fields.text("competitionName"), upload=True)
         token = fields.text("blobFileTokens")
         upload, path = self._uploads.take(token, account, f"submission to {slug}")
@@ -219,7 +220,7 @@ class Services:
         instances = self._library.model(slug)
         if not owner or not instances:
             raise Refusal(404, "Not found")
-        about: Json = {"id": 1 + sum(slug.encode()), "ref": f"{owner}/{slug}", "slug": slug}
+        about: Json = {"ref": f"{owner}/{slug}", "slug": slug}
         about |= {"title": slug, "author": owner, "url": f"{self._endpoint}/models/{owner}/{slug}"}
         return about | _list("instances", [_instance(i) for i in instances])
 
@@ -287,9 +288,8 @@ def _entered(made: Submission) -> Json:
 
 
 def _instance(instance: Instance) -> Json:
-    number = instance.versions[-1]
     about = {"slug": instance.slug, "framework": instance.framework_enum}
-    return about | {"id": 1, "versionId": number, "versionNumber": number}
+    return about | {"versionNumber": instance.versions[-1]}
 
 
 def _file(file: OutputFile) -> Json:

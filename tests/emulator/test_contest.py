@@ -550,6 +550,38 @@ def about(name):
     return {"ownerSlug": owner, "datasetSlug": slug}
 
 
+def test_what_the_official_client_asks_in_vain(kaggle):
+    """Never an answer that only looks like one: an error with the name of the call."""
+    calls = {
+        "competitions list": "ListCompetitions",
+        "competitions leaderboard salt --show": "GetLeaderboard",
+        "competitions leaderboard salt --download": "DownloadLeaderboard",
+        "competitions team-submissions 1": "ListTeamPublicSubmissions",
+        "competitions episodes 1": "ListSubmissionEpisodes",
+        "competitions hosts salt": "ListCompetitionHosts",
+        "competitions topics list salt": "ListCompetitionTopics",
+        "datasets list": "ListDatasets",
+        "datasets download bob/salt": "GetDatasetMetadata",
+        "datasets metadata bob/salt": "GetDatasetMetadata",
+        "datasets delete bob/salt -y": "DeleteDataset",
+        "kernels list": "ListKernels",
+        "kernels delete bob/salt -y": "DeleteKernel",
+        "models list": "ListModels",
+        "models instances list bob/resnet": "ListModelInstances",
+        "models instances versions list bob/resnet/pyTorch/base": "ListModelInstanceVersions",
+        "models delete bob/resnet -y": "DeleteModel",
+        "forums list": "ListForums",
+    }
+    said = kaggle(*(words.split() for words in calls))
+    found = dict(zip(calls, said, strict=True))
+    unimplemented = {
+        words: text.partition("unimplemented: ")[2].strip().rpartition("/")[2]
+        for words, (_, text) in found.items()
+    }
+    assert unimplemented == calls
+    assert {code for code, _ in said} == {1}
+
+
 def test_submissions_uploads_and_datasets_outlive_a_restart(tmp_path):
     inputs, file = tmp_path / "inputs", tmp_path / "submission.csv"
     (inputs / "salt").mkdir(parents=True)
