@@ -141,22 +141,20 @@ class Contest:
             found = self._downloads.get(key)
         return found if found and found[1].name == name else None
 
-    def may_submit(self, account: str, competition: str, upload: bool) -> str:
-        """The slug. Refusal where this account may enter nothing more, or nothing of this kind."""
+    def takes(self, competition: str, upload: bool) -> str:
+        """The slug. Refusal where the competition takes no uploads, or nothing from the caller."""
         slug = self.check(competition)
         if upload and slug in self.terms.code_only:
             raise Refusal(400, CODE_ONLY)
-        if not self.limits(account, slug).left:
-            raise Refusal(400, LIMIT)
         return slug
 
     def enter(
         self, account: str, competition: str, file: Path, name: str, description: str, upload: bool
     ) -> Submission:
-        """Enter a copy of `file`. The same one twice is two submissions."""
-        slug = self.may_submit(account, competition, upload)
+        """Enter a copy of `file`, within the daily limit. The same one twice is two submissions."""
+        slug = self.takes(competition, upload)
         with self._lock:
-            if self._limits(account, slug).left <= 0:  # taken since by another call
+            if not self._limits(account, slug).left:
                 raise Refusal(400, LIMIT)
             ref = next(self._refs)
             folder = self._folder / str(ref)

@@ -108,7 +108,7 @@ class Services:
         """Enter what was uploaded."""
         if fields.flag("sandbox", False) or fields.number("benchmarkModelVersionId") is not None:
             raise Refusal(501, "unimplemented: CreateSubmission with sandbox or a model version")
-        slug = self._contest.may_submit(account, fields.text("competitionName"), upload=True)
+        slug = self._contest.takes(fields.text("competitionName"), upload=True)
         token = fields.text("blobFileTokens")
         upload, path = self._uploads.take(token, account, f"submission to {slug}")
         description = fields.text("submissionDescription")
@@ -117,7 +117,7 @@ class Services:
 
     def create_code_submission(self, account: str, fields: Fields) -> Json:
         """Enter an output of a kernel's version. It is not run again on other data, as Kaggle's."""
-        slug = self._contest.may_submit(account, fields.text("competitionName"), upload=False)
+        slug = self._contest.takes(fields.text("competitionName"), upload=False)
         number = fields.number("kernelVersion")
         owner, kernel = fields.text("kernelOwner"), fields.text("kernelSlug")
         label = f"v{number}" if number is not None else ""

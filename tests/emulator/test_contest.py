@@ -152,12 +152,14 @@ def test_the_files_of_a_competition(competitions):
     assert not second.next_page_token
 
 
-def test_downloads(competitions):
+def test_downloads(emulator, competitions):
     one = request_of(asked.ApiDownloadDataFileRequest, competition_name="salt")
     one.file_name = "deep/more file.csv"
     with competitions.download_data_file(one) as response:
         assert response.content == b"more"
         assert [r.status_code for r in response.history] == [302]
+        other = response.url.replace("more", "less")
+    assert emulator.fetch(other).status_code == 404
     request = request_of(asked.ApiDownloadDataFilesRequest, competition_name="salt")
     with competitions.download_data_files(request) as response:
         archive = zipfile.ZipFile(io.BytesIO(response.content))
@@ -178,13 +180,6 @@ def test_an_unknown_competition_and_rules_not_accepted(emulator, method):
     code, answer = call(emulator, method, competitionName="sealed")
     assert code == 403
     assert answer["message"].startswith("You must accept this competition's rules before")
-
-
-def test_a_competition_whose_rules_are_not_accepted_is_dropped(emulator):
-    names = {"competitionDataSources": ["salt", "sealed"]}
-    answer = emulator.push("dropped-one", "1", **names)
-    assert answer["invalidCompetitionSources"] == ["sealed"]
-    emulator.finish("dropped-one")
 
 
 def test_get_competition(competitions):
@@ -352,11 +347,12 @@ def test_a_run_gets_the_model_and_never_the_solution(emulator):
     program = "import os; print([f'{d}/{n}' for d, _, names in os.walk('/kaggle') for n in names])"
     weights = "print(open('/kaggle/input/models/bob/resnet/pytorch/base/2/weights.bin').read())"
     sources = {
-        "competitionDataSources": ["salt"],
+        "competitionDataSources": ["salt", "sealed"],
         "modelDataSources": ["bob/resnet/pyTorch/base/2", "bob/resnet/pytorch/base/3", "bob"],
     }
     answer = emulator.push("has-a-model", program, weights, **sources)
     assert answer["invalidModelSources"] == ["bob/resnet/pytorch/base/3", "bob"]
+    assert answer["invalidCompetitionSources"] == ["sealed"]  # its rules are not accepted
     status, log = emulator.finish("has-a-model")
     text = "".join(entry["data"] for entry in log)
     assert status == {"status": "COMPLETE"}, text
@@ -385,9 +381,9 @@ def test_a_dataset_is_pending_then_ready(emulator, sdk):
     about = {"owner_slug": "bob", "dataset_slug": "slow-set"}
     request = request_of(ApiGetDatasetStatusRequest, **about)
     assert api.get_dataset_status(request).status is DatabundleVersionStatus.NOT_YET_PERSISTED
-    assert emulator.push("too-early", "1", datasetDataSources=["bob/slow-set"])[
-        "invalidDatasetSources"
-    ] == ["bob/slow-set"]
+    sources = {"text": "no notebook", "datasetDataSources": ["bob/slow-set"]}
+    early = emulator.push("too-early", **sources)
+    assert early["invalidDatasetSources"] == ["bob/slow-set"]
     seen = []
     while not seen or seen[-1] != "READY":
         seen.append(api.get_dataset_status(request).status.name)
@@ -396,10 +392,8 @@ def test_a_dataset_is_pending_then_ready(emulator, sdk):
     assert api.get_dataset(request_of(ApiGetDatasetRequest, **about)).current_version_number == 1
     files = api.list_dataset_files(request_of(ApiListDatasetFilesRequest, **about))
     assert [(f.name, f.total_bytes) for f in files.dataset_files] == [("points.csv", 6)]
+    assert "invalidDatasetSources" not in emulator.push("in-time", **sources)
     emulator.finish("too-early")
-    assert "invalidDatasetSources" not in emulator.push(
-        "in-time", "1", datasetDataSources=["bob/slow-set"]
-    )
     emulator.finish("in-time")
 
 
@@ -408,6 +402,46 @@ def test_a_dataset_that_is_not_there(emulator):
         about = {"ownerSlug": owner, "datasetSlug": "none-such"}
         for method in ("GetDatasetStatus", "GetDataset", "ListDatasetFiles"):
             assert call(emulator, method, DATASETS, **about)[0] == code
+
+
+ODD = (None, True, 0, -1, 2**70, 0.5, "", "x", "..", "\ud800", [], [None], [{}], {}, {"files": [0]})
+FIELDS = {
+    "GetCompetition": "competitionName",
+    "ListDataFiles": "competitionName pageSize pageToken",
+    "DownloadDataFile": "competitionName fileName",
+    "DownloadDataFiles": "competitionName",
+    "StartSubmissionUpload": "competitionName contentLength fileName lastModifiedEpochSeconds",
+    "CreateSubmission": "competitionName blobFileTokens submissionDescription sandbox",
+    "CreateCodeSubmission": "competitionName kernelOwner kernelSlug kernelVersion fileName",
+    "ListSubmissions": "competitionName page pageSize pageToken sortBy",
+    "GetSubmission": "ref",
+    "GetSubmissionLimits": "competitionName",
+    "StartBlobUpload": "type name contentLength",
+    "GetDatasetStatus": "ownerSlug datasetSlug",
+    "GetDataset": "ownerSlug datasetSlug",
+    "ListDatasetFiles": "ownerSlug datasetSlug datasetVersionNumber pageSize",
+    "CreateDataset": "ownerSlug slug title files isPrivate directories",
+    "CreateDatasetVersion": "ownerSlug datasetSlug body",
+    "GetModel": "ownerSlug modelSlug",
+    "GetModelInstance": "ownerSlug modelSlug framework instanceSlug",
+}
+SERVICES = {"Blob": "blobs.BlobApiService", "Dataset": DATASETS, "Model": "models.ModelApiService"}
+
+
+@pytest.mark.parametrize("method", FIELDS)
+def test_odd_fields_are_refused_with_words(emulator, method):
+    service = next((s for word, s in SERVICES.items() if word in method), COMPETITIONS)
+    sound = {"competitionName": "salt", "contentLength": 3, "fileName": "a.csv", "type": "DATASET"}
+    sound |= {"name": "a.csv", "ownerSlug": emulator.account, "datasetSlug": "salt"}
+    with requests.Session() as session:
+        session.trust_env = False
+        session.headers.update(emulator.headers)
+        for name in FIELDS[method].split():
+            for value in ODD:
+                url = f"{emulator.endpoint}/api/v1/{service}/{method}"
+                with session.post(url, json=sound | {name: value}, timeout=30) as answer:
+                    code = answer.status_code
+                assert code < 500 or code == 501, (name, value, answer.text)
 
 
 MANY = """
