@@ -47,9 +47,14 @@ ARCHIVES = (".zip", ".gz", ".7z", ".bz2")
 
 @dataclass(frozen=True)
 class Terms:
-    """The knobs. Slugs are in small letters."""
+    """The knobs. Slugs are in small letters.
+
+    `silent_limit`: a submission beyond the daily limit is answered as if it were entered, and is
+    not, as happened on Kaggle [A, kaggle-cli #148].
+    """
 
     daily: int = DAILY
+    silent_limit: bool = False
     scoring: float = SCORING
     rules_not_accepted: frozenset[str] = frozenset()
     code_only: frozenset[str] = frozenset()
@@ -150,11 +155,16 @@ class Contest:
 
     def enter(
         self, account: str, competition: str, file: Path, name: str, description: str, upload: bool
-    ) -> Submission:
-        """Enter a copy of `file`, within the daily limit. The same one twice is two submissions."""
+    ) -> Submission | None:
+        """Enter a copy of `file`, within the daily limit. The same one twice is two submissions.
+
+        None, with nothing entered, beyond a limit that is silent.
+        """
         slug = self.takes(competition, upload)
         with self._lock:
             if not self._limits(account, slug).left:
+                if self.terms.silent_limit:
+                    return None
                 raise Refusal(400, LIMIT)
             ref = next(self._refs)
             folder = self._folder / str(ref)

@@ -113,7 +113,7 @@ class Services:
         upload, path = self._uploads.take(token, account, f"submission to {slug}")
         description = fields.text("submissionDescription")
         made = self._contest.enter(account, slug, path, upload.name, description, upload=True)
-        return _entered(made)
+        return _entered(slug, made)
 
     def create_code_submission(self, account: str, fields: Fields) -> Json:
         """Enter an output of a kernel's version. It is not run again on other data, as Kaggle's."""
@@ -128,7 +128,8 @@ class Services:
         if name not in [output.name for output in version.outputs]:
             raise Refusal(400, f"Version {version.number} of the notebook has no output {name}")
         path, description = version.working / name, fields.text("submissionDescription")
-        return _entered(self._contest.enter(account, slug, path, name, description, upload=False))
+        made = self._contest.enter(account, slug, path, name, description, upload=False)
+        return _entered(slug, made)
 
     def list_submissions(self, account: str, fields: Fields) -> Json:
         """A page of the caller's submissions, the newest first, whatever order is asked for."""
@@ -283,8 +284,9 @@ class Services:
         return {name: value for name, value in answer.items() if value != ""}
 
 
-def _entered(made: Submission) -> Json:
-    return {"message": f"Successfully submitted to {made.competition}", "ref": made.ref}
+def _entered(slug: str, made: Submission | None) -> Json:
+    message = f"Successfully submitted to {slug}"
+    return {"message": message} | ({"ref": made.ref} if made else {})
 
 
 def _instance(instance: Instance) -> Json:

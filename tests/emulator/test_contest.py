@@ -629,6 +629,9 @@ def test_submissions_uploads_and_datasets_outlive_a_restart(tmp_path):
     assert contest.enter("alice", "salt", file, "b.csv", "", True).ref == made.ref + 1
     with pytest.raises(Refusal, match="daily submission limit"):
         contest.enter("alice", "salt", file, "c.csv", "", True)
+    silent = Contest(*arguments[:3], Terms(scoring=0, daily=2, silent_limit=True))
+    assert silent.enter("alice", "salt", file, "c.csv", "", True) is None
+    assert len(silent.submissions("alice", "salt")) == 2
 
     upload = Uploads(tmp_path / "_uploads").begin("alice", "dataset", "a.csv", 4)
     uploads = Uploads(tmp_path / "_uploads")
