@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from kernelkit.emulator.library import is_name
+from kernelkit.emulator.library import is_name, write_record
 from kernelkit.emulator.metric import BadFile, Solution, read_solution, score
 from kernelkit.emulator.state import OutputFile, Refusal
 
@@ -168,7 +168,7 @@ class Contest:
                 raise Refusal(400, LIMIT)
             ref = next(self._refs)
             folder = self._folder / str(ref)
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)  # left by a server that died
             shutil.copyfile(file, folder / "submission.csv")
             size = (folder / "submission.csv").stat().st_size
             made = Submission(ref, slug, account, name, size, description, time.time())
@@ -225,9 +225,7 @@ class Contest:
 
     def _keep(self, submission: Submission) -> None:
         path = self._folder / str(submission.ref) / "submission.json"
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(asdict(submission), indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_record(path, asdict(submission))
         self._submissions[submission.ref] = submission
 
     def _data(self, slug: str) -> Path | None:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 MIN_NAME, MAX_NAME = 6, 50
 """Characters of a created dataset's slug and title [V, the client's own check]."""
@@ -131,7 +132,7 @@ class Library:
         with self._lock:
             current = self._created.get(_key(dataset.owner, dataset.slug), dataset)
             folder = home / f"v{len(current.folders) + 1}"
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)  # left by a server that died
             for name, content in files:
                 shutil.copyfile(content, folder / name)
             wait = self.pending.get(_key(dataset.owner, dataset.slug), 0.0)
@@ -139,7 +140,7 @@ class Library:
             made = replace(current, folders=grown, ready=time.time() + wait)
             record = asdict(made) | {"versions": len(grown)}
             del record["folders"]
-            (home / "dataset.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+            write_record(home / "dataset.json", record)
             self._created[_key(dataset.owner, dataset.slug)] = made
         return made
 
@@ -192,6 +193,13 @@ def is_name(text: str) -> bool:
 def may_see(dataset: Dataset, account: str) -> bool:
     """Whether it is public or the account's own."""
     return not dataset.private or dataset.owner.lower() == account.lower()
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """JSON, whole or not at all: a server that dies leaves the file as it was."""
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def _key(owner: str, slug: str) -> str:

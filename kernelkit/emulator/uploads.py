@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from io import BufferedIOBase
 from pathlib import Path
 
+from kernelkit.emulator.library import write_record
 from kernelkit.emulator.state import Refusal
 
 BLOCK = 256 * 1024
@@ -66,7 +67,7 @@ class Uploads:
         folder = self._folder / key
         folder.mkdir(parents=True)
         (folder / "data").touch()
-        (folder / "upload.json").write_text(json.dumps(asdict(upload)), encoding="utf-8")
+        write_record(folder / "upload.json", asdict(upload))
         with self._lock:
             self._by_token[token] = upload
         return upload

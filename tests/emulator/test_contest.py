@@ -579,6 +579,30 @@ def test_the_official_client_makes_a_dataset(emulator, kaggle, tmp_path):
     assert emulator.run("reads-it", program, datasetDataSources=[f"{name}/1"]) == "1,2\n"
 
 
+def test_datasets_that_are_not_made(tmp_path):
+    """The official client looks first and never sends these; the words come inside a 200."""
+    library = Library(tmp_path / "sets", None)
+    file = tmp_path / "a.csv"
+    file.write_text("1")
+
+    def made(slug="my-points", title="My points", names=("a.csv",)):
+        return library.create(Dataset("alice", slug, title), [(name, file) for name in names])
+
+    for words, wrong in {
+        "slug must be between": made(slug="short"),
+        "slug may hold": made(slug="../../escapes"),
+        "title must be between": made(title="x" * 51),
+        "need names of their own": made(names=("a.csv", "a.csv")),
+        "there must be one": made(names=()),
+        "The files of a dataset": made(names=("../a.csv",)),
+    }.items():
+        assert isinstance(wrong, str)
+        assert words in wrong
+    assert not (tmp_path / "sets").exists()
+    assert isinstance(made(), Dataset)
+    assert "already in use by a dataset" in made()
+
+
 def about(name):
     owner, slug = name.split("/")
     return {"ownerSlug": owner, "datasetSlug": slug}
@@ -622,7 +646,7 @@ def test_submissions_uploads_and_datasets_outlive_a_restart(tmp_path):
     file.write_bytes(GOOD)
     arguments = (tmp_path / "_submissions", inputs, None, Terms(scoring=0, daily=2))
     made = Contest(*arguments).enter("alice", "salt", file, "submission.csv", "words", True)
-    (tmp_path / "_submissions" / "500000009").mkdir()  # the server died before it was entered
+    (tmp_path / "_submissions" / str(made.ref + 1)).mkdir()  # the server died before it was entered
     contest = Contest(*arguments)
     (found,) = contest.submissions("alice", "salt")
     assert (found.ref, found.status, found.description) == (made.ref, "COMPLETE", "words")
@@ -639,6 +663,7 @@ def test_submissions_uploads_and_datasets_outlive_a_restart(tmp_path):
     path = uploads.take(upload.token, "alice", "dataset")[1]
 
     about = Dataset("alice", "my-points", "My points", private=True)
+    (tmp_path / "_datasets" / "alice" / "my-points" / "v1").mkdir(parents=True)
     made_set = Library(tmp_path / "_datasets", inputs).create(about, [("a.csv", path)])
     assert Library(tmp_path / "_datasets", inputs).dataset("Alice", "my-points") == made_set
 
