@@ -97,6 +97,8 @@ class Contest:
         self._inputs = inputs
         self._solutions = _solutions(solutions)
         self._lock = threading.Lock()
+        self._zipping = threading.Lock()
+        self._zipped: dict[str, tuple[OutputFile, ...]] = {}
         self._downloads: dict[str, tuple[Path, OutputFile]] = {}
         self._submissions = _read_back(folder)
         self._refs = itertools.count(max([FIRST_REF - 1, *self._submissions]) + 1)
@@ -124,20 +126,20 @@ class Contest:
         data = self._data(self.check(competition))
         for file in self.files(competition):
             if data is not None and file.name == name:
-                return self._offer(data / name, file)
+                return self._offer((data / name).resolve(), file)
         raise Refusal(404, "Not found")
 
     def offer_all(self, competition: str) -> tuple[str, str]:
-        """Key and name of a zip of all files, made anew: they may have changed."""
+        """Key and name of a zip of all files; made anew only where they have changed."""
         slug = self.check(competition)
-        data = self._data(slug)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{slug}.{secrets.token_hex(4)}.zip"
-        with zipfile.ZipFile(path, "w", strict_timestamps=False) as archive:
-            for file in self.files(slug):
-                archive.write(f"{data}/{file.name}", file.name)
+        files = tuple(self.files(slug))
+        path = self._folder / f"{slug}.zip"
+        with self._zipping:
+            if self._zipped.get(slug) != files:
+                _zip(path, self._data(slug), files)
+                self._zipped[slug] = files
         about = path.stat()
-        file = OutputFile(f"{slug}.zip", about.st_size, about.st_mtime)
+        file = OutputFile(path.name, about.st_size, about.st_mtime)
         return self._offer(path, file), file.name
 
     def download(self, key: str, name: str) -> tuple[Path, OutputFile] | None:
@@ -258,11 +260,21 @@ def _read_back(folder: Path) -> dict[int, Submission]:
 
 
 def files_below(folder: Path) -> Iterator[OutputFile]:
-    """Every file, sorted, named by its path below the folder; no links."""
+    """Every file, sorted, named by its path below the folder; links stand for their files."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.is_symlink():
+        if path.is_file():
             about = path.stat()
             yield OutputFile(os.fspath(path.relative_to(folder)), about.st_size, about.st_mtime)
+
+
+def _zip(path: Path, folder: Path | None, files: tuple[OutputFile, ...]) -> None:
+    """Whole or not at all; who still reads the one before keeps it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".new")
+    with zipfile.ZipFile(temporary, "w", strict_timestamps=False) as archive:
+        for file in files:
+            archive.write(f"{folder}/{file.name}", file.name)
+    temporary.replace(path)
 
 
 def _is_of(submission: Submission, account: str, slug: str) -> bool:

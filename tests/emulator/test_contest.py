@@ -41,7 +41,6 @@ def house(starter, tmp_path_factory):
     """An emulator with competitions, solutions, a slow dataset and a model."""
     folder = tmp_path_factory.mktemp("contest")
     files = {
-        "salt/train.csv": "rows",
         "salt/deep/more file.csv": "more",
         "salt/empty.csv": "",
         "sealed/secret.csv": "rows",
@@ -55,6 +54,8 @@ def house(starter, tmp_path_factory):
         path = folder / "inputs" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+    (folder / "far.csv").write_text("rows")
+    (folder / "inputs" / "salt" / "train.csv").symlink_to(folder / "far.csv")
     for slug in ("salt", "notebooks-only"):
         (folder / "solutions" / slug).mkdir(parents=True)
         (folder / "solutions" / slug / "solution.csv").write_text(SOLUTION)
@@ -164,7 +165,10 @@ def test_downloads(emulator, competitions):
     with competitions.download_data_files(request) as response:
         archive = zipfile.ZipFile(io.BytesIO(response.content))
     assert archive.read("train.csv") == b"rows"
-    assert len(archive.namelist()) == 3
+    assert archive.namelist() == ["deep/more file.csv", "empty.csv", "train.csv"]
+    with competitions.download_data_files(request) as again:
+        assert again.url != response.url
+        assert again.headers["ETag"] == response.headers["ETag"]  # so that a cut one can go on
 
 
 @pytest.mark.parametrize("name", ["none.csv", "../sealed/secret.csv", "/etc/passwd", "deep", ""])
