@@ -115,6 +115,6 @@ def _effect(call: Call, answer: Record) -> Record | None:
             }
         case "CancelKernelSession" if "errorMessage" not in answer:
             return {"effect": "cancel", "session": call.fields.get("kernelSessionId")}
-        case "CreateSubmission":
-            return {"effect": "submission", "ref": answer.get("ref")}
+        case "CreateSubmission" | "CreateCodeSubmission" if "ref" in answer:
+            return {"effect": "submission", "ref": answer["ref"]}
     return None
