@@ -796,7 +796,7 @@ class PageCircle(Fault):
 
 
 HOSTILE = {
-    "parent": ("../escaped.txt", "sub/../../escaped.txt", ".."),
+    "parent": ("../escaped.txt", "sub/../../escaped.txt"),
     "absolute": ("/tmp/escaped.txt", "//escaped.txt"),
     "drive": ("C:\\escaped.txt", "C:escaped.txt", "C:/escaped.txt", "file.txt:stream"),
     "reserved": ("CON", "nul.txt", "sub/AUX.log", "COM1", "lpt9.csv"),
@@ -804,7 +804,17 @@ HOSTILE = {
     "long": ("x" * 300, "/".join(["deep"] * 1100)),
     "backslash": ("..\\escaped.txt", "sub\\file.txt", "\\\\host\\share\\escaped.txt"),
     "control": ("nul\0byte.txt", "line\nbreak.txt", "\x1b[2Jclear.txt", "tab\t.txt"),
-    "dots": ("dots...", "space ", ".", "", "sub/", "sub//file.txt", "./file.txt", "~/escaped.txt"),
+    "dots": (
+        "dots...",
+        "space ",
+        ".",
+        "..",
+        "",
+        "sub/",
+        "sub//file.txt",
+        "./file.txt",
+        "~/escaped.txt",
+    ),
     "nested": ("file", "file/inside.txt"),
 }
 """Names that must not become paths as they are. Links are not among them: a listing has none."""

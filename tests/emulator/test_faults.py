@@ -4,6 +4,7 @@ import email.utils
 import hashlib
 import json
 import re
+import socket
 import time
 
 import pytest
@@ -130,6 +131,50 @@ def test_retry_after(done, lie):
     assert (told[0], told[2]) == ("7", None)
     moment = email.utils.parsedate_to_datetime(told[1]).timestamp()
     assert 4 < moment - time.time() < 9
+
+
+def raw(emulator, request):
+    """All bytes of an answer to a request, but for its date."""
+    with socket.create_connection(("127.0.0.1", emulator.port), 20) as connection:
+        connection.sendall(request)
+        answer = b""
+        while block := connection.recv(65536):
+            answer += block
+    return re.sub(rb"Date: .*?\r\n", b"", answer)
+
+
+def test_faults_that_strike_others_change_nothing(done, lie):
+    """Byte for byte: every fault is set, and none for this account."""
+    about = {"userName": done.account, "kernelSlug": "my-kernel"}
+    address = done.outputs("my-kernel")["b.txt"]
+    download = address.removeprefix(done.endpoint)
+    key = f"Authorization: {done.headers['Authorization']}\r\nConnection: close\r\n"
+    requests_ = [
+        f"GET {download} HTTP/1.1\r\n{key}\r\n",
+        f"GET {download} HTTP/1.1\r\nRange: bytes=0-0\r\n{key}\r\n",
+        f"HEAD {download} HTTP/1.1\r\n{key}\r\n",
+        f"GET /api/v1/kernels/logs/stream/{done.account}/my-kernel HTTP/1.1\r\n{key}\r\n",
+        f"DELETE {download} HTTP/1.1\r\n{key}\r\n",
+        f"GET /nothing HTTP/1.1\r\n{key}\r\n",
+    ]
+    service = "/api/v1/kernels.KernelsApiService"
+    for method, fields in [
+        ("GetKernel", about),
+        (catalogue.STATUS, about),
+        ("ListKernelFiles", {**about, "pageSize": 1}),
+        ("ListKernelSessionOutput", about),
+        ("ListKernelFiles", {**about, "pageSize": -1}),
+        (catalogue.QUOTA, {}),
+        ("Unknown", {}),
+    ]:
+        body = json.dumps(fields)
+        head = f"POST {service}/{method} HTTP/1.1\r\nContent-Length: {len(body)}\r\n"
+        requests_.append(f"{head}{key}\r\n{body}")
+    before = [raw(done, request.encode()) for request in requests_]
+    lie(*({"fault": name, "account": "nobody", "times": 0} for name in catalogue.FAULTS))
+    assert [raw(done, request.encode()) for request in requests_] == before
+    assert {answer.split()[1] for answer in before} == {b"200", b"206", b"400", b"501"}
+    assert not any(record["faults"] for record in journal(done)[-len(before) + 2 :])
 
 
 def test_which_requests_are_struck(done, lie):
@@ -448,6 +493,30 @@ def test_a_server_that_dies_and_comes_back(running, lie):
             assert time.monotonic() - began < 10
             time.sleep(0.05)
     assert [next(running.events("my-kernel"))["data"]] == ["one\n"]
+
+
+def test_uploads_are_struck_too(done, lie):
+    """An answer that is lost after the effect: the bytes are there."""
+    competition = "competitions.CompetitionApiService"
+    about = {"competitionName": "some-competition"}
+    begun = done.call(
+        "StartSubmissionUpload", competition, **about, contentLength=7, fileName="s.csv"
+    ).json()
+    lie("server-error,call=Upload,code=503", "lost-after,call=Upload,at=2")
+    with requests.Session() as session:
+        assert session.put(begun["createUrl"], b"id,rle\n", timeout=10).status_code == 503
+        asked = {"Content-Range": "bytes */7"}
+        with pytest.raises(requests.ConnectionError):
+            session.put(begun["createUrl"], b"id,rle\n", timeout=10)
+        assert session.put(begun["createUrl"], headers=asked, timeout=10).status_code == 200
+    lie("lost-after,call=CreateSubmission")
+    fields = {**about, "blobFileTokens": begun["token"], "submissionDescription": "x"}
+    with pytest.raises(requests.ConnectionError):
+        done.call("CreateSubmission", competition, **fields)
+    listed = done.call("ListSubmissions", competition, **about).json()["submissions"]
+    refs = [e["ref"] for e in journal(done, "effects") if e["effect"] == "submission"]
+    assert refs == [submission["ref"] for submission in listed]
+    assert len(refs) == 1
 
 
 def test_credentials_that_expire(done, lie, monkeypatch, tmp_path):
