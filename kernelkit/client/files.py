@@ -251,9 +251,10 @@ class _Partial:
     def _read_note(self) -> dict[str, Any]:
         with suppress(OSError, ValueError, RecursionError):
             marks = json.loads(self._note.read_bytes())
-            known = isinstance(marks, dict) and marks.get("name") == self.file.name
-            if known and isinstance(marks["size"], int) and isinstance(marks["state"], str):
-                return dict(marks) if self.size <= marks["size"] else {}
+            if isinstance(marks, dict) and marks.get("name") == self.file.name:
+                state, size = marks.get("state"), marks.get("size")
+                if isinstance(state, str) and isinstance(size, int) and self.size <= size:
+                    return {"name": self.file.name, "state": state, "size": size}
         return {}
 
 
