@@ -94,12 +94,18 @@ class Connection:
         self.credentials = credentials
         self.endpoint = endpoint_of(endpoint)
         self.patience = patience or Patience()
+        self._loopback_only = endpoint is not None
         self.sdk = open_sdk(endpoint, self.patience)
-        self.files = requests.Session()
+        self.files = self.file_session()
         """For addresses that carry their own permission: never sent our credentials."""
-        _guard(self.files, self.patience, loopback_only=endpoint is not None)
         self._renew = renew
         self._sign_in(credentials)
+
+    def file_session(self) -> requests.Session:
+        """A session like `files`: each thread needs its own."""
+        session = requests.Session()
+        _guard(session, self.patience, loopback_only=self._loopback_only)
+        return session
 
     @property
     def session(self) -> requests.Session:
