@@ -18,7 +18,7 @@ INPUTS = $(or $(KERNELKIT_DATA),build/inputs)
 
 .DEFAULT_GOAL := help
 .PHONY: setup smoke test lint format render push status watch pull submit doctor emulator bench \
-	requirements clean help
+	faults requirements clean help
 
 setup: $(VENV)/all.done ## install everything: the tool, the workload, the tests
 
@@ -64,6 +64,9 @@ emulator: $(VENV)/all.done $(if $(KERNELKIT_DATA),,$(SYNTHETIC)) ## serve a loca
 bench: $(VENV)/all.done ## measure rendering beside its peers: time, memory, whose result runs
 	@$(MAKE) --no-print-directory --silent $(PEERS)/all.done || echo "without the peers" >&2
 	@$(VENV)/bin/python -m benchmarks --peers $(PEERS)/bin/python $(ARGS)
+
+faults: $(VENV)/all.done ## play a campaign of faults against a local Kaggle that lies
+	@$(VENV)/bin/python -m tests.campaign $(ARGS)
 
 requirements: $(VENV)/uv.done ## resolve the pinned versions anew from pyproject.toml
 	@$(RESOLVE) --all-extras --group dev -o requirements/all.txt
