@@ -205,8 +205,10 @@ class Api:
             return {"errorMessage": f"Kernel session {number} has already ended"}
         return {}
 
-    def generate_access_token(self, _: str, __: Fields) -> Json:
-        """A new token for a refresh token [V]; every refresh token is good."""
+    def generate_access_token(self, account: str, fields: Fields) -> Json:
+        """A new token for a refresh token, of which each is good, or for who is signed in [V]."""
+        if not fields.text("refreshToken") and not account:
+            raise Refusal(401, "Unauthorized access")
         token = {"token": f"access-{secrets.token_hex(16)}", "expiresIn": TOKEN_SECONDS}
         return {**token, "userName": self._user, "userId": 1}
 

@@ -12,7 +12,7 @@
                  name, the call and the request's number among the matching ones (1)
     lasting=S    from the first on, all matching requests of S seconds are struck, whatever
                  `times` says
-    account=A    only requests of this account
+    account=A    only requests of this account; a download's is the owner of its kernel
     kernel=K     only requests about the kernel of this slug
 
 What happens in the real Kaggle and what we made up is said by a mark: [V] seen in the client's
@@ -553,7 +553,7 @@ class ExpiredCredentials(Fault):
         token = self._token(call)
         if token in self._expired:
             return True
-        if not call.token or not self.matches(call, house):
+        if not token or call.method == "IntrospectToken" or not self.matches(call, house):
             return False
         first = self._first.setdefault(token, time.monotonic())
         if time.monotonic() - first < self.seconds or not super().strikes(call, house, seed):
@@ -567,9 +567,10 @@ class ExpiredCredentials(Fault):
         raise Instead(json_reply(401, {"code": 401, "message": "Unauthorized access"}))
 
     def _token(self, call: Call) -> str:
-        return (
-            f"Bearer {call.fields.get('token')}" if call.method == "IntrospectToken" else call.token
-        )
+        """What the request stands or falls with; a refresh token never expires."""
+        if call.method == "IntrospectToken":
+            return f"Bearer {call.fields.get('token')}"
+        return "" if call.fields.get("refreshToken") else call.token
 
 
 # ---- what is told of a version, and what it is given ----

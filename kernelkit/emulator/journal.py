@@ -2,11 +2,12 @@
 
 One line of JSON each in `journal.jsonl` of the state folder, which a restart goes on with:
 
-    {"n", "seconds", "method", "account", "kernel", "faults", "code"}    a request, when it is over
-    {"n", "effect": "version" | "submission" | "cancel", ...}             an effect, when it happens
+    {"n", "seconds", "method", "account", "kernel", "faults", "code"}   a request, before its answer
+    {"n", "effect": "version" | "submission" | "cancel", ...}            an effect, when it happens
 
 `n` counts requests in the order of their arrival; an effect has that of its request. `code` is
-the HTTP status that was sent, null where the connection was cut before.
+the answer's HTTP status, null where there is none and the connection is cut; `seconds` it took to
+come by it. Whoever has an answer finds its request here.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Journal:
 
     @contextlib.contextmanager
     def entry(self) -> Iterator[Entry]:
-        """One more request; written when it is over, however it ended."""
+        """One more request; written when its answer is known, or that there will be none."""
         with self._lock:
             self._requests += 1
             entry = Entry(self._requests, time.monotonic(), self)
@@ -89,8 +90,10 @@ class Journal:
 
     def write(self, record: Record) -> None:
         """One more line."""
-        with self._lock, self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        line = json.dumps(record) + "\n"
+        gone = contextlib.suppress(FileNotFoundError)  # at our end a temporary folder goes first
+        with self._lock, gone, self._path.open("a", encoding="utf-8") as file:
+            file.write(line)
 
     def _read(self) -> list[Record]:
         """What is written; a last line that a killed process left unfinished is none."""

@@ -44,6 +44,8 @@ KEEP_ALIVE = 15.0
 """Seconds of a silent log after which a comment shows whether the client is still there."""
 POLL = 0.05
 """Seconds until a serving thread notices that it is to stop."""
+UNSIGNED = ("IntrospectToken", "GenerateAccessToken")
+"""Asked at `import kaggle`, when the client may not yet be signed in [V]."""
 LINGER_NONE = struct.pack("ii", 1, 0)
 """A socket so closed is reset at once."""
 
@@ -187,17 +189,17 @@ class Handler(BaseHTTPRequestHandler):
                 self._send(_error(500, f"{type(bug).__name__}: {bug}"))
 
     def _serve(self, request: Request) -> None:
-        """Answer, and write down that it was done."""
+        """Answer; what was asked and what comes of it is written down first, and can be read."""
         if request.path.startswith("/emulator/"):
             self._send(self._control(request))
             return
         with self.server.journal.entry() as entry:
             try:
-                self._send(self._reply(request, entry))
+                reply = self._reply(request, entry)
             except Refusal as refusal:
-                self._send(_error(refusal.code, str(refusal)))
-            finally:
-                entry.code = self._code
+                reply = _error(refusal.code, str(refusal))
+            entry.code = reply.code
+        self._send(reply)
 
     def _reply(self, request: Request, entry: Entry) -> Reply:
         """The answer, with the faults that strike this request around its effect."""
@@ -286,8 +288,13 @@ class Handler(BaseHTTPRequestHandler):
         while length > 0 and (block := self.rfile.read(min(BLOCK, length))):
             length -= len(block)
 
-    def _account(self) -> str:
-        return self.server.api.account(self.headers.get("Authorization", ""))
+    def _account(self, optional: bool = False) -> str:
+        try:
+            return self.server.api.account(self.headers.get("Authorization", ""))
+        except Refusal:
+            if optional:
+                return ""
+            raise
 
     def _identified(self, request: Request) -> Call:
         """What is asked, by whom, about what. Raises Refusal: 401, 501, or 400 for a bad body."""
@@ -317,8 +324,7 @@ class Handler(BaseHTTPRequestHandler):
     def _rpc(self, call: Call, request: Request) -> Call:
         name = request.path.removeprefix("/api/v1/")
         method = name.rpartition("/")[2]
-        # Asked at `import kaggle`, when the client may not yet be signed in [V].
-        account = "" if method == "IntrospectToken" else self._account()
+        account = self._account(optional=method in UNSIGNED)
         if name not in self.server.api.calls or name == request.path:
             raise Refusal(501, f"unimplemented: {name}")
         fields = _json_object(request.body)

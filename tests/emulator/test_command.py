@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import requests
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -115,6 +116,32 @@ def test_wrong_arguments(arguments, words):
     code, said = refuse(*arguments)
     assert code == 2
     assert words in said
+
+
+def test_faults_by_the_front_door(tmp_path):
+    """`kernelkit emulator` hands them on, and its help has the whole table."""
+    command = [sys.executable, "-m", "kernelkit", "emulator", "--port", "0", "--seed", "3"]
+    done = subprocess.run([*command, "--fault", "forbiden"], cwd=ROOT, capture_output=True)
+    assert done.returncode == 2
+    assert b"--fault no fault 'forbiden'; did you mean forbidden?" in done.stderr
+    faults = ["--fault", "forbidden", "--fault", "quota-used", "--state", str(tmp_path / "state")]
+    process = subprocess.Popen(
+        [*command, *faults], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        endpoint = process.stdout.readline().split()[3]
+        url = f"{endpoint}/api/v1/kernels.KernelsApiService/GetAcceleratorQuotaStatistics"
+        gpu = requests.post(url, auth=("me", "key"), timeout=30).json()["gpuQuota"]
+        assert gpu["timeUsed"] == gpu["totalTimeAllowed"]
+        journal = (tmp_path / "state" / "journal.jsonl").read_text().splitlines()
+        assert json.loads(journal[0])["faults"] == ["quota-used"]
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=30)
+    words = subprocess.run(
+        [sys.executable, "-m", "kernelkit.emulator", "--help"], cwd=ROOT, capture_output=True
+    )
+    assert b"expired-credentials  any " in words.stdout
 
 
 def test_it_listens_on_loopback_only(launch):

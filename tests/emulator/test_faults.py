@@ -539,12 +539,18 @@ def test_credentials_that_expire(done, lie, monkeypatch, tmp_path):
     assert active("old") == {}
     assert (ask(bearer("other")), active("other")["active"]) == (200, True)
     assert ask(done.headers) == 200
-    with KaggleClient(env=KaggleEnv.TEST, api_token="any") as client:
+    with KaggleClient(env=KaggleEnv.TEST) as client:
         credentials = KaggleCredentials(client, refresh_token="refresh", access_token="")
         credentials.refresh_access_token()
         assert credentials.introspect() == "rehearsal"
     assert ask(bearer(credentials.get_access_token())) == 200
     assert credentials.get_access_token() != "old"
+    # With the expired one for a signature too; without a refresh token it is of no use.
+    for fields, code in [({"refreshToken": "refresh"}, 200), ({}, 401)]:
+        answer = done.call("GenerateAccessToken", "users.AccountService", bearer("old"), **fields)
+        assert answer.status_code == code
+    unsigned = done.call("GenerateAccessToken", "users.AccountService", {})
+    assert unsigned.status_code == 401
 
     requests.delete(f"{done.endpoint}/emulator/faults", timeout=10)
     lie("expired-credentials,seconds=0.4,times=0")

@@ -118,7 +118,8 @@ def test_lies_as_the_official_client_sees_them(emulator, kaggle, kernel_folder, 
         assert "Maximum batch GPU session count of 2 reached." in kaggle(*push)
         assert "closed connection without response" in kaggle(*push, code=1)
         assert "['some-competition', 'none-such']" in kaggle(*push)
-        emulator.finish("my-first-kernel")
+        for version in ("v1", "v2"):
+            emulator.finish("my-first-kernel", version)
 
         lie("stale-status", "forbidden,at=2")
         assert "COMPLETE" in kaggle("kernels", "status", name)
