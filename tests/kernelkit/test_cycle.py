@@ -218,7 +218,7 @@ def test_the_same_version_of_another_kaggle_takes_no_old_results(
     (folder,) = (project / "runs").iterdir()
     old = (folder / "v1" / "run.json").read_bytes()
     (folder / "v1").rename(folder / "v2")  # as if pushed to a Kaggle that was there before
-    cli("push", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
+    cli("push", "--again", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
     assert not (folder / "v2" / "run.json").exists()
     assert (folder / "v2.1" / "run.json").read_bytes() == old
     pulled = json.loads(
