@@ -26,12 +26,12 @@ from kernelkit.emulator.api import Api
 from kernelkit.emulator.contest import DAILY, SCORING, Contest, Terms
 from kernelkit.emulator.faults import BadFault, House, Plan
 from kernelkit.emulator.journal import Journal
-from kernelkit.emulator.library import Library
+from kernelkit.emulator.library import BadState, Library
 from kernelkit.emulator.metric import BadFile
 from kernelkit.emulator.runner import TIME_LIMIT, Isolation, Runner, why_no_namespace
 from kernelkit.emulator.server import Server
 from kernelkit.emulator.services import Services
-from kernelkit.emulator.state import GPU_HOURS, BadState, Kaggle, is_account
+from kernelkit.emulator.state import GPU_HOURS, Kaggle, is_account
 from kernelkit.emulator.uploads import Uploads
 
 USAGE, MACHINE = 2, 10
@@ -59,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
                 folder, options.inputs, options.mounts, options.gpu_quota, library, not_accepted
             )
             contest = Contest(folder / "_submissions", options.inputs, options.solutions, terms)
+            uploads = Uploads(folder / "_uploads")
         except BadState as error:
             return _fail(f"--state {error}")
         except BadFile as error:
@@ -69,8 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _fail(f"cannot listen on 127.0.0.1:{options.port}: {error.strerror}")
         runner = Runner(kaggle, isolation, server.endpoint, options.time_limit)
         server.api = Api(kaggle, runner, server.endpoint, options.user)
-        server.contest, server.uploads = contest, Uploads(folder / "_uploads")
-        services = Services(kaggle, contest, server.uploads, library, server.endpoint)
+        server.contest, server.uploads = contest, uploads
+        services = Services(kaggle, contest, uploads, library, server.endpoint)
         server.api.calls |= services.calls
         server.house = House(kaggle, runner, server.endpoint, server.die)
         server.journal = Journal(folder / "journal.jsonl")

@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from kernelkit.emulator.library import is_name, write_record
+from kernelkit.emulator.library import is_name, reading, write_record
 from kernelkit.emulator.metric import BadFile, Solution, read_solution, score
 from kernelkit.emulator.state import OutputFile, Refusal
 
@@ -87,7 +87,9 @@ class Limits:
 
 
 class Contest:
-    """All competitions and submissions. Raises metric.BadFile for a solution that is none."""
+    """All competitions and submissions. Raises metric.BadFile for a solution that is none, BadState
+    for a submission that cannot be read.
+    """
 
     def __init__(
         self, folder: Path, inputs: Path | None, solutions: Path | None, terms: Terms
@@ -255,8 +257,12 @@ def _solutions(folder: Path | None) -> dict[str, Solution]:
 
 def _read_back(folder: Path) -> dict[int, Submission]:
     """A submission that was not wholly written when the server died was not entered."""
-    records = (json.loads(p.read_text("utf-8")) for p in folder.glob("*/submission.json"))
-    return {record["ref"]: Submission(**record) for record in records}
+    found = {}
+    for path in folder.glob("*/submission.json"):
+        with reading(path):
+            submission = Submission(**json.loads(path.read_text("utf-8")))
+            found[submission.ref] = submission
+    return found
 
 
 def files_below(folder: Path) -> Iterator[OutputFile]:

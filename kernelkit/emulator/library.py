@@ -9,12 +9,13 @@ stay as they were sent: Kaggle unpacks archives [A], this does not.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ FRAMEWORKS = (
 """ModelFramework without its prefix [V]."""
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,200}[A-Za-z0-9])?")
+
+
+class BadState(Exception):
+    """A folder is not what an emulator leaves; the words say what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Instance:
 @dataclass
 class Library:
     """`pending`: seconds that a dataset ("owner/slug") takes from the first question on; a created
-    one, and each new version, takes them from its creation on.
+    one, and each new version, takes them from its creation on. Raises BadState.
     """
 
     folder: Path
@@ -83,11 +88,12 @@ class Library:
         self._asked: dict[str, float] = {}
         self._created: dict[str, Dataset] = {}
         for record in sorted(self.folder.glob("*/*/dataset.json")):
-            facts = json.loads(record.read_text(encoding="utf-8"))
-            count = facts.pop("versions")
-            folders = tuple(record.parent / f"v{n}" for n in range(1, count + 1))
-            known = Dataset(**facts, folders=folders)
-            self._created[_key(known.owner, known.slug)] = known
+            with reading(record):
+                facts = json.loads(record.read_text(encoding="utf-8"))
+                count = facts.pop("versions")
+                folders = tuple(record.parent / f"v{n}" for n in range(1, count + 1))
+                known = Dataset(**facts, folders=folders)
+                self._created[_key(known.owner, known.slug)] = known
 
     def dataset(self, owner: str, slug: str) -> Dataset | None:
         """A dataset, whoever may see it; a created one before one of the inputs folder."""
@@ -200,6 +206,15 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     temporary = path.with_suffix(".new")
     temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+@contextlib.contextmanager
+def reading(record: Path) -> Iterator[None]:
+    """While a record of the state is read: BadState where it is spoilt."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadState(f"{record.parent} cannot be read: {error!r}") from error
 
 
 def _key(owner: str, slug: str) -> str:

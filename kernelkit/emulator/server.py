@@ -307,7 +307,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "POST":
             return self._rpc(call, request)
         if self.command == "PUT":
-            return replace(call, method="Upload", path=request.path)
+            account = self.server.uploads.whose(request.path.removeprefix("/upload/"))
+            return replace(call, method="Upload", account=account)
         kind, _, rest = request.path.lstrip("/").partition("/")
         if kind == "download":
             account, kernel = self.server.kaggle.whose(rest.partition("/")[0])

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypedDict
 
-from kernelkit.emulator.library import Library
+from kernelkit.emulator.library import Library, reading
 
 MAX_SOURCE = 1_000_000
 """Bytes; a source must be smaller. 878,947 was accepted and 1,353,126 refused [A]."""
@@ -56,10 +56,6 @@ class Refusal(Exception):
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code = code
-
-
-class BadState(Exception):
-    """A folder is not what an emulator leaves; the words say what is wrong with it."""
 
 
 class Status(enum.StrEnum):
@@ -358,11 +354,9 @@ class Kaggle:
     def _load(self) -> tuple[int, int]:
         """Read what an earlier emulator has left; the greatest kernel id and session id of it."""
         kernel_id, session_id = 100_000_000, 300_000_000
-        for path in sorted(self._folder.glob("*/*/kernel.json")):
-            try:
+        for path in sorted(self._folder.glob("[!_]*/*/kernel.json")):  # accounts begin otherwise
+            with reading(path):
                 kernel = _read_kernel(path)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise BadState(f"{path.parent} cannot be read: {error!r}") from error
             if kernel is None:
                 continue
             self._kernels[(kernel.owner.lower(), kernel.slug)] = kernel

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from io import BufferedIOBase
 from pathlib import Path
 
-from kernelkit.emulator.library import write_record
+from kernelkit.emulator.library import reading, write_record
 from kernelkit.emulator.state import Refusal
 
 BLOCK = 256 * 1024
@@ -47,15 +47,19 @@ class Received:
 
 
 class Uploads:
-    """All uploads; `folder` holds one folder each. Token and key never stand for each other."""
+    """All uploads; `folder` holds one folder each. Token and key never stand for each other.
+
+    Raises BadState.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
         self._by_token: dict[str, Upload] = {}
         for record in sorted(folder.glob("*/upload.json")):
-            upload = Upload(**json.loads(record.read_text(encoding="utf-8")))
-            self._by_token[upload.token] = upload
+            with reading(record):
+                upload = Upload(**json.loads(record.read_text(encoding="utf-8")))
+                self._by_token[upload.token] = upload
 
     def begin(self, account: str, purpose: str, name: str, size: int) -> Upload:
         """Announce a file."""
@@ -106,6 +110,13 @@ class Uploads:
         if path.stat().st_size != upload.size:
             raise Refusal(400, f"The upload of {upload.name} is not complete")
         return upload, path
+
+    def whose(self, key: str) -> str:
+        """The account that announced the upload at this address, or nothing."""
+        try:
+            return self._by_key(key).account
+        except Refusal:
+            return ""
 
     def _by_key(self, key: str) -> Upload:
         with self._lock:

@@ -7,6 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+import requests
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -100,6 +103,66 @@ def test_killed_in_the_middle_of_a_run(launch):
     assert second.push("cut-short", "1")["versionNumber"] == 2
 
 
+def test_submissions_and_datasets_after_a_kill(launch, tmp_path):
+    """An upload is struck, cut and resumed, a submission's answer lost: all of it counts once."""
+    contest, about = "competitions.CompetitionApiService", {"competitionName": "some-competition"}
+    (tmp_path / "solutions" / "some-competition").mkdir(parents=True)
+    solution = tmp_path / "solutions" / "some-competition" / "solution.csv"
+    solution.write_text("id,rle_mask,Usage\na,1 5,Public\n")
+    knobs = ["--solutions", str(tmp_path / "solutions"), "--scoring-seconds", "0"]
+    lies = ["server-error,call=Upload,code=503,account=alice", "lost-after,call=CreateSubmission"]
+    first = launch(*knobs, *(word for lie in lies for word in ("--fault", lie)))
+    data = b"id,rle_mask\na,1 5\n"
+    size = {"contentLength": len(data)}
+
+    def begun(service, method, **fields):
+        answer = first.call(method, service, **size, **fields).json()
+        return answer["createUrl"], answer["token"]
+
+    def put(url, body=b"", place=""):
+        return requests.put(url, body, headers={"Content-Range": place} if place else {}, timeout=9)
+
+    url, token = begun(contest, "StartSubmissionUpload", fileName="s.csv", **about)
+    assert put(url, data).status_code == 503
+    assert "Range" not in put(url, place=f"bytes */{len(data)}").headers
+    assert put(url, data[:4], f"bytes 0-3/{len(data)}").status_code == 503
+    assert put(url, place=f"bytes */{len(data)}").headers["Range"] == "bytes=0-3"
+    assert put(url, data[4:], f"bytes 4-{len(data) - 1}/{len(data)}").status_code == 200
+    fields = {**about, "blobFileTokens": token}
+    with pytest.raises(requests.ConnectionError):
+        first.call("CreateSubmission", contest, **fields)
+    # Every name that a dataset may have is none of a kernel's.
+    url, token = begun("blobs.BlobApiService", "StartBlobUpload", type="DATASET", name="a.csv")
+    assert put(url, data).status_code == 200
+    named = {"ownerSlug": "alice", "slug": "kernel.json", "title": "kernel json"}
+    made = first.call(
+        "CreateDataset", "datasets.DatasetApiService", **named, files=[{"token": token}]
+    )
+    assert made.json()["status"] == "ok"
+    (before,) = first.call("ListSubmissions", contest, **about).json()["submissions"]
+    half, token = begun(contest, "StartSubmissionUpload", fileName="t.csv", **about)
+    put(half, data[:4], f"bytes 0-3/{len(data)}")
+    first.process.send_signal(signal.SIGKILL)
+    first.process.communicate()
+
+    second = launch(*knobs, state=first.state)
+    (after,) = second.call("ListSubmissions", contest, **about).json()["submissions"]
+    assert after == before | {"url": after["url"]}  # at another port
+    assert (before["status"], before["publicScore"]) == ("COMPLETE", "1.00000")
+    half = half.replace(first.endpoint, second.endpoint)
+    assert put(half, data[4:], f"bytes 4-{len(data) - 1}/{len(data)}").status_code == 200
+    again = second.call("CreateSubmission", contest, **about, blobFileTokens=token).json()
+    assert again["ref"] == before["ref"] + 1
+    journal = second.fetch(f"{second.endpoint}/emulator/journal").json()
+    effects = [e["ref"] for e in journal["effects"] if e["effect"] == "submission"]
+    assert effects == [before["ref"], again["ref"]]
+    uploads = [r for r in journal["requests"] if r["method"] == "Upload"]
+    assert {r["account"] for r in uploads} == {"alice"}
+    assert [r["faults"] for r in uploads] == [["server-error"]] + [[]] * 7
+    dropped = second.push("my-kernel", "1", datasetDataSources=["alice/kernel.json"])
+    assert "invalidDatasetSources" not in dropped
+
+
 def test_one_state_one_emulator(launch):
     first = launch()
     words = f"kernelkit emulator: --state {first.state} is in use by another emulator\n"
@@ -107,12 +170,21 @@ def test_one_state_one_emulator(launch):
     assert first.call("GetAcceleratorQuotaStatistics").ok
 
 
-def test_a_spoilt_state(launch):
-    first = launch()
-    first.run("my-kernel", "1")
-    first.stop()
-    (first.state / "alice" / "my-kernel" / "kernel.json").write_text("{}")
-    code, words = refuse(first.state)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("alice/my-kernel/kernel.json", "{}"),
+        ("_submissions/500000001/submission.json", "[]"),
+        ("_uploads/a0/upload.json", "{"),
+        ("_datasets/alice/my-points/dataset.json", "{}"),
+    ],
+)
+def test_a_spoilt_state(tmp_path, name, text):
+    (tmp_path / "emulator.json").write_text("{}")
+    record = tmp_path / name
+    record.parent.mkdir(parents=True)
+    record.write_text(text)
+    code, words = refuse(tmp_path)
     assert code == 10
-    assert "my-kernel cannot be read" in words
+    assert f"{record.parent} cannot be read" in words
     assert "Traceback" not in words

@@ -146,18 +146,52 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(
     assert [f"epoch {n}/8" in again for n in range(1, 9)] == [True] * 8
 
 
-def test_a_dropped_source_is_an_error_and_is_recorded(
-    project: Path, cli: Cli, local_kaggle: str
+def asked(local_kaggle: str, slug: str) -> list[dict[str, object]]:
+    """What the local Kaggle has noted of calls about a kernel."""
+    journal = requests.get(f"{local_kaggle}/emulator/journal", timeout=10).json()
+    return [call for call in journal["requests"] if call["kernel"] == slug]
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "words"),
+    [
+        ("competition", "nowhere", "the competition nowhere gives you no data"),
+        ("dataset", "ann/nowhere", "there is no dataset ann/nowhere"),
+    ],
+)
+def test_a_source_that_is_not_there_is_told_before_the_push(
+    project: Path, cli: Cli, local_kaggle: str, kind: str, source: str, words: str
 ) -> None:
-    told = cli(
-        "push",
-        "--set",
-        'kernel.dataset_sources=["ann/nowhere"]',
-        cwd=project,
-        env={"KERNELKIT_ENDPOINT": local_kaggle},
-        expect=4,
-    )
-    assert "ann/nowhere" in told.stderr
+    slug = f"no-{kind}-there"
+    names = [f'kernel.id="{slug}"', f'kernel.title="No {kind} there"']
+    there = {"competition": "letters", "dataset": "ann/letters"}[kind]
+    names += [f'kernel.{kind}_sources=["{there}", "{source}"]']
+    options = [part for name in names for part in ("--set", name)]
+    told = cli("push", *options, cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle}, expect=4)
+    assert words in told.stderr
+    assert "Nothing was sent" in told.stderr
+    methods = {call["method"] for call in asked(local_kaggle, slug)}
+    assert methods == {"GetKernel"}
+    assert not list(project.glob("runs/*/v*"))
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_dropped_source_is_an_error_and_is_recorded(
+    project: Path, cli: Cli, local_kaggle: str, told: bool
+) -> None:
+    """Whether Kaggle says in its answer that it drops one, or only shows a kernel without it."""
+    slug = f"dropped-{'aloud' if told else 'in-silence'}"
+    names = [f'kernel.id="{slug}"', f'kernel.title="{slug.replace("-", " ")}"']
+    names += ['kernel.dataset_sources=["ann/letters"]']
+    fault = f"dropped-source,kind=dataset,kernel={slug},told={str(told).lower()}"
+    assert requests.post(f"{local_kaggle}/emulator/faults", json=[fault], timeout=10).ok
+    options = [part for name in names for part in ("--set", name)]
+    refused = cli("push", *options, cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle}, expect=4)
+    assert "dataset_sources: asked 'ann/letters', not given" in refused.stderr
+    assert ("Kaggle dropped 'ann/letters'" in refused.stderr) == told
+    assert "runs all the same" in refused.stderr
+    (pushed,) = [call for call in asked(local_kaggle, slug) if call["method"] == "SaveKernel"]
+    assert pushed["faults"] == ["dropped-source"]
     assert (last_folder(project) / "push.json").is_file()
 
 
@@ -184,7 +218,7 @@ def test_the_same_version_of_another_kaggle_takes_no_old_results(
     (folder,) = (project / "runs").iterdir()
     old = (folder / "v1" / "run.json").read_bytes()
     (folder / "v1").rename(folder / "v2")  # as if pushed to a Kaggle that was there before
-    cli("push", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
+    cli("push", "--again", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
     assert not (folder / "v2" / "run.json").exists()
     assert (folder / "v2.1" / "run.json").read_bytes() == old
     pulled = json.loads(
