@@ -19,8 +19,9 @@ from rich.text import Text
 import kernelkit
 from kernelkit import ledger, pipeline, speak
 from kernelkit.client import State
-from kernelkit.config import PROJECT_FILE, load_config
+from kernelkit.config import PROJECT_FILE, Config, checked_endpoint, load_config
 from kernelkit.diagnose import diagnose
+from kernelkit.doctor import examine
 from kernelkit.errors import ConfigError, KernelkitError
 from kernelkit.prove import DEADLINE_SECONDS
 from kernelkit.push import Outcome
@@ -524,13 +525,15 @@ def doctor(
     endpoint: Endpoint = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look, and change nothing: project, disk, credentials, quota."""
+    """Look, and change nothing: this machine, the account, the project and its sources."""
     speak.to_stderr_for(as_json)
-    config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    findings = pipeline.doctor(config)
-    marks = {True: "[green]good   [/]", False: "[red]bad    [/]", None: "unknown"}
-    for finding in findings:
-        speak.words.print(f"{marks[finding.good]} {finding.subject}: {escape(finding.words)}")
+    config: Config | ConfigError
+    try:
+        config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
+    except ConfigError as fault:
+        config = fault
+    findings = examine(project, config, checked_endpoint(endpoint))
+    speak.findings(findings)
     speak.document(as_json, [vars(finding) for finding in findings])
     raise typer.Exit(next((f.exit_code for f in findings if f.exit_code), 0))
 

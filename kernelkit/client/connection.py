@@ -27,6 +27,9 @@ READ_SECONDS = 60  # a push of 900 kB is answered after several seconds
 
 T = TypeVar("T")
 
+Listener = Callable[[requests.Response, bool], None]
+"""Told of every answer, those of redirections too, and whether its body is left to be streamed."""
+
 
 @dataclass(frozen=True)
 class Patience:
@@ -96,6 +99,13 @@ class Connection:
         _guard(self.files, loopback_only=endpoint is not None)
         self._renew = renew
         self._sign_in(credentials)
+
+    def listen(self, listener: Listener | None) -> None:
+        """Tell `listener` of every answer that comes from here on; None tells nobody."""
+        for session in (self.session, self.files):
+            for adapter in session.adapters.values():
+                if isinstance(adapter, _Adapter):
+                    adapter.listener = listener
 
     @property
     def session(self) -> requests.Session:
@@ -197,9 +207,13 @@ class _Adapter(HTTPAdapter):
     def __init__(self, loopback_only: bool) -> None:
         super().__init__()
         self._loopback_only = loopback_only
+        self.listener: Listener | None = None
 
     def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         if self._loopback_only and not _on_this_machine(request.url):
             raise RefusedError(f"a local Kaggle pointed at {request.url}, which is elsewhere")
         kwargs["timeout"] = kwargs.get("timeout") or (CONNECT_SECONDS, READ_SECONDS)
-        return super().send(request, *args, **kwargs)
+        answer = super().send(request, *args, **kwargs)
+        if self.listener is not None:
+            self.listener(answer, bool(args[0] if args else kwargs.get("stream")))
+        return answer

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "kernelkit"
 ROOMS = [  # a room imports only what stands before it
     *("errors", "config", "imports", "bundle", "image", "runtime", "witness", "render", "secrets"),
     *("notebook", "sync", "preflight", "prove", "client", "remote", "push", "verify", "ledger"),
-    *("causes", "tracebacks", "diagnose", "pipeline", "speak", "cli", "__main__"),
+    *("causes", "tracebacks", "diagnose", "doctor", "pipeline", "speak", "cli", "__main__"),
 ]
 
 CLIENT = ("answers", "connection", "credentials", "logs", "files", "kaggle", "competitions")
@@ -38,6 +38,7 @@ NEVER = {
     "causes": {"kernelkit"},
     "tracebacks": {"kernelkit"},
     "diagnose": {"kernelkit.client", "kernelkit.remote", "requests"},
+    "doctor": {"kaggle", "kagglesdk", "kernelkit.remote", "kernelkit.ledger"},
     "pipeline": {"kernelkit.cli", "kernelkit.speak"},
     "speak": {"kaggle", "kagglesdk"},
     "cli": {"kaggle", "kagglesdk"},
