@@ -13,7 +13,17 @@ PACKAGE = ROOT / "kernelkit"
 ROOMS = [  # a room imports only what stands before it
     *("errors", "config", "imports", "bundle", "image", "runtime", "witness", "render", "secrets"),
     *("notebook", "sync", "preflight", "prove", "client", "remote", "push", "verify", "ledger"),
-    *("causes", "tracebacks", "diagnose", "doctor", "pipeline", "speak", "cli", "__main__"),
+    *(
+        "causes",
+        "tracebacks",
+        "diagnose",
+        "doctor",
+        "pipeline",
+        "probe",
+        "speak",
+        "cli",
+        "__main__",
+    ),
 ]
 
 CLIENT = ("answers", "connection", "credentials", "logs", "files", "kaggle", "competitions")
@@ -39,6 +49,7 @@ NEVER = {
     "tracebacks": {"kernelkit"},
     "diagnose": {"kernelkit.client", "kernelkit.remote", "requests"},
     "doctor": {"kaggle", "kagglesdk", "kernelkit.remote", "kernelkit.ledger"},
+    "probe": {"kaggle", "kagglesdk", "kernelkit.emulator"},
     "pipeline": {"kernelkit.cli", "kernelkit.speak"},
     "speak": {"kaggle", "kagglesdk"},
     "cli": {"kaggle", "kagglesdk"},
