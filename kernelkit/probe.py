@@ -145,7 +145,7 @@ def _attempt(
         f"kernel.competition_sources={json.dumps(list(competitions))}",
     ]
     local = kaggle.endpoint if urlsplit(kaggle.endpoint).scheme == "http" else None
-    config = load_config(_project(), settings=settings, endpoint=local, environment={})
+    config = load_config(project_folder(), settings=settings, endpoint=local, environment={})
     kernel = pipeline.render(config)
     differences: list[str] = []
     try:
@@ -167,8 +167,8 @@ def _attempt(
     return _Attempt(kernel, record, tuple(differences), source, end, outputs, log)
 
 
-def _project() -> Path:
-    """Inside the package where a wheel installed it, among the examples in a checkout."""
+def project_folder() -> Path:
+    """The probe's project: in the package where a wheel installed it, else among the examples."""
     package = Path(kernelkit.__file__).parent
     inside = package / "probe_kernel"
     return inside if inside.is_dir() else package.parent / "examples" / "image"
