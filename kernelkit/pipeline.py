@@ -227,7 +227,7 @@ def advise(kernel: Kernel) -> list[str]:
 def compare_with_image(kernel: Kernel) -> list[image.Availability]:
     """How everything that is imported from elsewhere stands to Kaggle's image."""
     found = {**kernel.bundle.optional, **kernel.bundle.third_party}
-    return image.compare(dict(sorted(found.items())), kernel.manifest["pip"])
+    return image.compare(dict(sorted(found.items())), kernel.manifest["pip"], kernel.image)
 
 
 def prove(

@@ -13,17 +13,8 @@ PACKAGE = ROOT / "kernelkit"
 ROOMS = [  # a room imports only what stands before it
     *("errors", "config", "imports", "bundle", "image", "runtime", "witness", "render", "secrets"),
     *("notebook", "sync", "preflight", "prove", "client", "remote", "push", "verify", "ledger"),
-    *(
-        "causes",
-        "tracebacks",
-        "diagnose",
-        "doctor",
-        "pipeline",
-        "probe",
-        "speak",
-        "cli",
-        "__main__",
-    ),
+    *("causes", "tracebacks", "diagnose", "doctor", "pipeline", "probe", "speak", "cli"),
+    "__main__",
 ]
 
 CLIENT = ("answers", "connection", "credentials", "logs", "files", "kaggle", "competitions")
