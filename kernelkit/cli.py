@@ -559,9 +559,17 @@ def _probe(
         raise ConfigError("the probe asks before it pushes", "Agree beforehand: --probe --yes")
     if not yes and not typer.confirm("Go on?", err=as_json):
         raise typer.Exit(speak.INTERRUPTED)
-    report = probing.probe(kaggle, folder, competitions, tell=speak.Teller())
+    with speak.watching(f"what runs on Kaggle goes on; the calls so far are in {folder}") as teller:
+        report = probing.probe(kaggle, folder, competitions, tell=teller)
     speak.findings(report.findings)
-    speak.words.print(f"good: as kernelkit assumes; bad: otherwise. Kept in {escape(str(folder))}")
+    speak.words.print(f"good: as kernelkit assumes; bad: otherwise. Kept in {escape(str(folder))}:")
+    speak.words.print("transcript.json and report.json name nobody, and may be shown to others")
+    if report.image and endpoint is None:
+        speak.words.print(
+            f'next:  cp {report.image} kaggle-image.json, and image = "kaggle-image.json" in '
+            "[tool.kernelkit]: imports are then held against what is really there",
+            markup=False,
+        )
     findings = [vars(finding) for finding in report.findings]
     speak.document(as_json, {"folder": str(folder), "findings": findings})
 

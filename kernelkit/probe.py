@@ -65,6 +65,9 @@ class Report:
     folder: Path
     """transcript.json, report.json, image.json, and both runs' own folders."""
 
+    image: Path | None
+    """A snapshot as `image.load_snapshot` reads it; None where the run left none."""
+
     findings: tuple[Finding, ...]
 
 
@@ -124,9 +127,11 @@ def probe(
         kaggle.listen(None)
         _write(folder / "transcript.json", transcript.document)
     findings = tuple(_findings(good, bad, earlier, competitions, transcript))
-    _write(folder / "image.json", good.read("image.json"))
     _write(folder / "report.json", transcript.redacted([asdict(found) for found in findings]))
-    return Report(folder, findings)
+    image = folder / "image.json" if good.read("image.json") else None
+    if image:
+        _write(image, good.read("image.json"))
+    return Report(folder, image, findings)
 
 
 def _attempt(

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import requests
 
-from kernelkit.client import Credentials, connect
+from kernelkit.client import Credentials, Kaggle, connect
 from kernelkit.config import load_config
 from kernelkit.doctor import Finding, Health
 from kernelkit.errors import RefusedError
@@ -156,7 +156,7 @@ def test_a_transcript_differs_from_another_in_shapes_alone(probed: Probed) -> No
     theirs["exchanges"].append(theirs["exchanges"][0])
     assert differences(theirs, ours) == []
     for exchange in theirs["exchanges"]:
-        if exchange["call"].endswith("/GetKernel"):
+        if exchange["call"].endswith("/GetKernel") and exchange["status"] == 200:
             exchange["body"]["metadata"]["id"] = "string"
             exchange["body"]["metadata"]["machineShape"] = "string"
         if exchange["call"].endswith("/ListKernelSessionOutput"):
@@ -197,6 +197,39 @@ def test_a_refused_push_still_leaves_its_transcript(local_kaggle: str, tmp_path:
     exchanges = json.loads((tmp_path / "transcript.json").read_text(encoding="utf-8"))["exchanges"]
     assert exchanges[-1]["call"].endswith("/SaveKernel")
     assert exchanges[-1]["status"] == 403
+
+
+def lies(endpoint: str, account: str, *faults: str) -> Kaggle:
+    """A new account of the local Kaggle, to which alone it tells these lies."""
+    told = [f"{fault},account={account}" for fault in faults]
+    with requests.Session() as session:
+        session.trust_env = False
+        session.post(f"{endpoint}/emulator/faults", json=told, timeout=30).raise_for_status()
+    return connect(endpoint, {"KAGGLE_USERNAME": account, "KAGGLE_KEY": KEY})
+
+
+def test_what_a_strange_kaggle_does_is_reported(local_kaggle: str, tmp_path: Path) -> None:
+    kaggle = lies(
+        *(local_kaggle, "teller", "forbidden,times=2", "internet-flipped"),
+        *("dropped-source,kind=competition", "run-error,at=2,outputs=gone"),
+    )
+    found = {f.subject: f for f in probe(kaggle, tmp_path, ["letters"]).findings}
+    assert found["status"].words.startswith("HTTP 403")
+    given = found["asked and given"]
+    assert given.health == Health.BAD
+    assert "enable_internet: asked False, given True" in given.words
+    assert "letters" in given.words
+    assert found["mount letters"].health == Health.BAD
+    assert found["outputs of a failed run"].health == Health.BAD
+    assert found["cells after the failing one"].health == Health.UNKNOWN
+
+
+def test_a_kernel_that_was_made_public_ends_the_probe(local_kaggle: str, tmp_path: Path) -> None:
+    kaggle = lies(local_kaggle, "exposed", "public")
+    with pytest.raises(RefusedError, match="is_private: asked True, given False"):
+        probe(kaggle, tmp_path)
+    exchanges = json.loads((tmp_path / "transcript.json").read_text(encoding="utf-8"))["exchanges"]
+    assert sum(e["call"].endswith("/SaveKernel") for e in exchanges) == 1
 
 
 def test_it_asks_before_it_pushes(plain: Path, cli: Callable, local_kaggle: str) -> None:
