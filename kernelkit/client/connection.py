@@ -35,6 +35,10 @@ Listener = Callable[[requests.Response, bool], None]
 class Patience:
     """How long Kaggle is given, in seconds, and the clock by which it is."""
 
+    connect: float = CONNECT_SECONDS
+    read: float = READ_SECONDS
+    """Silence of one call, before it counts as lost."""
+
     retry: float = 20
     """No attempt of a reading call begins later than this after the first: with the two timeouts
     of a connection under 100 s in all."""
@@ -93,10 +97,10 @@ class Connection:
         self.credentials = credentials
         self.endpoint = endpoint_of(endpoint)
         self.patience = patience or Patience()
-        self.sdk = open_sdk(endpoint)
+        self.sdk = open_sdk(endpoint, self.patience)
         self.files = requests.Session()
         """For addresses that carry their own permission: never sent our credentials."""
-        _guard(self.files, loopback_only=endpoint is not None)
+        _guard(self.files, self.patience, loopback_only=endpoint is not None)
         self._renew = renew
         self._sign_in(credentials)
 
@@ -172,7 +176,7 @@ def endpoint_of(endpoint: str | None) -> str:
     return endpoint or str(kaggle_env.get_endpoint(kaggle_env.KaggleEnv.PROD))
 
 
-def open_sdk(endpoint: str | None) -> KaggleClient:
+def open_sdk(endpoint: str | None, patience: Patience | None = None) -> KaggleClient:
     """The SDK's client without credentials; of a local Kaggle where an endpoint is given."""
     if endpoint is None:
         client = KaggleClient(env=kaggle_env.KaggleEnv.PROD)
@@ -183,14 +187,15 @@ def open_sdk(endpoint: str | None) -> KaggleClient:
         assert _on_this_machine(url), url
     client.http_client()._signed_in = False  # keeps it from credentials that are not ours to use
     client.http_client()._init_session()
-    _guard(client.http_client()._session, loopback_only=endpoint is not None)
+    local = endpoint is not None
+    _guard(client.http_client()._session, patience or Patience(), loopback_only=local)
     return client
 
 
-def _guard(session: requests.Session, *, loopback_only: bool) -> None:
+def _guard(session: requests.Session, patience: Patience, *, loopback_only: bool) -> None:
     session.trust_env = not loopback_only
     for scheme in ("http://", "https://"):
-        session.mount(scheme, _Adapter(loopback_only))
+        session.mount(scheme, _Adapter(patience, loopback_only))
 
 
 def _on_this_machine(url: str) -> bool:
@@ -204,15 +209,16 @@ def _on_this_machine(url: str) -> bool:
 class _Adapter(HTTPAdapter):
     """Gives every request a timeout, and keeps a rehearsal on this machine."""
 
-    def __init__(self, loopback_only: bool) -> None:
+    def __init__(self, patience: Patience, loopback_only: bool) -> None:
         super().__init__()
+        self._timeouts = (patience.connect, patience.read)
         self._loopback_only = loopback_only
         self.listener: Listener | None = None
 
     def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         if self._loopback_only and not _on_this_machine(request.url):
             raise RefusedError(f"a local Kaggle pointed at {request.url}, which is elsewhere")
-        kwargs["timeout"] = kwargs.get("timeout") or (CONNECT_SECONDS, READ_SECONDS)
+        kwargs["timeout"] = kwargs.get("timeout") or self._timeouts
         answer = super().send(request, *args, **kwargs)
         if self.listener is not None:
             self.listener(answer, bool(args[0] if args else kwargs.get("stream")))

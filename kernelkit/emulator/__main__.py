@@ -19,14 +19,20 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from kernelkit.emulator import faults
 from kernelkit.emulator.api import Api
+from kernelkit.emulator.contest import DAILY, SCORING, Contest, Terms
 from kernelkit.emulator.faults import BadFault, House, Plan
 from kernelkit.emulator.journal import Journal
+from kernelkit.emulator.library import Library
+from kernelkit.emulator.metric import BadFile
 from kernelkit.emulator.runner import TIME_LIMIT, Isolation, Runner, why_no_namespace
 from kernelkit.emulator.server import Server
+from kernelkit.emulator.services import Services
 from kernelkit.emulator.state import GPU_HOURS, BadState, Kaggle, is_account
+from kernelkit.emulator.uploads import Uploads
 
 USAGE, MACHINE = 2, 10
 """Exit statuses, as kernelkit's own."""
@@ -44,17 +50,28 @@ def main(arguments: list[str] | None = None) -> int:
     if isolation is None:
         return MACHINE
     with _state_folder(options.state) as folder:
+        terms = _terms(options)
+        not_accepted = terms.rules_not_accepted
         try:
             _claim(folder)
-            kaggle = Kaggle(folder, options.inputs, options.mounts, options.gpu_quota)
+            library = Library(folder / "_datasets", options.inputs, dict(options.dataset_pending))
+            kaggle = Kaggle(
+                folder, options.inputs, options.mounts, options.gpu_quota, library, not_accepted
+            )
+            contest = Contest(folder / "_submissions", options.inputs, options.solutions, terms)
         except BadState as error:
             return _fail(f"--state {error}")
+        except BadFile as error:
+            return _fail(str(error), USAGE)
         try:
             server = Server(options.port, kaggle, options.verbose)
         except OSError as error:
             return _fail(f"cannot listen on 127.0.0.1:{options.port}: {error.strerror}")
         runner = Runner(kaggle, isolation, server.endpoint, options.time_limit)
         server.api = Api(kaggle, runner, server.endpoint, options.user)
+        server.contest, server.uploads = contest, Uploads(folder / "_uploads")
+        services = Services(kaggle, contest, server.uploads, library, server.endpoint)
+        server.api.calls |= services.calls
         server.house = House(kaggle, runner, server.endpoint, server.die)
         server.journal = Journal(folder / "journal.jsonl")
         server.plan = Plan(options.seed, {name.rpartition("/")[2] for name in server.api.calls})
@@ -176,7 +193,35 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--ready-file", type=Path, help="written as JSON once it listens")
     parser.add_argument("--lifeline", action="store_true", help="stop when standard input ends")
     parser.add_argument("--verbose", action="store_true", help="log every request to stderr")
-    return parser.parse_args(arguments)
+    _add_contest(parser)
+    options = parser.parse_args(arguments)
+    if options.solutions and options.inputs and _lies_in(options.solutions, options.inputs):
+        parser.error(f"{options.solutions} lies in the inputs: a run could read the solutions")
+    return options
+
+
+def _add_contest(parser: argparse.ArgumentParser) -> None:
+    """The knobs of competitions and datasets."""
+    add = parser.add_argument
+    add("--solutions", type=_folder, help="folder of <slug>/solution.csv, never mounted")
+    add("--scoring-seconds", type=_hours, default=SCORING, metavar="SECONDS", help="in PENDING")
+    add("--daily-submissions", type=_count, default=DAILY, metavar="N", help="of one account")
+    add("--silent-limit", action="store_true", help="beyond it, answer as if it were entered")
+    knob: dict[str, Any] = {"action": "append", "default": [], "metavar": "SLUG"}
+    add("--rules-not-accepted", type=str.lower, help="of this competition", **knob)
+    add("--code-competition", type=str.lower, help="one that takes no uploads", **knob)
+    knob |= {"metavar": "OWNER/SLUG:SECONDS"}
+    add("--dataset-pending", type=_pending, help="READY after so long", **knob)
+
+
+def _terms(options: argparse.Namespace) -> Terms:
+    return Terms(
+        options.daily_submissions,
+        options.silent_limit,
+        options.scoring_seconds,
+        frozenset(options.rules_not_accepted),
+        frozenset(options.code_competition),
+    )
 
 
 def _port(text: str) -> int:
@@ -217,6 +262,27 @@ def _hours(text: str) -> float:
     if not 0 <= (hours := float(text)) < math.inf:
         raise argparse.ArgumentTypeError("must not be negative")
     return hours
+
+
+def _count(text: str) -> int:
+    if (count := int(text)) < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return count
+
+
+def _pending(text: str) -> tuple[str, float]:
+    name, _, seconds = text.rpartition(":")
+    owner, slash, slug = name.partition("/")
+    if not slash or not is_account(owner) or not slug:
+        raise argparse.ArgumentTypeError(f"{text!r} is not OWNER/SLUG:SECONDS")
+    return name.lower(), _hours(seconds)
+
+
+def _lies_in(solutions: Path, inputs: Path) -> bool:
+    """Whether a run that gets the inputs, links followed, could read a solution."""
+    mounted = [inputs, *(path.resolve() for path in inputs.iterdir())]
+    secret = [solutions, *(path.resolve() for path in solutions.glob("*/solution.csv"))]
+    return any(path.is_relative_to(place) for path in secret for place in mounted)
 
 
 def _fail(message: str, code: int = MACHINE) -> int:

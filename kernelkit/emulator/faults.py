@@ -44,7 +44,8 @@ source, [D] documented, [A] anecdotal, [?] any server and network can do it; nob
                                       told to be another; shape= (nothing): a CPU (times=0) [A]
     public               SaveKernel   the kernel is made public though private was asked for [?]
     internet-flipped     SaveKernel   internet is given if it was not asked for, or else not [A]
-    stream-cut           Log          entries=1 reset=false: the stream breaks off after them [A]
+    stream-cut           Log          entries=1 bytes=0 reset=false: the stream breaks off after so
+                                      many entries, or bytes where some are given [A]
     stream-replayed      Log          entries=1: after them the log comes from its start [A]
     stream-endless       Log          the stream ends without END_OF_LOG [A]
     stream-silent        Log          entries=1 seconds=30: after them, silence, not even
@@ -76,7 +77,8 @@ source, [D] documented, [A] anecdotal, [?] any server and network can do it; nob
 
 status is GetKernelSessionStatus, quota GetAcceleratorQuotaStatistics, listing
 ListKernelSessionOutput and ListKernelFiles. `when=after` means that the request was carried out.
-A fault that waits for the version before strikes only where there is one.
+A fault that tells of the version before strikes only where there is one, and one of the stream
+only while the run goes on. A download's faults do to other calls what they do to downloads.
 """
 
 # ruff: noqa: D101, D102, ARG002
@@ -329,7 +331,7 @@ def _typed(what: str, value: Any, kind: Any) -> Any:
         number = None
     if number is None or not number < threading.TIMEOUT_MAX:
         raise BadFault(f"{what}={text} must be a number{' without a point' * (kind is int)}")
-    lowest = {"at": 1, "rate": 1, "size": 1, "by": -threading.TIMEOUT_MAX}
+    lowest = {"at": 1, "rate": 1, "size": 1, "entries": 1, "by": -threading.TIMEOUT_MAX}
     key = what.rpartition(" ")[2]
     if number < lowest.get(key, 0) or (key == "chance" and number > 1):
         raise BadFault(f"{what}={text} is out of range")
@@ -372,20 +374,28 @@ def _amended(reply: Reply, change: Callable[[Json], None]) -> Reply:
 
 @dataclass(kw_only=True)
 class _Answered(Fault):
-    """Another answer is given, before the effect or after it."""
+    """Another answer is given, and the request is not carried out."""
+
+    def before(self, call: Call, house: House) -> None:
+        raise Instead(self.reply())
+
+    def reply(self) -> Reply:
+        """The answer."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class _AnsweredWhen(_Answered):
+    """Another answer is given, whether or not the request is carried out."""
 
     when: When = "before"
 
     def before(self, call: Call, house: House) -> None:
         if self.when == "before":
-            raise Instead(self.reply())
+            super().before(call, house)
 
     def after(self, call: Call, house: House, reply: Reply) -> Reply:
         return self.reply()
-
-    def reply(self) -> Reply:
-        """The answer."""
-        raise NotImplementedError
 
 
 @fault("forbidden")
@@ -408,7 +418,7 @@ class Queued(_Answered):
 
 
 @fault("server-error")
-class ServerError(_Answered):
+class ServerError(_AnsweredWhen):
     code: int = 502
 
     def reply(self) -> Reply:
@@ -416,7 +426,7 @@ class ServerError(_Answered):
 
 
 @fault("rate-limit")
-class RateLimit(_Answered):
+class RateLimit(_AnsweredWhen):
     form: Literal["seconds", "date", "none"] = "seconds"
     retry_after: float = 1
 
@@ -428,7 +438,7 @@ class RateLimit(_Answered):
 
 
 @fault("html")
-class Html(_Answered):
+class Html(_AnsweredWhen):
     code: int = 200
 
     def reply(self) -> Reply:
@@ -436,7 +446,7 @@ class Html(_Answered):
 
 
 @fault("error-in-200")
-class ErrorIn200(_Answered):
+class ErrorIn200(_AnsweredWhen):
     code: int = 404
     message: str = "Not found"
 
@@ -694,22 +704,38 @@ class RunError(_Ends):
 # ---- the log stream ----
 
 
-@fault("stream-cut")
-class StreamCut(Fault):
+@dataclass(kw_only=True)
+class _OfAStream(Fault):
+    """The log of a run that goes on; that of one that is over is no stream."""
+
     call: str = "Log"
+
+    def matches(self, call: Call, house: House) -> bool:
+        if not super().matches(call, house) or (found := house.find(call)) is None:
+            return False
+        return not found[1].status.over
+
+
+@fault("stream-cut")
+class StreamCut(_OfAStream):
     entries: int = 1
+    bytes: int = 0
     reset: bool = False
 
+    def after(self, call: Call, house: House, reply: Reply) -> Reply:
+        if not self.bytes:
+            return reply
+        return replace(reply, manner=Manner(cut=self.bytes, reset=self.reset))
+
     def events(self, events: Iterator[str]) -> Iterator[str]:
-        for number, event in enumerate(events):
-            if number >= self.entries:
-                raise Lost(self.reset)
+        for number, event in enumerate(events, 1):
             yield event
+            if number == self.entries and not self.bytes:
+                raise Lost(self.reset)
 
 
 @fault("stream-replayed")
-class StreamReplayed(Fault):
-    call: str = "Log"
+class StreamReplayed(_OfAStream):
     entries: int = 1
 
     def events(self, events: Iterator[str]) -> Iterator[str]:
@@ -723,16 +749,13 @@ class StreamReplayed(Fault):
 
 
 @fault("stream-endless")
-class StreamEndless(Fault):
-    call: str = "Log"
-
+class StreamEndless(_OfAStream):
     def events(self, events: Iterator[str]) -> Iterator[str]:
         return (event for event in events if not event.startswith("data: END_OF_LOG"))
 
 
 @fault("stream-silent")
-class StreamSilent(Fault):
-    call: str = "Log"
+class StreamSilent(_OfAStream):
     entries: int = 1
     seconds: float = 30
 
@@ -773,7 +796,7 @@ class PageCircle(Fault):
 
 
 HOSTILE = {
-    "parent": ("../escaped.txt", "sub/../../escaped.txt", ".."),
+    "parent": ("../escaped.txt", "sub/../../escaped.txt"),
     "absolute": ("/tmp/escaped.txt", "//escaped.txt"),
     "drive": ("C:\\escaped.txt", "C:escaped.txt", "C:/escaped.txt", "file.txt:stream"),
     "reserved": ("CON", "nul.txt", "sub/AUX.log", "COM1", "lpt9.csv"),
@@ -781,7 +804,17 @@ HOSTILE = {
     "long": ("x" * 300, "/".join(["deep"] * 1100)),
     "backslash": ("..\\escaped.txt", "sub\\file.txt", "\\\\host\\share\\escaped.txt"),
     "control": ("nul\0byte.txt", "line\nbreak.txt", "\x1b[2Jclear.txt", "tab\t.txt"),
-    "dots": ("dots...", "space ", ".", "", "sub/", "sub//file.txt", "./file.txt", "~/escaped.txt"),
+    "dots": (
+        "dots...",
+        "space ",
+        ".",
+        "..",
+        "",
+        "sub/",
+        "sub//file.txt",
+        "./file.txt",
+        "~/escaped.txt",
+    ),
     "nested": ("file", "file/inside.txt"),
 }
 """Names that must not become paths as they are. Links are not among them: a listing has none."""

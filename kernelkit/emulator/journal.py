@@ -26,7 +26,7 @@ from kernelkit.emulator.faults import Call
 
 Record = dict[str, Any]
 
-_DIGEST = re.compile(r"digest\W{1,12}([0-9a-f]{64})\b")
+_DIGEST = re.compile(r"(?<![\w-])digest\W{1,12}([0-9a-f]{64})\b")
 """The digest that a pushed source carries, whatever wraps it: `"digest": "…"` in some escaping."""
 
 
@@ -115,6 +115,6 @@ def _effect(call: Call, answer: Record) -> Record | None:
             }
         case "CancelKernelSession" if "errorMessage" not in answer:
             return {"effect": "cancel", "session": call.fields.get("kernelSessionId")}
-        case "CreateSubmission":
-            return {"effect": "submission", "ref": answer.get("ref")}
+        case "CreateSubmission" | "CreateCodeSubmission" if "ref" in answer:
+            return {"effect": "submission", "ref": answer["ref"]}
     return None

@@ -25,13 +25,16 @@ import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedIOBase
 from typing import Any
 
 from kernelkit.emulator.api import Api, Fields, Json, Reply
+from kernelkit.emulator.contest import Contest
 from kernelkit.emulator.delivery import BLOCK, Lost, Part
 from kernelkit.emulator.faults import BadFault, Call, House, Instead, Plan
 from kernelkit.emulator.journal import Entry, Journal
 from kernelkit.emulator.state import Kaggle, OutputFile, Refusal, Version
+from kernelkit.emulator.uploads import Uploads
 
 MAX_BODY = 16 * 1024 * 1024
 """Bytes of a request; a source of 1 MB, escaped at its worst, is 6 MB."""
@@ -70,6 +73,8 @@ class Server(ThreadingHTTPServer):
         self.verbose = verbose
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
         self.api: Api
+        self.contest: Contest
+        self.uploads: Uploads
         self.house: House
         self.plan: Plan
         self.journal: Journal
@@ -136,13 +141,20 @@ class Handler(BaseHTTPRequestHandler):
         """A log stream or a download."""
         self._answer()
 
+    def do_PUT(self) -> None:
+        """An upload."""
+        self._answer()
+
     def do_HEAD(self) -> None:
         """A download's headers."""
         self._answer()
 
     def do_DELETE(self) -> None:
         """The end of all faults."""
-        self._answer()
+        if self.path.startswith("/emulator/"):
+            self._answer()
+        else:
+            self.send_error(501, f"Unsupported method ({self.command!r})")
 
     def send_error(self, code: int, message: str | None = None, _: str | None = None) -> None:
         """The base class's complaints about a request (bad line, unknown method), as JSON too."""
@@ -200,6 +212,8 @@ class Handler(BaseHTTPRequestHandler):
             for fault in faults:
                 reply = fault.after(call, house, reply)
         except Instead as instead:
+            if self.command == "PUT":
+                self._skip(self._upload_body()[1])
             return instead.reply
         if isinstance(reply.body, Iterator):
             for fault in faults:
@@ -211,6 +225,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if call.method == "Download":
                 return self._download(call)
+            if call.method == "Upload":
+                return self._put(call)
             if call.method == "Log":
                 return self._log(call)
             answer = self.server.api.calls[call.path](call.account, Fields(call.fields))
@@ -245,7 +261,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _request(self) -> Request:
         """Path, query and body; an address of another host is refused, for this is no proxy."""
-        body = self._body()
+        body = b"" if self.command == "PUT" else self._body()  # an upload is too large to hold
         try:
             parts = urllib.parse.urlsplit(self.path)
         except ValueError:
@@ -283,8 +299,8 @@ class Handler(BaseHTTPRequestHandler):
         )
         if self.command == "POST":
             return self._rpc(call, request)
-        if self.command == "DELETE":
-            raise Refusal(501, f"unimplemented: DELETE {request.path}")
+        if self.command == "PUT":
+            return replace(call, method="Upload", path=request.path)
         kind, _, rest = request.path.lstrip("/").partition("/")
         if kind == "download":
             account, kernel = self.server.kaggle.whose(rest.partition("/")[0])
@@ -320,6 +336,36 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"}
         return Reply(200, self._events(version), headers)
 
+    def _put(self, call: Call) -> Reply:
+        """A file's bytes, or the question how many of them have arrived."""
+        kind, _, key = call.path.lstrip("/").partition("/")
+        body, length = self._upload_body()
+        try:
+            if kind != "upload":
+                raise Refusal(501, f"unimplemented: PUT {call.path}")
+            wanted = call.headers.get("content-range", "")
+            received = self.server.uploads.receive(key, wanted, body, length)
+        except Refusal:
+            self._skip(length)
+            raise
+        some = received.code == 308 and received.size
+        return Reply(
+            received.code, headers={"Range": f"bytes=0-{received.size - 1}"} if some else {}
+        )
+
+    def _upload_body(self) -> tuple[BufferedIOBase, int]:
+        """The body and its length. Clients send an empty file in chunks: there is none to read."""
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            if self.rfile.read(5) == b"0\r\n\r\n":
+                return self.rfile, 0
+            self.close_connection = True
+            raise Refusal(411, "A valid Content-Length is required")
+        length = self.headers.get("Content-Length", "")
+        if not re.fullmatch(r"\d{1,12}", length):
+            self.close_connection = True
+            raise Refusal(411, "A valid Content-Length is required")
+        return self.rfile, int(length)
+
     def _events(self, version: Version) -> Iterator[str]:
         """Server-sent events from the first entry on, until the run's end."""
         seen, over = 0, False
@@ -336,7 +382,7 @@ class Handler(BaseHTTPRequestHandler):
         """A file, or the part of it that Range asks for. The address is its own permission."""
         key, _, quoted = call.path.partition("/")
         name = os.fsdecode(urllib.parse.unquote_to_bytes(quoted))
-        found = self.server.kaggle.download(key, name)
+        found = self.server.kaggle.download(key, name) or self.server.contest.download(key, name)
         if found is None:
             raise Refusal(404, "Not found")
         path, output = found
