@@ -24,6 +24,7 @@ from kernelkit.client import State, connect
 from kernelkit.config import PROJECT_FILE, Config, checked_endpoint, load_config
 from kernelkit.diagnose import diagnose
 from kernelkit.errors import ConfigError, KernelkitError
+from kernelkit.outputs import Selection
 from kernelkit.prove import DEADLINE_SECONDS
 from kernelkit.push import Outcome
 from kernelkit.render import SIZE_LIMIT_BYTES
@@ -339,15 +340,33 @@ def pull(
     settings: Settings = None,
     endpoint: Endpoint = None,
     deadline: Deadline = None,
+    files: Annotated[
+        list[str] | None,
+        typer.Option("--file", metavar="NAME", help="This output alone; may be given again."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Outputs of such names alone; may be given again."),
+    ] = None,
+    unpacked: Annotated[
+        bool, typer.Option("--unpack", help="Unpack each verified zip into a folder beside it.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Wait for a run's end, download what it left, and verify it."""
+    """Wait for a run's end, download what it left, and verify it.
+
+    Everything in the run's working folder comes, unless --file or --only name a part of it. What
+    was cut goes on where it was. Files that were not declared as outputs come too, unverified.
+    """
     speak.to_stderr_for(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
     kaggle, record = pipeline.attach(config, name)
+    selection = Selection(tuple(files or ()), tuple(only or ()))
     with speak.watching(DETACHED.format(f" v{record.version}")) as teller:
-        pulled = pipeline.pull(kaggle, record, deadline=deadline, tell=teller)
+        pulled = pipeline.pull(kaggle, record, selection, deadline=deadline, tell=teller)
     pipeline.require_success(pulled, config.project)
+    if unpacked:
+        pipeline.unpack(pulled, tell=teller)
     speak.conclude(pulled, as_json)
 
 

@@ -8,6 +8,7 @@ through `tell`; none of them prints.
 
 from __future__ import annotations
 
+import difflib
 import fcntl
 import json
 import os
@@ -18,13 +19,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import kernelkit
-from kernelkit import image, ledger, remote
+from kernelkit import image, ledger, outputs, remote
 from kernelkit import push as pushing
 from kernelkit import sync as syncing
 from kernelkit.bundle import read_bundle
@@ -53,6 +55,7 @@ from kernelkit.errors import (
 )
 from kernelkit.ledger import Record
 from kernelkit.notebook import embedded_manifest, read_cells
+from kernelkit.outputs import EVERYTHING, Brought, Progress, Selection
 from kernelkit.preflight import Problem, check
 from kernelkit.preflight import advise as preflight_advice
 from kernelkit.prove import DEADLINE_SECONDS, Proof, without_accelerator
@@ -63,14 +66,15 @@ from kernelkit.render import Kernel, write_kernel
 from kernelkit.render import render as render_kernel
 from kernelkit.secrets import own_credentials
 from kernelkit.sync import Plan
-from kernelkit.verify import Verdict
+from kernelkit.unpack import unpack as unpack_zip
+from kernelkit.verify import Verdict, unpacked_name
 from kernelkit.verify import verify as verify_folder
 
 EMULATOR_START_SECONDS = 30  # it imports nbclient; a cold disk takes some seconds
 EMULATOR_STOP_SECONDS = 20  # it ends its runs first
 
-Event = Status | LogEntry | Quota | str
-"""What a step tells while it goes on: a new state, a piece of the log, the quota, or words."""
+Event = Status | LogEntry | Quota | Progress | str
+"""What a step tells: a new state, a piece of the log, the quota, bytes that came, or words."""
 
 Tell = Callable[[Event], None]
 
@@ -87,11 +91,18 @@ class Pulled:
     state: State
     verdict: Verdict
 
+    left_behind: Mapping[str, str] = field(default_factory=dict)
+    """Files that stay on Kaggle, and why."""
+
+    partial: bool = False
+    """Whether a part of the outputs was asked for, and nothing is said of the others."""
+
     @property
     def about(self) -> dict[str, Any]:
         """All of it for a script."""
         verdict = {**asdict(self.verdict), "verified": self.verdict.verified}
-        return {"folder": str(self.folder), "state": self.state, **verdict}
+        rest = {"left_behind": dict(self.left_behind), "partial": self.partial}
+        return {"folder": str(self.folder), "state": self.state, **verdict, **rest}
 
 
 def run(
@@ -442,19 +453,48 @@ def logs(kaggle: Kaggle, record: Record) -> list[LogEntry]:
 
 
 def pull(
-    kaggle: Kaggle, record: Record, *, deadline: float | None = None, tell: Tell = quiet
+    kaggle: Kaggle,
+    record: Record,
+    selection: Selection = EVERYTHING,
+    *,
+    deadline: float | None = None,
+    tell: Tell = quiet,
 ) -> Pulled:
-    """Bring home and judge what a run left; waits for its end. A complete folder stays as it is."""
+    """Bring home and judge what a run left; waits for its end. A complete folder stays as it is.
+
+    A selection of the outputs is judged alone, and does not make the folder complete.
+
+    Raises:
+        ConfigError: the run left nothing of the names that were asked for.
+        UnreachableError, CapacityError: not everything came; the next pull goes on there.
+        MachineError: the disk is full, or the folder cannot be written.
+    """
     run = _address(kaggle, record)
     if record.complete:
-        tell(f"{record.folder} is complete already")
-        return Pulled(record.folder, _recorded_state(record), verify_folder(record.folder))
+        return _as_it_is(record, tell)
     end = status(kaggle, record)
     if not end.state.finished:
         end = watch(kaggle, record, deadline=deadline, tell=tell)
+    with outputs.alone(record.folder, tell):
+        if record.complete:  # by the pull that was waited for
+            return _as_it_is(record, tell)
+        return _pull(kaggle, record, run, end, selection, tell)
+
+
+def _as_it_is(record: Record, tell: Tell) -> Pulled:
+    tell(f"{record.folder} is complete already")
+    return Pulled(record.folder, _recorded_state(record), verify_folder(record.folder))
+
+
+def _pull(
+    kaggle: Kaggle, record: Record, run: Run, end: Status, selection: Selection, tell: Tell
+) -> Pulled:
     started = time.monotonic()
-    names, left_behind = remote.pull(kaggle, run, record.folder, tell)
-    verdict = verify_folder(record.folder)
+    declared = [str(name) for name in record.bundle.get("outputs", [])]
+    brought = outputs.pull(kaggle, run, record.folder, declared, selection, tell=tell)
+    _require_known(selection, brought, declared, end)
+    names = None if selection.everything else [name for name in declared if selection.takes(name)]
+    verdict = verify_folder(record.folder, names, brought.left_behind)
     account = {
         "run": asdict(run),
         "endpoint": run.endpoint,
@@ -464,15 +504,53 @@ def pull(
         "pushed": record.push.get("pushed"),
         "pulled": _now(),
         "pull_seconds": round(time.monotonic() - started, 3),
-        "files": names,
-        "left_behind": left_behind,
+        "files": brought.names,
+        "left_behind": brought.left_behind,
         "verified": verdict.verified,
         "verdict": asdict(verdict),
     }
     # A complete run that does not verify may be a bad download: the next pull tries anew.
-    if not verdict.problems or end.state != State.COMPLETE:
+    sound = not verdict.problems or end.state != State.COMPLETE
+    if sound and selection.everything:
         ledger.record_end(record, account)
-    return Pulled(record.folder, end.state, verdict)
+    partial = not selection.everything
+    return Pulled(record.folder, end.state, verdict, brought.left_behind, partial)
+
+
+def unpack(pulled: Pulled, *, tell: Tell = quiet) -> list[Path]:
+    """Unpack each zip that its run's manifest vouches for into a folder beside it.
+
+    Raises:
+        VerificationError: a zip does what an honest one does not; nothing of it is kept.
+        MachineError: the disk is full, or cannot be written.
+    """
+    zips = [str(output["path"]) for output in pulled.verdict.outputs]
+    folders = []
+    for name in (name for name in zips if name.endswith(".zip")):
+        archive, folder = pulled.folder / name, pulled.folder / unpacked_name(name)
+        if not archive.is_file():
+            continue  # not among the outputs that were asked for
+        if folder.exists():
+            tell(f"{folder} is there already")
+        else:
+            unpack_zip(archive, folder)
+            tell(f"unpacked {folder}")
+        folders.append(folder)
+    return folders
+
+
+def _require_known(
+    selection: Selection, brought: Brought, declared: Sequence[str], end: Status
+) -> None:
+    """Of a run that came to its end: each name, and any pattern, must mean something."""
+    known = {*brought.names, *brought.left_behind, *brought.left_out, *declared}
+    unknown = [name for name in selection.names if name not in known]
+    unknown += [p for p in selection.patterns if not any(fnmatchcase(name, p) for name in known)]
+    if unknown and end.state == State.COMPLETE:
+        near = difflib.get_close_matches(unknown[0], known, 3) or sorted(known)[:10]
+        raise ConfigError(
+            f"the run left no {', '.join(unknown)}", f"Is it one of these: {', '.join(near)}?"
+        )
 
 
 def diagnose_folder(folder: Path, project: Path | None = None) -> Diagnosis | None:

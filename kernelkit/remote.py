@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from kernelkit.client import Kaggle, LogEntry, Quota, State, Status, parse_log
@@ -19,7 +18,6 @@ from kernelkit.errors import (
     CapacityError,
     DeadlineError,
     KernelkitError,
-    MachineError,
     NotFoundError,
     RateLimitedError,
     RefusedError,
@@ -237,37 +235,6 @@ def log(kaggle: Kaggle, run: Run) -> list[LogEntry]:
     return parse_log(kaggle.outputs(run.owner, run.slug, run.version)[1])
 
 
-def pull(
-    kaggle: Kaggle, run: Run, folder: Path, tell: Callable[[str], None]
-) -> tuple[list[str], list[str]]:
-    """Download every output and the log of a run that has ended into `folder`.
-
-    Returns the names that were pulled, and those left behind: a name that would leave the folder or
-    take the place of our own files there must not cost the rest of a run of hours.
-
-    Raises:
-        MachineError: the folder cannot be written.
-    """
-    files, log_text = kaggle.outputs(run.owner, run.slug, run.version)
-    own_names = {"bundle.json", "push.json", "run.json", f"{run.slug}.log"}
-    placed = {file: _target(folder, file.name, own_names) for file in files}
-    try:
-        for file, target in placed.items():
-            if target is not None:
-                kaggle.download(file, target)
-                tell(f"pulled {file.name}")
-        (folder / f"{run.slug}.log").write_text(log_text, encoding="utf-8")
-    except OSError as fault:
-        raise MachineError(
-            f"{folder} cannot be written: {fault.strerror}",
-            "Nothing there counts as complete. Make room, then pull again.",
-        ) from fault
-    left_behind = [file.name for file, target in placed.items() if target is None]
-    for name in left_behind:
-        tell(f"left on Kaggle, its name has no place here: {name!r}")
-    return [file.name for file, target in placed.items() if target], left_behind
-
-
 def progress(entry: LogEntry) -> Mapping[str, Any] | None:
     """The event that a line of the log reports (`{"event": "epoch", …}`), None for other lines."""
     text = entry.text.strip()
@@ -372,12 +339,3 @@ def _unseen(entries: list[LogEntry], shown: str) -> Iterator[LogEntry]:
         skip = max(0, skip - len(entry.text))
         if beyond:
             yield replace(entry, text=beyond)
-
-
-def _target(folder: Path, name: str, own_names: set[str]) -> Path | None:
-    """Where an output goes, None where it must not; its name may come from anybody's notebook."""
-    path = PurePosixPath(name)
-    odd = PureWindowsPath(name).drive or "\\" in name or "\0" in name
-    if not path.parts or path.is_absolute() or ".." in path.parts or odd:
-        return None
-    return None if path.parts[0].lower() in own_names else folder / path

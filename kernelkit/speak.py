@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from rich import progress as bars
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markdown import Markdown
@@ -29,6 +30,7 @@ from kernelkit.diagnose import Diagnosis, Frame, Origin
 from kernelkit.doctor import Finding, Health
 from kernelkit.errors import KernelkitError
 from kernelkit.image import Availability, Presence
+from kernelkit.outputs import Progress
 from kernelkit.pipeline import Event, Pulled
 from kernelkit.remote import progress
 from kernelkit.render import SIZE_LIMIT_BYTES, Share
@@ -64,6 +66,15 @@ class Teller:
         self._tail: list[str] = []
         self._quota: Quota | None = None
         self._started = time.monotonic()
+        self._bar = bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(),
+            bars.DownloadColumn(),
+            bars.TransferSpeedColumn(),
+            bars.TimeRemainingColumn(),
+            console=words,
+            auto_refresh=False,
+        )
 
     def __call__(self, event: Event) -> None:
         """One event of a step."""
@@ -77,6 +88,8 @@ class Teller:
             self._quota = event
             if not self._live:
                 words.print(_quota_line(event))
+        elif isinstance(event, Progress):
+            self._show(event)
         else:
             words.print(escape(event))
 
@@ -98,6 +111,19 @@ class Teller:
             self._live.update(self._picture())
         elif line and (event is None or event["event"] == "epoch"):
             words.print(Text(line))
+
+    def _show(self, progress: Progress) -> None:
+        """A bar in a terminal; elsewhere each file has its line when it is whole."""
+        if self._live:
+            if not self._bar.tasks:
+                self._bar.add_task("")
+            self._bar.update(
+                self._bar.task_ids[0],
+                completed=progress.came,
+                total=progress.size or None,
+                description=f"{progress.files} of {counted(progress.of, 'file')}",
+            )
+            self._live.update(self._bar.get_renderable())
 
     @property
     def seen_epochs(self) -> bool:
@@ -169,7 +195,8 @@ def conclude(pulled: Pulled, as_json: bool) -> None:
     """What a verified pull ends with."""
     outputs(pulled.verdict)
     results(pulled.folder)
-    words.print(f"[bold green]verified[/]: {escape(str(pulled.folder))}")
+    what = "what was asked for, in " if pulled.partial else ""
+    words.print(f"[bold green]verified[/]: {what}{escape(str(pulled.folder))}")
     document(as_json, pulled.about)
 
 

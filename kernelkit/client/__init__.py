@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from kernelkit.client.competitions import Competition
 from kernelkit.client.connection import Connection, Credentials, Patience, endpoint_of
 from kernelkit.client.credentials import LOCAL_CREDENTIALS, find_credentials, key_files
-from kernelkit.client.files import OutputFile
+from kernelkit.client.files import OutputFile, Stopped, Transfer, download
 from kernelkit.client.kaggle import Given, Kaggle, Quota, Saved, State, Status
 from kernelkit.client.logs import LogEntry, parse_log
 
@@ -37,7 +37,10 @@ __all__ = [
     "Saved",
     "State",
     "Status",
+    "Stopped",
+    "Transfer",
     "connect",
+    "download",
     "endpoint_of",
     "find_credentials",
     "key_files",

@@ -94,22 +94,29 @@ class Connection:
         renew: Callable[[], Credentials | None] = lambda: None,
         patience: Patience | None = None,
     ) -> None:
+        self._listener: Listener | None = None
         self.credentials = credentials
         self.endpoint = endpoint_of(endpoint)
         self.patience = patience or Patience()
+        self._loopback_only = endpoint is not None
         self.sdk = open_sdk(endpoint, self.patience)
-        self.files = requests.Session()
+        self.files = self.file_session()
         """For addresses that carry their own permission: never sent our credentials."""
-        _guard(self.files, self.patience, loopback_only=endpoint is not None)
         self._renew = renew
         self._sign_in(credentials)
 
     def listen(self, listener: Listener | None) -> None:
         """Tell `listener` of every answer that comes from here on; None tells nobody."""
+        self._listener = listener
         for session in (self.session, self.files):
-            for adapter in session.adapters.values():
-                if isinstance(adapter, _Adapter):
-                    adapter.listener = listener
+            _attach(session, listener)
+
+    def file_session(self) -> requests.Session:
+        """A session like `files`: each thread needs its own."""
+        session = requests.Session()
+        _guard(session, self.patience, loopback_only=self._loopback_only)
+        _attach(session, self._listener)
+        return session
 
     @property
     def session(self) -> requests.Session:
@@ -196,6 +203,12 @@ def _guard(session: requests.Session, patience: Patience, *, loopback_only: bool
     session.trust_env = not loopback_only
     for scheme in ("http://", "https://"):
         session.mount(scheme, _Adapter(patience, loopback_only))
+
+
+def _attach(session: requests.Session, listener: Listener | None) -> None:
+    for adapter in session.adapters.values():
+        if isinstance(adapter, _Adapter):
+            adapter.listener = listener
 
 
 def _on_this_machine(url: str) -> bool:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 from kagglesdk.competitions.types import competition_api_service as competitions
@@ -15,7 +14,7 @@ from kagglesdk.datasets.types import dataset_api_service as datasets
 from kagglesdk.kernels.types import kernels_api_service as kernels
 from kagglesdk.models.types import model_api_service as models
 
-from kernelkit.client import files, logs
+from kernelkit.client import logs
 from kernelkit.client.answers import refusal, words
 from kernelkit.client.connection import CONNECT_SECONDS, Connection
 from kernelkit.client.files import OutputFile
@@ -146,17 +145,41 @@ class Kaggle(Connection):
     def outputs(self, owner: str, slug: str, version: int) -> tuple[list[OutputFile], str]:
         """Every output of one version, all pages of them, and its log as Kaggle keeps it."""
         request = kernels.ApiListKernelSessionOutputRequest()
-        request.user_name, request.kernel_slug = owner, slug
-        request.version_label, request.page_size = f"v{version}", PAGE_SIZE
         what = f"the outputs of {owner}/{slug} v{version}"
         outputs: list[OutputFile] = []
-        log, tokens = "", set()
-        while True:
-            page = self.read(what, lambda: self._kernels.list_kernel_session_output(request))
+        log = ""
+        call = self._kernels.list_kernel_session_output
+        for page in self._pages(what, call, request, owner, slug, version):
             outputs += [OutputFile(file.file_name, file.url) for file in page.files or []]
             log = log or page.log or ""
+        return outputs, log
+
+    def output_sizes(self, owner: str, slug: str, version: int) -> dict[str, int]:
+        """Bytes of every output of one version, by name; a size that Kaggle leaves out is 0."""
+        request = kernels.ApiListKernelFilesRequest()
+        what = f"the sizes of the outputs of {owner}/{slug} v{version}"
+        call = self._kernels.list_kernel_files
+        pages = self._pages(what, call, request, owner, slug, version)
+        return {file.name: file.size for page in pages for file in page.files or []}
+
+    def _pages(
+        self,
+        what: str,
+        call: Callable[[Any], Any],
+        request: Any,
+        owner: str,
+        slug: str,
+        version: int,
+    ) -> Iterator[Any]:
+        """Every page of a listing of one version's outputs."""
+        request.user_name, request.kernel_slug = owner, slug
+        request.version_label, request.page_size = f"v{version}", PAGE_SIZE
+        tokens = set()
+        while True:
+            page = self.read(what, lambda: call(request))
+            yield page
             if not page.next_page_token:
-                return outputs, log
+                return
             if page.next_page_token in tokens:
                 raise RefusedError(f"{what}: Kaggle's pages go round in a circle")
             tokens.add(page.next_page_token)
@@ -183,10 +206,6 @@ class Kaggle(Connection):
                     yield from logs.events(response, end)
                 else:
                     yield from logs.parse_log(response.text)
-
-    def download(self, file: OutputFile, target: Path) -> None:
-        """Stream one output to `target`, whole or not at all."""
-        files.download(self.files, file, target)
 
     def quota(self) -> Quota:
         """The GPU hours of this account."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 GIVEN_OTHERWISE = frozenset(
     {"public", "internet-flipped", "dropped-source", "other-machine", "save-error", "error-in-200"}
+    | {"page-circle", "error-page", "download-short", "wrong-length"}
 )
 """Faults that are told with exit code 4."""
 
@@ -94,6 +95,7 @@ FAULTS: tuple[Callable[[Chance], str], ...] = (
     *(_one("stream-endless"), _one("stream-silent", "seconds=3")),
     *(
         lambda _: "pages",
+        lambda _: "page-circle",
         lambda _: "expired-url,uses=1",
         lambda _: "expired-url,form=html,code=404",
     ),

@@ -15,7 +15,6 @@ from kernelkit.client import (
     Competition,
     Credentials,
     Kaggle,
-    OutputFile,
     Patience,
     State,
     connect,
@@ -207,21 +206,9 @@ def test_every_page_of_outputs_is_read(kaggle: Kaggle, script: Script) -> None:
     ]
 
 
-def test_a_download_is_whole_or_not_there(kaggle: Kaggle, script: Script, tmp_path: Path) -> None:
-    script.say(b"x" * 5_000_000, kind="application/octet-stream")
-    address = kaggle.endpoint + "/file"
-    kaggle.download(OutputFile("f", address), tmp_path / "sub" / "f")
-    assert (tmp_path / "sub" / "f").stat().st_size == 5_000_000
-    assert "Authorization" not in script.requests[0][1]
-    script.answers[:] = [(404, "text/html", b"<html>gone</html>")]
-    with pytest.raises(NotFoundError):
-        kaggle.download(OutputFile("g", address), tmp_path / "g")
-    assert not (tmp_path / "g").exists()
-
-
-def test_a_rehearsal_stays_on_this_machine(kaggle: Kaggle, tmp_path: Path) -> None:
+def test_a_rehearsal_stays_on_this_machine(kaggle: Kaggle) -> None:
     with pytest.raises(RefusedError, match="elsewhere"):
-        kaggle.download(OutputFile("f", "http://192.0.2.1/f"), tmp_path / "f")
+        kaggle.file_session().get("http://192.0.2.1/f")
     with pytest.raises(AssertionError):
         Kaggle(Credentials("ann", "the test", key="k"), "http://192.0.2.1:80")
 

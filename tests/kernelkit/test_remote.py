@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,7 +31,6 @@ class Server:
         self.streams: list[Answer] = []
         self.log: list[str] = []
         self.kernel: dict[str, Any] = {"metadata": {"currentVersionNumber": 2}, "blob": {}}
-        self.files: list[dict[str, str]] = []
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         if "/logs/stream/" in handler.path:
@@ -43,9 +41,7 @@ class Server:
             send(handler, 200, self.kernel)
         elif handler.path.endswith("ListKernelSessionOutput"):
             entries = [{"stream_name": "stdout", "time": 0, "data": text} for text in self.log]
-            send(handler, 200, {"log": json.dumps(entries), "files": self.files})
-        else:
-            send(handler, 200, b"content")
+            send(handler, 200, {"log": json.dumps(entries)})
 
 
 def take(answers: list[Any]) -> Any:
@@ -227,37 +223,6 @@ def test_a_fresh_push_may_not_show_for_a_while(kaggle: Kaggle, server: Server) -
     server.streams = [stream(FIRST)]
     server.log = [FIRST]
     assert watched(kaggle)[0] == ["queued", "running", "complete"]
-
-
-@pytest.mark.parametrize("name", ["../out", "/etc/out", "a/../../out", "C:\\out", "a\\..\\out", ""])
-def test_no_output_leaves_the_folder_and_the_rest_comes_home(
-    kaggle: Kaggle, server: Server, tmp_path: Path, name: str
-) -> None:
-    url = kaggle.endpoint + "/file"
-    server.files = [{"fileName": name, "url": url}, {"fileName": "good.txt", "url": url}]
-    folder = tmp_path / "deep" / "v2"
-    folder.mkdir(parents=True)
-    assert remote.pull(kaggle, run_at(kaggle), folder, print) == (["good.txt"], [name])
-    found = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert found == {"good.txt", "some-kernel.log"}
-
-
-@pytest.mark.parametrize(
-    "name", ["bundle.json", "./run.json", "push.json/", "BUNDLE.json", "run.json/x"]
-)
-def test_no_output_takes_the_place_of_our_own_files(
-    kaggle: Kaggle, server: Server, tmp_path: Path, name: str
-) -> None:
-    for own in ("bundle.json", "run.json", "push.json"):
-        (tmp_path / own).write_text("ours")
-    url = kaggle.endpoint + "/file"
-    server.files = [{"fileName": name, "url": url}, {"fileName": "sub/out.txt", "url": url}]
-    assert remote.pull(kaggle, run_at(kaggle), tmp_path, lambda _: None) == (
-        ["sub/out.txt"],
-        [name],
-    )
-    assert {path.read_text() for path in tmp_path.glob("*.json")} == {"ours"}
-    assert (tmp_path / "sub" / "out.txt").read_bytes() == b"content"
 
 
 @pytest.mark.parametrize("text", ['{"a":' * 3000, '{"event": 3}', "{", "[]", ""])

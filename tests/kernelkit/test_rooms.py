@@ -12,9 +12,9 @@ PACKAGE = ROOT / "kernelkit"
 
 ROOMS = [  # a room imports only what stands before it
     *("errors", "config", "imports", "bundle", "image", "runtime", "witness", "render", "secrets"),
-    *("notebook", "sync", "preflight", "prove", "client", "remote", "push", "verify", "ledger"),
-    *("causes", "tracebacks", "diagnose", "doctor", "pipeline", "probe", "speak", "cli"),
-    "__main__",
+    *("notebook", "sync", "preflight", "prove", "client", "remote", "push", "places", "verify"),
+    *("outputs", "unpack", "ledger", "causes", "tracebacks", "diagnose", "doctor", "pipeline"),
+    *("probe", "speak", "cli", "__main__"),
 ]
 
 CLIENT = ("answers", "connection", "credentials", "logs", "files", "kaggle", "competitions")
@@ -34,7 +34,9 @@ NEVER = {
     "client": {"kernelkit.config", "kernelkit.render", "kernelkit.emulator"},
     "remote": {"kaggle", "kagglesdk", "kernelkit.verify"},
     "push": {"kaggle", "kagglesdk", "kernelkit.verify", "kernelkit.ledger"},
+    "places": {"kernelkit"},
     "verify": {"kernelkit.client", "torch", "src_salt", "requests"},
+    "outputs": {"kaggle", "kagglesdk"},
     "ledger": {f"kernelkit.{room}" for room in ROOMS} - {"kernelkit.errors"},
     "causes": {"kernelkit"},
     "tracebacks": {"kernelkit"},
