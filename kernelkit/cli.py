@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -17,9 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 import kernelkit
-from kernelkit import ledger, pipeline, speak
-from kernelkit.client import State
-from kernelkit.config import PROJECT_FILE, load_config
+from kernelkit import doctor, ledger, pipeline, speak
+from kernelkit import probe as probing
+from kernelkit.client import State, connect
+from kernelkit.config import PROJECT_FILE, Config, checked_endpoint, load_config
 from kernelkit.diagnose import diagnose
 from kernelkit.errors import ConfigError, KernelkitError
 from kernelkit.outputs import Selection
@@ -535,23 +537,60 @@ def runs(project: Project = Path(), as_json: AsJson = False) -> None:
     speak.document(as_json, rows)
 
 
-@app.command()
-def doctor(
+@app.command("doctor")
+def doctor_command(
     project: Project = Path(),
     profile: Profile = None,
     settings: Settings = None,
     endpoint: Endpoint = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Run a tiny private kernel, to see what Kaggle does.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Agree to the probe beforehand.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Look, and change nothing: project, disk, credentials, quota."""
+    """Look, and change nothing: this machine, the account, the project and its sources."""
     speak.to_stderr_for(as_json)
-    config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    findings = pipeline.doctor(config)
-    marks = {True: "[green]good   [/]", False: "[red]bad    [/]", None: "unknown"}
-    for finding in findings:
-        speak.words.print(f"{marks[finding.good]} {finding.subject}: {escape(finding.words)}")
+    config: Config | ConfigError
+    try:
+        config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
+    except ConfigError as fault:
+        config = fault
+    if probe:
+        _probe(project, config, checked_endpoint(endpoint), yes, as_json)
+        return
+    findings = doctor.examine(project, config, checked_endpoint(endpoint))
+    speak.findings(findings)
     speak.document(as_json, [vars(finding) for finding in findings])
     raise typer.Exit(next((f.exit_code for f in findings if f.exit_code), 0))
+
+
+def _probe(
+    project: Path, config: Config | ConfigError, endpoint: str | None, yes: bool, as_json: bool
+) -> None:
+    """Say what the probe does, ask, do it. A project is not needed; its competitions are."""
+    kernel = config.kernel if isinstance(config, Config) else None
+    kaggle = connect(endpoint, local_user=kernel.owner if kernel else None)
+    folder = project / "runs" / "probe" / f"{datetime.now(UTC):%Y-%m-%dT%H%M%S}"
+    competitions = kernel.competition_sources if kernel else ()
+    speak.words.print(escape(probing.plan(kaggle, folder, competitions)))
+    if not yes and not sys.stdin.isatty():
+        raise ConfigError("the probe asks before it pushes", "Agree beforehand: --probe --yes")
+    if not yes and not typer.confirm("Go on?", err=as_json):
+        raise typer.Exit(speak.INTERRUPTED)
+    with speak.watching(f"what runs on Kaggle goes on; the calls so far are in {folder}") as teller:
+        report = probing.probe(kaggle, folder, competitions, tell=teller)
+    speak.findings(report.findings)
+    speak.words.print(f"good: as kernelkit assumes; bad: otherwise. Kept in {escape(str(folder))}:")
+    speak.words.print("transcript.json and report.json name nobody, and may be shown to others")
+    if report.image and endpoint is None:
+        speak.words.print(
+            f'next:  cp {report.image} kaggle-image.json, and image = "kaggle-image.json" in '
+            "[tool.kernelkit]: imports are then held against what is really there",
+            markup=False,
+        )
+    findings = [vars(finding) for finding in report.findings]
+    speak.document(as_json, {"folder": str(folder), "findings": findings})
 
 
 @app.command()

@@ -188,6 +188,7 @@ class _ProjectFile(_Section):
     pip: Annotated[tuple[PipRequirement, ...], BeforeValidator(_one_or_many)] = ()
     gpu_reserve_hours: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)] = 0.0
     templates: RelativePath | None = None
+    image: RelativePath | None = None
     allow_secrets: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = ()
     kernel: KernelSettings
     parameters: dict[str, Parameter] = Field(default_factory=dict)
@@ -228,6 +229,9 @@ class Config(_Section):
 
     templates: Path | None
     """The project's own templates; None for kernelkit's."""
+
+    image: Path | None
+    """The project's own snapshot of Kaggle's image; None for kernelkit's."""
 
     allow_secrets: tuple[str, ...] = ()
     """Places as preflight names them (`pkg/data.json:3`, `parameters.seed`) of what only looks like
@@ -285,6 +289,7 @@ def load_config(
         pip=stated.pip,
         gpu_reserve_hours=stated.gpu_reserve_hours,
         templates=_templates_folder(project, stated.templates),
+        image=_image_file(project, stated.image),
         allow_secrets=stated.allow_secrets,
         kernel=stated.kernel,
         distribution=distribution,
@@ -520,3 +525,15 @@ def _templates_folder(project: Path, stated: str | None) -> Path | None:
             "Leave the key out to use the templates that come with kernelkit.",
         )
     return folder
+
+
+def _image_file(project: Path, stated: str | None) -> Path | None:
+    if stated is None:
+        return None
+    path = project / stated
+    if not path.is_file():
+        raise ConfigError(
+            f'[tool.kernelkit] "image" = "{stated}": no such file in {project}',
+            "`kernelkit doctor --probe` makes one; leave the key out to use kernelkit's own.",
+        )
+    return path

@@ -1,6 +1,7 @@
 """What Kaggle's image has installed, and how the packages' imports stand to it.
 
-image.json is a snapshot. `examples/image` is a kernel that makes a new one: see its README.
+image.json is a snapshot. `examples/image` is a kernel that makes a new one (`kernelkit doctor
+--probe` runs it); a project may name its own, `image = "…"` in [tool.kernelkit].
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import kernelkit
+from kernelkit.errors import ConfigError
 
 
 class Presence(StrEnum):
@@ -66,6 +69,23 @@ def snapshot() -> Snapshot:
     """The one that kernelkit ships."""
     text = (resources.files(kernelkit) / "image.json").read_text(encoding="utf-8")
     return read_snapshot(json.loads(text))
+
+
+def load_snapshot(path: Path | None) -> Snapshot:
+    """A project's own, or the one that kernelkit ships.
+
+    Raises:
+        ConfigError: the file is not what `examples/image` writes.
+    """
+    if path is None:
+        return snapshot()
+    try:
+        return read_snapshot(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
+        raise ConfigError(
+            f"{path} is no snapshot of an image: {fault!r}",
+            "Make one with `kernelkit doctor --probe`.",
+        ) from fault
 
 
 def read_snapshot(document: Mapping[str, Any]) -> Snapshot:

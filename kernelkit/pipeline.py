@@ -238,7 +238,7 @@ def advise(kernel: Kernel) -> list[str]:
 def compare_with_image(kernel: Kernel) -> list[image.Availability]:
     """How everything that is imported from elsewhere stands to Kaggle's image."""
     found = {**kernel.bundle.optional, **kernel.bundle.third_party}
-    return image.compare(dict(sorted(found.items())), kernel.manifest["pip"])
+    return image.compare(dict(sorted(found.items())), kernel.manifest["pip"], kernel.image)
 
 
 def prove(
@@ -732,66 +732,6 @@ def local_kaggle(inputs: Path | None, mounts: str = "new") -> Iterator[str]:
 def emulator_command(arguments: list[str]) -> list[str]:
     """How the local Kaggle is started: as a process of its own, which nobody imports."""
     return [sys.executable, "-m", "kernelkit.emulator", *arguments]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the doctor: good, bad (then `exit_code` is not 0), or unknown."""
-
-    subject: str
-    good: bool | None
-    words: str
-    exit_code: int = 0
-
-
-def doctor(config: Config) -> list[Finding]:
-    """Read-only checks of this machine, the project, the account and its quota."""
-    questions: list[tuple[str, Callable[[], str]]] = [
-        (
-            "project",
-            lambda: f"{', '.join(config.package)}, {len(render(config).payload):,} B as it is sent",
-        ),
-        ("preflight", lambda: _no_problems(config)),
-        ("disk", lambda: _disk(config.project)),
-    ]
-    try:
-        kaggle = connect_to(config)
-    except KernelkitError as fault:
-        account = [_bad("credentials", fault), Finding("quota", None, "not asked: no credentials")]
-        return [*(_answer(*question) for question in questions), *account]
-    questions += [
-        ("credentials", lambda: f"{kaggle.credentials.username} ({kaggle.credentials.origin})"),
-        ("quota", lambda: _quota(kaggle)),
-    ]
-    return [_answer(*question) for question in questions]
-
-
-def _answer(subject: str, question: Callable[[], str]) -> Finding:
-    try:
-        return Finding(subject, True, question())
-    except KernelkitError as fault:
-        return _bad(subject, fault)
-
-
-def _bad(subject: str, fault: KernelkitError) -> Finding:
-    return Finding(subject, False, f"{fault} {fault.next_step}".strip(), fault.exit_code)
-
-
-def _no_problems(config: Config) -> str:
-    require_no_problems(preflight(render(config), config.project))
-    return "no problems"
-
-
-def _quota(kaggle: Kaggle) -> str:
-    quota = kaggle.quota()
-    return f"{quota.used:.1f} of {quota.allowed:.1f} GPU hours used"
-
-
-def _disk(folder: Path) -> str:
-    free = shutil.disk_usage(folder).free
-    if free < 1 << 30:
-        raise MachineError(f"{free >> 20} MiB free", "Make room for the outputs.")
-    return f"{free >> 30} GiB free"
 
 
 def _document(path: Path) -> Mapping[str, Any]:

@@ -150,7 +150,7 @@ def check_image(kernel: Kernel) -> Iterator[Problem]:
             f"the run is to install {', '.join(pip)}, and has no internet",
             "Set enable_internet = true in [tool.kernelkit.kernel].",
         )
-    for finding in image.compare(kernel.bundle.third_party, pip):
+    for finding in image.compare(kernel.bundle.third_party, pip, kernel.image):
         if finding.presence is Presence.ABSENT:
             yield Problem(
                 finding.places[0],
@@ -198,7 +198,7 @@ def advise(kernel: Kernel) -> list[str]:
     """What a person should know, and what stops nothing."""
     words = list(kernel.bundle.notes)
     required = {canonicalize_name(Requirement(text).name) for text in kernel.manifest["pip"]}
-    for finding in image.compare(kernel.bundle.third_party, kernel.manifest["pip"]):
+    for finding in image.compare(kernel.bundle.third_party, kernel.manifest["pip"], kernel.image):
         place = finding.places[0]
         if finding.presence is Presence.OTHER_VERSION:
             words.append(
@@ -215,7 +215,7 @@ def advise(kernel: Kernel) -> list[str]:
                 f'whether one of the requirements of "pip" brings "{finding.module}" is not known '
                 f"({place})"
             )
-    for finding in image.compare(kernel.bundle.optional, kernel.manifest["pip"]):
+    for finding in image.compare(kernel.bundle.optional, kernel.manifest["pip"], kernel.image):
         if finding.presence is Presence.ABSENT:
             words.append(
                 f'"{finding.module}" is not in Kaggle\'s image: {finding.places[0]} does without it'

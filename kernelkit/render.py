@@ -36,6 +36,7 @@ import kernelkit
 from kernelkit.bundle import Bundle, SourceFile, digest_of, digest_part
 from kernelkit.config import Config
 from kernelkit.errors import MachineError, TemplateError
+from kernelkit.image import Snapshot, load_snapshot
 
 NOTEBOOK_NAME = "notebook.ipynb"
 METADATA_NAME = "kernel-metadata.json"
@@ -95,6 +96,9 @@ class Kernel:
     bundle: Bundle
     budget: tuple[Share, ...]
     """The largest first; their `sent` add up to the payload, but for a few brackets."""
+
+    image: Snapshot
+    """What Kaggle's image has, as far as the project or kernelkit knows."""
 
     templates: Mapping[str, str]
     """The project's own: path in the project → text, as it stands in the file."""
@@ -180,6 +184,7 @@ def render(bundle: Bundle, config: Config) -> Kernel:
         manifest=draft.manifest,
         bundle=bundle,
         budget=draft.budget(compressed, cells),
+        image=load_snapshot(config.image),
         templates=_project_templates(config),
         allowed_secrets=config.allow_secrets,
     )

@@ -27,6 +27,7 @@ from rich.text import Text
 from kernelkit import ledger
 from kernelkit.client import LogEntry, Quota, Status
 from kernelkit.diagnose import Diagnosis, Frame, Origin
+from kernelkit.doctor import Finding, Health
 from kernelkit.errors import KernelkitError
 from kernelkit.image import Availability, Presence
 from kernelkit.outputs import Progress
@@ -309,6 +310,20 @@ def left_out(found: Mapping[str, str]) -> None:
         more = f" and {len(paths) - LEFT_OUT_NAMED} more" if len(paths) > LEFT_OUT_NAMED else ""
         named = ", ".join(paths[:LEFT_OUT_NAMED])
         words.print(Text(printable(f"left out ({reason}): {named}{more}"), style="dim"))
+
+
+def findings(found: Sequence[Finding]) -> None:
+    """The doctor's report: a line each, and what to do below what is bad."""
+    styles = {Health.GOOD: "green", Health.BAD: "bold red", Health.UNKNOWN: "yellow"}
+    width = max(len(finding.subject) for finding in found)
+    for finding in found:
+        mark = (f"{finding.health:8}", styles[finding.health])
+        told = printable("; ".join(finding.words.split("\n")))
+        words.print(Text.assemble(mark, f"{finding.subject:{width}}  {told}"))
+        if finding.remedy:
+            words.print(Text(f"{'':8}{'':{width}}  → {printable(finding.remedy)}"))
+    counts = {health: sum(f.health == health for f in found) for health in Health}
+    words.print(", ".join(f"{count} {health}" for health, count in counts.items() if count))
 
 
 def advice(notes: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 
 from kernelkit.client.competitions import Competition
 from kernelkit.client.connection import Connection, Credentials, Patience, endpoint_of
-from kernelkit.client.credentials import LOCAL_CREDENTIALS, find_credentials
+from kernelkit.client.credentials import LOCAL_CREDENTIALS, find_credentials, key_files
 from kernelkit.client.files import OutputFile, Stopped, Transfer, download
 from kernelkit.client.kaggle import Given, Kaggle, Quota, Saved, State, Status
 from kernelkit.client.logs import LogEntry, parse_log
@@ -43,6 +43,7 @@ __all__ = [
     "download",
     "endpoint_of",
     "find_credentials",
+    "key_files",
     "parse_log",
 ]
 

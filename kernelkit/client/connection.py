@@ -27,6 +27,9 @@ READ_SECONDS = 60  # a push of 900 kB is answered after several seconds
 
 T = TypeVar("T")
 
+Listener = Callable[[requests.Response, bool], None]
+"""Told of every answer, those of redirections too, and whether its body is left to be streamed."""
+
 
 @dataclass(frozen=True)
 class Patience:
@@ -91,6 +94,7 @@ class Connection:
         renew: Callable[[], Credentials | None] = lambda: None,
         patience: Patience | None = None,
     ) -> None:
+        self._listener: Listener | None = None
         self.credentials = credentials
         self.endpoint = endpoint_of(endpoint)
         self.patience = patience or Patience()
@@ -101,10 +105,17 @@ class Connection:
         self._renew = renew
         self._sign_in(credentials)
 
+    def listen(self, listener: Listener | None) -> None:
+        """Tell `listener` of every answer that comes from here on; None tells nobody."""
+        self._listener = listener
+        for session in (self.session, self.files):
+            _attach(session, listener)
+
     def file_session(self) -> requests.Session:
         """A session like `files`: each thread needs its own."""
         session = requests.Session()
         _guard(session, self.patience, loopback_only=self._loopback_only)
+        _attach(session, self._listener)
         return session
 
     @property
@@ -194,6 +205,12 @@ def _guard(session: requests.Session, patience: Patience, *, loopback_only: bool
         session.mount(scheme, _Adapter(patience, loopback_only))
 
 
+def _attach(session: requests.Session, listener: Listener | None) -> None:
+    for adapter in session.adapters.values():
+        if isinstance(adapter, _Adapter):
+            adapter.listener = listener
+
+
 def _on_this_machine(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     try:
@@ -209,9 +226,13 @@ class _Adapter(HTTPAdapter):
         super().__init__()
         self._timeouts = (patience.connect, patience.read)
         self._loopback_only = loopback_only
+        self.listener: Listener | None = None
 
     def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         if self._loopback_only and not _on_this_machine(request.url):
             raise RefusedError(f"a local Kaggle pointed at {request.url}, which is elsewhere")
         kwargs["timeout"] = kwargs.get("timeout") or self._timeouts
-        return super().send(request, *args, **kwargs)
+        answer = super().send(request, *args, **kwargs)
+        if self.listener is not None:
+            self.listener(answer, bool(args[0] if args else kwargs.get("stream")))
+        return answer

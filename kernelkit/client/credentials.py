@@ -78,10 +78,7 @@ def _introspected(token: str, origin: str, endpoint: str | None) -> Credentials:
 
 def _stored_key(environment: Mapping[str, str]) -> dict[str, str]:
     """kaggle.json where the official client looks for it; empty where there is none."""
-    stated = environment.get("KAGGLE_CONFIG_DIR")
-    home = Path.home()
-    folders = [Path(stated)] if stated else [home / ".kaggle", home / ".config" / "kaggle"]
-    for folder in folders:
+    for folder in _key_folders(environment):
         try:
             content = json.loads((folder / "kaggle.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -89,6 +86,20 @@ def _stored_key(environment: Mapping[str, str]) -> dict[str, str]:
         if isinstance(content, dict):
             return {key: value for key, value in content.items() if isinstance(value, str)}
     return {}
+
+
+def _key_folders(environment: Mapping[str, str]) -> list[Path]:
+    stated = environment.get("KAGGLE_CONFIG_DIR")
+    home = Path.home()
+    return [Path(stated)] if stated else [home / ".kaggle", home / ".config" / "kaggle"]
+
+
+def key_files(environment: Mapping[str, str]) -> list[Path]:
+    """The files on this machine that hold credentials, used or not."""
+    login = Path.home() / ".kaggle"
+    kept = [login / name for name in ("access_token", "access_token.txt", "credentials.json")]
+    kept += [folder / "kaggle.json" for folder in _key_folders(environment)]
+    return [path for path in kept if path.is_file()]
 
 
 def stored_login(endpoint: str | None, *, renew: bool = False) -> Credentials:

@@ -12,6 +12,7 @@ from typing import Any
 from kagglesdk.competitions.types import competition_api_service as competitions
 from kagglesdk.datasets.types import dataset_api_service as datasets
 from kagglesdk.kernels.types import kernels_api_service as kernels
+from kagglesdk.models.types import model_api_service as models
 
 from kernelkit.client import logs
 from kernelkit.client.answers import refusal, words
@@ -249,6 +250,17 @@ class Kaggle(Connection):
         request.competition_name = slug
         api = self.sdk.competitions.competition_api_client
         self.read(f"the competition {slug}", lambda: api.list_data_files(request))
+
+    def model_access(self, source: str) -> None:
+        """Ask for a model by a kernel's source, `owner/model/framework/variation/version`.
+
+        Raises:
+            NotFoundError: there is none by this name, or its licence is not accepted.
+        """
+        request = models.ApiGetModelRequest()
+        request.owner_slug, request.model_slug = source.split("/")[:2]
+        api = self.sdk.models.model_api_client
+        self.read(f"the model {source}", lambda: api.get_model(request))
 
     @property
     def _kernels(self) -> Any:

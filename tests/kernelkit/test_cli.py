@@ -152,13 +152,6 @@ def test_a_folder_that_cannot_be_written_is_this_machines_fault(plain: Path, cli
     assert "cannot be written" in cli("render", cwd=plain, expect=10).stderr
 
 
-def test_doctor_looks_and_says(plain: Path, cli: Cli, local_kaggle: str) -> None:
-    good = cli("doctor", "--endpoint", local_kaggle, cwd=plain).stdout
-    assert re.search(r"good +quota: 0\.0 of \d", good)
-    bad = cli("doctor", cwd=plain, expect=9).stdout
-    assert re.search(r"bad +credentials: no Kaggle credentials", bad)
-
-
 def test_submit_takes_a_verified_run_only(plain: Path, cli: Cli, local_kaggle: str) -> None:
     cli("submit", cwd=plain, expect=2)
     endpoint = ["--endpoint", local_kaggle]

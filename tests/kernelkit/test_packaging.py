@@ -39,7 +39,9 @@ def test_the_wheel_holds_the_tool_and_its_templates(wheel: Path) -> None:
     inside = [n.removeprefix("kernelkit/templates/") for n in names if "/templates/" in n]
     assert sorted(inside) == TEMPLATES
     assert "kernelkit/emulator/server.py" in names
+    assert "kernelkit/client/kaggle.py" in names
     assert "kernelkit/py.typed" in names
+    assert "kernelkit/probe_kernel/pyproject.toml" in names
     assert not [name for name in names if name.startswith(("src_salt", "tests", "templates"))]
 
 
@@ -55,6 +57,8 @@ def test_an_installed_wheel_renders_as_the_checkout_does(
     subprocess.run([uv, "pip", "install", "--quiet", "--python", python, *pins, wheel], check=True)
     from_wheel = render(python, plain)
     notebook = (plain / "build" / "kernel" / "notebook.ipynb").read_bytes()
+    probe = next((tmp_path / "env").rglob("probe_kernel"))
+    assert "image_snapshot/__init__.py" in render(python, probe).stdout
     from_checkout = render(Path(sys.executable), plain)
     assert from_wheel.stdout == from_checkout.stdout
     assert (plain / "build" / "kernel" / "notebook.ipynb").read_bytes() == notebook

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from kernelkit import pipeline
 from kernelkit.config import load_config
+from kernelkit.errors import ConfigError
 from kernelkit.preflight import Problem
 
 Make = Callable[..., Path]
@@ -97,6 +99,25 @@ def test_what_is_optional_or_not_known_stops_nothing(make_project: Make) -> None
     assert '"nobody_knows_it"' in unknown
     assert "pkg/main.py:5" in unknown
     assert absent.endswith("is not in Kaggle's image: pkg/main.py:2 does without it")
+
+
+def test_a_project_may_name_its_own_snapshot_of_the_image(make_project: Make) -> None:
+    snapshot = {"complete": True, "python": "3.12.1", "distributions": {}, "modules": {}}
+    files = {
+        "pkg/main.py": "import numpy\ndef run(): ...\n",
+        "image.json": json.dumps(snapshot),
+        "other.json": "{}",
+    }
+    project = make_project(files, keys='image = "image.json"')
+    (problem,) = problems(project)
+    assert 'imports "numpy", which Kaggle\'s image does not have' in problem.message
+    for name, words in {
+        "other.json": "no snapshot of an image",
+        "none.json": "no such file",
+    }.items():
+        project = make_project(files, keys=f'image = "{name}"')
+        with pytest.raises(ConfigError, match=words):
+            problems(project)
 
 
 @pytest.mark.parametrize(

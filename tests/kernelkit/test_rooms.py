@@ -13,8 +13,8 @@ PACKAGE = ROOT / "kernelkit"
 ROOMS = [  # a room imports only what stands before it
     *("errors", "config", "imports", "bundle", "image", "runtime", "witness", "render", "secrets"),
     *("notebook", "sync", "preflight", "prove", "client", "remote", "push", "places", "verify"),
-    *("outputs", "unpack", "ledger", "causes", "tracebacks", "diagnose", "pipeline"),
-    *("speak", "cli", "__main__"),
+    *("outputs", "unpack", "ledger", "causes", "tracebacks", "diagnose", "doctor", "pipeline"),
+    *("probe", "speak", "cli", "__main__"),
 ]
 
 CLIENT = ("answers", "connection", "credentials", "logs", "files", "kaggle", "competitions")
@@ -41,6 +41,8 @@ NEVER = {
     "causes": {"kernelkit"},
     "tracebacks": {"kernelkit"},
     "diagnose": {"kernelkit.client", "kernelkit.remote", "requests"},
+    "doctor": {"kaggle", "kagglesdk", "kernelkit.remote", "kernelkit.ledger"},
+    "probe": {"kaggle", "kagglesdk", "kernelkit.emulator"},
     "pipeline": {"kernelkit.cli", "kernelkit.speak"},
     "speak": {"kaggle", "kagglesdk"},
     "cli": {"kaggle", "kagglesdk"},
