@@ -8,10 +8,15 @@ neither kaggle nor kagglesdk. Start it with `python -m kernelkit.emulator`.
     sandbox  a private Linux namespace with Kaggle's folders
     session  the child process of one run: enters the sandbox, executes the notebook
     runner   starts, feeds, limits and ends those child processes
-    api      Kaggle's calls: JSON in, JSON out
-    server   the wire: HTTP, the log stream, downloads
+    library  datasets and models
+    uploads  files on their way in
+    metric   the score of a submission
+    contest  competitions, their files and what is submitted to them
+    api      Kaggle's calls on kernels: JSON in, JSON out
+    services the other calls
+    server   the wire: HTTP, the log stream, downloads, uploads
 
-What is not covered: scripts (notebooks only), interactive sessions, models, Docker images, the
+What is not covered: scripts (notebooks only), interactive sessions, Docker images, the
 limits on memory and disk. Which of Kaggle's behaviours are certain, and which are hearsay, is said
 beside each rule: [V] seen in the client's source, [D] documented, [A] anecdotal, [?] our choice.
 """

@@ -18,11 +18,17 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from kernelkit.emulator.api import Api
+from kernelkit.emulator.contest import DAILY, SCORING, Contest, Terms
+from kernelkit.emulator.library import Library
+from kernelkit.emulator.metric import BadFile
 from kernelkit.emulator.runner import TIME_LIMIT, Isolation, Runner, why_no_namespace
 from kernelkit.emulator.server import Server
+from kernelkit.emulator.services import Services
 from kernelkit.emulator.state import GPU_HOURS, Kaggle, is_account
+from kernelkit.emulator.uploads import Uploads
 
 USAGE, MACHINE = 2, 10
 """Exit statuses, as kernelkit's own."""
@@ -37,13 +43,25 @@ def main(arguments: list[str] | None = None) -> int:
     if isolation is None:
         return MACHINE
     with _state_folder(options.state) as folder:
-        kaggle = Kaggle(folder, options.inputs, options.mounts, options.gpu_quota)
+        library = Library(folder / "_datasets", options.inputs, dict(options.dataset_pending))
+        terms = _terms(options)
+        not_accepted = terms.rules_not_accepted
+        kaggle = Kaggle(
+            folder, options.inputs, options.mounts, options.gpu_quota, library, not_accepted
+        )
+        try:
+            contest = Contest(folder / "_submissions", options.inputs, options.solutions, terms)
+        except BadFile as error:
+            return _fail(str(error), USAGE)
         try:
             server = Server(options.port, kaggle, options.verbose)
         except OSError as error:
             return _fail(f"cannot listen on 127.0.0.1:{options.port}: {error.strerror}")
         runner = Runner(kaggle, isolation, server.endpoint, options.time_limit)
         server.api = Api(kaggle, runner, server.endpoint, options.user)
+        server.contest, server.uploads = contest, Uploads(folder / "_uploads")
+        services = Services(kaggle, contest, server.uploads, library, server.endpoint)
+        server.api.calls |= services.calls
         heard, bell = _on_signals()  # before anybody learns our process id
         if options.lifeline:
             threading.Thread(target=_wait_for_end_of_input, args=(bell,), daemon=True).start()
@@ -134,7 +152,32 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--ready-file", type=Path, help="written as JSON once it listens")
     parser.add_argument("--lifeline", action="store_true", help="stop when standard input ends")
     parser.add_argument("--verbose", action="store_true", help="log every request to stderr")
-    return parser.parse_args(arguments)
+    _add_contest(parser)
+    options = parser.parse_args(arguments)
+    if options.solutions and options.inputs and _lies_in(options.solutions, options.inputs):
+        parser.error(f"{options.solutions} lies in the inputs: a run could read the solutions")
+    return options
+
+
+def _add_contest(parser: argparse.ArgumentParser) -> None:
+    """The knobs of competitions and datasets."""
+    parser.add_argument("--solutions", type=_folder, help="folder of <slug>/solution.csv")
+    parser.add_argument("--scoring-seconds", type=_hours, default=SCORING, metavar="SECONDS")
+    parser.add_argument("--daily-submissions", type=_count, default=DAILY, metavar="N")
+    knob: dict[str, Any] = {"action": "append", "default": [], "metavar": "SLUG"}
+    parser.add_argument("--rules-not-accepted", type=str.lower, **knob)
+    parser.add_argument("--code-competition", type=str.lower, help="takes no uploads", **knob)
+    knob |= {"metavar": "OWNER/SLUG:SECONDS"}
+    parser.add_argument("--dataset-pending", type=_pending, help="READY only then", **knob)
+
+
+def _terms(options: argparse.Namespace) -> Terms:
+    return Terms(
+        options.daily_submissions,
+        options.scoring_seconds,
+        frozenset(options.rules_not_accepted),
+        frozenset(options.code_competition),
+    )
 
 
 def _port(text: str) -> int:
@@ -175,9 +218,30 @@ def _hours(text: str) -> float:
     return hours
 
 
-def _fail(message: str) -> int:
+def _count(text: str) -> int:
+    if (count := int(text)) < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return count
+
+
+def _pending(text: str) -> tuple[str, float]:
+    name, _, seconds = text.rpartition(":")
+    owner, slash, slug = name.partition("/")
+    if not slash or not is_account(owner) or not slug:
+        raise argparse.ArgumentTypeError(f"{text!r} is not OWNER/SLUG:SECONDS")
+    return name.lower(), _hours(seconds)
+
+
+def _lies_in(solutions: Path, inputs: Path) -> bool:
+    """Whether a run that gets the inputs, links followed, could read a solution."""
+    mounted = [inputs, *(path.resolve() for path in inputs.iterdir())]
+    secret = [solutions, *(path.resolve() for path in solutions.glob("*/solution.csv"))]
+    return any(path.is_relative_to(place) for path in secret for place in mounted)
+
+
+def _fail(message: str, code: int = MACHINE) -> int:
     print(f"kernelkit emulator: {message}", file=sys.stderr)
-    return MACHINE
+    return code
 
 
 if __name__ == "__main__":

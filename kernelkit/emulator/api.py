@@ -64,6 +64,17 @@ class Fields:
             raise Refusal(400, f"Invalid value for {name}")
         return tuple(values)
 
+    def inner(self, name: str) -> Fields:
+        """An object's fields; none where it is missing."""
+        return Fields(self._typed(name, dict, {}))
+
+    def items(self, name: str) -> list[Fields]:
+        """A list of objects."""
+        values = self._typed(name, list, [])
+        if not all(isinstance(value, dict) for value in values):
+            raise Refusal(400, f"Invalid value for {name}")
+        return [Fields(value) for value in values]
+
     def _typed(self, name: str, kind: type[T], default: T) -> T:
         value = self._fields.get(name)
         if value is None:
@@ -148,7 +159,7 @@ class Api:
         outputs, answer = _page(self._find(account, fields)[1], fields)
         if outputs:
             answer["files"] = [
-                {"name": _readable(o.name), "creationDate": _iso(o.modified)}
+                {"name": _readable(o.name), "creationDate": iso(o.modified)}
                 | ({"size": o.size} if o.size else {})
                 for o in outputs
             ]
@@ -250,7 +261,7 @@ def _metadata(kernel: Kernel, version: Version) -> Json:
         **_data_sources(version),
     }
     if session is not None and session.started is not None:
-        record["lastRunTime"] = _iso(session.started)
+        record["lastRunTime"] = iso(session.started)
         record["machineShape"] = session.push.accelerator
     return {name: value for name, value in record.items() if value not in ("", [])}
 
@@ -323,7 +334,8 @@ def _quota(used: float, allowed: float) -> Json:
     return answer | ({"hasEverRun": True} if used else {})
 
 
-def _iso(seconds: float) -> str:
+def iso(seconds: float) -> str:
+    """A moment (seconds since the epoch) as it travels."""
     moment = dt.datetime.fromtimestamp(seconds, dt.UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 

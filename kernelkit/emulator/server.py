@@ -20,11 +20,14 @@ import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
 from kernelkit.emulator.api import Api, Fields, Json, Reply
+from kernelkit.emulator.contest import Contest
 from kernelkit.emulator.state import Kaggle, OutputFile, Refusal, Version
+from kernelkit.emulator.uploads import Uploads
 
 MAX_BODY = 16 * 1024 * 1024
 """Bytes of a request; a source of 1 MB, escaped at its worst, is 6 MB."""
@@ -46,7 +49,7 @@ class Request:
 
 
 class Server(ThreadingHTTPServer):
-    """The listening socket. `api` is set once the port, and so the endpoint, is known."""
+    """The listening socket. What it serves is set once the port, and so the endpoint, is known."""
 
     daemon_threads = True
     block_on_close = False  # a log stream may last for hours
@@ -58,6 +61,8 @@ class Server(ThreadingHTTPServer):
         self.verbose = verbose
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
         self.api: Api
+        self.contest: Contest
+        self.uploads: Uploads
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is none of our business; anything else is a bug of ours."""
@@ -81,6 +86,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """A log stream or a download."""
         self._answer(self._get)
+
+    def do_PUT(self) -> None:
+        """An upload."""
+        self._answer(self._put)
 
     def do_HEAD(self) -> None:
         """A download's headers."""
@@ -117,7 +126,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _request(self) -> Request:
         """Path, query and body; an address of another host is refused, for this is no proxy."""
-        body = self._body()
+        body = b"" if self.command == "PUT" else self._body()  # an upload is too large to hold
         try:
             parts = urllib.parse.urlsplit(self.path)
         except ValueError:
@@ -170,6 +179,36 @@ class Handler(BaseHTTPRequestHandler):
         self._stream_log(version)
         return None
 
+    def _put(self, request: Request) -> Reply:
+        """A file's bytes, or the question how many of them have arrived."""
+        kind, _, key = request.path.lstrip("/").partition("/")
+        body, length = self._upload_body()
+        try:
+            if kind != "upload":
+                raise Refusal(501, f"unimplemented: PUT {request.path}")
+            wanted = self.headers.get("Content-Range", "")
+            received = self.server.uploads.receive(key, wanted, body, length)
+        except Refusal:
+            self.close_connection = True  # the rest of the body is not a request
+            raise
+        some = received.code == 308 and received.size
+        return Reply(
+            received.code, headers={"Range": f"bytes=0-{received.size - 1}"} if some else {}
+        )
+
+    def _upload_body(self) -> tuple[BufferedIOBase, int]:
+        """The body and its length. Clients send an empty file in chunks: there is none to read."""
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            if self.rfile.read(5) == b"0\r\n\r\n":
+                return self.rfile, 0
+            self.close_connection = True
+            raise Refusal(411, "A valid Content-Length is required")
+        length = self.headers.get("Content-Length", "")
+        if not re.fullmatch(r"\d{1,12}", length):
+            self.close_connection = True
+            raise Refusal(411, "A valid Content-Length is required")
+        return self.rfile, int(length)
+
     def _stream_log(self, version: Version) -> None:
         """Server-sent events from the first entry on, until the run's end."""
         self._head(200, {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"})
@@ -191,7 +230,7 @@ class Handler(BaseHTTPRequestHandler):
         """A file, or the part of it that Range asks for. The address is its own permission."""
         key, _, quoted = rest.partition("/")
         name = os.fsdecode(urllib.parse.unquote_to_bytes(quoted))
-        found = self.server.kaggle.download(key, name)
+        found = self.server.kaggle.download(key, name) or self.server.contest.download(key, name)
         if found is None:
             raise Refusal(404, "Not found")
         path, output = found

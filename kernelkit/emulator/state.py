@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypedDict
 
+from kernelkit.emulator.library import Library
+
 MAX_SOURCE = 1_000_000
 """Bytes; a source must be smaller. 878,947 was accepted and 1,353,126 refused [A]."""
 MIN_NAME = 5
@@ -219,12 +221,16 @@ class Kaggle:
         inputs: Path | None,
         mounts: Mounts = "new",
         gpu_hours: float = GPU_HOURS,
+        library: Library | None = None,
+        rules_not_accepted: frozenset[str] = frozenset(),
     ) -> None:
         self.changed = threading.Condition()
         self._folder = folder
         self._inputs = inputs
         self._mounts = mounts
         self._gpu_hours = gpu_hours
+        self._library = library or Library(folder / "_datasets", inputs)
+        self._rules_not_accepted = rules_not_accepted
         self._kernels: dict[tuple[str, str], Kernel] = {}
         self._by_download_key: dict[str, Version] = {}
         # Apart from each other and from version numbers, so that mistaking one for another shows.
@@ -361,9 +367,9 @@ class Kaggle:
         dropped: dict[str, list[str]] = {}
         finders = {
             "Competition": (push.competitions, self._competition),
-            "Dataset": (push.datasets, self._dataset),
+            "Dataset": (push.datasets, lambda name: self._dataset(account, name)),
             "Kernel": (push.kernels, lambda name: self._output_of(account, name)),
-            "Model": (push.models, lambda _: None),  # none are emulated
+            "Model": (push.models, self._model),
         }
         for kind, (names, find) in finders.items():
             for name in names:
@@ -374,21 +380,31 @@ class Kaggle:
         return tuple({m.target: m for m in found}.values()), dropped
 
     def _competition(self, name: str) -> Mount | None:
-        return self._input(name, PurePosixPath("competitions", name))
+        """One whose rules are not accepted is dropped like an unknown one [?]."""
+        if self._inputs is None or not _SLUG.fullmatch(name) or name in self._rules_not_accepted:
+            return None
+        source = self._inputs / name
+        target = self._target(name, PurePosixPath("competitions", name))
+        return Mount(target, source.resolve()) if source.is_dir() else None
 
-    def _dataset(self, name: str) -> Mount | None:
-        """`owner/slug` or `owner/slug/version`; the inputs folder knows no versions."""
+    def _dataset(self, account: str, name: str) -> Mount | None:
+        """`owner/slug` or `owner/slug/version`."""
         owner, _, rest = name.partition("/")
-        slug = rest.partition("/")[0]
-        if not _ACCOUNT.fullmatch(owner):
+        slug, _, version = rest.partition("/")
+        if not _ACCOUNT.fullmatch(owner) or not _SLUG.fullmatch(slug):
             return None
-        return self._input(slug, PurePosixPath("datasets", owner, slug))
+        source = self._library.attachable(account, owner, slug, version)
+        target = self._target(slug, PurePosixPath("datasets", owner, slug))
+        return Mount(target, source.resolve()) if source else None
 
-    def _input(self, slug: str, target: PurePosixPath) -> Mount | None:
-        if self._inputs is None or not _SLUG.fullmatch(slug):
+    def _model(self, name: str) -> Mount | None:
+        """`owner/model/framework/instance/version`; the old mount leaves the owner out [A]."""
+        found = self._library.model_folder(name)
+        if found is None:
             return None
-        source = self._inputs / slug
-        return Mount(self._target(slug, target), source.resolve()) if source.is_dir() else None
+        path, source = PurePosixPath(found[0]), found[1]
+        target = self._target(str(path.relative_to(path.parts[0])), PurePosixPath("models", path))
+        return Mount(target, source.resolve())
 
     def _output_of(self, account: str, name: str) -> Mount | None:
         """The outputs of another kernel's latest complete version."""

@@ -1,0 +1,166 @@
+"""The score of a submission, by the columns of the competition's solution.csv.
+
+One metric is known, that of the TGS Salt challenge, for the columns `id, rle_mask`. For each image
+it is the mean over t = 0.50, 0.55 … 0.95 of (IoU > t), and then the mean over the images. A truth
+without a pixel is worth 1 for a prediction without one, and 0 for any other. This is the plain
+formula over sets of pixels: the version that is copied around counts with np.histogram, which takes
+its range from the data and gives 0.6 for a blank prediction on a mask that covers 79% of the image.
+
+A mask is a Python integer with one bit a pixel: the tool's environment has no numpy. Whether IoU
+is more than t is decided in whole numbers, so that an IoU of exactly 0.60 is no hit at 0.60 [?].
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PIXELS = 101 * 101
+"""Of one image. Runs count them from 1, down each column and then column by column."""
+COLUMNS = ("id", "rle_mask")
+USAGES = ("Public", "Private", "Ignored")
+"""Which of the two scores a row is part of [D]; an ignored one is asked for and not scored."""
+TWENTIETHS = range(10, 20)
+"""The thresholds, times 20."""
+SHOWN = 3
+"""How many ids or rows an error names as examples."""
+
+
+class BadFile(Exception):
+    """A solution or a submission that cannot be read or scored; the message says why."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The truth by id, and which score each id is part of."""
+
+    masks: dict[str, int]
+    usage: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """From 0 to 1; None where no row of the solution is part of that score."""
+
+    public: float | None
+    private: float | None
+
+
+def read_solution(path: Path) -> Solution:
+    """solution.csv: the columns of a submission and `Usage`. BadFile where it is not that."""
+    header, rows = _table(path)
+    if header != [*COLUMNS, "Usage"]:
+        known = ", ".join([*COLUMNS, "Usage"])
+        raise BadFile(f"no metric is known for the columns {', '.join(header)} (known: {known})")
+    masks, problems = _masks((row[0], row[1]) for row in rows)
+    usage = {row[0]: row[2] for row in rows}
+    if wrong := sorted({u for u in usage.values() if u not in USAGES}):
+        problems.append(f"Usage is {', '.join(map(repr, wrong))}, not one of {', '.join(USAGES)}")
+    if problems or not masks:
+        raise BadFile(". ".join(problems) or "there are no rows")
+    return Solution(masks, usage)
+
+
+def score(solution: Solution, path: Path) -> Scores:
+    """Both scores of a submission. BadFile, with all that is wrong with it, where it has none.
+
+    Header and number of columns must be the sample's, the order of the rows is ignored [D]; every
+    id must be there once and none besides. The words are ours where Kaggle's are not known [?].
+    """
+    header, rows = _table(path)
+    if header != list(COLUMNS):
+        raise BadFile(f"The columns must be {', '.join(COLUMNS)}, not {', '.join(header)}")
+    masks, problems = _masks((row[0], row[1]) for row in rows)
+    missing = [key for key in solution.masks if key not in masks]
+    unknown = [key for key in masks if key not in solution.masks]
+    if missing:
+        found = f"Unable to find {len(missing)} required key values in the 'id' column"  # [A]
+        problems.append(f"{found}: {_examples(missing)}")
+    if unknown:
+        problems.append(f"{len(unknown)} values in the 'id' column unknown: {_examples(unknown)}")
+    if problems:
+        raise BadFile(". ".join(problems))
+    return Scores(*(_mean(solution, masks, usage) for usage in ("Public", "Private")))
+
+
+def image_hits(truth: int, prediction: int) -> int:
+    """At how many of the ten thresholds the IoU is above: the score of an image, times 10."""
+    if not truth:
+        return 0 if prediction else 10
+    common = (truth & prediction).bit_count()
+    either = (truth | prediction).bit_count()
+    return sum(20 * common > twentieths * either for twentieths in TWENTIETHS)
+
+
+def decode(rle: str) -> int:
+    """The pixels of `start length start length …` as bits; blank means none.
+
+    Raises ValueError where these are not pairs of whole numbers from 1 on, sorted, apart from each
+    other, and inside the image.
+    """
+    words = rle.split()
+    if len(words) % 2 or not all(w.isascii() and w.isdigit() and len(w) < 10 for w in words):
+        raise ValueError("not pairs of whole numbers")
+    mask, end = 0, 1
+    for start, length in zip(map(int, words[::2]), map(int, words[1::2]), strict=True):
+        if not start or not length:
+            raise ValueError(f"the run '{start} {length}' has a zero; pixels count from 1")
+        if start < end:
+            raise ValueError(f"the run '{start} {length}' is not sorted or overlaps the one before")
+        end = start + length
+        if end > PIXELS + 1:
+            raise ValueError(f"the run '{start} {length}' leaves the {PIXELS} pixels")
+        mask |= ((1 << length) - 1) << (start - 1)
+    return mask
+
+
+def _mean(solution: Solution, masks: dict[str, int], usage: str) -> float | None:
+    """Summed in whole numbers: the order of the rows leaves the last bit alone."""
+    keys = [key for key, value in solution.usage.items() if value == usage]
+    if not keys:
+        return None
+    return sum(image_hits(solution.masks[key], masks[key]) for key in keys) / (10 * len(keys))
+
+
+def _masks(rows: Iterable[tuple[str, str]]) -> tuple[dict[str, int], list[str]]:
+    """Masks by id, and what is wrong with the rows."""
+    masks: dict[str, int] = {}
+    twice: list[str] = []
+    illegal: list[str] = []
+    for key, rle in rows:
+        if key in masks:
+            twice.append(key)
+        try:
+            masks[key] = decode(rle)
+        except ValueError as error:
+            masks[key] = 0
+            illegal.append(f"{key}: {error}")
+    problems = [f"{len(twice)} duplicate values in the 'id' column: {_examples(twice)}"]
+    problems.append(f"{len(illegal)} run-length texts are not legal: {_examples(illegal)}")
+    return masks, [p for p, found in zip(problems, (twice, illegal), strict=True) if found]
+
+
+def _table(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a csv, all as long as the header. BadFile where it is none."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(_rows(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadFile(f"The file is not a csv: {error}") from None
+    if not rows:
+        raise BadFile("The file is empty")
+    width = len(rows[0])
+    for number, row in enumerate(rows, 1):
+        if len(row) != width:
+            raise BadFile(f"Row {number} has {len(row)} columns but {width} are expected")
+    return rows[0], rows[1:]
+
+
+def _rows(lines: Iterable[str]) -> Iterator[list[str]]:
+    return (row for row in csv.reader(lines, strict=True) if row)
+
+
+def _examples(found: list[str]) -> str:
+    return ", ".join(found[:SHOWN]) + (", …" if len(found) > SHOWN else "")
