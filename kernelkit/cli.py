@@ -434,17 +434,57 @@ def submit(
     profile: Profile = None,
     settings: Settings = None,
     endpoint: Endpoint = None,
-    message: Annotated[str | None, typer.Option(help="Shown beside the score.")] = None,
+    message: Annotated[str, typer.Option(help="Shown beside the score.", show_default=False)] = "",
+    file: Annotated[
+        str, typer.Option(help="Which output is submitted.", show_default="its one csv")
+    ] = "",
+    competition: Annotated[
+        str, typer.Option(metavar="SLUG", help="Where to.", show_default="the run's one source")
+    ] = "",
+    sample: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="The competition's sample submission.",
+            show_default="that of --inputs, else Kaggle's",
+        ),
+    ] = None,
+    inputs: Inputs = None,
+    code: Annotated[
+        bool, typer.Option("--code", help="Submit the version, as to a code competition.")
+    ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Send also what was submitted before.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the score.")] = True,
+    deadline: Annotated[
+        float | None, typer.Option(min=1, help="Seconds to wait for it.", show_default="none")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Enter the submission of a verified run."""
+    """Check the submission of a verified run, enter it once, and wait for its score."""
     speak.to_stderr_for(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
     record = pipeline.find_record(config, name)
-    text = message or f"{record.push['slug']} v{record.version} {record.push['digest'][:12]}"
-    number, answer = pipeline.submit(pipeline.connect_to(config), record, text)
-    speak.words.print(f"submission {number}: {answer}")
-    speak.document(as_json, {"ref": number, "message": answer})
+    kaggle = pipeline.connect_to(config)
+    with speak.watching("interrupted: the same command finds what was entered") as teller:
+        submitted = pipeline.submit(
+            kaggle,
+            record,
+            message=message,
+            file=file,
+            competition=competition,
+            sample=sample,
+            data=inputs,
+            code=code,
+            again=again,
+            wait=wait,
+            deadline=deadline,
+            tell=teller,
+        )
+    speak.submitted(submitted)
+    speak.document(as_json, submitted.about)
 
 
 @app.command()

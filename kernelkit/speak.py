@@ -27,7 +27,7 @@ from kernelkit.client import LogEntry, Status
 from kernelkit.diagnose import Diagnosis, Frame, Origin
 from kernelkit.errors import KernelkitError
 from kernelkit.image import Availability, Presence
-from kernelkit.pipeline import Event, Pulled
+from kernelkit.pipeline import Event, Pulled, Submitted
 from kernelkit.remote import progress
 from kernelkit.render import SIZE_LIMIT_BYTES, Share
 from kernelkit.runtime import MANIFEST_MARK
@@ -186,6 +186,15 @@ def results(folder: Path) -> None:
     manifest = json.loads((folder / "run-manifest.json").read_text(encoding="utf-8"))
     total = time.monotonic() - STARTED
     words.print(f"the run took {number(manifest.get('seconds'), 0)} s, all of it {total:.0f} s")
+
+
+def submitted(submitted: Submitted) -> None:
+    """What has become of a submission."""
+    entry = submitted.entry
+    words.print(Text(f"submission {entry['ref']} to {entry['competition']}: {entry['status']}"))
+    if entry["status"] == "complete":
+        for title in ("public", "private"):
+            words.print(Text(f"{title} score: {entry[f'{title}_score'] or 'not shown'}"))
 
 
 def budget(budget: Sequence[Share], size: int) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from kernelkit.client.competitions import Competition
+from kernelkit.client.competitions import Competition, Scoring, Submission, Terms
 from kernelkit.client.connection import Connection, Credentials, endpoint_of
 from kernelkit.client.credentials import LOCAL_CREDENTIALS, find_credentials
 from kernelkit.client.files import OutputFile
@@ -34,8 +34,11 @@ __all__ = [
     "OutputFile",
     "Quota",
     "Saved",
+    "Scoring",
     "State",
     "Status",
+    "Submission",
+    "Terms",
     "connect",
     "endpoint_of",
     "find_credentials",

@@ -12,7 +12,18 @@ PACKAGE = ROOT / "kernelkit"
 
 ROOMS = [  # a room imports only what stands before it
     *("errors", "config", "imports", "bundle", "image", "runtime", "witness", "render"),
-    *("notebook", "sync", "preflight", "prove", "client", "remote", "verify", "ledger", "causes"),
+    *(
+        "notebook",
+        "sync",
+        "preflight",
+        "prove",
+        "client",
+        "remote",
+        "verify",
+        "submission",
+        "ledger",
+        "causes",
+    ),
     *("tracebacks", "diagnose", "pipeline", "speak", "cli", "__main__"),
 ]
 
@@ -32,6 +43,7 @@ NEVER = {
     "client": {"kernelkit.config", "kernelkit.render", "kernelkit.emulator"},
     "remote": {"kaggle", "kagglesdk", "kernelkit.verify"},
     "verify": {"kernelkit.client", "torch", "src_salt", "requests"},
+    "submission": {f"kernelkit.{room}" for room in ROOMS if room != "errors"},
     "ledger": {f"kernelkit.{room}" for room in ROOMS} - {"kernelkit.errors"},
     "causes": {"kernelkit"},
     "tracebacks": {"kernelkit"},
