@@ -161,19 +161,22 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _add_contest(parser: argparse.ArgumentParser) -> None:
     """The knobs of competitions and datasets."""
-    parser.add_argument("--solutions", type=_folder, help="folder of <slug>/solution.csv")
-    parser.add_argument("--scoring-seconds", type=_hours, default=SCORING, metavar="SECONDS")
-    parser.add_argument("--daily-submissions", type=_count, default=DAILY, metavar="N")
+    add = parser.add_argument
+    add("--solutions", type=_folder, help="folder of <slug>/solution.csv, never mounted")
+    add("--scoring-seconds", type=_hours, default=SCORING, metavar="SECONDS", help="in PENDING")
+    add("--daily-submissions", type=_count, default=DAILY, metavar="N", help="of one account")
+    add("--silent-limit", action="store_true", help="beyond it, answer as if it were entered")
     knob: dict[str, Any] = {"action": "append", "default": [], "metavar": "SLUG"}
-    parser.add_argument("--rules-not-accepted", type=str.lower, **knob)
-    parser.add_argument("--code-competition", type=str.lower, help="takes no uploads", **knob)
+    add("--rules-not-accepted", type=str.lower, help="of this competition", **knob)
+    add("--code-competition", type=str.lower, help="one that takes no uploads", **knob)
     knob |= {"metavar": "OWNER/SLUG:SECONDS"}
-    parser.add_argument("--dataset-pending", type=_pending, help="READY only then", **knob)
+    add("--dataset-pending", type=_pending, help="READY after so long", **knob)
 
 
 def _terms(options: argparse.Namespace) -> Terms:
     return Terms(
         options.daily_submissions,
+        options.silent_limit,
         options.scoring_seconds,
         frozenset(options.rules_not_accepted),
         frozenset(options.code_competition),

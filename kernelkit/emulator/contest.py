@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from kernelkit.emulator.library import is_name, write_record
 from kernelkit.emulator.metric import BadFile, Solution, read_solution, score
 from kernelkit.emulator.state import OutputFile, Refusal
 
@@ -46,9 +47,14 @@ ARCHIVES = (".zip", ".gz", ".7z", ".bz2")
 
 @dataclass(frozen=True)
 class Terms:
-    """The knobs. Slugs are in small letters."""
+    """The knobs. Slugs are in small letters.
+
+    `silent_limit`: a submission beyond the daily limit is answered as if it were entered, and is
+    not, as happened on Kaggle [A, kaggle-cli #148].
+    """
 
     daily: int = DAILY
+    silent_limit: bool = False
     scoring: float = SCORING
     rules_not_accepted: frozenset[str] = frozenset()
     code_only: frozenset[str] = frozenset()
@@ -91,6 +97,8 @@ class Contest:
         self._inputs = inputs
         self._solutions = _solutions(solutions)
         self._lock = threading.Lock()
+        self._zipping = threading.Lock()
+        self._zipped: dict[str, tuple[OutputFile, ...]] = {}
         self._downloads: dict[str, tuple[Path, OutputFile]] = {}
         self._submissions = _read_back(folder)
         self._refs = itertools.count(max([FIRST_REF - 1, *self._submissions]) + 1)
@@ -115,23 +123,23 @@ class Contest:
 
     def offer(self, competition: str, name: str) -> str:
         """The key of an address at which the file can be fetched."""
+        data = self._data(self.check(competition))
         for file in self.files(competition):
-            data = self._data(competition.lower())
             if data is not None and file.name == name:
-                return self._offer(data / name, file)
+                return self._offer((data / name).resolve(), file)
         raise Refusal(404, "Not found")
 
     def offer_all(self, competition: str) -> tuple[str, str]:
-        """Key and name of a zip of all files, made anew: they may have changed."""
+        """Key and name of a zip of all files; made anew only where they have changed."""
         slug = self.check(competition)
-        data = self._data(slug)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{slug}.{secrets.token_hex(4)}.zip"
-        with zipfile.ZipFile(path, "w") as archive:
-            for file in self.files(slug):
-                archive.write(f"{data}/{file.name}", file.name)
+        files = tuple(self.files(slug))
+        path = self._folder / f"{slug}.zip"
+        with self._zipping:
+            if self._zipped.get(slug) != files:
+                _zip(path, self._data(slug), files)
+                self._zipped[slug] = files
         about = path.stat()
-        file = OutputFile(f"{slug}.zip", about.st_size, about.st_mtime)
+        file = OutputFile(path.name, about.st_size, about.st_mtime)
         return self._offer(path, file), file.name
 
     def download(self, key: str, name: str) -> tuple[Path, OutputFile] | None:
@@ -140,26 +148,29 @@ class Contest:
             found = self._downloads.get(key)
         return found if found and found[1].name == name else None
 
-    def may_submit(self, account: str, competition: str, upload: bool) -> str:
-        """The slug. Refusal where this account may enter nothing more, or nothing of this kind."""
+    def takes(self, competition: str, upload: bool) -> str:
+        """The slug. Refusal where the competition takes no uploads, or nothing from the caller."""
         slug = self.check(competition)
         if upload and slug in self.terms.code_only:
             raise Refusal(400, CODE_ONLY)
-        if not self.limits(account, slug).left:
-            raise Refusal(400, LIMIT)
         return slug
 
     def enter(
         self, account: str, competition: str, file: Path, name: str, description: str, upload: bool
-    ) -> Submission:
-        """Enter a copy of `file`. The same one twice is two submissions."""
-        slug = self.may_submit(account, competition, upload)
+    ) -> Submission | None:
+        """Enter a copy of `file`, within the daily limit. The same one twice is two submissions.
+
+        None, with nothing entered, beyond a limit that is silent.
+        """
+        slug = self.takes(competition, upload)
         with self._lock:
-            if self._limits(account, slug).left <= 0:  # taken since by another call
+            if not self._limits(account, slug).left:
+                if self.terms.silent_limit:
+                    return None
                 raise Refusal(400, LIMIT)
             ref = next(self._refs)
             folder = self._folder / str(ref)
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)  # left by a server that died
             shutil.copyfile(file, folder / "submission.csv")
             size = (folder / "submission.csv").stat().st_size
             made = Submission(ref, slug, account, name, size, description, time.time())
@@ -216,13 +227,11 @@ class Contest:
 
     def _keep(self, submission: Submission) -> None:
         path = self._folder / str(submission.ref) / "submission.json"
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(asdict(submission), indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_record(path, asdict(submission))
         self._submissions[submission.ref] = submission
 
     def _data(self, slug: str) -> Path | None:
-        if self._inputs is None or not slug or "/" in slug or slug.startswith("."):
+        if self._inputs is None or not is_name(slug):
             return None
         return self._inputs / slug if (self._inputs / slug).is_dir() else None
 
@@ -251,11 +260,21 @@ def _read_back(folder: Path) -> dict[int, Submission]:
 
 
 def files_below(folder: Path) -> Iterator[OutputFile]:
-    """Every file, sorted, named by its path below the folder; no links."""
+    """Every file, sorted, named by its path below the folder; links stand for their files."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.is_symlink():
+        if path.is_file():
             about = path.stat()
             yield OutputFile(os.fspath(path.relative_to(folder)), about.st_size, about.st_mtime)
+
+
+def _zip(path: Path, folder: Path | None, files: tuple[OutputFile, ...]) -> None:
+    """Whole or not at all; who still reads the one before keeps it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".new")
+    with zipfile.ZipFile(temporary, "w", strict_timestamps=False) as archive:
+        for file in files:
+            archive.write(f"{folder}/{file.name}", file.name)
+    temporary.replace(path)
 
 
 def _is_of(submission: Submission, account: str, slug: str) -> bool:

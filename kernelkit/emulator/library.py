@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 MIN_NAME, MAX_NAME = 6, 50
 """Characters of a created dataset's slug and title [V, the client's own check]."""
@@ -29,7 +30,7 @@ FRAMEWORKS = (
 )
 """ModelFramework without its prefix [V]."""
 
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?")
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,200}[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Library:
 
     def dataset(self, owner: str, slug: str) -> Dataset | None:
         """A dataset, whoever may see it; a created one before one of the inputs folder."""
-        if not _NAME.fullmatch(owner) or not _NAME.fullmatch(slug):
+        if not is_name(owner) or not is_name(slug):
             return None
         with self._lock:
             if known := self._created.get(_key(owner, slug)):
@@ -112,7 +113,7 @@ class Library:
 
     def create(self, about: Dataset, files: list[tuple[str, Path]]) -> Dataset | str:
         """A new dataset with its first version, or Kaggle's `error` inside a 200."""
-        if not _NAME.fullmatch(about.slug):
+        if not is_name(about.slug):
             return "The dataset slug may hold letters, digits and dashes only"
         for what, text in {"slug": about.slug, "title": about.title}.items():
             if not MIN_NAME <= len(text) <= MAX_NAME:
@@ -131,7 +132,7 @@ class Library:
         with self._lock:
             current = self._created.get(_key(dataset.owner, dataset.slug), dataset)
             folder = home / f"v{len(current.folders) + 1}"
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)  # left by a server that died
             for name, content in files:
                 shutil.copyfile(content, folder / name)
             wait = self.pending.get(_key(dataset.owner, dataset.slug), 0.0)
@@ -139,7 +140,7 @@ class Library:
             made = replace(current, folders=grown, ready=time.time() + wait)
             record = asdict(made) | {"versions": len(grown)}
             del record["folders"]
-            (home / "dataset.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+            write_record(home / "dataset.json", record)
             self._created[_key(dataset.owner, dataset.slug)] = made
         return made
 
@@ -161,7 +162,7 @@ class Library:
 
     def model(self, slug: str) -> tuple[Instance, ...]:
         """The instances of a model; none where there is no such model."""
-        if self.inputs is None or not _NAME.fullmatch(slug):
+        if self.inputs is None or not is_name(slug):
             return ()
         found: dict[tuple[str, str], list[int]] = {}
         for folder in sorted((self.inputs / slug).glob("*/*/*")):
@@ -175,7 +176,7 @@ class Library:
         folder; None where there is none.
         """
         parts = source.split("/")
-        if self.inputs is None or len(parts) != 5 or not all(map(_NAME.fullmatch, parts)):
+        if self.inputs is None or len(parts) != 5 or not all(map(is_name, parts)):
             return None
         owner, model, framework, instance, version = parts
         folder = self.inputs / model / framework.lower() / instance / version
@@ -184,9 +185,21 @@ class Library:
         return "/".join((owner, model, framework.lower(), instance, version)), folder
 
 
+def is_name(text: str) -> bool:
+    """Whether it can be a slug, and so the name of a folder."""
+    return bool(_NAME.fullmatch(text))
+
+
 def may_see(dataset: Dataset, account: str) -> bool:
     """Whether it is public or the account's own."""
     return not dataset.private or dataset.owner.lower() == account.lower()
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """JSON, whole or not at all: a server that dies leaves the file as it was."""
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def _key(owner: str, slug: str) -> str:

@@ -189,7 +189,7 @@ class Handler(BaseHTTPRequestHandler):
             wanted = self.headers.get("Content-Range", "")
             received = self.server.uploads.receive(key, wanted, body, length)
         except Refusal:
-            self.close_connection = True  # the rest of the body is not a request
+            self._skip(length)
             raise
         some = received.code == 308 and received.size
         return Reply(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -66,7 +67,6 @@ class Services:
         slug = self._contest.check(fields.text("competitionName"), rules=False)
         terms = self._contest.terms
         answer: Json = {
-            "id": 1 + sum(slug.encode()),
             "ref": slug,
             "title": slug,
             "url": f"{self._endpoint}/competitions/{slug}",
@@ -106,16 +106,18 @@ class Services:
 
     def create_submission(self, account: str, fields: Fields) -> Json:
         """Enter what was uploaded."""
-        slug = self._contest.may_submit(account, fields.text("competitionName"), upload=True)
+        if fields.flag("sandbox", False) or fields.number("benchmarkModelVersionId") is not None:
+            raise Refusal(501, "unimplemented: CreateSubmission with sandbox or a model version")
+        slug = self._contest.takes(fields.text("competitionName"), upload=True)
         token = fields.text("blobFileTokens")
         upload, path = self._uploads.take(token, account, f"submission to {slug}")
         description = fields.text("submissionDescription")
         made = self._contest.enter(account, slug, path, upload.name, description, upload=True)
-        return _entered(made)
+        return _entered(slug, made)
 
     def create_code_submission(self, account: str, fields: Fields) -> Json:
         """Enter an output of a kernel's version. It is not run again on other data, as Kaggle's."""
-        slug = self._contest.may_submit(account, fields.text("competitionName"), upload=False)
+        slug = self._contest.takes(fields.text("competitionName"), upload=False)
         number = fields.number("kernelVersion")
         owner, kernel = fields.text("kernelOwner"), fields.text("kernelSlug")
         label = f"v{number}" if number is not None else ""
@@ -126,7 +128,8 @@ class Services:
         if name not in [output.name for output in version.outputs]:
             raise Refusal(400, f"Version {version.number} of the notebook has no output {name}")
         path, description = version.working / name, fields.text("submissionDescription")
-        return _entered(self._contest.enter(account, slug, path, name, description, upload=False))
+        made = self._contest.enter(account, slug, path, name, description, upload=False)
+        return _entered(slug, made)
 
     def list_submissions(self, account: str, fields: Fields) -> Json:
         """A page of the caller's submissions, the newest first, whatever order is asked for."""
@@ -218,7 +221,7 @@ class Services:
         instances = self._library.model(slug)
         if not owner or not instances:
             raise Refusal(404, "Not found")
-        about: Json = {"id": 1 + sum(slug.encode()), "ref": f"{owner}/{slug}", "slug": slug}
+        about: Json = {"ref": f"{owner}/{slug}", "slug": slug}
         about |= {"title": slug, "author": owner, "url": f"{self._endpoint}/models/{owner}/{slug}"}
         return about | _list("instances", [_instance(i) for i in instances])
 
@@ -259,7 +262,7 @@ class Services:
         return {"token": upload.token, "createUrl": f"{self._endpoint}/upload/{upload.key}"}
 
     def _found(self, key: str, name: str) -> Reply:
-        address = f"{self._endpoint}/download/{key}/{urllib.parse.quote(name)}"
+        address = f"{self._endpoint}/download/{key}/{urllib.parse.quote(os.fsencode(name))}"
         return Reply(302, headers={"Location": address})
 
     def _submission(self, submission: Submission) -> Json:
@@ -281,14 +284,14 @@ class Services:
         return {name: value for name, value in answer.items() if value != ""}
 
 
-def _entered(made: Submission) -> Json:
-    return {"message": f"Successfully submitted to {made.competition}", "ref": made.ref}
+def _entered(slug: str, made: Submission | None) -> Json:
+    message = f"Successfully submitted to {slug}"
+    return {"message": message} | ({"ref": made.ref} if made else {})
 
 
 def _instance(instance: Instance) -> Json:
-    number = instance.versions[-1]
     about = {"slug": instance.slug, "framework": instance.framework_enum}
-    return about | {"id": 1, "versionId": number, "versionNumber": number}
+    return about | {"versionNumber": instance.versions[-1]}
 
 
 def _file(file: OutputFile) -> Json:

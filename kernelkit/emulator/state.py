@@ -45,7 +45,7 @@ SATURDAY = 5
 Mounts = Literal["new", "old"]
 """2026: /kaggle/input/{competitions,datasets,notebooks}/…; before that /kaggle/input/<slug> [A]."""
 
-_SLUG = re.compile(r"[a-z0-9](?:[a-z0-9_.-]*[a-z0-9])?")
+_SLUG = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,200}[a-z0-9])?")
 _ACCOUNT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 

@@ -15,12 +15,15 @@ from dataclasses import asdict, dataclass
 from io import BufferedIOBase
 from pathlib import Path
 
+from kernelkit.emulator.library import write_record
 from kernelkit.emulator.state import Refusal
 
 BLOCK = 256 * 1024
 """Bytes read and written at once."""
 MAX_UPLOAD = 20 * 2**30
 """Bytes of one file [?]."""
+MAX_NAME = 200
+"""Bytes of its name [?]."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,15 @@ class Uploads:
 
     def begin(self, account: str, purpose: str, name: str, size: int) -> Upload:
         """Announce a file."""
-        if not name or not 0 <= size <= MAX_UPLOAD:
+        legal = name.isprintable() and 0 < len(name.encode()) <= MAX_NAME
+        if not legal or not 0 <= size <= MAX_UPLOAD:
             raise Refusal(400, "A file name and a valid contentLength are required")
         key, token = secrets.token_hex(16), secrets.token_hex(20)
         upload = Upload(token, key, account, purpose, name, size)
         folder = self._folder / key
         folder.mkdir(parents=True)
         (folder / "data").touch()
-        (folder / "upload.json").write_text(json.dumps(asdict(upload)), encoding="utf-8")
+        write_record(folder / "upload.json", asdict(upload))
         with self._lock:
             self._by_token[token] = upload
         return upload

@@ -199,6 +199,12 @@ def inputs(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def starter():
+    """`start`, for a module that shares an emulator of its own."""
+    return start
+
+
 @pytest.fixture
 def launch(tmp_path, inputs):
     """Start emulators with options of the test's own; all of them end with the test."""
