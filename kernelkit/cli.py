@@ -13,11 +13,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
 import kernelkit
-from kernelkit import ledger, pipeline, speak
+from kernelkit import history, pipeline, speak
 from kernelkit.config import PROJECT_FILE, load_config
 from kernelkit.diagnose import diagnose
 from kernelkit.errors import ConfigError, KernelkitError
@@ -508,17 +506,58 @@ def sync(
     speak.document(as_json, {**plan.about, "written": not dry_run})
 
 
-@app.command()
-def runs(project: Project = Path(), as_json: AsJson = False) -> None:
-    """List every version pushed from this project."""
+runs_app = typer.Typer(
+    invoke_without_command=True,
+    help="List every version pushed from this project.",
+    rich_markup_mode=None,
+)
+app.add_typer(runs_app, name="runs")
+
+
+@runs_app.callback()
+def runs(context: typer.Context, project: Project = Path(), as_json: AsJson = False) -> None:
+    """List every version pushed from this project, the newest last; or one, or two compared."""
+    if context.invoked_subcommand:
+        if as_json or project != Path():
+            raise ConfigError(
+                "options of runs stand before its sub-command",
+                f"Write them behind: kernelkit runs {context.invoked_subcommand} … --json.",
+            )
+        return
     speak.to_stderr_for(as_json)
-    records = list(ledger.records(project / "runs"))
-    table = Table(*speak.RUN_COLUMNS, box=None)
-    rows = [speak.run_row(record) for record in records]
-    for row in rows:
-        table.add_row(*(Text(str(value)) for value in row.values()))
-    speak.words.print(table if rows else "nothing was pushed from here")
+    rows = history.rows(project / "runs")
+    speak.runs(rows)
     speak.document(as_json, rows)
+
+
+@runs_app.command("show")
+def runs_show(
+    name: RunName = "",
+    project: Project = Path(),
+    profile: Profile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell all that is known of one run."""
+    speak.to_stderr_for(as_json)
+    about = history.show(pipeline.find_record(load_config(project, profile=profile), name))
+    speak.run(about)
+    speak.document(as_json, about)
+
+
+@runs_app.command("diff")
+def runs_diff(
+    before: Annotated[str, typer.Argument(metavar="RUN", help="v3, slug/v3, owner/slug/v3.")],
+    after: RunName = "",
+    project: Project = Path(),
+    profile: Profile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell how two runs differ: parameters, code, fields, versions, results."""
+    speak.to_stderr_for(as_json)
+    config = load_config(project, profile=profile)
+    found = history.diff(*(pipeline.find_record(config, name) for name in (before, after)))
+    speak.difference(found)
+    speak.document(as_json, found)
 
 
 @app.command()

@@ -141,7 +141,7 @@ def record_push(
         MachineError: it cannot be written.
     """
     record = Record(root / slug / f"v{version}")
-    with _locked(root / ".ledger.lock"):
+    with _locked(root / slug):
         before = _address(record)
         same = before is not None and all(before[name] == push.get(name) for name in _ADDRESS)
         if same and record.complete and push.get("outcome") == "adopted":
@@ -177,7 +177,7 @@ def submitting(root: Path, tell: Callable[[str], None]) -> Iterator[None]:
     Raises:
         MachineError: the folder cannot be written.
     """
-    with _locked(root / ".submit.lock", lambda: tell("another submit goes on: waiting for it")):
+    with _locked(root, lambda: tell("another submit goes on: waiting for it")):
         yield
 
 
@@ -248,20 +248,22 @@ def versions(root: Path, slug: str | None = None) -> Iterator[Record]:
 
 
 @contextmanager
-def _locked(path: Path, wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Alone among the processes of this machine; `wait` is called where another is first."""
+def _locked(folder: Path, wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Alone with a folder among the processes of this machine; `wait` is called if another is."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.open("w")
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)  # the folder itself: no file of ours lies about
     except OSError as fault:
-        raise MachineError(f"{path.parent} cannot be written: {fault.strerror}") from fault
-    with lock:
+        raise MachineError(f"{folder} cannot be written: {fault.strerror}") from fault
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             wait()
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def _address(record: Record) -> Mapping[str, Any] | None:

@@ -64,7 +64,7 @@ def check(submission: Path, sample: Path, pixels: int | None = None) -> Check:
         name, where = row[0], f"row {number} (id {_shown(row[0])})"
         if len(row) != len(header):
             found.add("rows of another length", f"{where}: {len(row)} cells, not {len(header)}")
-        if any(char == "\0" or "\ud800" <= char <= "\udfff" for cell in row for char in cell):
+        if not all(map(_is_text, row)):
             found.add("rows that are not UTF-8 text", f"{where}: not UTF-8 text")
         if name in seen:
             found.add("ids given twice", f"{where}: the id is in row {seen[name]} already")
@@ -177,7 +177,7 @@ class _Rows:
             if row and row[0].startswith("\ufeff"):
                 found.add("byte-order mark", "row 1: the file begins with a byte-order mark (BOM)")
                 row[0] = row[0].removeprefix("\ufeff")
-            if any("\ud800" <= char <= "\udfff" for cell in row for char in cell):
+            if not all(map(_is_text, row)):
                 found.add("header", "row 1: not UTF-8 text")
                 return None
             if len(row) > 1:
@@ -228,6 +228,13 @@ class _Findings:
             if (more := self._counts[kind] - len(named)) > 0:
                 lines.append(f"… and {more:,} more {kind}")
         return lines
+
+
+def _is_text(cell: str) -> bool:
+    """Whether it holds neither NUL nor the lone surrogates that stand for bytes of no UTF-8."""
+    if not cell.isascii() and any("\ud800" <= char <= "\udfff" for char in cell):
+        return False
+    return "\0" not in cell
 
 
 def _is_number(cell: str) -> bool:
