@@ -15,7 +15,7 @@ from typing import Any
 
 from kernelkit import ledger
 from kernelkit.client import LogEntry, parse_log
-from kernelkit.errors import KernelkitError
+from kernelkit.errors import KernelkitError, MachineError
 from kernelkit.ledger import Record
 from kernelkit.remote import progress
 
@@ -40,7 +40,7 @@ def rows(root: Path) -> list[dict[str, Any]]:
     should be.
     """
     submissions = ledger.submissions(root)
-    found = [_Known(record, submissions) for record in ledger.versions(root)]
+    found = [_known(record, submissions) for record in ledger.versions(root)]
     return [known.row() for known in sorted(found, key=lambda known: known.pushed)]
 
 
@@ -96,15 +96,19 @@ class _Known:
     """The documents of a folder, each an empty one where it is missing or cannot be believed."""
 
     def __init__(self, record: Record, submissions: Iterable[Mapping[str, Any]]) -> None:
-        self.record, self.problems = record, [record.fault] if record.fault else []
-        self.push = {} if record.fault else record.push
+        self.record, self.problems = record, list[str]()
+        self.push: Mapping[str, Any] = {}
+        try:
+            self.push = record.push
+        except MachineError as fault:
+            self.problems.append(f"{fault} {fault.next_step}")
         complete = record.complete
         self.bundle = self._document("bundle.json")
         self.run = self._document("run.json") if complete else {}
         manifest = self._document("run-manifest.json") if complete else {}
         ours = manifest.get("digest") == self.push.get("digest")
         self.manifest = manifest if ours else {}
-        if record.fault:
+        if not self.push:
             self.state = HALF_WRITTEN
         elif complete:
             self.state = str(self.run.get("state"))
@@ -234,9 +238,12 @@ class _Known:
         return [event for event in events if event and event["event"] == "epoch"]
 
 
-def _known(record: Record) -> _Known:
+def _known(record: Record, submissions: Iterable[Mapping[str, Any]] | None = None) -> _Known:
     folder = record.folder.parent
-    return _Known(record, ledger.submissions(folder.parent, folder.name))
+    if submissions is None:
+        submissions = ledger.submissions(folder.parent, folder.name)
+    with ledger.reading(record):
+        return _Known(record, submissions)
 
 
 def _files(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ A folder `v3.1` held a version 3 of another Kaggle before this one's came. A com
 never changed, so what happens to a version afterwards lies beside it.
 
 Several processes may write at once: a document is written whole under a name of its own and then
-renamed, and a version's folder is opened under a lock.
+renamed, and so is a version's folder, under a lock.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ class Record:
         except MachineError as fault:
             raise MachineError(f"{fault}.", _HALF_WRITTEN) from fault
         for name, kind in _ADDRESS.items():
-            if not isinstance(push.get(name), kind):
+            if not isinstance(push.get(name), kind) or push[name] is True:
                 raise MachineError(f"{path} lacks {name!r}, or has it wrong.", _HALF_WRITTEN)
         if push["version"] != self.version:
             raise MachineError(f"{path} is of version {push['version']}.", _HALF_WRITTEN)
@@ -144,14 +145,26 @@ def record_push(
     with _locked(root / slug):
         before = _address(record)
         same = before is not None and all(before[name] == push.get(name) for name in _ADDRESS)
-        if same and record.complete and push.get("outcome") == "adopted":
-            return record
-        if not same or record.complete:
-            _move_aside(record.folder)
-            before = None
-        _write(record.folder / "bundle.json", bundle)
-        _write(record.folder / "push.json", {**(before or {}), **push})
+        if same and not record.complete:
+            _write(record.folder / "push.json", {**(before or {}), **push})
+            _write(record.folder / "bundle.json", bundle)
+        elif not same or push.get("outcome") != "adopted":
+            _open(record.folder, push, bundle)
     return record
+
+
+def _open(folder: Path, push: Mapping[str, Any], bundle: Mapping[str, Any]) -> None:
+    """Put a new folder in its place, whole; the slug's folder is locked."""
+    try:
+        for left in folder.parent.glob(".v*.new"):  # by whoever was killed just here
+            shutil.rmtree(left)
+        new = folder.with_name(f".{folder.name}.new")
+        _write(new / "bundle.json", bundle)
+        _write(new / "push.json", push)
+        _move_aside(folder)
+        new.rename(folder)
+    except OSError as fault:
+        raise MachineError(f"{folder} cannot be written: {fault.strerror}") from fault
 
 
 def require_writable(root: Path) -> None:
@@ -166,8 +179,26 @@ def require_writable(root: Path) -> None:
 
 
 def record_end(record: Record, run: Mapping[str, Any]) -> None:
-    """Close a folder: nothing is written to it after this."""
-    _write(record.folder / "run.json", run)
+    """Close a folder: nothing is written to it after this. `run["run"]` is the run's address.
+
+    Raises:
+        MachineError: it cannot be written, or another run has taken the folder's place meanwhile.
+    """
+    with _locked(record.folder.parent):
+        push, ended = record.push, run.get("run", {})
+        if any(push[name] != ended.get(name, push[name]) for name in _ADDRESS):
+            raise MachineError(
+                f"{record.folder} belongs to another run by now",
+                f"What was pulled lies beside it: {record.folder}.1 or a later number.",
+            )
+        _write(record.folder / "run.json", run)
+
+
+@contextmanager
+def reading(record: Record) -> Iterator[None]:
+    """While several documents of a folder are read: nobody moves it aside or closes it."""
+    with _locked(record.folder.parent):
+        yield
 
 
 @contextmanager
