@@ -328,7 +328,12 @@ class Competition:
             else:
                 found = int(answer.ref) or self._found(mark, known)
                 if found is None:
-                    raise AnswerLostError(f"{self.name} has taken it, and names no number", _LOST)
+                    # So it was answered beyond a daily limit [A, kaggle-cli #148].
+                    raise RefusedError(
+                        f"{self.name}: Kaggle answered as if it were entered, and lists no such "
+                        "submission. The day's limit may be used up",
+                        _LOST,
+                    )
                 return found
 
     def _found(self, mark: str, known: set[int]) -> int | None:

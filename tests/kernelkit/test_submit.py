@@ -40,7 +40,8 @@ class Line:
 
     `spoil[method]` is a list of faults, one a call: `lost` (done, no answer), `never` (not done, no
     answer), `half` (the first half of an upload arrives, then 503), `cut` (the same, and then
-    nothing), `no ref` (done, the number is left out), `absent` (404).
+    nothing), `no ref` (done, the number is left out), `in vain` (not done, and
+    answered as if), `absent` (404).
     """
 
     def __init__(self, kaggle: str) -> None:
@@ -59,6 +60,9 @@ class Line:
             def hand_on(self, body: bytes, fault: str) -> None:
                 if fault == "never":
                     self.close_connection = True
+                    return
+                if fault == "in vain":
+                    self.give(200, {"Content-Type": "application/json"}, b'{"message": "Done"}')
                     return
                 if fault == "absent":
                     self.give(404, {}, b'{"code": 404, "message": "Not found"}')
@@ -255,6 +259,16 @@ def test_one_that_nobody_can_find_is_no_success(
     with pytest.raises(UnreachableError, match="may have been accepted"):
         pipeline.submit(kaggle, record)
     assert line.calls.count("CreateSubmission") == 3
+    assert ledger.submissions(record.folder.parent.parent) == []
+
+
+def test_one_that_is_answered_and_not_entered_is_no_success(
+    line: Line, kaggle: Kaggle, record: ledger.Record
+) -> None:
+    line.spoil["CreateSubmission"] = ["in vain"]
+    with pytest.raises(RefusedError, match="lists no such submission"):
+        pipeline.submit(kaggle, record)
+    assert line.calls.count("CreateSubmission") == 1
     assert ledger.submissions(record.folder.parent.parent) == []
 
 
