@@ -16,10 +16,12 @@ from rich.markup import escape
 
 import kernelkit
 from kernelkit import history, pipeline, speak
+from kernelkit.client import State
 from kernelkit.config import PROJECT_FILE, load_config
 from kernelkit.diagnose import diagnose
 from kernelkit.errors import ConfigError, KernelkitError
 from kernelkit.prove import DEADLINE_SECONDS
+from kernelkit.push import Outcome
 from kernelkit.render import SIZE_LIMIT_BYTES
 from kernelkit.verify import verify
 
@@ -49,6 +51,8 @@ Endpoint = Annotated[
     typer.Option(envvar="KERNELKIT_ENDPOINT", help="Address of a local Kaggle, on this machine."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Again = Annotated[bool, typer.Option("--again", help="Push also what has run, or runs, just so.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait until a session is free.")]
 Deadline = Annotated[
     float | None,
     typer.Option(min=1, help="Seconds to wait for the run's end.", show_default="none"),
@@ -161,7 +165,7 @@ def preflight(
         project, profile=profile, settings=settings or [], only_reachable=only_reachable
     )
     kernel = pipeline.render(config)
-    pipeline.require_no_problems(pipeline.preflight(kernel))
+    pipeline.require_no_problems(pipeline.preflight(kernel, config.project))
     advice = pipeline.advise(kernel)
     speak.advice(advice)
     speak.words.print("no problems")
@@ -214,6 +218,11 @@ def push(
     settings: Settings = None,
     only_reachable: OnlyReachable = False,
     endpoint: Endpoint = None,
+    again: Again = False,
+    wait: Wait = False,
+    deadline: Annotated[
+        float | None, typer.Option(min=1, help="Seconds for --wait.", show_default="none")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Render, check and send the kernel: a new version, and its run."""
@@ -225,9 +234,33 @@ def push(
         endpoint=endpoint,
         only_reachable=only_reachable,
     )
-    record = pipeline.push(config, pipeline.connect_to(config), tell=speak.Teller())
-    speak.words.print("Follow it with: kernelkit watch")
-    speak.document(as_json, record.push)
+    kaggle = pipeline.connect_to(config)
+    with speak.watching("interrupted: `kernelkit push` again finds what was sent") as teller:
+        record, outcome = pipeline.push(
+            config, kaggle, again=again, wait=wait, deadline=deadline, tell=teller
+        )
+    follow = "pull" if outcome == Outcome.REUSED else "watch"
+    speak.words.print(f"Follow it with: kernelkit {follow} v{record.version}")
+    speak.document(as_json, {**record.push, "outcome": outcome})
+
+
+@app.command()
+def cancel(
+    name: RunName = "",
+    project: Project = Path(),
+    profile: Profile = None,
+    settings: Settings = None,
+    endpoint: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """End a run, where Kaggle lets it be ended; its outputs may be lost."""
+    speak.to_stderr_for(as_json)
+    config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
+    kaggle, record = pipeline.attach(config, name)
+    end = pipeline.cancel(kaggle, record)
+    words = "cancelled" if end.state == State.CANCEL_ACKNOWLEDGED else f"ended first: {end.state}"
+    speak.words.print(f"{record.push['slug']} v{record.version}: {words}")
+    speak.document(as_json, {**record.push, "state": end.state, "failure": end.failure})
 
 
 @app.command()
@@ -242,8 +275,8 @@ def status(
     """Say where a run is; exit code 6 when it has failed."""
     speak.to_stderr_for(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    record = pipeline.find_record(config, name)
-    now = pipeline.status(pipeline.connect_to(config), record)
+    kaggle, record = pipeline.attach(config, name)
+    now = pipeline.status(kaggle, record)
     speak.document(as_json, {**record.push, "state": now.state, "failure": now.failure})
     speak.words.print(f"{record.push['slug']} v{record.version}: {now.state}")
     speak.require_no_failure(now)
@@ -262,8 +295,7 @@ def watch(
     """Follow a run to its end. Ctrl-C leaves it running."""
     speak.to_stderr_for(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    record = pipeline.find_record(config, name)
-    kaggle = pipeline.connect_to(config)
+    kaggle, record = pipeline.attach(config, name)
     with speak.watching(DETACHED.format(f" v{record.version}")) as teller:
         end = pipeline.watch(kaggle, record, deadline=deadline, tell=teller)
     diagnosis = (
@@ -288,8 +320,8 @@ def logs(
     """Print the log of a run, as far as Kaggle keeps it."""
     speak.to_stderr_for(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    record = pipeline.find_record(config, name)
-    entries = pipeline.logs(pipeline.connect_to(config), record)
+    kaggle, record = pipeline.attach(config, name)
+    entries = pipeline.logs(kaggle, record)
     speak.document(as_json, [vars(entry) for entry in entries])
     if not as_json:
         sys.stdout.write("".join(entry.text for entry in entries))
@@ -308,8 +340,7 @@ def pull(
     """Wait for a run's end, download what it left, and verify it."""
     speak.to_stderr_for(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    record = pipeline.find_record(config, name)
-    kaggle = pipeline.connect_to(config)
+    kaggle, record = pipeline.attach(config, name)
     with speak.watching(DETACHED.format(f" v{record.version}")) as teller:
         pulled = pipeline.pull(kaggle, record, deadline=deadline, tell=teller)
     pipeline.require_success(pulled, config.project)
@@ -378,6 +409,8 @@ def run(
     settings: Settings = None,
     only_reachable: OnlyReachable = False,
     endpoint: Endpoint = None,
+    again: Again = False,
+    wait: Wait = False,
     deadline: Deadline = None,
     as_json: AsJson = False,
 ) -> None:
@@ -392,7 +425,9 @@ def run(
     )
     kaggle = pipeline.connect_to(config)
     with speak.watching(DETACHED.format("")) as teller:
-        pulled = pipeline.run(config, kaggle, deadline=deadline, tell=teller)
+        pulled = pipeline.run(
+            config, kaggle, again=again, wait=wait, deadline=deadline, tell=teller
+        )
     speak.conclude(pulled, as_json)
 
 
@@ -585,9 +620,19 @@ def emulator(
     inputs: Inputs = None,
     state: Annotated[Path | None, typer.Option(help="Where its runs are kept.")] = None,
     mounts: MountsOption = Mounts.NEW,
+    faults: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fault",
+            metavar="NAME[,key=value]...",
+            help="A lie it tells; `python -m kernelkit.emulator --help` lists them.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the faults that come by chance.")] = 0,
 ) -> None:
     """Serve a local Kaggle until stopped."""
-    arguments = ["--port", str(port), "--mounts", mounts]
+    arguments = ["--port", str(port), "--mounts", mounts, "--seed", str(seed)]
+    arguments += [word for fault in faults or [] for word in ("--fault", fault)]
     arguments += ["--inputs", str(inputs)] if inputs else []
     arguments += ["--state", str(state)] if state else []
     process = subprocess.Popen(pipeline.emulator_command(arguments))

@@ -186,7 +186,9 @@ class _ProjectFile(_Section):
     only_reachable: bool = False
     layout: Layout = "auto"
     pip: Annotated[tuple[PipRequirement, ...], BeforeValidator(_one_or_many)] = ()
+    gpu_reserve_hours: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)] = 0.0
     templates: RelativePath | None = None
+    allow_secrets: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = ()
     kernel: KernelSettings
     parameters: dict[str, Parameter] = Field(default_factory=dict)
     profiles: dict[str, _Profile] = Field(default_factory=dict)
@@ -221,8 +223,15 @@ class Config(_Section):
     pip: tuple[str, ...]
     """Requirements (PEP 508) that the run installs first."""
 
+    gpu_reserve_hours: float
+    """GPU hours of the week that no push may touch."""
+
     templates: Path | None
     """The project's own templates; None for kernelkit's."""
+
+    allow_secrets: tuple[str, ...] = ()
+    """Places as preflight names them (`pkg/data.json:3`, `parameters.seed`) of what only looks like
+    a secret, where no comment can say so; exact, without patterns."""
 
     kernel: KernelSettings
     distribution: str
@@ -274,7 +283,9 @@ def load_config(
         only_reachable=stated.only_reachable or only_reachable,
         layout=stated.layout,
         pip=stated.pip,
+        gpu_reserve_hours=stated.gpu_reserve_hours,
         templates=_templates_folder(project, stated.templates),
+        allow_secrets=stated.allow_secrets,
         kernel=stated.kernel,
         distribution=distribution,
         parameters=stated.parameters,

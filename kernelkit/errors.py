@@ -7,7 +7,10 @@
     ├── PreflightError      3   Kaggle would refuse this kernel: nothing was sent
     ├── RefusedError        4   Kaggle refused, or gave other than was asked
     │   └── NotFoundError   4   there is no such kernel or version, or it is not ours to see
-    ├── CapacityError       5   no free session, quota spent, or too many calls: try later
+    ├── CapacityError       5   try later
+    │   ├── SessionCapError 5   all sessions of this account are taken
+    │   ├── QuotaError      5   the week's accelerator hours are spent, or reserved
+    │   └── RateLimitedError 5  too many calls
     ├── RunFailedError      6   the run itself failed
     ├── DeadlineError       7   the deadline passed and the run goes on
     ├── VerificationError   8   what was pulled, or written, is not what it must be
@@ -77,9 +80,23 @@ class NotFoundError(RefusedError):
 
 
 class CapacityError(KernelkitError):
-    """A session cap, the quota or the rate limit: the same call may pass later."""
+    """The same call may pass later."""
 
     exit_code = 5
+
+
+class SessionCapError(CapacityError):
+    """As many sessions run as the account may have; queued ones count."""
+
+
+class QuotaError(CapacityError):
+    """Accelerator hours: spent until the week's refresh, or held back by the user's reserve."""
+
+
+class RateLimitedError(CapacityError):
+    """Too many calls. `retry_after` is what Kaggle asks for, in seconds, if it says so."""
+
+    retry_after: float | None = None
 
 
 class RunFailedError(KernelkitError):

@@ -31,6 +31,8 @@ from typing import Any
 
 from kernelkit.errors import ConfigError, MachineError
 
+PUSH_LOCK = ".push.lock"
+
 _VERSION = re.compile(r"v([1-9][0-9]{0,8})")
 _ADDRESS: Mapping[str, type] = {
     **dict.fromkeys(("owner", "slug", "url", "digest", "endpoint"), str),
@@ -167,15 +169,30 @@ def _open(folder: Path, push: Mapping[str, Any], bundle: Mapping[str, Any]) -> N
         raise MachineError(f"{folder} cannot be written: {fault.strerror}") from fault
 
 
-def require_writable(root: Path) -> None:
-    """Before a push: a run that cannot be recorded must not be started.
+@contextmanager
+def pushing(root: Path, slug: str, tell: Callable[[str], None]) -> Iterator[None]:
+    """Two pushes of one kernel from here, one after the other: the second sees what the first did.
+
+    A run that cannot be recorded must not be started: the folder is tried at once.
 
     Raises:
         MachineError: the folder cannot be written.
     """
-    probe = root / f".probe.{secrets.token_hex(4)}"
-    _write(probe, {})
-    probe.unlink()
+    path = root / slug / PUSH_LOCK
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+    except OSError as fault:
+        raise MachineError(f"{root} cannot be written: {fault.strerror}") from fault
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            tell(f"another push of {slug} is under way: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        _write(path.with_name(".probe"), {})
+        path.with_name(".probe").unlink()
+        yield
 
 
 def record_end(record: Record, run: Mapping[str, Any]) -> None:

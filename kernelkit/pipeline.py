@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -24,14 +25,17 @@ from typing import Any
 
 import kernelkit
 from kernelkit import image, ledger, remote
+from kernelkit import push as pushing
 from kernelkit import sync as syncing
 from kernelkit.bundle import read_bundle
 from kernelkit.client import (
     LOCAL_CREDENTIALS,
     Competition,
     Credentials,
+    Given,
     Kaggle,
     LogEntry,
+    Quota,
     Scoring,
     State,
     Status,
@@ -50,13 +54,16 @@ from kernelkit.errors import (
     VerificationError,
 )
 from kernelkit.ledger import Record
+from kernelkit.notebook import embedded_manifest, read_cells
 from kernelkit.preflight import Problem, check
 from kernelkit.preflight import advise as preflight_advice
 from kernelkit.prove import DEADLINE_SECONDS, Proof, without_accelerator
 from kernelkit.prove import prove as prove_kernel
-from kernelkit.remote import Run
+from kernelkit.push import Outcome
+from kernelkit.remote import Asked, Run
 from kernelkit.render import Kernel, write_kernel
 from kernelkit.render import render as render_kernel
+from kernelkit.secrets import own_credentials
 from kernelkit.submission import PIXELS
 from kernelkit.submission import check as check_submission
 from kernelkit.sync import Plan
@@ -66,8 +73,8 @@ from kernelkit.verify import verify as verify_folder
 EMULATOR_START_SECONDS = 30  # it imports nbclient; a cold disk takes some seconds
 EMULATOR_STOP_SECONDS = 20  # it ends its runs first
 
-Event = Status | LogEntry | str
-"""What a step tells while it goes on: a new state, a piece of the log, or words."""
+Event = Status | LogEntry | Quota | str
+"""What a step tells while it goes on: a new state, a piece of the log, the quota, or words."""
 
 Tell = Callable[[Event], None]
 
@@ -92,13 +99,20 @@ class Pulled:
 
 
 def run(
-    config: Config, kaggle: Kaggle, *, deadline: float | None = None, tell: Tell = quiet
+    config: Config,
+    kaggle: Kaggle,
+    *,
+    again: bool = False,
+    wait: bool = False,
+    deadline: float | None = None,
+    tell: Tell = quiet,
 ) -> Pulled:
     """Push, watch, pull and verify: returns only when the results are here and proven.
 
-    `deadline` is in seconds, for the watch.
+    `again` and `wait` are those of `push`; `deadline` is in seconds, for the watch.
     """
-    return _run(config, kaggle, config.project / "runs", deadline, tell)
+    root = config.project / "runs"
+    return _run(config, kaggle, root, deadline, tell, again=again, wait=wait)
 
 
 def rehearse(
@@ -117,7 +131,9 @@ def rehearse(
     Raises:
         ConfigError: `out` is the folder of real runs, or holds something else than a rehearsal.
     """
-    require_no_problems(preflight(render(config)))  # a slip must not cost the rehearsal before
+    require_no_problems(
+        preflight(render(config), config.project)
+    )  # a slip must not cost the rehearsal before
     with _alone(out):
         _empty_rehearsal(out / config.kernel.slug, config.project / "runs")
         with local_kaggle(inputs, mounts) as endpoint:
@@ -127,9 +143,19 @@ def rehearse(
             return _run(config, Kaggle(credentials, endpoint), out, deadline, tell)
 
 
-def _run(config: Config, kaggle: Kaggle, root: Path, deadline: float | None, tell: Tell) -> Pulled:
-    record = push(config, kaggle, root, tell=tell)
-    watch(kaggle, record, deadline=deadline, tell=tell)
+def _run(
+    config: Config,
+    kaggle: Kaggle,
+    root: Path,
+    deadline: float | None,
+    tell: Tell,
+    *,
+    again: bool = False,
+    wait: bool = False,
+) -> Pulled:
+    record, outcome = push(config, kaggle, root, again=again, wait=wait, tell=tell)
+    if outcome != Outcome.REUSED:
+        watch(kaggle, record, deadline=deadline, tell=tell)
     pulled = pull(kaggle, record, tell=tell)
     require_success(pulled, config.project)
     return pulled
@@ -159,7 +185,11 @@ def _empty_rehearsal(folder: Path, runs: Path) -> None:
         raise ConfigError(f"--out {folder.parent}: real runs lie there", "Name another folder.")
     if not folder.exists():
         return
-    strange = [path.name for path in folder.iterdir() if not (path / "push.json").is_file()]
+    strange = [
+        path.name
+        for path in folder.iterdir()
+        if not (path / "push.json").is_file() and path.name != ledger.PUSH_LOCK
+    ]
     if strange or folder.is_symlink():
         raise ConfigError(
             f"{folder} holds what no rehearsal has left ({', '.join(sorted(strange)) or 'a link'})",
@@ -188,9 +218,9 @@ def render_to(config: Config, folder: Path) -> Kernel:
     return kernel
 
 
-def preflight(kernel: Kernel) -> list[Problem]:
-    """Everything that stands against a push of the kernel."""
-    return check(kernel)
+def preflight(kernel: Kernel, project: Path) -> list[Problem]:
+    """Everything that stands against a push of the kernel, this machine's credentials in it too."""
+    return check(kernel, own_credentials(os.environ, Path.home(), project))
 
 
 def advise(kernel: Kernel) -> list[str]:
@@ -227,39 +257,110 @@ def prove(
     )
 
 
-def push(config: Config, kaggle: Kaggle, root: Path | None = None, *, tell: Tell = quiet) -> Record:
+def push(
+    config: Config,
+    kaggle: Kaggle,
+    root: Path | None = None,
+    *,
+    again: bool = False,
+    wait: bool = False,
+    deadline: float | None = None,
+    tell: Tell = quiet,
+) -> tuple[Record, Outcome]:
     """Render, check, send once, record under `root` (default: the project's runs/), read back.
+
+    What is on Kaggle already, by its digest, is not pushed again: a complete and verified run is
+    used as it is, one that goes on is followed; `again` pushes all the same. `wait` waits for a
+    free session, up to `deadline` seconds.
 
     Raises:
         PreflightError: with every problem; nothing was sent.
+        CapacityError: no session, no quota, or too many calls; nothing was sent.
         RefusedError: Kaggle gave other than asked; the version runs and is recorded all the same.
         UnreachableError: the push was taken and recorded, and could not be read back.
     """
     root = root or config.project / "runs"
     kernel = render(config)
-    require_no_problems(check(kernel))
-    ledger.require_writable(root)
+    require_no_problems(preflight(kernel, config.project))
     for note in advise(kernel):
         tell(f"note: {note}")
-    tell(f"pushing {kernel.slug} as {kaggle.credentials.username} ({len(kernel.payload):,} B)")
-    pushed = remote.push(kaggle, kernel)
-    run = pushed.run
-    address = {**asdict(run), "pushed": _now(), "profile": config.profile}
-    record = ledger.record_push(root, run.slug, run.version, address, kernel.manifest)
-    tell(f"{run.name} is pushed: {run.url}")
-    differences = [*_read_back(kaggle, kernel, run, address), *pushed.dropped]
-    if differences:
-        raise RefusedError(
-            "Kaggle gave other than was asked:\n" + "\n".join(differences),
-            f"Version {run.version} runs all the same; mend the cause and push anew.",
-            {**address, "differences": differences},
-        )
-    return record
+    pushing.check_owner(kaggle, kernel)
+    with ledger.pushing(root, kernel.slug, tell):
+        given = pushing.current(kaggle, kernel.slug)
+        if not again and (found := _same(kaggle, kernel, root, given, tell)):
+            return found
+        pushing.look_ahead(kaggle, kernel, config.gpu_reserve_hours, tell)
+        tell(f"pushing {kernel.slug} as {kaggle.credentials.username} ({len(kernel.payload):,} B)")
+        recorded = [record.version for record in _of_account(kaggle, root, kernel.slug)]
+        known = max([given.version or 0, *recorded]) if given else 0
+        pushed = pushing.send(kaggle, kernel, known, wait=wait, deadline=deadline, tell=tell)
+        record = _record(root, kernel, pushed.run, pushed.outcome, config.profile)
+    tell(f"{pushed.run.name} is pushed: {pushed.run.url}")
+    _require_as_asked(kaggle, kernel, pushed.run, record.push, pushed.dropped)
+    if unconfirmed := [name for name in UNCONFIRMED if kernel.manifest["kernel"].get(name)]:
+        tell(f"not yet confirmed: {', '.join(unconfirmed)} (Kaggle tells once the run has started)")
+    return record, pushed.outcome
 
 
-def _read_back(kaggle: Kaggle, kernel: Kernel, run: Run, address: Mapping[str, Any]) -> list[str]:
+UNCONFIRMED = ("machine_shape", "docker_image")  # until `watch` sees them
+
+
+def _same(
+    kaggle: Kaggle, kernel: Kernel, root: Path, given: Given | None, tell: Tell
+) -> tuple[Record, Outcome] | None:
+    """The newest run of the very same digest that has not failed, if there is one."""
+    for record in reversed(list(_of_account(kaggle, root, kernel.slug))):
+        if record.push["digest"] != kernel.digest:
+            continue
+        name = f"{kernel.slug} v{record.version}"
+        if record.complete:
+            done = _recorded_state(record) == State.COMPLETE
+            if done and verify_folder(record.folder).verified:
+                tell(f"{name} is this very kernel, complete and verified: nothing is pushed")
+                return record, Outcome.REUSED
+        elif not _failed(status(kaggle, record)):
+            tell(f"{name} is this very kernel, and was pushed already")
+            return record, Outcome.REATTACHED
+    if given is None or not given.version or kernel.digest not in given.source:
+        return None
+    if given.version in {record.version for record in _of_account(kaggle, root, kernel.slug)}:
+        return None
+    run = pushing.run_of(kaggle, kernel, given.version)
+    if _failed(remote.status(kaggle, run, fresh=False)):
+        return None
+    tell(f"{run.name} is this very kernel, pushed from elsewhere: nothing is pushed")
+    record = _record(root, kernel, run, Outcome.ADOPTED, None)
+    _require_as_asked(kaggle, kernel, run, record.push)
+    return record, Outcome.ADOPTED
+
+
+def _failed(end: Status) -> bool:
+    return end.state.finished and end.state != State.COMPLETE
+
+
+def _of_account(kaggle: Kaggle, root: Path, slug: str) -> Iterator[Record]:
+    """The recorded versions that this account has pushed to this Kaggle."""
+    for record in ledger.records(root, slug):
+        push = record.push
+        if push["endpoint"] == kaggle.endpoint and push["owner"] == kaggle.credentials.username:
+            yield record
+
+
+def _record(root: Path, kernel: Kernel, run: Run, outcome: Outcome, profile: str | None) -> Record:
+    address = {**asdict(run), "pushed": _now(), "profile": profile, "outcome": outcome}
+    return ledger.record_push(root, run.slug, run.version, address, kernel.manifest)
+
+
+def _require_as_asked(
+    kaggle: Kaggle,
+    kernel: Kernel,
+    run: Run,
+    address: Mapping[str, Any],
+    dropped: Sequence[str] = (),
+) -> None:
+    """Hold what Kaggle made of a push against what was asked."""
     try:
-        return remote.read_back(kaggle, kernel, run)
+        differences = [*pushing.read_back(kaggle, kernel, run), *dropped]
     except KernelkitError as fault:
         raise type(fault)(
             f"{run.name} is pushed and runs, but what Kaggle made of it could not be read back: "
@@ -267,6 +368,47 @@ def _read_back(kaggle: Kaggle, kernel: Kernel, run: Run, address: Mapping[str, A
             "Do not push again; follow it with `kernelkit watch`.",
             address,
         ) from fault
+    if differences:
+        raise RefusedError(
+            "Kaggle gave other than was asked:\n" + "\n".join(differences),
+            f"Version {run.version} runs all the same; mend the cause and push anew.",
+            {**address, "differences": differences},
+        )
+
+
+def attach(config: Config, name: str = "") -> tuple[Kaggle, Record]:
+    """A run by its name and the way to it; one that was pushed from elsewhere is taken up here.
+
+    Raises:
+        ConfigError: the name is none, or means nothing here, and nothing that kernelkit has made
+            there.
+        NotFoundError: Kaggle knows no such kernel or version.
+    """
+    wanted = ledger.parse_name(name) if name else ledger.Name()
+    try:
+        record = find_record(config, name)
+    except ConfigError:
+        if not wanted.slug:
+            raise
+        kaggle = connect_to(config)
+        return kaggle, _take_up(config, kaggle, wanted.owner, wanted.slug, wanted.version)
+    return connect_to(config), record
+
+
+def _take_up(
+    config: Config, kaggle: Kaggle, owner: str | None, slug: str, version: int | None
+) -> Record:
+    """Record a run that was pushed from elsewhere, by what its notebook says of itself."""
+    owner = owner or kaggle.credentials.username
+    given = kaggle.kernel(owner, slug, version)
+    version = version or given.version
+    if version is None:
+        raise RefusedError(f"Kaggle names no version of {owner}/{slug}")
+    manifest = embedded_manifest(read_cells(given.source))
+    url = f"{kaggle.web}/code/{owner}/{slug}"
+    run = Run(owner, slug, version, url, manifest["digest"], kaggle.endpoint)
+    address = {**asdict(run), "outcome": Outcome.ADOPTED, "profile": manifest.get("profile")}
+    return ledger.record_push(config.project / "runs", run.slug, version, address, manifest)
 
 
 def watch(
@@ -274,7 +416,8 @@ def watch(
 ) -> Status:
     """Follow a run to its end and return the state in which it ended."""
     last = Status(State.QUEUED)
-    for event in remote.watch(kaggle, _address(kaggle, record), deadline=deadline):
+    run, asked = _address(kaggle, record), Asked.of(record.bundle)
+    for event in remote.watch(kaggle, run, asked, age=_age(record), deadline=deadline):
         tell(event)
         if isinstance(event, Status):
             last = event
@@ -283,9 +426,18 @@ def watch(
 
 def status(kaggle: Kaggle, record: Record) -> Status:
     """Where a run is now."""
-    age = time.time() - (record.folder / "push.json").stat().st_mtime
-    fresh = age < remote.GRACE_SECONDS
-    return remote.status(kaggle, _address(kaggle, record), within_grace=fresh)
+    fresh = _age(record) < kaggle.patience.grace
+    return remote.status(kaggle, _address(kaggle, record), fresh=fresh)
+
+
+def cancel(kaggle: Kaggle, record: Record) -> Status:
+    """End a run, where that is possible; the state in which it has ended."""
+    return remote.cancel(kaggle, _address(kaggle, record), age=_age(record))
+
+
+def _age(record: Record) -> float:
+    """Seconds since the push was recorded."""
+    return max(0.0, time.time() - (record.folder / "push.json").stat().st_mtime)
 
 
 def logs(kaggle: Kaggle, record: Record) -> list[LogEntry]:
@@ -743,7 +895,7 @@ def _bad(subject: str, fault: KernelkitError) -> Finding:
 
 
 def _no_problems(config: Config) -> str:
-    require_no_problems(preflight(render(config)))
+    require_no_problems(preflight(render(config), config.project))
     return "no problems"
 
 

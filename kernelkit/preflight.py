@@ -6,7 +6,7 @@ Every check is a pure function from a `Kernel` to the problems it sees; all are 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from slugify import slugify
 
-from kernelkit import image
+from kernelkit import image, secrets
 from kernelkit.config import near_miss
 from kernelkit.image import Presence
 from kernelkit.render import SIZE_CAP_BYTES, SIZE_LIMIT_BYTES, Kernel
+from kernelkit.secrets import Credential
 
 LARGEST = 8  # files named, where the notebook is too large
 SHORTEST_NAME = 5  # characters, of title and slug alike
@@ -36,9 +37,13 @@ class Problem:
     remedy: str
 
 
-def check(kernel: Kernel) -> list[Problem]:
-    """Every problem of the kernel; an empty list where it may be pushed."""
-    return [problem for look in CHECKS for problem in look(kernel)]
+def check(kernel: Kernel, own: Collection[Credential] = ()) -> list[Problem]:
+    """Every problem of the kernel; an empty list where it may be pushed.
+
+    `own` are this machine's credentials, which must not be among what is sent.
+    """
+    problems = [problem for look in CHECKS for problem in look(kernel)]
+    return [*problems, *check_secrets(kernel, own)]
 
 
 def check_size(kernel: Kernel) -> Iterator[Problem]:
@@ -173,6 +178,19 @@ def check_parameters(kernel: Kernel) -> Iterator[Problem]:
             f"parameters.{name}",
             f"{entry} cannot be called without it",
             "Add it to [tool.kernelkit.parameters], or give the argument a default.",
+        )
+
+
+def check_secrets(kernel: Kernel, own: Collection[Credential] = ()) -> Iterator[Problem]:
+    """No key, token or password in anything that would be sent; they are never shown."""
+    for finding in secrets.scan(kernel, own):
+        yield Problem(
+            finding.where,
+            f"{finding.kind} would be sent along",
+            "Take it out: in the run, read it from Kaggle's secrets "
+            "(kaggle_secrets.UserSecretsClient) or from a private dataset. If it is no secret, end "
+            'the line with the comment "# pragma: allowlist secret", or, where no comment can '
+            f'stand, set allow_secrets = ["{finding.where}"] in [tool.kernelkit].',
         )
 
 

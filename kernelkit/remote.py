@@ -1,7 +1,7 @@
-"""A run's life after the button: push it, read back what Kaggle made of it, watch it, pull it.
+"""A run's life after the button: where it is, its log, whether it has what was asked, its end.
 
-Clock and sleep are arguments. What belongs to one version is asked for by that version; the log
-stream alone knows only the latest one, so a stream that begins with another digest is not ours.
+What belongs to one version is asked for by that version. Kaggle answers for another one all the
+same, for a while after a push: the digest in a log's first line tells whose it is.
 """
 
 from __future__ import annotations
@@ -9,32 +9,38 @@ from __future__ import annotations
 import json
 import math
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from kernelkit.client import Given, Kaggle, LogEntry, State, Status, parse_log
+from kernelkit.client import Kaggle, LogEntry, Quota, State, Status, parse_log
 from kernelkit.errors import (
     CapacityError,
     DeadlineError,
     KernelkitError,
     MachineError,
     NotFoundError,
+    RateLimitedError,
     RefusedError,
     UnreachableError,
 )
-from kernelkit.render import Kernel
 
-GRACE_SECONDS = 120
-"""How long after a push Kaggle may answer 403, 404 or with the version before."""
-
-OUTAGE_SECONDS = 600  # a watch of hours outlives a restart of Kaggle's, or a train's tunnel
-
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 10.0  # between two questions for the status
+GPU_NAMES = {
+    "NvidiaTeslaT4": "T4",
+    "NvidiaTeslaT4Highmem": "T4",
+    "NvidiaTeslaP100": "P100",
+    "NvidiaTeslaA100": "A100",
+    "NvidiaL4": "L4",
+    "NvidiaL4X1": "L4",
+    "NvidiaH100": "H100",
+    "NvidiaRtxPro6000": "RTX PRO 6000",
+}
+"""What nvidia-smi calls the GPUs of a machine_shape."""
 
 _DIGEST_LINE = re.compile(r"kernelkit digest ([0-9a-f]{64})")
+_SESSION_LINE = re.compile(r"kernelkit session (\d+)")
+_HARDWARE_LINE = re.compile(r"^hardware: (\{.*\})\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -55,91 +61,74 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Pushed:
-    """A push that Kaggle took: a version that is now queued or running."""
+class Asked:
+    """What a run is to have, and Kaggle shows only once it has started."""
 
-    run: Run
-    dropped: tuple[str, ...]
-    """Sources that Kaggle left out at once."""
+    machine_shape: str
+    docker_image: str
+    wants_gpu: bool
+
+    @classmethod
+    def of(cls, bundle: Mapping[str, Any]) -> Asked:
+        """As the manifest of what was sent has it."""
+        kernel = bundle.get("kernel", {})
+        shape, image = kernel.get("machine_shape") or "", kernel.get("docker_image") or ""
+        return cls(str(shape), str(image), bool(bundle.get("wants_gpu")))
 
 
-def push(kaggle: Kaggle, kernel: Kernel) -> Pushed:
-    """Send the kernel, once.
+def status(kaggle: Kaggle, run: Run, *, fresh: bool) -> Status:
+    """The state of exactly this version.
 
-    Raises:
-        AnswerLostError: nobody knows whether it was taken.
-        CapacityError, RefusedError: Kaggle's answer.
+    A `fresh` one, within the grace after its push, is queued where Kaggle does not show it yet, or
+    tells the end of another: of a run that has ended the log says whose it was.
     """
-    _check_owner(kaggle, kernel)
-    saved = kaggle.save_kernel(kernel.slug, kernel.payload, kernel.metadata)
-    owner = kaggle.credentials.username
-    run = Run(owner, kernel.slug, saved.version, saved.url, kernel.digest, kaggle.endpoint)
-    dropped = [
-        f"{kind}: Kaggle dropped {name!r}, and runs without it"
-        for kind, names in saved.dropped.items()
-        for name in names
-    ]
-    return Pushed(run, tuple(dropped))
-
-
-def read_back(
-    kaggle: Kaggle,
-    kernel: Kernel,
-    run: Run,
-    *,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> list[str]:
-    """Where Kaggle gave other than was asked, the gravest first; waits until it shows the run."""
-    started, pause = clock(), FIRST_PAUSE_SECONDS
-    while clock() - started < GRACE_SECONDS:
-        try:
-            given = kaggle.kernel(run.owner, run.slug)
-            if (given.version or 0) >= run.version:
-                return _differences(kernel, run, given)
-        except NotFoundError:
-            pass  # a fresh kernel may take a while to show
-        sleep(pause)
-        pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
-    return [f"version {run.version} did not show within {GRACE_SECONDS} s of the push"]
-
-
-def status(kaggle: Kaggle, run: Run, *, within_grace: bool) -> Status:
-    """The state of exactly this version; a run that does not show yet is queued, for a while."""
     try:
-        return kaggle.status(run.owner, run.slug, run.version)
+        now = kaggle.status(run.owner, run.slug, run.version)
     except NotFoundError:
-        if not within_grace:
+        if fresh:
+            return Status(State.QUEUED)
+        if kaggle.kernel(run.owner, run.slug).version != run.version:
             raise
+        now = kaggle.status(run.owner, run.slug, None)  # a Kaggle that takes no versions here
+    if fresh and now.state.finished and digest_of(log(kaggle, run)) != run.digest:
         return Status(State.QUEUED)
+    return now
 
 
 def watch(
     kaggle: Kaggle,
     run: Run,
+    asked: Asked,
     *,
+    age: float = 0.0,
     deadline: float | None = None,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Iterator[Status | LogEntry | str]:
+) -> Iterator[Status | LogEntry | Quota | str]:
     """Follow a run to its end: each change of its state, each line of its log once, and words.
 
-    `deadline` is in seconds from now. A Kaggle that has answered once may fall silent for
-    `OUTAGE_SECONDS`; the watch says so and goes on.
+    `age` is how long ago it was pushed, `deadline` how long from now it may take, in seconds. A
+    Kaggle that has answered once may fall silent for `patience.outage`; the watch goes on.
 
     Raises:
         DeadlineError: it passed; the run goes on.
+        RefusedError: the run has another machine or image than was asked for; it goes on too.
         UnreachableError: no answer at all, or none for too long.
     """
+    clock = kaggle.patience.clock
     started = answered = clock()
     state: Status | None = None
-    shown, pause = "", FIRST_PAUSE_SECONDS
+    shown, pauses = "", kaggle.patience.pauses()
+    confirmed, asked_quota = False, -math.inf
     while True:
+        limit = 0.0
         try:
-            current = status(kaggle, run, within_grace=clock() - started < GRACE_SECONDS)
+            fresh = age + clock() - started < kaggle.patience.grace
+            current = status(kaggle, run, fresh=fresh)
+            if not confirmed and current.state == State.RUNNING:
+                confirmed = yield from _confirm(kaggle, run, asked, shown, settled=not fresh)
         except (UnreachableError, CapacityError) as fault:
-            if state is None or clock() - answered > OUTAGE_SECONDS:
+            if state is None or clock() - answered > kaggle.patience.outage:
                 raise
+            limit = (fault.retry_after or 0.0) if isinstance(fault, RateLimitedError) else 0.0
             yield f"{fault}; trying on"
             current = state
         else:
@@ -148,8 +137,16 @@ def watch(
             state = current
             yield state
         if state.state.finished:
-            yield from _unseen(log(kaggle, run), shown)
+            entries = log(kaggle, run)
+            _require_own(run, entries)
+            yield from _unseen(entries, shown)
+            if not confirmed:
+                text = "".join(entry.text for entry in entries)
+                yield from _confirm(kaggle, run, asked, text, settled=True)
             return
+        if asked.wants_gpu and clock() - asked_quota > kaggle.patience.quota:
+            asked_quota = clock()
+            yield from _quota(kaggle)
         left = math.inf if deadline is None else deadline - (clock() - started)
         if state.state == State.RUNNING and left > 0:
             for entry in _live_log(kaggle, run, shown, left):
@@ -159,10 +156,80 @@ def watch(
         if left <= 0:
             raise DeadlineError(
                 f"{run.name} has not ended within {deadline:.0f} s; it goes on running",
-                "Come back with `kernelkit watch`, or give a longer --deadline.",
+                f"Come back with `kernelkit watch v{run.version}`, or give a longer --deadline.",
             )
-        sleep(min(pause, left))
-        pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
+        kaggle.patience.sleep(min(max(next(pauses), limit), left))
+
+
+def confirm(kaggle: Kaggle, run: Run, asked: Asked, text: str) -> tuple[list[str], list[str]]:
+    """What differs of machine and image from what was asked, and what is confirmed.
+
+    `text` is the run's log as far as it is known: its hardware cell is the surest witness.
+    """
+    given = kaggle.kernel(run.owner, run.slug)
+    if given.version != run.version:  # it tells of the current version's session alone
+        given = replace(given, machine_shape="", docker_image="")
+    different: list[str] = []
+    confirmed: list[str] = []
+    for name, want, got in (
+        ("machine_shape", asked.machine_shape, given.machine_shape),
+        ("docker_image", asked.docker_image, given.docker_image),
+    ):
+        if want and got:
+            line = f"{name}: asked {want}, given {got}"
+            (confirmed if want.lower() in got.lower() else different).append(line)
+    if not asked.wants_gpu and given.machine_shape.startswith("Nvidia"):
+        different.append(f"machine_shape: asked for no GPU, given {given.machine_shape}")
+    gpus = _gpus(text)
+    expected = GPU_NAMES.get(asked.machine_shape)
+    if gpus is not None and expected:
+        line = f"GPU: asked {asked.machine_shape}, the run has {', '.join(gpus) or 'none'}"
+        fits = bool(gpus) and all(expected in gpu for gpu in gpus)
+        (confirmed if fits else different).append(line)
+    return different, confirmed
+
+
+def cancel(kaggle: Kaggle, run: Run, *, age: float = math.inf) -> Status:
+    """End a run, and return the state in which it has ended.
+
+    Kaggle ends a session by its number, which no call tells [V]: the run prints it itself.
+
+    Raises:
+        RefusedError: it cannot be ended from here, or Kaggle does not do it.
+        DeadlineError: it is asked for, and not done yet.
+    """
+    now = status(kaggle, run, fresh=age < kaggle.patience.grace)
+    if now.state.finished:
+        raise RefusedError(f"{run.name} has ended already ({now.state}): nothing is cancelled")
+    text = "".join(
+        entry.text for entry in _live_log(kaggle, run, "", kaggle.patience.longest_pause)
+    )
+    session = _SESSION_LINE.search(text)
+    if session is None:
+        raise RefusedError(
+            f"{run.name} is {now.state}, and has not printed the number of its session: it cannot "
+            "be cancelled from here, and goes on",
+            f"Try again once its first lines are in the log, or stop it by hand: {run.url}",
+        )
+    kaggle.cancel(int(session[1]))
+    started = kaggle.patience.clock()
+    for pause in kaggle.patience.pauses():
+        now = status(kaggle, run, fresh=False)
+        if now.state.finished:
+            return now
+        if kaggle.patience.clock() - started > kaggle.patience.cancelling:
+            break
+        kaggle.patience.sleep(pause)
+    raise DeadlineError(
+        f"Kaggle was asked to cancel {run.name}, and still says {now.state}",
+        f"Look again: `kernelkit status v{run.version}`. By hand: {run.url}",
+    )
+
+
+def digest_of(entries: list[LogEntry]) -> str | None:
+    """The digest that a log begins with: whose it is."""
+    found = _DIGEST_LINE.search("".join(entry.text for entry in entries))
+    return found[1] if found else None
 
 
 def log(kaggle: Kaggle, run: Run) -> list[LogEntry]:
@@ -213,32 +280,56 @@ def progress(entry: LogEntry) -> Mapping[str, Any] | None:
     return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
 
 
-def _check_owner(kaggle: Kaggle, kernel: Kernel) -> None:
-    owner = str(kernel.metadata["id"]).rpartition("/")[0]
-    if owner and owner.lower() != kaggle.credentials.username.lower():
+def _confirm(
+    kaggle: Kaggle, run: Run, asked: Asked, text: str, *, settled: bool
+) -> Generator[str, None, bool]:
+    """Whether everything asked for is confirmed; what Kaggle shows may be old until `settled`."""
+    try:
+        different, confirmed = confirm(kaggle, run, asked, text)
+    except (UnreachableError, CapacityError, NotFoundError) as fault:
+        if settled:
+            yield f"note: machine and image could not be confirmed: {fault}"
+        return settled
+    hardware = _gpus(text) is not None
+    if different and (settled or hardware):
         raise RefusedError(
-            f"the kernel belongs to {owner}, and the credentials ({kaggle.credentials.origin}) to "
-            f"{kaggle.credentials.username}",
-            "Leave the owner out of id, or use the owner's credentials.",
+            f"{run.name} has other than was asked for:\n" + "\n".join(different),
+            f"If it still runs: `kernelkit cancel v{run.version}`. What it leaves can be pulled.",
+            {"differences": different},
         )
+    if settled or (hardware and confirmed):
+        for line in confirmed:
+            yield f"confirmed: {line}"
+        return True
+    return False
 
 
-def _differences(kernel: Kernel, run: Run, given: Given) -> list[str]:
-    """What was asked against what was given; a privacy wider than asked comes first."""
-    asked = kernel.metadata
-    found = []
-    if given.is_private != asked["is_private"]:
-        found.append(f"is_private: asked {asked['is_private']}, given {given.is_private}")
-    if given.version == run.version and run.digest not in given.source:
-        found.append(f"the notebook on Kaggle does not carry the digest {run.digest}")
-    if given.enable_internet != asked["enable_internet"]:
-        found.append(
-            f"enable_internet: asked {asked['enable_internet']}, given {given.enable_internet}"
+def _quota(kaggle: Kaggle) -> Iterator[Quota]:
+    """The quota, where it can be had: it is beside the point of a watch."""
+    try:
+        yield kaggle.quota()
+    except KernelkitError:
+        return
+
+
+def _gpus(text: str) -> list[str] | None:
+    """The GPUs that the hardware cell has found; None where it has not spoken."""
+    line = _HARDWARE_LINE.search(text)
+    try:
+        gpus = json.loads(line[1])["gpus"] if line else None
+    except (ValueError, KeyError, RecursionError):
+        return None
+    return [str(gpu) for gpu in gpus] if isinstance(gpus, list) else None
+
+
+def _require_own(run: Run, entries: list[LogEntry]) -> None:
+    found = digest_of(entries)
+    if found not in (None, run.digest):
+        raise RefusedError(
+            f"Kaggle gives the log of another run for {run.name}: of digest {found[:12]}, not "
+            f"{run.digest[:12]}",
+            f"Look at {run.url}, then try again.",
         )
-    for kind, names in given.sources.items():
-        lost = sorted({name.lower() for name in asked[kind]} - {name.lower() for name in names})
-        found += [f"{kind}: asked {name!r}, not given" for name in lost]
-    return found
 
 
 def _live_log(kaggle: Kaggle, run: Run, shown: str, seconds: float) -> Iterator[LogEntry]:
@@ -250,7 +341,7 @@ def _live_log(kaggle: Kaggle, run: Run, shown: str, seconds: float) -> Iterator[
     text, ours = "", False
     waiting: list[LogEntry] = []
     try:
-        for entry in kaggle.log_stream(run.owner, run.slug, seconds):
+        for entry in kaggle.log_stream(run.owner, run.slug, run.version, seconds):
             waiting.append(entry)
             found = _DIGEST_LINE.search(entry.text)
             if found and found[1] != run.digest:

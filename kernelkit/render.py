@@ -21,7 +21,7 @@ import traceback
 import urllib.parse
 import zlib
 from bisect import bisect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import resources
@@ -95,6 +95,12 @@ class Kernel:
     bundle: Bundle
     budget: tuple[Share, ...]
     """The largest first; their `sent` add up to the payload, but for a few brackets."""
+
+    templates: Mapping[str, str]
+    """The project's own: path in the project → text, as it stands in the file."""
+
+    allowed_secrets: tuple[str, ...]
+    """Places that the project file names in `allow_secrets`; no part of the digest."""
 
     @property
     def slug(self) -> str:
@@ -174,6 +180,8 @@ def render(bundle: Bundle, config: Config) -> Kernel:
         manifest=draft.manifest,
         bundle=bundle,
         budget=draft.budget(compressed, cells),
+        templates=_project_templates(config),
+        allowed_secrets=config.allow_secrets,
     )
 
 
@@ -329,6 +337,17 @@ def _template_files(environment: jinja2.Environment) -> dict[str, str]:
         except (jinja2.TemplateNotFound, OSError):
             raise TemplateError(f"the template {name} cannot be read") from None
     return files
+
+
+def _project_templates(config: Config) -> dict[str, str]:
+    """Path in the project → text, of every template that kernelkit does not bring."""
+    if config.templates is None:
+        return {}
+    folder = config.templates.resolve()
+    if folder.is_relative_to(config.project):
+        folder = folder.relative_to(config.project)
+    own = jinja2.Environment(loader=jinja2.FileSystemLoader(config.templates))
+    return {f"{folder.as_posix()}/{name}": text for name, text in _template_files(own).items()}
 
 
 def _cell_templates(templates: dict[str, str]) -> list[str]:

@@ -6,6 +6,7 @@ The only place that prints. Words go to stderr when a script wants its document 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 import traceback
@@ -22,7 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from kernelkit.client import LogEntry, Status
+from kernelkit.client import LogEntry, Quota, Status
 from kernelkit.diagnose import Diagnosis, Frame, Origin
 from kernelkit.errors import KernelkitError
 from kernelkit.image import Availability, Presence
@@ -61,7 +62,9 @@ class Teller:
     def __init__(self, live: Live | None = None) -> None:
         self._live = live
         self._experiments: dict[str, Mapping[str, Any]] = {}
+        self._epochs: Any = None
         self._tail: list[str] = []
+        self._quota: Quota | None = None
         self._started = time.monotonic()
 
     def __call__(self, event: Event) -> None:
@@ -72,6 +75,10 @@ class Teller:
             seconds = time.monotonic() - self._started
             failure = f": {event.failure}" if event.failure else ""
             words.print(f"[bold]{event.state}[/] after {seconds:.0f} s{escape(failure)}")
+        elif isinstance(event, Quota):
+            self._quota = event
+            if not self._live:
+                words.print(_quota_line(event))
         else:
             words.print(escape(event))
 
@@ -83,6 +90,8 @@ class Teller:
         if entry.text.startswith(MANIFEST_MARK):
             return  # of a failed run; the traceback that follows says it for people
         event = progress(entry)
+        if event and event["event"] == "start":
+            self._plan(event)
         if event and event["event"] == "epoch" and "experiment" in event:
             self._experiments[str(event["experiment"])] = event
         line = _epoch_line(event) if event and event["event"] == "epoch" else entry.text.rstrip()
@@ -97,12 +106,32 @@ class Teller:
         """Whether the run reports epochs at all."""
         return bool(self._experiments)
 
+    def _plan(self, event: Mapping[str, Any]) -> None:
+        """What a run says at its start that it will do."""
+        names, self._epochs = event.get("experiments"), event.get("epochs")
+        if isinstance(names, list):
+            self._experiments |= {str(name): {} for name in names}
+
+    def seconds_left(self) -> float | None:
+        """Of the epochs that are planned, by what those before took; None where none tells."""
+        took = {n: e["seconds"] for n, e in self._experiments.items() if _is_number(e, "seconds")}
+        if not took:
+            return None
+        mean, left = sum(took.values()) / len(took), 0.0
+        for name, event in self._experiments.items():
+            epochs = event.get("epochs", self._epochs)
+            if isinstance(epochs, int):
+                done = event.get("epoch", 0)
+                to_do = epochs - (done if isinstance(done, int) else 0)
+                left += max(0, to_do) * took.get(name, mean)
+        return left
+
     def table(self) -> Table:
         """Where each experiment is: a row each, and a column for what they report."""
         shown = [c for c in COLUMNS if any(c[1] in event for event in self._experiments.values())]
         table = Table("experiment", "epoch", *(label for label, _, _ in shown), box=None)
         for name, event in self._experiments.items():
-            epoch = f"{event.get('epoch', '?')}/{event.get('epochs', '?')}"
+            epoch = f"{event.get('epoch', 0)}/{event.get('epochs', self._epochs or '?')}"
             table.add_row(
                 Text(name), Text(epoch), *(number(event.get(key), n) for _, key, n in shown)
             )
@@ -110,7 +139,10 @@ class Teller:
 
     def _picture(self) -> Group:
         tail = Text("\n".join(self._tail[-TAIL_LINES:]), style="dim", overflow="ellipsis")
-        return Group(self.table(), tail) if self.seen_epochs else Group(tail)
+        parts = [_duration_line(left)] if (left := self.seconds_left()) is not None else []
+        parts += [_quota_line(self._quota)] if self._quota else []
+        about = [Text(" · ".join(parts))] if parts else []
+        return Group(*([self.table()] if self.seen_epochs else []), *about, tail)
 
 
 @contextmanager
@@ -426,6 +458,22 @@ def _epoch_line(event: Mapping[str, Any]) -> str:
     numbers = [f"{label} {number(event[key], n)}" for label, key, n in COLUMNS if key in event]
     epoch = f"epoch {event.get('epoch', '?')}/{event.get('epochs', '?')}"
     return "  ".join([str(event.get("experiment", "")), epoch, *numbers]).strip()
+
+
+def _duration_line(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {seconds:.0f} s of epochs left"
+    return f"about {seconds / 60:.0f} min of epochs left"
+
+
+def _quota_line(quota: Quota) -> str:
+    refresh = f" until {quota.refresh:%a %H:%M} UTC" if quota.refresh else ""
+    return f"GPU quota: {quota.used:.1f} of {quota.allowed:.0f} h used{refresh}"
+
+
+def _is_number(event: Mapping[str, Any], key: str) -> bool:
+    value = event.get(key)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def number(value: Any, digits: int = 4) -> str:

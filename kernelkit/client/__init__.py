@@ -17,7 +17,7 @@ import os
 from collections.abc import Mapping
 
 from kernelkit.client.competitions import Competition, Scoring, Submission, Terms
-from kernelkit.client.connection import Connection, Credentials, endpoint_of
+from kernelkit.client.connection import Connection, Credentials, Patience, endpoint_of
 from kernelkit.client.credentials import LOCAL_CREDENTIALS, find_credentials
 from kernelkit.client.files import OutputFile
 from kernelkit.client.kaggle import Given, Kaggle, Quota, Saved, State, Status
@@ -32,6 +32,7 @@ __all__ = [
     "Kaggle",
     "LogEntry",
     "OutputFile",
+    "Patience",
     "Quota",
     "Saved",
     "Scoring",

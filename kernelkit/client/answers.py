@@ -5,6 +5,8 @@ The SDK gives no call a timeout, retries none, and answers a refused push with s
 
 from __future__ import annotations
 
+import email.utils
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,12 +17,14 @@ import tenacity
 
 from kernelkit.errors import (
     AnswerLostError,
-    CapacityError,
     CredentialsError,
     KernelkitError,
     MachineError,
     NotFoundError,
+    QuotaError,
+    RateLimitedError,
     RefusedError,
+    SessionCapError,
     UnreachableError,
 )
 
@@ -31,18 +35,26 @@ class TransientError(UnreachableError):
     """A fault that may be gone at the next attempt."""
 
 
-class RateLimitedError(CapacityError):
-    """Too many calls: gone after a pause."""
-
-
 def retrying(stop: Any) -> tenacity.Retrying:
-    """Attempts with growing pauses until `stop`; then the last fault is raised."""
+    """Attempts with growing pauses until `stop`; then the last fault is raised.
+
+    A pause is as long as Kaggle asks for, and a little more, so that many do not come back at once.
+    """
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type((TransientError, RateLimitedError)),
         stop=stop,
-        wait=tenacity.wait_random_exponential(multiplier=0.5, max=4),
+        wait=_pause,
         reraise=True,
     )
+
+
+_GROWING = tenacity.wait_random_exponential(multiplier=0.5, max=4)
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    fault = state.outcome.exception() if state.outcome else None
+    asked = fault.retry_after if isinstance(fault, RateLimitedError) else None
+    return _GROWING(state) + (asked or 0.0)
 
 
 @contextmanager
@@ -90,10 +102,25 @@ def refusal(words: str) -> KernelkitError:
     """Kaggle's own words as the error they mean."""
     lowered = words.lower()
     if "session count" in lowered or "maximum batch" in lowered:
-        return CapacityError(f"Kaggle: {words}", "Wait until one of your runs has ended.")
+        return SessionCapError(
+            f"Kaggle: {words}", "Wait until one of your runs has ended: `kernelkit push --wait`."
+        )
     if "quota" in lowered:
-        return CapacityError(f"Kaggle: {words}", "Wait for the quota's refresh, or use a CPU.")
-    return RefusedError(f"Kaggle refused: {words}")
+        return QuotaError(f"Kaggle: {words}", "Wait for the quota's refresh, or use a CPU.")
+    advice = (remedy for mark, remedy in REMEDIES if mark in lowered)
+    return RefusedError(f"Kaggle refused: {words}", next(advice, ""))
+
+
+REMEDIES = (
+    ("megabyte", "`kernelkit preflight` names the largest files, and what can be done."),
+    ("already exists", "Another kernel of yours has this title: choose another id and title."),
+    ("title", "id and title must agree, with 5 characters or more: `kernelkit preflight`."),
+    ("slug", "id and title must agree, with 5 characters or more: `kernelkit preflight`."),
+    ("phone", "Verify the account: https://www.kaggle.com/settings."),
+    ("rules", "Accept the competition's rules on its page, then push again."),
+    ("still processing", "Wait until the dataset is ready, then push again."),
+)
+"""Words of a refusal, in small letters, and what to do about it."""
 
 
 def _never_connected(fault: BaseException) -> bool:
@@ -119,12 +146,30 @@ def _from_answer(what: str, fault: requests.HTTPError) -> KernelkitError:
             f"{what}: {words} ({code})", "Is it the right account? `kernelkit doctor` says whose."
         )
     if code == 429:
-        return RateLimitedError(f"{what}: too many calls ({words})", "Try again in some minutes.")
+        limited = RateLimitedError(f"{what}: too many calls ({words})")
+        limited.retry_after = _retry_after(fault)
+        pause = f"{limited.retry_after:.0f} s" if limited.retry_after else "some minutes"
+        limited.next_step = f"Try again in {pause}."
+        return limited
     if code == 501:
         return RefusedError(f"{what}: this Kaggle does not know the call ({words})")
     if code >= 500:
         return TransientError(f"{what}: Kaggle has a fault of its own ({code}: {words})")
-    return RefusedError(f"{what}: Kaggle refused ({code}: {words})")
+    refused = refusal(words)
+    return type(refused)(f"{what}: {refused} ({code})", refused.next_step)
+
+
+def _retry_after(fault: requests.HTTPError) -> float | None:
+    """Seconds that Retry-After asks for, as a number or as a date; None without it."""
+    stated = fault.response.headers.get("Retry-After", "") if fault.response is not None else ""
+    try:
+        return max(0.0, float(stated))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(stated).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None
 
 
 def _code_and_words(fault: requests.HTTPError) -> tuple[int, str]:

@@ -6,7 +6,6 @@ it was taken: each carries a mark in its description, which names the run.
 
 from __future__ import annotations
 
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,8 +36,6 @@ ENTER_ATTEMPTS = 3
 LISTED_SECONDS = 20
 """How long a submission whose answer was lost is looked for before it is sent anew [?]."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 15.0  # between two questions for the score
-OUTAGE_SECONDS = 600  # of silence that a wait for the score outlives
-GRACE_SECONDS = 60  # in which a fresh submission may not show yet
 SAMPLE_BYTES = 1 << 30  # a larger sample is none
 CHUNK_BYTES = 1 << 20
 
@@ -81,19 +78,13 @@ class Terms:
 
 
 class Competition:
-    """One competition, as one account sees it. `clock` and `sleep` are in seconds."""
+    """One competition, as one account sees it."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        name: str,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
+    def __init__(self, connection: Connection, name: str) -> None:
         self._connection = connection
         self.name = name
         self._api = connection.sdk.competitions.competition_api_client
-        self._clock, self._sleep = clock, sleep
+        self._clock, self._sleep = connection.patience.clock, connection.patience.sleep
 
     def terms(self) -> Terms:
         """What it takes.
@@ -216,7 +207,9 @@ class Competition:
                 if found.status != Scoring.PENDING:
                     return found
             except (UnreachableError, CapacityError, NotFoundError) as fault:
-                bound = GRACE_SECONDS if isinstance(fault, NotFoundError) else OUTAGE_SECONDS
+                patience = self._connection.patience
+                new = isinstance(fault, NotFoundError)  # and may not show yet
+                bound = patience.grace if new else patience.outage
                 if self._clock() - answered > bound:
                     raise
             if deadline is not None and self._clock() - started + pause > deadline:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -23,10 +24,47 @@ from kernelkit.errors import CredentialsError, RefusedError
 
 CONNECT_SECONDS = 5
 READ_SECONDS = 60  # a push of 900 kB is answered after several seconds
-RETRY_SECONDS = 20
-"""No attempt begins later than this after the first: with the two timeouts under 100 s in all."""
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long Kaggle is given, in seconds, and the clock by which it is."""
+
+    connect: float = CONNECT_SECONDS
+    read: float = READ_SECONDS
+    """Silence of one call, before it counts as lost."""
+
+    retry: float = 20
+    """No attempt of a reading call begins later than this after the first: with the two timeouts
+    of a connection under 100 s in all."""
+
+    grace: float = 120
+    """After a push Kaggle may answer 403, 404 or with the version before [A]."""
+
+    outage: float = 600
+    """A watch of hours outlives a restart of Kaggle's, or a train's tunnel."""
+
+    first_pause: float = 0.5
+    longest_pause: float = 10.0
+    """Between two questions for the status."""
+
+    quota: float = 300
+    """Between two questions for the quota."""
+
+    cancelling: float = 60
+    """Until a session that is asked to end must have."""
+
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+    def pauses(self) -> Iterator[float]:
+        """Growing ones."""
+        pause = self.first_pause
+        while True:
+            yield pause
+            pause = min(pause * 1.5, self.longest_pause)
 
 
 @dataclass(frozen=True)
@@ -51,13 +89,15 @@ class Connection:
         credentials: Credentials,
         endpoint: str | None = None,
         renew: Callable[[], Credentials | None] = lambda: None,
+        patience: Patience | None = None,
     ) -> None:
         self.credentials = credentials
         self.endpoint = endpoint_of(endpoint)
-        self.sdk = open_sdk(endpoint)
+        self.patience = patience or Patience()
+        self.sdk = open_sdk(endpoint, self.patience)
         self.files = requests.Session()
         """For addresses that carry their own permission: never sent our credentials."""
-        _guard(self.files, loopback_only=endpoint is not None)
+        _guard(self.files, self.patience, loopback_only=endpoint is not None)
         self._renew = renew
         self._sign_in(credentials)
 
@@ -67,6 +107,12 @@ class Connection:
         session = self.sdk.http_client()._session
         assert isinstance(session, requests.Session)
         return session
+
+    @property
+    def web(self) -> str:
+        """Where a person looks at kernels."""
+        real = str(kaggle_env.get_endpoint(kaggle_env.KaggleEnv.PROD))
+        return "https://www.kaggle.com" if self.endpoint == real else self.endpoint
 
     @property
     def api(self) -> str:
@@ -80,7 +126,7 @@ class Connection:
             with words(what):
                 return call()
 
-        stop = tenacity.stop_before_delay(RETRY_SECONDS)
+        stop = tenacity.stop_before_delay(self.patience.retry)
         return self._renewing(lambda: retrying(stop)(attempt))
 
     def once(self, what: str, call: Callable[[], T]) -> T:
@@ -120,7 +166,7 @@ def endpoint_of(endpoint: str | None) -> str:
     return endpoint or str(kaggle_env.get_endpoint(kaggle_env.KaggleEnv.PROD))
 
 
-def open_sdk(endpoint: str | None) -> KaggleClient:
+def open_sdk(endpoint: str | None, patience: Patience | None = None) -> KaggleClient:
     """The SDK's client without credentials; of a local Kaggle where an endpoint is given."""
     if endpoint is None:
         client = KaggleClient(env=kaggle_env.KaggleEnv.PROD)
@@ -131,14 +177,15 @@ def open_sdk(endpoint: str | None) -> KaggleClient:
         assert _on_this_machine(url), url
     client.http_client()._signed_in = False  # keeps it from credentials that are not ours to use
     client.http_client()._init_session()
-    _guard(client.http_client()._session, loopback_only=endpoint is not None)
+    local = endpoint is not None
+    _guard(client.http_client()._session, patience or Patience(), loopback_only=local)
     return client
 
 
-def _guard(session: requests.Session, *, loopback_only: bool) -> None:
+def _guard(session: requests.Session, patience: Patience, *, loopback_only: bool) -> None:
     session.trust_env = not loopback_only
     for scheme in ("http://", "https://"):
-        session.mount(scheme, _Adapter(loopback_only))
+        session.mount(scheme, _Adapter(patience, loopback_only))
 
 
 def _on_this_machine(url: str) -> bool:
@@ -152,12 +199,13 @@ def _on_this_machine(url: str) -> bool:
 class _Adapter(HTTPAdapter):
     """Gives every request a timeout, and keeps a rehearsal on this machine."""
 
-    def __init__(self, loopback_only: bool) -> None:
+    def __init__(self, patience: Patience, loopback_only: bool) -> None:
         super().__init__()
+        self._timeouts = (patience.connect, patience.read)
         self._loopback_only = loopback_only
 
     def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         if self._loopback_only and not _on_this_machine(request.url):
             raise RefusedError(f"a local Kaggle pointed at {request.url}, which is elsewhere")
-        kwargs["timeout"] = kwargs.get("timeout") or (CONNECT_SECONDS, READ_SECONDS)
+        kwargs["timeout"] = kwargs.get("timeout") or self._timeouts
         return super().send(request, *args, **kwargs)

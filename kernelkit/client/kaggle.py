@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from kagglesdk.competitions.types import competition_api_service as competitions
+from kagglesdk.datasets.types import dataset_api_service as datasets
 from kagglesdk.kernels.types import kernels_api_service as kernels
 
 from kernelkit.client import files, logs
@@ -62,9 +65,15 @@ class Given:
     """What Kaggle says that a kernel is: to be held against what was asked."""
 
     version: int | None
+    """The kernel's current version, whichever was asked for."""
+
     source: str
     is_private: bool | None
     enable_internet: bool | None
+    machine_shape: str
+    """Of the last session [V, SDK text]: before a run has started, that of the one before."""
+
+    docker_image: str
     sources: Mapping[str, list[str]]
 
 
@@ -74,6 +83,12 @@ class Quota:
 
     used: float
     allowed: float
+    refresh: datetime | None = None
+
+    @property
+    def left(self) -> float:
+        """What may still be used."""
+        return max(0.0, self.allowed - self.used)
 
 
 class Kaggle(Connection):
@@ -108,19 +123,22 @@ class Kaggle(Connection):
         request.session_timeout_seconds = fields.get("session_timeout_seconds")
         return _saved(self.once("the push", lambda: self._kernels.save_kernel(request)))
 
-    def kernel(self, owner: str, slug: str) -> Given:
-        """The latest version of a kernel, as Kaggle has it."""
+    def kernel(self, owner: str, slug: str, version: int | None = None) -> Given:
+        """A version of a kernel, as Kaggle has it; the current one where none is named."""
         request = kernels.ApiGetKernelRequest()
         request.user_name, request.kernel_slug = owner, slug
-        what = f"the kernel {owner}/{slug}"
+        if version is not None:
+            request.version_label = f"v{version}"
+        what = f"the kernel {owner}/{slug}{f' v{version}' if version else ''}"
         return self.read(what, lambda: _given(self._kernels.get_kernel(request)))
 
-    def status(self, owner: str, slug: str, version: int) -> Status:
-        """The state of one version's run."""
+    def status(self, owner: str, slug: str, version: int | None) -> Status:
+        """The state of one version's run; None means the current version."""
         request = kernels.ApiGetKernelSessionStatusRequest()
         request.user_name, request.kernel_slug = owner, slug
-        request.version_label = f"v{version}"
-        what = f"the status of {owner}/{slug} v{version}"
+        if version is not None:
+            request.version_label = f"v{version}"
+        what = f"the status of {owner}/{slug}{f' v{version}' if version else ''}"
         answer = self.read(what, lambda: self._kernels.get_kernel_session_status(request))
         return Status(State(answer.status.name.lower()), answer.failure_message or "")
 
@@ -143,18 +161,21 @@ class Kaggle(Connection):
             tokens.add(page.next_page_token)
             request.page_token = page.next_page_token
 
-    def log_stream(self, owner: str, slug: str, seconds: float) -> Iterator[LogEntry]:
-        """The log of the latest version from its first line: live, or whole where it has ended.
+    def log_stream(self, owner: str, slug: str, version: int, seconds: float) -> Iterator[LogEntry]:
+        """A version's log from its first line: live, or whole where it has ended.
 
-        Ends without an error after `seconds`, and when the stream falls silent or is cut; it begins
-        anew when called again.
+        Kaggle may pass over the version and give the current one's [A]. Ends without an error after
+        `seconds`, and when the stream falls silent or is cut; it begins anew when called again.
         """
         end = time.monotonic() + seconds
         url = f"{self.api}/v1/kernels/logs/stream/{owner}/{slug}"
         headers = {"Accept": "text/event-stream, */*"}
         timeout = (CONNECT_SECONDS, max(1.0, min(STREAM_READ_SECONDS, seconds)))
+        label = {"versionLabel": f"v{version}"}
         with words("the log"):
-            response = self.session.get(url, headers=headers, stream=True, timeout=timeout)
+            response = self.session.get(
+                url, params=label, headers=headers, stream=True, timeout=timeout
+            )
             with response:
                 response.raise_for_status()
                 if "text/event-stream" in response.headers.get("Content-Type", ""):
@@ -171,8 +192,44 @@ class Kaggle(Connection):
         request = kernels.ApiGetAcceleratorQuotaStatisticsRequest()
         return self.read(
             "the quota",
-            lambda: _quota(self._kernels.get_accelerator_quota_statistics(request).gpu_quota),
+            lambda: _quota(self._kernels.get_accelerator_quota_statistics(request)),
         )
+
+    def cancel(self, session_id: int) -> None:
+        """Ask for the end of a session.
+
+        Raises:
+            RefusedError: Kaggle does not end it, and says why.
+        """
+        request = kernels.ApiCancelKernelSessionRequest()
+        request.kernel_session_id = session_id
+        what = f"cancelling session {session_id}"
+        answer = self.read(what, lambda: self._kernels.cancel_kernel_session(request))
+        if answer.error_message:
+            raise RefusedError(f"{what}: {answer.error_message}")
+
+    def dataset_status(self, owner: str, slug: str) -> str:
+        """How far a dataset is: "READY", "FAILED", or on its way [V, DatabundleVersionStatus].
+
+        Raises:
+            NotFoundError: there is none by this name, or it is not ours to see.
+        """
+        request = datasets.ApiGetDatasetStatusRequest()
+        request.owner_slug, request.dataset_slug = owner, slug
+        api = self.sdk.datasets.dataset_api_client
+        what = f"the dataset {owner}/{slug}"
+        return str(self.read(what, lambda: api.get_dataset_status(request)).status.name)
+
+    def competition_access(self, slug: str) -> None:
+        """Ask for a competition's list of files: only who has accepted its rules gets it.
+
+        Raises:
+            NotFoundError: there is none by this name, or its rules are not accepted.
+        """
+        request = competitions.ApiListDataFilesRequest()
+        request.competition_name = slug
+        api = self.sdk.competitions.competition_api_client
+        self.read(f"the competition {slug}", lambda: api.list_data_files(request))
 
     @property
     def _kernels(self) -> Any:
@@ -186,6 +243,8 @@ def _given(answer: Any) -> Given:
         source=answer.blob.source or "",
         is_private=about.is_private,
         enable_internet=about.enable_internet,
+        machine_shape=about.machine_shape or "",
+        docker_image=about.docker_image or "",
         sources={
             "competition_sources": list(about.competition_data_sources or []),
             "dataset_sources": list(about.dataset_data_sources or []),
@@ -195,9 +254,10 @@ def _given(answer: Any) -> Given:
     )
 
 
-def _quota(gpu: Any) -> Quota:
-    used, allowed = gpu.time_used, gpu.total_time_allowed
-    return Quota(*((span.total_seconds() / 3600 if span else 0.0) for span in (used, allowed)))
+def _quota(answer: Any) -> Quota:
+    spans = (answer.gpu_quota.time_used, answer.gpu_quota.total_time_allowed)
+    used, allowed = ((span.total_seconds() / 3600 if span else 0.0) for span in spans)
+    return Quota(used, allowed, answer.quota_refresh_time)
 
 
 def _saved(answer: Any) -> Saved:

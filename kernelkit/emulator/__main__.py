@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import importlib.util
 import json
 import math
@@ -20,18 +21,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kernelkit.emulator import faults
 from kernelkit.emulator.api import Api
 from kernelkit.emulator.contest import DAILY, SCORING, Contest, Terms
+from kernelkit.emulator.faults import BadFault, House, Plan
+from kernelkit.emulator.journal import Journal
 from kernelkit.emulator.library import Library
 from kernelkit.emulator.metric import BadFile
 from kernelkit.emulator.runner import TIME_LIMIT, Isolation, Runner, why_no_namespace
 from kernelkit.emulator.server import Server
 from kernelkit.emulator.services import Services
-from kernelkit.emulator.state import GPU_HOURS, Kaggle, is_account
+from kernelkit.emulator.state import GPU_HOURS, BadState, Kaggle, is_account
 from kernelkit.emulator.uploads import Uploads
 
 USAGE, MACHINE = 2, 10
 """Exit statuses, as kernelkit's own."""
+MARK = "emulator.json"
+"""The file in a state folder that tells that it is one, and that is locked while it is in use."""
+FORMAT = {"format": 1}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,14 +50,17 @@ def main(arguments: list[str] | None = None) -> int:
     if isolation is None:
         return MACHINE
     with _state_folder(options.state) as folder:
-        library = Library(folder / "_datasets", options.inputs, dict(options.dataset_pending))
         terms = _terms(options)
         not_accepted = terms.rules_not_accepted
-        kaggle = Kaggle(
-            folder, options.inputs, options.mounts, options.gpu_quota, library, not_accepted
-        )
         try:
+            _claim(folder)
+            library = Library(folder / "_datasets", options.inputs, dict(options.dataset_pending))
+            kaggle = Kaggle(
+                folder, options.inputs, options.mounts, options.gpu_quota, library, not_accepted
+            )
             contest = Contest(folder / "_submissions", options.inputs, options.solutions, terms)
+        except BadState as error:
+            return _fail(f"--state {error}")
         except BadFile as error:
             return _fail(str(error), USAGE)
         try:
@@ -62,10 +72,20 @@ def main(arguments: list[str] | None = None) -> int:
         server.contest, server.uploads = contest, Uploads(folder / "_uploads")
         services = Services(kaggle, contest, server.uploads, library, server.endpoint)
         server.api.calls |= services.calls
+        server.house = House(kaggle, runner, server.endpoint, server.die)
+        server.journal = Journal(folder / "journal.jsonl")
+        server.plan = Plan(options.seed, {name.rpartition("/")[2] for name in server.api.calls})
+        try:
+            server.plan.add(options.fault)
+        except BadFault as error:
+            server.server_close()
+            return _fail(f"--fault {error}", USAGE)
+        for version in kaggle.unfinished:
+            runner.launch(version)
         heard, bell = _on_signals()  # before anybody learns our process id
         if options.lifeline:
             threading.Thread(target=_wait_for_end_of_input, args=(bell,), daemon=True).start()
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve, daemon=True).start()
         with server, _announced(server, options, isolation):
             os.read(heard, 1)
             server.shutdown()
@@ -124,6 +144,20 @@ def _state_folder(state: Path | None) -> Iterator[Path]:
         yield Path(folder).resolve()
 
 
+def _claim(folder: Path) -> None:
+    """Mark the folder as a state and hold it against a second emulator for as long as we live.
+
+    Raises BadState where another one holds it.
+    """
+    file = os.open(folder / MARK, os.O_RDWR | os.O_CREAT, 0o644)  # closed, and free, at our death
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise BadState(f"{folder} is in use by another emulator") from None
+    os.ftruncate(file, 0)
+    os.write(file, json.dumps(FORMAT).encode() + b"\n")
+
+
 def _isolation(asked: str) -> Isolation | None:
     """What this machine gives; None, after saying why, where what was asked for cannot be had."""
     if asked == "folders":
@@ -140,15 +174,22 @@ def _isolation(asked: str) -> Isolation | None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="kernelkit emulator", description="A local Kaggle.")
+    parser = argparse.ArgumentParser(
+        prog="kernelkit emulator",
+        description="A local Kaggle.",
+        epilog=faults.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--port", type=_port, default=0, help="0 takes a free one (default)")
     parser.add_argument("--inputs", type=_folder, help="folder of sub-folders named by slug")
-    parser.add_argument("--state", type=_empty, help="keep versions, outputs and logs here")
+    parser.add_argument("--state", type=_state, help="keep versions, outputs, logs here")
     parser.add_argument("--mounts", choices=["new", "old"], default="new")
     parser.add_argument("--user", type=_user, default="rehearsal", help="whom a token belongs to")
     parser.add_argument("--time-limit", type=_positive, default=TIME_LIMIT, metavar="SECONDS")
     parser.add_argument("--gpu-quota", type=_hours, default=GPU_HOURS, metavar="HOURS")
     parser.add_argument("--isolation", choices=["auto", "namespace", "folders"], default="auto")
+    parser.add_argument("--fault", action="append", default=[], metavar="NAME[,key=value]...")
+    parser.add_argument("--seed", type=int, default=0, help="of the faults that come by chance")
     parser.add_argument("--ready-file", type=Path, help="written as JSON once it listens")
     parser.add_argument("--lifeline", action="store_true", help="stop when standard input ends")
     parser.add_argument("--verbose", action="store_true", help="log every request to stderr")
@@ -196,11 +237,13 @@ def _folder(text: str) -> Path:
     return Path(text).resolve()
 
 
-def _empty(text: str) -> Path:
-    """Earlier versions in a state folder would be overwritten: they are not read back."""
-    if Path(text).exists() and (not Path(text).is_dir() or any(Path(text).iterdir())):
-        raise argparse.ArgumentTypeError(f"{text} is not an empty folder")
-    return Path(text)
+def _state(text: str) -> Path:
+    """A folder that is empty or to be made, or the state of an earlier emulator."""
+    path = Path(text)
+    ours = not path.exists() or (path / MARK).is_file()
+    if not ours and (not path.is_dir() or any(path.iterdir())):
+        raise argparse.ArgumentTypeError(f"{text} is neither empty nor an emulator's state")
+    return path
 
 
 def _user(text: str) -> str:

@@ -12,11 +12,13 @@ import contextlib
 import datetime as dt
 import json
 import os
+import secrets
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from kernelkit.emulator.delivery import Manner, Part
 from kernelkit.emulator.runner import Runner
 from kernelkit.emulator.state import (
     Kaggle,
@@ -31,6 +33,9 @@ from kernelkit.emulator.state import (
 
 PAGE, MAX_PAGE = 20, 200
 """Output files a page: default and most [D]."""
+
+TOKEN_SECONDS = 12 * 3600
+"""An access token's life, as the client asks for it [V]."""
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -86,11 +91,12 @@ class Fields:
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole answer."""
+    """A whole answer. A body of strings is a stream: each leaves when it is there."""
 
     code: int
-    body: bytes = b""
+    body: bytes | Part | Iterator[str] = b""
     headers: dict[str, str] = field(default_factory=dict)
+    manner: Manner = field(default_factory=Manner)
 
 
 class Api:
@@ -109,7 +115,9 @@ class Api:
             "kernels.KernelsApiService/ListKernelFiles": self.list_files,
             "kernels.KernelsApiService/DownloadKernelOutput": self.download_output,
             "kernels.KernelsApiService/GetAcceleratorQuotaStatistics": self.quota,
+            "kernels.KernelsApiService/CancelKernelSession": self.cancel_session,
             "security.OAuthService/IntrospectToken": self.introspect_token,
+            "users.AccountService/GenerateAccessToken": self.generate_access_token,
         }
 
     def save_kernel(self, account: str, fields: Fields) -> Json:
@@ -186,6 +194,21 @@ class Api:
             "gpuQuota": _quota(quota.gpu_used, quota.gpu_allowed),
             "tpuQuota": _quota(quota.tpu_used, quota.tpu_allowed),
         }
+
+    def cancel_session(self, account: str, fields: Fields) -> Json:
+        """End a run. One that has ended, or is unknown, is an `errorMessage` in a 200 [A]."""
+        number = fields.number("kernelSessionId")
+        version = self._kaggle.session(account, number) if number is not None else None
+        if version is None:
+            return {"errorMessage": f"Kernel session {number} was not found"}
+        if version.status.over or not self._runner.cancel(version):
+            return {"errorMessage": f"Kernel session {number} has already ended"}
+        return {}
+
+    def generate_access_token(self, _: str, __: Fields) -> Json:
+        """A new token for a refresh token [V]; every refresh token is good."""
+        token = {"token": f"access-{secrets.token_hex(16)}", "expiresIn": TOKEN_SECONDS}
+        return {**token, "userName": self._user, "userId": 1}
 
     def introspect_token(self, _: str, fields: Fields) -> Json:
         """Every token is good, and belongs to the emulator's user."""

@@ -73,43 +73,62 @@ class Scratch:
             folder.mkdir(parents=True)
 
 
+@dataclass(frozen=True)
+class Fate:
+    """An end that was decided elsewhere than in the notebook."""
+
+    status: Status
+    failure: str = ""
+    keeps_outputs: bool = True
+
+
+CANCELLED = Fate(Status.CANCEL_ACKNOWLEDGED)
+
+
 class Run:
     """One version's child process, from its start to its end."""
 
     def __init__(self, version: Version, isolation: Isolation, limit: float) -> None:
         self.version = version
         self.ended: dict[str, str] | None = None
+        self._doomed = False
         self._isolation = isolation
         self._limit = limit
         self._scratch = Scratch(version.folder / "scratch")
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._kernel_group: int | None = None
-        self._killed: tuple[Status, str] | None = None
+        self._fate: Fate | None = None
 
     def execute(self, kaggle: Kaggle, endpoint: str) -> None:
         """Run the notebook to its end, whichever that is. Body of a thread."""
-        status, failure = Status.ERROR, "The session could not be started"
+        end = Fate(Status.ERROR, "The session could not be started")
         try:
             self._scratch.make()
             self._converse(kaggle, endpoint)
-            status, failure = self._outcome()
+            end = self._outcome()
         finally:
             shutil.rmtree(self._scratch.folder, ignore_errors=True)
-            kaggle.finish(self.version, status, failure, list_outputs(self.version.working))
+            outputs = list_outputs(self.version.working) if end.keeps_outputs else ()
+            kaggle.finish(self.version, end.status, end.failure, outputs)
 
-    def kill(self, status: Status, failure: str) -> None:
-        """End the run and everything it has started; `status` is then its status."""
+    def kill(self, fate: Fate) -> None:
+        """End the run and everything it has started; `fate` is then its end."""
         with self._lock:
             if self.ended is None:
-                self._killed = self._killed or (status, failure)
+                self._fate, self._doomed = self._fate or fate, True
             if self._process is not None:
                 self._kill_groups(self._process.pid)
+
+    def condemn(self, fate: Fate) -> None:
+        """Let the notebook go on; whatever becomes of it, `fate` will be its end."""
+        with self._lock:
+            self._fate = self._fate or fate
 
     def _converse(self, kaggle: Kaggle, endpoint: str) -> None:
         """Give the child its order and follow its report until it and all of its own are gone."""
         words = f"Your notebook exceeded the time limit of {self._limit:g} seconds."
-        timer = threading.Timer(self._limit, self.kill, (Status.ERROR, words))
+        timer = threading.Timer(self._limit, self.kill, (Fate(Status.ERROR, words),))
         timer.daemon = True  # starts with the kernel; how long that may take, the session limits
         with (self.version.folder / "system.log").open("wb") as system_log:
             process = self._spawn(system_log, endpoint)
@@ -126,7 +145,7 @@ class Run:
             environment = self._environment(endpoint)
             process = spawn_session(self._order(), environment, system_log)
             self._process = process
-            if self._killed:
+            if self._doomed:
                 self._kill_groups(process.pid)
         return process
 
@@ -173,12 +192,12 @@ class Run:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
 
-    def _outcome(self) -> tuple[Status, str]:
-        if self._killed:
-            return self._killed
+    def _outcome(self) -> Fate:
+        if self._fate:
+            return self._fate
         if self.ended:
-            return Status(self.ended["status"]), self.ended["failure"]
-        return Status.ERROR, "The session died; see system.log in the run's folder."
+            return Fate(Status(self.ended["status"]), self.ended["failure"])
+        return Fate(Status.ERROR, "The session died; see system.log in the run's folder.")
 
     def _order(self) -> dict[str, Any]:
         folder = self.version.folder
@@ -241,8 +260,31 @@ class Runner:
         with self._lock:
             self._runs[run] = thread
             if self._stopped:
-                run.kill(Status.CANCEL_ACKNOWLEDGED, "")
+                run.kill(CANCELLED)
             thread.start()
+
+    def cancel(self, version: Version) -> bool:
+        """End the version's run; False where there is none to end."""
+        run = self._find(version)
+        if run is not None:
+            run.kill(CANCELLED)
+        return run is not None
+
+    def condemn(self, version: Version, fate: Fate, seconds: float = 0) -> None:
+        """Decide how the version's run ends: after `seconds`, or (0) when its notebook does."""
+        run = self._find(version)
+        if run is None:
+            return
+        if not seconds:
+            run.condemn(fate)
+            return
+        timer = threading.Timer(seconds, run.kill, (fate,))
+        timer.daemon = True
+        timer.start()
+
+    def _find(self, version: Version) -> Run | None:
+        with self._lock:
+            return next((run for run in self._runs if run.version is version), None)
 
     def stop(self) -> None:
         """End all runs, and return when they are gone; say so if one is not, which none can be."""
@@ -250,7 +292,7 @@ class Runner:
             self._stopped = True
             runs = dict(self._runs)
         for run in runs:
-            run.kill(Status.CANCEL_ACKNOWLEDGED, "")
+            run.kill(CANCELLED)
         deadline = time.monotonic() + STOPPING
         for run, thread in runs.items():
             thread.join(max(0.0, deadline - time.monotonic()))

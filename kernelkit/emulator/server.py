@@ -2,30 +2,37 @@
 
 Calls come as `POST /api/v1/{service}/{Method}` or, from a client that takes this server for its
 http_proxy, with the whole address in the request line (`POST http://localhost/api/v1/…`). Errors
-are `{"code", "message"}`. The standard library's server, bare, because later the local Kaggle is
-to fail as networks do: cut bodies, wrong lengths, resets.
+are `{"code", "message"}`. The standard library's server, bare, because the local Kaggle can fail as
+networks do: cut bodies, wrong lengths, resets (`faults`). `/emulator/…` is no part of Kaggle: there
+faults are set and the journal is read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import hashlib
 import json
 import os
 import re
+import socket
+import struct
 import sys
+import threading
 import time
 import traceback
 import urllib.parse
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedIOBase
-from pathlib import Path
 from typing import Any
 
 from kernelkit.emulator.api import Api, Fields, Json, Reply
 from kernelkit.emulator.contest import Contest
+from kernelkit.emulator.delivery import BLOCK, Lost, Part
+from kernelkit.emulator.faults import BadFault, Call, House, Instead, Plan
+from kernelkit.emulator.journal import Entry, Journal
 from kernelkit.emulator.state import Kaggle, OutputFile, Refusal, Version
 from kernelkit.emulator.uploads import Uploads
 
@@ -35,8 +42,10 @@ IDLE = 120.0
 """Seconds a kept connection may be silent."""
 KEEP_ALIVE = 15.0
 """Seconds of a silent log after which a comment shows whether the client is still there."""
-BLOCK = 256 * 1024
-"""Bytes read and sent at once in a download."""
+POLL = 0.05
+"""Seconds until a serving thread notices that it is to stop."""
+LINGER_NONE = struct.pack("ii", 1, 0)
+"""A socket so closed is reset at once."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,9 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def __init__(self, port: int, kaggle: Kaggle, verbose: bool) -> None:
+        self._connections: set[socket.socket] = set()
+        self._dead_for = 0.0
+        self._closed = threading.Event()
         super().__init__(("127.0.0.1", port), Handler)
         self.kaggle = kaggle
         self.verbose = verbose
@@ -63,6 +75,48 @@ class Server(ThreadingHTTPServer):
         self.api: Api
         self.contest: Contest
         self.uploads: Uploads
+        self.house: House
+        self.plan: Plan
+        self.journal: Journal
+
+    def serve(self) -> None:
+        """Serve until `shutdown`, through any number of deaths."""
+        while True:
+            self.serve_forever(POLL)
+            if not self._dead_for:
+                return
+            self.socket.close()
+            self.socket = socket.socket(self.address_family, self.socket_type)
+            self.server_bind()  # the port stays ours, and refuses until somebody listens
+            if self._closed.wait(self._dead_for):
+                return
+            self._dead_for = 0.0
+            self.server_activate()
+
+    def die(self, seconds: float) -> None:
+        """Cut all connections and refuse new ones for a while; `serve` then comes back."""
+        if self._dead_for:
+            return
+        self._dead_for = seconds
+        self.shutdown()
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def server_close(self) -> None:
+        """Stop for good."""
+        self._closed.set()
+        super().server_close()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Remember the connection while it lasts."""
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Forget it."""
+        self._connections.discard(request)
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is none of our business; anything else is a bug of ours."""
@@ -81,19 +135,26 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """A call."""
-        self._answer(self._post)
+        self._answer()
 
     def do_GET(self) -> None:
         """A log stream or a download."""
-        self._answer(self._get)
+        self._answer()
 
     def do_PUT(self) -> None:
         """An upload."""
-        self._answer(self._put)
+        self._answer()
 
     def do_HEAD(self) -> None:
         """A download's headers."""
-        self._answer(self._get)
+        self._answer()
+
+    def do_DELETE(self) -> None:
+        """The end of all faults."""
+        if self.path.startswith("/emulator/"):
+            self._answer()
+        else:
+            self.send_error(501, f"Unsupported method ({self.command!r})")
 
     def send_error(self, code: int, message: str | None = None, _: str | None = None) -> None:
         """The base class's complaints about a request (bad line, unknown method), as JSON too."""
@@ -106,23 +167,97 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.verbose:
             sys.stderr.write(f"{time.strftime('%H:%M:%S')} {format % args}\n")
 
-    def _answer(self, serve: Callable[[Request], Reply | None]) -> None:
+    def _answer(self) -> None:
         """Read the whole request, serve it, and turn whatever goes wrong into Kaggle's JSON."""
-        self._begun = False
+        self._code: int | None = None
         try:
-            reply = serve(self._request())
-        except Refusal as refusal:
-            reply = _error(refusal.code, str(refusal))
+            try:
+                self._serve(self._request())
+            except Refusal as refusal:
+                self._send(_error(refusal.code, str(refusal)))
+        except Lost as lost:
+            self._hang_up(lost.reset)
         except (ConnectionError, TimeoutError):
             raise
         except Exception as bug:
             traceback.print_exc()
-            if self._begun:
+            if self._code is not None:
                 self.close_connection = True
-                return
-            reply = _error(500, f"{type(bug).__name__}: {bug}")
-        if reply is not None:
-            self._send(reply)
+            else:
+                self._send(_error(500, f"{type(bug).__name__}: {bug}"))
+
+    def _serve(self, request: Request) -> None:
+        """Answer, and write down that it was done."""
+        if request.path.startswith("/emulator/"):
+            self._send(self._control(request))
+            return
+        with self.server.journal.entry() as entry:
+            try:
+                self._send(self._reply(request, entry))
+            except Refusal as refusal:
+                self._send(_error(refusal.code, str(refusal)))
+            finally:
+                entry.code = self._code
+
+    def _reply(self, request: Request, entry: Entry) -> Reply:
+        """The answer, with the faults that strike this request around its effect."""
+        house = self.server.house
+        call = entry.call = self._identified(request)
+        faults = self.server.plan.strike(call, house)
+        entry.faults = [fault.name for fault in faults]
+        try:
+            for fault in faults:
+                fault.before(call, house)
+            reply = self._carried_out(call, entry)
+            for fault in faults:
+                reply = fault.after(call, house, reply)
+        except Instead as instead:
+            if self.command == "PUT":
+                self._skip(self._upload_body()[1])
+            return instead.reply
+        if isinstance(reply.body, Iterator):
+            for fault in faults:
+                reply = replace(reply, body=fault.events(reply.body))
+        return reply
+
+    def _carried_out(self, call: Call, entry: Entry) -> Reply:
+        """The effect and its true answer; a refusal is an answer too."""
+        try:
+            if call.method == "Download":
+                return self._download(call)
+            if call.method == "Upload":
+                return self._put(call)
+            if call.method == "Log":
+                return self._log(call)
+            answer = self.server.api.calls[call.path](call.account, Fields(call.fields))
+        except Refusal as refusal:
+            return _error(refusal.code, str(refusal))
+        if isinstance(answer, Reply):
+            return answer
+        entry.happened(answer)
+        return _json(200, answer)
+
+    def _control(self, request: Request) -> Reply:
+        """The faults and the journal, for whoever tests with them; no part of Kaggle."""
+        plan = self.server.plan
+        match self.command, request.path:
+            case "POST", "/emulator/faults":
+                try:
+                    wanted = json.loads(request.body)
+                    if not isinstance(wanted, list):
+                        raise BadFault("a JSON list of faults is wanted")
+                    plan.add(wanted)
+                except (ValueError, RecursionError):
+                    raise Refusal(400, "The request is not valid JSON") from None
+                except BadFault as error:
+                    raise Refusal(400, str(error)) from None
+                return _json(200, {})
+            case "DELETE", "/emulator/faults":
+                plan.clear()
+                return _json(200, {})
+            case "GET", "/emulator/journal":
+                return _json(200, self.server.journal.told())
+        raise Refusal(501, f"unimplemented: {self.command} {request.path}")
 
     def _request(self) -> Request:
         """Path, query and body; an address of another host is refused, for this is no proxy."""
@@ -154,39 +289,61 @@ class Handler(BaseHTTPRequestHandler):
     def _account(self) -> str:
         return self.server.api.account(self.headers.get("Authorization", ""))
 
-    def _post(self, request: Request) -> Reply:
-        name = request.path.removeprefix("/api/v1/")
-        call = self.server.api.calls.get(name)
-        # Asked at `import kaggle`, when the client may not yet be signed in [V].
-        account = "" if name.endswith("/IntrospectToken") else self._account()
-        if call is None or name == request.path:
-            raise Refusal(501, f"unimplemented: {name}")
-        answer = call(account, Fields(_json_object(request.body)))
-        return answer if isinstance(answer, Reply) else _json(200, answer)
-
-    def _get(self, request: Request) -> Reply | None:
+    def _identified(self, request: Request) -> Call:
+        """What is asked, by whom, about what. Raises Refusal: 401, 501, or 400 for a bad body."""
+        call = Call(
+            path=request.path,
+            query=request.query,
+            headers={name.lower(): value for name, value in self.headers.items()},
+            token=self.headers.get("Authorization", ""),
+        )
+        if self.command == "POST":
+            return self._rpc(call, request)
+        if self.command == "PUT":
+            return replace(call, method="Upload", path=request.path)
         kind, _, rest = request.path.lstrip("/").partition("/")
         if kind == "download":
-            return self._download(rest)
+            account, kernel = self.server.kaggle.whose(rest.partition("/")[0])
+            return replace(call, method="Download", path=rest, account=account, kernel=kernel)
         stream = re.fullmatch(r"/api/v1/kernels/logs/stream/([^/]+)/([^/]+)", request.path)
         if stream is None or self.command == "HEAD":
             raise Refusal(501, f"unimplemented: {self.command} {request.path}")
-        label = request.query.get("versionLabel", "")
         owner, slug = map(urllib.parse.unquote, stream.groups())
-        version = self.server.kaggle.find(self._account(), owner, slug, label)[1]
+        fields = {"userName": owner, "versionLabel": request.query.get("versionLabel", "")}
+        fields["kernelSlug"] = slug
+        return replace(call, method="Log", account=self._account(), kernel=slug, fields=fields)
+
+    def _rpc(self, call: Call, request: Request) -> Call:
+        name = request.path.removeprefix("/api/v1/")
+        method = name.rpartition("/")[2]
+        # Asked at `import kaggle`, when the client may not yet be signed in [V].
+        account = "" if method == "IntrospectToken" else self._account()
+        if name not in self.server.api.calls or name == request.path:
+            raise Refusal(501, f"unimplemented: {name}")
+        fields = _json_object(request.body)
+        about = fields.get("kernelSlug") or fields.get("slug") or ""
+        kernel = str(about).rpartition("/")[2].lower()
+        return replace(
+            call, method=method, path=name, account=account, kernel=kernel, fields=fields
+        )
+
+    def _log(self, call: Call) -> Reply:
+        """All of the log of a run that is over; else a stream."""
+        owner, slug, label = (call.fields[n] for n in ("userName", "kernelSlug", "versionLabel"))
+        version = self.server.kaggle.find(call.account, owner, slug, label)[1]
         if version.status.over:
             return _json(200, list(version.log))
-        self._stream_log(version)
-        return None
+        headers = {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"}
+        return Reply(200, self._events(version), headers)
 
-    def _put(self, request: Request) -> Reply:
+    def _put(self, call: Call) -> Reply:
         """A file's bytes, or the question how many of them have arrived."""
-        kind, _, key = request.path.lstrip("/").partition("/")
+        kind, _, key = call.path.lstrip("/").partition("/")
         body, length = self._upload_body()
         try:
             if kind != "upload":
-                raise Refusal(501, f"unimplemented: PUT {request.path}")
-            wanted = self.headers.get("Content-Range", "")
+                raise Refusal(501, f"unimplemented: PUT {call.path}")
+            wanted = call.headers.get("content-range", "")
             received = self.server.uploads.receive(key, wanted, body, length)
         except Refusal:
             self._skip(length)
@@ -209,86 +366,91 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(411, "A valid Content-Length is required")
         return self.rfile, int(length)
 
-    def _stream_log(self, version: Version) -> None:
+    def _events(self, version: Version) -> Iterator[str]:
         """Server-sent events from the first entry on, until the run's end."""
-        self._head(200, {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"})
         seen, over = 0, False
         while not over:
             entries, over = self.server.kaggle.wait_log(version, seen, KEEP_ALIVE)
             seen += len(entries)
-            events = "".join(f"data: {json.dumps(entry)}\n\n" for entry in entries)
-            self._chunk(events or ("" if over else ": still running\n\n"))
-        self._chunk("data: END_OF_LOG\n\n")
-        self.wfile.write(b"0\r\n\r\n")
+            for entry in entries:
+                yield f"data: {json.dumps(entry)}\n\n"
+            if not entries and not over:
+                yield ": still running\n\n"
+        yield "data: END_OF_LOG\n\n"
 
-    def _chunk(self, text: str) -> None:
-        if text:  # an empty chunk would end the body
-            data = text.encode()
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
-
-    def _download(self, rest: str) -> Reply | None:
+    def _download(self, call: Call) -> Reply:
         """A file, or the part of it that Range asks for. The address is its own permission."""
-        key, _, quoted = rest.partition("/")
+        key, _, quoted = call.path.partition("/")
         name = os.fsdecode(urllib.parse.unquote_to_bytes(quoted))
         found = self.server.kaggle.download(key, name) or self.server.contest.download(key, name)
         if found is None:
             raise Refusal(404, "Not found")
         path, output = found
         headers = _file_headers(output)
-        wanted = self._range(output.size, headers)
+        wanted = _range(call.headers, output.size, headers)
         if wanted is None:
-            self._send_file(path, 200, headers, 0, output.size)
-            return None
+            return Reply(200, Part(path, 0, output.size), headers)
         first, last = wanted
         if first > last:
             return Reply(416, headers={"Content-Range": f"bytes */{output.size}"})
         headers["Content-Range"] = f"bytes {first}-{last}/{output.size}"
-        self._send_file(path, 206, headers, first, last + 1 - first)
-        return None
-
-    def _range(self, size: int, headers: dict[str, str]) -> tuple[int, int] | None:
-        """First and last byte (inclusive); first > last if there are none; None for the whole.
-
-        Only one range is understood; others, and those of another state of the file (If-Range),
-        are answered with the whole, as HTTP allows.
-        """
-        match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", self.headers.get("Range", ""))
-        same = self.headers.get("If-Range") in (None, headers["ETag"], headers["Last-Modified"])
-        if match is None or not same or match.groups() == ("", ""):
-            return None
-        begin, end = match.groups()
-        if not begin:
-            return max(0, size - int(end)), size - 1
-        return int(begin), min(int(end), size - 1) if end else size - 1
-
-    def _send_file(
-        self, path: Path, code: int, headers: dict[str, str], start: int, length: int
-    ) -> None:
-        """Stream `length` bytes from `start`, in constant memory."""
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-            file.seek(start)
-            self._head(code, headers | {"Content-Length": str(length)})
-            while length and self.command != "HEAD":
-                block = file.read(min(BLOCK, length))
-                if not block:  # shorter than promised: only a cut connection can say so
-                    self.close_connection = True
-                    return
-                self.wfile.write(block)
-                length -= len(block)
+        return Reply(206, Part(path, first, last + 1 - first), headers)
 
     def _send(self, reply: Reply) -> None:
-        self._head(reply.code, reply.headers | {"Content-Length": str(len(reply.body))})
-        if self.command != "HEAD":
-            self.wfile.write(reply.body)
+        body, headers, manner = reply.body, reply.headers, reply.manner
+        if isinstance(body, Iterator):
+            blocks = _chunks(body)
+        else:
+            length = body.length if isinstance(body, Part) else len(body)
+            blocks = body.blocks() if isinstance(body, Part) else iter([body])
+            headers = headers | {"Content-Length": str(manner.length(length))}
+        self._head(reply.code, headers)
+        if self.command == "HEAD":
+            return
+        for piece in manner.pieces(blocks):
+            self.wfile.write(piece)
+        if manner.told:
+            self.close_connection = True  # what follows would be taken for a part of this
 
     def _head(self, code: int, headers: dict[str, str]) -> None:
-        self._begun = True
+        self._code = code
         self.send_response(code)
         for name, value in headers.items():
             self.send_header(name, value)
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
+
+    def _hang_up(self, reset: bool) -> None:
+        """Close the connection; with RST, which the base class's polite farewell would prevent."""
+        self.close_connection = True
+        if reset:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NONE)
+            os.close(self.connection.detach())
+
+
+def _range(asked: dict[str, str], size: int, headers: dict[str, str]) -> tuple[int, int] | None:
+    """First and last byte (inclusive); first > last if there are none; None for the whole.
+
+    Only one range is understood; others, and those of another state of the file (If-Range), are
+    answered with the whole, as HTTP allows.
+    """
+    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", asked.get("range", ""))
+    same = asked.get("if-range") in (None, headers["ETag"], headers["Last-Modified"])
+    if match is None or not same or match.groups() == ("", ""):
+        return None
+    begin, end = match.groups()
+    if not begin:
+        return max(0, size - int(end)), size - 1
+    return int(begin), min(int(end), size - 1) if end else size - 1
+
+
+def _chunks(stream: Iterator[str]) -> Iterator[bytes]:
+    """Each string as a chunk of its own, and the end."""
+    for text in stream:
+        data = text.encode()
+        yield b"%x\r\n%s\r\n" % (len(data), data)
+    yield b"0\r\n\r\n"
 
 
 def _file_headers(output: OutputFile) -> dict[str, str]:

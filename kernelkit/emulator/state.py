@@ -18,6 +18,7 @@ import itertools
 import json
 import re
 import secrets
+import shutil
 import threading
 import time
 import unicodedata
@@ -55,6 +56,10 @@ class Refusal(Exception):
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class BadState(Exception):
+    """A folder is not what an emulator leaves; the words say what is wrong with it."""
 
 
 class Status(enum.StrEnum):
@@ -213,7 +218,13 @@ class Quota:
 
 
 class Kaggle:
-    """All accounts, kernels and runs of one local Kaggle."""
+    """All accounts, kernels and runs of one local Kaggle.
+
+    What an earlier one has left in `folder` is there again: kernels, versions, and runs that had
+    ended, with log and outputs (at new addresses). A run that had not ended is begun anew, with
+    an empty working folder and log: `unfinished` holds those versions, QUEUED, for the runner.
+    Raises BadState for a folder that cannot be read so.
+    """
 
     def __init__(
         self,
@@ -233,9 +244,11 @@ class Kaggle:
         self._rules_not_accepted = rules_not_accepted
         self._kernels: dict[tuple[str, str], Kernel] = {}
         self._by_download_key: dict[str, Version] = {}
+        self.unfinished: list[Version] = []
         # Apart from each other and from version numbers, so that mistaking one for another shows.
-        self._kernel_ids = itertools.count(100_000_001)
-        self._session_ids = itertools.count(300_000_001)
+        kernel_id, session_id = self._load()
+        self._kernel_ids = itertools.count(kernel_id + 1)
+        self._session_ids = itertools.count(session_id + 1)
 
     def save(self, account: str, push: Push) -> Saved:
         """Judge a push and, where it is accepted, make its version (QUEUED, not yet started).
@@ -272,9 +285,10 @@ class Kaggle:
             version.ended = time.time()
             version.failure = failure
             version.outputs = outputs
+            # First on disk: an end that was told must not be undone by a restart.
+            _write_json(version.folder / "status.json", _status_record(version, status))
             version.status = status
             self.changed.notify_all()
-        _write_json(version.folder / "status.json", _status_record(version))
 
     def add_log(self, version: Version, entry: LogEntry) -> None:
         """One more piece of the log; wakes the streams that wait for it."""
@@ -314,6 +328,25 @@ class Kaggle:
                 return version.working / name, output
         return None
 
+    def whose(self, key: str) -> tuple[str, str]:
+        """The owner and the slug of the kernel whose outputs a download address means, or none."""
+        with self.changed:
+            for kernel in self._kernels.values():
+                if any(version.download_key == key for version in kernel.versions):
+                    return kernel.owner, kernel.slug
+        return "", ""
+
+    def session(self, account: str, session_id: int) -> Version | None:
+        """The version whose run has this number. Raises Refusal for another's."""
+        with self.changed:
+            for kernel in self._kernels.values():
+                for version in kernel.versions:
+                    if version.session_id == session_id:
+                        if kernel.owner.lower() != account.lower():
+                            raise Refusal(403, "Permission 'kernels.update' was denied")
+                        return version
+        return None
+
     def quota(self, account: str) -> Quota:
         """What the account's runs have used, as if all of them fell into this week."""
         with self.changed:
@@ -321,6 +354,24 @@ class Kaggle:
             gpu = sum(v.seconds for v in runs if v.push.wants_gpu)
             tpu = sum(v.seconds for v in runs if v.push.enable_tpu)
         return Quota(gpu, self._gpu_hours * 3600, tpu, TPU_HOURS * 3600, _next_refresh())
+
+    def _load(self) -> tuple[int, int]:
+        """Read what an earlier emulator has left; the greatest kernel id and session id of it."""
+        kernel_id, session_id = 100_000_000, 300_000_000
+        for path in sorted(self._folder.glob("*/*/kernel.json")):
+            try:
+                kernel = _read_kernel(path)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise BadState(f"{path.parent} cannot be read: {error!r}") from error
+            if kernel is None:
+                continue
+            self._kernels[(kernel.owner.lower(), kernel.slug)] = kernel
+            self._by_download_key |= {v.download_key: v for v in kernel.versions}
+            self.unfinished += [v for v in kernel.versions if not v.status.over]
+            kernel_id = max(kernel_id, kernel.kernel_id)
+            session_id = max(session_id, *(v.session_id for v in kernel.versions))
+        self.unfinished.sort(key=lambda version: version.session_id)
+        return kernel_id, session_id
 
     def _runs(self, account: str) -> list[Version]:
         mine = (k for k in self._kernels.values() if k.owner == account)
@@ -443,8 +494,10 @@ class Kaggle:
         folder = kernel.folder / f"v{number}"
         version = Version(number, next(self._session_ids), push, folder, mounts, dropped)
         version.working.mkdir(parents=True)
-        (folder / "source.ipynb").write_text(push.text, encoding="utf-8")
+        (folder / "source.ipynb").write_bytes(push.text.encode())
         _write_json(folder / "request.json", _request_record(push))
+        _write_json(kernel.folder / "kernel.json", _kernel_record(kernel))
+        _write_json(folder / "version.json", _version_record(version))  # last: it is whole
         kernel.versions.append(version)
         self._by_download_key[version.download_key] = version
         return version
@@ -507,15 +560,78 @@ def _request_record(push: Push) -> dict[str, Any]:
     return {key: value for key, value in vars(push).items() if key != "text"}
 
 
-def _status_record(version: Version) -> dict[str, Any]:
+def _kernel_record(kernel: Kernel) -> dict[str, Any]:
+    return {name: getattr(kernel, name) for name in ("kernel_id", "owner", "slug", "title")}
+
+
+def _version_record(version: Version) -> dict[str, Any]:
     return {
-        "status": version.status,
+        "number": version.number,
+        "session_id": version.session_id,
+        "mounts": [[str(mount.target), str(mount.source)] for mount in version.mounts],
+        "dropped": version.dropped,
+    }
+
+
+def _status_record(version: Version, status: Status) -> dict[str, Any]:
+    return {
+        "status": status,
         "failure": version.failure,
         "session_id": version.session_id,
         "seconds": round(version.seconds, 3),
-        "outputs": [[output.name, output.size] for output in version.outputs],
+        "started": version.started,
+        "ended": version.ended,
+        "outputs": [[output.name, output.size, output.modified] for output in version.outputs],
     }
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _read_kernel(path: Path) -> Kernel | None:
+    """A kernel with the versions that were made wholly; None if none was. Half of one goes."""
+    kernel = Kernel(**_read_json(path), folder=path.parent)
+    for folder in path.parent.glob("v*"):
+        if not (folder / "version.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+    versions = map(_read_version, path.parent.glob("v*/version.json"))
+    kernel.versions = sorted(versions, key=lambda version: version.number)
+    if not kernel.versions:
+        shutil.rmtree(path.parent, ignore_errors=True)
+        return None
+    return kernel
+
+
+def _read_version(path: Path) -> Version:
+    """A version as its run left it, or as if that had never begun."""
+    record, folder = _read_json(path), path.parent
+    mounts = tuple(Mount(PurePosixPath(t), Path(source)) for t, source in record["mounts"])
+    push = _read_push(folder)
+    number, session_id, dropped = record["number"], record["session_id"], record["dropped"]
+    version = Version(number, session_id, push, folder, mounts, dropped)
+    if (folder / "status.json").exists():
+        end = _read_json(folder / "status.json")
+        version.status, version.failure = Status(end["status"]), end["failure"]
+        version.started, version.ended = end["started"], end["ended"]
+        version.outputs = tuple(OutputFile(*output) for output in end["outputs"])
+        if (log := folder / "log.jsonl").exists():
+            version.log = list(map(json.loads, log.read_text(encoding="utf-8").splitlines()))
+        return version
+    for name in ("working", "scratch"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    version.working.mkdir(exist_ok=True)
+    return version
+
+
+def _read_push(folder: Path) -> Push:
+    record = _read_json(folder / "request.json")
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+    return Push(text=(folder / "source.ipynb").read_bytes().decode(), **fields)

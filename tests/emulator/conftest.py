@@ -163,12 +163,13 @@ def clean_environment(home, **more):
 
 
 def start(folder, *options, inputs=None, environment=None, prefix=(), state=True):
-    """An emulator that has said that it listens."""
+    """An emulator that has said that it listens; `state` may be the folder of an earlier one."""
     folder.mkdir(parents=True, exist_ok=True)
     ready = folder / "ready.json"
     arguments = ["--ready-file", str(ready), *options]
-    if state:
-        arguments += ["--state", str(folder / "state")]
+    kept = folder / "state" if state is True else state
+    if kept:
+        arguments += ["--state", str(kept)]
     if inputs:
         arguments += ["--inputs", str(inputs)]
     process = subprocess.Popen(
@@ -185,7 +186,7 @@ def start(folder, *options, inputs=None, environment=None, prefix=(), state=True
         raise AssertionError(f"no emulator: {lines} {stderr}")
     facts = json.loads(ready.read_text()) | {"lines": lines}
     assert urllib.parse.urlsplit(facts["endpoint"]).hostname == "127.0.0.1"
-    return Emulator(process, folder / "state", ready, facts)
+    return Emulator(process, kept, ready, facts)
 
 
 @pytest.fixture(scope="session")

@@ -79,12 +79,13 @@ def test_state_can_be_read_by_a_person(launch):
         "source.ipynb",
         "status.json",
         "system.log",
+        "version.json",
         "working",
     ]
     assert json.loads((folder / "source.ipynb").read_text())["nbformat"] == 4
     assert json.loads((folder / "request.json").read_text())["title"] == "my-kernel"
     status = json.loads((folder / "status.json").read_text())
-    assert (status["status"], status["outputs"]) == ("COMPLETE", [["out", 1]])
+    assert (status["status"], [o[:2] for o in status["outputs"]]) == ("COMPLETE", [["out", 1]])
     assert (folder / "working" / "out").read_text() == "x"
 
 
@@ -102,7 +103,7 @@ def test_a_taken_port():
     ("arguments", "words"),
     [
         (["--inputs", "/no/such/folder"], "/no/such/folder is not a folder"),
-        (["--state", str(ROOT)], "is not an empty folder"),
+        (["--state", str(ROOT)], "is neither empty nor an emulator's state"),
         (["--port", "70000"], "70000 is no port"),
         (["--port", "many"], "--port"),
         (["--mounts", "future"], "invalid choice"),
@@ -145,7 +146,7 @@ def test_it_shares_no_code_with_the_client():
         "print([m for m in sys.modules if m.split('.')[0] in ('kaggle', 'kagglesdk', 'kernelkit')])"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    house = {"api", "runner", "sandbox", "server", "session", "state", "__main__"}
-    house |= {"contest", "library", "metric", "services", "uploads"}
+    house = {"api", "delivery", "faults", "journal", "runner", "sandbox", "server", "session"}
+    house |= {"state", "__main__", "contest", "library", "metric", "services", "uploads"}
     allowed = {"kernelkit", "kernelkit.emulator", *(f"kernelkit.emulator.{name}" for name in house)}
     assert set(eval(done.stdout)) == allowed

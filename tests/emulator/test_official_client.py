@@ -8,6 +8,7 @@ import urllib.parse
 from pathlib import Path
 
 import pytest
+import requests
 
 KAGGLE = Path(sys.executable).with_name("kaggle")
 
@@ -102,6 +103,35 @@ def test_from_push_to_output(emulator, kaggle, kernel_folder, tmp_path):
         "kernels", "push", "-p", str(kernel_folder)
     )
     emulator.finish("my-first-kernel")
+
+
+def test_lies_as_the_official_client_sees_them(emulator, kaggle, kernel_folder, tmp_path):
+    """What it makes of them: a refused push is exit 0, an error page an output."""
+
+    def lie(*faults):
+        answer = requests.post(f"{emulator.endpoint}/emulator/faults", json=faults, timeout=10)
+        assert answer.ok, answer.text
+
+    name, push = f"{emulator.account}/my-first-kernel", ("kernels", "push", "-p", kernel_folder)
+    lie("session-cap", "lost-after,at=2", "dropped-source,kind=competition,at=3")
+    try:
+        assert "Maximum batch GPU session count of 2 reached." in kaggle(*push)
+        assert "closed connection without response" in kaggle(*push, code=1)
+        assert "['some-competition', 'none-such']" in kaggle(*push)
+        emulator.finish("my-first-kernel")
+
+        lie("stale-status", "forbidden,at=2")
+        assert "COMPLETE" in kaggle("kernels", "status", name)
+        assert "Permission 'kernels.get' was denied" in kaggle("kernels", "status", name, code=1)
+
+        lie("pages,size=20", "hostile-names,kind=parent", "error-page")
+        out = tmp_path / "deep" / "out"
+        kaggle("kernels", "output", name, "-p", str(out))
+        assert (out / "out.txt").read_text().startswith("<!DOCTYPE html>")
+        assert (out / "sub" / "24").read_text() == "24"
+        assert (tmp_path / "deep" / "escaped.txt").read_text() == "hostile\n"
+    finally:
+        requests.delete(f"{emulator.endpoint}/emulator/faults", timeout=10)
 
 
 def test_quota(kaggle):

@@ -20,7 +20,7 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = [
-    *("render", "preflight", "prove", "push", "status", "watch", "logs", "pull"),
+    *("render", "preflight", "prove", "push", "cancel", "status", "watch", "logs", "pull"),
     *("diagnose", "verify", "run", "rehearse", "submit", "sync", "runs", "doctor", "emulator"),
 ]
 TARGETS = [

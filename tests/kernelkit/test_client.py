@@ -16,19 +16,20 @@ from kernelkit.client import (
     Credentials,
     Kaggle,
     OutputFile,
+    Patience,
     State,
     connect,
-    connection,
     parse_log,
 )
-from kernelkit.client.answers import RateLimitedError
 from kernelkit.errors import (
     AnswerLostError,
-    CapacityError,
     CredentialsError,
     KernelkitError,
     NotFoundError,
+    QuotaError,
+    RateLimitedError,
     RefusedError,
+    SessionCapError,
     UnreachableError,
 )
 
@@ -71,7 +72,7 @@ def script() -> Script:
 
 
 @pytest.fixture
-def kaggle(script: Script, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kaggle]:
+def kaggle(script: Script) -> Iterator[Kaggle]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -92,11 +93,10 @@ def kaggle(script: Script, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kaggle]:
         def log_message(self, *_: object) -> None:
             pass
 
-    monkeypatch.setattr(connection, "RETRY_SECONDS", 0)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}"
-    yield Kaggle(Credentials("ann", "the test", key="k"), address)
+    yield Kaggle(Credentials("ann", "the test", key="k"), address, patience=Patience(retry=0))
     server.shutdown()
     server.server_close()
 
@@ -126,8 +126,8 @@ def test_dropped_sources_of_every_kind_are_seen(kaggle: Kaggle, script: Script) 
 @pytest.mark.parametrize(
     ("body", "code", "error"),
     [
-        ({"error": "Maximum batch GPU session count of 2 reached."}, 200, CapacityError),
-        ({"error": "You have used your GPU quota"}, 200, CapacityError),
+        ({"error": "Maximum batch GPU session count of 2 reached."}, 200, SessionCapError),
+        ({"error": "You have used your GPU quota"}, 200, QuotaError),
         ({"error": "Something else"}, 200, RefusedError),
         ({"code": 400, "message": "too large"}, 400, RefusedError),
         ({"code": 400, "message": "in a 200"}, 200, RefusedError),
@@ -150,10 +150,8 @@ def test_every_answer_to_a_push_has_its_error(
     assert len(script.requests) == 1
 
 
-def test_a_push_without_an_answer_is_never_sent_again(
-    kaggle: Kaggle, script: Script, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "RETRY_SECONDS", 5)
+def test_a_push_without_an_answer_is_never_sent_again(kaggle: Kaggle, script: Script) -> None:
+    kaggle.patience = Patience(retry=5)
     script.hang_up()
     with pytest.raises(AnswerLostError, match="may have been accepted"):
         push(kaggle)
@@ -167,10 +165,8 @@ def test_a_push_that_never_left_is_told_apart() -> None:
     assert not isinstance(caught.value, AnswerLostError)
 
 
-def test_a_reading_call_is_tried_again(
-    kaggle: Kaggle, script: Script, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "RETRY_SECONDS", 10)
+def test_a_reading_call_is_tried_again(kaggle: Kaggle, script: Script) -> None:
+    kaggle.patience = Patience(retry=10)
     script.hang_up()
     script.say({"code": 503, "message": "busy"}, 503)
     script.say({"status": "RUNNING"})
@@ -260,10 +256,7 @@ def test_credentials_are_found_as_the_official_client_finds_them(tmp_path: Path)
     )
 
 
-def test_a_token_is_asked_for_its_owner(
-    kaggle: Kaggle, script: Script, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "RETRY_SECONDS", 0)
+def test_a_token_is_asked_for_its_owner(kaggle: Kaggle, script: Script) -> None:
     script.say({"active": True, "username": "ann"})
     found = connect(kaggle.endpoint, {"KAGGLE_API_TOKEN": "t"})
     assert found.credentials.username == "ann"

@@ -167,7 +167,7 @@ def test_a_session_cap_is_try_again_later(
     endpoint = {"KERNELKIT_ENDPOINT": local_kaggle, "KAGGLE_USERNAME": "crowded"}
     for number in range(6):
         project = Path(shutil.copytree(plain, tmp_path / f"p{number}"))
-        names = [f"kernel.id=crowd-{number}", f"kernel.title=crowd {number}", "seconds=10.0"]
+        names = [f"kernel.id=crowd-{number}", f"kernel.title=crowd {number}", "seconds=60.0"]
         options = [part for name in names for part in ("--set", name)]
         if number < 5:
             cli("push", *options, cwd=project, env=endpoint)

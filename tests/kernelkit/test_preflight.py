@@ -15,7 +15,7 @@ Make = Callable[..., Path]
 
 def problems(project: Path, *settings: str) -> list[Problem]:
     config = load_config(project, settings=settings, environment={})
-    return pipeline.preflight(pipeline.render(config))
+    return pipeline.preflight(pipeline.render(config), project)
 
 
 def subjects(project: Path, *settings: str) -> list[str]:

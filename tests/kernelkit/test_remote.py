@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from kernelkit import remote
-from kernelkit.client import Credentials, Kaggle, LogEntry, Status, connection
+from kernelkit.client import Credentials, Kaggle, LogEntry, Patience, Status
 from kernelkit.errors import DeadlineError, UnreachableError
-from kernelkit.remote import Run
+from kernelkit.remote import Asked, Run
 
 DIGEST = "d" * 64
 FIRST = f"kernelkit digest {DIGEST}\n"
@@ -31,6 +31,7 @@ class Server:
         self.statuses: list[tuple[int, Any]] = []
         self.streams: list[Answer] = []
         self.log: list[str] = []
+        self.kernel: dict[str, Any] = {"metadata": {"currentVersionNumber": 2}, "blob": {}}
         self.files: list[dict[str, str]] = []
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
@@ -38,6 +39,8 @@ class Server:
             take(self.streams)(handler)
         elif handler.path.endswith("GetKernelSessionStatus"):
             send(handler, *take(self.statuses))
+        elif handler.path.endswith("GetKernel"):
+            send(handler, 200, self.kernel)
         elif handler.path.endswith("ListKernelSessionOutput"):
             entries = [{"stream_name": "stdout", "time": 0, "data": text} for text in self.log]
             send(handler, 200, {"log": json.dumps(entries), "files": self.files})
@@ -94,7 +97,7 @@ def server() -> Server:
 
 
 @pytest.fixture
-def kaggle(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kaggle]:
+def kaggle(server: Server) -> Iterator[Kaggle]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -106,15 +109,11 @@ def kaggle(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kaggle]:
         def log_message(self, *_: object) -> None:
             pass
 
-    monkeypatch.setattr(connection, "RETRY_SECONDS", 0)
-    monkeypatch.setattr(remote, "LONGEST_PAUSE_SECONDS", 0.1)
-    monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 0.05)
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
     threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
-    yield Kaggle(
-        Credentials("ann", "the test", key="k"), f"http://127.0.0.1:{http.server_address[1]}"
-    )
+    address = f"http://127.0.0.1:{http.server_address[1]}"
+    yield Kaggle(Credentials("ann", "the test", key="k"), address, patience=QUICK)
     http.shutdown()
     http.server_close()
 
@@ -123,10 +122,14 @@ def run_at(kaggle: Kaggle) -> Run:
     return Run("ann", "some-kernel", 2, "u", DIGEST, kaggle.endpoint)
 
 
+QUICK = Patience(retry=0, grace=1.5, outage=0.5, first_pause=0.05, longest_pause=0.1, cancelling=1)
+CPU = Asked(machine_shape="", docker_image="", wants_gpu=False)
+
+
 def watched(kaggle: Kaggle, **options: Any) -> tuple[list[str], str]:
     """The states, and the log as a person has seen it."""
     states, log = [], ""
-    for event in remote.watch(kaggle, run_at(kaggle), **options):
+    for event in remote.watch(kaggle, run_at(kaggle), CPU, **options):
         if isinstance(event, Status):
             states.append(str(event.state))
         elif isinstance(event, LogEntry):
@@ -189,10 +192,7 @@ def test_a_watch_outlives_an_outage(kaggle: Kaggle, server: Server) -> None:
     assert watched(kaggle) == (["running", "complete"], FIRST)
 
 
-def test_an_outage_has_an_end(
-    kaggle: Kaggle, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(remote, "OUTAGE_SECONDS", 0.5)
+def test_an_outage_has_an_end(kaggle: Kaggle, server: Server) -> None:
     server.statuses = [RUNNING, (503, {"code": 503, "message": "down"})]
     server.streams = [stream(FIRST)]
     with pytest.raises(UnreachableError):

@@ -11,21 +11,10 @@ ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "kernelkit"
 
 ROOMS = [  # a room imports only what stands before it
-    *("errors", "config", "imports", "bundle", "image", "runtime", "witness", "render"),
-    *(
-        "notebook",
-        "sync",
-        "preflight",
-        "prove",
-        "client",
-        "remote",
-        "verify",
-        "submission",
-        "ledger",
-        "history",
-        "causes",
-    ),
-    *("tracebacks", "diagnose", "pipeline", "speak", "cli", "__main__"),
+    *("errors", "config", "imports", "bundle", "image", "runtime", "witness", "render", "secrets"),
+    *("notebook", "sync", "preflight", "prove", "client", "remote", "push", "verify"),
+    *("submission", "ledger", "history", "causes", "tracebacks", "diagnose", "pipeline"),
+    *("speak", "cli", "__main__"),
 ]
 
 CLIENT = ("answers", "connection", "credentials", "logs", "files", "kaggle", "competitions")
@@ -40,9 +29,11 @@ NEVER = {
     "render": {"kaggle", "kagglesdk", "kernelkit.client"},
     "notebook": {f"kernelkit.{room}" for room in ROOMS if room != "errors"},
     "sync": {"kernelkit.client", "kernelkit.remote"},
+    "secrets": {"kernelkit.client", "requests", "socket"},
     "preflight": {"kernelkit.client"},
     "client": {"kernelkit.config", "kernelkit.render", "kernelkit.emulator"},
     "remote": {"kaggle", "kagglesdk", "kernelkit.verify"},
+    "push": {"kaggle", "kagglesdk", "kernelkit.verify", "kernelkit.ledger"},
     "verify": {"kernelkit.client", "torch", "src_salt", "requests"},
     "submission": {f"kernelkit.{room}" for room in ROOMS if room != "errors"},
     "ledger": {f"kernelkit.{room}" for room in ROOMS} - {"kernelkit.errors"},

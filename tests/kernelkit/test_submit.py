@@ -18,7 +18,7 @@ import pytest
 import requests
 
 from kernelkit import ledger, pipeline
-from kernelkit.client import Competition, Credentials, Kaggle, competitions, connection
+from kernelkit.client import Competition, Credentials, Kaggle, Patience, competitions
 from kernelkit.errors import (
     CapacityError,
     ConfigError,
@@ -179,7 +179,6 @@ def pulled(contest: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def line(contest: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
-    monkeypatch.setattr(connection, "RETRY_SECONDS", 0)
     monkeypatch.setattr(competitions, "LISTED_SECONDS", 1)
     line = Line(contest)
     yield line
@@ -190,7 +189,7 @@ def line(contest: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
 def kaggle(line: Line, request: pytest.FixtureRequest) -> Kaggle:
     """Kaggle at the other end of the line, as an account of the test's own."""
     account = request.node.name.split("[")[0].replace("_", "-")
-    return Kaggle(Credentials(account, "the test", key="k"), line.endpoint)
+    return connected(line, account)
 
 
 @pytest.fixture
@@ -201,6 +200,10 @@ def record(pulled: Path, line: Line, tmp_path: Path) -> ledger.Record:
     push = {**record.push, "endpoint": line.endpoint}
     (record.folder / "push.json").write_text(json.dumps(push))
     return record
+
+
+def connected(line: Line, account: str) -> Kaggle:
+    return Kaggle(Credentials(account, "t", key="k"), line.endpoint, patience=Patience(retry=0))
 
 
 def entered(kaggle: Kaggle, competition: str = "salt") -> list[Any]:
@@ -244,7 +247,7 @@ def test_the_same_file_is_not_sent_twice(kaggle: Kaggle, record: ledger.Record) 
 def test_a_submission_whose_answer_is_lost_is_entered_once(
     fault: str, line: Line, record: ledger.Record
 ) -> None:
-    kaggle = Kaggle(Credentials(f"ann-{fault.replace(' ', '-')}", "t", key="k"), line.endpoint)
+    kaggle = connected(line, f"ann-{fault.replace(' ', '-')}")
     line.spoil["CreateSubmission"] = [fault]
     done = pipeline.submit(kaggle, record)
     (there,) = entered(kaggle)
@@ -277,7 +280,7 @@ def test_an_upload_goes_on_where_it_was(
     faults: list[str], line: Line, record: ledger.Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(competitions, "UPLOAD_PAUSES", (0.0,) * 6)
-    kaggle = Kaggle(Credentials("up-" + "-".join(faults), "t", key="k"), line.endpoint)
+    kaggle = connected(line, "up-" + "-".join(faults))
     line.spoil["upload"] = list(faults)
     assert pipeline.submit(kaggle, record).entry["private_score"] == "0.33333"
 
@@ -334,7 +337,7 @@ def test_an_error_in_the_scoring_is_an_error_here(kaggle: Kaggle, record: ledger
 
 
 def test_a_code_competition_takes_the_version(line: Line, record: ledger.Record) -> None:
-    owner = Kaggle(Credentials(str(record.push["owner"]), "t", key="k"), line.endpoint)
+    owner = connected(line, str(record.push["owner"]))
     done = pipeline.submit(owner, record, competition="code-only")
     assert done.entry["private_score"] == "0.33333"
     assert "CreateCodeSubmission" in line.calls

@@ -1,0 +1,1 @@
+"""What the campaign of faults sends to the local Kaggle."""
