@@ -14,11 +14,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
 import kernelkit
-from kernelkit import doctor, ledger, pipeline, speak
+from kernelkit import doctor, history, pipeline, speak
 from kernelkit import probe as probing
 from kernelkit.client import State, connect
 from kernelkit.config import PROJECT_FILE, Config, checked_endpoint, load_config
@@ -490,17 +488,57 @@ def submit(
     profile: Profile = None,
     settings: Settings = None,
     endpoint: Endpoint = None,
-    message: Annotated[str | None, typer.Option(help="Shown beside the score.")] = None,
+    message: Annotated[str, typer.Option(help="Shown beside the score.", show_default=False)] = "",
+    file: Annotated[
+        str, typer.Option(help="Which output is submitted.", show_default="its one csv")
+    ] = "",
+    competition: Annotated[
+        str, typer.Option(metavar="SLUG", help="Where to.", show_default="the run's one source")
+    ] = "",
+    sample: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="The competition's sample submission.",
+            show_default="that of --inputs, else Kaggle's",
+        ),
+    ] = None,
+    inputs: Inputs = None,
+    code: Annotated[
+        bool, typer.Option("--code", help="Submit the version, as to a code competition.")
+    ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Send also what was submitted before.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the score.")] = True,
+    deadline: Annotated[
+        float | None, typer.Option(min=1, help="Seconds to wait for it.", show_default="none")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Enter the submission of a verified run."""
+    """Check the submission of a verified run, enter it once, and wait for its score."""
     speak.to_stderr_for(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
     record = pipeline.find_record(config, name)
-    text = message or f"{record.push['slug']} v{record.version} {record.push['digest'][:12]}"
-    number, answer = pipeline.submit(pipeline.connect_to(config), record, text)
-    speak.words.print(f"submission {number}: {answer}")
-    speak.document(as_json, {"ref": number, "message": answer})
+    kaggle = pipeline.connect_to(config)
+    with speak.watching("interrupted: the same command finds what was entered") as teller:
+        submitted = pipeline.submit(
+            kaggle,
+            record,
+            message=message,
+            file=file,
+            competition=competition,
+            sample=sample,
+            data=inputs,
+            code=code,
+            again=again,
+            wait=wait,
+            deadline=deadline,
+            tell=teller,
+        )
+    speak.submitted(submitted)
+    speak.document(as_json, submitted.about)
 
 
 @app.command()
@@ -524,17 +562,58 @@ def sync(
     speak.document(as_json, {**plan.about, "written": not dry_run})
 
 
-@app.command()
-def runs(project: Project = Path(), as_json: AsJson = False) -> None:
-    """List every version pushed from this project."""
+runs_app = typer.Typer(
+    invoke_without_command=True,
+    help="List every version pushed from this project.",
+    rich_markup_mode=None,
+)
+app.add_typer(runs_app, name="runs")
+
+
+@runs_app.callback()
+def runs(context: typer.Context, project: Project = Path(), as_json: AsJson = False) -> None:
+    """List every version pushed from this project, the newest last; or one, or two compared."""
+    if context.invoked_subcommand:
+        if as_json or project != Path():
+            raise ConfigError(
+                "options of runs stand before its sub-command",
+                f"Write them behind: kernelkit runs {context.invoked_subcommand} … --json.",
+            )
+        return
     speak.to_stderr_for(as_json)
-    records = list(ledger.records(project / "runs"))
-    table = Table(*speak.RUN_COLUMNS, box=None)
-    rows = [speak.run_row(record) for record in records]
-    for row in rows:
-        table.add_row(*(Text(str(value)) for value in row.values()))
-    speak.words.print(table if rows else "nothing was pushed from here")
+    rows = history.rows(project / "runs")
+    speak.runs(rows)
     speak.document(as_json, rows)
+
+
+@runs_app.command("show")
+def runs_show(
+    name: RunName = "",
+    project: Project = Path(),
+    profile: Profile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell all that is known of one run."""
+    speak.to_stderr_for(as_json)
+    about = history.show(pipeline.find_record(load_config(project, profile=profile), name))
+    speak.run(about)
+    speak.document(as_json, about)
+
+
+@runs_app.command("diff")
+def runs_diff(
+    before: Annotated[str, typer.Argument(metavar="RUN", help="v3, slug/v3, owner/slug/v3.")],
+    after: RunName = "",
+    project: Project = Path(),
+    profile: Profile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell how two runs differ: parameters, code, fields, versions, results."""
+    speak.to_stderr_for(as_json)
+    config = load_config(project, profile=profile)
+    found = history.diff(*(pipeline.find_record(config, name) for name in (before, after)))
+    speak.difference(found)
+    speak.document(as_json, found)
 
 
 @app.command("doctor")

@@ -4,8 +4,14 @@ runs/<slug>/v<version>/bundle.json   what was sent, kept at the push
                        push.json     the run's address, kept at the push
                        …             the outputs and the log, as they are pulled
                        run.json      last of all: its presence means complete
+runs/<slug>/submissions/v<version>-<ref>.json
+                                     what was submitted of that version, and its scores
 
-A folder `v3.1` held a version 3 of another Kaggle before this one's came.
+A folder `v3.1` held a version 3 of another Kaggle before this one's came. A complete folder is
+never changed, so what happens to a version afterwards lies beside it.
+
+Several processes may write at once: a document is written whole under a name of its own and then
+renamed, and so is a version's folder, under a lock.
 """
 
 from __future__ import annotations
@@ -15,6 +21,8 @@ import itertools
 import json
 import os
 import re
+import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +33,11 @@ from kernelkit.errors import ConfigError, MachineError
 
 PUSH_LOCK = ".push.lock"
 
-_VERSION = re.compile(r"v(\d+)")
+_VERSION = re.compile(r"v([1-9][0-9]{0,8})")
+_ADDRESS: Mapping[str, type] = {
+    **dict.fromkeys(("owner", "slug", "url", "digest", "endpoint"), str),
+    "version": int,
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,12 @@ def parse_name(text: str) -> Name:
     return Name(owner, slug, int(version[1]) if version else None)
 
 
+_HALF_WRITTEN = (
+    "Look on Kaggle whether that version ran, and move the folder away; if it did, take it up "
+    "anew: `kernelkit pull OWNER/SLUG/vN`."
+)
+
+
 @dataclass(frozen=True)
 class Record:
     """One version's folder, as far as it has come."""
@@ -68,19 +86,38 @@ class Record:
 
     @property
     def complete(self) -> bool:
-        """Whether everything was pulled and judged."""
-        return (self.folder / "run.json").is_file()
+        """Whether everything was pulled and judged; a damaged run.json says nothing of the sort."""
+        try:
+            return isinstance(_read(self.folder / "run.json").get("state"), str)
+        except MachineError:
+            return False
+
+    @property
+    def fault(self) -> str:
+        """Why this is no record of a push, and what to do about it; empty where it is one."""
+        try:
+            self.push  # noqa: B018
+        except MachineError as fault:
+            return f"{fault} {fault.next_step}".strip()
+        return ""
 
     @property
     def push(self) -> Mapping[str, Any]:
         """The run's address, as it was kept at the push."""
-        push = _read(self.folder / "push.json")
-        kinds = dict.fromkeys(("owner", "slug", "url", "digest", "endpoint"), str) | {
-            "version": int
-        }
-        for name, kind in kinds.items():
-            if not isinstance(push.get(name), kind):
-                raise MachineError(f"{self.folder}/push.json lacks {name!r}, or has it wrong")
+        path = self.folder / "push.json"
+        if not path.exists():
+            raise MachineError(
+                f"{self.folder} is half-written: it has no push.json.", _HALF_WRITTEN
+            )
+        try:
+            push = _read(path)
+        except MachineError as fault:
+            raise MachineError(f"{fault}.", _HALF_WRITTEN) from fault
+        for name, kind in _ADDRESS.items():
+            if not isinstance(push.get(name), kind) or push[name] is True:
+                raise MachineError(f"{path} lacks {name!r}, or has it wrong.", _HALF_WRITTEN)
+        if push["version"] != self.version:
+            raise MachineError(f"{path} is of version {push['version']}.", _HALF_WRITTEN)
         return push
 
     @property
@@ -97,19 +134,39 @@ class Record:
 def record_push(
     root: Path, slug: str, version: int, push: Mapping[str, Any], bundle: Mapping[str, Any]
 ) -> Record:
-    """Open the folder of a version that Kaggle has just taken.
+    """Open the folder of a version that Kaggle has taken.
 
-    A folder that is there already holds a run of another Kaggle (each counts from 1): it is moved
-    aside, whole.
+    A folder that is there already and is of another run (each Kaggle counts from 1, and a fresh
+    local one begins anew) is moved aside, whole. Where two processes record the same run, both get
+    its one folder, and what has been pulled into it stays.
 
     Raises:
         MachineError: it cannot be written.
     """
     record = Record(root / slug / f"v{version}")
-    _move_aside(record.folder)
-    _write(record.folder / "bundle.json", bundle)
-    _write(record.folder / "push.json", push)
+    with _locked(root / slug):
+        before = _address(record)
+        same = before is not None and all(before[name] == push.get(name) for name in _ADDRESS)
+        if same and not record.complete:
+            _write(record.folder / "push.json", {**(before or {}), **push})
+            _write(record.folder / "bundle.json", bundle)
+        elif not same or push.get("outcome") != "adopted":
+            _open(record.folder, push, bundle)
     return record
+
+
+def _open(folder: Path, push: Mapping[str, Any], bundle: Mapping[str, Any]) -> None:
+    """Put a new folder in its place, whole; the slug's folder is locked."""
+    try:
+        for left in folder.parent.glob(".v*.new"):  # by whoever was killed just here
+            shutil.rmtree(left)
+        new = folder.with_name(f".{folder.name}.new")
+        _write(new / "bundle.json", bundle)
+        _write(new / "push.json", push)
+        _move_aside(folder)
+        new.rename(folder)
+    except OSError as fault:
+        raise MachineError(f"{folder} cannot be written: {fault.strerror}") from fault
 
 
 @contextmanager
@@ -139,8 +196,61 @@ def pushing(root: Path, slug: str, tell: Callable[[str], None]) -> Iterator[None
 
 
 def record_end(record: Record, run: Mapping[str, Any]) -> None:
-    """Close a folder: nothing is written to it after this."""
-    _write(record.folder / "run.json", run)
+    """Close a folder: nothing is written to it after this. `run["run"]` is the run's address.
+
+    Raises:
+        MachineError: it cannot be written, or another run has taken the folder's place meanwhile.
+    """
+    with _locked(record.folder.parent):
+        push, ended = record.push, run.get("run", {})
+        if any(push[name] != ended.get(name, push[name]) for name in _ADDRESS):
+            raise MachineError(
+                f"{record.folder} belongs to another run by now",
+                f"What was pulled lies beside it: {record.folder}.1 or a later number.",
+            )
+        _write(record.folder / "run.json", run)
+
+
+@contextmanager
+def reading(record: Record) -> Iterator[None]:
+    """While several documents of a folder are read: nobody moves it aside or closes it."""
+    with _locked(record.folder.parent):
+        yield
+
+
+@contextmanager
+def submitting(root: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """One submission from here after the other: the second sees what the first has entered.
+
+    Raises:
+        MachineError: the folder cannot be written.
+    """
+    with _locked(root, lambda: tell("another submit goes on: waiting for it")):
+        yield
+
+
+def record_submission(root: Path, submission: Mapping[str, Any]) -> None:
+    """Keep a submission (anew, when its score is known) by its `slug`, `version` and `ref`."""
+    name = f"v{submission['version']}-{submission['ref']}.json"
+    _write(root / str(submission["slug"]) / "submissions" / name, submission)
+
+
+def submissions(root: Path, slug: str | None = None) -> list[Mapping[str, Any]]:
+    """What was submitted from here, the newest last; a document that cannot be read is left out.
+
+    Each has `slug`, `version`, `ref`, `competition`, `endpoint`, `sha256` and `submitted`.
+    """
+    kinds: dict[str, type] = dict.fromkeys(("slug", "competition", "endpoint", "sha256"), str)
+    kinds |= {"version": int, "ref": int, "submitted": str}
+    found = []
+    for path in root.glob(f"{slug or '*'}/submissions/v*.json"):
+        try:
+            entry = _read(path)
+        except MachineError:
+            continue
+        if all(isinstance(entry.get(name), kind) for name, kind in kinds.items()):
+            found.append(entry)
+    return sorted(found, key=lambda entry: (entry["submitted"], entry["ref"]))
 
 
 def find(root: Path, slug: str, version: int | None = None, owner: str | None = None) -> Record:
@@ -148,8 +258,13 @@ def find(root: Path, slug: str, version: int | None = None, owner: str | None = 
 
     Raises:
         ConfigError: nothing was pushed from here by that name.
+        MachineError: its folder is half-written. An older one is never taken in its place.
     """
-    known = list(records(root, slug))
+    folders = list(versions(root, slug))
+    known = [record for record in folders if not record.fault]
+    meant = [record for record in folders if version in (None, record.version)]
+    if meant and meant[-1].fault:
+        meant[-1].push  # noqa: B018
     wanted = [
         record
         for record in known
@@ -157,24 +272,54 @@ def find(root: Path, slug: str, version: int | None = None, owner: str | None = 
         and (owner is None or str(record.push["owner"]).lower() == owner.lower())
     ]
     if not wanted:
-        versions = ", ".join(f"v{record.version}" for record in known) or "none"
+        there = ", ".join(f"v{record.version}" for record in known) or "none"
         raise ConfigError(
             f"{root} knows no {f'{owner}/' if owner else ''}{slug} "
             f"{f'v{version}' if version else 'of any version'} "
-            f"(it has: {versions})",
+            f"(it has: {there})",
             "Push first: `kernelkit push`.",
         )
     return wanted[-1]
 
 
 def records(root: Path, slug: str | None = None) -> Iterator[Record]:
-    """Every recorded version, by slug and then by number."""
-    slugs = [root / slug] if slug else sorted(path for path in root.glob("*") if path.is_dir())
+    """Every recorded version, by slug and then by number; half-written ones are left out."""
+    return (record for record in versions(root, slug) if not record.fault)
+
+
+def versions(root: Path, slug: str | None = None) -> Iterator[Record]:
+    """The folder of every version, also of those whose push was not recorded to its end."""
+    slugs = [root / slug] if slug else sorted(path for path in root.glob("[!.]*") if path.is_dir())
     for folder in slugs:
-        versions = [path for path in folder.glob("v*") if _VERSION.fullmatch(path.name)]
-        for path in sorted(versions, key=lambda path: int(path.name[1:])):
-            if (path / "push.json").is_file():
-                yield Record(path)
+        found = [Record(path) for path in folder.glob("v*") if _VERSION.fullmatch(path.name)]
+        yield from sorted(found, key=lambda record: record.version)
+
+
+@contextmanager
+def _locked(folder: Path, wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Alone with a folder among the processes of this machine; `wait` is called if another is."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)  # the folder itself: no file of ours lies about
+    except OSError as fault:
+        raise MachineError(f"{folder} cannot be written: {fault.strerror}") from fault
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            wait()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _address(record: Record) -> Mapping[str, Any] | None:
+    """What is recorded of a push so far; None where nothing sound is."""
+    try:
+        return record.push
+    except MachineError:
+        return None
 
 
 def _move_aside(folder: Path) -> None:
@@ -198,15 +343,18 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:
-    """Whole or not at all, also when the power goes."""
+    """Whole or not at all, also when the power goes, and when another process does the same."""
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
+        try:
+            with partial.open("w", encoding="utf-8", newline="\n") as stream:
+                stream.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as fault:
         raise MachineError(
             f"{path} cannot be written: {fault.strerror}", "Make room, then try again."

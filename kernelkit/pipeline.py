@@ -38,6 +38,7 @@ from kernelkit.client import (
     Kaggle,
     LogEntry,
     Quota,
+    Scoring,
     State,
     Status,
     connect,
@@ -45,6 +46,7 @@ from kernelkit.client import (
 from kernelkit.config import Config
 from kernelkit.diagnose import Diagnosis, diagnose
 from kernelkit.errors import (
+    CapacityError,
     ConfigError,
     KernelkitError,
     MachineError,
@@ -65,6 +67,8 @@ from kernelkit.remote import Asked, Run
 from kernelkit.render import Kernel, write_kernel
 from kernelkit.render import render as render_kernel
 from kernelkit.secrets import own_credentials
+from kernelkit.submission import PIXELS
+from kernelkit.submission import check as check_submission
 from kernelkit.sync import Plan
 from kernelkit.unpack import unpack as unpack_zip
 from kernelkit.verify import Verdict, unpacked_name
@@ -594,28 +598,219 @@ def diagnose_end(
     )
 
 
-def submit(kaggle: Kaggle, record: Record, message: str) -> tuple[int, str]:
-    """Enter the submission of a verified run; its number and Kaggle's words.
+@dataclass(frozen=True)
+class Entry:
+    """What is to be submitted: an output of a run, and where to."""
+
+    run: Run
+    competition: str
+    file: Path
+    name: str
+    """Of the file among the run's outputs."""
+    sha256: str
+
+    @property
+    def mark(self) -> str:
+        """What the description carries: by it a submission is found again."""
+        return f"kernelkit {self.run.slug} v{self.run.version} {self.run.digest[:12]}"
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A submission as it is recorded, and whether it was sent just now."""
+
+    entry: Mapping[str, Any]
+    sent: bool
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """All of it for a script."""
+        return {**self.entry, "sent": self.sent}
+
+
+def submit(
+    kaggle: Kaggle,
+    record: Record,
+    *,
+    message: str = "",
+    file: str = "",
+    competition: str = "",
+    sample: Path | None = None,
+    data: Path | None = None,
+    code: bool = False,
+    again: bool = False,
+    wait: bool = True,
+    deadline: float | None = None,
+    tell: Tell = quiet,
+) -> Submitted:
+    """Enter the submission of a verified run, once, and wait for its score.
+
+    A file that was entered before is not sent again: its submission is asked for instead; `again`
+    sends it all the same. `sample` is the competition's sample submission; without it that in
+    `data`/<competition> is taken, or Kaggle is asked for it. `code` enters the version of the
+    kernel rather than the file, which is what a code competition takes anyway.
 
     Raises:
-        VerificationError: the run is not complete, or not verified.
-        ConfigError: the run had no one competition, or left no one csv.
-        RefusedError: the run was made elsewhere than where it would be submitted.
+        VerificationError: the run is not complete and verified, or its file would not be scored.
+        ConfigError: it is not clear which file goes where.
+        CapacityError: the day's submissions are used up.
+        RefusedError: Kaggle refuses, has found an error in it, or the run is of another Kaggle.
+        DeadlineError: it is entered, and was not scored in time.
     """
-    _address(kaggle, record)
+    entry = _entry(_address(kaggle, record), record, file, competition)
+    contest, root = Competition(kaggle, entry.competition), record.folder.parent.parent
+    with ledger.submitting(root, tell):
+        before = None if again else _entered_before(contest, root, entry)
+        if before is not None:
+            tell(f"{entry.name} was submitted already, as {before['ref']}: nothing is sent")
+        document = before or _submit(contest, entry, sample, data, code, message, tell)
+        ledger.record_submission(root, document)
+    if wait:
+        tell(f"waiting for the score of submission {document['ref']}")
+        found = contest.scored(document["ref"], deadline)
+        document = {
+            **document,
+            "status": found.status,
+            "public_score": found.public_score,
+            "private_score": found.private_score,
+            "error": found.error,
+            "asked": _now(),
+        }
+        ledger.record_submission(root, document)
+    submitted = Submitted(document, before is None)
+    if document["status"] == Scoring.ERROR:
+        raise RefusedError(
+            f"submission {document['ref']} was not scored: "
+            f"{document['error'] or 'Kaggle gives no reason'}",
+            "Mend the submission and run anew, or send this one once more with --again.",
+            submitted.about,
+        )
+    return submitted
+
+
+def _entry(run: Run, record: Record, file: str, competition: str) -> Entry:
     verdict = verify_folder(record.folder)
     good = record.complete and verdict.verified and _recorded_state(record) == State.COMPLETE
     if not good:
         raise VerificationError(
             f"{record.folder} is not a complete and verified run", "Pull it first: kernelkit pull."
         )
-    competitions = record.bundle.get("kernel", {}).get("competition_sources", [])
-    tables = [out["path"] for out in verdict.outputs if str(out["path"]).endswith(".csv")]
-    if len(competitions) != 1 or len(tables) != 1:
+    sources = record.bundle.get("kernel", {}).get("competition_sources", [])
+    names = [competition] if competition else sources
+    if len(names) != 1:
         raise ConfigError(
-            "a submission needs exactly one competition source and one csv among the outputs"
+            f"the run has {len(names)} competition sources: {', '.join(names) or 'none'}",
+            "Say which competition is meant: --competition SLUG.",
         )
-    return Competition(kaggle, competitions[0]).submit(record.folder / tables[0], message)
+    outputs = {str(output["path"]): str(output["sha256"]) for output in verdict.outputs}
+    files = [name for name in outputs if (name == file if file else name.endswith(".csv"))]
+    if len(files) != 1:
+        raise ConfigError(
+            f"which output is the submission? The run has: {', '.join(outputs) or 'none'}",
+            "Say which: --file NAME.",
+        )
+    return Entry(run, names[0], record.folder / files[0], files[0], outputs[files[0]])
+
+
+def _entered_before(contest: Competition, root: Path, entry: Entry) -> dict[str, Any] | None:
+    """The submission of the same bytes from here, or of the same run from anywhere."""
+    same = (entry.competition, entry.run.endpoint, entry.sha256)
+    for known in reversed(ledger.submissions(root)):
+        if (known["competition"], known["endpoint"], known["sha256"]) == same:
+            return dict(known)
+    found = contest.marked(entry.mark)
+    return _document_of(entry, found[0].ref, found[0].description) if found else None
+
+
+def _submit(
+    contest: Competition,
+    entry: Entry,
+    sample: Path | None,
+    data: Path | None,
+    code: bool,
+    message: str,
+    tell: Tell,
+) -> dict[str, Any]:
+    terms = contest.terms()
+    if not terms.entered:
+        tell(f"note: Kaggle does not say that this account has entered {entry.competition}")
+    if terms.closed:
+        tell(f"note: Kaggle says that {entry.competition} takes no submissions")
+    left = contest.left_today(terms.daily)
+    if left == 0:
+        raise CapacityError(
+            f"{entry.competition}: the submissions of today (UTC) are used up"
+            + (f" ({terms.daily} a day)" if terms.daily else ""),
+            f"Nothing was sent. Try again in {_until_midnight()}, after midnight UTC.",
+        )
+    left_words = "it is not known how many submissions are" if left is None else str(left)
+    tell(f"{left_words} left today")
+    _require_scorable(contest, entry, sample, data, tell)
+    description = f"{message} ({entry.mark})" if message else entry.mark
+    run = entry.run
+    if code or terms.code_only:
+        tell(f"submitting {entry.name} of {run.name} to {entry.competition}")
+        ref = contest.submit_version(
+            run.owner, run.slug, run.version, entry.name, description, entry.mark
+        )
+    else:
+        tell(f"submitting {entry.name} to {entry.competition}")
+        ref = contest.submit_file(entry.file, description, entry.mark)
+    return _document_of(entry, ref, description)
+
+
+def _document_of(entry: Entry, ref: int, description: str) -> dict[str, Any]:
+    """A submission as the ledger keeps it; its score is not known yet."""
+    return {
+        "ref": ref,
+        "competition": entry.competition,
+        **asdict(entry.run),
+        "file": entry.name,
+        "sha256": entry.sha256,
+        "description": description,
+        "submitted": _now(),
+        "status": Scoring.PENDING,
+        "public_score": "",
+        "private_score": "",
+        "error": "",
+    }
+
+
+def _require_scorable(
+    contest: Competition, entry: Entry, sample: Path | None, data: Path | None, tell: Tell
+) -> None:
+    """Hold the file against the competition's sample, wherever that can be had."""
+    here = data / entry.competition / "sample_submission.csv" if data else None
+    with tempfile.TemporaryDirectory(prefix="kernelkit-sample-") as folder:
+        if sample is None and here is not None and here.is_file():
+            sample = here
+        if sample is None:
+            try:
+                sample = contest.sample(Path(folder))
+            except KernelkitError as fault:
+                raise type(fault)(
+                    f"the submission cannot be checked without the competition's sample: {fault}",
+                    f"Nothing was sent. Name the file: --sample FILE. {fault.next_step}".strip(),
+                ) from fault
+        try:
+            found = check_submission(entry.file, sample, PIXELS.get(entry.competition))
+        except OSError as fault:
+            raise MachineError(f"{fault.filename} cannot be read: {fault.strerror}") from fault
+    for note in found.notes:
+        tell(f"note: {entry.name}: {note}")
+    if found.problems:
+        raise VerificationError(
+            f"{entry.file} would not be scored:\n" + "\n".join(found.problems),
+            "Nothing was sent. Mend the package, and run anew.",
+            {"problems": list(found.problems)},
+        )
+    tell(f"{entry.name}: {found.rows:,} rows, with the ids and columns of the sample")
+
+
+def _until_midnight() -> str:
+    now = datetime.now(UTC)
+    minutes = 24 * 60 - now.hour * 60 - now.minute
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def plan_sync(config: Config, notebook: Path) -> Plan:

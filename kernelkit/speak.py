@@ -24,14 +24,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from kernelkit import ledger
 from kernelkit.client import LogEntry, Quota, Status
 from kernelkit.diagnose import Diagnosis, Frame, Origin
 from kernelkit.doctor import Finding, Health
 from kernelkit.errors import KernelkitError
 from kernelkit.image import Availability, Presence
 from kernelkit.outputs import Progress
-from kernelkit.pipeline import Event, Pulled
+from kernelkit.pipeline import Event, Pulled, Submitted
 from kernelkit.remote import progress
 from kernelkit.render import SIZE_LIMIT_BYTES, Share
 from kernelkit.runtime import MANIFEST_MARK
@@ -45,7 +44,11 @@ ERROR_LINES = 8  # of an exception's words; --json has more
 FAILURE_LINES = 25  # of the log, when a run has failed: a traceback's end
 INTERRUPTED = 130
 STARTED = time.monotonic()
-RUN_COLUMNS = ("run", "version", "profile", "pushed", "state", "verified", "digest")
+RUN_COLUMNS = (
+    *("run", "version", "digest", "commit", "profile", "pushed", "state", "best metric"),
+    *("public / private", "GPU s"),
+)
+WIDE = 200  # columns of a table that goes to a file or another program
 COLUMNS = (  # of an epoch's event: heading, key, digits
     ("train loss", "train_loss", 4),
     ("val loss", "val_loss", 4),
@@ -248,6 +251,15 @@ def results(folder: Path) -> None:
     words.print(f"the run took {number(manifest.get('seconds'), 0)} s, all of it {total:.0f} s")
 
 
+def submitted(submitted: Submitted) -> None:
+    """What has become of a submission."""
+    entry = submitted.entry
+    words.print(Text(f"submission {entry['ref']} to {entry['competition']}: {entry['status']}"))
+    if entry["status"] == "complete":
+        for title in ("public", "private"):
+            words.print(Text(f"{title} score: {entry[f'{title}_score'] or 'not shown'}"))
+
+
 def budget(budget: Sequence[Share], size: int) -> None:
     """What each file takes of the cap, the largest first."""
     table = Table("file", "bytes", "as sent", "share", "carried as", box=None)
@@ -385,23 +397,103 @@ def printable(line: str) -> str:
     )
 
 
-def run_row(record: ledger.Record) -> dict[str, Any]:
-    """One version for the table of runs; question marks where its folder cannot be read."""
-    try:
-        push, run = record.push, record.run
-    except KernelkitError as fault:
-        words.print(Text(f"{record.folder}: {fault}", style="red"))
-        return dict.fromkeys(RUN_COLUMNS, "?") | {"run": str(record.folder)}
-    values = (
-        f"{push['owner']}/{push['slug']}",
-        record.version,
-        push.get("profile") or "",
-        push.get("pushed", ""),
-        run.get("state", "not pulled"),
-        {"True": "yes", "False": "no"}.get(str(run.get("verified")), ""),
-        str(push["digest"])[:12],
+def runs(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line for each version, and what to do about those that are not as they should be."""
+    if not rows:
+        words.print("nothing was pushed from here")
+        return
+    lines = [_run_cells(row) for row in rows]
+    kept = [number for number in range(len(RUN_COLUMNS)) if any(line[number] for line in lines)]
+    table = Table(*(RUN_COLUMNS[number] for number in kept), box=None)
+    for line in lines:
+        table.add_row(*(Text(printable(line[number])) for number in kept))
+    if not words.is_terminal:
+        words.width = WIDE
+    words.print(table)
+    for row in rows:
+        if row["next"]:
+            words.print(Text(printable(f"{row['run']} v{row['version']}: {row['next']}"), "yellow"))
+
+
+def _run_cells(row: Mapping[str, Any]) -> list[str]:
+    unverified = ", not verified" if row["verified"] is False else ""
+    cells = (
+        *(row["run"], f"v{row['version']}", row["digest"], row["commit"], row["profile"]),
+        str(row["pushed"])[:16].replace("T", " "),
+        f"{row['state']}{unverified}",
+        *(_metric(row["metric"]), _score(row), number(row["gpu_seconds"], 0)),
     )
-    return dict(zip(RUN_COLUMNS, values, strict=True))
+    return [str(cell or "") for cell in cells]
+
+
+def run(about: Mapping[str, Any]) -> None:
+    """All that is known of one run."""
+    plain = ("folder", "url", "digest", "commit", "profile", "pushed", "pulled", "state", "failure")
+    words.print(Text(printable(f"{about['run']} v{about['version']}"), style="bold"))
+    for name in (*plain, "verified", "seconds", "gpu_seconds"):
+        if about[name] is not None and about[name] != "":
+            dirty = " (and changes since)" if name == "commit" and about["dirty"] else ""
+            words.print(Text(printable(f"  {name}: {about[name]}{dirty}")))
+    if about["metric"]:
+        metric = about["metric"]
+        where = f"{metric['experiment'] or 'the run'}, epoch {metric['epoch']}"
+        words.print(Text(printable(f"  best: {_metric(metric)} ({where})")))
+    for title in ("parameters", "kernel", "hardware", "versions"):
+        if about[title]:
+            words.print(Text(title, style="bold"))
+        for name, value in about[title].items():
+            if value not in ("", [], None):
+                words.print(Text(printable(f"  {name} = {json.dumps(value, ensure_ascii=False)}")))
+    if about["outputs"]:
+        words.print(Text("outputs", style="bold"))
+    for output in about["outputs"]:
+        size = output.get("size")
+        size = f"{size:,} B" if isinstance(size, int) else "?"
+        words.print(Text(printable(f"  {output.get('path')}  {size}")))
+    if about["submissions"]:
+        words.print(Text("submissions", style="bold"))
+    for entry in about["submissions"]:
+        line = f"  {entry['ref']} to {entry['competition']}, {entry['submitted']}: {_score(entry)}"
+        words.print(Text(printable(f"{line} {entry.get('error') or ''}".rstrip())))
+    for problem in about["problems"]:
+        words.print(Text(printable(f"warning: {problem}"), style="yellow"))
+
+
+def difference(found: Mapping[str, Any]) -> None:
+    """How two runs differ."""
+    words.print(Text(printable(f"{found['before']} → {found['after']}"), style="bold"))
+    words.print("the very same kernel" if found["same"] else "another kernel")
+    for title in ("parameters", "kernel", "settings", "versions", "results"):
+        if found[title]:
+            words.print(Text(title, style="bold"))
+        for name, (a, b) in found[title].items():
+            before, after = (
+                _metric(value) if name == "metric" else json.dumps(value, ensure_ascii=False)
+                for value in (a, b)
+            )
+            words.print(Text(printable(f"  {name}: {before or 'none'} → {after or 'none'}")))
+    if any(found["code"].values()):
+        words.print(Text("code", style="bold"))
+    for kind, paths in found["code"].items():
+        for path in paths:
+            words.print(Text(printable(f"  {kind} {path}")))
+    a, b = found["commits"]
+    if any(found["code"].values()) and a and b and a != b and not (a + b).count("+"):
+        words.print(Text(f"line by line: git diff {a} {b}", style="dim"))
+    for problem in found["problems"]:
+        words.print(Text(printable(f"warning: {problem}"), style="yellow"))
+
+
+def _metric(metric: Mapping[str, Any] | None) -> str:
+    return f"{metric['name']} {number(metric['value'])}" if metric else ""
+
+
+def _score(entry: Mapping[str, Any]) -> str:
+    """The scores of a submission as Kaggle shows them, or where it is."""
+    scores = [entry.get("public_score"), entry.get("private_score")]
+    if any(scores):
+        return " / ".join(str(score or "?") for score in scores)
+    return str(entry.get("submission") or entry.get("status") or "")
 
 
 def _epoch_line(event: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from kernelkit.client.competitions import Competition
+from kernelkit.client.competitions import Competition, Scoring, Submission, Terms
 from kernelkit.client.connection import Connection, Credentials, Patience, endpoint_of
 from kernelkit.client.credentials import LOCAL_CREDENTIALS, find_credentials, key_files
 from kernelkit.client.files import OutputFile, Stopped, Transfer, download
@@ -35,9 +35,12 @@ __all__ = [
     "Patience",
     "Quota",
     "Saved",
+    "Scoring",
     "State",
     "Status",
     "Stopped",
+    "Submission",
+    "Terms",
     "Transfer",
     "connect",
     "download",

@@ -21,7 +21,7 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = [
     *("render", "preflight", "prove", "push", "cancel", "status", "watch", "logs", "pull"),
-    *("diagnose", "verify", "run", "rehearse", "submit", "sync", "runs", "doctor", "emulator"),
+    *("diagnose", "verify", "run", "rehearse", "submit", "sync", "doctor", "emulator", "runs"),
 ]
 TARGETS = [
     *("setup", "smoke", "test", "lint", "format", "render", "push", "status", "watch"),

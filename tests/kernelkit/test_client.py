@@ -258,25 +258,28 @@ def test_a_submission_is_uploaded_and_entered(
 ) -> None:
     table = tmp_path / "submission.csv"
     table.write_text("id,rle_mask\n")
+    script.say({})
     script.say({"token": "t", "createUrl": kaggle.endpoint + "/upload"})
     script.say(b"", 201, "text/plain")
     script.say({"message": "Successfully submitted", "ref": 7})
-    assert Competition(kaggle, "salt").submit(table, "v1") == (7, "Successfully submitted")
-    (_, _, start), (path, headers, body), (_, _, enter) = script.requests
+    assert Competition(kaggle, "salt").submit_file(table, "v1 by hand", "v1") == 7
+    (_, (_, _, start), (path, headers, body), (_, _, enter)) = script.requests
     assert json.loads(start)["contentLength"] == len(body) == 12
     assert (path, body) == ("/upload", table.read_bytes())
     assert "Authorization" not in headers
     assert json.loads(enter)["blobFileTokens"] == "t"
+    assert json.loads(enter)["submissionDescription"] == "v1 by hand"
 
 
 def test_a_refused_upload_is_no_submission(kaggle: Kaggle, script: Script, tmp_path: Path) -> None:
     table = tmp_path / "submission.csv"
     table.write_text("id,rle_mask\n")
+    script.say({})
     script.say({"token": "t", "createUrl": kaggle.endpoint + "/upload"})
-    script.say(b"incomplete", 503, "text/plain")
-    with pytest.raises(UnreachableError):
-        Competition(kaggle, "salt").submit(table, "v1")
-    assert len(script.requests) == 2
+    script.say(b"too large", 413, "text/plain")
+    with pytest.raises(RefusedError, match="413"):
+        Competition(kaggle, "salt").submit_file(table, "v1", "v1")
+    assert len(script.requests) == 3
 
 
 def test_a_call_that_this_kaggle_does_not_know(kaggle: Kaggle, script: Script) -> None:

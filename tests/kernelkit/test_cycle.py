@@ -58,7 +58,7 @@ def test_a_run_comes_home_verified(project: Path, cli: Cli, local_kaggle: str) -
     assert (record["endpoint"], record["verified"]) == (local_kaggle, True)
     assert json.loads((folder / "bundle.json").read_text())["digest"] == pushed["digest"]
     cli("verify", folder)
-    assert json.loads(cli("runs", "--json", cwd=project).stdout)[0]["verified"] == "yes"
+    assert json.loads(cli("runs", "--json", cwd=project).stdout)[0]["verified"] is True
     log = cli("logs", cwd=project, env=endpoint).stdout
     assert log.index("kernelkit digest") < log.index("hardware:") < log.index("data_dir = ")
 

@@ -13,8 +13,8 @@ PACKAGE = ROOT / "kernelkit"
 ROOMS = [  # a room imports only what stands before it
     *("errors", "config", "imports", "bundle", "image", "runtime", "witness", "render", "secrets"),
     *("notebook", "sync", "preflight", "prove", "client", "remote", "push", "places", "verify"),
-    *("outputs", "unpack", "ledger", "causes", "tracebacks", "diagnose", "doctor", "pipeline"),
-    *("probe", "speak", "cli", "__main__"),
+    *("outputs", "unpack", "submission", "ledger", "history", "causes", "tracebacks", "diagnose"),
+    *("doctor", "pipeline", "probe", "speak", "cli", "__main__"),
 ]
 
 CLIENT = ("answers", "connection", "credentials", "logs", "files", "kaggle", "competitions")
@@ -37,7 +37,9 @@ NEVER = {
     "places": {"kernelkit"},
     "verify": {"kernelkit.client", "torch", "src_salt", "requests"},
     "outputs": {"kaggle", "kagglesdk"},
+    "submission": {f"kernelkit.{room}" for room in ROOMS if room != "errors"},
     "ledger": {f"kernelkit.{room}" for room in ROOMS} - {"kernelkit.errors"},
+    "history": {"kernelkit.verify", "requests", "kagglesdk"},
     "causes": {"kernelkit"},
     "tracebacks": {"kernelkit"},
     "diagnose": {"kernelkit.client", "kernelkit.remote", "requests"},
