@@ -113,7 +113,7 @@ def test_a_ledger_with_broken_folders_is_still_listed(plain: Path, cli: Cli) -> 
     folder.mkdir(parents=True)
     (folder / "push.json").write_text("{}")
     assert "lacks 'owner'" in cli("runs", cwd=plain).stdout
-    cli("watch", cwd=plain, expect=9)
+    cli("watch", cwd=plain, expect=10)
 
 
 @pytest.mark.parametrize(
