@@ -63,7 +63,7 @@ Deadline = Annotated[
 RunName = Annotated[
     str,
     typer.Argument(
-        metavar="[RUN]",
+        metavar="RUN",
         help="v3, slug/v3, owner/slug or owner/slug/v3.",
         show_default="this project's latest",
     ),
@@ -373,7 +373,7 @@ def diagnose_command(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RUN, FOLDER OR LOG]",
+            metavar="RUN, FOLDER OR LOG",
             help="A run's name, a pulled folder, a log file, or - for stdin.",
             show_default="the latest run of this project",
         ),
@@ -672,27 +672,22 @@ def _probe(
     speak.document(as_json, {"folder": str(folder), "findings": findings})
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})
 def emulator(
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="OPTIONS", help="`python -m kernelkit.emulator --help` has more."),
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     inputs: Inputs = None,
-    state: Annotated[Path | None, typer.Option(help="Where its runs are kept.")] = None,
-    mounts: MountsOption = Mounts.NEW,
-    faults: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--fault",
-            metavar="NAME[,key=value]...",
-            help="A lie it tells; `python -m kernelkit.emulator --help` lists them.",
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the faults that come by chance.")] = 0,
 ) -> None:
-    """Serve a local Kaggle until stopped."""
-    arguments = ["--port", str(port), "--mounts", mounts, "--seed", str(seed)]
-    arguments += [word for fault in faults or [] for word in ("--fault", fault)]
-    arguments += ["--inputs", str(inputs)] if inputs else []
-    arguments += ["--state", str(state)] if state else []
+    """Serve a local Kaggle until stopped.
+
+    Further options are handed on as they are: --state DIR keeps everything over a restart,
+    --solutions DIR scores submissions, --fault NAME makes it lie.
+    """
+    arguments = ["--port", str(port), *(["--inputs", str(inputs)] if inputs else [])]
+    arguments += options or []
     process = subprocess.Popen(pipeline.emulator_command(arguments))
     try:
         code = process.wait()
