@@ -354,11 +354,13 @@ def _fetch_manifest(
 ) -> None:
     """The run's manifest before everything that it lists, always anew: it may have come wrong."""
     found = {file: target for file, target in placed.items() if file.name == MANIFEST_NAME}
+    refused: dict[str, str] = {}
     for _ in range(MANIFEST_ATTEMPTS if found else 0):
-        left_behind |= fetching.fetch(found)
+        refused = fetching.fetch(found)
         if promised(folder) is not None:
             return
-        left_behind.pop(MANIFEST_NAME, None)
+    for name, reason in refused.items():
+        left_behind[name] = _told(fetching.tell, name, reason)
 
 
 def _expected(file: OutputFile, check: Mapping[str, Any] | None) -> OutputFile:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -470,13 +471,20 @@ def folder_of(project: Path) -> Path:
     return project / "runs" / "plain-parcel" / "v2"
 
 
-def start(project: Path, shelf: Shelf, *options: str) -> subprocess.Popen[str]:
+def start(project: Path, shelf: Shelf, largest: int | None = None) -> subprocess.Popen[str]:
+    """A pull of its own process; `largest` stops a write in the middle as a full disk does."""
+
+    def prepare() -> None:
+        # A shell's background jobs inherit that Ctrl-C is ignored; a terminal's do not.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if largest is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+
     return subprocess.Popen(
-        [sys.executable, "-m", "kernelkit", "pull", "v2", *options],
+        [sys.executable, "-m", "kernelkit", "pull", "v2"],
         cwd=project,
         env={**os.environ, "KERNELKIT_ENDPOINT": shelf.endpoint},
-        # A shell's background jobs inherit that Ctrl-C is ignored; a terminal's do not.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=prepare,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -518,6 +526,21 @@ def test_what_was_killed_goes_on_where_it_was(
     for name, content in shelf.files:
         assert (record.folder / name).read_bytes() == content
     assert record.complete
+
+
+def test_a_disk_that_fills_is_exit_10_and_gone_on_from(
+    shelf: Shelf, kaggle: Kaggle, project: Path
+) -> None:
+    shelf.block_seconds = 0
+    said, _ = (pulling := start(project, shelf, largest=1 << 20)).communicate(timeout=60)
+    assert pulling.returncode == 10, said
+    assert "MB are still to come" in said
+    record = Record(folder_of(project))
+    assert not list(record.folder.glob("*.bin"))
+    assert not record.complete
+    assert pipeline.pull(kaggle, record).verdict.verified
+    assert shelf.ranges
+    assert all((record.folder / name).read_bytes() == content for name, content in shelf.files)
 
 
 def test_two_pulls_of_one_version_take_turns(shelf: Shelf, kaggle: Kaggle, project: Path) -> None:
