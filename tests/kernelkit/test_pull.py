@@ -24,7 +24,7 @@ import pytest
 
 from kernelkit import outputs, pipeline
 from kernelkit.client import Credentials, Kaggle, connection, files
-from kernelkit.errors import ConfigError, MachineError, UnreachableError
+from kernelkit.errors import ConfigError, MachineError, RefusedError, UnreachableError
 from kernelkit.ledger import Record
 from kernelkit.outputs import Progress, Selection
 from kernelkit.verify import verify
@@ -301,11 +301,32 @@ def test_what_kaggle_never_gives_rightly(shelf: Shelf, kaggle: Kaggle, tmp_path:
     pulled = pipeline.pull(kaggle, record)
     (problem,) = pulled.verdict.problems
     assert "out.csv: Kaggle does not give the file of 5 B: 33 B come" in problem
-    assert set(pulled.left_behind) == {"out.csv", "page.bin"}
+    assert set(pulled.refused) == {"out.csv", "page.bin"}
+    assert not record.complete
     assert came(record.folder) == {"fine.bin": b"y"}
     shelf.instead, shelf.fetched = {}, []
     assert pipeline.pull(kaggle, record).verdict.verified
     assert sorted(shelf.fetched) == ["out.csv", "page.bin", "run-manifest.json"]
+
+
+def test_half_of_what_lies_beside_is_no_success(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path
+) -> None:
+    shelf.files = [("out.csv", b"id\na\n"), ("page.bin", b"x" * 99)]
+    shelf.declare("out.csv")
+    shelf.instead = {"page.bin": [HTML] * 99}
+    record = shelf.record(tmp_path / "v2", "out.csv")
+    pulled = pipeline.pull(kaggle, record)
+    assert pulled.verdict.verified
+    assert not record.complete
+    with pytest.raises(RefusedError, match=r"page\.bin: Kaggle does not give the file of 99 B"):
+        pipeline.require_success(pulled)
+    shelf.instead = {"page.bin": [404] * 99}
+    assert "refused (404)" in pipeline.pull(kaggle, record).refused["page.bin"]
+    pipeline.require_success(pipeline.pull(kaggle, record, Selection(names=("out.csv",))))
+    shelf.instead = {}
+    pipeline.require_success(pipeline.pull(kaggle, record))
+    assert record.complete
 
 
 def test_the_manifest_counts_for_more_than_the_listing(
