@@ -82,7 +82,7 @@ def too_good(archive: zipfile.ZipFile) -> None:
         (twice("a/b", "a"), "is a folder"),
         (twice("nul.txt"), "device"),
         (link, "is a link"),
-        (encrypted, "encrypted"),
+        (encrypted, "in it is encrypted"),
         (overlapping, "overlap"),
         (too_good, "claim to hold"),
     ],
