@@ -118,7 +118,7 @@ def whole_processes(rows: list[Row]) -> str:
         f"Modules of {LINES} lines. The tools take turns, a fresh process each time; medians of "
         f"{' or '.join(map(str, repetitions))} after one that is not counted."
     )
-    table = _table([*head, "runs correctly"], lines)
+    table = markdown_table([*head, "runs correctly"], lines)
     return "\n".join([words, "", table, *_notes([(row.tool, row.note) for row in rows])])
 
 
@@ -154,7 +154,7 @@ def render_alone(rows: list[Alone]) -> str:
                 f"{row.modules:,} modules{f' ({row.layout})' if row.layout else ''}: "
                 f"{row.wall.median:.2f} s, {met} the {TARGET_SECONDS:.0f} s aimed at."
             )
-    return f"{' '.join(words)}\n\n{_table(head, lines)}"
+    return f"{' '.join(words)}\n\n{markdown_table(head, lines)}"
 
 
 def sixteen(columns: list[Column]) -> str:
@@ -162,7 +162,9 @@ def sixteen(columns: list[Column]) -> str:
     names = list(columns[0].passed)
     lines = [[name, *(_mark(column, name) for column in columns)] for name in names]
     sums = [f"{sum(column.passed.values())} of {len(names)}" for column in columns]
-    table = _table(["check", *(column.name for column in columns)], [*lines, ["passed", *sums]])
+    table = markdown_table(
+        ["check", *(column.name for column in columns)], [*lines, ["passed", *sums]]
+    )
     return "\n".join([table, *_notes([(column.name, column.note) for column in columns])])
 
 
@@ -178,7 +180,7 @@ def _mark(column: Column, check: str) -> str:
     return "yes" if column.passed.get(check) else "**no**"
 
 
-def _table(head: list[str], lines: list[list[str]]) -> str:
+def markdown_table(head: list[str], lines: list[list[str]]) -> str:
     """A Markdown table whose columns stand in line."""
     widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
     rule = ["-" * width for width in widths]

@@ -84,7 +84,10 @@ class Brought:
     """Of the files that were wanted and are here."""
 
     left_behind: dict[str, str]
-    """Name → why it stays on Kaggle."""
+    """Name → why it has no place here: no other pull would change that."""
+
+    refused: dict[str, str]
+    """Name → what Kaggle gave instead of the file, each time."""
 
     left_out: tuple[str, ...]
     """What was not wanted and is not here."""
@@ -112,7 +115,7 @@ def pull(
     try:
         placed, left_behind = _places(folder, listing.files, run, declared, tell)
         fetching = _Fetching(kaggle, folder, listing, tell)
-        _fetch_manifest(fetching, placed, left_behind, folder)
+        refused = _fetch_manifest(fetching, placed, folder)
         checks = promised(folder) or {}
         wanted = {
             _expected(file, checks.get(file.name)): target
@@ -121,8 +124,9 @@ def pull(
         }
         here = {file for file, target in wanted.items() if _is_here(file, target)}
         missing = {file: target for file, target in wanted.items() if file not in here}
-        for name, reason in fetching.fetch(missing, done=here).items():
-            left_behind[name] = _told(tell, name, reason)
+        refused |= fetching.fetch(missing, done=here)
+        for name, reason in refused.items():
+            _told(tell, name, reason)
         _write_log(folder / f"{run.slug}.log", listing.log)
         _clear_partials(folder / PARTIAL_FOLDER, selection)
     except OSError as fault:
@@ -131,7 +135,8 @@ def pull(
     return Brought(
         tuple(file.name for file in placed if file.name in here_now),
         left_behind,
-        tuple(sorted({file.name for file in placed} - here_now - left_behind.keys())),
+        refused,
+        tuple(sorted({file.name for file in placed} - here_now - refused.keys())),
     )
 
 
@@ -350,15 +355,16 @@ def _told(tell: Tell, name: str, reason: str) -> str:
 
 
 def _fetch_manifest(
-    fetching: _Fetching, placed: dict[OutputFile, Path], left_behind: dict[str, str], folder: Path
-) -> None:
+    fetching: _Fetching, placed: dict[OutputFile, Path], folder: Path
+) -> dict[str, str]:
     """The run's manifest before everything that it lists, always anew: it may have come wrong."""
     found = {file: target for file, target in placed.items() if file.name == MANIFEST_NAME}
+    refused: dict[str, str] = {}
     for _ in range(MANIFEST_ATTEMPTS if found else 0):
-        left_behind |= fetching.fetch(found)
+        refused = fetching.fetch(found)
         if promised(folder) is not None:
-            return
-        left_behind.pop(MANIFEST_NAME, None)
+            return {}
+    return refused
 
 
 def _expected(file: OutputFile, check: Mapping[str, Any] | None) -> OutputFile:

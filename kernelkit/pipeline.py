@@ -96,7 +96,10 @@ class Pulled:
     verdict: Verdict
 
     left_behind: Mapping[str, str] = field(default_factory=dict)
-    """Files that stay on Kaggle, and why."""
+    """Files that stay on Kaggle, for their names have no place here, and why."""
+
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Files that Kaggle lists and does not give, and what it gave instead."""
 
     partial: bool = False
     """Whether a part of the outputs was asked for, and nothing is said of the others."""
@@ -105,7 +108,11 @@ class Pulled:
     def about(self) -> dict[str, Any]:
         """All of it for a script."""
         verdict = {**asdict(self.verdict), "verified": self.verdict.verified}
-        rest = {"left_behind": dict(self.left_behind), "partial": self.partial}
+        rest = {
+            "left_behind": dict(self.left_behind),
+            "refused": dict(self.refused),
+            "partial": self.partial,
+        }
         return {"folder": str(self.folder), "state": self.state, **verdict, **rest}
 
 
@@ -498,7 +505,8 @@ def _pull(
     brought = outputs.pull(kaggle, run, record.folder, declared, selection, tell=tell)
     _require_known(selection, brought, declared, end)
     names = None if selection.everything else [name for name in declared if selection.takes(name)]
-    verdict = verify_folder(record.folder, names, brought.left_behind)
+    missing = {**brought.left_behind, **brought.refused}
+    verdict = verify_folder(record.folder, names, missing)
     account = {
         "run": asdict(run),
         "endpoint": run.endpoint,
@@ -515,10 +523,10 @@ def _pull(
     }
     # A complete run that does not verify may be a bad download: the next pull tries anew.
     sound = not verdict.problems or end.state != State.COMPLETE
-    if sound and selection.everything:
+    if sound and selection.everything and not brought.refused:
         ledger.record_end(record, account)
     partial = not selection.everything
-    return Pulled(record.folder, end.state, verdict, brought.left_behind, partial)
+    return Pulled(record.folder, end.state, verdict, brought.left_behind, brought.refused, partial)
 
 
 def unpack(pulled: Pulled, *, tell: Tell = quiet) -> list[Path]:
@@ -547,7 +555,8 @@ def _require_known(
     selection: Selection, brought: Brought, declared: Sequence[str], end: Status
 ) -> None:
     """Of a run that came to its end: each name, and any pattern, must mean something."""
-    known = {*brought.names, *brought.left_behind, *brought.left_out, *declared}
+    missing = {**brought.left_behind, **brought.refused}
+    known = {*brought.names, *brought.left_out, *missing, *declared}
     unknown = [name for name in selection.names if name not in known]
     unknown += [p for p in selection.patterns if not any(fnmatchcase(name, p) for name in known)]
     if unknown and end.state == State.COMPLETE:
@@ -869,6 +878,7 @@ def require_success(pulled: Pulled, project: Path | None = None) -> None:
     failed = verdict.run_error is not None and not verdict.problems
     if not failed and pulled.state == State.COMPLETE:
         require_verified(verdict, pulled.folder, about)
+        _require_given(pulled)
         return
     try:
         diagnosis = diagnose_folder(pulled.folder, project)
@@ -887,6 +897,18 @@ def require_success(pulled: Pulled, project: Path | None = None) -> None:
         f"{diagnosis.next_step} All of it: kernelkit diagnose {pulled.folder}",
         {**about, "diagnosis": asdict(diagnosis)},
     )
+
+
+def _require_given(pulled: Pulled) -> None:
+    """What is declared is verified; what lies beside it must have come as well."""
+    if pulled.refused:
+        lines = [f"{name}: {reason}" for name, reason in pulled.refused.items()]
+        raise RefusedError(
+            "the declared outputs are verified, and Kaggle does not give what it lists beside "
+            "them:\n" + "\n".join(lines),
+            "Pull again; --only and --file bring a part.",
+            pulled.about,
+        )
 
 
 def require_verified(verdict: Verdict, folder: Path, about: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ place, and what would fill the disk. The folder appears once everything in it is
 
 from __future__ import annotations
 
+import errno
 import shutil
 import stat
 import zipfile
@@ -42,10 +43,6 @@ def unpack(archive: Path, folder: Path) -> None:
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    except OSError as fault:
-        raise MachineError(
-            f"{folder} cannot be written: {fault.strerror}", "Make room, then unpack again."
-        ) from fault
     except MachineError:
         raise
     except VerificationError as fault:
@@ -53,6 +50,10 @@ def unpack(archive: Path, folder: Path) -> None:
             f"{archive} is not unpacked: {fault}", "Nothing of it was kept. Who made this zip?"
         ) from fault
     except Exception as fault:  # hostile bytes raise whatever their decoder raises
+        if isinstance(fault, OSError) and fault.errno not in (None, errno.EINVAL):
+            raise MachineError(
+                f"{folder} cannot be written: {fault.strerror}", "Make room, then unpack again."
+            ) from fault
         raise VerificationError(
             f"{archive} cannot be unpacked: {type(fault).__name__}: {fault}", "Pull it again."
         ) from fault

@@ -82,9 +82,8 @@ def verify(
         problems += _faults(folder, output, left_behind or {})
     known = OWN_NAMES | paths | {f"{bundle.get('slug')}.log"}
     unpacked = {unpacked_name(path) for path in paths if path.endswith(".zip")}
-    return Verdict(
-        tuple(problems), run_error, tuple(outputs), tuple(_extra(folder, known, unpacked))
-    )
+    extra = _extra(folder, known, unpacked | {PARTIAL_FOLDER})
+    return Verdict(tuple(problems), run_error, tuple(outputs), tuple(extra))
 
 
 def promised(folder: Path) -> dict[str, Mapping[str, Any]] | None:
