@@ -257,6 +257,8 @@ def _questions(
         yield f"the dataset {source}", partial(_check_dataset, kaggle, source, tell)
     for source in fields["kernel_sources"]:
         yield f"the kernel {source}", partial(_check_kernel, kaggle, source)
+    for source in fields["model_sources"]:
+        yield f"the model {source}", partial(_check_model, kaggle, source)
 
 
 def _check_quota(kaggle: Kaggle, reserve: float, tell: Tell) -> None:
@@ -319,6 +321,16 @@ def _check_kernel(kaggle: Kaggle, source: str) -> None:
         raise _SourceError(
             f"there is no kernel {source}, or it is not yours to see: {fault}",
             "Mend kernel_sources. Nothing was sent.",
+        ) from fault
+
+
+def _check_model(kaggle: Kaggle, source: str) -> None:
+    try:
+        kaggle.model_access(source)
+    except NotFoundError as fault:
+        raise _SourceError(
+            f"there is no model {source}, or it is not yours to use: {fault}",
+            "Mend model_sources, or accept the model's terms on its page. Nothing was sent.",
         ) from fault
 
 

@@ -161,22 +161,34 @@ def test_a_full_house_is_told_or_waited_for(case: Case, monkeypatch: pytest.Monk
         ("error-in-200,call=SaveKernel,code=400,message=no", RefusedError, "no"),
         ("server-error,call=SaveKernel,code=500,times=2", AnswerLostError, "500"),
         ("html,call=SaveKernel,times=2", AnswerLostError, "not the API's"),
-        ("forbidden-competition", RefusedError, "gives you no data"),
     ],
 )
 def test_every_refusal_has_its_kind_and_starts_nothing(
     case: Case, fault: str, error: type[KernelkitError], told: str
 ) -> None:
-    if fault == "forbidden-competition":
-        settings = [
-            'kernel.competition_sources=["no-such-competition"]',
-            "data_dir=kaggle://input/no-such-competition",
-        ]
-    else:
-        settings = []
-        case.lie(fault)
+    case.lie(fault)
     with pytest.raises(error, match=told):
+        case.push()
+    assert case.versions == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "told"),
+    [
+        ("competition", "no-such-competition", "gives you no data"),
+        ("dataset", "ann/no-such-dataset", "there is no dataset"),
+        ("kernel", "ann/no-such-kernel", "there is no kernel"),
+        ("model", "ann/no-such-model/pytorch/small/1", "there is no model"),
+    ],
+)
+def test_a_source_that_is_not_there_is_said_before_anything_is_sent(
+    case: Case, kind: str, name: str, told: str
+) -> None:
+    slug = name.split("/")[-1 if kind != "model" else 1]
+    settings = [f'kernel.{kind}_sources=["{name}"]', f"data_dir=kaggle://input/{slug}"]
+    with pytest.raises(RefusedError, match=told) as caught:
         case.push(*settings)
+    assert "Nothing was sent" in caught.value.next_step
     assert case.versions == 0
 
 
