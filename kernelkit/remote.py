@@ -232,7 +232,7 @@ def digest_of(entries: list[LogEntry]) -> str | None:
 
 def log(kaggle: Kaggle, run: Run) -> list[LogEntry]:
     """The log of exactly this version, as far as Kaggle keeps it."""
-    return parse_log(kaggle.outputs(run.owner, run.slug, run.version)[1])
+    return parse_log(kaggle.log(run.owner, run.slug, run.version))
 
 
 def progress(entry: LogEntry) -> Mapping[str, Any] | None:

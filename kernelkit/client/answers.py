@@ -6,6 +6,7 @@ The SDK gives no call a timeout, retries none, and answers a refused push with s
 from __future__ import annotations
 
 import email.utils
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +33,9 @@ TOKEN_PAGE = "https://www.kaggle.com/settings, under API."
 
 
 class TransientError(UnreachableError):
-    """A fault that may be gone at the next attempt."""
+    """A fault that may be gone at the next attempt, in `retry_after` seconds if Kaggle says so."""
+
+    retry_after: float | None = None
 
 
 def retrying(stop: Any) -> tenacity.Retrying:
@@ -53,7 +56,7 @@ _GROWING = tenacity.wait_random_exponential(multiplier=0.5, max=4)
 
 def _pause(state: tenacity.RetryCallState) -> float:
     fault = state.outcome.exception() if state.outcome else None
-    asked = fault.retry_after if isinstance(fault, RateLimitedError) else None
+    asked = fault.retry_after if isinstance(fault, TransientError | RateLimitedError) else None
     return _GROWING(state) + (asked or 0.0)
 
 
@@ -136,6 +139,7 @@ def _host(fault: requests.RequestException) -> str:
 
 def _from_answer(what: str, fault: requests.HTTPError) -> KernelkitError:
     code, words = _code_and_words(fault)
+    asked = None if fault.response is None else retry_after(fault.response)
     if code == 401:
         return CredentialsError(
             f"{what}: Kaggle does not accept the credentials ({words})",
@@ -147,28 +151,28 @@ def _from_answer(what: str, fault: requests.HTTPError) -> KernelkitError:
         )
     if code == 429:
         limited = RateLimitedError(f"{what}: too many calls ({words})")
-        limited.retry_after = _retry_after(fault)
+        limited.retry_after = asked
         pause = f"{limited.retry_after:.0f} s" if limited.retry_after else "some minutes"
         limited.next_step = f"Try again in {pause}."
         return limited
     if code == 501:
         return RefusedError(f"{what}: this Kaggle does not know the call ({words})")
     if code >= 500:
-        return TransientError(f"{what}: Kaggle has a fault of its own ({code}: {words})")
+        transient = TransientError(f"{what}: Kaggle has a fault of its own ({code}: {words})")
+        transient.retry_after = asked
+        return transient
     refused = refusal(words)
     return type(refused)(f"{what}: {refused} ({code})", refused.next_step)
 
 
-def _retry_after(fault: requests.HTTPError) -> float | None:
+def retry_after(response: requests.Response) -> float | None:
     """Seconds that Retry-After asks for, as a number or as a date; None without it."""
-    stated = fault.response.headers.get("Retry-After", "") if fault.response is not None else ""
-    try:
-        return max(0.0, float(stated))
-    except ValueError:
-        pass
+    stated = response.headers.get("Retry-After", "")
+    if re.fullmatch(r"\d{1,9}", stated):
+        return float(stated)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(stated).timestamp() - time.time())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 
@@ -181,4 +185,5 @@ def _code_and_words(fault: requests.HTTPError) -> tuple[int, str]:
         body = response.json()
         return int(body["code"]), str(body.get("message", ""))
     except (ValueError, KeyError, TypeError):
-        return response.status_code, str(fault)
+        # Not requests' own words: they name the address, and an upload's holds its permission.
+        return response.status_code, response.reason or "no reason given"

@@ -7,7 +7,6 @@ attempt, of this process or a later one, asks for the rest of exactly that state
 
 from __future__ import annotations
 
-import email.utils
 import errno
 import hashlib
 import json
@@ -24,7 +23,7 @@ from typing import Any
 import requests
 import urllib3
 
-from kernelkit.client.answers import TransientError, words
+from kernelkit.client.answers import TransientError, retry_after, words
 from kernelkit.client.connection import CONNECT_SECONDS
 from kernelkit.errors import MachineError, NotFoundError, RateLimitedError, RefusedError
 
@@ -117,7 +116,7 @@ def download(
             if what.size - most >= ADVANCE_BYTES:
                 faults, since, most = 0, time.monotonic(), what.size
             faults += 1
-            asked = fault.about.get("retry_after", 0.0)
+            asked = 0.0 if isinstance(fault, NotFoundError) else fault.retry_after or 0.0
             spent = time.monotonic() - since > PATIENCE_SECONDS
             if faults == FAULTS_IN_A_ROW or spent or asked > LONGEST_RETRY_AFTER_SECONDS:
                 raise
@@ -283,14 +282,17 @@ def _require_body(name: str, response: requests.Response, what: _Partial) -> Non
     code = response.status_code
     if code in (200, 206):
         return
-    about = {"retry_after": _retry_after(response)}
     if code == 416:
         what.discard()
         raise TransientError(f"{name}: what had come was no beginning of it")
-    if code == 429:
-        raise RateLimitedError(f"{name}: too many calls", "Try again in some minutes.", about)
-    if code == 408 or code >= 500:
-        raise TransientError(f"{name}: Kaggle has a fault of its own ({code})", about=about)
+    if code == 429 or code == 408 or code >= 500:
+        fault = (
+            RateLimitedError(f"{name}: too many calls", "Try again in some minutes.")
+            if code == 429
+            else TransientError(f"{name}: Kaggle has a fault of its own ({code})")
+        )
+        fault.retry_after = retry_after(response)
+        raise fault
     raise NotFoundError(f"{name}: its address is refused ({code})", "Pull again.")
 
 
@@ -312,13 +314,3 @@ def _length(headers: Any) -> int | None:
 def _pause(fault: int) -> float:
     """Seconds before the attempt after the n-th fault: many clients must not come back at once."""
     return random.uniform(0.5, 1.0) * min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0**fault)
-
-
-def _retry_after(response: requests.Response) -> float:
-    """Seconds; the header gives them, or a date."""
-    stated = response.headers.get("Retry-After", "")
-    if re.fullmatch(r"\d{1,9}", stated):
-        return float(stated)
-    with suppress(TypeError, ValueError):
-        return max(0.0, email.utils.parsedate_to_datetime(stated).timestamp() - time.time())
-    return 0.0

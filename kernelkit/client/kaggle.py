@@ -154,6 +154,13 @@ class Kaggle(Connection):
             log = log or page.log or ""
         return outputs, log
 
+    def log(self, owner: str, slug: str, version: int) -> str:
+        """The log of one version as Kaggle keeps it; it comes with the first page of outputs."""
+        request = kernels.ApiListKernelSessionOutputRequest()
+        what = f"the log of {owner}/{slug} v{version}"
+        call = self._kernels.list_kernel_session_output
+        return str(next(self._pages(what, call, request, owner, slug, version)).log or "")
+
     def output_sizes(self, owner: str, slug: str, version: int) -> dict[str, int]:
         """Bytes of every output of one version, by name; a size that Kaggle leaves out is 0."""
         request = kernels.ApiListKernelFilesRequest()
