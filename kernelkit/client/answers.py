@@ -30,6 +30,16 @@ from kernelkit.errors import (
 
 TOKEN_PAGE = "https://www.kaggle.com/settings, under API."
 
+NOT_THE_API = (
+    ArithmeticError,
+    AttributeError,
+    KeyError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What the SDK and our own reading raise on an answer that is no JSON, or has odd values."""
+
 
 class TransientError(UnreachableError):
     """A fault that may be gone at the next attempt."""
@@ -75,9 +85,54 @@ def words(what: str) -> Iterator[None]:
         raise TransientError(f"{what}: {fault}") from fault
     except OSError as fault:
         raise MachineError(f"{what}: {fault.strerror or fault}") from fault
-    except (ValueError, KeyError, TypeError, AttributeError) as fault:
-        # What the SDK raises on an answer that is no JSON, or has a value it does not know.
+    except NOT_THE_API as fault:
         raise TransientError(f"{what}: an answer that is not the API's ({fault!r})") from fault
+
+
+def as_text(value: Any) -> str:
+    """A text of an answer, empty where it is left out; the SDK hands on whatever the JSON holds.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise TypeError(f"{value!r:.80} where a text belongs")
+
+
+def as_texts(value: Any) -> list[str]:
+    """A list of texts, empty where it is left out.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if value is None or isinstance(value, list | tuple):
+        return [as_text(item) for item in value or ()]
+    raise TypeError(f"{value!r:.80} where a list belongs")
+
+
+def as_int(value: Any) -> int:
+    """A whole number, 0 where it is left out; JSON writes one of 64 bits as text (protobuf).
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    if isinstance(value, str):
+        return int(value)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value or 0
+    raise TypeError(f"{value!r:.80} where a whole number belongs")
+
+
+def as_flag(value: Any) -> bool | None:
+    """Yes or no, None where it is left out.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    raise TypeError(f"{value!r:.80} where true or false belongs")
 
 
 @contextmanager
@@ -180,5 +235,5 @@ def _code_and_words(fault: requests.HTTPError) -> tuple[int, str]:
     try:
         body = response.json()
         return int(body["code"]), str(body.get("message", ""))
-    except (ValueError, KeyError, TypeError):
+    except NOT_THE_API:
         return response.status_code, str(fault)
