@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import requests
 import tenacity
+import urllib3
 
 from kernelkit.errors import (
     AnswerLostError,
@@ -34,11 +35,11 @@ NOT_THE_API = (
     ArithmeticError,
     AttributeError,
     KeyError,
-    RecursionError,
+    RuntimeError,
     TypeError,
     ValueError,
 )
-"""What the SDK and our own reading raise on an answer that is no JSON, or has odd values."""
+"""What the SDK, urllib3 and our own reading raise on an answer that is none of the API's."""
 
 
 class TransientError(UnreachableError):
@@ -81,7 +82,8 @@ def words(what: str) -> Iterator[None]:
             f"{what}: no answer from {_host(fault)} ({type(fault).__name__})",
             "Is the network up?",
         ) from fault
-    except requests.RequestException as fault:
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as fault:
+        # urllib3's own come through where a redirection's body cannot be read.
         raise TransientError(f"{what}: {fault}") from fault
     except OSError as fault:
         raise MachineError(f"{what}: {fault.strerror or fault}") from fault

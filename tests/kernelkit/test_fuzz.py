@@ -489,6 +489,10 @@ def test_an_odd_answer_is_an_error_of_ours_or_what_is_declared(
 # A redirection to nowhere leaves a socket of urllib3's open, until it is collected.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @settings(max_examples=100, suppress_health_check=SHARED)
+@example(
+    name="status", code=302, kind="text/html", encoding="deflate", length="short", location="/",
+    retry=None, more="", body=b"{}",
+)  # fmt: skip
 @given(
     name=st.sampled_from(sorted(CALLS)),
     code=st.integers(200, 599) | st.sampled_from([200, 302, 429, 503]),
