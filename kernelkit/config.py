@@ -35,6 +35,8 @@ RESERVED_NAMES = frozenset(
 )
 """Names that the notebook's own cells or IPython use: a parameter of that name would break them."""
 
+LONGEST_NAME, LONGEST_PATH = 255, 2048  # bytes, of a part and of all; Linux takes 4096 from "/" on
+
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
 _SLUG = r"[a-z0-9]+(?:-[a-z0-9]+)*"
@@ -63,6 +65,9 @@ def _inside(value: str) -> str:
     path = PurePosixPath(value)
     if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in value:
         raise ValueError("must be a path below the folder, with forward slashes")
+    sizes = [len(part.encode(errors="surrogatepass")) for part in path.parts]
+    if max(sizes) > LONGEST_NAME or sum(sizes) + len(sizes) > LONGEST_PATH:
+        raise ValueError("is longer than a disk takes")
     return value
 
 
@@ -138,7 +143,7 @@ class KernelSettings(_Section):
     keywords: tuple[str, ...] = ()
     docker_image: str = ""
     docker_image_pinning_type: Literal["", "original", "latest"] = ""
-    session_timeout_seconds: int | None = Field(default=None, gt=0)
+    session_timeout_seconds: int | None = Field(default=None, gt=0, lt=2**31)
     """Seconds after which Kaggle ends the run; Kaggle's own limit when left out."""
 
     @property
@@ -311,8 +316,12 @@ def checked_endpoint(endpoint: str | None) -> str | None:
     """
     if endpoint is None:
         return None
-    parts = urlsplit(endpoint)
-    if parts.scheme != "http" or parts.hostname not in LOOPBACK_HOSTS or parts.path.strip("/"):
+    try:
+        parts = urlsplit(endpoint)
+        local = parts.scheme == "http" and parts.hostname in LOOPBACK_HOSTS and parts.port != 0
+    except ValueError:  # no address at all
+        local = False
+    if not local or parts.path.strip("/"):
         raise ConfigError(
             f"the endpoint {endpoint!r} is no http address of this machine",
             "Give one like http://127.0.0.1:8000, as `kernelkit emulator` prints it, or leave "
@@ -361,9 +370,15 @@ def parameter_comments(
     """What a valid project file says in comments of each parameter: above it, and beside it.
 
     A profile's word goes before.
+
+    Raises:
+        ConfigError: its values are nested deeper than tomlkit reads.
     """
     text = (project / PROJECT_FILE).read_text(encoding="utf-8")
-    table: Any = tomlkit.parse(text)["tool"]
+    try:
+        table: Any = tomlkit.parse(text)["tool"]
+    except (ValueError, RecursionError) as fault:  # tomllib bears deeper nesting
+        raise ConfigError(f"{project / PROJECT_FILE} cannot be read: {fault}") from None
     table = table["kernelkit"]
     layers = [table.get("parameters", {})]
     if profile is not None:
@@ -445,7 +460,7 @@ def _toml_value(setting: str, text: str, stated: Any) -> Any:
         if looks_otherwise or not isinstance(stated, str | None):
             raise ConfigError(
                 f"--set {setting}: {text!r} is no TOML value"
-                + ("" if stated is None else f" (it stands at {stated!r})"),
+                + ("" if stated is None else f" (it stands at {_shown(stated)})"),
                 "Write numbers plainly, true or false in small letters, text in quotes.",
             ) from None
         return text
@@ -486,7 +501,14 @@ def _complaint(error: dict[str, Any]) -> str:
     if error["type"] == "missing":
         return f'[{where}] lacks the key "{key}"'
     reason = error["msg"].removeprefix("Value error, ")
-    return f'[{where}] "{key}" = {error["input"]!r}: {reason}'
+    return f'[{where}] "{key}" = {_shown(error["input"])}: {reason}'
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):  # hexadecimal numbers may be of any length
+        return "(too long to show)"
 
 
 def _check_parameters(parameters: Mapping[str, Parameter]) -> None:
@@ -498,7 +520,7 @@ def _check_parameters(parameters: Mapping[str, Parameter]) -> None:
         elif name in RESERVED_NAMES or name.startswith("_"):
             complaints.append(f"{where} is a name that the notebook itself uses")
         if not _is_literal(value):
-            complaints.append(f"{where} = {value!r} has no form as a Python literal")
+            complaints.append(f"{where} = {_shown(value)} has no form as a Python literal")
     if complaints:
         raise ConfigError("\n".join(complaints), "Give text, numbers, true/false, lists or tables.")
 

@@ -122,7 +122,9 @@ _CHILD_FAILED = frozenset({"CalledProcessError", "ChildFailedError", "ProcessExi
 """They say that another process failed; what broke there, that process has printed before."""
 
 # ESC with a whole command of a terminal: colours, cursor movements, titles, links.
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*+[ -/]*+[@-~]|\][^\x07\x1b]*+(?:\x07|\x1b\\)|[@-Z\\^_])")
+TERMINAL_COMMANDS = re.compile(
+    r"\x1b(?:\[[0-?]*+[ -/]*+[@-~]|\][^\x07\x1b]*+(?:\x07|\x1b\\)|[@-Z\\^_])"
+)
 # All other control characters, and those that turn or hide text.
 _CONTROLS = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
@@ -244,7 +246,7 @@ def _tail(text: str) -> tuple[list[str], Mapping[str, Any] | None]:
 def _clean(line: str) -> str:
     """What a terminal would show of it in the end, with no power over the terminal."""
     last = line.rstrip("\r").rpartition("\r")[2]  # progress bars write over themselves
-    shown = _ESCAPES.sub("", last[: 2 * LINE_CHARACTERS]).replace("\t", "    ")
+    shown = TERMINAL_COMMANDS.sub("", last[: 2 * LINE_CHARACTERS]).replace("\t", "    ")
     return _CONTROLS.sub("�", shown[:LINE_CHARACTERS]).rstrip()
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import kernelkit
 from kernelkit.errors import ConfigError
@@ -89,12 +90,23 @@ def load_snapshot(path: Path | None) -> Snapshot:
 
 
 def read_snapshot(document: Mapping[str, Any]) -> Snapshot:
-    """From what `examples/image` writes."""
+    """From what `examples/image` writes.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: it is something else.
+    """
+    complete, absent = document["complete"], document.get("absent", [])
+    if not isinstance(complete, bool) or not isinstance(absent, list):
+        raise TypeError('"complete" must be true or false, and "absent" a list')
+    Version(document["python"])  # markers of requirements are held against it
+    versions = [version for version in document["distributions"].values() if version is not None]
+    if not all(isinstance(text, str) for text in (*versions, *document["modules"].values())):
+        raise TypeError("versions and names of distributions must be text")
     return Snapshot(
-        complete=document["complete"],
+        complete=complete,
         python=document["python"],
         distributions={canonicalize_name(n): v for n, v in document["distributions"].items()},
-        absent=frozenset(map(canonicalize_name, document.get("absent", []))),
+        absent=frozenset(map(canonicalize_name, absent)),
         modules=document["modules"],
     )
 

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kernelkit.client import LogEntry, Quota, Status
-from kernelkit.diagnose import Diagnosis, Frame, Origin
+from kernelkit.diagnose import TERMINAL_COMMANDS, Diagnosis, Frame, Origin
 from kernelkit.doctor import Finding, Health
 from kernelkit.errors import KernelkitError
 from kernelkit.image import Availability, Presence
@@ -41,6 +41,7 @@ TAIL_LINES = 6  # of the log under the live table
 BUDGET_ROWS = 25  # files named in the table of render
 LEFT_OUT_NAMED = 5  # files named for each reason
 ERROR_LINES = 8  # of an exception's words; --json has more
+MOST_EPOCHS = 10**9  # more is no plan
 FAILURE_LINES = 25  # of the log, when a run has failed: a traceback's end
 INTERRUPTED = 130
 STARTED = time.monotonic()
@@ -86,7 +87,8 @@ class Teller:
         elif isinstance(event, Status):
             seconds = time.monotonic() - self._started
             failure = f": {event.failure}" if event.failure else ""
-            words.print(f"[bold]{event.state}[/] after {seconds:.0f} s{escape(failure)}")
+            words.print(f"[bold]{event.state}[/] after {seconds:.0f} s", end="")
+            words.print(Text(_lines_printable(failure)))
         elif isinstance(event, Quota):
             self._quota = event
             if not self._live:
@@ -94,7 +96,7 @@ class Teller:
         elif isinstance(event, Progress):
             self._show(event)
         else:
-            words.print(escape(event))
+            words.print(Text(_lines_printable(event)))
 
     def unseen_tail(self) -> str:
         """The last lines of the log, where the live table has covered them."""
@@ -109,6 +111,7 @@ class Teller:
         if event and event["event"] == "epoch" and "experiment" in event:
             self._experiments[str(event["experiment"])] = event
         line = _epoch_line(event) if event and event["event"] == "epoch" else entry.text.rstrip()
+        line = _lines_printable(line)
         self._tail = [*self._tail, line][-FAILURE_LINES:]
         if self._live:
             self._live.update(self._picture())
@@ -141,15 +144,18 @@ class Teller:
 
     def seconds_left(self) -> float | None:
         """Of the epochs that are planned, by what those before took; None where none tells."""
-        took = {n: e["seconds"] for n, e in self._experiments.items() if _is_number(e, "seconds")}
+        took = {
+            n: float(e["seconds"]) for n, e in self._experiments.items() if _is_number(e, "seconds")
+        }
         if not took:
             return None
         mean, left = sum(took.values()) / len(took), 0.0
         for name, event in self._experiments.items():
             epochs = event.get("epochs", self._epochs)
-            if isinstance(epochs, int):
+            if isinstance(epochs, int) and abs(epochs) <= MOST_EPOCHS:
                 done = event.get("epoch", 0)
-                to_do = epochs - (done if isinstance(done, int) else 0)
+                done = done if isinstance(done, int) else 0
+                to_do = min(epochs - done, MOST_EPOCHS)
                 left += max(0, to_do) * took.get(name, mean)
         return left
 
@@ -160,7 +166,9 @@ class Teller:
         for name, event in self._experiments.items():
             epoch = f"{event.get('epoch', 0)}/{event.get('epochs', self._epochs or '?')}"
             table.add_row(
-                Text(name), Text(epoch), *(number(event.get(key), n) for _, key, n in shown)
+                Text(printable(name)),
+                Text(printable(epoch)),
+                *(number(event.get(key), n) for _, key, n in shown),
             )
         return table
 
@@ -397,6 +405,12 @@ def printable(line: str) -> str:
     )
 
 
+def _lines_printable(text: str) -> str:
+    """Like `printable`, for lines of a log: without colours, of a bar what it came to show."""
+    lines = TERMINAL_COMMANDS.sub("", text).split("\n")
+    return "\n".join(printable(line.rstrip("\r").rpartition("\r")[2]) for line in lines)
+
+
 def runs(rows: Sequence[Mapping[str, Any]]) -> None:
     """A line for each version, and what to do about those that are not as they should be."""
     if not rows:
@@ -515,7 +529,12 @@ def _quota_line(quota: Quota) -> str:
 
 def _is_number(event: Mapping[str, Any], key: str) -> bool:
     value = event.get(key)
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        )
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def number(value: Any, digits: int = 4) -> str:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import requests
 import tenacity
+import urllib3
 
 from kernelkit.errors import (
     AnswerLostError,
@@ -30,6 +31,16 @@ from kernelkit.errors import (
 )
 
 TOKEN_PAGE = "https://www.kaggle.com/settings, under API."
+
+NOT_THE_API = (
+    ArithmeticError,
+    AttributeError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What the SDK, urllib3 and our own reading raise on an answer that is none of the API's."""
 
 
 class TransientError(UnreachableError):
@@ -74,13 +85,59 @@ def words(what: str) -> Iterator[None]:
             f"{what}: no answer from {_host(fault)} ({type(fault).__name__})",
             "Is the network up?",
         ) from fault
-    except requests.RequestException as fault:
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as fault:
+        # urllib3's own come through where a redirection's body cannot be read.
         raise TransientError(f"{what}: {fault}") from fault
     except OSError as fault:
         raise MachineError(f"{what}: {fault.strerror or fault}") from fault
-    except (ValueError, KeyError, TypeError, AttributeError) as fault:
-        # What the SDK raises on an answer that is no JSON, or has a value it does not know.
+    except NOT_THE_API as fault:
         raise TransientError(f"{what}: an answer that is not the API's ({fault!r})") from fault
+
+
+def as_text(value: Any) -> str:
+    """A text of an answer, empty where it is left out; the SDK hands on whatever the JSON holds.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise TypeError(f"{value!r:.80} where a text belongs")
+
+
+def as_texts(value: Any) -> list[str]:
+    """A list of texts, empty where it is left out.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if value is None or isinstance(value, list | tuple):
+        return [as_text(item) for item in value or ()]
+    raise TypeError(f"{value!r:.80} where a list belongs")
+
+
+def as_int(value: Any) -> int:
+    """A whole number, 0 where it is left out; JSON writes one of 64 bits as text (protobuf).
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    if isinstance(value, str):
+        return int(value)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value or 0
+    raise TypeError(f"{value!r:.80} where a whole number belongs")
+
+
+def as_flag(value: Any) -> bool | None:
+    """Yes or no, None where it is left out.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    raise TypeError(f"{value!r:.80} where true or false belongs")
 
 
 @contextmanager
@@ -184,6 +241,6 @@ def _code_and_words(fault: requests.HTTPError) -> tuple[int, str]:
     try:
         body = response.json()
         return int(body["code"]), str(body.get("message", ""))
-    except (ValueError, KeyError, TypeError):
+    except NOT_THE_API:
         # Not requests' own words: they name the address, and an upload's holds its permission.
         return response.status_code, response.reason or "no reason given"

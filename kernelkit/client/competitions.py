@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import requests
 from kagglesdk.competitions.types import competition_api_service as competitions
 
-from kernelkit.client.answers import TransientError, words
+from kernelkit.client.answers import TransientError, as_flag, as_int, as_text, words
 from kernelkit.client.connection import Connection
 from kernelkit.errors import (
     AnswerLostError,
@@ -94,13 +94,7 @@ class Competition:
         """
         request = competitions.ApiGetCompetitionRequest()
         request.competition_name = self.name
-        about = self._read("the competition", lambda: self._api.get_competition(request))
-        return Terms(
-            about.max_daily_submissions or None,
-            bool(about.is_kernels_submissions_only),
-            bool(about.user_has_entered),
-            bool(about.submissions_disabled),
-        )
+        return self._read("the competition", lambda: _terms(self._api.get_competition(request)))
 
     def left_today(self, daily: int | None) -> int | None:
         """How many submissions may still be made today (UTC); None where that is not known.
@@ -111,9 +105,11 @@ class Competition:
         request = competitions.ApiGetSubmissionLimitsRequest()
         request.competition_name = self.name
         try:
-            limits = self._read("the limits", lambda: self._api.get_submission_limits(request))
-            if limits.num_allowed_now or limits.num_today or limits.limited_by_total:
-                return int(limits.num_allowed_now)
+            known, left = self._read(
+                "the limits", lambda: _limits(self._api.get_submission_limits(request))
+            )
+            if known:
+                return left
         except RefusedError:
             pass  # a Kaggle without this call; the list tells as well
         if daily is None:
@@ -131,11 +127,13 @@ class Competition:
         request = competitions.ApiListSubmissionsRequest()
         request.competition_name, request.page_size = self.name, PAGE_SIZE
         for _ in range(PAGES):
-            page = self._read("the submissions", lambda: self._api.list_submissions(request))
-            yield from (_submission(item) for item in page.submissions or [])
-            if not page.next_page_token or page.next_page_token == request.page_token:
+            found, token = self._read(
+                "the submissions", lambda: _page(self._api.list_submissions(request))
+            )
+            yield from found
+            if not token or token == request.page_token:
                 return
-            request.page_token = page.next_page_token
+            request.page_token = token
 
     def submission(self, ref: int) -> Submission:
         """One submission.
@@ -147,7 +145,7 @@ class Competition:
         request.ref = ref
         what = f"submission {ref}"
         try:
-            return _submission(self._read(what, lambda: self._api.get_submission(request)))
+            return self._read(what, lambda: _submission(self._api.get_submission(request)))
         except NotFoundError:
             for submission in self.submissions():
                 if submission.ref == ref:
@@ -244,14 +242,16 @@ class Competition:
         request = competitions.ApiListDataFilesRequest()
         request.competition_name, request.page_size = self.name, PAGE_SIZE
         for _ in range(PAGES):
-            page = self._read("the data files", lambda: self._api.list_data_files(request))
-            for file in page.files or []:
-                plain = PurePosixPath(file.name).name.lower().replace("_", "").replace("-", "")
+            names, token = self._read(
+                "the data files", lambda: _names(self._api.list_data_files(request))
+            )
+            for name in names:
+                plain = PurePosixPath(name).name.lower().replace("_", "").replace("-", "")
                 if plain.startswith("samplesubmission.csv"):
-                    return str(file.name)
-            if not page.next_page_token:
+                    return name
+            if not token:
                 break
-            request.page_token = page.next_page_token
+            request.page_token = token
         raise NotFoundError(f"{self.name} has no file that is named like a sample submission")
 
     def _upload(self, file: Path) -> str:
@@ -312,14 +312,14 @@ class Competition:
             attempt += 1
             try:
                 with self._kaggles_words():
-                    answer = self._connection.once("the submission", call)
+                    ref = self._connection.once("the submission", lambda: as_int(call().ref))
             except AnswerLostError as lost:
                 if (found := self._found(mark, known)) is not None:
                     return found
                 if attempt == ENTER_ATTEMPTS:
                     raise AnswerLostError(str(lost), _LOST) from lost
             else:
-                found = int(answer.ref) or self._found(mark, known)
+                found = ref or self._found(mark, known)
                 if found is None:
                     # So it was answered beyond a daily limit [A, kaggle-cli #148].
                     raise RefusedError(
@@ -363,12 +363,37 @@ class Competition:
 _LOST = "Look at the competition's page; the same command finds what was entered."
 
 
+def _terms(about: Any) -> Terms:
+    return Terms(
+        as_int(about.max_daily_submissions) or None,
+        bool(as_flag(about.is_kernels_submissions_only)),
+        bool(as_flag(about.user_has_entered)),
+        bool(as_flag(about.submissions_disabled)),
+    )
+
+
+def _limits(answer: Any) -> tuple[bool, int]:
+    """Whether the answer says anything, and how many submissions it leaves."""
+    left = as_int(answer.num_allowed_now)
+    return bool(left or answer.num_today or answer.limited_by_total), left
+
+
+def _names(answer: Any) -> tuple[list[str], str]:
+    names = [as_text(file.name) for file in answer.files or []]
+    return names, as_text(answer.next_page_token)
+
+
+def _page(answer: Any) -> tuple[list[Submission], str]:
+    found = [_submission(item) for item in answer.submissions or []]
+    return found, as_text(answer.next_page_token)
+
+
 def _submission(item: Any) -> Submission:
     date = item.date
     if date is not None:
         date = date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
     return Submission(
-        ref=int(item.ref),
+        ref=as_int(item.ref),
         status=Scoring(item.status.name.lower()),
         public_score=str(item.public_score or ""),
         private_score=str(item.private_score or ""),

@@ -15,7 +15,7 @@ from kagglesdk.kernels.types import kernels_api_service as kernels
 from kagglesdk.models.types import model_api_service as models
 
 from kernelkit.client import logs
-from kernelkit.client.answers import refusal, words
+from kernelkit.client.answers import as_flag, as_int, as_text, as_texts, refusal, words
 from kernelkit.client.connection import CONNECT_SECONDS, Connection
 from kernelkit.client.files import OutputFile
 from kernelkit.client.logs import LogEntry
@@ -121,7 +121,7 @@ class Kaggle(Connection):
         request.docker_image = fields.get("docker_image")
         request.docker_image_pinning_type = fields.get("docker_image_pinning_type")
         request.session_timeout_seconds = fields.get("session_timeout_seconds")
-        return _saved(self.once("the push", lambda: self._kernels.save_kernel(request)))
+        return self.once("the push", lambda: _saved(self._kernels.save_kernel(request)))
 
     def kernel(self, owner: str, slug: str, version: int | None = None) -> Given:
         """A version of a kernel, as Kaggle has it; the current one where none is named."""
@@ -139,8 +139,7 @@ class Kaggle(Connection):
         if version is not None:
             request.version_label = f"v{version}"
         what = f"the status of {owner}/{slug}{f' v{version}' if version else ''}"
-        answer = self.read(what, lambda: self._kernels.get_kernel_session_status(request))
-        return Status(State(answer.status.name.lower()), answer.failure_message or "")
+        return self.read(what, lambda: _status(self._kernels.get_kernel_session_status(request)))
 
     def outputs(self, owner: str, slug: str, version: int) -> tuple[list[OutputFile], str]:
         """Every output of one version, all pages of them, and its log as Kaggle keeps it."""
@@ -150,8 +149,12 @@ class Kaggle(Connection):
         log = ""
         call = self._kernels.list_kernel_session_output
         for page in self._pages(what, call, request, owner, slug, version):
-            outputs += [OutputFile(file.file_name, file.url) for file in page.files or []]
-            log = log or page.log or ""
+            with words(what):
+                outputs += [
+                    OutputFile(as_text(file.file_name), as_text(file.url))
+                    for file in page.files or []
+                ]
+                log = log or as_text(page.log)
         return outputs, log
 
     def log(self, owner: str, slug: str, version: int) -> str:
@@ -167,7 +170,10 @@ class Kaggle(Connection):
         what = f"the sizes of the outputs of {owner}/{slug} v{version}"
         call = self._kernels.list_kernel_files
         pages = self._pages(what, call, request, owner, slug, version)
-        return {file.name: file.size for page in pages for file in page.files or []}
+        with words(what):
+            return {
+                as_text(file.name): as_int(file.size) for page in pages for file in page.files or []
+            }
 
     def _pages(
         self,
@@ -185,12 +191,14 @@ class Kaggle(Connection):
         while True:
             page = self.read(what, lambda: call(request))
             yield page
-            if not page.next_page_token:
+            with words(what):
+                token = as_text(page.next_page_token)
+            if not token:
                 return
-            if page.next_page_token in tokens:
+            if token in tokens:
                 raise RefusedError(f"{what}: Kaggle's pages go round in a circle")
-            tokens.add(page.next_page_token)
-            request.page_token = page.next_page_token
+            tokens.add(token)
+            request.page_token = token
 
     def log_stream(self, owner: str, slug: str, version: int, seconds: float) -> Iterator[LogEntry]:
         """A version's log from its first line: live, or whole where it has ended.
@@ -245,7 +253,7 @@ class Kaggle(Connection):
         request.owner_slug, request.dataset_slug = owner, slug
         api = self.sdk.datasets.dataset_api_client
         what = f"the dataset {owner}/{slug}"
-        return str(self.read(what, lambda: api.get_dataset_status(request)).status.name)
+        return self.read(what, lambda: str(api.get_dataset_status(request).status.name))
 
     def competition_access(self, slug: str) -> None:
         """Ask for a competition's list of files: only who has accepted its rules gets it.
@@ -274,20 +282,24 @@ class Kaggle(Connection):
         return self.sdk.kernels.kernels_api_client
 
 
+def _status(answer: Any) -> Status:
+    return Status(State(answer.status.name.lower()), as_text(answer.failure_message))
+
+
 def _given(answer: Any) -> Given:
     about = answer.metadata
     return Given(
-        version=about.current_version_number or None,
-        source=answer.blob.source or "",
-        is_private=about.is_private,
-        enable_internet=about.enable_internet,
-        machine_shape=about.machine_shape or "",
-        docker_image=about.docker_image or "",
+        version=as_int(about.current_version_number) or None,
+        source=as_text(answer.blob.source),
+        is_private=as_flag(about.is_private),
+        enable_internet=as_flag(about.enable_internet),
+        machine_shape=as_text(about.machine_shape),
+        docker_image=as_text(about.docker_image),
         sources={
-            "competition_sources": list(about.competition_data_sources or []),
-            "dataset_sources": list(about.dataset_data_sources or []),
-            "kernel_sources": list(about.kernel_data_sources or []),
-            "model_sources": list(about.model_data_sources or []),
+            "competition_sources": as_texts(about.competition_data_sources),
+            "dataset_sources": as_texts(about.dataset_data_sources),
+            "kernel_sources": as_texts(about.kernel_data_sources),
+            "model_sources": as_texts(about.model_data_sources),
         },
     )
 
@@ -307,12 +319,13 @@ def _saved(answer: Any) -> Saved:
         "kernel_sources": answer.invalid_kernel_sources,
         "model_sources": answer.invalid_model_sources,
     }
-    if not answer.version_number:
+    url, version = as_text(answer.url), as_int(answer.version_number)
+    if not version:
         raise AnswerLostError(
-            "Kaggle took the push and named no version", "Look at " + (answer.url or "kaggle.com.")
+            "Kaggle took the push and named no version", "Look at " + (url or "kaggle.com.")
         )
     return Saved(
-        url=answer.url,
-        version=answer.version_number,
-        dropped={kind: list(names) for kind, names in dropped.items() if names},
+        url=url,
+        version=version,
+        dropped={kind: as_texts(names) for kind, names in dropped.items() if names},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ def parse_log(text: str) -> list[LogEntry]:
     """The entries of a log that has ended: a JSON array, or plain lines where it is none."""
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = [{"data": line} for line in text.splitlines(keepends=True)]
     entries = document if isinstance(document, list) else [document]
     return [_entry(entry) for entry in entries if isinstance(entry, dict)]
@@ -63,7 +64,7 @@ def _lines(response: requests.Response) -> Iterator[bytes]:
 def _event(payload: bytes) -> LogEntry:
     try:
         document = json.loads(payload)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
     return _entry(
         document if isinstance(document, dict) else {"data": payload.decode(errors="replace")}
@@ -73,6 +74,7 @@ def _event(payload: bytes) -> LogEntry:
 def _entry(entry: Mapping[str, Any]) -> LogEntry:
     try:
         seconds = float(entry.get("time") or 0.0)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         seconds = 0.0
+    seconds = seconds if math.isfinite(seconds) else 0.0
     return LogEntry(str(entry.get("stream_name", "stdout")), seconds, str(entry.get("data", "")))
