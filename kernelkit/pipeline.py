@@ -525,31 +525,47 @@ def pull(
     """
     run = _address(kaggle, record)
     if record.complete:
-        return _as_it_is(record, tell)
+        return _as_it_is(record, selection, tell)
     end = status(kaggle, record)
     if not end.state.finished:
         end = watch(kaggle, record, deadline=deadline, tell=tell)
     with outputs.alone(record.folder, tell):
         if record.complete:  # by the pull that was waited for
-            return _as_it_is(record, tell)
+            return _as_it_is(record, selection, tell)
         return _pull(kaggle, record, run, end, selection, tell)
 
 
-def _as_it_is(record: Record, tell: Tell) -> Pulled:
+def _as_it_is(record: Record, selection: Selection, tell: Tell) -> Pulled:
     tell(f"{record.folder} is complete already")
-    return Pulled(record.folder, _recorded_state(record), verify_folder(record.folder))
+    folder, state = record.folder, _recorded_state(record)
+    here = (path for path in folder.rglob("*") if path.is_file())
+    left_behind = dict(record.run.get("left_behind") or {})
+    brought = Brought(tuple(p.relative_to(folder).as_posix() for p in here), left_behind, {}, ())
+    declared = _declared(record)
+    _require_known(selection, brought, declared, Status(state))
+    verdict = verify_folder(folder, _names(selection, declared), left_behind)
+    partial = not selection.everything
+    return Pulled(folder, state, verdict, left_behind, partial=partial)
+
+
+def _declared(record: Record) -> list[str]:
+    return [str(name) for name in record.bundle.get("outputs", [])]
+
+
+def _names(selection: Selection, declared: Sequence[str]) -> list[str] | None:
+    """The declared outputs that are asked for; None for all."""
+    return None if selection.everything else [name for name in declared if selection.takes(name)]
 
 
 def _pull(
     kaggle: Kaggle, record: Record, run: Run, end: Status, selection: Selection, tell: Tell
 ) -> Pulled:
     started = time.monotonic()
-    declared = [str(name) for name in record.bundle.get("outputs", [])]
+    declared = _declared(record)
     brought = outputs.pull(kaggle, run, record.folder, declared, selection, tell=tell)
     _require_known(selection, brought, declared, end)
-    names = None if selection.everything else [name for name in declared if selection.takes(name)]
     missing = {**brought.left_behind, **brought.refused}
-    verdict = verify_folder(record.folder, names, missing)
+    verdict = verify_folder(record.folder, _names(selection, declared), missing)
     account = {
         "run": asdict(run),
         "endpoint": run.endpoint,
