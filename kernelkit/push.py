@@ -96,8 +96,11 @@ def look_ahead(kaggle: Kaggle, kernel: Kernel, reserve: float, tell: Tell) -> No
             question()
         except (QuotaError, _SourceError):
             raise
-        except (RefusedError, RateLimitedError, UnreachableError) as fault:
+        except (RefusedError, RateLimitedError) as fault:
             tell(f"note: {what} could not be checked: {fault}")
+        except UnreachableError as fault:  # each further question would cost as long again
+            tell(f"note: {what} and what follows could not be checked: {fault}")
+            return
 
 
 def send(
@@ -257,6 +260,8 @@ def _questions(
         yield f"the dataset {source}", partial(_check_dataset, kaggle, source, tell)
     for source in fields["kernel_sources"]:
         yield f"the kernel {source}", partial(_check_kernel, kaggle, source)
+    for source in fields["model_sources"]:
+        yield f"the model {source}", partial(_check_model, kaggle, source)
 
 
 def _check_quota(kaggle: Kaggle, reserve: float, tell: Tell) -> None:
@@ -319,6 +324,16 @@ def _check_kernel(kaggle: Kaggle, source: str) -> None:
         raise _SourceError(
             f"there is no kernel {source}, or it is not yours to see: {fault}",
             "Mend kernel_sources. Nothing was sent.",
+        ) from fault
+
+
+def _check_model(kaggle: Kaggle, source: str) -> None:
+    try:
+        kaggle.model_access(source)
+    except NotFoundError as fault:
+        raise _SourceError(
+            f"there is no model {source}, or it is not yours to use: {fault}",
+            "Mend model_sources, or accept its licence on its page. Nothing was sent.",
         ) from fault
 
 

@@ -257,6 +257,22 @@ def test_what_kaggle_gave_otherwise_is_told_the_gravest_first(case: Case) -> Non
     assert case.record().push["version"] == 1  # it runs, and is known
 
 
+def test_what_does_not_answer_is_asked_one_question_before_the_push(case: Case) -> None:
+    fault = f"server-error,call=GetDatasetStatus,times=0,account={case.owner}"
+    assert requests.post(f"{case.endpoint}/emulator/faults", json=[fault], timeout=10).ok
+    sources = ["someone/letters", "someone/more", "someone/else"]
+    named = ", ".join(f'"{source}"' for source in sources)
+    with pytest.raises(RefusedError):  # the last two are dropped
+        case.push(f"kernel.dataset_sources=[{named}]")
+    assert sum("could not be checked" in line for line in case.said) == 1
+
+
+def test_a_model_that_is_not_there_is_told_before_the_push(case: Case) -> None:
+    with pytest.raises(RefusedError, match="there is no model no/such"):
+        case.push('kernel.model_sources=["no/such/pytorch/default/1"]')
+    assert case.versions == 0
+
+
 @pytest.mark.parametrize("fault", ["public", "dropped-source,kind=dataset,told=true"])
 def test_what_was_given_otherwise_is_not_used_for_the_next_push(case: Case, fault: str) -> None:
     sources = ['kernel.dataset_sources=["someone/letters"]'] if "dropped" in fault else []
