@@ -181,4 +181,5 @@ def _code_and_words(fault: requests.HTTPError) -> tuple[int, str]:
         body = response.json()
         return int(body["code"]), str(body.get("message", ""))
     except (ValueError, KeyError, TypeError):
-        return response.status_code, str(fault)
+        # Not requests' own words: they name the address, and an upload's holds its permission.
+        return response.status_code, response.reason or "no reason given"
