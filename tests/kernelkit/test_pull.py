@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from kernelkit import outputs, pipeline
-from kernelkit.client import Credentials, Kaggle, connection, files
+from kernelkit.client import Credentials, Kaggle, Patience, files
 from kernelkit.errors import ConfigError, MachineError, RefusedError, UnreachableError
 from kernelkit.ledger import Record
 from kernelkit.outputs import Progress, Selection
@@ -153,7 +153,6 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def shelf(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelf]:
-    monkeypatch.setattr(connection, "RETRY_SECONDS", 0)
     monkeypatch.setattr(files, "FIRST_PAUSE_SECONDS", 0.002)
     server = Shelf()
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -164,7 +163,9 @@ def shelf(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelf]:
 
 @pytest.fixture
 def kaggle(shelf: Shelf) -> Kaggle:
-    return Kaggle(Credentials("ann", "the test", key="k"), shelf.endpoint)
+    return Kaggle(
+        Credentials("ann", "the test", key="k"), shelf.endpoint, patience=Patience(retry=0)
+    )
 
 
 def came(folder: Path) -> dict[str, bytes]:
