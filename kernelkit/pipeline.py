@@ -50,6 +50,7 @@ from kernelkit.errors import (
     ConfigError,
     KernelkitError,
     MachineError,
+    NotFoundError,
     PreflightError,
     RefusedError,
     RunFailedError,
@@ -309,12 +310,11 @@ def push(
             return found
         pushing.look_ahead(kaggle, kernel, config.gpu_reserve_hours, tell)
         tell(f"pushing {kernel.slug} as {kaggle.credentials.username} ({len(kernel.payload):,} B)")
-        recorded = [record.version for record in _of_account(kaggle, root, kernel.slug)]
-        known = max([given.version or 0, *recorded]) if given else 0
+        known = max([given.version or 0, *_not_shown_yet(kaggle, kernel, root)]) if given else 0
         pushed = pushing.send(kaggle, kernel, known, wait=wait, deadline=deadline, tell=tell)
         record = _record(root, kernel, pushed.run, pushed.outcome, config.profile)
     tell(f"{pushed.run.name} is pushed: {pushed.run.url}")
-    _require_as_asked(kaggle, kernel, pushed.run, record.push, pushed.dropped)
+    _require_as_asked(kaggle, kernel, pushed.run, record, pushed.dropped)
     if unconfirmed := [name for name in UNCONFIRMED if kernel.manifest["kernel"].get(name)]:
         tell(f"not yet confirmed: {', '.join(unconfirmed)} (Kaggle tells once the run has started)")
     return record, pushed.outcome
@@ -326,7 +326,11 @@ UNCONFIRMED = ("machine_shape", "docker_image")  # until `watch` sees them
 def _same(
     kaggle: Kaggle, kernel: Kernel, root: Path, given: Given | None, tell: Tell
 ) -> tuple[Record, Outcome] | None:
-    """The newest run of the very same digest that has not failed, if there is one."""
+    """The newest run of the very same digest that has not failed, if there is one.
+
+    Raises:
+        RefusedError: it has other than was asked for: it is not what an own push would be.
+    """
     for record in reversed(list(_of_account(kaggle, root, kernel.slug))):
         if record.push["digest"] != kernel.digest:
             continue
@@ -334,9 +338,20 @@ def _same(
         if record.complete:
             done = _recorded_state(record) == State.COMPLETE
             if done and verify_folder(record.folder).verified:
+                _require_no_differences(record)
                 tell(f"{name} is this very kernel, complete and verified: nothing is pushed")
                 return record, Outcome.REUSED
-        elif not _failed(status(kaggle, record)):
+            continue
+        try:
+            now = status(kaggle, record)
+        except NotFoundError:
+            if given is not None and (given.version or 0) >= record.version:
+                raise
+            tell(f"{name} is not on Kaggle any more")  # deleted, or a fresh local Kaggle
+            continue
+        if not _failed(now):
+            _require_no_differences(record)
+            _require_as_asked(kaggle, kernel, _address(kaggle, record), record)
             tell(f"{name} is this very kernel, and was pushed already")
             return record, Outcome.REATTACHED
     if given is None or not given.version or kernel.digest not in given.source:
@@ -348,8 +363,19 @@ def _same(
         return None
     tell(f"{run.name} is this very kernel, pushed from elsewhere: nothing is pushed")
     record = _record(root, kernel, run, Outcome.ADOPTED, None)
-    _require_as_asked(kaggle, kernel, run, record.push)
+    _require_as_asked(kaggle, kernel, run, record)
     return record, Outcome.ADOPTED
+
+
+def _not_shown_yet(kaggle: Kaggle, kernel: Kernel, root: Path) -> Iterator[int]:
+    """Versions of this digest that were pushed just now: the kernel may be told without them.
+
+    No older ones: a kernel that is deleted and made anew counts from 1 again.
+    """
+    for record in _of_account(kaggle, root, kernel.slug):
+        same = record.push["digest"] == kernel.digest
+        if same and _age(record) < kaggle.patience.grace:
+            yield record.version
 
 
 def _failed(end: Status) -> bool:
@@ -373,10 +399,10 @@ def _require_as_asked(
     kaggle: Kaggle,
     kernel: Kernel,
     run: Run,
-    address: Mapping[str, Any],
+    record: Record,
     dropped: Sequence[str] = (),
 ) -> None:
-    """Hold what Kaggle made of a push against what was asked."""
+    """Hold what Kaggle made of a push against what was asked; differences are kept with it."""
     try:
         differences = [*pushing.read_back(kaggle, kernel, run), *dropped]
     except KernelkitError as fault:
@@ -384,14 +410,31 @@ def _require_as_asked(
             f"{run.name} is pushed and runs, but what Kaggle made of it could not be read back: "
             f"{fault}",
             "Do not push again; follow it with `kernelkit watch`.",
-            address,
+            record.push,
         ) from fault
     if differences:
+        about = {**record.push, "differences": differences}
+        ledger.record_push(record.folder.parent.parent, run.slug, run.version, about, record.bundle)
         raise RefusedError(
             "Kaggle gave other than was asked:\n" + "\n".join(differences),
-            f"Version {run.version} runs all the same; mend the cause and push anew.",
-            {**address, "differences": differences},
+            f"Version {run.version} runs all the same. {PUSH_ANEW}",
+            about,
         )
+
+
+def _require_no_differences(record: Record) -> None:
+    """What was given otherwise stays so: the same kernel is not used in place of a push."""
+    push = record.push
+    if differences := push.get("differences"):
+        raise RefusedError(
+            f"{push['slug']} v{record.version} is this very kernel, and Kaggle gave it other than "
+            "was asked:\n" + "\n".join(map(str, differences)),
+            f"Nothing was sent. {PUSH_ANEW}",
+            push,
+        )
+
+
+PUSH_ANEW = "Mend the cause, then push anew: `kernelkit push --again`."
 
 
 def attach(config: Config, name: str = "") -> tuple[Kaggle, Record]:
@@ -482,31 +525,47 @@ def pull(
     """
     run = _address(kaggle, record)
     if record.complete:
-        return _as_it_is(record, tell)
+        return _as_it_is(record, selection, tell)
     end = status(kaggle, record)
     if not end.state.finished:
         end = watch(kaggle, record, deadline=deadline, tell=tell)
     with outputs.alone(record.folder, tell):
         if record.complete:  # by the pull that was waited for
-            return _as_it_is(record, tell)
+            return _as_it_is(record, selection, tell)
         return _pull(kaggle, record, run, end, selection, tell)
 
 
-def _as_it_is(record: Record, tell: Tell) -> Pulled:
+def _as_it_is(record: Record, selection: Selection, tell: Tell) -> Pulled:
     tell(f"{record.folder} is complete already")
-    return Pulled(record.folder, _recorded_state(record), verify_folder(record.folder))
+    folder, state = record.folder, _recorded_state(record)
+    here = (path for path in folder.rglob("*") if path.is_file())
+    left_behind = dict(record.run.get("left_behind") or {})
+    brought = Brought(tuple(p.relative_to(folder).as_posix() for p in here), left_behind, {}, ())
+    declared = _declared(record)
+    _require_known(selection, brought, declared, Status(state))
+    verdict = verify_folder(folder, _names(selection, declared), left_behind)
+    partial = not selection.everything
+    return Pulled(folder, state, verdict, left_behind, partial=partial)
+
+
+def _declared(record: Record) -> list[str]:
+    return [str(name) for name in record.bundle.get("outputs", [])]
+
+
+def _names(selection: Selection, declared: Sequence[str]) -> list[str] | None:
+    """The declared outputs that are asked for; None for all."""
+    return None if selection.everything else [name for name in declared if selection.takes(name)]
 
 
 def _pull(
     kaggle: Kaggle, record: Record, run: Run, end: Status, selection: Selection, tell: Tell
 ) -> Pulled:
     started = time.monotonic()
-    declared = [str(name) for name in record.bundle.get("outputs", [])]
+    declared = _declared(record)
     brought = outputs.pull(kaggle, run, record.folder, declared, selection, tell=tell)
     _require_known(selection, brought, declared, end)
-    names = None if selection.everything else [name for name in declared if selection.takes(name)]
     missing = {**brought.left_behind, **brought.refused}
-    verdict = verify_folder(record.folder, names, missing)
+    verdict = verify_folder(record.folder, _names(selection, declared), missing)
     account = {
         "run": asdict(run),
         "endpoint": run.endpoint,

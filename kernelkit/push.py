@@ -96,8 +96,11 @@ def look_ahead(kaggle: Kaggle, kernel: Kernel, reserve: float, tell: Tell) -> No
             question()
         except (QuotaError, _SourceError):
             raise
-        except (RefusedError, RateLimitedError, UnreachableError) as fault:
+        except (RefusedError, RateLimitedError) as fault:
             tell(f"note: {what} could not be checked: {fault}")
+        except UnreachableError as fault:  # each further question would cost as long again
+            tell(f"note: {what} and what follows could not be checked: {fault}")
+            return
 
 
 def send(

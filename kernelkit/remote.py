@@ -147,7 +147,7 @@ def watch(
             yield from _quota(kaggle)
         left = math.inf if deadline is None else deadline - (clock() - started)
         if state.state == State.RUNNING and left > 0:
-            for entry in _live_log(kaggle, run, shown, left):
+            for entry in _live_log(kaggle, run, shown, min(left, kaggle.patience.stream)):
                 shown += entry.text
                 yield entry
         left = math.inf if deadline is None else deadline - (clock() - started)

@@ -112,7 +112,8 @@ def own_credentials(environment: Mapping[str, str], home: Path, project: Path) -
     folders = [home / ".kaggle", home / ".config" / "kaggle", *([Path(stated)] if stated else [])]
     found = [(name, environment.get(name, "")) for name in ("KAGGLE_KEY", "KAGGLE_API_TOKEN")]
     for folder in folders:
-        found.append(("access_token", _read(folder / "access_token").strip()))
+        for name in ("access_token", "access_token.txt"):
+            found.append((name, _read(folder / name).strip()))
         for name in ("kaggle.json", "credentials.json"):
             found += [(name, value) for value in _json_secrets(_read(folder / name))]
     for match in _DOTENV_LINE.finditer(_read(project / ".env")):

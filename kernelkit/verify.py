@@ -39,7 +39,7 @@ class Verdict:
     """What does not match; empty where all does."""
 
     run_error: str | None
-    """The error with which the run ended, by its own (matching) manifest."""
+    """The error with which the run ended, by its own (matching) manifest or else by Kaggle."""
 
     outputs: tuple[Mapping[str, Any], ...]
     """What the manifest says of each declared output that was asked for."""
@@ -76,6 +76,7 @@ def verify(
             problems.append(f"{MANIFEST_NAME}: status is {_short(manifest.get('status'))}")
         outputs = _listed(manifest, problems)
         problems += _not_listed(bundle, outputs, names) if run_error is None else []
+        run_error = run_error or _told_by_kaggle(folder)
     paths = {str(output["path"]) for output in outputs}
     outputs = [output for output in outputs if names is None or output["path"] in names]
     for output in outputs:
@@ -126,6 +127,16 @@ def _wrong_digest(bundle: Mapping[str, Any], manifest: Mapping[str, Any]) -> Ite
     sent, ran = bundle.get("digest"), manifest.get("digest")
     if not isinstance(sent, str) or not sent or sent != ran:
         yield f"{MANIFEST_NAME}: of another bundle (sent {_short(sent)}, ran {_short(ran)})"
+
+
+def _told_by_kaggle(folder: Path) -> str | None:
+    """How the run ended, where that is recorded and no success: it may come after the manifest."""
+    run = _document(folder / "run.json", [])
+    state, failure = run.get("state"), run.get("failure")
+    if not isinstance(state, str) or state == "complete":
+        return None
+    words = f": {failure}" if isinstance(failure, str) and failure else ""
+    return printable(f"Kaggle says {state}{words}")
 
 
 def _listed(manifest: Mapping[str, Any], problems: list[str]) -> list[Mapping[str, Any]]:

@@ -49,6 +49,9 @@ class Patience:
     outage: float = 600
     """A watch of hours outlives a restart of Kaggle's, or a train's tunnel."""
 
+    stream: float = 600
+    """Of one live log, until the status is asked again: not every stream tells its end."""
+
     first_pause: float = 0.5
     longest_pause: float = 10.0
     """Between two questions for the status."""

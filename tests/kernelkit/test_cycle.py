@@ -70,6 +70,10 @@ def test_a_complete_folder_is_never_changed(project: Path, cli: Cli, local_kaggl
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert "complete already" in cli("pull", cwd=project, env=endpoint).stdout
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    told = cli("pull", "--file", "tabel.csv", cwd=project, env=endpoint, expect=2)
+    assert "the run left no tabel.csv" in told.stderr
+    told = cli("pull", "--file", "table.csv", "--json", cwd=project, env=endpoint)
+    assert json.loads(told.stdout)["partial"] is True
     cli("push", "--set", "epochs=1", cwd=project, env=endpoint)
     cli("pull", cwd=project, env=endpoint)
     assert last_folder(project, 2).is_dir()

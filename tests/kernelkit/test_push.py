@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import zlib
 from collections.abc import Callable
@@ -266,6 +267,55 @@ def test_what_kaggle_gave_otherwise_is_told_the_gravest_first(case: Case) -> Non
     assert first == "is_private: asked True, given False"
     assert [line.partition(":")[0] for line in others] == ["enable_internet", "competition_sources"]
     assert case.record().push["version"] == 1  # it runs, and is known
+
+
+def test_what_does_not_answer_is_asked_one_question_before_the_push(case: Case) -> None:
+    fault = f"server-error,call=GetDatasetStatus,times=0,account={case.owner}"
+    assert requests.post(f"{case.endpoint}/emulator/faults", json=[fault], timeout=10).ok
+    sources = ["someone/letters", "someone/more", "someone/else"]
+    named = ", ".join(f'"{source}"' for source in sources)
+    with pytest.raises(RefusedError):  # the last two are dropped
+        case.push(f"kernel.dataset_sources=[{named}]")
+    assert sum("could not be checked" in line for line in case.said) == 1
+
+
+def test_a_model_that_is_not_there_is_told_before_the_push(case: Case) -> None:
+    with pytest.raises(RefusedError, match="there is no model no/such"):
+        case.push('kernel.model_sources=["no/such/pytorch/default/1"]')
+    assert case.versions == 0
+
+
+@pytest.mark.parametrize("fault", ["public", "dropped-source,kind=dataset,told=true"])
+def test_what_was_given_otherwise_is_not_used_for_the_next_push(case: Case, fault: str) -> None:
+    sources = ['kernel.dataset_sources=["someone/letters"]'] if "dropped" in fault else []
+    case.lie(fault)
+    for _ in range(2):
+        with pytest.raises(RefusedError) as caught:
+            case.push(*sources)
+        assert caught.value.about["differences"]
+        assert "--again" in caught.value.next_step
+    pipeline.watch(case.kaggle, case.record())
+    pipeline.pull(case.kaggle, case.record())
+    with pytest.raises(RefusedError, match="other than was asked"):
+        case.push(*sources)
+    assert case.versions == 1
+    case.be_honest()
+    assert case.push(*sources, again=True) is Outcome.PUSHED
+
+
+def test_a_kernel_that_is_made_anew_is_pushed_once(case: Case) -> None:
+    case.push()
+    bundle, push = case.record().bundle, case.record().push
+    case.watch()
+    for version, digest in ((7, "0" * 64), (8, push["digest"])):  # of the deleted kernel
+        old = {**push, "version": version, "digest": digest}
+        folder = ledger.record_push(case.project / "runs", case.slug, version, old, bundle).folder
+        os.utime(folder / "push.json", (0, 0))
+    case.lie("lost-after")
+    assert case.push("epochs=3") is Outcome.ADOPTED
+    assert case.versions == 2
+    assert case.push() is Outcome.REATTACHED
+    assert any("v8 is not on Kaggle any more" in line for line in case.said)
 
 
 def test_another_machine_than_asked_is_said_by_the_watch(case: Case) -> None:

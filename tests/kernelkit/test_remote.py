@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -215,6 +216,18 @@ def test_a_deadline_is_kept_though_the_stream_says_nothing(
     with pytest.raises(DeadlineError):
         watched(kaggle, deadline=2)
     assert 1.5 < time.monotonic() - started < 8
+
+
+def test_a_stream_that_outlives_its_run_does_not_hold_the_watch(
+    kaggle: Kaggle, server: Server
+) -> None:
+    kaggle.patience = replace(QUICK, stream=0.3)
+    server.statuses = [RUNNING, COMPLETE]
+    server.streams = [stream(FIRST, then=20, ping=0.1)]
+    server.log = [FIRST]
+    started = time.monotonic()
+    assert watched(kaggle) == (["running", "complete"], FIRST)
+    assert time.monotonic() - started < 8
 
 
 def test_a_fresh_push_may_not_show_for_a_while(kaggle: Kaggle, server: Server) -> None:

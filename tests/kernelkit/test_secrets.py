@@ -305,6 +305,8 @@ def test_this_machines_own_credentials_are_found_word_for_word(
         json.dumps({"username": "annabella2", "key": values["key"]})
     )
     (home / ".kaggle" / "access_token").write_text(values["access"] + "\n")
+    values["text"] = some(29, HEX + "g")
+    (home / ".kaggle" / "access_token.txt").write_text(values["text"])
     dotenv = some(24, HEX + "g")
     (project / ".env").write_text(f"MODE=development\nexport OTHER='{dotenv}'\nN=12345678901\n")
     own = secrets.own_credentials({"KAGGLE_API_TOKEN": values["token"]}, home, project)
@@ -313,7 +315,7 @@ def test_this_machines_own_credentials_are_found_word_for_word(
     sent = "\n".join(["X = '''", *values.values(), dotenv, "development annabella2", "'''", ""])
     (project / "pkg" / "main.py").write_text("def run(): pass\n" + sent)
     assert found(project) == []
-    assert found(project, own=tuple(own)) == [f"pkg/main.py:{line}" for line in (3, 4, 5, 6)]
+    assert found(project, own=tuple(own)) == [f"pkg/main.py:{line}" for line in (3, 4, 5, 6, 7)]
 
 
 def test_a_push_looks_for_the_key_that_it_uses(

@@ -291,3 +291,11 @@ def test_what_was_unpacked_is_nothing_undeclared(pulled: Path) -> None:
 
 def test_an_empty_folder(tmp_path: Path) -> None:
     assert len(verify(tmp_path).problems) == 2
+
+
+@pytest.mark.parametrize("state", ["error", "cancel_acknowledged"])
+def test_a_run_that_kaggle_says_has_failed_is_no_success(pulled: Path, state: str) -> None:
+    write(pulled / "run.json", {"state": state, "failure": "out of memory"})
+    assert verify(pulled).run_error == f"Kaggle says {state}: out of memory"
+    write(pulled / "run.json", {"state": "complete", "failure": ""})
+    assert verify(pulled).verified
