@@ -18,7 +18,7 @@ from rich.markup import escape
 import kernelkit
 from kernelkit import doctor, history, pipeline, speak
 from kernelkit import probe as probing
-from kernelkit.client import State, connect
+from kernelkit.client import connect
 from kernelkit.config import PROJECT_FILE, Config, checked_endpoint, load_config
 from kernelkit.diagnose import diagnose
 from kernelkit.errors import ConfigError, KernelkitError
@@ -261,8 +261,7 @@ def cancel(
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
     kaggle, record = pipeline.attach(config, name)
     end = pipeline.cancel(kaggle, record)
-    words = "cancelled" if end.state == State.CANCEL_ACKNOWLEDGED else f"ended first: {end.state}"
-    speak.words.print(f"{record.push['slug']} v{record.version}: {words}")
+    speak.words.print(f"{record.push['slug']} v{record.version}: cancelled")
     speak.document(as_json, {**record.push, "state": end.state, "failure": end.failure})
 
 

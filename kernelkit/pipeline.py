@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import fcntl
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -172,7 +173,12 @@ def _run(
     again: bool = False,
     wait: bool = False,
 ) -> Pulled:
-    record, outcome = push(config, kaggle, root, again=again, wait=wait, tell=tell)
+    started = time.monotonic()
+    record, outcome = push(
+        config, kaggle, root, again=again, wait=wait, deadline=deadline, tell=tell
+    )
+    if deadline is not None:
+        deadline = max(1.0, deadline - (time.monotonic() - started))
     if outcome != Outcome.REUSED:
         watch(kaggle, record, deadline=deadline, tell=tell)
     pulled = pull(kaggle, record, tell=tell)
@@ -312,7 +318,7 @@ def push(
         tell(f"pushing {kernel.slug} as {kaggle.credentials.username} ({len(kernel.payload):,} B)")
         known = max([given.version or 0, *_not_shown_yet(kaggle, kernel, root)]) if given else 0
         pushed = pushing.send(kaggle, kernel, known, wait=wait, deadline=deadline, tell=tell)
-        record = _record(root, kernel, pushed.run, pushed.outcome, config.profile)
+        record = _record(root, kernel, pushed.run, pushed.outcome, config.profile, pushed=_now())
     tell(f"{pushed.run.name} is pushed: {pushed.run.url}")
     _require_as_asked(kaggle, kernel, pushed.run, record, pushed.dropped)
     if unconfirmed := [name for name in UNCONFIRMED if kernel.manifest["kernel"].get(name)]:
@@ -331,7 +337,12 @@ def _same(
     Raises:
         RefusedError: it has other than was asked for: it is not what an own push would be.
     """
-    for record in reversed(list(_of_account(kaggle, root, kernel.slug))):
+    records = list(_of_account(kaggle, root, kernel.slug))
+    if found := _from_elsewhere(kaggle, kernel, root, given, records, tell):
+        return found
+    unseen = [kind for kind in INPUT_KINDS if kernel.metadata[kind]]
+    beside = f" (what is in {' and '.join(unseen)} now is not compared)" if unseen else ""
+    for record in reversed(records):
         if record.push["digest"] != kernel.digest:
             continue
         name = f"{kernel.slug} v{record.version}"
@@ -339,7 +350,9 @@ def _same(
             done = _recorded_state(record) == State.COMPLETE
             if done and verify_folder(record.folder).verified:
                 _require_no_differences(record)
-                tell(f"{name} is this very kernel, complete and verified: nothing is pushed")
+                tell(
+                    f"{name} is this very kernel, complete and verified: nothing is pushed{beside}"
+                )
                 return record, Outcome.REUSED
             continue
         try:
@@ -354,15 +367,30 @@ def _same(
             _require_as_asked(kaggle, kernel, _address(kaggle, record), record)
             tell(f"{name} is this very kernel, and was pushed already")
             return record, Outcome.REATTACHED
+    return None
+
+
+INPUT_KINDS = ("dataset_sources", "kernel_sources", "model_sources")  # which change of themselves
+
+
+def _from_elsewhere(
+    kaggle: Kaggle,
+    kernel: Kernel,
+    root: Path,
+    given: Given | None,
+    records: Sequence[Record],
+    tell: Tell,
+) -> tuple[Record, Outcome] | None:
+    """The current version, where it is the very same and not known here, and has not failed."""
     if given is None or not given.version or kernel.digest not in given.source:
         return None
-    if given.version in {record.version for record in _of_account(kaggle, root, kernel.slug)}:
+    if given.version in {record.version for record in records}:
         return None
     run = pushing.run_of(kaggle, kernel, given.version)
     if _failed(remote.status(kaggle, run, fresh=False)):
         return None
     tell(f"{run.name} is this very kernel, pushed from elsewhere: nothing is pushed")
-    record = _record(root, kernel, run, Outcome.ADOPTED, None)
+    record = _record(root, kernel, run, Outcome.ADOPTED, None, pushed=None)
     _require_as_asked(kaggle, kernel, run, record)
     return record, Outcome.ADOPTED
 
@@ -386,12 +414,21 @@ def _of_account(kaggle: Kaggle, root: Path, slug: str) -> Iterator[Record]:
     """The recorded versions that this account has pushed to this Kaggle."""
     for record in ledger.records(root, slug):
         push = record.push
-        if push["endpoint"] == kaggle.endpoint and push["owner"] == kaggle.credentials.username:
+        owner = str(push["owner"]).lower()
+        if push["endpoint"] == kaggle.endpoint and owner == kaggle.credentials.username.lower():
             yield record
 
 
-def _record(root: Path, kernel: Kernel, run: Run, outcome: Outcome, profile: str | None) -> Record:
-    address = {**asdict(run), "pushed": _now(), "profile": profile, "outcome": outcome}
+def _record(
+    root: Path,
+    kernel: Kernel,
+    run: Run,
+    outcome: Outcome,
+    profile: str | None,
+    *,
+    pushed: str | None,
+) -> Record:
+    address = {**asdict(run), "pushed": pushed, "profile": profile, "outcome": outcome}
     return ledger.record_push(root, run.slug, run.version, address, kernel.manifest)
 
 
@@ -497,7 +534,9 @@ def cancel(kaggle: Kaggle, record: Record) -> Status:
 
 
 def _age(record: Record) -> float:
-    """Seconds since the push was recorded."""
+    """Seconds since the push was recorded; of a run that was taken up nobody knows."""
+    if record.push.get("pushed") is None:
+        return math.inf
     return max(0.0, time.time() - (record.folder / "push.json").stat().st_mtime)
 
 
@@ -580,8 +619,11 @@ def _pull(
         "verified": verdict.verified,
         "verdict": asdict(verdict),
     }
-    # A complete run that does not verify may be a bad download: the next pull tries anew.
-    sound = not verdict.problems or end.state != State.COMPLETE
+    # A complete run that does not verify may be a bad download, and of one that has just failed
+    # the log may still come: the next pull tries anew.
+    failed = end.state != State.COMPLETE
+    told = bool(brought.names) or _age(record) > kaggle.patience.grace
+    sound = not verdict.problems or (failed and told)
     if sound and selection.everything and not brought.refused:
         ledger.record_end(record, account)
     partial = not selection.everything

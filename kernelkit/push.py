@@ -220,12 +220,19 @@ def _version_taken(kaggle: Kaggle, kernel: Kernel, known: int, lost: AnswerLostE
         try:
             given = current(kaggle, kernel.slug)
             newest = (given.version or 0) if given else 0
+            if given and not newest and kernel.digest in given.source:
+                raise AnswerLostError(
+                    f"{lost}, and Kaggle names no version of what it has",
+                    "Look at the kernel's page before sending anything again.",
+                )
             if given and newest > known and kernel.digest in given.source:
                 return newest
             for version in range(newest - 1, known, -1):
                 if _holds(kaggle, kernel, version):
                     return version
-        except (UnreachableError, RateLimitedError) as caught:
+        except AnswerLostError:
+            raise
+        except KernelkitError as caught:
             fault = caught
         if kaggle.patience.clock() - started > kaggle.patience.grace:
             if fault is None:

@@ -88,7 +88,7 @@ def status(kaggle: Kaggle, run: Run, *, fresh: bool) -> Status:
         if kaggle.kernel(run.owner, run.slug).version != run.version:
             raise
         now = kaggle.status(run.owner, run.slug, None)  # a Kaggle that takes no versions here
-    if fresh and now.state.finished and digest_of(log(kaggle, run)) != run.digest:
+    if fresh and now.state.finished and digest_of(_kept_log(kaggle, run)) != run.digest:
         return Status(State.QUEUED)
     return now
 
@@ -121,6 +121,7 @@ def watch(
         try:
             fresh = age + clock() - started < kaggle.patience.grace
             current = status(kaggle, run, fresh=fresh)
+            entries = _kept_log(kaggle, run) if current.state.finished else []
             if not confirmed and current.state == State.RUNNING:
                 confirmed = yield from _confirm(kaggle, run, asked, shown, settled=not fresh)
         except (UnreachableError, CapacityError) as fault:
@@ -135,7 +136,6 @@ def watch(
             state = current
             yield state
         if state.state.finished:
-            entries = log(kaggle, run)
             _require_own(run, entries)
             yield from _unseen(entries, shown)
             if not confirmed:
@@ -213,8 +213,13 @@ def cancel(kaggle: Kaggle, run: Run, *, age: float = math.inf) -> Status:
     started = kaggle.patience.clock()
     for pause in kaggle.patience.pauses():
         now = status(kaggle, run, fresh=False)
-        if now.state.finished:
+        if now.state == State.CANCEL_ACKNOWLEDGED:
             return now
+        if now.state.finished:
+            raise RefusedError(
+                f"{run.name} had ended before it was cancelled: {now.state}",
+                f"What it left can be pulled: `kernelkit pull v{run.version}`.",
+            )
         if kaggle.patience.clock() - started > kaggle.patience.cancelling:
             break
         kaggle.patience.sleep(pause)
@@ -269,6 +274,14 @@ def _confirm(
             yield f"confirmed: {line}"
         return True
     return False
+
+
+def _kept_log(kaggle: Kaggle, run: Run) -> list[LogEntry]:
+    """The log of a run that has ended; empty where Kaggle has none (yet)."""
+    try:
+        return log(kaggle, run)
+    except NotFoundError:
+        return []
 
 
 def _quota(kaggle: Kaggle) -> Iterator[Quota]:

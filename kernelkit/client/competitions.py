@@ -32,7 +32,7 @@ from kernelkit.errors import (
 
 PAGE_SIZE, PAGES = 100, 20  # a look through the list ends after 2,000
 UPLOAD_PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # s, before each attempt that brought nothing new
-ENTER_ATTEMPTS = 3
+ENTER_ATTEMPTS = 2
 LISTED_SECONDS = 20
 """How long a submission whose answer was lost is looked for before it is sent anew [?]."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 15.0  # between two questions for the score
