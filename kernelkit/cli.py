@@ -444,7 +444,7 @@ def run(
         only_reachable=only_reachable,
     )
     kaggle = pipeline.connect_to(config)
-    with speak.watching(DETACHED.format("")) as teller:
+    with speak.watching("interrupted: `kernelkit run` again finds what was sent") as teller:
         pulled = pipeline.run(
             config, kaggle, again=again, wait=wait, deadline=deadline, tell=teller
         )

@@ -277,7 +277,7 @@ def find(root: Path, slug: str, version: int | None = None, owner: str | None = 
             f"{root} knows no {f'{owner}/' if owner else ''}{slug} "
             f"{f'v{version}' if version else 'of any version'} "
             f"(it has: {there})",
-            "Push first: `kernelkit push`.",
+            "`kernelkit runs` lists them." if known else "Push first: `kernelkit push`.",
         )
     return wanted[-1]
 

@@ -310,7 +310,7 @@ class _Fetching:
         if missing and missing + SPARE_BYTES > free:
             raise MachineError(
                 f"the disk of {self.folder} is too full: {_bytes(missing)} are to come, "
-                f"{_bytes(free)} are free",
+                f"{_bytes(free)} are free, and {_bytes(SPARE_BYTES)} must be left",
                 f"Make room for {_bytes(missing + SPARE_BYTES - free)} more, then pull again.",
             )
 

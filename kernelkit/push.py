@@ -193,7 +193,8 @@ def _until_taken(kaggle: Kaggle, kernel: Kernel, known: int, queue: _Queue) -> P
         except (SessionCapError, RateLimitedError) as fault:
             queue.after(fault)
         except AnswerLostError as fault:
-            queue.tell(f"{fault}; reading the kernel back")
+            grace = kaggle.patience.grace
+            queue.tell(f"{fault}; reading the kernel back, for up to {grace:.0f} s")
             version = _version_taken(kaggle, kernel, known, fault)
             if version is not None:
                 queue.tell(f"it was taken, as version {version}")

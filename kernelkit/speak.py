@@ -37,11 +37,12 @@ from kernelkit.runtime import MANIFEST_MARK
 from kernelkit.sync import Plan
 from kernelkit.verify import Verdict
 
+TAIL_CHARACTERS = 1000  # of one line of them
 TAIL_LINES = 6  # of the log under the live table
 BUDGET_ROWS = 25  # files named in the table of render
 LEFT_OUT_NAMED = 5  # files named for each reason
+BESIDE_NAMED = 20  # outputs that were not declared; --json has all
 ERROR_LINES = 8  # of an exception's words; --json has more
-MOST_EPOCHS = 10**9  # more is no plan
 FAILURE_LINES = 25  # of the log, when a run has failed: a traceback's end
 INTERRUPTED = 130
 STARTED = time.monotonic()
@@ -110,9 +111,9 @@ class Teller:
             self._plan(event)
         if event and event["event"] == "epoch" and "experiment" in event:
             self._experiments[str(event["experiment"])] = event
-        line = _epoch_line(event) if event and event["event"] == "epoch" else entry.text.rstrip()
-        line = _lines_printable(line)
-        self._tail = [*self._tail, line][-FAILURE_LINES:]
+        told = _epoch_line(event) if event and event["event"] == "epoch" else entry.text.rstrip()
+        line = _lines_printable(told)
+        self._tail = [*self._tail, line[:TAIL_CHARACTERS]][-FAILURE_LINES:]
         if self._live:
             self._live.update(self._picture())
         elif line and (event is None or event["event"] == "epoch"):
@@ -151,13 +152,11 @@ class Teller:
             return None
         mean, left = sum(took.values()) / len(took), 0.0
         for name, event in self._experiments.items():
-            epochs = event.get("epochs", self._epochs)
-            if isinstance(epochs, int) and abs(epochs) <= MOST_EPOCHS:
-                done = event.get("epoch", 0)
-                done = done if isinstance(done, int) else 0
-                to_do = min(epochs - done, MOST_EPOCHS)
-                left += max(0, to_do) * took.get(name, mean)
-        return left
+            planned = {"epochs": self._epochs, "epoch": 0, **event}
+            if _is_number(planned, "epochs"):
+                done = planned["epoch"] if _is_number(planned, "epoch") else 0
+                left += max(0.0, float(planned["epochs"]) - done) * took.get(name, mean)
+        return left if 0 < left < math.inf else None
 
     def table(self) -> Table:
         """Where each experiment is: a row each, and a column for what they report."""
@@ -245,18 +244,25 @@ def outputs(verdict: Verdict) -> None:
         table.add_row(Text(output["path"]), f"{output['size']:,}", output["sha256"][:12])
     words.print(table)
     if verdict.undeclared:
-        words.print(Text(f"beside them: {', '.join(verdict.undeclared)}", style="dim"))
+        more = len(verdict.undeclared) - BESIDE_NAMED
+        named = ", ".join(verdict.undeclared[:BESIDE_NAMED]) + (f" and {more} more" * (more > 0))
+        words.print(Text(printable(f"beside them: {named}"), style="dim"))
 
 
 def results(folder: Path) -> None:
     """The tables that the run left, where its pictures are, and what it took."""
-    for path in sorted(folder.rglob("*.md")):
-        words.print(Markdown(path.read_text(encoding="utf-8", errors="replace")))
-    for path in sorted(folder.rglob("*.png")):
-        words.print(Text(f"picture: {path}"))
+    for path in _files(folder, "*.md"):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        words.print(Markdown("\n".join(map(printable, text.splitlines()))))
+    for path in _files(folder, "*.png"):
+        words.print(Text(printable(f"picture: {path}")))
     manifest = json.loads((folder / "run-manifest.json").read_text(encoding="utf-8"))
     total = time.monotonic() - STARTED
     words.print(f"the run took {number(manifest.get('seconds'), 0)} s, all of it {total:.0f} s")
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    return sorted(path for path in folder.rglob(pattern) if path.is_file())
 
 
 def submitted(submitted: Submitted) -> None:
@@ -528,6 +534,7 @@ def _quota_line(quota: Quota) -> str:
 
 
 def _is_number(event: Mapping[str, Any], key: str) -> bool:
+    """Whether it is a number that a float can hold: a notebook may report any."""
     value = event.get(key)
     try:
         return (

@@ -322,8 +322,9 @@ def test_the_command_lines(
     assert json.loads(call("runs", "diff", "v1", "--json"))["same"] is False
     shown = json.loads(call("runs", "show", "v1", "--json"))
     assert shown["outputs"] == [{"path": "out.txt", "size": 3, "sha256": "0"}]
-    with pytest.raises(ConfigError, match="knows no"):
+    with pytest.raises(ConfigError, match="knows no") as fault:
         call("runs", "show", "v9")
+    assert fault.value.next_step == "`kernelkit runs` lists them."
     (project / "runs" / "some-kernel" / "v3").mkdir()
     told = call("runs")
     assert [line.split()[1] for line in told.splitlines()[1:4]] == ["v1", "v2", "v3"]
