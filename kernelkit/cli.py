@@ -326,7 +326,8 @@ def logs(
     entries = pipeline.logs(kaggle, record)
     speak.document(as_json, [vars(entry) for entry in entries])
     if not as_json:
-        sys.stdout.write("".join(entry.text for entry in entries))
+        text = "".join(entry.text for entry in entries)
+        sys.stdout.write(speak.lines_printable(text) if sys.stdout.isatty() else text)
 
 
 @app.command()
@@ -419,6 +420,7 @@ def verify_command(
     about = {"folder": str(folder), **vars(verdict), "verified": verdict.verified}
     pipeline.require_verified(verdict, folder, about)
     speak.outputs(verdict)
+    speak.words.print(f"[bold green]verified[/]: {escape(str(folder))}")
     speak.document(as_json, about)
 
 

@@ -272,11 +272,10 @@ def find(root: Path, slug: str, version: int | None = None, owner: str | None = 
         and (owner is None or str(record.push["owner"]).lower() == owner.lower())
     ]
     if not wanted:
-        there = ", ".join(f"v{record.version}" for record in known) or "none"
+        there = ", ".join(f"v{record.version}" for record in known)
+        name = f"{f'{owner}/' if owner else ''}{slug}{f' v{version}' if version else ''}"
         raise ConfigError(
-            f"{root} knows no {f'{owner}/' if owner else ''}{slug} "
-            f"{f'v{version}' if version else 'of any version'} "
-            f"(it has: {there})",
+            f"{root} holds no {name}" + (f" (it has {there})" if there else ": nothing was pushed"),
             "`kernelkit runs` lists them." if known else "Push first: `kernelkit push`.",
         )
     return wanted[-1]

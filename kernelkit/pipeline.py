@@ -981,6 +981,12 @@ def require_success(pulled: Pulled, project: Path | None = None) -> None:
         require_verified(verdict, pulled.folder, about)
         _require_given(pulled)
         return
+    if pulled.state == State.CANCEL_ACKNOWLEDGED:
+        raise RunFailedError(
+            "the run was cancelled",
+            f"What it had left is in {pulled.folder}. To run it again: kernelkit push",
+            about,
+        )
     try:
         diagnosis = diagnose_folder(pulled.folder, project)
     except KernelkitError:  # no log: the failure itself is the news

@@ -198,7 +198,10 @@ def cancel(kaggle: Kaggle, run: Run, *, age: float = math.inf) -> Status:
     """
     now = status(kaggle, run, fresh=age < kaggle.patience.grace)
     if now.state.finished:
-        raise RefusedError(f"{run.name} has ended already ({now.state}): nothing is cancelled")
+        raise RefusedError(
+            f"{run.name} has ended already ({now.state}): nothing is cancelled",
+            f"What it left can be pulled: `kernelkit pull v{run.version}`.",
+        )
     text = "".join(
         entry.text for entry in _live_log(kaggle, run, "", kaggle.patience.longest_pause)
     )

@@ -89,7 +89,7 @@ class Teller:
             seconds = time.monotonic() - self._started
             failure = f": {event.failure}" if event.failure else ""
             words.print(f"[bold]{event.state}[/] after {seconds:.0f} s", end="")
-            words.print(Text(_lines_printable(failure)))
+            words.print(Text(lines_printable(failure)))
         elif isinstance(event, Quota):
             self._quota = event
             if not self._live:
@@ -97,7 +97,7 @@ class Teller:
         elif isinstance(event, Progress):
             self._show(event)
         else:
-            words.print(Text(_lines_printable(event)))
+            words.print(Text(lines_printable(event)))
 
     def unseen_tail(self) -> str:
         """The last lines of the log, where the live table has covered them."""
@@ -112,7 +112,7 @@ class Teller:
         if event and event["event"] == "epoch" and "experiment" in event:
             self._experiments[str(event["experiment"])] = event
         told = _epoch_line(event) if event and event["event"] == "epoch" else entry.text.rstrip()
-        line = _lines_printable(told)
+        line = lines_printable(told)
         self._tail = [*self._tail, line[:TAIL_CHARACTERS]][-FAILURE_LINES:]
         if self._live:
             self._live.update(self._picture())
@@ -162,6 +162,9 @@ class Teller:
         """Where each experiment is: a row each, and a column for what they report."""
         shown = [c for c in COLUMNS if any(c[1] in event for event in self._experiments.values())]
         table = Table("experiment", "epoch", *(label for label, _, _ in shown), box=None)
+        for column in table.columns:  # a narrow terminal cuts names, and wraps nothing
+            column.no_wrap = True
+        table.columns[0].min_width = 8
         for name, event in self._experiments.items():
             epoch = f"{event.get('epoch', 0)}/{event.get('epochs', self._epochs or '?')}"
             table.add_row(
@@ -411,7 +414,7 @@ def printable(line: str) -> str:
     )
 
 
-def _lines_printable(text: str) -> str:
+def lines_printable(text: str) -> str:
     """Like `printable`, for lines of a log: without colours, of a bar what it came to show."""
     lines = TERMINAL_COMMANDS.sub("", text).split("\n")
     return "\n".join(printable(line.rstrip("\r").rpartition("\r")[2]) for line in lines)
@@ -561,7 +564,10 @@ def require_no_failure(end: Status, diagnosis: Diagnosis | None = None) -> None:
     """Say why a run has failed and exit with 6; nothing where it has not."""
     if not has_failed(end):
         return
-    if diagnosis is None:
+    if end.state == "cancel_acknowledged":
+        errors.print("error: the run was cancelled")
+        errors.print("next:  To run it again: kernelkit push")
+    elif diagnosis is None:
         errors.print(Text(f"error: the run has failed: {end.failure or end.state}"))
         errors.print("next:  Bring home its log: kernelkit pull")
     else:

@@ -82,8 +82,7 @@ def words(what: str) -> Iterator[None]:
         raise _from_answer(what, fault) from fault
     except (requests.ConnectionError, requests.Timeout) as fault:
         raise TransientError(
-            f"{what}: no answer from {_host(fault)} ({type(fault).__name__})",
-            "Is the network up?",
+            f"{what}: no answer from {_host(fault)} ({type(fault).__name__})", _way_there(fault)
         ) from fault
     except (requests.RequestException, urllib3.exceptions.HTTPError) as fault:
         # urllib3's own come through where a redirection's body cannot be read.
@@ -168,7 +167,9 @@ def refusal(words: str) -> KernelkitError:
     if "quota" in lowered:
         return QuotaError(f"Kaggle: {words}", "Wait for the quota's refresh, or use a CPU.")
     advice = (remedy for mark, remedy in REMEDIES if mark in lowered)
-    return RefusedError(f"Kaggle refused: {words}", next(advice, ""))
+    return RefusedError(
+        f"Kaggle refused: {words}", next(advice, "Mend what it says, then give the command again.")
+    )
 
 
 REMEDIES = (
@@ -194,6 +195,18 @@ def _host(fault: requests.RequestException) -> str:
     return urlsplit(str(fault.request.url)).netloc if fault.request is not None else "Kaggle"
 
 
+def _way_there(fault: requests.RequestException) -> str:
+    """What to do where nobody answers."""
+    host, _, port = _host(fault).partition(":")
+    if host in ("127.0.0.1", "localhost", "[::1]"):
+        return f"Does a local Kaggle listen there? `kernelkit emulator --port {port or 80}`."
+    return "Is the network up?"
+
+
+def _is_json(response: requests.Response | None) -> bool:
+    return response is not None and "json" in response.headers.get("Content-Type", "")
+
+
 def _from_answer(what: str, fault: requests.HTTPError) -> KernelkitError:
     code, words = _code_and_words(fault)
     asked = None if fault.response is None else retry_after(fault.response)
@@ -212,6 +225,11 @@ def _from_answer(what: str, fault: requests.HTTPError) -> KernelkitError:
         pause = f"{limited.retry_after:.0f} s" if limited.retry_after else "some minutes"
         limited.next_step = f"Try again in {pause}."
         return limited
+    if code == 501 and not _is_json(fault.response):
+        return UnreachableError(
+            f"{what}: what answers at {_host(fault)} is no Kaggle ({words})",
+            "Is it the right --endpoint? `kernelkit emulator` serves a local one.",
+        )
     if code == 501:
         return RefusedError(f"{what}: this Kaggle does not know the call ({words})")
     if code >= 500:

@@ -288,6 +288,12 @@ def test_a_call_that_this_kaggle_does_not_know(kaggle: Kaggle, script: Script) -
         kaggle.quota()
 
 
+def test_a_server_that_is_no_kaggle_is_called_so(kaggle: Kaggle, script: Script) -> None:
+    script.say(b"<html>Unsupported method ('POST')</html>", 501, "text/html")
+    with pytest.raises(UnreachableError, match="is no Kaggle"):
+        kaggle.quota()
+
+
 def test_pages_that_go_round_are_refused(kaggle: Kaggle, script: Script) -> None:
     for token in ("a", "b", "a"):
         script.say({"files": [{"fileName": "f", "url": "u"}], "nextPageToken": token})

@@ -153,7 +153,7 @@ def test_an_older_run_is_never_taken_for_a_half_written_one(tmp_path: Path) -> N
         ledger.find(tmp_path, "some-kernel")
     assert "move the folder away" in told.value.next_step
     assert ledger.find(tmp_path, "some-kernel", 1).version == 1
-    with pytest.raises(ConfigError, match=r"it has: v1"):
+    with pytest.raises(ConfigError, match=r"it has v1"):
         ledger.find(tmp_path, "some-kernel", 3)
 
 
@@ -322,7 +322,7 @@ def test_the_command_lines(
     assert json.loads(call("runs", "diff", "v1", "--json"))["same"] is False
     shown = json.loads(call("runs", "show", "v1", "--json"))
     assert shown["outputs"] == [{"path": "out.txt", "size": 3, "sha256": "0"}]
-    with pytest.raises(ConfigError, match="knows no") as fault:
+    with pytest.raises(ConfigError, match="holds no") as fault:
         call("runs", "show", "v9")
     assert fault.value.next_step == "`kernelkit runs` lists them."
     (project / "runs" / "some-kernel" / "v3").mkdir()
