@@ -88,8 +88,8 @@ class Teller:
         elif isinstance(event, Status):
             seconds = time.monotonic() - self._started
             failure = f": {event.failure}" if event.failure else ""
-            words.print(f"[bold]{event.state}[/] after {seconds:.0f} s", end="")
-            words.print(Text(lines_printable(failure)))
+            after = f" after {seconds:.0f} s{lines_printable(failure)}"
+            words.print(Text.assemble((event.state, "bold"), after))
         elif isinstance(event, Quota):
             self._quota = event
             if not self._live:
