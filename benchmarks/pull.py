@@ -96,7 +96,7 @@ def _project(folder: Path, files: int, megabytes: int) -> Path:
 def _run(project: Path, endpoint: str) -> Record:
     """A run that has ended, and was not pulled."""
     kaggle = Kaggle(Credentials("rehearsal", "the benchmark", key="no-secret"), endpoint)
-    record = pipeline.push(load_config(project, environment={}), kaggle)
+    record, _ = pipeline.push(load_config(project, environment={}), kaggle)
     end = pipeline.watch(kaggle, record)
     if end.state != "complete":
         raise SystemExit(f"the run has failed: {end.failure}")
