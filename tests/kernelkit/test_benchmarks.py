@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -12,6 +14,8 @@ from benchmarks.packages import LINES, write_package
 from benchmarks.tools import Outcome, Package, Project, run_notebook
 from kernelkit import pipeline
 from kernelkit.config import load_config
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 def run_rendered(project: Path, folder: Path) -> Outcome:
@@ -52,3 +56,12 @@ def test_what_a_notebook_ran_into_is_said(tmp_path: Path) -> None:
     cells = [nbformat.v4.new_code_cell("1 / 0")]
     found = run_notebook(nbformat.v4.new_notebook(cells=cells), tmp_path)
     assert found == Outcome(fault="ZeroDivisionError: division by zero")
+
+
+def test_both_ways_of_pulling_bring_the_same_files_home(tmp_path: Path) -> None:
+    small = ["--files", "2", "--megabytes", "1", "--rounds", "1", "--folder", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.pull", *small]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "2 files, 0.00 GB" in done.stdout
+    assert "| kaggle kernels output |" in done.stdout
