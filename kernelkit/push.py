@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -285,28 +286,32 @@ def _check_quota(kaggle: Kaggle, reserve: float, tell: Tell) -> None:
     tell(left)
 
 
-def _check_competition(kaggle: Kaggle, slug: str) -> None:
+@contextmanager
+def _there(otherwise: str, remedy: str) -> Iterator[None]:
+    """For asking after a source: where Kaggle does not find it, the words and what to do."""
     try:
-        kaggle.competition_access(slug)
+        yield
     except NotFoundError as fault:
-        raise _SourceError(
-            f"the competition {slug} gives you no data: {fault}",
-            f"Join it and accept its rules: https://www.kaggle.com/c/{slug}/rules. Nothing was "
-            "sent.",
-        ) from fault
+        raise _SourceError(f"{otherwise}: {fault}", f"{remedy} Nothing was sent.") from fault
+
+
+def _check_competition(kaggle: Kaggle, slug: str) -> None:
+    rules = f"https://www.kaggle.com/c/{slug}/rules."
+    with _there(
+        f"the competition {slug} gives you no data", f"Join it and accept its rules: {rules}"
+    ):
+        kaggle.competition_access(slug)
 
 
 def _check_dataset(kaggle: Kaggle, source: str, tell: Tell) -> None:
     owner, slug = source.split("/")[:2]
     started, told = kaggle.patience.clock(), ""
     for pause in kaggle.patience.pauses():
-        try:
+        with _there(
+            f"there is no dataset {source}, or it is not yours to see",
+            "Mend dataset_sources, or ask its owner.",
+        ):
             now = kaggle.dataset_status(owner, slug)
-        except NotFoundError as fault:
-            raise _SourceError(
-                f"there is no dataset {source}, or it is not yours to see: {fault}",
-                "Mend dataset_sources, or ask its owner. Nothing was sent.",
-            ) from fault
         if now == "READY":
             return
         if now in ("FAILED", "DELETED"):
@@ -326,23 +331,15 @@ def _check_dataset(kaggle: Kaggle, source: str, tell: Tell) -> None:
 
 def _check_kernel(kaggle: Kaggle, source: str) -> None:
     owner, slug = source.split("/")[:2]
-    try:
+    missing = f"there is no kernel {source}, or it is not yours to see"
+    with _there(missing, "Mend kernel_sources."):
         kaggle.kernel(owner, slug)
-    except NotFoundError as fault:
-        raise _SourceError(
-            f"there is no kernel {source}, or it is not yours to see: {fault}",
-            "Mend kernel_sources. Nothing was sent.",
-        ) from fault
 
 
 def _check_model(kaggle: Kaggle, source: str) -> None:
-    try:
+    missing = f"there is no model {source}, or it is not yours to use"
+    with _there(missing, "Mend model_sources, or accept the model's terms on its page."):
         kaggle.model_access(source)
-    except NotFoundError as fault:
-        raise _SourceError(
-            f"there is no model {source}, or it is not yours to use: {fault}",
-            "Mend model_sources, or accept the model's terms on its page. Nothing was sent.",
-        ) from fault
 
 
 def _differences(kernel: Kernel, run: Run, given: Given) -> Iterator[str]:

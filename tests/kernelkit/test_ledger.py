@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from kernelkit import history, ledger, speak
 from kernelkit.cli import app
 from kernelkit.errors import ConfigError, MachineError
+from kernelkit.ledger import Name, parse_name
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 DIGEST = "d" * 64
@@ -332,3 +333,26 @@ def test_the_command_lines(
     cli("runs", "show", cwd=project, expect=10)
     with pytest.raises(ConfigError, match="stand before"):
         app(["runs", "--json", "show", "v1"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("v3", Name(None, None, 3)),
+        ("3", Name(None, None, 3)),
+        ("some-kernel", Name(None, "some-kernel", None)),
+        ("some-kernel/v3", Name(None, "some-kernel", 3)),
+        ("Ann/Some-Kernel", Name("Ann", "some-kernel", None)),
+        ("ann/some-kernel/v12", Name("ann", "some-kernel", 12)),
+    ],
+)
+def test_a_run_is_named_as_people_do(text: str, name: Name) -> None:
+    assert parse_name(text) == name
+
+
+@pytest.mark.parametrize(
+    "text", ["", "/", "a/b/c", "../x", "a b", "a//v1", "runs/some-kernel/v1/x"]
+)
+def test_what_names_no_run_is_said(text: str) -> None:
+    with pytest.raises(ConfigError, match="is no name of a run"):
+        parse_name(text)
