@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from kernelkit import ledger, pipeline, push
+from kernelkit import ledger, pipeline, push, remote
 from kernelkit.client import Credentials, Kaggle, Patience, State
 from kernelkit.config import Config, load_config
 from kernelkit.errors import (
@@ -128,10 +130,12 @@ def test_an_older_run_of_the_same_digest_is_not_taken_for_the_lost_one(case: Cas
 
 @pytest.mark.parametrize("form", ["seconds", "date", "none"])
 def test_too_many_calls_are_waited_for_as_asked(case: Case, form: str) -> None:
-    case.lie(f"rate-limit,call=SaveKernel,form={form},retry_after=1")
-    case.kaggle.patience = Patience(**{**vars(QUICK), "grace": 10, "sleep": lambda _: None})
+    case.lie(f"rate-limit,call=SaveKernel,form={form},retry_after=30")
+    slept: list[float] = []
+    case.kaggle.patience = Patience(**{**vars(QUICK), "grace": 100, "sleep": slept.append})
     assert case.push(SLOW) is Outcome.PUSHED
     assert case.versions == 1
+    assert any(pause > 25 for pause in slept) is (form != "none")
 
 
 def test_too_many_calls_for_too_long_are_capacity(case: Case) -> None:
@@ -316,6 +320,17 @@ def test_a_kernel_that_is_made_anew_is_pushed_once(case: Case) -> None:
     assert case.versions == 2
     assert case.push() is Outcome.REATTACHED
     assert any("v8 is not on Kaggle any more" in line for line in case.said)
+
+
+def test_a_cell_that_kaggle_has_otherwise_is_named(case: Case) -> None:
+    case.push(SLOW)
+    run = remote.Run(**{k: case.record().push[k] for k in remote.Run.__dataclass_fields__})
+    kernel = pipeline.render(case.config(SLOW))
+    assert push.read_back(case.kaggle, kernel, run) == []
+    other = replace(kernel, notebook=kernel.notebook.replace("To run it:", "To run it all:", 1))
+    assert other.notebook != kernel.notebook
+    (told,) = push.read_back(case.kaggle, other, run)
+    assert re.fullmatch(r"cell \d+ on Kaggle differs from what was sent", told)
 
 
 def test_another_machine_than_asked_is_said_by_the_watch(case: Case) -> None:
