@@ -241,6 +241,14 @@ def test_of_two_pushes_at_once_one_runs(case: Case) -> None:
     assert case.versions == 1
 
 
+def test_the_same_pushed_from_another_machine_meanwhile_is_told(case: Case) -> None:
+    case.push(SLOW)
+    kernel = pipeline.render(case.config(SLOW))
+    pushed = push.send(case.kaggle, kernel, known=0, tell=case.said.append)  # it saw none before
+    assert pushed.run.version == 2
+    assert any("v1 has the same digest" in line for line in case.said)
+
+
 def test_a_run_pushed_from_elsewhere_is_adopted_watched_and_pulled(
     case: Case, tmp_path: Path
 ) -> None:
