@@ -14,6 +14,7 @@ apart. Nothing is ever written there, and every picture is read and checked befo
 from __future__ import annotations
 
 import hashlib
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -26,19 +27,24 @@ import numpy as np
 import numpy.typing as npt
 import pandas
 import torch
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src_salt.config import SaltError, Settings
+from src_salt.device import ALONE, Compute, Team
 from src_salt.outputs import progress
 from src_salt.transforms import (
+    DRAWS,
     PICTURE_SIZE,
     Picture,
     applied,
     applied_to_image,
     augmented,
+    augmented_batch,
     evaluation_transform,
+    fitted,
+    normalised,
     training_transform,
 )
 
@@ -123,6 +129,13 @@ def load_competition(data_dir: Path) -> Competition:
         test=_read_test(root, test_ids),
         sample_submission=root / "sample_submission.csv",
     )
+
+
+def load_labelled(data_dir: Path) -> LabelledImages:
+    """The training pictures alone, read and checked as `load_competition` does."""
+    root = find_competition(data_dir)
+    test_ids = read_ids(root / "sample_submission.csv")
+    return _read_labelled(root, sorted(read_ids(root / "train.csv")), set(test_ids))
 
 
 def find_competition(data_dir: Path) -> Path:
@@ -300,20 +313,42 @@ def _one_channel(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return pixels[..., 0]
 
 
+def coverage_classes(masks: Pictures) -> npt.NDArray[np.int64]:
+    """0 for an empty mask (N, 101, 101), else the tenth of the picture it covers, 1 to 10: (N,)."""
+    covered = masks.mean(axis=(1, 2))
+    classes: npt.NDArray[np.int64] = np.ceil(covered * 10).astype(np.int64)
+    return classes
+
+
 # --- split, datasets, loaders -------------------------------------------------------------------
 
 
-def split(labelled: LabelledImages, settings: Settings) -> tuple[LabelledImages, LabelledImages]:
+def split(
+    labelled: LabelledImages, settings: Settings, fold: int | None = None
+) -> tuple[LabelledImages, LabelledImages]:
     """80% to train, 20% to validate: scikit-learn's split with seed 42 over the sorted ids.
 
-    The split does not move with the run's seed. The limits then take the first rows of each side
-    in the order in which scikit-learn gives them, which is a random one.
+    With a fold (from 1) that part of `settings.folds` validates, and each has about the same share
+    of every coverage. The split does not move with the run's seed. The limits then take the first
+    rows of each side; without folds these come in a random order.
     """
     if len(labelled) < 4:
         raise DataError(f"train.csv: {len(labelled)} images are too few to split; 4 are needed.")
-    train, validation = train_test_split(
-        range(len(labelled)), test_size=VALIDATION_SHARE, random_state=SPLIT_SEED
-    )
+    if fold is None:
+        train, validation = train_test_split(
+            range(len(labelled)), test_size=VALIDATION_SHARE, random_state=SPLIT_SEED
+        )
+    else:
+        if len(labelled) < settings.folds:
+            raise DataError(
+                f"train.csv: {len(labelled)} images cannot be split into {settings.folds} folds."
+            )
+        folds = StratifiedKFold(settings.folds, shuffle=True, random_state=SPLIT_SEED)
+        with warnings.catch_warnings():
+            # A class smaller than the number of folds is not a fault here.
+            warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+            parts = list(folds.split(labelled.images, coverage_classes(labelled.masks)))
+        train, validation = (rows.tolist() for rows in parts[fold - 1])
     return (
         labelled.taken(train[: settings.limit_train]),
         labelled.taken(validation[: settings.limit_val]),
@@ -370,42 +405,45 @@ class ShuffledDraws(Sampler[tuple[int, int]]):
     Drawn in the main process, so a batch is the same however many workers there are.
     """
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.length = length
+    def __init__(self, length: int, seed: int, batch_size: int, team: Team) -> None:
+        self.length, self.batch_size, self.team = length, batch_size, team
         self.generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.team.share(torch.arange(self.length), self.batch_size, fill=False))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = torch.randperm(self.length, generator=self.generator)
         seeds = torch.randint(2**62, (self.length,), generator=self.generator)
-        return iter(list(zip(order.tolist(), seeds.tolist(), strict=True)))
+        draws = torch.stack([order, seeds], dim=1)
+        return iter(self.team.share(draws, self.batch_size, fill=False).tolist())
 
 
-def training_loader(labelled: LabelledImages, settings: Settings) -> Pairs:
+def training_loader(labelled: LabelledImages, settings: Settings, team: Team = ALONE) -> Pairs:
     """Shuffled and augmented batches, the same in every run with the same seed."""
     dataset = TrainingDataset(labelled, settings.image_size)
     # A last batch of a single image has no variance for batch normalisation to divide by.
     lonely = len(dataset) % settings.batch_size == 1
-    draws = ShuffledDraws(len(dataset), settings.seed)
-    return _loader(dataset, settings, sampler=draws, drop_last=lonely)
+    draws = ShuffledDraws(len(dataset), settings.seed, settings.batch_size, team)
+    return _loader(dataset, settings, team, sampler=draws, drop_last=lonely)
 
 
-def evaluation_loader(labelled: LabelledImages, settings: Settings) -> Pairs:
+def evaluation_loader(labelled: LabelledImages, settings: Settings, team: Team = ALONE) -> Pairs:
     """Batches in the order of the rows, unaugmented."""
-    return _loader(EvaluationDataset(labelled, settings.image_size), settings)
+    dataset = EvaluationDataset(labelled, settings.image_size)
+    rows = team.share(torch.arange(len(dataset)), settings.batch_size, fill=True)
+    return _loader(dataset, settings, team, sampler=rows.tolist())
 
 
 def image_loader(images: Pictures, settings: Settings) -> DataLoader[Tensor]:
     """Batches of images (B, 3, S, S) in the order of the rows."""
-    return _loader(ImageDataset(images, settings.image_size), settings)
+    return _loader(ImageDataset(images, settings.image_size), settings, ALONE)
 
 
-def _loader(dataset: Dataset[T], settings: Settings, **options: Any) -> DataLoader[T]:
+def _loader(dataset: Dataset[T], settings: Settings, team: Team, **options: Any) -> DataLoader[T]:
     return DataLoader(
         dataset,
-        batch_size=settings.batch_size,
+        batch_size=settings.batch_size // team.size,
         num_workers=settings.num_workers,
         persistent_workers=settings.num_workers > 0,
         worker_init_fn=_start_worker,
@@ -419,3 +457,64 @@ def _loader(dataset: Dataset[T], settings: Settings, **options: Any) -> DataLoad
 def _start_worker(_worker_id: int) -> None:
     """Workers are the parallelism: OpenCV's own threads inside each would only compete."""
     cv2.setNumThreads(0)
+
+
+# --- batches on the device ----------------------------------------------------------------------
+
+
+class DeviceBatches:
+    """Batches of images (B, 3, S, S) and masks (B, 1, S, S) from bytes that lie on the device.
+
+    The data set is brought to the network's size and copied there once: 4,000 pairs of 128x128
+    take 131 MB. An epoch's order and random numbers are drawn together on the CPU, so they do not
+    depend on the device, and nothing within the epoch waits for it.
+    """
+
+    def __init__(
+        self,
+        labelled: LabelledImages,
+        settings: Settings,
+        compute: Compute,
+        team: Team,
+        augmentation: str | None = None,
+    ) -> None:
+        size, fit = settings.image_size, settings.training.fit
+        images = fitted(labelled.images, size, fit)
+        masks = fitted(labelled.masks, size, fit, nearest=True)
+        self.images = torch.from_numpy(images).to(compute.device)
+        self.masks = torch.from_numpy(masks).to(compute.device)
+        self.batch_size, self.team = settings.batch_size, team
+        self.augmentation = augmentation
+        self.channels_last = compute.channels_last
+        self.generator = torch.Generator().manual_seed(settings.seed)
+
+    def __len__(self) -> int:
+        return -(-self._count() // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.augmentation is None:
+            for rows in self._shares(torch.arange(self._count()), fill=True):
+                yield self._batch(self.images[rows].float(), self.masks[rows].float())
+            return
+        order = torch.randperm(len(self.images), generator=self.generator)[: self._count()]
+        draws = torch.rand((len(self.images), DRAWS), generator=self.generator)
+        draws = draws.to(self.images.device)
+        for rows in self._shares(order, fill=False):
+            both = augmented_batch(
+                self.images[rows], self.masks[rows], draws[rows], self.augmentation
+            )
+            yield self._batch(both[:, 0], both[:, 1])
+
+    def _shares(self, rows: Tensor, fill: bool) -> Sequence[Tensor]:
+        """This process's rows of each batch, on the device."""
+        mine = self.team.share(rows, self.batch_size, fill).to(self.images.device)
+        return torch.split(mine, self.batch_size // self.team.size)
+
+    def _batch(self, pixels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return normalised(pixels).contiguous(memory_format=layout), masks[:, None]
+
+    def _count(self) -> int:
+        """Images of an epoch; a lonely last one has no variance to be normalised by."""
+        lonely = self.augmentation is not None and len(self.images) % self.batch_size == 1
+        return len(self.images) - lonely

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from torch import nn
 
 from src_salt import report
+from src_salt.assess import Assessment, assess
+from src_salt.budget import Budget
 from src_salt.config import Settings, SettingsError
-from src_salt.data import LabelledImages, TestImages, load_competition, split
+from src_salt.data import Competition, LabelledImages, TestImages, load_competition, split
+from src_salt.device import pick_device
 from src_salt.experiments import Result, best_of, run_experiments
-from src_salt.metrics import THRESHOLD, competition_score, iou
+from src_salt.metrics import Cut
 from src_salt.model import require_encoder_weights
-from src_salt.outputs import Outputs, emit, write_zip
+from src_salt.outputs import Outputs, emit, refused_writing, write_zip
 from src_salt.predict import load_model, predict
 from src_salt.submission import write_submission
-from src_salt.train import pick_device
 
 SHOWN_CASES = 6
 
@@ -35,32 +36,34 @@ def run(data_dir: str | Path, output_dir: str | Path, **parameters: Any) -> dict
     settings = Settings.from_parameters(
         {"data_dir": data_dir, "output_dir": output_dir, **parameters}
     )
+    budget = Budget(settings.max_hours)
     outputs = _prepared(settings.output_dir)
     competition = load_competition(settings.data_dir)
     require_encoder_weights((chosen.backbone for chosen in settings.chosen), settings)
-    train, validation = split(competition.labelled, settings)
+    train, validation = split(competition.labelled, settings, settings.chosen[0].fold)
+    budget.closing_images = _closing_images(settings, competition)
     outputs.remove_stale()
     _announce(settings, train, validation, competition.test)
 
-    results = run_experiments(settings, train, validation, outputs)
+    with refused_writing(outputs.root):
+        results = run_experiments(settings, competition.labelled, outputs, budget)
     best = best_of(results)
-    model = load_model(best.experiment, outputs)
-    assessed = _assess(model, validation, settings)
-    _submit(model, competition.test, competition.sample_submission, settings, outputs)
-    _report(results, assessed, validation, outputs)
-    _pack(results, outputs)
+    models = [load_model(result.experiment, settings, outputs) for result in best]
+    assessed = assess(best, models, competition.labelled, settings)
+    with refused_writing(outputs.root):
+        _submit(models, assessed.cut, competition, settings, outputs)
+        _report(results, assessed, outputs)
+        _pack(results, outputs)
     summary = _summary(results, assessed, outputs)
     emit("done", **summary)
     return summary
 
 
-@dataclass(frozen=True)
-class _Assessment:
-    """The best network on the validation images at their full size."""
-
-    masks: npt.NDArray[np.bool_]  # (N, 101, 101) bool
-    ious: npt.NDArray[np.float32]  # (N,)
-    score: float
+def _closing_images(settings: Settings, competition: Competition) -> int:
+    """Images that go through a network once training has ended, every view of them counted."""
+    views = 2 if settings.training.flip_views else 1
+    once = len(competition.test) * settings.folds + len(competition.labelled)
+    return once * views
 
 
 def _prepared(folder: Path) -> Outputs:
@@ -85,34 +88,30 @@ def _announce(
     )
 
 
-def _assess(model: nn.Module, validation: LabelledImages, settings: Settings) -> _Assessment:
-    batches = predict(model, validation.images, settings, "validation")
-    masks = np.concatenate([batch > THRESHOLD for batch in batches])
-    predicted, truth = torch.from_numpy(masks), torch.from_numpy(validation.masks > 0)
-    score = competition_score(predicted, truth).mean().item()
-    return _Assessment(masks, iou(predicted, truth).numpy(), score)
-
-
 def _submit(
-    model: nn.Module, test: TestImages, sample: Path, settings: Settings, outputs: Outputs
+    models: Sequence[nn.Module],
+    cut: Cut,
+    competition: Competition,
+    settings: Settings,
+    outputs: Outputs,
 ) -> None:
-    batches = predict(model, test.images, settings, "test")
-    masks = (mask for batch in batches for mask in batch > THRESHOLD)
-    write_submission(outputs.submission, test.ids, masks, sample)
+    test = competition.test
+    batches = predict(models, test.images, settings, "test")
+    masks = (mask for batch in batches for mask in cut.masks(batch))
+    write_submission(outputs.submission, test.ids, masks, competition.sample_submission)
 
 
-def _report(
-    results: list[Result], assessed: _Assessment, validation: LabelledImages, outputs: Outputs
-) -> None:
+def _report(results: list[Result], assessed: Assessment, outputs: Outputs) -> None:
     report.write_table(results, assessed.score, outputs.table_csv, outputs.table_markdown)
     report.plot_iou_comparison(results, outputs.iou_plot)
     report.plot_losses(results, outputs.loss_plot)
-    title = f"Validation images, predicted by {best_of(results).experiment.name}"
-    report.plot_predictions(_cases(assessed, validation), title, outputs.predictions_plot)
+    title = f"Validation images, predicted by {best_of(results)[0].experiment.grid_name}"
+    report.plot_predictions(_cases(assessed), title, outputs.predictions_plot)
 
 
-def _cases(assessed: _Assessment, validation: LabelledImages) -> list[report.Case]:
+def _cases(assessed: Assessment) -> list[report.Case]:
     """A few images spread evenly from little salt to much, with as few empty ones as can be."""
+    validation = assessed.validation
     salt = validation.masks.mean(axis=(1, 2))
     by_salt = np.argsort(salt, kind="stable")
     empty = int((salt == 0).sum())
@@ -138,18 +137,20 @@ def _pack(results: list[Result], outputs: Outputs) -> None:
     write_zip(outputs.results_zip, outputs.root, outputs.results)
 
 
-def _summary(results: list[Result], assessed: _Assessment, outputs: Outputs) -> dict[str, Any]:
+def _summary(results: list[Result], assessed: Assessment, outputs: Outputs) -> dict[str, Any]:
     best = best_of(results)
     return {
-        "best_experiment": best.experiment.name,
-        "best_val_iou": best.best.val_iou,
+        "best_experiment": best[0].experiment.grid_name,
+        "best_val_iou": fmean(result.best.val_iou for result in best),
         "best_val_score": assessed.score,
         "experiments": [
             {
                 "experiment": result.experiment.name,
                 "best_val_iou": result.best.val_iou,
                 "best_epoch": result.best.epoch,
+                "best_val_score": result.best.val_score,
                 "epochs": len(result.history),
+                "ended": result.ended,
                 "weights": outputs.relative(outputs.weights(result.experiment.name)),
             }
             for result in results

@@ -17,10 +17,16 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from src_salt.config import SaltError
+
 T = TypeVar("T")
 
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 """The earliest time a zip can hold: the same files then always give the same bytes."""
+
+
+class OutputError(SaltError):
+    """The output folder takes no more; the message names the file."""
 
 
 @contextmanager
@@ -34,6 +40,19 @@ def whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def refused_writing(folder: Path) -> Iterator[None]:
+    """OutputError for what the disk refuses inside; nothing that was whole before is lost."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{error.filename or folder}: cannot be written ({error.strerror or error}). The "
+            f"weights of finished experiments are kept in {folder / 'models'}: make room and run "
+            "again, which trains none of them anew."
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -101,6 +120,36 @@ class Outputs:
         """Every file of the folder results/."""
         pictures = (self.iou_plot, self.loss_plot, self.predictions_plot)
         return (*pictures, self.table_csv, self.table_markdown)
+
+    def checkpoint(self, experiment: str) -> Path:
+        """Where an unfinished experiment stands; gone once it is complete."""
+        return self.root / "checkpoints" / f"{experiment}.pt"
+
+    def take_over(self, earlier: Path) -> list[str]:
+        """Copy what an earlier run left of experiments that have nothing here; the files' names.
+
+        `earlier` is its output folder, or one with its models.zip. OutputError if there is none.
+        """
+        if not earlier.is_dir():
+            raise OutputError(f"resume_dir: there is no folder {earlier}.")
+        packed = earlier / "models.zip"
+        roots: list[Path | zipfile.Path] = [earlier]
+        if packed.is_file():
+            roots.append(zipfile.Path(packed))
+        taken = []
+        for folder in (root / name for root in roots for name in ("models", "checkpoints")):
+            for source in folder.iterdir() if folder.is_dir() else ():
+                target = self.root / folder.name / source.name
+                if target.exists() or not source.is_file():
+                    continue
+                with (
+                    whole(target) as temporary,
+                    temporary.open("wb") as copy,
+                    source.open("rb") as content,
+                ):
+                    shutil.copyfileobj(content, copy)
+                taken.append(self.relative(target))
+        return sorted(taken)
 
     def remove_stale(self) -> None:
         """Remove what a former run ended with, so that a run that fails leaves none of it."""

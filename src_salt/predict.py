@@ -1,44 +1,78 @@
-"""Probabilities at full size from a trained network."""
+"""Probabilities at full size from trained networks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from src_salt.config import Experiment, Settings
 from src_salt.data import Pictures, image_loader
+from src_salt.device import Compute, pick_compute
+from src_salt.metrics import Probabilities
 from src_salt.model import UNet
 from src_salt.outputs import Outputs, progress
-from src_salt.train import pick_device
-from src_salt.transforms import restored
+from src_salt.transforms import fitted, normalised, restored
 
-Probabilities = npt.NDArray[np.float32]
-"""Of salt at each pixel, (N, 101, 101)."""
+BATCH_SIZE = 128
+"""Images that go through the network at once on the fast path: no gradients are kept."""
 
 
-def load_model(experiment: Experiment, outputs: Outputs) -> nn.Module:
+def load_model(experiment: Experiment, settings: Settings, outputs: Outputs) -> nn.Module:
     """The network with the best weights of an experiment, ready to predict."""
-    model = UNet(experiment.backbone)
+    model = UNet(experiment.backbone, settings.training.decoder)
     path = outputs.weights(experiment.name)
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return model.to(pick_device()).eval()
+    return pick_compute(settings.training.on_device).place(model).eval()
 
 
 def predict(
-    model: nn.Module, images: Pictures, settings: Settings, title: str
+    models: Sequence[nn.Module], images: Pictures, settings: Settings, title: str
 ) -> Iterator[Probabilities]:
     """Probabilities of gray images (N, 101, 101), batch by batch, in their order.
 
-    An iterator, since those of 18,000 images would take 730 MB at once.
+    The mean over the models, and over the mirrored views where the recipe has them. An iterator,
+    since the probabilities of 18,000 images would take 730 MB at once.
     """
-    device = next(model.parameters()).device
-    for batch in progress(image_loader(images, settings), title):
+    recipe = settings.training
+    compute = pick_compute(recipe.on_device)
+    for batch in _inputs(images, settings, compute, title):
         # Inside the loop: around a generator the mode would hold for whoever consumes it.
         with torch.inference_mode():
-            logits = model(batch.to(device, non_blocking=True))
-            probabilities = restored(torch.sigmoid(logits))
+            inputs = batch.to(compute.device, non_blocking=True)
+            views = [_probabilities(model, inputs, compute) for model in models]
+            if recipe.flip_views:
+                mirrored = inputs.flip(-1)
+                views += [_probabilities(model, mirrored, compute).flip(-1) for model in models]
+            mean = torch.stack(views).mean(dim=0)
+            probabilities = restored(mean, recipe.fit)
         yield probabilities.cpu().numpy()
+
+
+def predict_all(
+    models: Sequence[nn.Module], images: Pictures, settings: Settings, title: str
+) -> Probabilities:
+    """The same for as many images as fit into memory."""
+    return np.concatenate(list(predict(models, images, settings, title)))
+
+
+def _probabilities(model: nn.Module, inputs: Tensor, compute: Compute) -> Tensor:
+    with compute.autocast():
+        logits = model(inputs)
+    return torch.sigmoid(logits.float())
+
+
+def _inputs(images: Pictures, settings: Settings, compute: Compute, title: str) -> Iterator[Tensor]:
+    """The network's inputs (B, 3, S, S)."""
+    if not settings.training.on_device:
+        yield from progress(image_loader(images, settings), title)
+        return
+    layout = torch.channels_last if compute.channels_last else torch.contiguous_format
+    for start in progress(range(0, len(images), BATCH_SIZE), title):
+        batch = fitted(
+            images[start : start + BATCH_SIZE], settings.image_size, settings.training.fit
+        )
+        pixels = torch.from_numpy(batch).to(compute.device, non_blocking=True).float()
+        yield normalised(pixels).contiguous(memory_format=layout)

@@ -1,38 +1,71 @@
-"""One experiment: epochs, the best weights, the history.
+"""One experiment: epochs, the best weights, a checkpoint after each epoch, the history.
 
-The best weights are written whenever validation improves; the history is written last, and its
-presence is what says that the experiment is complete.
+The best weights are written whenever validation improves. What an epoch changes is all in
+`Training`, so that a checkpoint of it is enough to go on, bit for bit on a CPU.
 """
 
 from __future__ import annotations
 
-import io
+import hashlib
 import math
-import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
+from src_salt.budget import Budget
+from src_salt.checkpoint import (
+    CheckpointError,
+    State,
+    as_bytes,
+    random_state,
+    read_checkpoint,
+    restore_random_state,
+    write_checkpoint,
+)
 from src_salt.config import Experiment, SaltError, Settings
-from src_salt.data import LabelledImages, Pairs, evaluation_loader, training_loader
-from src_salt.losses import LOSS_FUNCTIONS, Loss
-from src_salt.metrics import iou
+from src_salt.data import (
+    DeviceBatches,
+    LabelledImages,
+    Pairs,
+    ShuffledDraws,
+    evaluation_loader,
+    training_loader,
+)
+from src_salt.device import ALONE, Team, pick_compute, seed_everything, synchronised
+from src_salt.losses import LOSS_FUNCTIONS
+from src_salt.metrics import THRESHOLD, competition_score, iou
 from src_salt.model import UNet, load_encoder_weights
 from src_salt.outputs import Outputs, emit, progress, whole
+from src_salt.transforms import restored
 
 PLATEAU_FACTOR = 0.1
 PLATEAU_PATIENCE = 5
 """Epochs without a better validation IoU before the learning rate falls to a tenth."""
 
+WARM_UP = 0.1
+"""Share of the steps in which one-cycle's learning rate rises."""
+
+Batches = Pairs | DeviceBatches
+
 
 class TrainingError(SaltError):
     """Training broke down; the message names experiment and epoch."""
+
+
+class OutOfMemory(SaltError):
+    """A step does not fit into memory; the message is the allocator's."""
+
+
+class WorkerDied(SaltError):
+    """A process that prepares batches is gone."""
 
 
 @dataclass(frozen=True)
@@ -44,26 +77,200 @@ class Epoch:
     val_loss: float
     train_iou: float  # of the augmented images, while the weights still move
     val_iou: float
-    learning_rate: float
+    val_score: float  # the competition's, of the masks at their full size of 101x101
+    learning_rate: float  # of the first step
 
 
-def pick_device() -> torch.device:
-    """CUDA where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+@dataclass(frozen=True)
+class Outcome:
+    """How far an experiment came."""
+
+    history: tuple[Epoch, ...]
+    ended: str
+    """Why it ended before its last epoch; empty if it is complete."""
 
 
-def seed_everything(seed: int, device: torch.device) -> None:
-    """Make what follows repeat itself: bit for bit on a CPU, closely on CUDA.
+class Training:
+    """Everything of an experiment that changes while it is trained.
 
-    On CUDA the backward pass of bilinear upsampling adds in an arbitrary order. Its deterministic
-    form is several times slower, so strictness stays a matter of the CPU.
+    `parts` is the number of pieces in which a batch goes through the network: as many need less
+    memory, and their gradients are added up. Batch normalisation then sees the pieces, and Dice is
+    taken over each of them.
     """
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(device.type == "cpu")
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        settings: Settings,
+        train: LabelledImages,
+        validation: LabelledImages,
+        parts: int = 1,
+        team: Team = ALONE,
+    ) -> None:
+        self.experiment, self.settings, self.recipe = experiment, settings, settings.training
+        self.parts, self.team = parts, team
+        self.compute = pick_compute(self.recipe.on_device, self.team)
+        seed_everything(settings.seed, self.compute.device, exact=not self.recipe.on_device)
+        weights = load_encoder_weights(experiment.backbone, settings)
+        model = UNet(experiment.backbone, self.recipe.decoder, weights)
+        self.model = self.compute.place(synchronised(model, self.team))
+        self.network: nn.Module = self.model
+        if self.team.size > 1:
+            self.network = DistributedDataParallel(self.model)
+        self.loss = LOSS_FUNCTIONS[experiment.loss]
+        self.batches, self.validation = self._batches(train, validation)
+        self.truths = torch.from_numpy(validation.masks).to(self.compute.device) > 0
+        self.optimizer, self.scheduler = self._optimizer()
+        self.scaler = self.compute.scaler()
+        self.history: list[Epoch] = []
+        self.seconds_per_image = 0.0
+        """Of the last validation."""
+
+    def _batches(
+        self, train: LabelledImages, validation: LabelledImages
+    ) -> tuple[Batches, Batches]:
+        if not self.recipe.on_device:
+            return (
+                training_loader(train, self.settings, self.team),
+                evaluation_loader(validation, self.settings, self.team),
+            )
+        shared = self.settings, self.compute, self.team
+        return (
+            DeviceBatches(train, *shared, augmentation=self.recipe.augmentation),
+            DeviceBatches(validation, *shared),
+        )
+
+    def _optimizer(self) -> tuple[Optimizer, ReduceLROnPlateau | OneCycleLR]:
+        parameters = self.model.parameters()
+        rate, decay = self.recipe.learning_rate, self.recipe.weight_decay
+        fused = True if self.recipe.on_device else None
+        if self.recipe.schedule == "plateau":
+            adam = Adam(parameters, lr=rate, weight_decay=decay, fused=fused)
+            return adam, ReduceLROnPlateau(
+                adam, mode="max", factor=PLATEAU_FACTOR, patience=PLATEAU_PATIENCE
+            )
+        adamw = AdamW(parameters, lr=rate, weight_decay=decay, fused=fused)
+        # The rise takes a step at least, without which its formula divides by zero.
+        steps = max(2, self.settings.epochs * len(self.batches))
+        warm_up = max(WARM_UP, 2 / steps)
+        return adamw, OneCycleLR(adamw, max_lr=rate, total_steps=steps, pct_start=warm_up)
+
+    @property
+    def improved(self) -> bool:
+        """Whether the last epoch is the best so far."""
+        return best_epoch(self.history, self.recipe.select_by) is self.history[-1]
+
+    def one_epoch(self) -> Epoch:
+        """Train on every image once, validate, and step the schedule.
+
+        Raises:
+            TrainingError: a loss is no longer a number.
+            OutOfMemory: a step needs more memory than there is.
+            WorkerDied: a process that prepares batches was ended.
+        """
+        try:
+            return self._epoch()
+        except RuntimeError as error:
+            if _is_out_of_memory(error):
+                raise OutOfMemory(str(error).splitlines()[0]) from error
+            if "DataLoader worker" in str(error):
+                raise WorkerDied(str(error).splitlines()[0]) from error
+            raise
+
+    def _epoch(self) -> Epoch:
+        number = len(self.history) + 1
+        title = f"{self.experiment.name} epoch {number}"
+        learning_rate = float(self.optimizer.param_groups[0]["lr"])
+        train_loss, train_iou = self._train_pass(progress(self.batches, title))
+        self._require_finite(train_loss, "training", number)
+        started = time.monotonic()
+        val_loss, val_iou, val_score = self._validation_pass(
+            progress(self.validation, f"{title} validation")
+        )
+        self.seconds_per_image = (time.monotonic() - started) / len(self.truths)
+        self._require_finite(val_loss, "validation", number)
+        epoch = Epoch(number, train_loss, val_loss, train_iou, val_iou, val_score, learning_rate)
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(epoch.val_iou)
+        self.history.append(epoch)
+        return epoch
+
+    def _train_pass(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+        self.network.train()
+        means = _Means()
+        for images, masks in batches:
+            self.optimizer.zero_grad(set_to_none=True)
+            pieces = zip(images.chunk(self.parts), masks.chunk(self.parts), strict=True)
+            for piece, its_masks in pieces:
+                value, logits, targets = self._forward(self.network, piece, its_masks)
+                share = len(piece) / len(images)
+                self.scaler.scale(value * share).backward()  # type: ignore[no-untyped-call]
+                ious = iou(logits.detach()[:, 0] > 0, targets[:, 0] > 0)  # 0 is probability 0.5
+                means.add(len(targets), value * len(targets), ious.sum())
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            if isinstance(self.scheduler, OneCycleLR):
+                self.scheduler.step()
+        loss, mean_iou = means.read()
+        return loss, mean_iou
+
+    @torch.inference_mode()
+    def _validation_pass(
+        self, batches: Iterable[tuple[Tensor, Tensor]]
+    ) -> tuple[float, float, float]:
+        model = self.model.eval()
+        means = _Means()
+        for images, masks in batches:
+            truths = self.truths[means.images : means.images + len(images) * self.team.size]
+            count = len(truths)  # the last batch of a team is filled up
+            value, logits, targets = self._forward(model, images, masks, count)
+            ious = iou(logits[:, 0] > 0, targets[:, 0] > 0)
+            full = restored(torch.sigmoid(logits.float()), self.recipe.fit) > THRESHOLD
+            scores = competition_score(full, truths)
+            means.add(count, value * count, ious.sum(), scores.sum())
+        loss, mean_iou, score = means.read()
+        return loss, mean_iou, score
+
+    def _forward(
+        self, network: nn.Module, images: Tensor, masks: Tensor, count: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, logits and targets of a batch, over the whole team."""
+        targets = masks.to(self.compute.device, non_blocking=True)
+        with self.compute.autocast():
+            logits = network(images.to(self.compute.device, non_blocking=True))
+        logits, targets = self.team.gathered(logits)[:count], self.team.gathered(targets)[:count]
+        return self.loss(logits, targets), logits, targets
+
+    def _require_finite(self, value: float, side: str, number: int) -> None:
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"{self.experiment.name}: the {side} loss of epoch {number} is {value}. "
+                "A lower learning_rate usually helps."
+            )
+
+    def state(self) -> State:
+        """All of it as plain values and tensors."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "order": _generator(self.batches).get_state(),
+            "random": random_state(),
+            "history": [asdict(epoch) for epoch in self.history],
+            "seconds_per_image": self.seconds_per_image,
+        }
+
+    def restore(self, state: State) -> None:
+        """Become what `state` was read from."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        _generator(self.batches).set_state(state["order"])
+        self.history = [Epoch(**epoch) for epoch in state["history"]]
+        self.seconds_per_image = state["seconds_per_image"]
+        restore_random_state(state["random"])
 
 
 def train_experiment(
@@ -72,55 +279,128 @@ def train_experiment(
     train: LabelledImages,
     validation: LabelledImages,
     outputs: Outputs,
-) -> list[Epoch]:
-    """Train one experiment, keep its best weights in `outputs`, and return every epoch.
+    made_by: Mapping[str, Any] | None = None,
+    budget: Budget | None = None,
+    parts: int = 1,
+    team: Team = ALONE,
+) -> Outcome:
+    """Train one experiment and keep its best weights in `outputs`.
 
-    It seeds itself, so its result does not depend on what ran before it in this process.
-    TrainingError if a loss is no longer a number.
+    It seeds itself, so its result does not depend on what ran before it in this process. It goes
+    on from a checkpoint that `made_by`, what decides the result, has left. One process of a team
+    writes and speaks.
+
+    Raises:
+        TrainingError: a loss is no longer a number, or the disk is full, in the first epoch.
+        OutOfMemory: more `parts` are needed.
+        WorkerDied: a process that prepares batches was ended.
     """
-    device = pick_device()
-    seed_everything(settings.seed, device)
-    weights = load_encoder_weights(experiment.backbone, settings)
-    model = UNet(experiment.backbone, weights).to(device)
-    optimizer = Adam(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
-    scheduler = ReduceLROnPlateau(
-        optimizer, mode="max", factor=PLATEAU_FACTOR, patience=PLATEAU_PATIENCE
-    )
-    loaders = training_loader(train, settings), evaluation_loader(validation, settings)
-    history: list[Epoch] = []
-    for number in range(1, settings.epochs + 1):
+    training = Training(experiment, settings, train, validation, parts, team)
+    keeper = _Keeper(outputs.weights(experiment.name), outputs.checkpoint(experiment.name), made_by)
+    try:
+        if keeper.go_on(training) and team.leads:
+            emit("resume", experiment=experiment.name, epochs_done=len(training.history))
+    except CheckpointError as error:
+        if team.leads:
+            emit("retrain", experiment=experiment.name, reason=str(error))
+        training = Training(experiment, settings, train, validation, parts, team)
+    first = len(training.history) + 1
+    while len(training.history) < settings.epochs:
         started = time.monotonic()
-        epoch = _one_epoch(number, experiment, model, optimizer, loaders)
-        if epoch.val_iou > max((earlier.val_iou for earlier in history), default=-math.inf):
-            save_weights(model, outputs, experiment)
-        history.append(epoch)
-        scheduler.step(epoch.val_iou)
-        _announce(epoch, experiment, settings.epochs, time.monotonic() - started)
-    return history
+        try:
+            epoch = training.one_epoch()
+            if team.leads:
+                keeper.keep(training)
+        except TrainingError as error:
+            if not training.history:
+                raise
+            return Outcome(tuple(training.history), str(error))
+        seconds = time.monotonic() - started
+        left = settings.epochs - epoch.epoch
+        if team.leads:
+            _announce(epoch, experiment, settings.epochs, seconds)
+        if budget is None or budget.hours is None or not left:
+            continue
+        fitting = budget.epochs_left(seconds, training.seconds_per_image)
+        if epoch.epoch == first and team.leads:
+            _announce_estimate(experiment, left, fitting, seconds)
+        if not team.agreed(fitting > 0):
+            return Outcome(tuple(training.history), f"out of time after epoch {epoch.epoch}")
+    return Outcome(tuple(training.history), "")
 
 
-def best_epoch(history: Sequence[Epoch]) -> Epoch:
-    """The first epoch with the highest validation IoU: the one whose weights are kept."""
-    return max(history, key=lambda epoch: epoch.val_iou)
+def best_epoch(history: Sequence[Epoch], by: str = "val_iou") -> Epoch:
+    """The first epoch with the highest validation value: the one whose weights are kept."""
+    best: Epoch = max(history, key=lambda epoch: float(getattr(epoch, by)))
+    return best
 
 
-def _one_epoch(
-    number: int,
-    experiment: Experiment,
-    model: nn.Module,
-    optimizer: Optimizer,
-    loaders: tuple[Pairs, Pairs],
-) -> Epoch:
-    loss = LOSS_FUNCTIONS[experiment.loss]
-    learning_rate = float(optimizer.param_groups[0]["lr"])
-    title = f"{experiment.name} epoch {number}"
-    train_loss, train_iou = _train_pass(model, loss, optimizer, progress(loaders[0], title))
-    _require_finite(train_loss, "training", experiment, number)
-    val_loss, val_iou = _validation_pass(model, loss, progress(loaders[1], f"{title} validation"))
-    _require_finite(val_loss, "validation", experiment, number)
-    return Epoch(number, train_loss, val_loss, train_iou, val_iou, learning_rate)
+class _Keeper:
+    """Writes the best weights and the checkpoint of an experiment, and takes them up again."""
+
+    def __init__(self, weights: Path, checkpoint: Path, made_by: Mapping[str, Any] | None) -> None:
+        self.weights, self.checkpoint, self.made_by = weights, checkpoint, made_by
+        self.digest = ""
+
+    def keep(self, training: Training) -> None:
+        """Write what the last epoch left; TrainingError, and without that epoch, if it cannot."""
+        content = as_bytes(training.model.state_dict()) if training.improved else None
+        if content is not None:
+            self.digest = hashlib.sha256(content).hexdigest()
+        self._write_checkpoint(training)
+        if content is None:
+            return
+        try:
+            self._write_weights(content)
+        except OSError as error:
+            training.history.pop()
+            raise TrainingError(
+                f"{training.experiment.name}: the weights of epoch {len(training.history) + 1} "
+                f"cannot be written ({error.strerror}). Those of the best epoch before are kept."
+            ) from error
+
+    def _write_weights(self, content: bytes) -> None:
+        try:
+            with whole(self.weights) as temporary:
+                temporary.write_bytes(content)
+        except OSError:
+            # Results before the means to go on: a checkpoint is several times as large.
+            if not self.checkpoint.exists():
+                raise
+            self.checkpoint.unlink()
+            with whole(self.weights) as temporary:
+                temporary.write_bytes(content)
+
+    def _write_checkpoint(self, training: Training) -> None:
+        """Before the weights: where a run is cut between the two, it holds both."""
+        if self.made_by is None:
+            return
+        state = training.state() | {"weights_sha256": self.digest}
+        try:
+            write_checkpoint(self.checkpoint, state, self.made_by)
+        except (OSError, RuntimeError) as error:  # torch's writer turns one into the other
+            self.checkpoint.unlink(missing_ok=True)
+            emit(
+                "warning",
+                experiment=training.experiment.name,
+                message=f"no checkpoint of epoch {len(training.history)}: {error}",
+            )
+
+    def go_on(self, training: Training) -> bool:
+        """Whether there was a checkpoint to go on from; a useless one is said and removed."""
+        if self.made_by is None or not self.checkpoint.exists():
+            return False
+        try:
+            state = read_checkpoint(self.checkpoint, self.made_by)
+            training.restore(state)
+            self.digest = state["weights_sha256"]
+            if not self.weights.exists() or _sha256(self.weights) != self.digest:
+                if not training.improved:
+                    raise CheckpointError("the weights beside the checkpoint are not its own")
+                self._write_weights(as_bytes(training.model.state_dict()))
+        except (CheckpointError, KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise CheckpointError(str(error)) from error
+        return True
 
 
 class _Means:
@@ -130,66 +410,34 @@ class _Means:
         self.images = 0
         self.sums: Tensor | None = None
 
-    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Count in one batch; `loss` is its mean."""
-        ious = iou(logits.detach()[:, 0] > 0, targets[:, 0] > 0)  # logit 0 is probability 0.5
-        sums = torch.stack([loss.detach().double() * len(targets), ious.double().sum()])
-        self.sums = sums if self.sums is None else self.sums + sums
-        self.images += len(targets)
+    def add(self, images: int, *sums: Tensor) -> None:
+        """Count in one batch by its sums over images."""
+        batch = torch.stack([value.detach().double() for value in sums])
+        self.sums = batch if self.sums is None else self.sums + batch
+        self.images += images
 
-    def read(self) -> tuple[float, float]:
-        """Mean loss and mean IoU."""
+    def read(self) -> list[float]:
+        """The means, in the order of the sums."""
         assert self.sums is not None, "a loader always gives at least one batch"
-        loss, mean_iou = (self.sums / self.images).tolist()
-        return loss, mean_iou
+        means: list[float] = (self.sums / self.images).tolist()
+        return means
 
 
-def _train_pass(
-    model: nn.Module, loss: Loss, optimizer: Optimizer, batches: Iterable[tuple[Tensor, Tensor]]
-) -> tuple[float, float]:
-    model.train()
-    device = next(model.parameters()).device
-    means = _Means()
-    for images, masks in batches:
-        targets = masks.to(device, non_blocking=True)
-        logits = model(images.to(device, non_blocking=True))
-        value = loss(logits, targets)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        means.add(value, logits, targets)
-    return means.read()
+def _generator(batches: Batches) -> torch.Generator:
+    """The one that decides order and augmentation."""
+    if isinstance(batches, DeviceBatches):
+        return batches.generator
+    assert isinstance(batches.sampler, ShuffledDraws)
+    return batches.sampler.generator
 
 
-@torch.inference_mode()
-def _validation_pass(
-    model: nn.Module, loss: Loss, batches: Iterable[tuple[Tensor, Tensor]]
-) -> tuple[float, float]:
-    model.eval()
-    device = next(model.parameters()).device
-    means = _Means()
-    for images, masks in batches:
-        targets = masks.to(device, non_blocking=True)
-        logits = model(images.to(device, non_blocking=True))
-        means.add(loss(logits, targets), logits, targets)
-    return means.read()
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _require_finite(value: float, side: str, experiment: Experiment, number: int) -> None:
-    if not math.isfinite(value):
-        raise TrainingError(
-            f"{experiment.name}: the {side} loss of epoch {number} is {value}. "
-            "A lower learning_rate usually helps."
-        )
-
-
-def save_weights(model: nn.Module, outputs: Outputs, experiment: Experiment) -> None:
-    """Write the state_dict, on the CPU, in one piece and with the same bytes every time."""
-    state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    content = io.BytesIO()  # a file's name would be written into the archive
-    torch.save(state, content)
-    with whole(outputs.weights(experiment.name)) as temporary:
-        temporary.write_bytes(content.getbuffer())
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _announce(epoch: Epoch, experiment: Experiment, epochs: int, seconds: float) -> None:
@@ -202,4 +450,17 @@ def _announce(epoch: Epoch, experiment: Experiment, epochs: int, seconds: float)
         epochs=epochs,
         **values,
         seconds=round(seconds, 2),
+    )
+
+
+def _announce_estimate(
+    experiment: Experiment, epochs_left: int, fitting: int, seconds: float
+) -> None:
+    emit(
+        "estimate",
+        experiment=experiment.name,
+        epochs_left=epochs_left,
+        epochs_that_fit=min(fitting, epochs_left),
+        seconds_an_epoch=round(seconds, 2),
+        seconds_left=round(seconds * epochs_left, 2),
     )

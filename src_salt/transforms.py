@@ -7,6 +7,7 @@ would depend on the number of workers and on which of them made it.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 
@@ -86,8 +87,102 @@ def applied_to_image(transform: albumentations.Compose, image: Picture) -> Tenso
     return tensor
 
 
-def restored(probabilities: Tensor) -> Tensor:
-    """The inverse of the resize: (B, 1, S, S) at the network's size to (B, 101, 101)."""
+# --- the network's size, and back ---------------------------------------------------------------
+
+
+def fitted(pictures: Picture, size: int, fit: str, nearest: bool = False) -> Picture:
+    """Pictures (N, 101, 101) at the network's size, (N, S, S), still bytes.
+
+    `resize` is what albumentations' Resize does, bilinear for images and `nearest` for masks;
+    `reflect` leaves every pixel as it is and mirrors the picture around itself.
+    """
+    result = np.empty((len(pictures), size, size), np.uint8)
+    before, after = _margins(size)
+    interpolation = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
+    for row, picture in enumerate(pictures):
+        if fit == "reflect":
+            result[row] = np.pad(picture, (before, after), mode="reflect")
+        else:
+            cv2.resize(picture, (size, size), dst=result[row], interpolation=interpolation)
+    return result
+
+
+def restored(probabilities: Tensor, fit: str = "resize") -> Tensor:
+    """The inverse of `fitted`: (B, 1, S, S) at the network's size to (B, 101, 101)."""
+    if fit == "reflect":
+        before, _ = _margins(probabilities.shape[-1])
+        inside = slice(before, before + PICTURE_SIZE)
+        return probabilities[:, 0, inside, inside]
     size = (PICTURE_SIZE, PICTURE_SIZE)
     full = functional.interpolate(probabilities, size, mode="bilinear", align_corners=False)
     return torch.squeeze(full, dim=1)
+
+
+def _margins(size: int) -> tuple[int, int]:
+    """Pixels to add before and after a picture's side: 13 and 14 for 128."""
+    return (size - PICTURE_SIZE) // 2, (size - PICTURE_SIZE + 1) // 2
+
+
+# --- the same augmentation, in batches on the device --------------------------------------------
+
+MEAN = (0.485, 0.456, 0.406)
+DEVIATION = (0.229, 0.224, 0.225)
+"""Of ImageNet's channels, for pixels in 0…1, as torchvision's weights expect them."""
+
+TRANSLATE, SCALE, ROTATE, LIGHT = 0.0625, 0.1, math.radians(15), 0.2
+"""Greatest shift (share of the side), change of size, turn, change of brightness and contrast."""
+
+DRAWS = 11
+"""Random numbers that the augmentation of one image takes."""
+
+
+def augmented_batch(images: Tensor, masks: Tensor, draws: Tensor, kind: str) -> Tensor:
+    """Augment (B, S, S) bytes of images and 0/1 masks at the network's size.
+
+    `draws` are uniform numbers in [0, 1), (B, DRAWS), on the same device; they decide everything.
+    The distribution is that of `training_transform`, in another order of random numbers. `mild`
+    leaves out the vertical flip and the right angles. Returns both as float (B, 2, S, S): images
+    in 0…255 and masks in {0, 1}.
+    """
+    size = images.shape[-1]
+    u = draws.T
+    flip_x = torch.where(u[0] < 0.5, -1.0, 1.0)
+    flip_y = torch.where(u[1] < 0.5, -1.0, 1.0)
+    # RandomRotate90 turns half of the pictures by a multiple of 90° drawn from all four.
+    quarters = torch.where(u[2] < 0.5, (u[2] * 8).floor(), 0.0)
+    if kind == "mild":
+        flip_y, quarters = torch.ones_like(flip_y), torch.zeros_like(quarters)
+    moved = (u[3] < 0.5).to(draws.dtype)
+    scale = 1 + moved * SCALE * (2 * u[4] - 1)
+    angle = moved * ROTATE * (2 * u[5] - 1)
+    # In whole pixels, cut towards zero; one pixel is 2/S where a side goes from -1 to 1.
+    shift = moved * (TRANSLATE * size * (2 * u[6:8] - 1)).trunc() * 2 / size
+
+    # From a place in the result back to the place in the source: shift, turn and size, then the
+    # right angles, then the flips.
+    turn = angle + quarters * (math.pi / 2)
+    cosine, sine = torch.cos(turn) / scale, torch.sin(turn) / scale
+    rows = torch.stack([cosine, -sine, sine, cosine], dim=1).view(-1, 2, 2)
+    offset = -(rows @ shift.T[..., None])
+    flips = torch.stack([flip_x, flip_y], dim=1)[..., None]
+    matrices = flips * torch.cat([rows, offset], dim=2)
+    grid = functional.affine_grid(matrices, [len(images), 1, size, size], align_corners=False)
+    both = torch.stack([images, masks], dim=1).to(draws.dtype)
+    both = functional.grid_sample(
+        both, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    )
+    lit = (u[8] < 0.5).to(draws.dtype)
+    contrast = 1 + lit * LIGHT * (2 * u[9] - 1)
+    brightness = lit * LIGHT * 255 * (2 * u[10] - 1)
+    pixels = both[:, 0] * contrast[:, None, None] + brightness[:, None, None]
+    return torch.stack([pixels.clamp(0, 255), (both[:, 1] >= 0.5).to(draws.dtype)], dim=1)
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Gray pixels (B, S, S) in 0…255 to the network's input (B, 3, S, S)."""
+    # Numbers, not tensors: those would have to travel to the device for each batch.
+    channels = [
+        (pixels - 255 * mean) / (255 * deviation)
+        for mean, deviation in zip(MEAN, DEVIATION, strict=True)
+    ]
+    return torch.stack(channels, dim=1)

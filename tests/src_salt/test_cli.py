@@ -49,7 +49,7 @@ def test_help_names_every_flag_with_its_default() -> None:
     text = salt("--help").stdout
     for flag in ("--data-dir", "--limit-val", "--no-pretrained", "--weights-dir", "--seed"):
         assert flag in text
-    assert "(default: 0.0001)" in text
+    assert "(default: 128)" in text
 
 
 @pytest.mark.parametrize(

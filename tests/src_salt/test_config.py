@@ -23,7 +23,17 @@ def test_the_defaults_are_the_seeds_recipe() -> None:
     assert list(settings.experiments) == names
     assert settings.chosen == EXPERIMENTS
     assert (settings.epochs, settings.batch_size, settings.image_size) == (20, 32, 128)
-    assert (settings.learning_rate, settings.weight_decay, settings.seed) == (1e-4, 1e-5, 42)
+    assert (settings.recipe, settings.folds, settings.processes, settings.seed) == (
+        "seed",
+        1,
+        1,
+        42,
+    )
+    recipe = settings.training
+    assert (recipe.learning_rate, recipe.weight_decay) == (1e-4, 1e-5)
+    assert (recipe.augmentation, recipe.fit, recipe.decoder) == ("full", "resize", "plain")
+    assert (recipe.schedule, recipe.select_by) == ("plateau", "val_iou")
+    assert (recipe.on_device, recipe.flip_views, recipe.chosen_cut) == (False, False, False)
     assert settings.pretrained is True
     assert settings.data_dir == Path("in")
 
@@ -92,5 +102,8 @@ def test_every_name_has_its_code() -> None:
 
 def test_the_recipe_leaves_out_what_decides_nothing() -> None:
     other = make(data_dir="elsewhere", output_dir="x", num_workers=0, experiments="resnet34_lovasz")
-    assert make().recipe() == other.recipe()
-    assert make().recipe() != make(seed=1).recipe()
+    assert make().decisive() == other.decisive()
+    longer = make(max_hours=3, processes=2, resume_dir="earlier")
+    assert make().decisive() == longer.decisive()
+    for change in ({"seed": 1}, {"recipe": "best"}, {"learning_rate": 2e-4}, {"folds": 5}):
+        assert make().decisive() != make(**change).decisive()

@@ -28,7 +28,7 @@ def run_once(
 
     def once(data: LabelledImages = pictures, **changes: Any) -> list[dict[str, Any]]:
         chosen = settings(**{"experiments": [NAME], "epochs": 1, **changes})
-        run_experiments(chosen, data, data, Outputs(tmp_path))
+        run_experiments(chosen, data, Outputs(tmp_path))
         return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
     return once
@@ -71,7 +71,7 @@ def test_what_changes_a_result_trains_again(
     assert kinds(run_once(data=pictures.taken(range(6)), seed=1))[0] == "retrain"
 
 
-def test_an_interrupted_experiment_starts_afresh(
+def test_an_interrupted_experiment_goes_on_from_its_own_checkpoint_alone(
     run_once: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -91,7 +91,8 @@ def test_an_interrupted_experiment_starts_afresh(
     capsys.readouterr()
     assert outputs.weights(NAME).exists()
     assert not outputs.history(NAME).exists()
-    assert kinds(run_once(seed=1)) == ["epoch", "experiment"]
+    assert kinds(run_once(seed=2)) == ["retrain", "epoch", "experiment"]  # the checkpoint is of 1
+    assert not outputs.checkpoint(NAME).exists()
 
 
 def test_an_experiment_does_not_depend_on_what_ran_before_it(run_once: Any, tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def test_an_experiment_does_not_depend_on_what_ran_before_it(run_once: Any, tmp_
 
 def test_the_best_is_the_first_of_equals() -> None:
     results = [
-        Result(Experiment(backbone, "lovasz"), (Epoch(1, 1, 1, 0, value, 1e-4),))
+        Result(Experiment(backbone, "lovasz"), (Epoch(1, 1, 1, 0, value, value, 1e-4),))
         for backbone, value in (("resnet34", 0.5), ("resnet50", 0.5))
     ]
-    assert best_of(results).experiment.backbone == "resnet34"
+    assert [best.experiment.backbone for best in best_of(results)] == ["resnet34"]

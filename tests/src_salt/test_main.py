@@ -63,7 +63,8 @@ def test_the_events_tell_the_run(finished: Run) -> None:
     assert start["experiments"] == TINY["experiments"]
     assert (start["train_images"], start["val_images"], start["test_images"]) == (16, 4, TEST)
     names = (
-        "event experiment epoch epochs train_loss val_loss train_iou val_iou learning_rate seconds"
+        "event experiment epoch epochs train_loss val_loss train_iou val_iou val_score "
+        "learning_rate seconds"
     )
     assert sorted(epoch) == sorted(names.split())
     assert finished.events[-1]["best_experiment"] == finished.summary["best_experiment"]

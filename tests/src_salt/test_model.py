@@ -73,7 +73,7 @@ def weights_dir(tmp_path: Path) -> Path:
 def test_weights_from_a_folder_reach_the_encoder(weights_dir: Path, settings: MakeSettings) -> None:
     chosen = settings(pretrained=True, weights_dir=str(weights_dir))
     given = torch.load(weights_dir / "resnet34-b627a593.pth", weights_only=True)
-    model = UNet("resnet34", load_encoder_weights("resnet34", chosen))
+    model = UNet("resnet34", encoder_weights=load_encoder_weights("resnet34", chosen))
     assert torch.equal(model.stem[0].weight, given["conv1.weight"])
     assert torch.equal(model.stages[3][2].conv2.weight, given["layer4.2.conv2.weight"])
 

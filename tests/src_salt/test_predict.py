@@ -28,7 +28,7 @@ def test_probabilities_are_full_size_and_in_order(
 ) -> None:
     levels = np.linspace(0, 255, 10).astype(np.uint8)
     flat = np.repeat(levels, 101 * 101).reshape(10, 101, 101)
-    batches = list(predict(Brightness(), flat, settings(num_workers=workers), "test"))
+    batches = list(predict([Brightness()], flat, settings(num_workers=workers), "test"))
     assert [batch.shape for batch in batches] == [(4, 101, 101), (4, 101, 101), (2, 101, 101)]
     expected = 1 / (1 + np.exp(-(levels / 255 - 0.485) / 0.229))
     found = np.concatenate(batches)
@@ -39,7 +39,7 @@ def test_probabilities_are_full_size_and_in_order(
 def test_what_is_where_stays_there(
     pictures: LabelledImages, settings: Callable[..., Settings]
 ) -> None:
-    found = np.concatenate(list(predict(Brightness(), pictures.images, settings(), "test")))
+    found = np.concatenate(list(predict([Brightness()], pictures.images, settings(), "test")))
     agreement = ((found > 0.5) == (pictures.masks > 0)).mean()
     assert agreement > 0.95  # 32 pixels across leave the edges a little off
 
@@ -47,6 +47,6 @@ def test_what_is_where_stays_there(
 def test_the_gradient_mode_is_the_callers_between_batches(
     pictures: LabelledImages, settings: Callable[..., Settings]
 ) -> None:
-    for _ in predict(Brightness(), pictures.images, settings(), "test"):
+    for _ in predict([Brightness()], pictures.images, settings(), "test"):
         assert torch.is_grad_enabled()
         assert not torch.is_inference_mode_enabled()

@@ -16,7 +16,8 @@ from src_salt.train import Epoch
 def results(epochs: int) -> list[Result]:
     def epoch(number: int, place: int) -> Epoch:
         iou = 0.5 + 0.02 * number - 0.003 * (number - 12 + place) ** 2 / 4 + 0.01 * place
-        return Epoch(number, 1.2 / number**0.3, 1.25 / number**0.25, iou - 0.01, iou, 1e-4)
+        losses = 1.2 / number**0.3, 1.25 / number**0.25
+        return Epoch(number, *losses, iou - 0.01, iou, iou - 0.05, 1e-4)
 
     return [
         Result(experiment, tuple(epoch(number, place) for number in range(1, epochs + 1)))

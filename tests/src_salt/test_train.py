@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,9 @@ def test_training_learns_and_keeps_the_best_epoch(
 ) -> None:
     outputs = Outputs(tmp_path)
     chosen = settings(epochs=8, learning_rate=1e-3, batch_size=4)
-    history = train_experiment(RESNET34, chosen, pictures, pictures, outputs)
+    outcome = train_experiment(RESNET34, chosen, pictures, pictures, outputs)
+    history = outcome.history
+    assert outcome.ended == ""
     assert [epoch.epoch for epoch in history] == list(range(1, 9))
     assert history[-1].train_loss < history[0].train_loss - 0.2
     assert best_epoch(history).val_iou > 0.65  # all salt gives 0.55, none 0
@@ -49,11 +51,11 @@ def test_training_learns_and_keeps_the_best_epoch(
     assert iou_of(model, pictures, chosen) == pytest.approx(best_epoch(history).val_iou, abs=1e-6)
 
 
-def rates(history: list[Epoch]) -> list[float]:
+def rates(history: Sequence[Epoch]) -> list[float]:
     return [epoch.learning_rate for epoch in history]
 
 
-def plateau_rates(history: list[Epoch]) -> list[float]:
+def plateau_rates(history: Sequence[Epoch]) -> list[float]:
     """A tenth of the rate after more than five epochs without a better validation IoU."""
     best, bad, rate, found = -1.0, 0, history[0].learning_rate, []
     for epoch in history:
@@ -83,7 +85,8 @@ def test_the_learning_rate_falls_after_five_epochs_without_gain(
 ) -> None:
     chosen = settings(epochs=10, learning_rate=1e-6)
     empty = LabelledImages(("a",), pictures.images[:1], pictures.masks[:1] * 0)  # IoU is 0 or 1
-    history = train_experiment(RESNET34, chosen, pictures.taken([0, 1]), empty, Outputs(tmp_path))
+    few = pictures.taken([0, 1])
+    history = train_experiment(RESNET34, chosen, few, empty, Outputs(tmp_path)).history
     assert rates(history) == pytest.approx(plateau_rates(history))
     assert history[-1].learning_rate < history[0].learning_rate
 
@@ -97,5 +100,7 @@ def test_a_loss_that_is_no_number_ends_the_training(
 
 
 def test_the_best_epoch_is_the_first_of_equals() -> None:
-    history = [Epoch(n, 1, 1, 0, value, 1e-4) for n, value in enumerate([0.3, 0.5, 0.5, 0.4], 1)]
+    history = [
+        Epoch(n, 1, 1, 0, value, value, 1e-4) for n, value in enumerate([0.3, 0.5, 0.5, 0.4], 1)
+    ]
     assert best_epoch(history).epoch == 2
