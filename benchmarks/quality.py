@@ -1,0 +1,368 @@
+"""Measure what each habit is worth on the real data: `python -m benchmarks.quality`.
+
+Every row changes one thing of the recipe `best` and is trained with the same seeds, images and
+epochs as the recipe itself, so that differences are paired. Each training runs in a process of its
+own, with one thread, `--jobs` at a time; what is measured is kept in a file and not measured again.
+Habits that were not worth their place live here alone and not in src_salt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from src_salt import config, losses
+from src_salt.config import Settings
+from src_salt.data import DeviceBatches, Pictures, load_labelled, split
+from src_salt.losses import bce_dice, lovasz_hinge
+from src_salt.metrics import Cut, Masks, Probabilities, cross_cut, iou, scores
+from src_salt.model import WIDTHS, PlainHead
+from src_salt.train import Training
+from src_salt.transforms import restored
+
+Loss = losses.Loss
+Restore = Callable[[Tensor], Tensor]
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    what: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Of the recipe."""
+
+    recipe: str = "best"
+    experiment: str = "bcedice_lovasz"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    adapt: Callable[[Training], None] | None = None
+    """Changes the network or the loss before the first step."""
+
+    later_loss: Loss | None = None
+    """Takes the loss's place in the second half of the epochs."""
+
+    fit: Callable[[Pictures, bool], Pictures] | None = None
+    """Makes images (False) and masks (True) of (N, 101, 101) as large as the network's input."""
+
+    restore: Restore | None = None
+    """Undoes it, from (B, 1, S, S) to (B, 101, 101)."""
+
+
+# --- losses -------------------------------------------------------------------------------------
+
+
+def elu_hinge(logits: Tensor, targets: Tensor) -> Tensor:
+    """The Lovász hinge with elu + 1 in place of relu, the competition's first place's."""
+    logits, targets = logits.float().flatten(1), targets.float().flatten(1)
+    errors, order = (1 - logits * (2 * targets - 1)).sort(dim=1, descending=True, stable=True)
+    slopes = losses._jaccard_slopes(targets.gather(1, order))
+    return ((functional.elu(errors) + 1) * slopes).sum(dim=1).mean()
+
+
+def symmetric(hinge: Loss) -> Loss:
+    """The mean of the hinge for salt and of that for its absence."""
+    return lambda logits, targets: (hinge(logits, targets) + hinge(-logits, 1 - targets)) / 2
+
+
+def with_bce_dice(hinge: Loss) -> Loss:
+    """The sum, as `losses.bce_dice_lovasz` has it."""
+    return lambda logits, targets: bce_dice(logits, targets) + hinge(logits, targets)
+
+
+def _loss(loss: Loss) -> Callable[[Training], None]:
+    def adapt(training: Training) -> None:
+        training.loss = loss
+
+    return adapt
+
+
+# --- networks -----------------------------------------------------------------------------------
+
+
+def _without_scse(training: Training) -> None:
+    for block in training.model.blocks:
+        block.convolutions[-1] = nn.Identity()
+
+
+def _without_hypercolumns(training: Training) -> None:
+    head = PlainHead(training.model.blocks[-1].convolutions[0].out_channels)
+    training.model.head = training.compute.place(head)
+    _renew_optimizer(training)
+
+
+def _without_early_pool(training: Training) -> None:
+    training.model.pool = nn.Identity()
+
+
+def _emptiness_head(training: Training) -> None:
+    """Say from the deepest features whether there is salt, as a second task."""
+    deepest = training.model.stages[-1]
+    head = training.compute.place(nn.Linear(_deepest_width(training), 1))
+    training.model.emptiness = head
+    said: list[Tensor] = []
+    deepest.register_forward_hook(lambda _m, _i, out: said.__setitem__(slice(None), [out]))
+    loss = training.loss
+
+    def with_emptiness(logits: Tensor, targets: Tensor) -> Tensor:
+        value = loss(logits, targets)
+        if not logits.requires_grad:
+            return value
+        present = targets.flatten(1).any(dim=1).float()
+        found = head(said[0].mean(dim=(2, 3)))[:, 0]
+        return value + 0.3 * functional.binary_cross_entropy_with_logits(found, present)
+
+    training.loss = with_emptiness
+    _renew_optimizer(training)
+
+
+def _deepest_width(training: Training) -> int:
+    return WIDTHS[training.experiment.backbone][-1]
+
+
+def _renew_optimizer(training: Training) -> None:
+    training.optimizer, training.scheduler = training._optimizer()
+
+
+# --- padding at half size -----------------------------------------------------------------------
+
+HALF, BEFORE, AFTER = 51, 6, 7
+"""101 -> 128 by padding, at half of it: 51 -> 64."""
+
+
+def _padded_half(pictures: Pictures, nearest: bool) -> Pictures:
+    interpolation = cv2.INTER_NEAREST if nearest else cv2.INTER_AREA
+    small = [cv2.resize(one, (HALF, HALF), interpolation=interpolation) for one in pictures]
+    return np.stack([np.pad(one, (BEFORE, AFTER), mode="reflect") for one in small])
+
+
+def _restored_half(probabilities: Tensor) -> Tensor:
+    inside = slice(BEFORE, BEFORE + HALF)
+    return restored(probabilities[..., inside, inside])
+
+
+# --- the rows -----------------------------------------------------------------------------------
+
+ROWS = {
+    "best": Row("the recipe `best`"),
+    "seed": Row("the seed's recipe", recipe="fast", experiment="bcedice"),
+    "batch16": Row("16 images a step", settings={"batch_size": 16}),
+    "rate3": Row("three times the learning rate", {"learning_rate": 3e-3}),
+    "full": Row("vertical flips and right angles too", {"augmentation": "full"}),
+    "plain": Row("the seed's decoder", {"decoder": "plain"}),
+    "no-scse": Row("no scSE", adapt=_without_scse),
+    "no-hypercolumns": Row("the head sees the last block alone", adapt=_without_hypercolumns),
+    "no-early-pool": Row("no max-pool after the stem: 3 times the work", adapt=_without_early_pool),
+    "emptiness": Row("a second head says whether there is salt", adapt=_emptiness_head),
+    "reflect": Row("padded by reflection to 128", {"fit": "reflect"}),
+    "reflect-half": Row("padded by reflection, 51 to 64", fit=_padded_half, restore=_restored_half),
+    "bcedice": Row("BCE and Dice alone", experiment="bcedice"),
+    "lovasz-elu": Row("Lovász with elu + 1 alone", adapt=_loss(elu_hinge)),
+    "with-elu": Row("BCE, Dice and Lovász with elu + 1", adapt=_loss(with_bce_dice(elu_hinge))),
+    "with-symmetric": Row(
+        "BCE, Dice and symmetric Lovász", adapt=_loss(with_bce_dice(symmetric(lovasz_hinge)))
+    ),
+    "then-lovasz": Row(
+        "BCE and Dice, in the second half Lovász with elu + 1",
+        experiment="bcedice",
+        later_loss=elu_hinge,
+    ),
+}
+
+
+# --- one training -------------------------------------------------------------------------------
+
+
+def train(row: Row, settings: Settings) -> dict[str, float]:
+    """Train one row, and score the last epoch's weights on the validation images."""
+    labelled = load_labelled(settings.data_dir)
+    sides = split(labelled, settings)
+    training = Training(settings.chosen[0], settings, *sides)
+    for batches, side in zip((training.batches, training.validation), sides, strict=True):
+        if row.fit is not None and isinstance(batches, DeviceBatches):
+            batches.images = torch.from_numpy(row.fit(side.images, False))
+            batches.masks = torch.from_numpy(row.fit(side.masks, True))
+    if row.adapt is not None:
+        row.adapt(training)
+    training.model.to(memory_format=torch.channels_last)
+    validate = training._validation_pass
+    training._validation_pass = _not_validated
+    began = time.monotonic()
+    for epoch in range(settings.epochs):
+        if row.later_loss is not None and epoch >= settings.epochs / 2:
+            training.loss = row.later_loss
+        if epoch == settings.epochs - 1:
+            training._validation_pass = validate
+        training.one_epoch()
+    seconds = time.monotonic() - began
+    truths = sides[1].masks > 0
+    restore = row.restore or (lambda values: restored(values, settings.training.fit))
+    found: dict[str, float] = {"seconds": seconds}
+    for name, flip in (("plain", False), ("flipped", True)):
+        probabilities = _predicted(training, restore, flip)
+        found |= _values(name, Cut().masks(probabilities), truths)
+    return found | _values("cut", cross_cut(probabilities, truths), truths)
+
+
+def _not_validated(_batches: Any) -> tuple[float, float, float]:
+    """In place of every validation but the last, whose values alone are read."""
+    return 0.0, 0.0, 0.0
+
+
+def _values(name: str, masks: Masks, truths: Masks) -> dict[str, float]:
+    ious = iou(torch.from_numpy(masks), torch.from_numpy(truths))
+    return {f"{name}_iou": ious.mean().item(), f"{name}_score": float(scores(masks, truths).mean())}
+
+
+@torch.inference_mode()
+def _predicted(training: Training, restore: Restore, flip: bool) -> Probabilities:
+    model = training.model.eval()
+    parts = []
+    for images, _ in training.validation:
+        probabilities = torch.sigmoid(model(images).float())
+        if flip:
+            mirrored = torch.sigmoid(model(images.flip(-1)).float()).flip(-1)
+            probabilities = (probabilities + mirrored) / 2
+        parts.append(restore(probabilities).numpy())
+    return np.concatenate(parts)
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Measure what is not measured yet, and print the table."""
+    options = _options()
+    if options.one:
+        name, seed = options.one
+        print(json.dumps(train(ROWS[name], _settings(name, int(seed), options))))
+        return
+    names = dict.fromkeys(["best", *options.rows])
+    wanted = [(name, seed) for seed in options.seeds for name in names]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(lambda pair: _measure(*pair, options), wanted))
+    print(_table(options))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="the competition's folder")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--backbone", choices=config.BACKBONES, default="resnet34")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--limit-train", type=int, default=700)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at a time")
+    parser.add_argument(
+        "--kept",
+        type=Path,
+        default=ROOT / "build" / "quality.jsonl",
+        metavar="FILE",
+        help="what was measured: a line for each training",
+    )
+    parser.add_argument("--one", nargs=2, metavar=("ROW", "SEED"), help="train it here, and say")
+    return parser.parse_args()
+
+
+def _settings(name: str, seed: int, options: argparse.Namespace) -> Settings:
+    row = ROWS[name]
+    config.RECIPES["row"] = replace(config.RECIPES[row.recipe], name="row", **row.changes)
+    return Settings.from_parameters(
+        {
+            "data_dir": options.data,
+            "output_dir": ROOT / "build" / "quality",
+            "experiments": f"{options.backbone}_{row.experiment}",
+            "recipe": "row",
+            "pretrained": False,
+            "num_workers": 0,
+            "seed": seed,
+            **_budget(options),
+            **row.settings,
+        }
+    )
+
+
+def _budget(options: argparse.Namespace) -> dict[str, int]:
+    names = ("epochs", "image_size", "limit_train")
+    return {name: getattr(options, name) for name in names}
+
+
+def _measure(name: str, seed: int, options: argparse.Namespace) -> None:
+    """Train in a process of its own, unless it was; add a line to what is kept."""
+    key = {"row": name, "seed": seed, "backbone": options.backbone, **_budget(options)}
+    if _kept(key, options) is not None:
+        return
+    print(f"training {name}, seed {seed}", file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", "benchmarks.quality", *sys.argv[1:], "--one", name, str(seed)]
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs))}
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | threads, stdout=subprocess.PIPE, text=True, check=True
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    options.kept.parent.mkdir(parents=True, exist_ok=True)
+    with options.kept.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(key | {"found": found}) + "\n")
+
+
+def _kept(key: Mapping[str, Any], options: argparse.Namespace) -> dict[str, float] | None:
+    if not options.kept.exists():
+        return None
+    for line in options.kept.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        found: dict[str, float] = entry.pop("found")
+        if entry == key:
+            return found
+    return None
+
+
+def _table(options: argparse.Namespace) -> str:
+    """Means over the seeds, and the difference to `best` with the same seed."""
+    lines = [
+        f"`{shlex.join(['python', '-m', 'benchmarks.quality', *sys.argv[1:]])}`",
+        "",
+        "| row | what is changed | IoU | score | IoU, paired | score, paired | with flips "
+        "| and the cut | time, best = 1 |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name in dict.fromkeys(["best", *options.rows]):
+        pairs = [
+            (_found(name, seed, options), _found("best", seed, options)) for seed in options.seeds
+        ]
+        mine = {key: fmean(pair[0][key] for pair in pairs) for key in pairs[0][0]}
+        gain = {key: fmean(pair[0][key] - pair[1][key] for pair in pairs) for key in mine}
+        slower = mine["seconds"] / fmean(pair[1]["seconds"] for pair in pairs)
+        lines.append(
+            f"| {name} | {ROWS[name].what} | {mine['plain_iou']:.3f} | {mine['plain_score']:.3f} "
+            f"| {gain['plain_iou']:+.3f} | {gain['plain_score']:+.3f} "
+            f"| {mine['flipped_score']:.3f} | {mine['cut_score']:.3f} | {slower:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _found(name: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
+    key = {"row": name, "seed": seed, "backbone": options.backbone, **_budget(options)}
+    found = _kept(key, options)
+    assert found is not None, key
+    return found
+
+
+if __name__ == "__main__":
+    main()
