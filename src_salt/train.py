@@ -200,8 +200,10 @@ class Training:
         means = _Means()
         for images, masks in batches:
             self.optimizer.zero_grad(set_to_none=True)
-            pieces = zip(images.chunk(self.parts), masks.chunk(self.parts), strict=True)
-            for piece, its_masks in pieces:
+            # A piece of one image alone may have no variance to be normalised by.
+            parts = max(1, min(self.parts, len(images) // 2))
+            pieces = images.tensor_split(parts), masks.tensor_split(parts)
+            for piece, its_masks in zip(*pieces, strict=True):
                 value, logits, targets = self._forward(self.network, piece, its_masks)
                 share = len(piece) / len(images)
                 self.scaler.scale(value * share).backward()  # type: ignore[no-untyped-call]

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from src_salt.metrics import competition_score, iou
+from src_salt.metrics import Cut, best_cut, competition_score, cross_cut, iou, scores
 
 
 def strip(*lengths: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -53,3 +54,58 @@ def test_competition_score_by_hand(prediction: int, truth: int, score: float) ->
 def test_every_image_has_its_own_score() -> None:
     scores = competition_score(*strip((100, 100), (73, 100), (0, 1)))
     assert scores.tolist() == pytest.approx([1.0, 0.5, 0.0])
+
+
+# --- the cut ------------------------------------------------------------------------------------
+
+
+def blobs(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities with regions of many sizes and heights, and truths that hold some of them."""
+    rng = np.random.default_rng(0)
+    probabilities = np.zeros((count, 101, 101), np.float32)
+    truths = np.zeros((count, 101, 101), np.bool_)
+    for row in range(count):
+        for _ in range(4):
+            y, x, side = rng.integers(0, 80), rng.integers(0, 80), rng.integers(2, 20)
+            probabilities[row, y : y + side, x : x + side] = rng.uniform(0.2, 1)
+            truths[row, y : y + side, x : x + side] |= rng.random() < 0.5
+    return probabilities, truths
+
+
+def test_a_cut_leaves_out_small_regions_alone() -> None:
+    probabilities = np.zeros((1, 101, 101), np.float32)
+    probabilities[0, :3, :3] = 0.9  # 9 pixels
+    probabilities[0, 50:60, 50:60] = 0.6  # 100, touching at a corner one of 4
+    probabilities[0, 60:62, 60:62] = 0.6
+    masks = Cut(0.5, 10).masks(probabilities)
+    assert masks.sum() == 104
+    assert not masks[0, :3, :3].any()
+    assert Cut(0.5, 105).masks(probabilities).sum() == 0
+    assert Cut(0.5, 0).masks(probabilities).sum() == 113
+    assert Cut(0.7, 0).masks(probabilities).sum() == 9
+
+
+def test_the_best_cut_is_found_by_trying_every_one() -> None:
+    probabilities, truths = blobs(12)
+    best, tried = best_cut(probabilities, truths)
+    slowly = {
+        cut: float(scores(cut.masks(probabilities), truths).mean(dtype=np.float64)) for cut in tried
+    }
+    assert tried == pytest.approx(slowly)
+    assert tried[best] == max(slowly.values())
+    assert tried[best] > tried[Cut(0.5, 0)]
+
+
+def test_of_equal_cuts_the_plain_one_is_taken() -> None:
+    truths = blobs(3)[1]
+    assert best_cut(truths.astype(np.float32), truths)[0].smallest == 0
+    assert best_cut(truths.astype(np.float32), truths)[0].threshold == 0.5
+
+
+def test_no_image_is_cut_by_a_cut_chosen_on_it() -> None:
+    probabilities, truths = blobs(9)
+    masks = cross_cut(probabilities, truths)
+    for first in (0, 1):
+        others = best_cut(probabilities[1 - first :: 2], truths[1 - first :: 2])[0]
+        assert np.array_equal(masks[first::2], others.masks(probabilities[first::2]))
+    assert np.array_equal(cross_cut(probabilities[:1], truths[:1]), Cut().masks(probabilities[:1]))

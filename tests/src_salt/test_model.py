@@ -13,16 +13,18 @@ from src_salt.model import UNet, WeightsError, load_encoder_weights, require_enc
 MakeSettings = Callable[..., Settings]
 
 
+@pytest.mark.parametrize("decoder", ["plain", "attended"])
 @pytest.mark.parametrize("backbone", ["resnet34", "resnet50"])
-def test_logits_have_the_size_of_the_input(backbone: str) -> None:
-    model = UNet(backbone).eval()
+def test_logits_have_the_size_of_the_input(backbone: str, decoder: str) -> None:
+    model = UNet(backbone, decoder).eval()
     for size in ((32, 32), (101, 101), (33, 70)):
         with torch.inference_mode():
             assert model(torch.zeros(1, 3, *size)).shape == (1, 1, *size)
 
 
-def test_every_parameter_learns() -> None:
-    model = UNet("resnet34")
+@pytest.mark.parametrize("decoder", ["plain", "attended"])
+def test_every_parameter_learns(decoder: str) -> None:
+    model = UNet("resnet34", decoder)
     model(torch.rand(2, 3, 64, 64)).square().sum().backward()
     without = [name for name, value in model.named_parameters() if value.grad is None]
     assert without == []

@@ -1,0 +1,125 @@
+"""Number formats, teams, and batches on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from src_salt.config import Settings
+from src_salt.data import DeviceBatches, LabelledImages, coverage_classes, split, training_loader
+from src_salt.device import ALONE, Team, cpu_flags, pick_compute
+
+MakeSettings = Callable[..., Settings]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("count", [12, 13, 16, 17, 5])
+def test_a_teams_batches_are_those_of_one(size: int, count: int) -> None:
+    rows, batch_size = torch.arange(count), 6
+    shares = [Team(rank, size).share(rows, batch_size, fill=False) for rank in range(size)]
+    assert len({len(share) for share in shares}) == 1
+    for number, whole in enumerate(torch.split(rows, batch_size)):
+        mine = slice(number * batch_size // size, (number + 1) * batch_size // size)
+        together = torch.stack([share[mine] for share in shares], dim=1).flatten()
+        assert together.tolist() == whole[: len(whole) - len(whole) % size].tolist()
+    filled = [Team(rank, size).share(rows, batch_size, fill=True) for rank in range(size)]
+    assert len({len(share) for share in filled}) == 1
+    assert set(torch.cat(filled).tolist()) == set(range(count))
+    assert ALONE.share(rows, batch_size, fill=True) is rows
+
+
+def test_a_loaders_shares_make_up_its_batches(
+    labelled: LabelledImages, settings: MakeSettings
+) -> None:
+    whole = list(training_loader(labelled, settings()).sampler)
+    shares = [list(training_loader(labelled, settings(), Team(rank, 2)).sampler) for rank in (0, 1)]
+    assert sorted(map(tuple, shares[0] + shares[1])) == sorted(map(tuple, whole))
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("fpu avx2 fma", {"fpu", "avx2", "fma"}),
+        ("avx512f avx512_bf16", {"avx512f", "avx512_bf16"}),
+    ],
+)
+def test_the_processors_abilities_are_read(flags: str, expected: set[str], tmp_path: Path) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: spectre\n")
+    assert cpu_flags(path) == expected
+    assert cpu_flags(tmp_path / "none") == set()
+
+
+def test_bfloat16_is_taken_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src_salt.device.cpu_flags", lambda: {"avx2"})
+    assert pick_compute(True).number_format == torch.float32
+    monkeypatch.setattr("src_salt.device.cpu_flags", lambda: {"amx_bf16"})
+    assert pick_compute(True).number_format == torch.bfloat16
+    assert pick_compute(False).number_format == torch.float32  # the yardstick stays
+    with pick_compute(True).autocast():
+        assert torch.nn.Conv2d(1, 1, 1)(torch.ones(1, 1, 2, 2)).dtype == torch.bfloat16
+
+
+def batches(
+    labelled: LabelledImages, settings: Settings, augmentation: str | None
+) -> DeviceBatches:
+    return DeviceBatches(labelled, settings, pick_compute(True), ALONE, augmentation)
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(8, [4, 4]), (9, [4, 4]), (10, [4, 4, 2])])
+def test_batches_hold_every_image_but_a_lonely_last_one(
+    count: int, sizes: list[int], labelled: LabelledImages, settings: MakeSettings
+) -> None:
+    few = labelled.taken(range(count))
+    shuffled = batches(few, settings(recipe="fast"), "full")
+    assert [len(images) for images, _ in shuffled] == sizes
+    assert len(shuffled) == len(sizes)
+    ordered = batches(few, settings(recipe="fast"), None)
+    assert sum(len(images) for images, _ in ordered) == count
+
+
+def test_batches_are_drawn_by_the_seed_and_anew_each_epoch(
+    labelled: LabelledImages, settings: MakeSettings
+) -> None:
+    def epochs(seed: int) -> list[torch.Tensor]:
+        source = batches(labelled, settings(recipe="fast", seed=seed), "full")
+        torch.rand(3)  # what else is drawn in this process does not matter
+        return [torch.cat([images for images, _ in source]) for _ in range(2)]
+
+    first, again, other = epochs(1), epochs(1), epochs(2)
+    assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], other[0])
+
+
+def test_masks_move_with_their_images(settings: MakeSettings) -> None:
+    """An image that is its own mask stays so, however it is turned."""
+    rng = np.random.default_rng(0)
+    masks = np.kron(rng.integers(0, 2, (20, 5, 5)), np.ones((21, 21)))[:, :101, :101].astype(
+        np.uint8
+    )
+    labelled = LabelledImages(tuple(map(str, range(20))), masks * 255, masks)
+    source = batches(labelled, settings(recipe="fast", image_size=101), "full")
+    for images, truths in source:
+        gray = images[:, 0] * 0.229 + 0.485
+        middle = (gray.amax((1, 2)) + gray.amin((1, 2)))[:, None, None] / 2  # light was changed
+        assert ((gray > middle) == (truths[:, 0] > 0)).float().mean() > 0.97
+
+
+def test_each_image_validates_in_one_fold(settings: MakeSettings) -> None:
+    masks = np.zeros((60, 101, 101), np.uint8)
+    for row in range(60):
+        masks[row, :, : 2 * max(0, row - 20)] = 1  # 21 empty ones, then more and more
+    labelled = LabelledImages(tuple(f"{row:02}" for row in range(60)), masks, masks)
+    chosen = settings(folds=3, experiments="resnet34_lovasz")
+    assert [one.name for one in chosen.chosen] == [f"resnet34_lovasz_fold{n}" for n in (1, 2, 3)]
+    parts = [split(labelled, chosen, one.fold) for one in chosen.chosen]
+    assert sorted(i for _, validation in parts for i in validation.ids) == list(labelled.ids)
+    for train, validation in parts:
+        assert not set(train.ids) & set(validation.ids)
+        assert (coverage_classes(validation.masks) == 0).sum() == 7
+        assert abs(validation.masks.mean() - masks.mean()) < 0.03

@@ -1,0 +1,354 @@
+"""Runs that are cut, run out of time, memory, disk or workers, or leave the numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from src_salt import config
+from src_salt.budget import Budget
+from src_salt.config import Experiment, Settings
+from src_salt.data import LabelledImages
+from src_salt.experiments import run_experiments
+from src_salt.metrics import Cut
+from src_salt.outputs import Outputs
+from src_salt.train import OutOfMemory, Training, TrainingError, train_experiment
+
+from .conftest import Run, finish_run
+
+MakeSettings = Callable[..., Settings]
+RESNET34 = Experiment("resnet34", "bcedice")
+NAME = RESNET34.name
+
+
+def events(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+# --- cut and gone on ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", ["seed", "fast", "best"])
+def test_a_run_that_was_cut_goes_on_bit_for_bit(
+    recipe: str,
+    pictures: LabelledImages,
+    settings: MakeSettings,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    chosen = settings(recipe=recipe, epochs=3, learning_rate=1e-3)
+    whole, cut = Outputs(tmp_path / "whole"), Outputs(tmp_path / "cut")
+    made_by = {"a": 1}
+    uncut = train_experiment(RESNET34, chosen, pictures, pictures, whole, made_by)
+    none_left = Budget(hours=1e-9)
+    first = train_experiment(RESNET34, chosen, pictures, pictures, cut, made_by, none_left)
+    assert first.ended == "out of time after epoch 1"
+    assert first.history == uncut.history[:1]
+    torch.manual_seed(99)  # another process begins with other states
+    second = train_experiment(RESNET34, chosen, pictures, pictures, cut, made_by, none_left)
+    assert len(second.history) == 2
+    capsys.readouterr()
+    last = train_experiment(RESNET34, chosen, pictures, pictures, cut, made_by)
+    assert events(capsys)[0] == {"event": "resume", "experiment": NAME, "epochs_done": 2}
+    assert last == uncut
+    assert cut.weights(NAME).read_bytes() == whole.weights(NAME).read_bytes()
+
+
+def test_a_checkpoint_of_another_run_or_a_broken_one_is_not_gone_on_from(
+    pictures: LabelledImages,
+    settings: MakeSettings,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    chosen, outputs = settings(epochs=2), Outputs(tmp_path)
+    little = Budget(hours=1e-9)
+
+    def reason(made_by: dict[str, Any]) -> str:
+        train_experiment(RESNET34, chosen, pictures, pictures, outputs, made_by, little)
+        first = events(capsys)[0]
+        return str(first["reason"]) if first["event"] == "retrain" else str(first["event"])
+
+    assert reason({"seed": 1}) == "epoch"
+    assert reason({"seed": 2}) == "the checkpoint is of another run: seed was 1, is 2"
+    path = outputs.checkpoint(NAME)
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert reason({"seed": 2}).startswith("the checkpoint cannot be read")
+    # It holds the best weights itself where the last epoch is the best: they are written again.
+    outputs.weights(NAME).unlink()
+    assert reason({"seed": 2}) == "resume"
+    assert outputs.weights(NAME).exists()
+
+
+def test_a_run_ends_in_time_and_the_next_one_finishes_it(
+    competition_dir: Path, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"epochs": 3, "experiments": "resnet34_bcedice,resnet34_lovasz"}
+    short = finish_run(competition_dir, tmp_path / "short", max_hours=1e-6, **changes)
+    assert [entry["epochs"] for entry in short.summary["experiments"]] == [1]
+    assert short.summary["experiments"][0]["ended"] == "out of time after epoch 1"
+    kinds = [event["event"] for event in short.events]
+    assert kinds == ["start", "epoch", "estimate", "experiment", "out_of_time", "done"]
+    estimate, left = short.events[2], short.events[4]
+    assert (estimate["epochs_left"], estimate["epochs_that_fit"]) == (2, 0)
+    assert left["experiments"] == ["resnet34_lovasz"]
+    for name in ("models.zip", "results.zip"):
+        with zipfile.ZipFile(short.folder / name) as archive:
+            assert archive.testzip() is None
+    assert len((short.folder / "submission.csv").read_text().splitlines()) == 6
+
+    longer = finish_run(
+        competition_dir, tmp_path / "longer", resume_dir=str(short.folder), **changes
+    )
+    kinds = [event["event"] for event in longer.events]
+    assert kinds[:4] == ["start", "taken_over", "retrain", "resume"]
+    assert "ended early: out of time after epoch 1" in longer.events[2]["reason"]
+    assert longer.events[3]["epochs_done"] == 1
+    uncut = finish_run(competition_dir, tmp_path / "uncut", **changes)
+    for name in ("models.zip", "results.zip", "submission.csv"):
+        assert (longer.folder / name).read_bytes() == (uncut.folder / name).read_bytes()
+    assert not list((longer.folder / "checkpoints").glob("*"))
+
+
+def test_finished_experiments_come_back_from_models_zip(finished: Run, tmp_path: Path) -> None:
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    (earlier / "models.zip").write_bytes((finished.folder / "models.zip").read_bytes())
+    outputs = Outputs(tmp_path / "new")
+    taken = outputs.take_over(earlier)
+    assert len(taken) == 4
+    for name in taken:
+        assert (outputs.root / name).read_bytes() == (finished.folder / name).read_bytes()
+    assert outputs.take_over(earlier) == []  # nothing that is there is replaced
+
+
+def test_a_folder_to_go_on_from_must_be_there(competition_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(config.SaltError, match="resume_dir: there is no folder"):
+        finish_run(competition_dir, tmp_path, resume_dir=str(tmp_path / "nowhere"))
+
+
+# --- what gives out -----------------------------------------------------------------------------
+
+
+def test_what_was_reached_before_the_numbers_ended_is_kept(
+    pictures: LabelledImages, settings: MakeSettings, tmp_path: Path
+) -> None:
+    chosen, outputs = settings(epochs=4), Outputs(tmp_path)
+    little = Budget(hours=1e-9)
+    first = train_experiment(RESNET34, chosen, pictures, pictures, outputs, {}, little)
+    kept = outputs.weights(NAME).read_bytes()
+    state = torch.load(outputs.checkpoint(NAME), weights_only=True)
+    state["state"]["optimizer"]["param_groups"][0]["lr"] = 1e30
+    torch.save(state, outputs.checkpoint(NAME))
+    outcome = train_experiment(RESNET34, chosen, pictures, pictures, outputs, {})
+    assert "loss of epoch" in outcome.ended
+    assert outcome.history[:1] == first.history
+    assert outputs.weights(NAME).read_bytes() == kept
+
+
+def test_nothing_reached_is_an_error_that_says_so(
+    pictures: LabelledImages,
+    settings: MakeSettings,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    chosen = settings(learning_rate=1e30, epochs=5)
+    with pytest.raises(TrainingError, match=r"resnet34_bcedice: the .* resnet34_lovasz: the "):
+        run_experiments(chosen, pictures, Outputs(tmp_path))
+    assert [event["event"] for event in events(capsys)] == ["failed", "failed"]
+
+
+def test_out_of_memory_takes_smaller_pieces(
+    pictures: LabelledImages,
+    settings: MakeSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The allocator's error is raised by hand: really to run out would take the machine along."""
+    forward = Training._forward
+
+    def narrow(self: Training, network: Any, images: torch.Tensor, *rest: Any) -> Any:
+        if torch.is_grad_enabled() and len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
+        return forward(self, network, images, *rest)
+
+    monkeypatch.setattr(Training, "_forward", narrow)
+    chosen = settings(experiments=[NAME], epochs=1)
+    run_experiments(chosen, pictures, Outputs(tmp_path))
+    said = events(capsys)
+    assert [event["event"] for event in said] == ["out_of_memory", "epoch", "experiment"]
+    assert said[0]["images_at_once"] == 2
+    assert said[0]["message"] == "CUDA out of memory. Tried to allocate 2.00 GiB."
+    monkeypatch.setattr(Training, "_forward", lambda *_: _raise(torch.OutOfMemoryError("again")))
+    with pytest.raises(TrainingError, match="out of memory with two images at once"):
+        run_experiments(replace(chosen, seed=1), pictures, Outputs(tmp_path))
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def test_pieces_add_up_to_the_batch(
+    pictures: LabelledImages, settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing is taken over the batch: with Lovász, and without statistics of the batch."""
+    train = torch.nn.Module.train
+    monkeypatch.setattr(torch.nn.BatchNorm2d, "train", lambda self, _mode=True: train(self, False))
+    chosen = settings(recipe="fast", batch_size=8, epochs=1)
+    found = []
+    for parts in (1, 2):
+        training = Training(Experiment("resnet34", "lovasz"), chosen, pictures, pictures, parts)
+        training._train_pass(training.batches)
+        found.append(torch.cat([value.flatten() for value in training.model.parameters()]))
+    assert torch.allclose(*found, atol=1e-5)
+
+
+def test_the_memory_of_a_real_process_runs_out(competition_dir: Path) -> None:
+    """RLIMIT_AS leaves a step less than it needs; what comes is one line, not a crash."""
+    done = python(
+        f"""
+        import resource, torch
+        from src_salt.train import Training, OutOfMemory
+        from src_salt.config import Settings
+        from src_salt.data import load_labelled
+        from src_salt.device import ALONE
+        torch.set_num_threads(1)
+        settings = Settings.from_parameters(dict(data_dir={str(competition_dir)!r}, output_dir="o",
+            experiments="resnet34_bcedice", recipe="fast", pretrained=False, image_size=256,
+            batch_size=16))
+        labelled = load_labelled(settings.data_dir)
+        training = Training(settings.chosen[0], settings, labelled, labelled)
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20), -1))
+        try:
+            training.one_epoch()
+        except OutOfMemory as error:
+            print("said:", error)
+        """
+    )
+    assert "said: " in done.stdout, done.stderr[-2000:]
+    assert "can't allocate memory" in done.stdout
+
+
+def test_a_dead_worker_is_done_without(
+    pictures: LabelledImages,
+    settings: MakeSettings,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    chosen = settings(experiments=[NAME], epochs=3, num_workers=1)
+    before = set(children())
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not killed:
+            for process in set(children()) - before:
+                os.kill(process, signal.SIGKILL)
+                killed.append(process)
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    run_experiments(chosen, pictures, Outputs(tmp_path / "helped"))
+    killer.join()
+    said = [event["event"] for event in events(capsys)]
+    assert said.count("worker_died") == 1
+    run_experiments(replace(chosen, num_workers=0), pictures, Outputs(tmp_path / "alone"))
+    ours, theirs = (Outputs(tmp_path / name).weights(NAME) for name in ("helped", "alone"))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def children() -> list[int]:
+    """Processes that this one has started, its threads' too."""
+    tasks = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    return [int(word) for task in tasks for word in task.read_text().split()]
+
+
+def test_a_full_disk_costs_the_checkpoint_first_and_never_what_is_whole(
+    competition_dir: Path, tmp_path: Path
+) -> None:
+    """RLIMIT_FSIZE refuses large files as a full disk does.
+
+    The weights take 98 MB, a checkpoint three times that.
+    """
+    done = python(
+        f"""
+        import resource, signal, torch
+        from src_salt.__main__ import main
+        torch.set_num_threads(1)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({150 << 20}, -1))
+        raise SystemExit(main(["--data-dir", {str(competition_dir)!r}, "--output-dir",
+            {str(tmp_path)!r}, "--experiments", "resnet34_bcedice", "--epochs", "1",
+            "--batch-size", "4", "--image-size", "32", "--no-pretrained", "--num-workers", "0"]))
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event["event"] for event in said] == ["start", "warning", "epoch", "experiment", "done"]
+    assert "no checkpoint of epoch 1" in said[1]["message"]
+    assert (tmp_path / "submission.csv").exists()
+
+
+def python(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+# --- several processes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["bcedice", "lovasz"])
+def test_two_processes_train_as_one_with_the_same_batch(
+    loss: str, competition_dir: Path, tmp_path: Path
+) -> None:
+    changes = {
+        "experiments": f"resnet34_{loss}",
+        "recipe": "fast",
+        "epochs": 2,
+        "limit_train": 10,  # the last batch does not divide evenly
+        "limit_val": 3,
+    }
+    alone = finish_run(competition_dir, tmp_path / "alone", **changes)
+    # Other processes' lines come between the events; the record is what counts.
+    (tmp_path / "team").mkdir()
+    program = f"""
+        from src_salt.main import run
+        run(data_dir={str(competition_dir)!r}, output_dir={str(tmp_path / "team")!r}, processes=2,
+            batch_size=4, image_size=32, pretrained=False, num_workers=0, **{changes!r})
+    """
+    done = python(program)
+    assert done.returncode == 0, done.stderr[-3000:]
+    records = [
+        json.loads((folder / f"models/resnet34_{loss}_history.json").read_text())["history"]
+        for folder in (alone.folder, tmp_path / "team")
+    ]
+    for one, other in zip(*records, strict=True):
+        for name, value in one.items():
+            assert other[name] == pytest.approx(value, rel=2e-3, abs=2e-3), name
+
+
+def test_the_cut_is_part_of_no_other_recipe() -> None:
+    assert [recipe.chosen_cut for recipe in config.RECIPES.values()] == [False, False, True]
+    assert Cut() == Cut(0.5, 0)
+    assert issubclass(OutOfMemory, config.SaltError)
