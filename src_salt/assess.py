@@ -35,6 +35,9 @@ class Assessment:
     ious: npt.NDArray[np.float32]  # (N,)
     scores: npt.NDArray[np.float32]  # (N,) the competition's
 
+    chosen: bool = False
+    """Whether the cut was chosen on these images."""
+
     @property
     def score(self) -> float:
         """The competition's, over all images."""
@@ -67,8 +70,10 @@ def assess(
     )
     truths = validation.masks > 0
     best, tried = best_cut(probabilities, truths)
-    chosen = settings.training.chosen_cut
+    chosen = settings.training.chosen_cut and len(truths) > 1
     cut = best if chosen else Cut()
     masks = cross_cut(probabilities, truths) if chosen else cut.masks(probabilities)
     ious = iou(torch.from_numpy(masks), torch.from_numpy(truths)).numpy()
-    return Assessment(validation, probabilities, cut, tried, masks, ious, scores(masks, truths))
+    return Assessment(
+        validation, probabilities, cut, tried, masks, ious, scores(masks, truths), chosen
+    )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 from torch import nn
 
-from src_salt import report
 from src_salt.assess import Assessment, assess
 from src_salt.budget import Budget
 from src_salt.config import Settings, SettingsError
@@ -21,9 +20,8 @@ from src_salt.metrics import Cut
 from src_salt.model import require_encoder_weights
 from src_salt.outputs import Outputs, emit, refused_writing, write_zip
 from src_salt.predict import load_model, predict
+from src_salt.report import write_report
 from src_salt.submission import write_submission
-
-SHOWN_CASES = 6
 
 
 def run(data_dir: str | Path, output_dir: str | Path, **parameters: Any) -> dict[str, Any]:
@@ -52,7 +50,7 @@ def run(data_dir: str | Path, output_dir: str | Path, **parameters: Any) -> dict
     assessed = assess(best, models, competition.labelled, settings)
     with refused_writing(outputs.root):
         _submit(models, assessed.cut, competition, settings, outputs)
-        _report(results, assessed, outputs)
+        write_report(results, assessed, settings, outputs)
         _pack(results, outputs)
     summary = _summary(results, assessed, outputs)
     emit("done", **summary)
@@ -101,35 +99,6 @@ def _submit(
     write_submission(outputs.submission, test.ids, masks, competition.sample_submission)
 
 
-def _report(results: list[Result], assessed: Assessment, outputs: Outputs) -> None:
-    report.write_table(results, assessed.score, outputs.table_csv, outputs.table_markdown)
-    report.plot_iou_comparison(results, outputs.iou_plot)
-    report.plot_losses(results, outputs.loss_plot)
-    title = f"Validation images, predicted by {best_of(results)[0].experiment.grid_name}"
-    report.plot_predictions(_cases(assessed), title, outputs.predictions_plot)
-
-
-def _cases(assessed: Assessment) -> list[report.Case]:
-    """A few images spread evenly from little salt to much, with as few empty ones as can be."""
-    validation = assessed.validation
-    salt = validation.masks.mean(axis=(1, 2))
-    by_salt = np.argsort(salt, kind="stable")
-    empty = int((salt == 0).sum())
-    shown_empty = max(1, SHOWN_CASES - (len(salt) - empty))
-    by_salt = by_salt[max(0, empty - shown_empty) :]
-    places = np.linspace(0, len(by_salt) - 1, min(SHOWN_CASES, len(by_salt)))
-    return [
-        report.Case(
-            image_id=validation.ids[row],
-            image=validation.images[row],
-            truth=validation.masks[row] > 0,
-            prediction=assessed.masks[row],
-            iou=float(assessed.ious[row]),
-        )
-        for row in by_salt[places.round().astype(int)]
-    ]
-
-
 def _pack(results: list[Result], outputs: Outputs) -> None:
     names = [result.experiment.name for result in results]
     models = [path(name) for name in names for path in (outputs.weights, outputs.history)]
@@ -143,6 +112,7 @@ def _summary(results: list[Result], assessed: Assessment, outputs: Outputs) -> d
         "best_experiment": best[0].experiment.grid_name,
         "best_val_iou": fmean(result.best.val_iou for result in best),
         "best_val_score": assessed.score,
+        "cut": asdict(assessed.cut),
         "experiments": [
             {
                 "experiment": result.experiment.name,
@@ -163,4 +133,5 @@ def _summary(results: list[Result], assessed: Assessment, outputs: Outputs) -> d
         "predictions_plot": outputs.relative(outputs.predictions_plot),
         "table_csv": outputs.relative(outputs.table_csv),
         "table_markdown": outputs.relative(outputs.table_markdown),
+        "report_html": outputs.relative(outputs.page),
     }

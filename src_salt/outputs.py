@@ -103,7 +103,14 @@ class Outputs:
         results = root / "results"
         self.iou_plot = results / "validation_iou_comparison.png"
         self.loss_plot = results / "loss_curves.png"
+        self.score_plot = results / "score_curves.png"
+        self.calibration_plot = results / "calibration.png"
+        self.coverage_plot = results / "score_by_coverage.png"
         self.predictions_plot = results / "predictions.png"
+        self.best_cases = results / "cases_best.png"
+        self.median_cases = results / "cases_median.png"
+        self.worst_cases = results / "cases_worst.png"
+        self.page = results / "report.html"
         self.table_csv = results / "experiments.csv"
         self.table_markdown = results / "experiments.md"
 
@@ -118,8 +125,10 @@ class Outputs:
     @property
     def results(self) -> tuple[Path, ...]:
         """Every file of the folder results/."""
-        pictures = (self.iou_plot, self.loss_plot, self.predictions_plot)
-        return (*pictures, self.table_csv, self.table_markdown)
+        curves = (self.iou_plot, self.loss_plot, self.score_plot)
+        measured = (self.calibration_plot, self.coverage_plot)
+        cases = (self.predictions_plot, self.best_cases, self.median_cases, self.worst_cases)
+        return (*curves, *measured, *cases, self.table_csv, self.table_markdown, self.page)
 
     def checkpoint(self, experiment: str) -> Path:
         """Where an unfinished experiment stands; gone once it is complete."""

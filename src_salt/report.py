@@ -1,222 +1,448 @@
-"""Pictures and tables of a run.
+"""Tables of a run, and one page that holds all of its story.
 
-They show values that were computed elsewhere. Figures are built without pyplot, so the backend of
-a notebook stays as it is, and from matplotlib's defaults, so its style does not get in.
+They show what `Result` and `Assessment` hold, and compute no score anew. The same input gives the
+same bytes: there is no date in them and no time that was taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 import pandas
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from jinja2 import Environment, StrictUndefined
 
-from src_salt.experiments import Result
-from src_salt.outputs import whole, write_text
-from src_salt.submission import Mask
+from src_salt import pictures
+from src_salt.assess import Assessment
+from src_salt.config import Settings
+from src_salt.experiments import Result, best_of
+from src_salt.outputs import Outputs, write_text
+from src_salt.pictures import LABELS, by_coverage, label
 
-COLORS = {
-    "resnet34_bcedice": "#12607a",
-    "resnet34_lovasz": "#5fb4cc",
-    "resnet34_bcedice_lovasz": "#1f3b57",
-    "resnet50_bcedice": "#a83a22",
-    "resnet50_lovasz": "#ec9a5c",
-    "resnet50_bcedice_lovasz": "#6b1f2e",
-}
-"""A hue for a backbone, a shade for a loss."""
+SELECTED_BY = {"val_iou": "validation IoU", "val_score": "validation score"}
+"""`Result.selected_by` in words."""
 
-MARKERS = {"bcedice": "o", "lovasz": "s", "bcedice_lovasz": "^"}
+SHOWN_CASES = 6
 
-LABELS = {
-    "resnet34": "ResNet34",
-    "resnet50": "ResNet50",
-    "bcedice": "BCE+Dice",
-    "lovasz": "Lovász",
-    "bcedice_lovasz": "BCE+Dice+Lovász",
-}
-
-TRUTH_COLOR = (0.10, 0.75, 0.55)
-PREDICTION_COLOR = (0.95, 0.55, 0.10)
-DPI = 150
+SHOWN_SETTINGS = (
+    "recipe",
+    "epochs",
+    "batch_size",
+    "image_size",
+    "pretrained",
+    "folds",
+    "seed",
+    "limit_train",
+    "limit_val",
+)
 
 
 @dataclass(frozen=True)
-class Case:
-    """A validation image with its truth and its prediction."""
+class Picture:
+    """A picture of the page, and what it shows in words."""
 
-    image_id: str
-    image: npt.NDArray[np.uint8]  # (101, 101)
-    truth: Mask
-    prediction: Mask
-    iou: float
+    path: Path
+    alt: str
+    caption: str
+
+    @property
+    def data_url(self) -> str:
+        """The file itself, so that the page needs no other."""
+        return "data:image/png;base64," + base64.b64encode(self.path.read_bytes()).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading of the page with its pictures."""
+
+    title: str
+    pictures: Sequence[Picture]
+    with_classes: bool = False
+    """Whether the table of the coverage classes stands below them."""
+
+
+def write_report(
+    results: list[Result], assessed: Assessment, settings: Settings, outputs: Outputs
+) -> None:
+    """The folder results/: tables, pictures, and the page that holds all of them."""
+    write_table(results, assessed, assessed.chosen, outputs.table_csv, outputs.table_markdown)
+    pictures.plot_iou_comparison(results, outputs.iou_plot)
+    pictures.plot_losses(results, outputs.loss_plot)
+    pictures.plot_scores(results, outputs.score_plot)
+    pictures.plot_calibration(assessed, outputs.calibration_plot)
+    pictures.plot_coverage(assessed, outputs.coverage_plot)
+    name = best_of(results)[0].experiment.grid_name
+    groups = (
+        (outputs.predictions_plot, "From little salt to much", _spread(assessed)),
+        *(
+            (path, title, _ranked(assessed, place))
+            for path, title, place in (
+                (outputs.best_cases, "Best cases", 0.0),
+                (outputs.median_cases, "Median cases", 0.5),
+                (outputs.worst_cases, "Worst cases", 1.0),
+            )
+        ),
+    )
+    for path, title, rows in groups:
+        pictures.plot_predictions(_cases(assessed, rows), f"{title}, predicted by {name}", path)
+    write_page(outputs.page, results, assessed, settings, _sections(outputs))
+
+
+def _cases(assessed: Assessment, rows: npt.NDArray[np.int64]) -> list[pictures.Case]:
+    validation = assessed.validation
+    return [
+        pictures.Case(
+            image_id=validation.ids[row],
+            image=validation.images[row],
+            truth=validation.masks[row] > 0,
+            prediction=assessed.masks[row],
+            iou=float(assessed.ious[row]),
+            score=float(assessed.scores[row]),
+        )
+        for row in rows.tolist()
+    ]
+
+
+def _spread(assessed: Assessment) -> npt.NDArray[np.int64]:
+    """Rows spread evenly from little salt to much, with as few empty ones as can be."""
+    salt = assessed.validation.masks.mean(axis=(1, 2))
+    by_salt = np.argsort(salt, kind="stable")
+    empty = int((salt == 0).sum())
+    shown_empty = max(1, SHOWN_CASES - (len(salt) - empty))
+    by_salt = by_salt[max(0, empty - shown_empty) :]
+    places = np.linspace(0, len(by_salt) - 1, min(SHOWN_CASES, len(by_salt)))
+    rows: npt.NDArray[np.int64] = by_salt[places.round().astype(int)]
+    return rows
+
+
+def _ranked(assessed: Assessment, place: float) -> npt.NDArray[np.int64]:
+    """Rows about `place` of the order from best (0) to worst (1).
+
+    An empty picture that was left empty shows nothing: such are only taken where there is no other.
+    Of equal scores and IoUs the one with fewer wrong pixels is the better.
+    """
+    truths = assessed.validation.masks > 0
+    wrong = (truths != assessed.masks).sum(axis=(1, 2))
+    order = np.lexsort((wrong, -assessed.ious, -assessed.scores))
+    shows = (truths | assessed.masks).any(axis=(1, 2))
+    order = order[shows[order]] if shows.any() else order
+    count = min(SHOWN_CASES, max(1, len(order) // 3))
+    first = round(place * (len(order) - count))
+    rows: npt.NDArray[np.int64] = order[first : first + count]
+    return rows
+
+
+def _sections(outputs: Outputs) -> list[Section]:
+    """What the page shows in pictures, in its order."""
+    cases = "Rows: the image, its truth, the prediction with the truth's edge."
+    return [
+        Section(
+            "Curves",
+            [
+                Picture(
+                    outputs.iou_plot,
+                    "Validation IoU of each run by epoch, and of the epochs kept",
+                    "IoU by epoch, at the network's size. A cross marks a run that ended early.",
+                ),
+                Picture(
+                    outputs.score_plot,
+                    "Competition's score on validation by epoch, and the learning rate",
+                    "The competition's score by epoch, of masks cut at one half, at full size.",
+                ),
+                Picture(
+                    outputs.loss_plot,
+                    "Training and validation loss by epoch, a panel for each experiment",
+                    "Loss by epoch. The scales of two losses cannot be compared.",
+                ),
+            ],
+        ),
+        Section(
+            "Calibration",
+            [
+                Picture(
+                    outputs.calibration_plot,
+                    "Score over thresholds for each smallest region, and a reliability diagram",
+                    "Left: every cut tried on the same images. The highest point flatters itself "
+                    "a little. Right: on the dashed line a probability means what it says.",
+                )
+            ],
+        ),
+        Section(
+            "Coverage",
+            [
+                Picture(
+                    outputs.coverage_plot,
+                    "Score and IoU for each tenth of coverage with salt",
+                    "A picture without salt scores all or nothing. Dashed: the mean of all.",
+                )
+            ],
+            with_classes=True,
+        ),
+        Section(
+            "Cases",
+            [
+                Picture(outputs.best_cases, "Images with the highest scores", cases),
+                Picture(outputs.median_cases, "Images with middling scores", cases),
+                Picture(outputs.worst_cases, "Images with the lowest scores", cases),
+                Picture(outputs.predictions_plot, "Images from little salt to much", cases),
+            ],
+        ),
+    ]
 
 
 def table(results: Sequence[Result]) -> pandas.DataFrame:
-    """One row for each experiment, best first."""
+    """One row for each run, fold by fold, best first."""
     rows = [
         {
             "experiment": result.experiment.name,
             "backbone": LABELS[result.experiment.backbone],
             "loss": LABELS[result.experiment.loss],
+            "selected_by": result.selected_by,
             "best_val_iou": result.best.val_iou,
+            "best_val_score": result.best.val_score,
             "best_epoch": result.best.epoch,
             "epochs": len(result.history),
+            "ended": result.ended,
         }
-        for result in results
+        for result in sorted(results, key=lambda result: -result.value)
     ]
-    return pandas.DataFrame(rows).sort_values("best_val_iou", ascending=False, kind="stable")
+    return pandas.DataFrame(rows)
 
 
-def write_table(results: Sequence[Result], val_score: float, csv: Path, markdown: Path) -> None:
-    """The table as csv and as markdown; `val_score` is the best experiment's, shown below it."""
+def write_table(
+    results: Sequence[Result], assessed: Assessment, chosen: bool, csv: Path, markdown: Path
+) -> None:
+    """The table as csv and as markdown; `chosen` says that the cut was chosen on validation."""
     frame = table(results)
     write_text(csv, frame.to_csv(index=False, lineterminator="\n"))
     lines = [
-        "| experiment | backbone | loss | best validation IoU | at epoch | epochs |",
-        "|---|---|---|---:|---:|---:|",
+        "| experiment | backbone | loss | validation IoU | score | at epoch | epochs | ended |",
+        "|---|---|---|---:|---:|---:|---:|---|",
     ]
     for row in frame.itertuples(index=False):
+        ended = " ".join(row.ended.replace("|", "\\|").split())
         lines.append(
-            f"| {row.experiment} | {row.backbone} | {row.loss} "
-            f"| {row.best_val_iou:.4f} | {row.best_epoch} | {row.epochs} |"
+            f"| {row.experiment} | {row.backbone} | {row.loss} | {row.best_val_iou:.4f} "
+            f"| {row.best_val_score:.4f} | {row.best_epoch} | {row.epochs} | {ended} |"
         )
+    best = best_of(results)[0]
     lines += [
         "",
-        f"Best: {frame.iloc[0]['experiment']}. The competition's score of its weights "
-        f"on the validation images at 101x101: {val_score:.4f}.",
+        f"Best by {SELECTED_BY[best.selected_by]}: {best.experiment.grid_name}. The competition's "
+        f"score of its weights on the validation images at 101x101: {assessed.score:.4f}. "
+        + cut_in_words(assessed, chosen),
         "",
     ]
     write_text(markdown, "\n".join(lines))
 
 
-def plot_iou_comparison(results: Sequence[Result], path: Path) -> None:
-    """Validation IoU by epoch, and the best of each experiment beside it."""
-    with _figure(path, (11, 4.6)) as figure:
-        curves, bars = figure.subplots(1, 2, width_ratios=(1.6, 1))
-        for result in results:
-            _iou_curve(curves, result)
-        _label_epochs(curves, "IoU, mean over validation images")
-        curves.set_title("Validation IoU by epoch (ring: the best)", loc="left", fontweight="bold")
-        curves.legend(frameon=False, loc="best", fontsize=9)
-        _best_bars(bars, results)
+def cut_in_words(assessed: Assessment, chosen: bool) -> str:
+    """How the submission's masks are made, and how far the score on validation can be trusted."""
+    cut = assessed.cut
+    words = f"The submission marks as salt what is more probable than {cut.threshold:.2f}"
+    if cut.smallest:
+        words += f", without regions of fewer than {cut.smallest} pixels"
+    if chosen:
+        return (
+            f"{words}. This cut was chosen on the validation images; the score shown is "
+            "cross-chosen: each half of them is cut as is best for the other half."
+        )
+    return f"{words}. This cut was fixed beforehand."
 
 
-def plot_losses(results: Sequence[Result], path: Path) -> None:
-    """Training and validation loss, one panel for each experiment: the losses' scales differ."""
-    columns = min(2, len(results))
-    rows = -(-len(results) // columns)
-    with _figure(path, (5.5 * columns, 3.2 * rows + 0.4)) as figure:
-        panels = figure.subplots(rows, columns, squeeze=False).ravel()
-        for panel, result in zip(panels, results, strict=False):
-            _loss_curves(panel, result)
-        for unused in panels[len(results) :]:
-            unused.set_axis_off()
+def write_page(
+    path: Path,
+    results: Sequence[Result],
+    assessed: Assessment,
+    settings: Settings,
+    sections: Sequence[Section],
+) -> None:
+    """Everything in one HTML file that opens without a network and runs no script."""
+    best = best_of(results)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    text = environment.from_string(PAGE).render(
+        best=best,
+        best_label=label(best[0].experiment).split(", fold")[0],
+        selected_by=SELECTED_BY[best[0].selected_by],
+        rows=sorted(results, key=lambda result: -result.value),
+        label=label,
+        assessed=assessed,
+        images=len(assessed.validation),
+        cut=cut_in_words(assessed, assessed.chosen),
+        coverage=by_coverage(assessed),
+        settings=_shown(settings),
+        sections=sections,
+    )
+    write_text(path, text)
 
 
-def plot_predictions(cases: Sequence[Case], title: str, path: Path) -> None:
-    """Image, truth and prediction of a few validation images, a column for each."""
-    with _figure(path, (1.9 * len(cases) + 0.6, 6.6)) as figure:
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
-        panels = figure.subplots(3, len(cases), squeeze=False)
-        for column, case in enumerate(cases):
-            _show(panels[0, column], case.image)
-            _show(panels[1, column], _overlaid(case.image, case.truth, TRUTH_COLOR))
-            _show(panels[2, column], _overlaid(case.image, case.prediction, PREDICTION_COLOR))
-            _outline(panels[2, column], case.truth)
-            panels[0, column].set_title(case.image_id, fontsize=9, family="monospace")
-            panels[1, column].set_xlabel(f"{case.truth.mean():.0%} salt", fontsize=9)
-            panels[2, column].set_xlabel(f"IoU {case.iou:.2f}", fontsize=9)
-        for row, label in enumerate(("image", "truth", "prediction\n(line: truth)")):
-            panels[row, 0].set_ylabel(label, fontsize=11)
+def _shown(settings: Settings) -> dict[str, Any]:
+    values = {name: getattr(settings, name) for name in SHOWN_SETTINGS}
+    values |= {name: getattr(settings.training, name) for name in ("learning_rate", "weight_decay")}
+    return {
+        name.replace("_", " "): {True: "yes", False: "no"}[value]
+        if isinstance(value, bool)
+        else value
+        for name, value in values.items()
+        if value is not None
+    }
 
 
-@contextmanager
-def _figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
-    """A figure to draw on; saved whole at the end, without a version or date in it."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-        yield figure
-        with whole(path) as temporary:
-            figure.savefig(temporary, metadata={"Software": None})
+PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>Salt: {{ best_label }}, score {{ "%.4f"|format(assessed.score) }}</title>
+<style>
+:root {
+  color-scheme: light dark;
+  --ground: #fff; --ink: #1c2529; --soft: #5d6b72; --line: #dde3e6; --tint: #eef5f8;
+  --accent: #12607a; --alarm: #b0124f;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --ground: #14191c; --ink: #e4eaed; --soft: #9aa8af; --line: #323c41; --tint: #1b2a31;
+    --accent: #6fc3da; --alarm: #ff7bac;
+  }
+  img { filter: brightness(.9); }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0 auto; padding: 1.5rem clamp(.9rem, 4vw, 2.5rem) 4rem; max-width: 72rem;
+  background: var(--ground); color: var(--ink); font: 16px/1.55 system-ui, sans-serif;
+}
+h1 { font-size: 1.7rem; line-height: 1.2; margin: .5rem 0 .3rem; }
+h2 { font-size: 1.25rem; margin: 2.8rem 0 .6rem; border-bottom: 1px solid var(--line); }
+p { max-width: 46rem; margin: .4rem 0 .9rem; }
+nav { font-size: .9rem; color: var(--soft); }
+nav a { margin-right: 1rem; white-space: nowrap; }
+a { color: var(--accent); }
+.facts { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1.2rem 0; padding: 0; }
+.facts div { flex: 1 1 9rem; padding: .6rem .9rem; background: var(--tint); border-radius: .5rem; }
+.facts dt { color: var(--soft); font-size: .85rem; }
+.facts dd { margin: 0; font-size: 1.35rem; font-weight: 600; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; color: var(--soft); padding-bottom: .3rem; }
+th, td { padding: .32rem .8rem .32rem 0; text-align: left; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
+td.number, th.number { text-align: right; }
+td, th { vertical-align: top; }
+tr.best td { font-weight: 600; }
+.mark { color: var(--accent); white-space: nowrap; }
+.ended { color: var(--alarm); min-width: 12rem; font-weight: 600; }
+figure { margin: 1rem 0 1.8rem; }
+img { display: block; width: 100%; height: auto; border-radius: .4rem; background: #fff; }
+figcaption { color: var(--soft); font-size: .92rem; max-width: 46rem; margin-top: .4rem; }
+@media (max-width: 46rem) {
+  figure img { width: 44rem; max-width: none; }
+}
+@media print {
+  :root {
+    --ground: #fff; --ink: #000; --soft: #444; --line: #bbb; --tint: #f2f2f2;
+    --accent: #12607a; --alarm: #b0124f;
+  }
+  body { max-width: none; padding: 0; font-size: 11pt; }
+  nav { display: none; }
+  figure, tr, .facts { break-inside: avoid; }
+  h2 { break-after: avoid; }
+  figure img { width: auto; max-width: 100%; max-height: 21cm; filter: none; }
+  .wide { overflow: visible; }
+}
+</style>
+</head>
+<body>
+<h1>{{ best_label }} finds salt with a score of {{ "%.4f"|format(assessed.score) }}</h1>
+<p>The best of the runs by {{ selected_by }}. Validation images: {{ images }}, each predicted by a
+network that was not trained on it.</p>
+<nav><a href="#runs">Runs</a>
+{% for section in sections %}
+<a href="#section{{ loop.index }}">{{ section.title }}</a>
+{% endfor %}
+<a href="#settings">Settings</a></nav>
+<dl class="facts">
+<div><dt>Competition's score</dt><dd>{{ "%.4f"|format(assessed.score) }}</dd></div>
+<div><dt>IoU</dt><dd>{{ "%.4f"|format(assessed.iou) }}</dd></div>
+<div><dt>Networks averaged</dt><dd>{{ best|length }}</dd></div>
+<div><dt>Threshold</dt><dd>{{ "%.2f"|format(assessed.cut.threshold) }}</dd></div>
+<div><dt>Smallest region</dt><dd>{{ assessed.cut.smallest or "none" }}\
+{% if assessed.cut.smallest %} px{% endif %}</dd></div>
+</dl>
+<p>{{ cut }}</p>
 
+<h2 id="runs">All runs</h2>
+<div class="wide" tabindex="0" role="region" aria-label="All runs">
+<table>
+<caption>IoU and score are of the epoch whose weights are kept, cut at one half.</caption>
+<thead><tr><th>run</th><th>selected by</th><th class="number">value</th>
+<th class="number">IoU</th><th class="number">score</th><th class="number">at epoch</th>
+<th class="number">epochs</th><th>ended</th></tr></thead>
+<tbody>
+{% for run in rows %}
+<tr{% if run in best %} class="best"{% endif %}>
+<td>{{ label(run.experiment) }}
+{% if run in best %}<span class="mark">&#9733; best</span>{% endif %}</td>
+<td>{{ run.selected_by }}</td>
+<td class="number">{{ "%.4f"|format(run.value) }}</td>
+<td class="number">{{ "%.4f"|format(run.best.val_iou) }}</td>
+<td class="number">{{ "%.4f"|format(run.best.val_score) }}</td>
+<td class="number">{{ run.best.epoch }}</td>
+<td class="number">{{ run.history|length }}</td>
+{% if run.ended %}
+<td class="ended">early: {{ run.ended }}</td>
+{% else %}
+<td>complete</td>
+{% endif %}
+</tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+{% for section in sections %}
 
-def _iou_curve(axes: Axes, result: Result) -> None:
-    color, marker = COLORS[result.experiment.name], MARKERS[result.experiment.loss]
-    epochs = [epoch.epoch for epoch in result.history]
-    values = [epoch.val_iou for epoch in result.history]
-    axes.plot(epochs, values, color=color, marker=marker, markersize=4, label=_label(result))
-    axes.plot(result.best.epoch, result.best.val_iou, marker, color=color, fillstyle="none", ms=11)
+<h2 id="section{{ loop.index }}">{{ section.title }}</h2>
+{% for picture in section.pictures %}
+<figure>
+<div class="wide" tabindex="0" role="region" aria-label="{{ picture.alt }}">
+<img src="{{ picture.data_url }}" alt="{{ picture.alt }}"></div>
+<figcaption>{{ picture.caption }}</figcaption>
+</figure>
+{% endfor %}
+{% if section.with_classes %}
+<div class="wide" tabindex="0" role="region" aria-label="Score by coverage">
+<table>
+<thead><tr><th>salt</th><th class="number">images</th><th class="number">score</th>
+<th class="number">IoU</th></tr></thead>
+<tbody>
+{% for one in coverage %}
+<tr><td>{{ one.label }}</td><td class="number">{{ one.images }}</td>
+<td class="number">{{ "%.4f"|format(one.score) }}</td>
+<td class="number">{{ "%.4f"|format(one.iou) }}</td></tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+{% endif %}
+{% endfor %}
 
-
-def _best_bars(axes: Axes, results: Sequence[Result]) -> None:
-    """Horizontal bars, best on top, with value and epoch."""
-    ordered = sorted(results, key=lambda result: -result.best.val_iou)[::-1]  # from below
-    values = [result.best.val_iou for result in ordered]
-    colors = [COLORS[result.experiment.name] for result in ordered]
-    axes.barh([_label(result) for result in ordered], values, color=colors, height=0.6)
-    for row, result in enumerate(ordered):
-        weight = "bold" if row == len(ordered) - 1 else "normal"
-        text = f" {result.best.val_iou:.4f}, epoch {result.best.epoch}"
-        axes.text(result.best.val_iou, row, text, va="center", fontsize=9, fontweight=weight)
-    axes.set_xlim(0, max(max(values) * 1.5, 0.1))  # room for the text at the bars' ends
-    top = len(ordered) - 0.4
-    axes.set_ylim(min(-0.6, top - 3), top)  # a bar alone must not fill the picture
-    axes.set_title("Best validation IoU", loc="left", fontweight="bold")
-    axes.xaxis.set_visible(False)  # the values stand at the bars
-    axes.spines[["top", "right", "bottom"]].set_visible(False)
-
-
-def _loss_curves(axes: Axes, result: Result) -> None:
-    epochs = [epoch.epoch for epoch in result.history]
-    training = [epoch.train_loss for epoch in result.history]
-    validation = [epoch.val_loss for epoch in result.history]
-    color = COLORS[result.experiment.name]
-    axes.plot(epochs, training, "o--", color="0.55", markersize=4, label="training")
-    axes.plot(epochs, validation, "o-", color=color, markersize=4, label="validation")
-    axes.axvline(result.best.epoch, color="0.8", linewidth=1, zorder=0, label="best IoU")
-    axes.set_title(_label(result), loc="left", fontweight="bold")
-    _label_epochs(axes, "loss")
-    axes.legend(frameon=False, fontsize=9)
-
-
-def _label_epochs(axes: Axes, value: str) -> None:
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(value)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(color="0.92")
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _label(result: Result) -> str:
-    return f"{LABELS[result.experiment.backbone]}, {LABELS[result.experiment.loss]}"
-
-
-def _show(axes: Axes, picture: npt.NDArray[Any]) -> None:
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
-
-
-def _outline(axes: Axes, mask: Mask) -> None:
-    """The mask's edge in the colour of the truth; a mask without an edge has none to draw."""
-    if mask.any() and not mask.all():
-        axes.contour(mask, levels=[0.5], colors=[TRUTH_COLOR], linewidths=1.5)
-
-
-def _overlaid(
-    image: npt.NDArray[np.uint8], mask: Mask, color: tuple[float, float, float]
-) -> npt.NDArray[np.float64]:
-    """The gray image as RGB in 0…1 with the mask tinted."""
-    rgb = np.repeat(image[..., None] / 255.0, 3, axis=-1)
-    rgb[mask] = 0.5 * rgb[mask] + 0.5 * np.array(color)
-    return rgb
+<h2 id="settings">Settings</h2>
+<table>
+<tbody>
+{% for name, value in settings.items() %}
+<tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>
+{% endfor %}
+</tbody>
+</table>
+</body>
+</html>
+"""

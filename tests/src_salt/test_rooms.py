@@ -31,6 +31,7 @@ ORDER = [
     "predict",
     "assess",
     "submission",
+    "pictures",
     "report",
     "main",
     "__main__",
