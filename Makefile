@@ -3,11 +3,13 @@
 #   PYTHON=python3.12         the interpreter to build .venv with (3.11 or 3.12)
 #   PROFILE=smoke             a profile of pyproject.toml, for render, push and their like
 #   ARGS="--set epochs=2"     further options of the command
+#   TRAINING_ARGS="--images 128"   options of the second half of `make bench`
 #   KERNELKIT_DATA=DIR        a folder that holds the competition's folder; else one is made up
 
 PYTHON ?= python3
 PROFILE ?=
 ARGS ?=
+TRAINING_ARGS ?=
 
 VENV := .venv
 KERNELKIT := $(VENV)/bin/kernelkit
@@ -18,7 +20,7 @@ INPUTS = $(or $(KERNELKIT_DATA),build/inputs)
 
 .DEFAULT_GOAL := help
 .PHONY: setup smoke test lint format render push status watch pull submit doctor emulator bench \
-	faults requirements clean help
+	bench-rendering bench-training faults requirements clean help
 
 setup: $(VENV)/all.done ## install everything: the tool, the workload, the tests
 
@@ -61,9 +63,15 @@ doctor: $(VENV)/tool.done ## look at this machine, the account and the project
 emulator: $(VENV)/all.done $(if $(KERNELKIT_DATA),,$(SYNTHETIC)) ## serve a local Kaggle until stopped
 	@$(KERNELKIT) emulator --inputs "$(INPUTS)" $(ARGS)
 
-bench: $(VENV)/all.done ## measure rendering beside its peers: time, memory, whose result runs
+bench: bench-rendering ## both of the next two; ARGS is for the first, TRAINING_ARGS for the second
+	@$(MAKE) --no-print-directory bench-training ARGS="$(TRAINING_ARGS)"
+
+bench-rendering: $(VENV)/all.done ## measure rendering beside its peers: time, memory, whose result runs
 	@$(MAKE) --no-print-directory --silent $(PEERS)/all.done || echo "without the peers" >&2
 	@$(VENV)/bin/python -m benchmarks --peers $(PEERS)/bin/python $(ARGS)
+
+bench-training: $(VENV)/all.done ## measure training and prediction on this device, the seed's path and ours
+	@$(VENV)/bin/python -m benchmarks.training $(ARGS)
 
 faults: $(VENV)/all.done ## play a campaign of faults against a local Kaggle that lies
 	@$(VENV)/bin/python -m tests.campaign $(ARGS)
@@ -78,7 +86,7 @@ clean: ## remove what was built; runs/ stays
 
 help: ## print this list
 	@echo "make TARGET — on a fresh machine begin with: make smoke, make test"
-	@sed -nE 's/^([a-z]+):.*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
 
 # One resolution for Linux and macOS; hashes, and no address of an index.
 RESOLVE_FILE = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 \

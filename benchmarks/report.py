@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -72,7 +73,7 @@ class Column:
     """What happened instead, or how it was helped."""
 
 
-def circumstances(tools: list[str], command: str) -> str:
+def circumstances(tools: list[str], command: str, further: Mapping[str, str] | None = None) -> str:
     """When, where and with what."""
     cpus = f"{os.cpu_count()}, {_processor()}"
     facts = {
@@ -82,6 +83,7 @@ def circumstances(tools: list[str], command: str) -> str:
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "CPUs": f"{cpus}, load {os.getloadavg()[0]:.1f} at the end",
+        **(further or {}),
     }
     return "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
 

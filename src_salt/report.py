@@ -342,7 +342,7 @@ tr.best td { font-weight: 600; }
 .mark { color: var(--accent); white-space: nowrap; }
 .ended { color: var(--alarm); min-width: 12rem; font-weight: 600; }
 figure { margin: 1rem 0 1.8rem; }
-img { display: block; width: 100%; height: auto; border-radius: .4rem; background: #fff; }
+img { display: block; max-width: 100%; height: auto; border-radius: .4rem; background: #fff; }
 figcaption { color: var(--soft); font-size: .92rem; max-width: 46rem; margin-top: .4rem; }
 @media (max-width: 46rem) {
   figure img { width: 44rem; max-width: none; }
