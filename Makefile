@@ -92,7 +92,8 @@ help: ## print this list
 RESOLVE_FILE = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-header --no-annotate
 RESOLVE = $(RESOLVE_FILE) pyproject.toml
-INSTALL = $(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python
+# Compiled once, here: where Python may not keep what it compiles, every process would do it anew.
+INSTALL = $(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python
 
 # NumPy 2.0 and pandas 2.2.2, which the image has, know no later Python.
 OTHER_PYTHON = "The image\047s libraries need Python 3.11 or 3.12, $(VENV) has another. Remove $(VENV), then name one: make PYTHON=python3.12 …"

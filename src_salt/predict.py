@@ -38,6 +38,7 @@ def predict(
     """
     recipe = settings.training
     compute = pick_compute(recipe.on_device)
+    ready: Tensor | None = None
     for batch in _inputs(images, settings, compute, title):
         # Inside the loop: around a generator the mode would hold for whoever consumes it.
         with torch.inference_mode():
@@ -46,9 +47,13 @@ def predict(
             if recipe.flip_views:
                 mirrored = inputs.flip(-1)
                 views += [_probabilities(model, mirrored, compute).flip(-1) for model in models]
-            mean = torch.stack(views).mean(dim=0)
-            probabilities = restored(mean, recipe.fit)
-        yield probabilities.cpu().numpy()
+            following = restored(torch.stack(views).mean(dim=0), recipe.fit)
+        # A batch late: a GPU computes the next one while this one is cut and written.
+        if ready is not None:
+            yield ready.cpu().numpy()
+        ready = following
+    if ready is not None:
+        yield ready.cpu().numpy()
 
 
 def predict_all(
