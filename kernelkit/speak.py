@@ -55,6 +55,7 @@ COLUMNS = (  # of an epoch's event: heading, key, digits
     ("train loss", "train_loss", 4),
     ("val loss", "val_loss", 4),
     ("val IoU", "val_iou", 4),
+    ("val score", "val_score", 4),
     ("s", "seconds", 1),
 )
 words = Console(highlight=False, soft_wrap=True)
