@@ -22,16 +22,24 @@ class Budget:
 
     started: float = field(default_factory=time.monotonic)
 
-    def seconds_left(self, seconds_per_image: float) -> float:
-        """For training, once the closing is put aside; infinite without a limit.
+    epoch_seconds: float = 0.0
+    """What the last epoch took, of whichever experiment; 0 before the first."""
 
-        `seconds_per_image` is what validation took for one.
-        """
-        if self.hours is None:
-            return float("inf")
-        closing = CLOSING_SECONDS + CAUTION * seconds_per_image * self.closing_images
+    image_seconds: float = 0.0
+    """What one process took to predict an image, in the last validation."""
+
+    def allows(self, epochs: int) -> bool:
+        """Whether so many more epochs and the closing fit in; the first one always does."""
+        if self.hours is None or not self.epoch_seconds:
+            return True
+        return CAUTION * self.epoch_seconds * epochs <= self._seconds_left()
+
+    def epochs_left(self) -> int:
+        """How many more epochs, with the closing, fit in; only where there is a limit."""
+        return max(0, int(self._seconds_left() / (CAUTION * self.epoch_seconds)))
+
+    def _seconds_left(self) -> float:
+        """For training, once the closing is put aside."""
+        assert self.hours is not None
+        closing = CLOSING_SECONDS + CAUTION * self.image_seconds * self.closing_images
         return self.hours * 3600 - (time.monotonic() - self.started) - closing
-
-    def epochs_left(self, epoch_seconds: float, seconds_per_image: float) -> int:
-        """How many more epochs and the closing fit in; a limit is needed."""
-        return max(0, int(self.seconds_left(seconds_per_image) / (CAUTION * epoch_seconds)))

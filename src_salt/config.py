@@ -236,7 +236,7 @@ class Settings:
         for name in ("data_dir", "output_dir", *OPTIONAL_FOLDERS):
             object.__setattr__(self, name, _path(name, getattr(self, name)))
         object.__setattr__(self, "experiments", _experiment_names(self.experiments))
-        if self.recipe not in RECIPES:
+        if not isinstance(self.recipe, str) or self.recipe not in RECIPES:
             raise SettingsError(
                 f"recipe: must be one of {', '.join(RECIPES)}, not {self.recipe!r}."
             )
@@ -308,7 +308,8 @@ class Settings:
         """What decides the result of an experiment: two runs that agree in it may share results.
 
         Left out: where files lie, which other experiments run, how long they may, and how many
-        workers and processes help (the batches do not depend on it).
+        workers and processes help (the batches do not depend on it, but for a last one that
+        cannot be shared evenly).
         """
         elsewhere = {
             "data_dir",
@@ -318,10 +319,12 @@ class Settings:
             "num_workers",
             "processes",
             "max_hours",
+            *("recipe", "learning_rate", "weight_decay"),  # they are in what follows
         }
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in elsewhere}
         values["weights_dir"] = None if self.weights_dir is None else str(self.weights_dir)
-        return values | {"recipe": asdict(self.training)}
+        recipe = asdict(self.training)
+        return values | {f"recipe.{name}": value for name, value in recipe.items()}
 
 
 def _path(name: str, value: Any) -> Path | None:

@@ -6,6 +6,7 @@ import random
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, distributed, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.distributed.nn.functional import all_gather as gather_with_gradients
 from torch.distributed.nn.functional import all_reduce as sum_with_gradients
+
+T = TypeVar("T")
 
 FAST_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 """Of the processors that multiply in bfloat16; the others imitate it, some fifteen times slower."""
@@ -66,13 +69,13 @@ class Team:
         parts = gather_with_gradients(values.contiguous())  # type: ignore[no-untyped-call]
         return torch.stack(list(parts), dim=1).flatten(0, 1)
 
-    def agreed(self, decision: bool) -> bool:
-        """The leader's decision, in every process."""
+    def agreed(self, answer: T) -> T:
+        """The leader's answer, in every process."""
         if self.size == 1:
-            return decision
-        answer = [decision]
-        distributed.broadcast_object_list(answer, src=0)
-        return answer[0]
+            return answer
+        answers = [answer]
+        distributed.broadcast_object_list(answers, src=0)
+        return answers[0]
 
 
 ALONE = Team()

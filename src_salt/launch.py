@@ -60,7 +60,7 @@ def launched(
                 f"{experiment.name}: torchrun ended with status {status} and without an outcome; "
                 "its own lines say why. With processes = 1 it is not needed."
             )
-        return _outcome(json.loads(answer.read_text(encoding="utf-8")))
+        return _outcome(json.loads(answer.read_text(encoding="utf-8")), budget)
     finally:
         job.unlink(missing_ok=True)
         answer.unlink(missing_ok=True)
@@ -104,9 +104,10 @@ def _plain(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _outcome(answer: Mapping[str, Any]) -> Outcome:
+def _outcome(answer: Mapping[str, Any], budget: Budget) -> Outcome:
     if "fault" in answer:
         raise FAULTS[answer["fault"]](answer["message"])
+    budget.epoch_seconds, budget.image_seconds = answer["pace"]
     history = tuple(Epoch(**epoch) for epoch in answer["history"])
     return Outcome(history, answer["ended"])
 
@@ -119,7 +120,7 @@ def main() -> None:
     experiment = Experiment(*job["experiment"])
     labelled = load_labelled(settings.data_dir)
     train, validation = split(labelled, settings, experiment.fold)
-    outputs = Outputs(settings.output_dir)
+    outputs, budget = Outputs(settings.output_dir), Budget(**job["budget"])
     try:
         outcome = train_experiment(
             experiment,
@@ -128,7 +129,7 @@ def main() -> None:
             validation,
             outputs,
             made_by=job["made_by"],
-            budget=Budget(**job["budget"]),
+            budget=budget,
             parts=job["parts"],
             team=team,
         )
@@ -139,7 +140,11 @@ def main() -> None:
     if team.leads:
         write_json(
             Path(job["answer"]),
-            {"history": [asdict(epoch) for epoch in outcome.history], "ended": outcome.ended},
+            {
+                "history": [asdict(epoch) for epoch in outcome.history],
+                "ended": outcome.ended,
+                "pace": [budget.epoch_seconds, budget.image_seconds],
+            },
         )
     distributed.destroy_process_group()
 

@@ -50,6 +50,9 @@ PLATEAU_FACTOR = 0.1
 PLATEAU_PATIENCE = 5
 """Epochs without a better validation IoU before the learning rate falls to a tenth."""
 
+OUT_OF_TIME = "out of time"
+"""How the reason begins that an experiment gives for ending within `max_hours`."""
+
 WARM_UP = 0.1
 """Share of the steps in which one-cycle's learning rate rises."""
 
@@ -124,7 +127,7 @@ class Training:
         self.scaler = self.compute.scaler()
         self.history: list[Epoch] = []
         self.seconds_per_image = 0.0
-        """Of the last validation."""
+        """Of one process, in the last validation."""
 
     def _batches(
         self, train: LabelledImages, validation: LabelledImages
@@ -187,7 +190,8 @@ class Training:
         val_loss, val_iou, val_score = self._validation_pass(
             progress(self.validation, f"{title} validation")
         )
-        self.seconds_per_image = (time.monotonic() - started) / len(self.truths)
+        seconds = time.monotonic() - started
+        self.seconds_per_image = seconds * self.team.size / len(self.truths)
         self._require_finite(val_loss, "validation", number)
         epoch = Epoch(number, train_loss, val_loss, train_iou, val_iou, val_score, learning_rate)
         if isinstance(self.scheduler, ReduceLROnPlateau):
@@ -306,28 +310,27 @@ def train_experiment(
         if team.leads:
             emit("retrain", experiment=experiment.name, reason=str(error))
         training = Training(experiment, settings, train, validation, parts, team)
+    budget = budget or Budget()
     first = len(training.history) + 1
     while len(training.history) < settings.epochs:
+        if not team.agreed(budget.allows(epochs=1)) and training.history:
+            done = len(training.history)
+            return Outcome(tuple(training.history), f"{OUT_OF_TIME} after epoch {done}")
         started = time.monotonic()
         try:
             epoch = training.one_epoch()
-            if team.leads:
-                keeper.keep(training)
+            keeper.keep(training)
         except TrainingError as error:
             if not training.history:
                 raise
             return Outcome(tuple(training.history), str(error))
-        seconds = time.monotonic() - started
-        left = settings.epochs - epoch.epoch
+        budget.epoch_seconds = time.monotonic() - started
+        budget.image_seconds = training.seconds_per_image
         if team.leads:
-            _announce(epoch, experiment, settings.epochs, seconds)
-        if budget is None or budget.hours is None or not left:
-            continue
-        fitting = budget.epochs_left(seconds, training.seconds_per_image)
-        if epoch.epoch == first and team.leads:
-            _announce_estimate(experiment, left, fitting, seconds)
-        if not team.agreed(fitting > 0):
-            return Outcome(tuple(training.history), f"out of time after epoch {epoch.epoch}")
+            _announce(epoch, experiment, settings.epochs, budget.epoch_seconds)
+            left = settings.epochs - epoch.epoch
+            if epoch.epoch == first and left and budget.hours is not None:
+                _announce_estimate(experiment, left, budget)
     return Outcome(tuple(training.history), "")
 
 
@@ -345,21 +348,30 @@ class _Keeper:
         self.digest = ""
 
     def keep(self, training: Training) -> None:
-        """Write what the last epoch left; TrainingError, and without that epoch, if it cannot."""
+        """Write what the last epoch left; TrainingError, and without that epoch, if it cannot.
+
+        The leader of a team writes, and the others end with it.
+        """
+        team = training.team
+        fault = team.agreed(self._fault_of_writing(training) if team.leads else "")
+        if fault:
+            training.history.pop()
+            raise TrainingError(fault)
+
+    def _fault_of_writing(self, training: Training) -> str:
         content = as_bytes(training.model.state_dict()) if training.improved else None
         if content is not None:
             self.digest = hashlib.sha256(content).hexdigest()
         self._write_checkpoint(training)
-        if content is None:
-            return
         try:
-            self._write_weights(content)
+            if content is not None:
+                self._write_weights(content)
         except OSError as error:
-            training.history.pop()
-            raise TrainingError(
-                f"{training.experiment.name}: the weights of epoch {len(training.history) + 1} "
+            return (
+                f"{training.experiment.name}: the weights of epoch {len(training.history)} "
                 f"cannot be written ({error.strerror}). Those of the best epoch before are kept."
-            ) from error
+            )
+        return ""
 
     def _write_weights(self, content: bytes) -> None:
         try:
@@ -389,7 +401,7 @@ class _Keeper:
             )
 
     def go_on(self, training: Training) -> bool:
-        """Whether there was a checkpoint to go on from; a useless one is said and removed."""
+        """Whether there was a checkpoint to go on from; CheckpointError if it is of no use."""
         if self.made_by is None or not self.checkpoint.exists():
             return False
         try:
@@ -400,7 +412,14 @@ class _Keeper:
                 if not training.improved:
                     raise CheckpointError("the weights beside the checkpoint are not its own")
                 self._write_weights(as_bytes(training.model.state_dict()))
-        except (CheckpointError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        except (
+            CheckpointError,
+            OSError,
+            KeyError,
+            ValueError,
+            TypeError,
+            RuntimeError,
+        ) as error:
             raise CheckpointError(str(error)) from error
         return True
 
@@ -455,14 +474,12 @@ def _announce(epoch: Epoch, experiment: Experiment, epochs: int, seconds: float)
     )
 
 
-def _announce_estimate(
-    experiment: Experiment, epochs_left: int, fitting: int, seconds: float
-) -> None:
+def _announce_estimate(experiment: Experiment, epochs_left: int, budget: Budget) -> None:
     emit(
         "estimate",
         experiment=experiment.name,
         epochs_left=epochs_left,
-        epochs_that_fit=min(fitting, epochs_left),
-        seconds_an_epoch=round(seconds, 2),
-        seconds_left=round(seconds * epochs_left, 2),
+        epochs_that_fit=min(budget.epochs_left(), epochs_left),
+        seconds_an_epoch=round(budget.epoch_seconds, 2),
+        seconds_left=round(budget.epoch_seconds * epochs_left, 2),
     )

@@ -64,6 +64,9 @@ def test_the_combined_loss_can_be_chosen_by_name() -> None:
     ("changes", "message"),
     [
         ({"epoch": 3}, "epoch: no such parameter. Did you mean 'epochs'?"),
+        ({"recipe": ["fast"]}, "recipe: must be one of seed, fast, best, not ['fast']"),
+        ({"max_hours": 0}, "max_hours: must be above 0"),
+        ({"processes": 3, "batch_size": 8}, "cannot be shared evenly among 3"),
         ({"epochs": 0}, "epochs: must be a whole number of at least 1, not 0"),
         ({"epochs": True}, "epochs: must be a whole number of at least 1, not True"),
         ({"epochs": 1.5}, "epochs: must be a whole number"),

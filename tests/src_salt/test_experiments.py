@@ -110,3 +110,15 @@ def test_the_best_is_the_first_of_equals() -> None:
         for backbone, value in (("resnet34", 0.5), ("resnet50", 0.5))
     ]
     assert [best.experiment.backbone for best in best_of(results)] == ["resnet34"]
+
+
+def test_one_lucky_fold_does_not_win_against_several() -> None:
+    def result(backbone: str, fold: int, value: float) -> Result:
+        experiment = Experiment(backbone, "lovasz", fold)
+        return Result(experiment, (Epoch(1, 1, 1, 0, value, value, 1e-4),))
+
+    several = [result("resnet34", 1, 0.5), result("resnet34", 2, 0.6)]
+    assert best_of([*several, result("resnet50", 1, 0.9)]) == several
+    other = [result("resnet50", 1, 0.9), result("resnet50", 2, 0.1)]
+    assert best_of([*several, *other]) == several
+    assert best_of([*other[:1], *several[:1]]) == other[:1]

@@ -54,12 +54,15 @@ def test_a_run_that_was_cut_goes_on_bit_for_bit(
     whole, cut = Outputs(tmp_path / "whole"), Outputs(tmp_path / "cut")
     made_by = {"a": 1}
     uncut = train_experiment(RESNET34, chosen, pictures, pictures, whole, made_by)
-    none_left = Budget(hours=1e-9)
-    first = train_experiment(RESNET34, chosen, pictures, pictures, cut, made_by, none_left)
+
+    def none_left() -> Budget:
+        return Budget(hours=1e-9)
+
+    first = train_experiment(RESNET34, chosen, pictures, pictures, cut, made_by, none_left())
     assert first.ended == "out of time after epoch 1"
     assert first.history == uncut.history[:1]
     torch.manual_seed(99)  # another process begins with other states
-    second = train_experiment(RESNET34, chosen, pictures, pictures, cut, made_by, none_left)
+    second = train_experiment(RESNET34, chosen, pictures, pictures, cut, made_by, none_left())
     assert len(second.history) == 2
     capsys.readouterr()
     last = train_experiment(RESNET34, chosen, pictures, pictures, cut, made_by)
@@ -75,9 +78,9 @@ def test_a_checkpoint_of_another_run_or_a_broken_one_is_not_gone_on_from(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     chosen, outputs = settings(epochs=2), Outputs(tmp_path)
-    little = Budget(hours=1e-9)
 
     def reason(made_by: dict[str, Any]) -> str:
+        little = Budget(hours=1e-9)
         train_experiment(RESNET34, chosen, pictures, pictures, outputs, made_by, little)
         first = events(capsys)[0]
         return str(first["reason"]) if first["event"] == "retrain" else str(first["event"])
@@ -138,6 +141,19 @@ def test_finished_experiments_come_back_from_models_zip(finished: Run, tmp_path:
 def test_a_folder_to_go_on_from_must_be_there(competition_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(config.SaltError, match="resume_dir: there is no folder"):
         finish_run(competition_dir, tmp_path, resume_dir=str(tmp_path / "nowhere"))
+
+
+def test_what_is_left_is_judged_by_the_last_epoch_and_the_closing() -> None:
+    budget = Budget(hours=1, closing_images=1000)
+    assert budget.allows(epochs=1)  # the first one always
+    budget.epoch_seconds, budget.image_seconds = 600.0, 0.5
+    # 3600 - 60 - 1.15 * 500 leaves 2965 s; an epoch is taken to need 690.
+    assert budget.epochs_left() == 4
+    assert budget.allows(epochs=4)
+    assert not budget.allows(epochs=5)
+    budget.started -= 2400
+    assert not budget.allows(epochs=1)
+    assert Budget(None).allows(epochs=10**9)
 
 
 # --- what gives out -----------------------------------------------------------------------------
