@@ -15,30 +15,29 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.lr_scheduler import OneCycleLR
 
 from src_salt import config, losses
 from src_salt.config import Settings
-from src_salt.data import DeviceBatches, Pictures, load_labelled, split
+from src_salt.data import LabelledImages, load_labelled, split
 from src_salt.losses import bce_dice, lovasz_hinge
 from src_salt.metrics import Cut, Masks, Probabilities, cross_cut, iou, scores
 from src_salt.model import WIDTHS, PlainHead
-from src_salt.train import Training
+from src_salt.train import WARM_UP, Training
 from src_salt.transforms import restored
 
 Loss = losses.Loss
-Restore = Callable[[Tensor], Tensor]
 ROOT = Path(__file__).parent.parent
 
 
@@ -59,11 +58,11 @@ class Row:
     later_loss: Loss | None = None
     """Takes the loss's place in the second half of the epochs."""
 
-    fit: Callable[[Pictures, bool], Pictures] | None = None
-    """Makes images (False) and masks (True) of (N, 101, 101) as large as the network's input."""
+    cycles: int = 1
+    """Of the learning rate; what the network predicts at the end of each is averaged."""
 
-    restore: Restore | None = None
-    """Undoes it, from (B, 1, S, S) to (B, 101, 101)."""
+    folds: int = 1
+    """So many networks, each trained without one of the folds; their predictions are averaged."""
 
 
 # --- losses -------------------------------------------------------------------------------------
@@ -73,7 +72,7 @@ def elu_hinge(logits: Tensor, targets: Tensor) -> Tensor:
     """The Lovász hinge with elu + 1 in place of relu, the competition's first place's."""
     logits, targets = logits.float().flatten(1), targets.float().flatten(1)
     errors, order = (1 - logits * (2 * targets - 1)).sort(dim=1, descending=True, stable=True)
-    slopes = losses._jaccard_slopes(targets.gather(1, order))
+    slopes = losses.jaccard_slopes(targets.gather(1, order))
     return ((functional.elu(errors) + 1) * slopes).sum(dim=1).mean()
 
 
@@ -138,24 +137,7 @@ def _deepest_width(training: Training) -> int:
 
 
 def _renew_optimizer(training: Training) -> None:
-    training.optimizer, training.scheduler = training._optimizer()
-
-
-# --- padding at half size -----------------------------------------------------------------------
-
-HALF, BEFORE, AFTER = 51, 6, 7
-"""101 -> 128 by padding, at half of it: 51 -> 64."""
-
-
-def _padded_half(pictures: Pictures, nearest: bool) -> Pictures:
-    interpolation = cv2.INTER_NEAREST if nearest else cv2.INTER_AREA
-    small = [cv2.resize(one, (HALF, HALF), interpolation=interpolation) for one in pictures]
-    return np.stack([np.pad(one, (BEFORE, AFTER), mode="reflect") for one in small])
-
-
-def _restored_half(probabilities: Tensor) -> Tensor:
-    inside = slice(BEFORE, BEFORE + HALF)
-    return restored(probabilities[..., inside, inside])
+    training.optimizer, training.scheduler = training.new_optimizer()
 
 
 # --- the rows -----------------------------------------------------------------------------------
@@ -171,8 +153,7 @@ ROWS = {
     "no-hypercolumns": Row("the head sees the last block alone", adapt=_without_hypercolumns),
     "no-early-pool": Row("no max-pool after the stem: 3 times the work", adapt=_without_early_pool),
     "emptiness": Row("a second head says whether there is salt", adapt=_emptiness_head),
-    "reflect": Row("padded by reflection to 128", {"fit": "reflect"}),
-    "reflect-half": Row("padded by reflection, 51 to 64", fit=_padded_half, restore=_restored_half),
+    "resized": Row("resized, where `best` pads by reflection", {"fit": "resize"}),
     "bcedice": Row("BCE and Dice alone", experiment="bcedice"),
     "lovasz-elu": Row("Lovász with elu + 1 alone", adapt=_loss(elu_hinge)),
     "with-elu": Row("BCE, Dice and Lovász with elu + 1", adapt=_loss(with_bce_dice(elu_hinge))),
@@ -184,6 +165,8 @@ ROWS = {
         experiment="bcedice",
         later_loss=elu_hinge,
     ),
+    "cycles": Row("two cycles of the rate, the two ends averaged", cycles=2),
+    "folds": Row("three networks of two thirds of the images each, averaged", folds=3),
 }
 
 
@@ -191,39 +174,51 @@ ROWS = {
 
 
 def train(row: Row, settings: Settings) -> dict[str, float]:
-    """Train one row, and score the last epoch's weights on the validation images."""
-    labelled = load_labelled(settings.data_dir)
-    sides = split(labelled, settings)
-    training = Training(settings.chosen[0], settings, *sides)
-    for batches, side in zip((training.batches, training.validation), sides, strict=True):
-        if row.fit is not None and isinstance(batches, DeviceBatches):
-            batches.images = torch.from_numpy(row.fit(side.images, False))
-            batches.masks = torch.from_numpy(row.fit(side.masks, True))
+    """Train one row, and score the weights of its last epoch on the validation images."""
+    images, validation = split(load_labelled(settings.data_dir), settings)
+    began = time.monotonic()
+    predicted = [
+        pair
+        for part in _parts(images, row.folds)
+        for pair in _predictions(row, settings, part, validation)
+    ]
+    found: dict[str, float] = {"seconds": time.monotonic() - began}
+    plain, flipped = (np.mean(view, axis=0) for view in zip(*predicted, strict=True))
+    truths = validation.masks > 0
+    found |= _values("plain", Cut().masks(plain), truths)
+    found |= _values("flipped", Cut().masks(flipped), truths)
+    return found | _values("cut", cross_cut(flipped, truths), truths)
+
+
+def _parts(images: LabelledImages, folds: int) -> list[LabelledImages]:
+    """The images of which each network is trained: all, or without one of the folds."""
+    rows = range(len(images))
+    left_out = range(folds) if folds > 1 else [-1]
+    return [images.taken([row for row in rows if row % folds != fold]) for fold in left_out]
+
+
+def _predictions(
+    row: Row, settings: Settings, images: LabelledImages, validation: LabelledImages
+) -> Iterator[tuple[Probabilities, Probabilities]]:
+    """Train a network; what it predicts at the end of each cycle, without and with flips."""
+    training = Training(settings.chosen[0], settings, images, validation)
     if row.adapt is not None:
         row.adapt(training)
     training.model.to(memory_format=torch.channels_last)
-    validate = training._validation_pass
-    training._validation_pass = _not_validated
-    began = time.monotonic()
+    length = settings.epochs // row.cycles
     for epoch in range(settings.epochs):
         if row.later_loss is not None and epoch >= settings.epochs / 2:
             training.loss = row.later_loss
-        if epoch == settings.epochs - 1:
-            training._validation_pass = validate
+        if row.cycles > 1 and epoch % length == 0:
+            training.scheduler = _cycle(training, length)
         training.one_epoch()
-    seconds = time.monotonic() - began
-    truths = sides[1].masks > 0
-    restore = row.restore or (lambda values: restored(values, settings.training.fit))
-    found: dict[str, float] = {"seconds": seconds}
-    for name, flip in (("plain", False), ("flipped", True)):
-        probabilities = _predicted(training, restore, flip)
-        found |= _values(name, Cut().masks(probabilities), truths)
-    return found | _values("cut", cross_cut(probabilities, truths), truths)
+        if (epoch + 1) % length == 0:
+            yield _predicted(training, flip=False), _predicted(training, flip=True)
 
 
-def _not_validated(_batches: Any) -> tuple[float, float, float]:
-    """In place of every validation but the last, whose values alone are read."""
-    return 0.0, 0.0, 0.0
+def _cycle(training: Training, epochs: int) -> OneCycleLR:
+    rate, steps = training.recipe.learning_rate, epochs * len(training.batches)
+    return OneCycleLR(training.optimizer, max_lr=rate, total_steps=steps, pct_start=WARM_UP)
 
 
 def _values(name: str, masks: Masks, truths: Masks) -> dict[str, float]:
@@ -232,7 +227,7 @@ def _values(name: str, masks: Masks, truths: Masks) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def _predicted(training: Training, restore: Restore, flip: bool) -> Probabilities:
+def _predicted(training: Training, flip: bool) -> Probabilities:
     model = training.model.eval()
     parts = []
     for images, _ in training.validation:
@@ -240,7 +235,7 @@ def _predicted(training: Training, restore: Restore, flip: bool) -> Probabilitie
         if flip:
             mirrored = torch.sigmoid(model(images.flip(-1)).float()).flip(-1)
             probabilities = (probabilities + mirrored) / 2
-        parts.append(restore(probabilities).numpy())
+        parts.append(restored(probabilities, training.recipe.fit).numpy())
     return np.concatenate(parts)
 
 

@@ -50,7 +50,7 @@ def _argument(setting: dataclasses.Field[Any], kind: Any) -> dict[str, Any]:
     for number in (int, float):
         if kind in (number, number | None):
             return options | {"type": number, "metavar": "N" if number is int else "X"}
-    return options | {"metavar": "DIR"}
+    return options | {"metavar": setting.metadata.get("metavar", "DIR")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

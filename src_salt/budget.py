@@ -28,18 +28,13 @@ class Budget:
     image_seconds: float = 0.0
     """What one process took to predict an image, in the last validation."""
 
-    def allows(self, epochs: int) -> bool:
-        """Whether so many more epochs and the closing fit in; the first one always does."""
-        if self.hours is None or not self.epoch_seconds:
-            return True
-        return CAUTION * self.epoch_seconds * epochs <= self._seconds_left()
+    def allows_an_epoch(self) -> bool:
+        """Whether one more, with the closing, fits in; the first one always does."""
+        return self.hours is None or not self.epoch_seconds or self.epochs_left() > 0
 
     def epochs_left(self) -> int:
         """How many more epochs, with the closing, fit in; only where there is a limit."""
-        return max(0, int(self._seconds_left() / (CAUTION * self.epoch_seconds)))
-
-    def _seconds_left(self) -> float:
-        """For training, once the closing is put aside."""
         assert self.hours is not None
         closing = CLOSING_SECONDS + CAUTION * self.image_seconds * self.closing_images
-        return self.hours * 3600 - (time.monotonic() - self.started) - closing
+        left = self.hours * 3600 - (time.monotonic() - self.started) - closing
+        return max(0, int(left / (CAUTION * self.epoch_seconds)))

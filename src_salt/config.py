@@ -94,7 +94,8 @@ class Recipe:
     """`full` is the seed's; `mild` leaves out the vertical flip and the right angles."""
 
     fit: str
-    """How 101 pixels become the network's size: `resize`, or `reflect` to pad by reflection."""
+    """How 101 pixels become the network's size: `resize`, or `reflect` to mirror what lies outside
+    of the picture, so that at 128 no pixel of it is computed anew."""
 
     decoder: str
     """`plain` convolutions, or `attended`: normalised, with scSE and hypercolumns."""
@@ -114,50 +115,34 @@ class Recipe:
     """Choose threshold and smallest region on validation; else one half, and nothing left out."""
 
 
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe(
-            name="seed",
-            on_device=False,
-            augmentation="full",
-            fit="resize",
-            decoder="plain",
-            schedule="plateau",
-            learning_rate=1e-4,
-            weight_decay=1e-5,
-            select_by="val_iou",
-            flip_views=False,
-            chosen_cut=False,
-        ),
-        Recipe(
-            name="fast",
-            on_device=True,
-            augmentation="full",
-            fit="resize",
-            decoder="plain",
-            schedule="plateau",
-            learning_rate=1e-4,
-            weight_decay=1e-5,
-            select_by="val_iou",
-            flip_views=False,
-            chosen_cut=False,
-        ),
-        Recipe(
-            name="best",
-            on_device=True,
-            augmentation="mild",
-            fit="resize",
-            decoder="attended",
-            schedule="onecycle",
-            learning_rate=1e-3,
-            weight_decay=1e-2,
-            select_by="val_score",
-            flip_views=True,
-            chosen_cut=True,
-        ),
-    )
-}
+SEED = Recipe(
+    name="seed",
+    on_device=False,
+    augmentation="full",
+    fit="resize",
+    decoder="plain",
+    schedule="plateau",
+    learning_rate=1e-4,
+    weight_decay=1e-5,
+    select_by="val_iou",
+    flip_views=False,
+    chosen_cut=False,
+)
+FAST = replace(SEED, name="fast", on_device=True)
+BEST = Recipe(
+    name="best",
+    on_device=True,
+    augmentation="mild",
+    fit="reflect",
+    decoder="attended",
+    schedule="onecycle",
+    learning_rate=1e-3,
+    weight_decay=1e-2,
+    select_by="val_score",
+    flip_views=True,
+    chosen_cut=True,
+)
+RECIPES = {recipe.name: recipe for recipe in (SEED, FAST, BEST)}
 
 
 def _unknown_experiment(name: str) -> str:
@@ -179,7 +164,10 @@ class Settings:
     )
     recipe: str = field(
         default="seed",
-        metadata={"help": "seed, fast (the seed's mathematics on a fast path) or best"},
+        metadata={
+            "help": "seed, fast (the seed's mathematics on a fast path) or best",
+            "metavar": "NAME",
+        },
     )
     epochs: int = field(default=20, metadata={"help": "epochs of each experiment"})
     batch_size: int = field(default=32, metadata={"help": "images in a step, at least 2"})

@@ -102,6 +102,7 @@ class Compute:
     def autocast(self) -> AbstractContextManager[None]:
         """Half precision for what is computed inside, where there is any."""
         half = self.number_format != torch.float32
+        # Of float32 torch would warn, even where nothing is to be done.
         return torch.autocast(
             self.device.type, self.number_format if half else torch.bfloat16, enabled=half
         )

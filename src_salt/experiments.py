@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -17,7 +15,7 @@ from src_salt.checkpoint import changes
 from src_salt.config import Experiment, Settings
 from src_salt.data import LabelledImages, split
 from src_salt.launch import launched
-from src_salt.outputs import Outputs, emit, write_json
+from src_salt.outputs import Outputs, emit, sha256_of, write_json
 from src_salt.train import (
     Epoch,
     Outcome,
@@ -66,7 +64,7 @@ def run_experiments(
     results: list[Result] = []
     faults: list[str] = []
     for number, experiment in enumerate(settings.chosen):
-        if results and not budget.allows(epochs=1):
+        if results and not budget.allows_an_epoch():
             left = [other.name for other in settings.chosen[number:]]
             emit("out_of_time", experiments=left)
             break
@@ -82,13 +80,18 @@ def run_experiments(
 
 def best_of(results: Sequence[Result]) -> list[Result]:
     """The experiment with the highest validation value, all its folds; the first of several."""
+    # Where time ran out, one lucky fold must not win against five.
+    return max(
+        grouped(results), key=lambda group: (len(group), fmean(result.value for result in group))
+    )
+
+
+def grouped(results: Sequence[Result]) -> list[list[Result]]:
+    """The folds of each experiment together, in the order of the run."""
     groups: dict[str, list[Result]] = {}
     for result in results:
         groups.setdefault(result.experiment.grid_name, []).append(result)
-    # Where time ran out, one lucky fold must not win against five.
-    return max(
-        groups.values(), key=lambda group: (len(group), fmean(result.value for result in group))
-    )
+    return list(groups.values())
 
 
 def _run_or_skip(
@@ -182,7 +185,7 @@ def _record(result: Result, made_by: dict[str, Any], outputs: Outputs) -> None:
         "best_epoch": result.best.epoch,
         "ended": result.ended,
         "weights": outputs.weights(name).name,
-        "weights_sha256": _sha256(outputs.weights(name)),
+        "weights_sha256": sha256_of(outputs.weights(name)),
         "recipe": made_by,
         "history": [asdict(epoch) for epoch in result.history],
     }
@@ -203,7 +206,7 @@ def _finished(
         changed = changes(record["recipe"], made_by)
         if changed:
             return None, f"differs from the earlier run: {changed}"
-        if _sha256(outputs.weights(experiment.name)) != record["weights_sha256"]:
+        if sha256_of(outputs.weights(experiment.name)) != record["weights_sha256"]:
             return None, "the weights are not those of the earlier run"
         history = tuple(Epoch(**epoch) for epoch in record["history"])
         if record["ended"]:
@@ -211,8 +214,3 @@ def _finished(
         return Result(experiment, history, record["selected_by"]), ""
     except (OSError, ValueError, KeyError, TypeError) as error:
         return None, f"the earlier run cannot be used: {error!r}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

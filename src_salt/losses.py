@@ -41,11 +41,11 @@ def lovasz_hinge(logits: Tensor, targets: Tensor) -> Tensor:
     errors = 1 - logits * (2 * targets - 1)
     # Stable, so that pixels with equal errors keep their order and two runs agree.
     errors, order = errors.sort(dim=1, descending=True, stable=True)
-    slopes = _jaccard_slopes(targets.gather(1, order))
+    slopes = jaccard_slopes(targets.gather(1, order))
     return (functional.relu(errors) * slopes).sum(dim=1).mean()
 
 
-def _jaccard_slopes(sorted_targets: Tensor) -> Tensor:
+def jaccard_slopes(sorted_targets: Tensor) -> Tensor:
     """Growth of the Jaccard loss as each next pixel (B, P), worst first, turns wrong."""
     positives = sorted_targets.sum(dim=1, keepdim=True)
     intersection = positives - sorted_targets.cumsum(dim=1)

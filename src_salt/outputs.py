@@ -6,6 +6,7 @@ name and then renamed. A reader of a half-finished folder is therefore never mis
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -79,6 +80,12 @@ def write_zip(path: Path, root: Path, members: Iterable[Path]) -> None:
             entry.file_size = member.stat().st_size
             with member.open("rb") as source, archive.open(entry, "w") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
+
+
+def sha256_of(path: Path) -> str:
+    """Digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def emit(event: str, **values: Any) -> None:

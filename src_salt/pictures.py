@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 from src_salt.assess import Assessment
 from src_salt.config import Experiment
 from src_salt.data import coverage_classes
-from src_salt.experiments import Result
+from src_salt.experiments import Result, grouped
 from src_salt.outputs import whole
 from src_salt.submission import Mask
 from src_salt.train import Epoch
@@ -199,14 +199,6 @@ def plot_predictions(cases: Sequence[Case], title: str, path: Path) -> None:
             unused.set_axis_off()
         for row, text in enumerate(("image", "truth", "prediction\n(line: truth)")):
             panels[row, 0].set_ylabel(text, fontsize=11)
-
-
-def grouped(results: Sequence[Result]) -> list[list[Result]]:
-    """The folds of each experiment together, in the order of the run."""
-    groups: dict[str, list[Result]] = {}
-    for result in results:
-        groups.setdefault(result.experiment.grid_name, []).append(result)
-    return list(groups.values())
 
 
 @contextmanager

@@ -70,7 +70,7 @@ def write_report(
     results: list[Result], assessed: Assessment, settings: Settings, outputs: Outputs
 ) -> None:
     """The folder results/: tables, pictures, and the page that holds all of them."""
-    write_table(results, assessed, assessed.chosen, outputs.table_csv, outputs.table_markdown)
+    write_table(results, assessed, outputs.table_csv, outputs.table_markdown)
     pictures.plot_iou_comparison(results, outputs.iou_plot)
     pictures.plot_losses(results, outputs.loss_plot)
     pictures.plot_scores(results, outputs.score_plot)
@@ -214,10 +214,8 @@ def table(results: Sequence[Result]) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-def write_table(
-    results: Sequence[Result], assessed: Assessment, chosen: bool, csv: Path, markdown: Path
-) -> None:
-    """The table as csv and as markdown; `chosen` says that the cut was chosen on validation."""
+def write_table(results: Sequence[Result], assessed: Assessment, csv: Path, markdown: Path) -> None:
+    """The table as csv and as markdown."""
     frame = table(results)
     write_text(csv, frame.to_csv(index=False, lineterminator="\n"))
     lines = [
@@ -235,19 +233,19 @@ def write_table(
         "",
         f"Best by {SELECTED_BY[best.selected_by]}: {best.experiment.grid_name}. The competition's "
         f"score of its weights on the validation images at 101x101: {assessed.score:.4f}. "
-        + cut_in_words(assessed, chosen),
+        + cut_in_words(assessed),
         "",
     ]
     write_text(markdown, "\n".join(lines))
 
 
-def cut_in_words(assessed: Assessment, chosen: bool) -> str:
+def cut_in_words(assessed: Assessment) -> str:
     """How the submission's masks are made, and how far the score on validation can be trusted."""
     cut = assessed.cut
     words = f"The submission marks as salt what is more probable than {cut.threshold:.2f}"
     if cut.smallest:
         words += f", without regions of fewer than {cut.smallest} pixels"
-    if chosen:
+    if assessed.chosen:
         return (
             f"{words}. This cut was chosen on the validation images; the score shown is "
             "cross-chosen: each half of them is cut as is best for the other half."
@@ -275,7 +273,7 @@ def write_page(
         label=label,
         assessed=assessed,
         images=len(assessed.validation),
-        cut=cut_in_words(assessed, assessed.chosen),
+        cut=cut_in_words(assessed),
         coverage=by_coverage(assessed),
         settings=_shown(settings),
         sections=sections,

@@ -43,15 +43,12 @@ from src_salt.device import ALONE, Team, pick_compute, seed_everything, synchron
 from src_salt.losses import LOSS_FUNCTIONS
 from src_salt.metrics import THRESHOLD, competition_score, iou
 from src_salt.model import UNet, load_encoder_weights
-from src_salt.outputs import Outputs, emit, progress, whole
+from src_salt.outputs import Outputs, emit, progress, sha256_of, whole
 from src_salt.transforms import restored
 
 PLATEAU_FACTOR = 0.1
 PLATEAU_PATIENCE = 5
 """Epochs without a better validation IoU before the learning rate falls to a tenth."""
-
-OUT_OF_TIME = "out of time"
-"""How the reason begins that an experiment gives for ending within `max_hours`."""
 
 WARM_UP = 0.1
 """Share of the steps in which one-cycle's learning rate rises."""
@@ -123,7 +120,7 @@ class Training:
         self.loss = LOSS_FUNCTIONS[experiment.loss]
         self.batches, self.validation = self._batches(train, validation)
         self.truths = torch.from_numpy(validation.masks).to(self.compute.device) > 0
-        self.optimizer, self.scheduler = self._optimizer()
+        self.optimizer, self.scheduler = self.new_optimizer()
         self.scaler = self.compute.scaler()
         self.history: list[Epoch] = []
         self.seconds_per_image = 0.0
@@ -143,7 +140,8 @@ class Training:
             DeviceBatches(validation, *shared),
         )
 
-    def _optimizer(self) -> tuple[Optimizer, ReduceLROnPlateau | OneCycleLR]:
+    def new_optimizer(self) -> tuple[Optimizer, ReduceLROnPlateau | OneCycleLR]:
+        """The recipe's optimiser and schedule, at their beginning."""
         parameters = self.model.parameters()
         rate, decay = self.recipe.learning_rate, self.recipe.weight_decay
         fused = True if self.recipe.on_device else None
@@ -153,8 +151,8 @@ class Training:
                 adam, mode="max", factor=PLATEAU_FACTOR, patience=PLATEAU_PATIENCE
             )
         adamw = AdamW(parameters, lr=rate, weight_decay=decay, fused=fused)
-        # The rise takes a step at least, without which its formula divides by zero.
-        steps = max(2, self.settings.epochs * len(self.batches))
+        # Rise and fall take a step at least, without which its formula divides by zero.
+        steps = max(3, self.settings.epochs * len(self.batches))
         warm_up = max(WARM_UP, 2 / steps)
         return adamw, OneCycleLR(adamw, max_lr=rate, total_steps=steps, pct_start=warm_up)
 
@@ -264,7 +262,6 @@ class Training:
             "order": _generator(self.batches).get_state(),
             "random": random_state(),
             "history": [asdict(epoch) for epoch in self.history],
-            "seconds_per_image": self.seconds_per_image,
         }
 
     def restore(self, state: State) -> None:
@@ -275,7 +272,6 @@ class Training:
         self.scaler.load_state_dict(state["scaler"])
         _generator(self.batches).set_state(state["order"])
         self.history = [Epoch(**epoch) for epoch in state["history"]]
-        self.seconds_per_image = state["seconds_per_image"]
         restore_random_state(state["random"])
 
 
@@ -313,9 +309,9 @@ def train_experiment(
     budget = budget or Budget()
     first = len(training.history) + 1
     while len(training.history) < settings.epochs:
-        if not team.agreed(budget.allows(epochs=1)) and training.history:
+        if not team.agreed(budget.allows_an_epoch()) and training.history:
             done = len(training.history)
-            return Outcome(tuple(training.history), f"{OUT_OF_TIME} after epoch {done}")
+            return Outcome(tuple(training.history), f"out of time after epoch {done}")
         started = time.monotonic()
         try:
             epoch = training.one_epoch()
@@ -408,18 +404,11 @@ class _Keeper:
             state = read_checkpoint(self.checkpoint, self.made_by)
             training.restore(state)
             self.digest = state["weights_sha256"]
-            if not self.weights.exists() or _sha256(self.weights) != self.digest:
+            if not self.weights.exists() or sha256_of(self.weights) != self.digest:
                 if not training.improved:
                     raise CheckpointError("the weights beside the checkpoint are not its own")
                 self._write_weights(as_bytes(training.model.state_dict()))
-        except (
-            CheckpointError,
-            OSError,
-            KeyError,
-            ValueError,
-            TypeError,
-            RuntimeError,
-        ) as error:
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise CheckpointError(str(error)) from error
         return True
 
@@ -454,11 +443,6 @@ def _generator(batches: Batches) -> torch.Generator:
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _announce(epoch: Epoch, experiment: Experiment, epochs: int, seconds: float) -> None:

@@ -26,6 +26,9 @@ import albumentations
 PICTURE_SIZE = 101
 """Side of the competition's images and masks, in pixels."""
 
+PADDED_SIZE = 128
+"""Side to which a picture is padded by reflection: the next that can be halved five times."""
+
 Picture = npt.NDArray[np.uint8]
 
 
@@ -93,34 +96,35 @@ def applied_to_image(transform: albumentations.Compose, image: Picture) -> Tenso
 def fitted(pictures: Picture, size: int, fit: str, nearest: bool = False) -> Picture:
     """Pictures (N, 101, 101) at the network's size, (N, S, S), still bytes.
 
-    `resize` is what albumentations' Resize does, bilinear for images and `nearest` for masks;
-    `reflect` leaves every pixel as it is and mirrors the picture around itself.
+    `resize` is what albumentations' Resize does, bilinear for images and `nearest` for masks.
+    `reflect` mirrors the picture around itself: at 128 it leaves every pixel as it is, at 256 it
+    pads 202 pixels, and so on in proportion.
     """
-    result = np.empty((len(pictures), size, size), np.uint8)
-    before, after = _margins(size)
+    inner, before = _inside(size, fit)
+    after = size - inner - before
     interpolation = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
+    result = np.empty((len(pictures), size, size), np.uint8)
     for row, picture in enumerate(pictures):
-        if fit == "reflect":
-            result[row] = np.pad(picture, (before, after), mode="reflect")
-        else:
-            cv2.resize(picture, (size, size), dst=result[row], interpolation=interpolation)
+        resized = cv2.resize(picture, (inner, inner), interpolation=interpolation)
+        result[row] = np.pad(resized, (before, after), mode="reflect")
     return result
 
 
 def restored(probabilities: Tensor, fit: str = "resize") -> Tensor:
     """The inverse of `fitted`: (B, 1, S, S) at the network's size to (B, 101, 101)."""
-    if fit == "reflect":
-        before, _ = _margins(probabilities.shape[-1])
-        inside = slice(before, before + PICTURE_SIZE)
-        return probabilities[:, 0, inside, inside]
+    inner, before = _inside(probabilities.shape[-1], fit)
+    inside = slice(before, before + inner)
     size = (PICTURE_SIZE, PICTURE_SIZE)
-    full = functional.interpolate(probabilities, size, mode="bilinear", align_corners=False)
+    full = functional.interpolate(
+        probabilities[..., inside, inside], size, mode="bilinear", align_corners=False
+    )
     return torch.squeeze(full, dim=1)
 
 
-def _margins(size: int) -> tuple[int, int]:
-    """Pixels to add before and after a picture's side: 13 and 14 for 128."""
-    return (size - PICTURE_SIZE) // 2, (size - PICTURE_SIZE + 1) // 2
+def _inside(size: int, fit: str) -> tuple[int, int]:
+    """Side of the picture within the network's input, and where it begins: 101 and 13 of 128."""
+    inner = round(size * PICTURE_SIZE / PADDED_SIZE) if fit == "reflect" else size
+    return inner, (size - inner) // 2
 
 
 # --- the same augmentation, in batches on the device --------------------------------------------

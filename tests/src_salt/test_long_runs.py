@@ -24,9 +24,8 @@ from src_salt.budget import Budget
 from src_salt.config import Experiment, Settings
 from src_salt.data import LabelledImages
 from src_salt.experiments import run_experiments
-from src_salt.metrics import Cut
 from src_salt.outputs import Outputs
-from src_salt.train import OutOfMemory, Training, TrainingError, train_experiment
+from src_salt.train import Training, TrainingError, train_experiment
 
 from .conftest import Run, finish_run
 
@@ -145,15 +144,14 @@ def test_a_folder_to_go_on_from_must_be_there(competition_dir: Path, tmp_path: P
 
 def test_what_is_left_is_judged_by_the_last_epoch_and_the_closing() -> None:
     budget = Budget(hours=1, closing_images=1000)
-    assert budget.allows(epochs=1)  # the first one always
+    assert budget.allows_an_epoch()  # the first one always
     budget.epoch_seconds, budget.image_seconds = 600.0, 0.5
     # 3600 - 60 - 1.15 * 500 leaves 2965 s; an epoch is taken to need 690.
     assert budget.epochs_left() == 4
-    assert budget.allows(epochs=4)
-    assert not budget.allows(epochs=5)
+    assert budget.allows_an_epoch()
     budget.started -= 2400
-    assert not budget.allows(epochs=1)
-    assert Budget(None).allows(epochs=10**9)
+    assert not budget.allows_an_epoch()
+    assert Budget(None, epoch_seconds=1e9).allows_an_epoch()
 
 
 # --- what gives out -----------------------------------------------------------------------------
@@ -362,9 +360,3 @@ def test_two_processes_train_as_one_with_the_same_batch(
     for one, other in zip(*records, strict=True):
         for name, value in one.items():
             assert other[name] == pytest.approx(value, rel=2e-3, abs=2e-3), name
-
-
-def test_the_cut_is_part_of_no_other_recipe() -> None:
-    assert [recipe.chosen_cut for recipe in config.RECIPES.values()] == [False, False, True]
-    assert Cut() == Cut(0.5, 0)
-    assert issubclass(OutOfMemory, config.SaltError)

@@ -177,9 +177,8 @@ def test_the_same_input_gives_the_same_bytes_under_any_style(
 
 
 def test_a_cut_that_was_not_chosen_is_not_called_so() -> None:
-    assert "fixed beforehand" in report.cut_in_words(assessment(4), chosen=False)
-    assessed = replace(assessment(4), cut=Cut(0.4, 20))
-    words = report.cut_in_words(assessed, chosen=True)
+    assert "fixed beforehand" in report.cut_in_words(assessment(4))
+    words = report.cut_in_words(replace(assessment(4), cut=Cut(0.4, 20), chosen=True))
     assert "0.40, without regions of fewer than 20 pixels" in words
 
 
@@ -214,7 +213,7 @@ def test_an_id_is_no_formula_and_no_path(tmp_path: Path) -> None:
 def test_the_tables_show_what_was_measured(tmp_path: Path) -> None:
     csv, markdown = tmp_path / "table.csv", tmp_path / "table.md"
     given, assessed = results(20, ended="a | b"), assessment(4)
-    report.write_table(given, assessed, False, csv, markdown)
+    report.write_table(given, assessed, csv, markdown)
     lines = csv.read_text().splitlines()
     assert lines[0] == (
         "experiment,backbone,loss,selected_by,best_val_iou,best_val_score,best_epoch,epochs,ended"
@@ -240,7 +239,7 @@ def test_the_best_is_by_what_was_selected(by: str, tmp_path: Path) -> None:
         Result(Experiment("resnet34", "bcedice"), (one,), by),
         Result(Experiment("resnet34", "lovasz"), (other,), by),
     ]
-    report.write_table(given, assessment(4), False, tmp_path / "t.csv", tmp_path / "t.md")
+    report.write_table(given, assessment(4), tmp_path / "t.csv", tmp_path / "t.md")
     first = report.table(given).iloc[0]["experiment"]
     assert first == ("resnet34_bcedice" if by == "val_iou" else "resnet34_lovasz")
     assert f"{report.SELECTED_BY[by]}: {first}." in (tmp_path / "t.md").read_text()

@@ -91,6 +91,16 @@ def test_the_learning_rate_falls_after_five_epochs_without_gain(
     assert history[-1].learning_rate < history[0].learning_rate
 
 
+@pytest.mark.parametrize("images", [2, 4, 6])
+def test_a_cycle_of_very_few_steps_has_a_rise_and_a_fall(
+    images: int, pictures: LabelledImages, settings: MakeSettings, tmp_path: Path
+) -> None:
+    chosen = settings(recipe="best", epochs=1, batch_size=2)
+    few = pictures.taken(range(images))
+    outcome = train_experiment(RESNET34, chosen, few, pictures.taken([0, 1]), Outputs(tmp_path))
+    assert len(outcome.history) == 1
+
+
 def test_a_loss_that_is_no_number_ends_the_training(
     pictures: LabelledImages, settings: MakeSettings, tmp_path: Path
 ) -> None:

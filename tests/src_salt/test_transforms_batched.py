@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -149,16 +150,29 @@ def test_pixels_are_normalised_as_albumentations_does() -> None:
     assert torch.allclose(found[0], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [101, 102, 128, 200])
-def test_padding_is_undone_exactly(size: int) -> None:
+def test_padding_is_undone_exactly() -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (2, 101, 101), np.uint8)
-    padded = fitted(pictures, size, "reflect")
-    assert padded.shape == (2, size, size)
+    padded = fitted(pictures, 128, "reflect")
+    assert padded.shape == (2, 128, 128)
+    assert np.array_equal(padded[:, 13:114, 13:114], pictures)
+    assert np.array_equal(padded[:, 12], padded[:, 14])  # mirrored
+    assert np.array_equal(padded[..., 114], padded[..., 112])
     back = restored(torch.from_numpy(padded)[:, None].float(), "reflect")
     assert np.array_equal(back.numpy(), pictures)
-    before = (size - 101) // 2
-    if before:
-        assert np.array_equal(padded[:, before - 1], padded[:, before + 1])  # mirrored
+
+
+@pytest.mark.parametrize(("size", "inner"), [(32, 25), (64, 50), (101, 80), (256, 202)])
+def test_other_sizes_are_padded_in_proportion(size: int, inner: int) -> None:
+    places = np.arange(101)
+    smooth = (60 + places + np.sin(places / 9)[:, None] * 50).astype(np.uint8)
+    padded = fitted(smooth[None], size, "reflect")
+    before = (size - inner) // 2
+    inside = slice(before, before + inner)
+    assert np.array_equal(padded[0, inside, inside], cv2.resize(smooth, (inner, inner)))
+    assert np.array_equal(padded[:, before - 1], padded[:, before + 1])
+    back = restored(torch.from_numpy(padded)[:, None].float(), "reflect")[0].numpy()
+    # At the rim the coarsest has nothing to interpolate with; a shift would show everywhere.
+    assert np.abs(back - smooth)[4:-4, 4:-4].max() < 3
 
 
 def test_resizing_is_what_the_seeds_path_does() -> None:
