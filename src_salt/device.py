@@ -197,6 +197,11 @@ def _team_sum(values: Tensor) -> Tensor:
     return total
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether it is that of an allocator, of a GPU or of a CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def seed_everything(seed: int, device: torch.device, exact: bool = True) -> None:
     """Make what follows repeat itself: bit for bit on a CPU, closely on CUDA.
 

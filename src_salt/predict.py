@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from src_salt.config import Experiment, Settings
 from src_salt.data import Pictures, image_loader
-from src_salt.device import Compute, pick_compute
+from src_salt.device import Compute, is_out_of_memory, pick_compute
 from src_salt.metrics import Probabilities
 from src_salt.model import UNet
-from src_salt.outputs import Outputs, progress
+from src_salt.outputs import Outputs, emit, progress
 from src_salt.transforms import fitted, normalised, restored
 
 BATCH_SIZE = 128
@@ -64,9 +64,17 @@ def predict_all(
 
 
 def _probabilities(model: nn.Module, inputs: Tensor, compute: Compute) -> Tensor:
-    with compute.autocast():
-        logits = model(inputs)
-    return torch.sigmoid(logits.float())
+    """(B, 1, S, S), in smaller pieces where memory gives out."""
+    try:
+        with compute.autocast():
+            logits = model(inputs)
+        return torch.sigmoid(logits.float())
+    except RuntimeError as error:
+        if not is_out_of_memory(error) or len(inputs) == 1:
+            raise
+        emit("out_of_memory", message=str(error).splitlines()[0], images_at_once=len(inputs) // 2)
+    # Out here the error no longer holds what the failed attempt had in memory.
+    return torch.cat([_probabilities(model, piece, compute) for piece in inputs.chunk(2)])
 
 
 def _inputs(images: Pictures, settings: Settings, compute: Compute, title: str) -> Iterator[Tensor]:

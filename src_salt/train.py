@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,14 @@ from src_salt.data import (
     evaluation_loader,
     training_loader,
 )
-from src_salt.device import ALONE, Team, pick_compute, seed_everything, synchronised
+from src_salt.device import (
+    ALONE,
+    Team,
+    is_out_of_memory,
+    pick_compute,
+    seed_everything,
+    synchronised,
+)
 from src_salt.losses import LOSS_FUNCTIONS
 from src_salt.metrics import THRESHOLD, competition_score, iou
 from src_salt.model import UNet, load_encoder_weights
@@ -111,17 +119,18 @@ class Training:
         self.parts, self.team = parts, team
         self.compute = pick_compute(self.recipe.on_device, self.team)
         seed_everything(settings.seed, self.compute.device, exact=not self.recipe.on_device)
-        weights = load_encoder_weights(experiment.backbone, settings)
-        model = UNet(experiment.backbone, self.recipe.decoder, weights)
-        self.model = self.compute.place(synchronised(model, self.team))
-        self.network: nn.Module = self.model
-        if self.team.size > 1:
-            self.network = DistributedDataParallel(self.model)
-        self.loss = LOSS_FUNCTIONS[experiment.loss]
-        self.batches, self.validation = self._batches(train, validation)
-        self.truths = torch.from_numpy(validation.masks).to(self.compute.device) > 0
-        self.optimizer, self.scheduler = self.new_optimizer()
-        self.scaler = self.compute.scaler()
+        with _faults_of_the_machine():
+            weights = load_encoder_weights(experiment.backbone, settings)
+            model = UNet(experiment.backbone, self.recipe.decoder, weights)
+            self.model = self.compute.place(synchronised(model, self.team))
+            self.network: nn.Module = self.model
+            if self.team.size > 1:
+                self.network = DistributedDataParallel(self.model)
+            self.loss = LOSS_FUNCTIONS[experiment.loss]
+            self.batches, self.validation = self._batches(train, validation)
+            self.truths = torch.from_numpy(validation.masks).to(self.compute.device) > 0
+            self.optimizer, self.scheduler = self.new_optimizer()
+            self.scaler = self.compute.scaler()
         self.history: list[Epoch] = []
         self.seconds_per_image = 0.0
         """Of one process, in the last validation."""
@@ -169,14 +178,8 @@ class Training:
             OutOfMemory: a step needs more memory than there is.
             WorkerDied: a process that prepares batches was ended.
         """
-        try:
+        with _faults_of_the_machine():
             return self._epoch()
-        except RuntimeError as error:
-            if _is_out_of_memory(error):
-                raise OutOfMemory(str(error).splitlines()[0]) from error
-            if "DataLoader worker" in str(error):
-                raise WorkerDied(str(error).splitlines()[0]) from error
-            raise
 
     def _epoch(self) -> Epoch:
         number = len(self.history) + 1
@@ -441,8 +444,17 @@ def _generator(batches: Batches) -> torch.Generator:
     return batches.sampler.generator
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+@contextmanager
+def _faults_of_the_machine() -> Iterator[None]:
+    """Tell those that can be made up for from all other errors of PyTorch."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(str(error).splitlines()[0]) from error
+        if "DataLoader worker" in str(error):
+            raise WorkerDied(str(error).splitlines()[0]) from error
+        raise
 
 
 def _announce(epoch: Epoch, experiment: Experiment, epochs: int, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -258,6 +259,29 @@ def test_the_memory_of_a_real_process_runs_out(competition_dir: Path) -> None:
     assert "can't allocate memory" in done.stdout
 
 
+def test_prediction_takes_smaller_pieces_where_memory_runs_out(tmp_path: Path) -> None:
+    done = python(
+        f"""
+        import numpy as np, resource, torch
+        from src_salt.config import Experiment, Settings
+        from src_salt.model import UNet
+        from src_salt.predict import predict_all
+        torch.set_num_threads(1)
+        settings = Settings.from_parameters(dict(data_dir={str(tmp_path)!r}, output_dir="o",
+            recipe="fast", image_size=256))
+        images = np.random.default_rng(0).integers(0, 256, (32, 101, 101), np.uint8)
+        model = UNet("resnet34").to(memory_format=torch.channels_last).eval()
+        parts = [predict_all([model], images[n : n + 4], settings, "") for n in range(0, 32, 4)]
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20), -1))
+        found = predict_all([model], images, settings, "")
+        print("equal:", np.allclose(found, np.concatenate(parts), atol=1e-5))
+        """
+    )
+    assert "equal: True" in done.stdout, done.stderr[-2000:]
+    assert '"event": "out_of_memory"' in done.stdout
+
+
 def test_a_dead_worker_is_done_without(
     pictures: LabelledImages,
     settings: MakeSettings,
@@ -360,3 +384,58 @@ def test_two_processes_train_as_one_with_the_same_batch(
     for one, other in zip(*records, strict=True):
         for name, value in one.items():
             assert other[name] == pytest.approx(value, rel=2e-3, abs=2e-3), name
+
+
+def test_a_team_that_loses_a_process_ends_and_the_next_run_goes_on(
+    competition_dir: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "src_salt", "--data-dir", str(competition_dir)]
+    command += ["--output-dir", str(tmp_path), "--experiments", NAME, "--recipe", "fast"]
+    command += ["--epochs", "30", "--batch-size", "4", "--image-size", "32", "--no-pretrained"]
+    with subprocess.Popen(
+        [*command, "--processes", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        assert any('"event": "epoch"' in line for line in running.stdout)
+        os.kill(second_of_the_team(running.pid), signal.SIGKILL)
+        _, said = running.communicate(timeout=120)
+    assert running.returncode == 2, said
+    assert f"{NAME}: torchrun ended with status 1 and without an outcome" in said
+    done = len(torch.load(tmp_path / "checkpoints" / f"{NAME}.pt")["state"]["history"])
+    assert done >= 1
+    # One process is enough to end what two began: what decides the result is the same.
+    next_run = python(
+        f"""
+        from src_salt.config import Settings
+        from src_salt.data import load_labelled
+        from src_salt.experiments import run_experiments
+        from src_salt.outputs import Outputs
+        settings = Settings.from_parameters(dict(data_dir={str(competition_dir)!r},
+            output_dir={str(tmp_path)!r}, experiments={NAME!r}, recipe="fast", epochs=30,
+            batch_size=4, image_size=32, pretrained=False, max_hours=0.001))
+        run_experiments(settings, load_labelled(settings.data_dir), Outputs(settings.output_dir))
+        """
+    )
+    assert f'"epochs_done": {done}' in next_run.stdout, next_run.stderr[-2000:]
+
+
+def second_of_the_team(command: int) -> int:
+    """The process of rank 1, by the environment that torchrun gave it."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and folder.stat().st_uid == os.getuid():
+            with contextlib.suppress(OSError):
+                entries = (folder / "environ").read_bytes().split(b"\0")
+                if b"RANK=1" in entries and descends(int(folder.name), command):
+                    return int(folder.name)
+    raise AssertionError("no process of rank 1")
+
+
+def descends(process: int, ancestor: int) -> bool:
+    while process > 1 and process != ancestor:
+        process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    return process == ancestor
