@@ -2,7 +2,8 @@
 
 Every row changes one thing of the recipe `best` and is trained with the same seeds, images and
 epochs as the recipe itself, so that differences are paired. Each training runs in a process of its
-own, with one thread, `--jobs` at a time; what is measured is kept in a file and not measured again.
+own, `--jobs` at a time, which share the cores; what is measured is kept in a file and not measured
+again.
 Habits that were not worth their place live here alone and not in src_salt.
 """
 
@@ -26,7 +27,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import OneCycleLR
 
 from src_salt import config, losses
 from src_salt.config import Settings
@@ -34,7 +34,7 @@ from src_salt.data import LabelledImages, load_labelled, split
 from src_salt.losses import bce_dice, lovasz_hinge
 from src_salt.metrics import Cut, Masks, Probabilities, cross_cut, iou, scores
 from src_salt.model import WIDTHS, PlainHead
-from src_salt.train import WARM_UP, Training
+from src_salt.train import Training
 from src_salt.transforms import restored
 
 Loss = losses.Loss
@@ -204,21 +204,14 @@ def _predictions(
     training = Training(settings.chosen[0], settings, images, validation)
     if row.adapt is not None:
         row.adapt(training)
-    training.model.to(memory_format=torch.channels_last)
-    length = settings.epochs // row.cycles
-    for epoch in range(settings.epochs):
-        if row.later_loss is not None and epoch >= settings.epochs / 2:
-            training.loss = row.later_loss
-        if row.cycles > 1 and epoch % length == 0:
-            training.scheduler = _cycle(training, length)
-        training.one_epoch()
-        if (epoch + 1) % length == 0:
-            yield _predicted(training, flip=False), _predicted(training, flip=True)
-
-
-def _cycle(training: Training, epochs: int) -> OneCycleLR:
-    rate, steps = training.recipe.learning_rate, epochs * len(training.batches)
-    return OneCycleLR(training.optimizer, max_lr=rate, total_steps=steps, pct_start=WARM_UP)
+    for epochs in np.array_split(np.arange(settings.epochs), min(row.cycles, settings.epochs)):
+        if row.cycles > 1:
+            training.scheduler = training.cycle(training.optimizer, len(epochs))
+        for epoch in epochs:
+            if row.later_loss is not None and epoch >= settings.epochs / 2:
+                training.loss = row.later_loss
+            training.one_epoch()
+        yield _predicted(training, flip=False), _predicted(training, flip=True)
 
 
 def _values(name: str, masks: Masks, truths: Masks) -> dict[str, float]:
@@ -231,11 +224,10 @@ def _predicted(training: Training, flip: bool) -> Probabilities:
     model = training.model.eval()
     parts = []
     for images, _ in training.validation:
-        probabilities = torch.sigmoid(model(images).float())
-        if flip:
-            mirrored = torch.sigmoid(model(images.flip(-1)).float()).flip(-1)
-            probabilities = (probabilities + mirrored) / 2
-        parts.append(restored(probabilities, training.recipe.fit).numpy())
+        with training.compute.autocast():
+            views = [model(images), *([model(images.flip(-1)).flip(-1)] if flip else [])]
+        probabilities = torch.sigmoid(torch.stack(views).float()).mean(dim=0)
+        parts.append(restored(probabilities, training.recipe.fit).cpu().numpy())
     return np.concatenate(parts)
 
 
@@ -289,20 +281,23 @@ def _settings(name: str, seed: int, options: argparse.Namespace) -> Settings:
             "pretrained": False,
             "num_workers": 0,
             "seed": seed,
-            **_budget(options),
+            "epochs": options.epochs,
+            "image_size": options.image_size,
+            "limit_train": options.limit_train,
             **row.settings,
         }
     )
 
 
-def _budget(options: argparse.Namespace) -> dict[str, int]:
-    names = ("epochs", "image_size", "limit_train")
-    return {name: getattr(options, name) for name in names}
+def _key(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """What decides a result: another recipe of the same name is measured anew."""
+    decisive = _settings(name, seed, options).decisive()
+    return {"row": name, "backbone": options.backbone, "data": str(options.data)} | decisive
 
 
 def _measure(name: str, seed: int, options: argparse.Namespace) -> None:
     """Train in a process of its own, unless it was; add a line to what is kept."""
-    key = {"row": name, "seed": seed, "backbone": options.backbone, **_budget(options)}
+    key = _key(name, seed, options)
     if _kept(key, options) is not None:
         return
     print(f"training {name}, seed {seed}", file=sys.stderr, flush=True)
@@ -353,7 +348,7 @@ def _table(options: argparse.Namespace) -> str:
 
 
 def _found(name: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
-    key = {"row": name, "seed": seed, "backbone": options.backbone, **_budget(options)}
+    key = _key(name, seed, options)
     found = _kept(key, options)
     assert found is not None, key
     return found

@@ -339,15 +339,14 @@ def split(
             range(len(labelled)), test_size=VALIDATION_SHARE, random_state=SPLIT_SEED
         )
     else:
-        if len(labelled) < settings.folds:
-            raise DataError(
-                f"train.csv: {len(labelled)} images cannot be split into {settings.folds} folds."
-            )
         folds = StratifiedKFold(settings.folds, shuffle=True, random_state=SPLIT_SEED)
         with warnings.catch_warnings():
             # A class smaller than the number of folds is not a fault here.
             warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-            parts = list(folds.split(labelled.images, coverage_classes(labelled.masks)))
+            try:
+                parts = list(folds.split(labelled.images, coverage_classes(labelled.masks)))
+            except ValueError as error:  # scikit-learn's words: no class has an image for each
+                raise DataError(f"train.csv: too few images for the folds. {error}") from error
         train, validation = (rows.tolist() for rows in parts[fold - 1])
     return (
         labelled.taken(train[: settings.limit_train]),
@@ -454,6 +453,11 @@ def _loader(dataset: Dataset[T], settings: Settings, team: Team, **options: Any)
     )
 
 
+def is_dead_worker(error: RuntimeError) -> bool:
+    """Whether it is PyTorch's for a process of a loader that is gone."""
+    return "DataLoader worker" in str(error)
+
+
 def _start_worker(_worker_id: int) -> None:
     """Workers are the parallelism: OpenCV's own threads inside each would only compete."""
     cv2.setNumThreads(0)
@@ -485,7 +489,6 @@ class DeviceBatches:
         self.masks = torch.from_numpy(masks).to(compute.device)
         self.batch_size, self.team = settings.batch_size, team
         self.augmentation = augmentation
-        self.channels_last = compute.channels_last
         self.generator = torch.Generator().manual_seed(settings.seed)
 
     def __len__(self) -> int:
@@ -511,8 +514,8 @@ class DeviceBatches:
         return torch.split(mine, self.batch_size // self.team.size)
 
     def _batch(self, pixels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        return normalised(pixels).contiguous(memory_format=layout), masks[:, None]
+        inputs = normalised(pixels).contiguous(memory_format=torch.channels_last)
+        return inputs, masks[:, None]
 
     def _count(self) -> int:
         """Images of an epoch; a lonely last one has no variance to be normalised by."""

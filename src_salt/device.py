@@ -179,6 +179,7 @@ class _TeamBatchNorm2d(nn.BatchNorm2d):
         assert mean_so_far is not None
         assert variance_so_far is not None
         assert self.momentum is not None
+        number_format, features = features.dtype, features.float()
         count = features.numel() / features.shape[1] * distributed.get_world_size()
         mean = _team_sum(features.sum((0, 2, 3))) / count
         centred = features - mean[:, None, None]
@@ -188,8 +189,8 @@ class _TeamBatchNorm2d(nn.BatchNorm2d):
             mean_so_far.lerp_(mean, self.momentum)
             variance_so_far.lerp_(variance * count / (count - 1), self.momentum)
         scale = torch.rsqrt(variance + self.eps) * self.weight
-        result: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
-        return result
+        result = centred * scale[:, None, None] + self.bias[:, None, None]
+        return result.to(number_format)
 
 
 def _team_sum(values: Tensor) -> Tensor:

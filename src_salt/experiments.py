@@ -59,31 +59,39 @@ def run_experiments(
     its first epoch is taken as far as it came. TrainingError if none came to anything.
     """
     budget = budget or Budget()
-    if settings.resume_dir is not None:
-        emit("taken_over", files=outputs.take_over(settings.resume_dir))
     results: list[Result] = []
     faults: list[str] = []
-    for number, experiment in enumerate(settings.chosen):
-        if results and not budget.allows_an_epoch():
-            left = [other.name for other in settings.chosen[number:]]
-            emit("out_of_time", experiments=left)
-            break
+    left_out: list[str] = []
+    for experiment in settings.chosen:
+        may_train = not results or budget.allows_an_epoch()
         try:
-            results.append(_run_or_skip(experiment, settings, labelled, outputs, budget))
+            result = _run_or_skip(experiment, settings, labelled, outputs, budget, may_train)
         except TrainingError as error:
             faults.append(str(error))
             emit("failed", experiment=experiment.name, message=str(error))
+            continue
+        if result is None:
+            left_out.append(experiment.name)
+        else:
+            results.append(result)
+    if left_out:
+        emit("out_of_time", experiments=left_out)
     if not results:
         raise TrainingError(" ".join(faults))
     return results
 
 
 def best_of(results: Sequence[Result]) -> list[Result]:
-    """The experiment with the highest validation value, all its folds; the first of several."""
+    """The experiment with the highest validation value, all its folds; the first of several.
+
+    Of its folds those that are complete, where there are any: one that time has cut would spoil
+    the mean.
+    """
+    groups = [
+        [result for result in group if not result.ended] or group for group in grouped(results)
+    ]
     # Where time ran out, one lucky fold must not win against five.
-    return max(
-        grouped(results), key=lambda group: (len(group), fmean(result.value for result in group))
-    )
+    return max(groups, key=lambda group: (len(group), fmean(result.value for result in group)))
 
 
 def grouped(results: Sequence[Result]) -> list[list[Result]]:
@@ -100,13 +108,17 @@ def _run_or_skip(
     labelled: LabelledImages,
     outputs: Outputs,
     budget: Budget,
-) -> Result:
+    may_train: bool,
+) -> Result | None:
+    """None where there is nothing of an earlier run, and no time."""
     started = time.monotonic()
     train, validation = split(labelled, settings, experiment.fold)
     made_by = _made_by(settings, train, validation)
     result, reason = _finished(experiment, made_by, outputs)
     skipped = result is not None
     if result is None:
+        if not may_train:
+            return None
         if reason:
             emit("retrain", experiment=experiment.name, reason=reason)
         # Gone before the weights are overwritten: an old record must never vouch for new weights.

@@ -40,8 +40,11 @@ def run(data_dir: str | Path, output_dir: str | Path, **parameters: Any) -> dict
     require_encoder_weights((chosen.backbone for chosen in settings.chosen), settings)
     train, validation = split(competition.labelled, settings, settings.chosen[0].fold)
     budget.closing_images = _closing_images(settings, competition)
+    taken = _taken_over(settings, outputs)
     outputs.remove_stale()
     _announce(settings, train, validation, competition.test)
+    if taken is not None:
+        emit("taken_over", files=taken)
 
     with refused_writing(outputs.root):
         results = run_experiments(settings, competition.labelled, outputs, budget)
@@ -55,6 +58,14 @@ def run(data_dir: str | Path, output_dir: str | Path, **parameters: Any) -> dict
     summary = _summary(results, assessed, outputs)
     emit("done", **summary)
     return summary
+
+
+def _taken_over(settings: Settings, outputs: Outputs) -> list[str] | None:
+    """Files of the run that this one goes on from, None where there is none."""
+    if settings.resume_dir is None:
+        return None
+    with refused_writing(outputs.root):
+        return outputs.take_over(settings.resume_dir)
 
 
 def _closing_images(settings: Settings, competition: Competition) -> int:

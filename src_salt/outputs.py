@@ -26,6 +26,10 @@ ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 """The earliest time a zip can hold: the same files then always give the same bytes."""
 
 
+TAKEN_OVER = (".pth", ".json", ".pt")
+"""Suffixes of weights, records and checkpoints."""
+
+
 class OutputError(SaltError):
     """The output folder takes no more; the message names the file."""
 
@@ -156,7 +160,8 @@ class Outputs:
         for folder in (root / name for root in roots for name in ("models", "checkpoints")):
             for source in folder.iterdir() if folder.is_dir() else ():
                 target = self.root / folder.name / source.name
-                if target.exists() or not source.is_file():
+                unfinished = source.name.startswith(".")  # what a run that was killed was writing
+                if target.exists() or unfinished or source.suffix not in TAKEN_OVER:
                     continue
                 with (
                     whole(target) as temporary,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from src_salt.config import Experiment, Settings
-from src_salt.data import Pictures, image_loader
+from src_salt.config import Experiment, Recipe, Settings
+from src_salt.data import Pictures, image_loader, is_dead_worker
 from src_salt.device import Compute, is_out_of_memory, pick_compute
 from src_salt.metrics import Probabilities
 from src_salt.model import UNet
@@ -36,18 +37,23 @@ def predict(
     The mean over the models, and over the mirrored views where the recipe has them. An iterator,
     since the probabilities of 18,000 images would take 730 MB at once.
     """
-    recipe = settings.training
-    compute = pick_compute(recipe.on_device)
+    compute = pick_compute(settings.training.on_device)
+    at_once = max(1, len(images))
     ready: Tensor | None = None
     for batch in _inputs(images, settings, compute, title):
         # Inside the loop: around a generator the mode would hold for whoever consumes it.
         with torch.inference_mode():
             inputs = batch.to(compute.device, non_blocking=True)
-            views = [_probabilities(model, inputs, compute) for model in models]
-            if recipe.flip_views:
-                mirrored = inputs.flip(-1)
-                views += [_probabilities(model, mirrored, compute).flip(-1) for model in models]
-            following = restored(torch.stack(views).mean(dim=0), recipe.fit)
+            following = None
+            while following is None:
+                try:
+                    following = _mean(models, inputs, at_once, settings.training, compute)
+                except RuntimeError as error:
+                    at_once = min(at_once, len(inputs)) // 2
+                    if not at_once or not is_out_of_memory(error):
+                        raise
+                    message = str(error).splitlines()[0]
+                    emit("out_of_memory", message=message, images_at_once=at_once)
         # A batch late: a GPU computes the next one while this one is cut and written.
         if ready is not None:
             yield ready.cpu().numpy()
@@ -63,29 +69,48 @@ def predict_all(
     return np.concatenate(list(predict(models, images, settings, title)))
 
 
+def _mean(
+    models: Sequence[nn.Module], inputs: Tensor, at_once: int, recipe: Recipe, compute: Compute
+) -> Tensor:
+    """(B, 101, 101) over models and views, of the network's inputs (B, 3, S, S)."""
+    found = []
+    for piece in torch.split(inputs, at_once):
+        views = [_probabilities(model, piece, compute) for model in models]
+        if recipe.flip_views:
+            mirrored = piece.flip(-1)
+            views += [_probabilities(model, mirrored, compute).flip(-1) for model in models]
+        found.append(restored(torch.stack(views).mean(dim=0), recipe.fit))
+    return torch.cat(found)
+
+
 def _probabilities(model: nn.Module, inputs: Tensor, compute: Compute) -> Tensor:
-    """(B, 1, S, S), in smaller pieces where memory gives out."""
-    try:
-        with compute.autocast():
-            logits = model(inputs)
-        return torch.sigmoid(logits.float())
-    except RuntimeError as error:
-        if not is_out_of_memory(error) or len(inputs) == 1:
-            raise
-        emit("out_of_memory", message=str(error).splitlines()[0], images_at_once=len(inputs) // 2)
-    # Out here the error no longer holds what the failed attempt had in memory.
-    return torch.cat([_probabilities(model, piece, compute) for piece in inputs.chunk(2)])
+    with compute.autocast():
+        logits = model(inputs)
+    return torch.sigmoid(logits.float())
 
 
 def _inputs(images: Pictures, settings: Settings, compute: Compute, title: str) -> Iterator[Tensor]:
     """The network's inputs (B, 3, S, S)."""
     if not settings.training.on_device:
-        yield from progress(image_loader(images, settings), title)
+        yield from _loaded(images, settings, title)
         return
-    layout = torch.channels_last if compute.channels_last else torch.contiguous_format
     for start in progress(range(0, len(images), BATCH_SIZE), title):
         batch = fitted(
             images[start : start + BATCH_SIZE], settings.image_size, settings.training.fit
         )
         pixels = torch.from_numpy(batch).to(compute.device, non_blocking=True).float()
-        yield normalised(pixels).contiguous(memory_format=layout)
+        yield normalised(pixels).contiguous(memory_format=torch.channels_last)
+
+
+def _loaded(images: Pictures, settings: Settings, title: str) -> Iterator[Tensor]:
+    """Of the data loader, and without its workers where one has died."""
+    done = 0
+    try:
+        for batch in progress(image_loader(images, settings), title):
+            yield batch
+            done += len(batch)
+    except RuntimeError as error:
+        if not is_dead_worker(error):
+            raise
+        emit("worker_died", message=str(error).splitlines()[0], num_workers=0)
+        yield from image_loader(images[done:], replace(settings, num_workers=0))

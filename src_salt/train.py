@@ -38,6 +38,7 @@ from src_salt.data import (
     Pairs,
     ShuffledDraws,
     evaluation_loader,
+    is_dead_worker,
     training_loader,
 )
 from src_salt.device import (
@@ -160,10 +161,15 @@ class Training:
                 adam, mode="max", factor=PLATEAU_FACTOR, patience=PLATEAU_PATIENCE
             )
         adamw = AdamW(parameters, lr=rate, weight_decay=decay, fused=fused)
-        # Rise and fall take a step at least, without which its formula divides by zero.
-        steps = max(3, self.settings.epochs * len(self.batches))
+        return adamw, self.cycle(adamw, self.settings.epochs)
+
+    def cycle(self, optimizer: Optimizer, epochs: int) -> OneCycleLR:
+        """The learning rate's rise and fall over so many epochs."""
+        # Each takes a step at least, without which its formula divides by zero.
+        steps = max(3, epochs * len(self.batches))
         warm_up = max(WARM_UP, 2 / steps)
-        return adamw, OneCycleLR(adamw, max_lr=rate, total_steps=steps, pct_start=warm_up)
+        rate = self.recipe.learning_rate
+        return OneCycleLR(optimizer, max_lr=rate, total_steps=steps, pct_start=warm_up)
 
     @property
     def improved(self) -> bool:
@@ -230,7 +236,7 @@ class Training:
         for images, masks in batches:
             truths = self.truths[means.images : means.images + len(images) * self.team.size]
             count = len(truths)  # the last batch of a team is filled up
-            value, logits, targets = self._forward(model, images, masks, count)
+            value, logits, targets = self._forward(model, images, masks, count, self.parts)
             ious = iou(logits[:, 0] > 0, targets[:, 0] > 0)
             full = restored(torch.sigmoid(logits.float()), self.recipe.fit) > THRESHOLD
             scores = competition_score(full, truths)
@@ -239,12 +245,19 @@ class Training:
         return loss, mean_iou, score
 
     def _forward(
-        self, network: nn.Module, images: Tensor, masks: Tensor, count: int | None = None
+        self,
+        network: nn.Module,
+        images: Tensor,
+        masks: Tensor,
+        count: int | None = None,
+        parts: int = 1,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, logits and targets of a batch, over the whole team."""
+        inputs = images.to(self.compute.device, non_blocking=True)
         targets = masks.to(self.compute.device, non_blocking=True)
         with self.compute.autocast():
-            logits = network(images.to(self.compute.device, non_blocking=True))
+            pieces = [network(piece) for piece in inputs.tensor_split(min(parts, len(inputs)))]
+        logits = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         logits, targets = self.team.gathered(logits)[:count], self.team.gathered(targets)[:count]
         return self.loss(logits, targets), logits, targets
 
@@ -272,7 +285,8 @@ class Training:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # else written where float16 was not used
+            self.scaler.load_state_dict(state["scaler"])
         _generator(self.batches).set_state(state["order"])
         self.history = [Epoch(**epoch) for epoch in state["history"]]
         restore_random_state(state["random"])
@@ -392,7 +406,8 @@ class _Keeper:
         try:
             write_checkpoint(self.checkpoint, state, self.made_by)
         except (OSError, RuntimeError) as error:  # torch's writer turns one into the other
-            self.checkpoint.unlink(missing_ok=True)
+            if training.improved:  # the one before belongs to other weights
+                self.checkpoint.unlink(missing_ok=True)
             emit(
                 "warning",
                 experiment=training.experiment.name,
@@ -452,7 +467,7 @@ def _faults_of_the_machine() -> Iterator[None]:
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise OutOfMemory(str(error).splitlines()[0]) from error
-        if "DataLoader worker" in str(error):
+        if is_dead_worker(error):
             raise WorkerDied(str(error).splitlines()[0]) from error
         raise
 
