@@ -8,10 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import distributed
 
 from src_salt.config import Settings
-from src_salt.data import DeviceBatches, LabelledImages, coverage_classes, split, training_loader
-from src_salt.device import ALONE, Team, cpu_flags, pick_compute
+from src_salt.data import (
+    DataError,
+    DeviceBatches,
+    LabelledImages,
+    coverage_classes,
+    split,
+    training_loader,
+)
+from src_salt.device import ALONE, Team, cpu_flags, pick_compute, synchronised
 
 MakeSettings = Callable[..., Settings]
 
@@ -123,3 +131,26 @@ def test_each_image_validates_in_one_fold(settings: MakeSettings) -> None:
         assert not set(train.ids) & set(validation.ids)
         assert (coverage_classes(validation.masks) == 0).sum() == 7
         assert abs(validation.masks.mean() - masks.mean()) < 0.03
+
+
+def test_too_many_folds_are_refused_in_our_words(
+    labelled: LabelledImages, settings: MakeSettings
+) -> None:
+    with pytest.raises(DataError, match=r"train\.csv: too few images for the folds"):
+        split(labelled, settings(folds=19), fold=1)
+
+
+def test_a_teams_normalisation_is_that_of_one_also_in_half_precision(tmp_path: Path) -> None:
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1
+    )
+    try:
+        features = torch.rand(4, 3, 5, 5).to(torch.bfloat16)
+        plain = torch.nn.BatchNorm2d(3)
+        ours = synchronised(torch.nn.Sequential(torch.nn.BatchNorm2d(3)), Team(0, 2))
+        found, expected = ours(features), plain(features)
+    finally:
+        distributed.destroy_process_group()
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(found.float(), expected.float(), atol=0.02)
+    assert torch.allclose(ours[0].running_var, plain.running_var, atol=1e-3)

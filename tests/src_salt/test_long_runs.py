@@ -17,18 +17,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from src_salt import config
 from src_salt.budget import Budget
 from src_salt.config import Experiment, Settings
-from src_salt.data import LabelledImages
-from src_salt.experiments import run_experiments
+from src_salt.data import LabelledImages, load_competition
+from src_salt.experiments import Result, best_of, run_experiments
+from src_salt.metrics import Cut
 from src_salt.outputs import Outputs
-from src_salt.train import Training, TrainingError, train_experiment
+from src_salt.predict import load_model, predict_all
+from src_salt.submission import encode_all
+from src_salt.train import Epoch, Training, TrainingError, train_experiment
 
-from .conftest import Run, finish_run
+from .conftest import TINY, Run, finish_run
 
 MakeSettings = Callable[..., Settings]
 RESNET34 = Experiment("resnet34", "bcedice")
@@ -124,6 +128,85 @@ def test_a_run_ends_in_time_and_the_next_one_finishes_it(
     for name in ("models.zip", "results.zip", "submission.csv"):
         assert (longer.folder / name).read_bytes() == (uncut.folder / name).read_bytes()
     assert not list((longer.folder / "checkpoints").glob("*"))
+
+
+def test_what_is_complete_is_shown_though_the_time_is_out(
+    finished: Run, competition_dir: Path, tmp_path: Path
+) -> None:
+    changes = {"experiments": "resnet50_lovasz,resnet34_bcedice", "max_hours": 1e-6}
+    run = finish_run(competition_dir, tmp_path, resume_dir=str(finished.folder), **changes)
+    entries = {entry["experiment"]: entry["ended"] for entry in run.summary["experiments"]}
+    assert entries == {
+        "resnet50_lovasz": "out of time after epoch 1",
+        "resnet34_bcedice": "",
+    }
+    assert "out_of_time" not in [event["event"] for event in run.events]
+
+
+def test_the_folder_itself_can_be_gone_on_from(
+    finished: Run, competition_dir: Path, tmp_path: Path
+) -> None:
+    """As `kernelkit pull` brings it: models.zip alone."""
+    (tmp_path / "models.zip").write_bytes((finished.folder / "models.zip").read_bytes())
+    run = finish_run(competition_dir, tmp_path, resume_dir=str(tmp_path))
+    assert [event.get("skipped") for event in run.events[2:4]] == [True, True]
+
+
+def test_folds_are_averaged_and_one_that_was_cut_is_not(
+    competition_dir: Path, tmp_path: Path
+) -> None:
+    """The recipe `best` from end to end."""
+    changes = {"recipe": "best", "folds": 2, "epochs": 2, "experiments": "resnet34_bcedice_lovasz"}
+    whole = finish_run(competition_dir, tmp_path, **changes)
+    names = [f"resnet34_bcedice_lovasz_fold{number}" for number in (1, 2)]
+    assert [entry["experiment"] for entry in whole.summary["experiments"]] == names
+    with zipfile.ZipFile(tmp_path / "models.zip") as archive:
+        assert {f"models/best_model_{name}.pth" for name in names} <= set(archive.namelist())
+    assert "<dd>2</dd>" in (tmp_path / "results" / "report.html").read_text()
+
+    chosen = Settings.from_parameters(
+        {**TINY, "data_dir": competition_dir, "output_dir": tmp_path, **changes}
+    )
+    outputs, competition = Outputs(tmp_path), load_competition(competition_dir)
+    models = [load_model(one, chosen, outputs) for one in chosen.chosen]
+    both = predict_all(models, competition.test.images, chosen, "")
+    each = [predict_all([model], competition.test.images, chosen, "") for model in models]
+    assert np.allclose(both, np.mean(each, axis=0), atol=1e-6)
+    assert not np.allclose(*each, atol=1e-3)
+    cut = Cut(**whole.summary["cut"])
+    rows = (tmp_path / "submission.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[1] for row in rows] == encode_all(cut.masks(both))
+
+    record = json.loads(outputs.history(names[1]).read_text())
+    ended = replace(best_of_record(record, chosen.chosen[1]), ended="out of time after epoch 1")
+    complete = replace(ended, experiment=chosen.chosen[0], ended="")
+    assert best_of([complete, ended]) == [complete]
+    assert best_of([ended]) == [ended]
+
+
+def best_of_record(record: dict[str, Any], experiment: Experiment) -> Result:
+    history = tuple(Epoch(**epoch) for epoch in record["history"])
+    return Result(experiment, history, record["selected_by"])
+
+
+def test_a_checkpoint_of_a_device_without_scaling_suits_one_with(
+    pictures: LabelledImages, settings: MakeSettings
+) -> None:
+    training = Training(RESNET34, settings(recipe="fast"), pictures, pictures)
+    training.one_epoch()
+    state = training.state()
+    other = Training(RESNET34, settings(recipe="fast"), pictures, pictures)
+    other.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    other.restore(state)
+    assert other.history == training.history
+    assert other.scaler.get_scale() == 65536
+
+
+def test_what_a_killed_run_was_writing_is_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "old" / "checkpoints").mkdir(parents=True)
+    for name in (".a.77.pt", "a.pt"):
+        (tmp_path / "old" / "checkpoints" / name).write_text("")
+    assert Outputs(tmp_path / "new").take_over(tmp_path / "old") == ["checkpoints/a.pt"]
 
 
 def test_finished_experiments_come_back_from_models_zip(finished: Run, tmp_path: Path) -> None:
@@ -340,6 +423,43 @@ def test_a_full_disk_costs_the_checkpoint_first_and_never_what_is_whole(
     assert [event["event"] for event in said] == ["start", "warning", "epoch", "experiment", "done"]
     assert "no checkpoint of epoch 1" in said[1]["message"]
     assert (tmp_path / "submission.csv").exists()
+
+
+def test_weights_that_cannot_be_written_leave_those_before(
+    competition_dir: Path, tmp_path: Path
+) -> None:
+    """Weights and checkpoint of a second epoch are refused, which is better than the first."""
+    done = python(
+        f"""
+        import resource, signal, torch
+        from dataclasses import replace
+        from src_salt.config import Settings
+        from src_salt.data import load_labelled, split
+        from src_salt.outputs import Outputs
+        from src_salt.train import Training, train_experiment
+        torch.set_num_threads(1)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        settings = Settings.from_parameters(dict(data_dir={str(competition_dir)!r},
+            output_dir={str(tmp_path)!r}, experiments={NAME!r}, recipe="fast", epochs=3,
+            batch_size=4, image_size=32, pretrained=False))
+        epoch = Training.one_epoch
+        def better(training):
+            if training.history:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (50 << 20, -1))
+            found = replace(epoch(training), val_iou=0.1 * (1 + len(training.history)))
+            training.history[-1] = found
+            return found
+        Training.one_epoch = better
+        sides = split(load_labelled(settings.data_dir), settings)
+        outputs = Outputs(settings.output_dir)
+        outcome = train_experiment(settings.chosen[0], settings, *sides, outputs, {{}})
+        print(len(outcome.history), outcome.ended)
+        """
+    )
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(f"1 {NAME}: the weights of epoch 2 cannot be written"), done.stderr
+    weights = torch.load(Outputs(tmp_path).weights(NAME), weights_only=True)
+    assert all(value.isfinite().all() for value in weights.values())
 
 
 def python(program: str) -> subprocess.CompletedProcess[str]:

@@ -13,6 +13,7 @@ import torch
 from src_salt.config import SaltError, SettingsError
 from src_salt.data import DataError
 from src_salt.model import WeightsError
+from src_salt.outputs import OutputError
 from src_salt.submission import decode
 
 from .conftest import TEST, TINY, Run, finish_run
@@ -147,7 +148,7 @@ def test_the_submission_covers_every_id_of_a_limited_run(
     assert len((tmp_path / "submission.csv").read_text().splitlines()) == TEST + 1
 
 
-@pytest.mark.parametrize("fault", ["data", "parameter", "weights", "output folder"])
+@pytest.mark.parametrize("fault", ["data", "parameter", "weights", "resumed", "output folder"])
 def test_faults_show_before_anything_is_trained_or_removed(
     fault: str, copied_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,6 +163,8 @@ def test_faults_show_before_anything_is_trained_or_removed(
         changes, kind = {"epochs": 0}, SettingsError
     elif fault == "weights":
         changes, kind = {"pretrained": True, "weights_dir": str(tmp_path)}, WeightsError
+    elif fault == "resumed":
+        changes, kind = {"resume_dir": str(tmp_path / "mistyped")}, OutputError
     else:
         (tmp_path / "file").write_text("")
         output, kind = tmp_path / "file" / "out", SettingsError

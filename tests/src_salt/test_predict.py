@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 
 import numpy as np
@@ -20,6 +23,44 @@ class Brightness(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images[:, :1] + self.nothing
+
+
+class Left(Brightness):
+    """Sees salt in the left half alone, wherever the picture has it."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        weights = torch.zeros(images.shape[-1])
+        weights[: images.shape[-1] // 2] = 1
+        return super().forward(images) * weights
+
+
+def test_mirrored_views_are_turned_back(settings: Callable[..., Settings]) -> None:
+    """On a bright left half the two views differ; their mean is known."""
+    image = np.zeros((1, 101, 101), np.uint8)
+    image[..., :50] = 255
+    chosen = settings(recipe="best", image_size=128)
+    assert chosen.training.flip_views
+    found = next(predict([Left()], image, chosen, ""))[0]
+    bright = 1 / (1 + np.exp(-(1 - 0.485) / 0.229))
+    dark = 1 / (1 + np.exp(0.485 / 0.229))
+    assert np.allclose(found[:, :45], (bright + 0.5) / 2, atol=1e-4)
+    assert np.allclose(found[:, 55:], (0.5 + dark) / 2, atol=1e-4)
+
+
+def test_a_dead_worker_is_done_without(
+    settings: Callable[..., Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    levels = np.linspace(0, 255, 40).astype(np.uint8)
+    flat = np.repeat(levels, 101 * 101).reshape(40, 101, 101)
+    batches = predict([Brightness()], flat, settings(num_workers=1), "")
+    found = [next(batches)]
+    (worker,) = (child.pid for child in multiprocessing.active_children())
+    assert worker is not None
+    os.kill(worker, signal.SIGKILL)
+    found += batches
+    expected = predict([Brightness()], flat, settings(num_workers=0), "")
+    assert np.array_equal(np.concatenate(found), np.concatenate(list(expected)))
+    assert "worker_died" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -21,7 +21,10 @@ def test_a_row_is_trained_and_scored(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["quality", "--data", str(competition_dir), *SMALL])
     monkeypatch.setattr(quality.config, "RECIPES", dict(quality.config.RECIPES))
-    found = quality.train(quality.ROWS[name], quality._settings(name, 1, quality._options()))
+    options = quality._options()
+    found = quality.train(quality.ROWS[name], quality._settings(name, 1, options))
+    best = quality.train(quality.ROWS["best"], quality._settings("best", 1, options))
+    assert found["plain_iou"] != best["plain_iou"] or found["cut_iou"] != best["cut_iou"]
     values = {key: value for key, value in found.items() if key != "seconds"}
     assert set(values) == {
         f"{view}_{value}" for view in ("plain", "flipped", "cut") for value in ("iou", "score")
