@@ -37,6 +37,11 @@ class SaltError(Exception):
     """
 
 
+def first_line(error: Exception) -> str:
+    """What an error of a library says, without the pages that may follow."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 class SettingsError(SaltError, ValueError):
     """A parameter that is unknown, or a value that is not allowed."""
 

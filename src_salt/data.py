@@ -453,9 +453,9 @@ def _loader(dataset: Dataset[T], settings: Settings, team: Team, **options: Any)
     )
 
 
-def is_dead_worker(error: RuntimeError) -> bool:
-    """Whether it is PyTorch's for a process of a loader that is gone."""
-    return "DataLoader worker" in str(error)
+def is_dead_worker(error: Exception) -> bool:
+    """Whether a process of a loader is gone: noticed by PyTorch, or met while it hands over."""
+    return isinstance(error, ConnectionError | EOFError) or "DataLoader worker" in str(error)
 
 
 def _start_worker(_worker_id: int) -> None:

@@ -198,7 +198,7 @@ def _team_sum(values: Tensor) -> Tensor:
     return total
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether it is that of an allocator, of a GPU or of a CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 

@@ -15,7 +15,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from src_salt.config import SaltError, Settings
+from src_salt.config import SaltError, Settings, first_line
 
 WIDTHS = {"resnet34": (64, 64, 128, 256, 512), "resnet50": (64, 256, 512, 1024, 2048)}
 """Channels after the stem and after each of the four stages."""
@@ -238,8 +238,7 @@ def _read_weights(path: Path, backbone: str) -> Weights:
         weights: Weights = torch.load(path, map_location="cpu", weights_only=True)
         _resnet(backbone, weights)
     except Exception as error:  # whatever a broken file makes torch raise, the answer is the same
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
-            f"{path} holds no torchvision weights of {backbone}: {first_line}"
+            f"{path} holds no torchvision weights of {backbone}: {first_line(error)}"
         ) from error
     return weights

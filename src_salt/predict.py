@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from src_salt.config import Experiment, Recipe, Settings
+from src_salt.config import Experiment, Recipe, Settings, first_line
 from src_salt.data import Pictures, image_loader, is_dead_worker
 from src_salt.device import Compute, is_out_of_memory, pick_compute
 from src_salt.metrics import Probabilities
@@ -52,8 +52,7 @@ def predict(
                     at_once = min(at_once, len(inputs)) // 2
                     if not at_once or not is_out_of_memory(error):
                         raise
-                    message = str(error).splitlines()[0]
-                    emit("out_of_memory", message=message, images_at_once=at_once)
+                    emit("out_of_memory", message=first_line(error), images_at_once=at_once)
         # A batch late: a GPU computes the next one while this one is cut and written.
         if ready is not None:
             yield ready.cpu().numpy()
@@ -109,8 +108,8 @@ def _loaded(images: Pictures, settings: Settings, title: str) -> Iterator[Tensor
         for batch in progress(image_loader(images, settings), title):
             yield batch
             done += len(batch)
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError, EOFError) as error:
         if not is_dead_worker(error):
             raise
-        emit("worker_died", message=str(error).splitlines()[0], num_workers=0)
+        emit("worker_died", message=first_line(error), num_workers=0)
         yield from image_loader(images[done:], replace(settings, num_workers=0))

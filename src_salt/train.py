@@ -31,7 +31,7 @@ from src_salt.checkpoint import (
     restore_random_state,
     write_checkpoint,
 )
-from src_salt.config import Experiment, SaltError, Settings
+from src_salt.config import Experiment, SaltError, Settings, first_line
 from src_salt.data import (
     DeviceBatches,
     LabelledImages,
@@ -464,11 +464,11 @@ def _faults_of_the_machine() -> Iterator[None]:
     """Tell those that can be made up for from all other errors of PyTorch."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError, EOFError) as error:
         if is_out_of_memory(error):
-            raise OutOfMemory(str(error).splitlines()[0]) from error
+            raise OutOfMemory(first_line(error)) from error
         if is_dead_worker(error):
-            raise WorkerDied(str(error).splitlines()[0]) from error
+            raise WorkerDied(first_line(error)) from error
         raise
 
 

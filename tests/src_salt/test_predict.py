@@ -3,14 +3,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 
 from src_salt.config import Settings
-from src_salt.data import LabelledImages
+from src_salt.data import LabelledImages, Pictures, image_loader
 from src_salt.predict import predict
 
 
@@ -61,6 +62,38 @@ def test_a_dead_worker_is_done_without(
     expected = predict([Brightness()], flat, settings(num_workers=0), "")
     assert np.array_equal(np.concatenate(found), np.concatenate(list(expected)))
     assert "worker_died" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+        ConnectionResetError(104, "Connection reset by peer"),
+        EOFError(),
+    ],
+)
+def test_a_worker_may_be_missed_in_several_ways(
+    error: Exception,
+    settings: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Which one it is depends on what it was doing; so they are raised by hand."""
+    levels = np.linspace(0, 255, 10).astype(np.uint8)
+    flat = np.repeat(levels, 101 * 101).reshape(10, 101, 101)
+    expected = list(predict([Brightness()], flat, settings(), ""))
+    loader = image_loader
+
+    def broken(images: Pictures, chosen: Settings) -> Iterator[torch.Tensor]:
+        yield from islice(loader(images, chosen), 1)
+        if chosen.num_workers:
+            raise error
+        yield from islice(loader(images, chosen), 1, None)
+
+    monkeypatch.setattr("src_salt.predict.image_loader", broken)
+    found = list(predict([Brightness()], flat, settings(num_workers=1), ""))
+    assert np.array_equal(np.concatenate(found), np.concatenate(expected))
+    assert capsys.readouterr().out.count("worker_died") == 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])
