@@ -18,7 +18,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -435,8 +435,13 @@ def evaluation_loader(labelled: LabelledImages, settings: Settings, team: Team =
 
 
 def image_loader(images: Pictures, settings: Settings) -> DataLoader[Tensor]:
-    """Batches of images (B, 3, S, S) in the order of the rows."""
-    return _loader(ImageDataset(images, settings.image_size), settings, ALONE)
+    """Batches of images (B, 3, S, S) in the order of the rows, made in this process.
+
+    To resize and normalise takes far less than the network does, and a worker that dies would take
+    a trained run's submission along.
+    """
+    alone = replace(settings, num_workers=0)
+    return _loader(ImageDataset(images, settings.image_size), alone, ALONE)
 
 
 def _loader(dataset: Dataset[T], settings: Settings, team: Team, **options: Any) -> DataLoader[T]:

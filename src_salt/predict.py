@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from src_salt.config import Experiment, Recipe, Settings, first_line
-from src_salt.data import Pictures, image_loader, is_dead_worker
+from src_salt.data import Pictures, image_loader
 from src_salt.device import Compute, is_out_of_memory, pick_compute
 from src_salt.metrics import Probabilities
 from src_salt.model import UNet
@@ -91,7 +90,7 @@ def _probabilities(model: nn.Module, inputs: Tensor, compute: Compute) -> Tensor
 def _inputs(images: Pictures, settings: Settings, compute: Compute, title: str) -> Iterator[Tensor]:
     """The network's inputs (B, 3, S, S)."""
     if not settings.training.on_device:
-        yield from _loaded(images, settings, title)
+        yield from progress(image_loader(images, settings), title)
         return
     for start in progress(range(0, len(images), BATCH_SIZE), title):
         batch = fitted(
@@ -99,17 +98,3 @@ def _inputs(images: Pictures, settings: Settings, compute: Compute, title: str) 
         )
         pixels = torch.from_numpy(batch).to(compute.device, non_blocking=True).float()
         yield normalised(pixels).contiguous(memory_format=torch.channels_last)
-
-
-def _loaded(images: Pictures, settings: Settings, title: str) -> Iterator[Tensor]:
-    """Of the data loader, and without its workers where one has died."""
-    done = 0
-    try:
-        for batch in progress(image_loader(images, settings), title):
-            yield batch
-            done += len(batch)
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if not is_dead_worker(error):
-            raise
-        emit("worker_died", message=first_line(error), num_workers=0)
-        yield from image_loader(images[done:], replace(settings, num_workers=0))

@@ -10,7 +10,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -468,6 +468,9 @@ def _faults_of_the_machine() -> Iterator[None]:
         if is_out_of_memory(error):
             raise OutOfMemory(first_line(error)) from error
         if is_dead_worker(error):
+            # PyTorch also raises from a signal, wherever this process then is: let it be here.
+            with suppress(RuntimeError):
+                time.sleep(1)
             raise WorkerDied(first_line(error)) from error
         raise
 
