@@ -73,18 +73,15 @@ def _mean(
     """(B, 101, 101) over models and views, of the network's inputs (B, 3, S, S)."""
     found = []
     for piece in torch.split(inputs, at_once):
-        views = [_probabilities(model, piece, compute) for model in models]
+        views = torch.cat([piece, piece.flip(-1)]) if recipe.flip_views else piece
+        with compute.autocast():
+            logits = torch.stack([model(views) for model in models])
+        mean = torch.sigmoid(logits.float()).mean(dim=0)
         if recipe.flip_views:
-            mirrored = piece.flip(-1)
-            views += [_probabilities(model, mirrored, compute).flip(-1) for model in models]
-        found.append(restored(torch.stack(views).mean(dim=0), recipe.fit))
+            straight, mirrored = mean.chunk(2)
+            mean = (straight + mirrored.flip(-1)) / 2
+        found.append(restored(mean, recipe.fit))
     return torch.cat(found)
-
-
-def _probabilities(model: nn.Module, inputs: Tensor, compute: Compute) -> Tensor:
-    with compute.autocast():
-        logits = model(inputs)
-    return torch.sigmoid(logits.float())
 
 
 def _inputs(images: Pictures, settings: Settings, compute: Compute, title: str) -> Iterator[Tensor]:

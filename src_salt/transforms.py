@@ -106,7 +106,9 @@ def fitted(pictures: Picture, size: int, fit: str, nearest: bool = False) -> Pic
     result = np.empty((len(pictures), size, size), np.uint8)
     for row, picture in enumerate(pictures):
         resized = cv2.resize(picture, (inner, inner), interpolation=interpolation)
-        result[row] = np.pad(resized, (before, after), mode="reflect")
+        result[row] = cv2.copyMakeBorder(
+            resized, before, after, before, after, cv2.BORDER_REFLECT_101
+        )
     return result
 
 
