@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim import AdamW
 
 from src_salt import config, losses
 from src_salt.config import Settings
@@ -136,6 +137,17 @@ def _deepest_width(training: Training) -> int:
     return WIDTHS[training.experiment.backbone][-1]
 
 
+def _adamw(training: Training) -> None:
+    recipe = training.recipe
+    training.optimizer = AdamW(
+        training.model.parameters(),
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+    training.scheduler = training.cycle(training.optimizer, training.settings.epochs)
+
+
 def _renew_optimizer(training: Training) -> None:
     training.optimizer, training.scheduler = training.new_optimizer()
 
@@ -146,7 +158,9 @@ ROWS = {
     "best": Row("the recipe `best`"),
     "seed": Row("the seed's recipe", recipe="fast", experiment="bcedice"),
     "batch16": Row("16 images a step", settings={"batch_size": 16}),
-    "rate3": Row("three times the learning rate", {"learning_rate": 3e-3}),
+    "adamw": Row("AdamW at 1e-3 in Muon's place", {"learning_rate": 1e-3}, adapt=_adamw),
+    "rate1": Row("a third of the learning rate", {"learning_rate": 1e-3}),
+    "rate10": Row("three times the learning rate", {"learning_rate": 1e-2}),
     "full": Row("vertical flips and right angles too", {"augmentation": "full"}),
     "plain": Row("the seed's decoder", {"decoder": "plain"}),
     "no-scse": Row("no scSE", adapt=_without_scse),

@@ -106,7 +106,7 @@ class Recipe:
     """`plain` convolutions, or `attended`: normalised, with scSE and hypercolumns."""
 
     schedule: str
-    """`plateau` with Adam, or `onecycle` with AdamW: the rate rises, and falls to nothing."""
+    """`plateau` with Adam, or `onecycle` with Muon: the rate rises, and falls to nothing."""
 
     learning_rate: float
     weight_decay: float
@@ -141,7 +141,7 @@ BEST = Recipe(
     fit="reflect",
     decoder="attended",
     schedule="onecycle",
-    learning_rate=1e-3,
+    learning_rate=3e-3,
     weight_decay=1e-2,
     select_by="val_score",
     flip_views=True,

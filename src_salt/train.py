@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from src_salt.budget import Budget
@@ -52,6 +52,7 @@ from src_salt.device import (
 from src_salt.losses import LOSS_FUNCTIONS
 from src_salt.metrics import THRESHOLD, competition_score, iou
 from src_salt.model import UNet, load_encoder_weights
+from src_salt.muon import Muon
 from src_salt.outputs import Outputs, emit, progress, sha256_of, whole
 from src_salt.transforms import restored
 
@@ -160,8 +161,8 @@ class Training:
             return adam, ReduceLROnPlateau(
                 adam, mode="max", factor=PLATEAU_FACTOR, patience=PLATEAU_PATIENCE
             )
-        adamw = AdamW(parameters, lr=rate, weight_decay=decay, fused=fused)
-        return adamw, self.cycle(adamw, self.settings.epochs)
+        muon = Muon(parameters, lr=rate, weight_decay=decay)
+        return muon, self.cycle(muon, self.settings.epochs)
 
     def cycle(self, optimizer: Optimizer, epochs: int) -> OneCycleLR:
         """The learning rate's rise and fall over so many epochs."""
@@ -169,7 +170,9 @@ class Training:
         steps = max(3, epochs * len(self.batches))
         warm_up = max(WARM_UP, 2 / steps)
         rate = self.recipe.learning_rate
-        return OneCycleLR(optimizer, max_lr=rate, total_steps=steps, pct_start=warm_up)
+        return OneCycleLR(
+            optimizer, max_lr=rate, total_steps=steps, pct_start=warm_up, cycle_momentum=False
+        )
 
     @property
     def improved(self) -> bool:

@@ -25,6 +25,7 @@ ORDER = [
     "model",
     "losses",
     "metrics",
+    "muon",
     "train",
     "launch",
     "experiments",
