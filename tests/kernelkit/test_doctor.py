@@ -70,7 +70,8 @@ def test_without_credentials_the_rest_is_still_told(plain: Path, cli: Callable) 
     told = {finding["subject"]: finding for finding in document}
     assert told["credentials"]["health"] == "bad"
     assert "https://www.kaggle.com/settings" in told["credentials"]["remedy"]
-    assert told["project"]["health"] == told["disk"]["health"] == "good"
+    assert told["project"]["health"] == "good"
+    assert "B free" in told["disk"]["words"]  # good or not is this machine's
     assert {told[name]["health"] for name in ("quota", "kernel", "competition letters")} == {
         "unknown"
     }
