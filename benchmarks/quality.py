@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import AdamW
+from torch.optim.lr_scheduler import OneCycleLR
 
 from src_salt import config, losses
 from src_salt.config import Settings
@@ -35,7 +36,7 @@ from src_salt.data import LabelledImages, load_labelled, split
 from src_salt.losses import bce_dice, lovasz_hinge
 from src_salt.metrics import Cut, Masks, Probabilities, cross_cut, iou, scores
 from src_salt.model import WIDTHS, PlainHead
-from src_salt.train import Training
+from src_salt.train import WARM_UP, Training
 from src_salt.transforms import restored
 
 Loss = losses.Loss
@@ -138,6 +139,7 @@ def _deepest_width(training: Training) -> int:
 
 
 def _adamw(training: Training) -> None:
+    """With one-cycle's own momentum, which falls while the rate rises."""
     recipe = training.recipe
     training.optimizer = AdamW(
         training.model.parameters(),
@@ -145,7 +147,12 @@ def _adamw(training: Training) -> None:
         weight_decay=recipe.weight_decay,
         fused=True,
     )
-    training.scheduler = training.cycle(training.optimizer, training.settings.epochs)
+    training.scheduler = OneCycleLR(
+        training.optimizer,
+        max_lr=recipe.learning_rate,
+        total_steps=training.settings.epochs * len(training.batches),
+        pct_start=WARM_UP,
+    )
 
 
 def _renew_optimizer(training: Training) -> None:

@@ -105,8 +105,8 @@ class Recipe:
     decoder: str
     """`plain` convolutions, or `attended`: normalised, with scSE and hypercolumns."""
 
-    schedule: str
-    """`plateau` with Adam, or `onecycle` with Muon: the rate rises, and falls to nothing."""
+    optimizer: str
+    """`adam`, whose rate falls on a plateau, or `muon`, whose rate rises and falls in one cycle."""
 
     learning_rate: float
     weight_decay: float
@@ -126,7 +126,7 @@ SEED = Recipe(
     augmentation="full",
     fit="resize",
     decoder="plain",
-    schedule="plateau",
+    optimizer="adam",
     learning_rate=1e-4,
     weight_decay=1e-5,
     select_by="val_iou",
@@ -140,7 +140,7 @@ BEST = Recipe(
     augmentation="mild",
     fit="reflect",
     decoder="attended",
-    schedule="onecycle",
+    optimizer="muon",
     learning_rate=3e-3,
     weight_decay=1e-2,
     select_by="val_score",

@@ -35,9 +35,11 @@ class Muon(AdamW):
     large ones (see `orthogonalised`).
     """
 
-    grad_scale: Tensor
+    grad_scale: Tensor | None
+    """None where the GradScaler has divided by it already."""
+
     found_inf: Tensor
-    """Of a GradScaler, there only while it steps: it leaves both to optimisers that are fused."""
+    """As grad_scale there only while a GradScaler steps: it leaves both to a fused optimiser."""
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
         super().__init__(params, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
@@ -72,14 +74,15 @@ class Muon(AdamW):
         gradient = weight.grad
         assert gradient is not None
         if self._scaled():
-            gradient = torch.where(self.found_inf > 0, 0.0, gradient / self.grad_scale)
+            scale = 1.0 if self.grad_scale is None else self.grad_scale
+            gradient = torch.where(self.found_inf > 0, 0.0, gradient / scale)
         momentum: Tensor = state["momentum"]
         momentum.lerp_(gradient, (1 - MOMENTUM) * self._kept())
         return gradient.lerp(momentum, MOMENTUM)
 
     def _scaled(self) -> bool:
         """Whether a GradScaler takes this step."""
-        return getattr(self, "grad_scale", None) is not None
+        return getattr(self, "found_inf", None) is not None
 
     def _kept(self) -> Any:
         """0 where a scaled gradient has overflown and the step is passed over, else 1.
@@ -93,23 +96,28 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     """Matrices (N, R, C) with all singular values brought near 1, from 0.7 to 1.2.
 
     Newton and Schulz's iteration X ← aX + b(XXᵀ)X + c(XXᵀ)²X is a product of polynomials of XXᵀ,
-    so it needs no more of X than that: for 512x4608 a third of the work. The smallest singular
+    so it needs no more of X than that: for 512x4608 a good third of the work. The smallest singular
     values get lost in the rounding of the squares, and would hardly have been raised.
     """
     if matrices.shape[1] > matrices.shape[2]:
         return orthogonalised(matrices.mT).mT
-    a, b, c = NEWTON_SCHULZ
     norms = torch.linalg.matrix_norm(matrices, keepdim=True)
     matrices = matrices / norms.clamp(min=LEAST_NORM)
     square = matrices @ matrices.mT
-    product: Tensor | None = None
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        factor = torch.baddbmm(square, square, square, beta=b, alpha=c)
-        factor.diagonal(dim1=1, dim2=2).add_(a)
-        product = factor if product is None else factor @ product
+    product = factor = _factor(square)
+    for _ in range(NEWTON_SCHULZ_STEPS - 1):
         square = factor @ square @ factor
-    assert product is not None
+        factor = _factor(square)
+        product = factor @ product
     return product @ matrices
+
+
+def _factor(square: Tensor) -> Tensor:
+    """aI + bS + cS², by which one step multiplies X."""
+    a, b, c = NEWTON_SCHULZ
+    factor = torch.baddbmm(square, square, square, beta=b, alpha=c)
+    factor.diagonal(dim1=1, dim2=2).add_(a)
+    return factor
 
 
 def _of_one_shape(parameters: Iterable[nn.Parameter]) -> Iterable[list[nn.Parameter]]:

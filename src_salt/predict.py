@@ -17,7 +17,8 @@ from src_salt.outputs import Outputs, emit, progress
 from src_salt.transforms import fitted, normalised, restored
 
 BATCH_SIZE = 128
-"""Images that go through the network at once on the fast path: no gradients are kept."""
+"""Images that go through the network at once on the fast path, with their mirrored views: no
+gradients are kept."""
 
 
 def load_model(experiment: Experiment, settings: Settings, outputs: Outputs) -> nn.Module:

@@ -156,7 +156,7 @@ class Training:
         parameters = self.model.parameters()
         rate, decay = self.recipe.learning_rate, self.recipe.weight_decay
         fused = True if self.recipe.on_device else None
-        if self.recipe.schedule == "plateau":
+        if self.recipe.optimizer == "adam":
             adam = Adam(parameters, lr=rate, weight_decay=decay, fused=fused)
             return adam, ReduceLROnPlateau(
                 adam, mode="max", factor=PLATEAU_FACTOR, patience=PLATEAU_PATIENCE

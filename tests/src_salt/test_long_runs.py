@@ -476,13 +476,15 @@ def python(program: str) -> subprocess.CompletedProcess[str]:
 # --- several processes --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", ["bcedice", "lovasz"])
+@pytest.mark.parametrize(
+    ("recipe", "loss"), [("fast", "bcedice"), ("fast", "lovasz"), ("best", "bcedice_lovasz")]
+)
 def test_two_processes_train_as_one_with_the_same_batch(
-    loss: str, competition_dir: Path, tmp_path: Path
+    recipe: str, loss: str, competition_dir: Path, tmp_path: Path
 ) -> None:
     changes = {
         "experiments": f"resnet34_{loss}",
-        "recipe": "fast",
+        "recipe": recipe,
         "epochs": 2,
         "limit_train": 10,  # the last batch does not divide evenly
         "limit_val": 3,
@@ -501,9 +503,11 @@ def test_two_processes_train_as_one_with_the_same_batch(
         json.loads((folder / f"models/resnet34_{loss}_history.json").read_text())["history"]
         for folder in (alone.folder, tmp_path / "team")
     ]
+    # Muon raises the small parts of a gradient, and so their rounding.
+    within = 2e-3 if recipe == "fast" else 1e-2
     for one, other in zip(*records, strict=True):
         for name, value in one.items():
-            assert other[name] == pytest.approx(value, rel=2e-3, abs=2e-3), name
+            assert other[name] == pytest.approx(value, rel=within, abs=within), name
 
 
 def test_a_team_that_loses_a_process_ends_and_the_next_run_goes_on(

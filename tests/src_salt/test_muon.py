@@ -47,6 +47,19 @@ def test_singular_values_come_near_one_and_their_vectors_stay(shape: tuple[int, 
     assert 0.6 < found[large].min() <= found[large].max() < 1.25
 
 
+@pytest.mark.parametrize("rank", [256, 8])
+def test_orthogonalised_is_the_iteration_of_its_source(rank: int) -> None:
+    """Jordan's X ← aX + b(XXᵀ)X + c(XXᵀ)²X, in float64 and by the letter."""
+    draw = torch.Generator().manual_seed(2)
+    matrix = torch.randn(256, rank, generator=draw) @ torch.randn(rank, 2304, generator=draw)
+    wanted = matrix.double() / matrix.double().norm()
+    for _ in range(5):
+        square = wanted @ wanted.T
+        wanted = 3.4445 * wanted - 4.7750 * square @ wanted + 2.0315 * square @ square @ wanted
+    found = orthogonalised(matrix[None])[0].double()
+    assert (found - wanted).norm() < 1e-3 * wanted.norm()
+
+
 def test_a_gradient_of_nothing_moves_nothing() -> None:
     """As of a network whose loss is flat: no division by zero."""
     assert not orthogonalised(torch.zeros(2, 4, 9)).any()
@@ -132,9 +145,10 @@ def test_scaled_gradients_move_it_as_unscaled_ones() -> None:
     torch.testing.assert_close(layer.bias, other.bias)
 
 
+@pytest.mark.parametrize("unscaled", [False, True])
 @pytest.mark.parametrize("overflown", [float("inf"), float("nan")])
-def test_an_overflow_passes_the_step_over(overflown: float) -> None:
-    """Weights and momentum stay as they are, to the bit."""
+def test_an_overflow_passes_the_step_over(overflown: float, unscaled: bool) -> None:
+    """Weights and momentum stay as they are, to the bit; also after gradients were clipped."""
     layer = _Layer()
     optimizer = Muon(layer.parameters(), lr=RATE, weight_decay=DECAY)
     scaler = _scaler()
@@ -146,6 +160,8 @@ def test_an_overflow_passes_the_step_over(overflown: float) -> None:
     broken = _gradients(1, layer)
     broken["weight"][0, 0, 0, 0] = overflown
     _give(layer, broken, scaler.get_scale())
+    if unscaled:
+        scaler.unscale_(optimizer)
     scaler.step(optimizer)
     scaler.update()
     assert all(map(torch.equal, before, layer.parameters()))

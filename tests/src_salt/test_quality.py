@@ -11,7 +11,16 @@ import pytest
 from benchmarks import quality
 
 SMALL = ["--epochs", "2", "--image-size", "32", "--limit-train", "8", "--jobs", "1"]
-SPECIAL = ("seed", "no-scse", "no-hypercolumns", "emptiness", "then-lovasz", "cycles", "folds")
+SPECIAL = (
+    "seed",
+    "adamw",
+    "no-scse",
+    "no-hypercolumns",
+    "emptiness",
+    "then-lovasz",
+    "cycles",
+    "folds",
+)
 """Rows that change more than a value of the recipe."""
 
 
