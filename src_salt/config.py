@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 BACKBONES = ("resnet34", "resnet50")
-LOSSES = ("bcedice", "lovasz", "bcedice_lovasz")
+LOSSES = ("bcedice", "lovasz", "bcedice_symmetric")
 
 OPTIONAL_FOLDERS = ("weights_dir", "resume_dir")
 

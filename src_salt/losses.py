@@ -37,12 +37,28 @@ def lovasz_hinge(logits: Tensor, targets: Tensor) -> Tensor:
 
     All images of the batch are sorted together, which gives the same value as a loop over them.
     """
-    logits, targets = logits.float().flatten(1), targets.float().flatten(1)  # (B, H*W)
+    errors, truths = worst_first(logits, targets)
+    return (functional.relu(errors) * jaccard_slopes(truths)).sum(dim=1).mean()
+
+
+def symmetric_lovasz_hinge(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean of the Lovász hinge for salt and of that for its absence.
+
+    The first alone has in an image without salt a slope at its worst pixel only. Salt and its
+    absence make the same errors, so one order serves both.
+    """
+    errors, truths = worst_first(logits, targets)
+    slopes = (jaccard_slopes(truths) + jaccard_slopes(1 - truths)) / 2
+    return (functional.relu(errors) * slopes).sum(dim=1).mean()
+
+
+def worst_first(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Hinge errors and targets of each image's pixels, both (B, H * W), the largest error first."""
+    logits, targets = logits.float().flatten(1), targets.float().flatten(1)
     errors = 1 - logits * (2 * targets - 1)
     # Stable, so that pixels with equal errors keep their order and two runs agree.
     errors, order = errors.sort(dim=1, descending=True, stable=True)
-    slopes = jaccard_slopes(targets.gather(1, order))
-    return (functional.relu(errors) * slopes).sum(dim=1).mean()
+    return errors, targets.gather(1, order)
 
 
 def jaccard_slopes(sorted_targets: Tensor) -> Tensor:
@@ -54,12 +70,12 @@ def jaccard_slopes(sorted_targets: Tensor) -> Tensor:
     return torch.diff(jaccard, dim=1, prepend=torch.zeros_like(positives))
 
 
-def bce_dice_lovasz(logits: Tensor, targets: Tensor) -> Tensor:
-    """The sum of both: smooth far from the goal, and about IoU near it."""
-    return bce_dice(logits, targets) + lovasz_hinge(logits, targets)
+def bce_dice_symmetric(logits: Tensor, targets: Tensor) -> Tensor:
+    """With the symmetric Lovász hinge: smooth far from the goal, and about IoU near it."""
+    return bce_dice(logits, targets) + symmetric_lovasz_hinge(logits, targets)
 
 
 LOSS_FUNCTIONS: Mapping[str, Loss] = MappingProxyType(
-    {"bcedice": bce_dice, "lovasz": lovasz_hinge, "bcedice_lovasz": bce_dice_lovasz}
+    {"bcedice": bce_dice, "lovasz": lovasz_hinge, "bcedice_symmetric": bce_dice_symmetric}
 )
 """By the name that an experiment gives."""

@@ -30,14 +30,14 @@ from src_salt.train import Epoch
 COLORS = {
     "resnet34_bcedice": "#12607a",
     "resnet34_lovasz": "#5fb4cc",
-    "resnet34_bcedice_lovasz": "#1f3b57",
+    "resnet34_bcedice_symmetric": "#1f3b57",
     "resnet50_bcedice": "#a83a22",
     "resnet50_lovasz": "#ec9a5c",
-    "resnet50_bcedice_lovasz": "#6b1f2e",
+    "resnet50_bcedice_symmetric": "#6b1f2e",
 }
 """By `Experiment.grid_name`: a hue for a backbone, a shade for a loss."""
 
-MARKERS = {"bcedice": "o", "lovasz": "s", "bcedice_lovasz": "^"}
+MARKERS = {"bcedice": "o", "lovasz": "s", "bcedice_symmetric": "^"}
 
 FOLD_LINES = ("-", "--", "-.", ":")
 
@@ -46,7 +46,7 @@ LABELS = {
     "resnet50": "ResNet50",
     "bcedice": "BCE+Dice",
     "lovasz": "Lovász",
-    "bcedice_lovasz": "BCE+Dice+Lovász",
+    "bcedice_symmetric": "BCE+Dice+symmetric Lovász",
 }
 
 TRUTH_COLOR = (0.10, 0.75, 0.55)

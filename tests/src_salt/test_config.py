@@ -57,7 +57,7 @@ def test_experiments_are_named_in_a_list_or_with_commas(value: Any) -> None:
 
 
 def test_the_combined_loss_can_be_chosen_by_name() -> None:
-    assert make(experiments="resnet34_bcedice_lovasz").chosen[0].loss == "bcedice_lovasz"
+    assert make(experiments="resnet34_bcedice_symmetric").chosen[0].loss == "bcedice_symmetric"
 
 
 @pytest.mark.parametrize(

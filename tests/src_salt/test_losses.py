@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from src_salt.losses import LOSS_FUNCTIONS, bce_dice, bce_dice_lovasz, lovasz_hinge
+from src_salt.losses import (
+    LOSS_FUNCTIONS,
+    bce_dice,
+    bce_dice_symmetric,
+    lovasz_hinge,
+    symmetric_lovasz_hinge,
+)
 
 
 def maps(*rows: list[float]) -> Tensor:
@@ -82,10 +88,28 @@ def test_lovasz_of_hard_logits_is_twice_the_jaccard_loss() -> None:
     assert lovasz_hinge(logits, targets).item() == pytest.approx(2 * (1 - 2 / 4))
 
 
+def test_symmetric_lovasz_by_hand() -> None:
+    # As above for salt: 1.25. Of its absence only pixel 2 is true: while pixels 1 and 0 turn
+    # wrong, the Jaccard loss goes 1/2, 2/3, so 2 * 1/2 + 0.5 * 1/6.
+    value = symmetric_lovasz_hinge(maps([0.5, -1.0, -3.0]), maps([1.0, 1.0, 0.0]))
+    assert value.item() == pytest.approx((1.25 + 2 / 2 + 0.5 / 6) / 2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_symmetric_lovasz_is_the_mean_of_both_sides(seed: int) -> None:
+    """Also where errors are equal, and with masks that are empty or full."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(6, 1, 7, 5, generator=generator).round(decimals=1)
+    targets = (torch.rand(6, 1, 7, 5, generator=generator) > 0.6).float()
+    targets[0], targets[1] = 0, 1
+    sides = lovasz_hinge(logits, targets) + lovasz_hinge(-logits, 1 - targets)
+    assert torch.allclose(symmetric_lovasz_hinge(logits, targets), sides / 2)
+
+
 def test_the_combination_is_the_sum() -> None:
     logits, targets = torch.randn(2, 1, 4, 4), torch.ones(2, 1, 4, 4)
-    total = bce_dice(logits, targets) + lovasz_hinge(logits, targets)
-    assert torch.equal(bce_dice_lovasz(logits, targets), total)
+    total = bce_dice(logits, targets) + symmetric_lovasz_hinge(logits, targets)
+    assert torch.equal(bce_dice_symmetric(logits, targets), total)
 
 
 @pytest.mark.parametrize("name", LOSS_FUNCTIONS)
