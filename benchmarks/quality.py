@@ -102,6 +102,11 @@ def _without_hypercolumns(training: Training) -> None:
     _renew_optimizer(training)
 
 
+def _normalised_alone(training: Training) -> None:
+    _without_scse(training)
+    _without_hypercolumns(training)
+
+
 def _without_early_pool(training: Training) -> None:
     training.model.pool = nn.Identity()
 
@@ -165,6 +170,7 @@ ROWS = {
     "plain": Row("the seed's decoder", {"decoder": "plain"}),
     "no-scse": Row("no scSE", adapt=_without_scse),
     "no-hypercolumns": Row("the head sees the last block alone", adapt=_without_hypercolumns),
+    "normalised": Row("neither scSE nor hypercolumns", adapt=_normalised_alone),
     "no-early-pool": Row("no max-pool after the stem: 3 times the work", adapt=_without_early_pool),
     "emptiness": Row("a second head says whether there is salt", adapt=_emptiness_head),
     "resized": Row("resized, where `best` pads by reflection", {"fit": "resize"}),
