@@ -69,6 +69,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, port: int, kaggle: Kaggle, verbose: bool) -> None:
         self._connections: set[socket.socket] = set()
         self._dead_for = 0.0
+        self._refuses = threading.Event()
         self._closed = threading.Event()
         super().__init__(("127.0.0.1", port), Handler)
         self.kaggle = kaggle
@@ -90,20 +91,27 @@ class Server(ThreadingHTTPServer):
             self.socket.close()
             self.socket = socket.socket(self.address_family, self.socket_type)
             self.server_bind()  # the port stays ours, and refuses until somebody listens
+            # Only now: whoever comes back because it was cut must find the port closed.
+            for connection in list(self._connections):
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+            self._refuses.set()
             if self._closed.wait(self._dead_for):
                 return
+            self._refuses.clear()
             self._dead_for = 0.0
             self.server_activate()
 
     def die(self, seconds: float) -> None:
-        """Cut all connections and refuse new ones for a while; `serve` then comes back."""
+        """Refuse new connections for a while and cut all others; `serve` then comes back.
+
+        Returns once both are so.
+        """
         if self._dead_for:
             return
         self._dead_for = seconds
         self.shutdown()
-        for connection in list(self._connections):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        self._refuses.wait(seconds)
 
     def server_close(self) -> None:
         """Stop for good."""
