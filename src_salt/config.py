@@ -103,7 +103,7 @@ class Recipe:
     of the picture, so that at 128 no pixel of it is computed anew."""
 
     decoder: str
-    """`plain` convolutions, or `attended`: normalised, with scSE and hypercolumns."""
+    """`plain` convolutions, or `normalised` ones."""
 
     optimizer: str
     """`adam`, whose rate falls on a plateau, or `muon`, whose rate rises and falls in one cycle."""
@@ -139,9 +139,9 @@ BEST = Recipe(
     on_device=True,
     augmentation="mild",
     fit="reflect",
-    decoder="attended",
+    decoder="normalised",
     optimizer="muon",
-    learning_rate=3e-3,
+    learning_rate=1e-2,
     weight_decay=1e-2,
     select_by="val_score",
     flip_views=True,

@@ -6,7 +6,7 @@ decoder block brings its input to the size of the skip connection it joins.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,6 @@ WIDTHS = {"resnet34": (64, 64, 128, 256, 512), "resnet50": (64, 256, 512, 1024, 
 DECODER_WIDTHS = (256, 128, 64, 64)
 """Channels of the decoder's four blocks, from the deepest."""
 
-ATTENDED_WIDTHS = (256, 128, 64, 32)
-HYPERCOLUMN_WIDTH = 32
-"""Channels that each block of the attended decoder adds to the hypercolumn."""
-
-SQUEEZE = 8
-"""Channels of a block to channels of its squeezed description."""
-
 Weights = dict[str, Any]
 
 
@@ -38,15 +31,12 @@ class WeightsError(SaltError):
 
 
 class DecoderBlock(nn.Module):
-    """Upsample to the skip connection's size, join it, and convolve twice."""
+    """Enlarge to the skip connection's size, join it, and convolve twice."""
 
-    def __init__(self, below: int, skip: int, width: int) -> None:
+    def __init__(self, below: int, skip: int, width: int, normalised: bool) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(
-            nn.Conv2d(below + skip, width, kernel_size=3, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(width, width, kernel_size=3, padding=1),
-            nn.ReLU(inplace=True),
+            *_convolution(below + skip, width, normalised), *_convolution(width, width, normalised)
         )
 
     def forward(self, below: Tensor, skip: Tensor) -> Tensor:
@@ -54,92 +44,12 @@ class DecoderBlock(nn.Module):
         below = _resized(below, skip.shape[-2:])
         joined: Tensor = self.convolutions(torch.cat([below, skip], dim=1))
         return joined
-
-
-class SqueezeExcitation(nn.Module):
-    """Channels weighed by what the whole picture holds, places by what they hold: scSE.
-
-    Roy, Navab and Wachinger 2018, "Concurrent Spatial and Channel Squeeze & Excitation in Fully
-    Convolutional Networks", with the sum of the two, as the competition's leaders used it.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.channels = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(width, width // SQUEEZE, kernel_size=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(width // SQUEEZE, width, kernel_size=1),
-            nn.Sigmoid(),
-        )
-        self.places = nn.Sequential(nn.Conv2d(width, 1, kernel_size=1), nn.Sigmoid())
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, width, H, W) to the same shape."""
-        weighed: Tensor = features * (self.channels(features) + self.places(features))
-        return weighed
-
-
-class AttendedBlock(nn.Module):
-    """A decoder block with normalised convolutions and scSE at its end."""
-
-    def __init__(self, below: int, skip: int, width: int) -> None:
-        super().__init__()
-        self.convolutions = nn.Sequential(
-            *_normalised(below + skip, width), *_normalised(width, width), SqueezeExcitation(width)
-        )
-
-    def forward(self, below: Tensor, skip: Tensor) -> Tensor:
-        """(B, below, h, w) and (B, skip, H, W) to (B, width, H, W)."""
-        below = _resized(below, skip.shape[-2:])
-        joined: Tensor = self.convolutions(torch.cat([below, skip], dim=1))
-        return joined
-
-
-class PlainHead(nn.Conv2d):
-    """Logits from the last block alone, at half the picture's size."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, 1, kernel_size=1)
-
-    def forward(self, blocks: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
-        """The blocks' features, the last (B, 64, 64, 64), to logits (B, 1, 64, 64)."""
-        logits: Tensor = super().forward(blocks[-1])
-        return logits
-
-
-class HypercolumnHead(nn.Module):
-    """Logits from what every decoder block has to say of a place (Hariharan et al. 2015).
-
-    The blocks are narrowed before they are enlarged, since a convolution over all 480 channels at
-    full width would cost as much as the rest of the decoder.
-    """
-
-    def __init__(self, widths: Sequence[int]) -> None:
-        super().__init__()
-        self.narrowed = nn.ModuleList(
-            nn.Conv2d(width, HYPERCOLUMN_WIDTH, kernel_size=1) for width in widths
-        )
-        self.joined = nn.Sequential(*_normalised(HYPERCOLUMN_WIDTH * len(widths), 64))
-        # Four logits for each place, laid out two by two: the last doubling is learned.
-        self.logits = nn.Sequential(nn.Conv2d(64, 4, kernel_size=1), nn.PixelShuffle(2))
-
-    def forward(self, blocks: Sequence[Tensor]) -> Tensor:
-        """The blocks' features, the last (B, 32, 64, 64), to logits (B, 1, 128, 128)."""
-        size = blocks[-1].shape[-2:]
-        columns = [
-            _resized(narrow(features), size)
-            for narrow, features in zip(self.narrowed, blocks, strict=True)
-        ]
-        logits: Tensor = self.logits(self.joined(torch.cat(columns, dim=1)))
-        return logits
 
 
 class UNet(nn.Module):
     """Logits (B, 1, H, W) for images (B, 3, H, W).
 
-    `decoder` is a recipe's: `plain` is the seed's, `attended` has normalisation, scSE and a head
-    over hypercolumns.
+    `decoder` is a recipe's: `plain`, which is the seed's, or `normalised`.
     """
 
     def __init__(
@@ -150,15 +60,12 @@ class UNet(nn.Module):
         self.stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu)
         self.pool = resnet.maxpool
         self.stages = nn.ModuleList([resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4])
-        attended = decoder == "attended"
-        widths = ATTENDED_WIDTHS if attended else DECODER_WIDTHS
         *skips, below = WIDTHS[backbone]
         self.blocks = nn.ModuleList()
-        for skip, width in zip(reversed(skips), widths, strict=True):
-            block = AttendedBlock if attended else DecoderBlock
-            self.blocks.append(block(below, skip, width))
+        for skip, width in zip(reversed(skips), DECODER_WIDTHS, strict=True):
+            self.blocks.append(DecoderBlock(below, skip, width, decoder == "normalised"))
             below = width
-        self.head = HypercolumnHead(widths) if attended else PlainHead(below)
+        self.head = nn.Conv2d(below, 1, kernel_size=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, 128, 128) to logits (B, 1, 128, 128)."""
@@ -168,15 +75,15 @@ class UNet(nn.Module):
             features = stage(features)
             skips.append(features)
         skips.pop()  # the deepest features are what the decoder starts from
-        decoded = []
         for block in self.blocks:  # to 8×8, 16×16, 32×32 and 64×64
             features = block(features, skips.pop())
-            decoded.append(features)
-        return _resized(self.head(decoded), images.shape[-2:])  # (B, 1, 128, 128)
+        return _resized(self.head(features), images.shape[-2:])  # (B, 1, 128, 128)
 
 
-def _normalised(inputs: int, width: int) -> tuple[nn.Module, ...]:
-    """A 3×3 convolution, batch normalisation and ReLU."""
+def _convolution(inputs: int, width: int, normalised: bool) -> tuple[nn.Module, ...]:
+    """3×3, and ReLU; the normalisation between has a bias of its own."""
+    if not normalised:
+        return nn.Conv2d(inputs, width, kernel_size=3, padding=1), nn.ReLU(inplace=True)
     convolution = nn.Conv2d(inputs, width, kernel_size=3, padding=1, bias=False)
     return convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True)
 

@@ -13,7 +13,7 @@ from src_salt.model import UNet, WeightsError, load_encoder_weights, require_enc
 MakeSettings = Callable[..., Settings]
 
 
-@pytest.mark.parametrize("decoder", ["plain", "attended"])
+@pytest.mark.parametrize("decoder", ["plain", "normalised"])
 @pytest.mark.parametrize("backbone", ["resnet34", "resnet50"])
 def test_logits_have_the_size_of_the_input(backbone: str, decoder: str) -> None:
     model = UNet(backbone, decoder).eval()
@@ -22,7 +22,7 @@ def test_logits_have_the_size_of_the_input(backbone: str, decoder: str) -> None:
             assert model(torch.zeros(1, 3, *size)).shape == (1, 1, *size)
 
 
-@pytest.mark.parametrize("decoder", ["plain", "attended"])
+@pytest.mark.parametrize("decoder", ["plain", "normalised"])
 def test_every_parameter_learns(decoder: str) -> None:
     model = UNet("resnet34", decoder)
     model(torch.rand(2, 3, 64, 64)).square().sum().backward()
