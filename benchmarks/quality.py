@@ -178,7 +178,7 @@ def _emptiness_head(training: Training) -> None:
         if not logits.requires_grad:
             return value
         present = targets.flatten(1).any(dim=1).float()
-        found = head(said[0].mean(dim=(2, 3)))[:, 0]
+        found = head(said[0].float().mean(dim=(2, 3)))[:, 0]
         return value + 0.3 * functional.binary_cross_entropy_with_logits(found, present)
 
     training.loss = with_emptiness
