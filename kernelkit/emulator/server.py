@@ -23,7 +23,7 @@ import time
 import traceback
 import urllib.parse
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedIOBase
 from typing import Any
@@ -59,6 +59,14 @@ class Request:
     body: bytes
 
 
+@dataclass(frozen=True)
+class Death:
+    """A while in which the server refuses every connection."""
+
+    seconds: float
+    begun: threading.Event = field(default_factory=threading.Event)
+
+
 class Server(ThreadingHTTPServer):
     """The listening socket. What it serves is set once the port, and so the endpoint, is known."""
 
@@ -68,8 +76,8 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, port: int, kaggle: Kaggle, verbose: bool) -> None:
         self._connections: set[socket.socket] = set()
-        self._dead_for = 0.0
-        self._refuses = threading.Event()
+        self._death: Death | None = None
+        self._dying = threading.Lock()
         self._closed = threading.Event()
         super().__init__(("127.0.0.1", port), Handler)
         self.kaggle = kaggle
@@ -86,7 +94,8 @@ class Server(ThreadingHTTPServer):
         """Serve until `shutdown`, through any number of deaths."""
         while True:
             self.serve_forever(POLL)
-            if not self._dead_for:
+            death = self._death
+            if death is None:
                 return
             self.socket.close()
             self.socket = socket.socket(self.address_family, self.socket_type)
@@ -95,23 +104,23 @@ class Server(ThreadingHTTPServer):
             for connection in list(self._connections):
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
-            self._refuses.set()
-            if self._closed.wait(self._dead_for):
+            death.begun.set()
+            if self._closed.wait(death.seconds):
                 return
-            self._refuses.clear()
-            self._dead_for = 0.0
+            self._death = None
             self.server_activate()
 
     def die(self, seconds: float) -> None:
         """Refuse new connections for a while and cut all others; `serve` then comes back.
 
-        Returns once both are so.
+        Returns once both are so. Whoever asks for it meanwhile shares the same death.
         """
-        if self._dead_for:
-            return
-        self._dead_for = seconds
-        self.shutdown()
-        self._refuses.wait(seconds)
+        with self._dying:
+            first, death = self._death is None, self._death or Death(seconds)
+            self._death = death
+        if first:
+            self.shutdown()
+        death.begun.wait()
 
     def server_close(self) -> None:
         """Stop for good."""

@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
@@ -474,6 +475,17 @@ def test_names_that_escape(done, lie):
     assert list(done.outputs("my-kernel")) == ["a.bin", "b.txt", *catalogue.HOSTILE["reserved"]]
 
 
+def status_once_back(emulator):
+    """What a server that was dead answers, within 10 seconds."""
+    began = time.monotonic()
+    while True:
+        try:
+            return status(emulator).json()
+        except requests.ConnectionError:
+            assert time.monotonic() - began < 10
+            time.sleep(0.05)
+
+
 def test_a_server_that_dies_and_comes_back(running, lie):
     stream = running.events("my-kernel")
     next(stream)
@@ -484,15 +496,21 @@ def test_a_server_that_dies_and_comes_back(running, lie):
         list(stream)
     with pytest.raises(requests.ConnectionError, match="refused"):
         status(running)
-    began = time.monotonic()
-    while True:
-        try:
-            assert status(running).json() == {"status": "RUNNING"}
-            break
-        except requests.ConnectionError:
-            assert time.monotonic() - began < 10
-            time.sleep(0.05)
+    assert status_once_back(running) == {"status": "RUNNING"}
     assert [next(running.events("my-kernel"))["data"]] == ["one\n"]
+
+
+@pytest.mark.parametrize("seconds", [0, 0.5])
+def test_a_server_that_dies_twice_at_once_comes_back(done, lie, seconds):
+    lie(f"server-dies,seconds={seconds},call=GetKernelSessionStatus,times=2")
+
+    def asked(_):
+        with pytest.raises(requests.ConnectionError):
+            status(done)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(asked, range(2)))
+    assert status_once_back(done) == {"status": "COMPLETE"}
 
 
 def test_uploads_are_struck_too(done, lie):
