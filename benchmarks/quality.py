@@ -1,6 +1,6 @@
 """Measure what each habit is worth on the real data: `python -m benchmarks.quality`.
 
-Every row changes one thing of the recipe `best` and is trained with the same seeds, images and
+Every row changes one habit of the recipe `best` and is trained with the same seeds, images and
 epochs as the recipe itself, so that differences are paired. Each training runs in a process of its
 own, `--jobs` at a time, which share the cores; what is measured is kept in a file and not measured
 again.
@@ -10,6 +10,7 @@ Habits that were not worth their place live here alone and not in src_salt.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shlex
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -28,15 +30,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import OneCycleLR
 
 from src_salt import config, losses
 from src_salt.config import Settings
 from src_salt.data import LabelledImages, load_labelled, split
+from src_salt.device import pick_compute
 from src_salt.losses import bce_dice, lovasz_hinge
 from src_salt.metrics import Cut, Masks, Probabilities, cross_cut, iou, scores
 from src_salt.model import DECODER_WIDTHS, WIDTHS
-from src_salt.train import WARM_UP, Training
+from src_salt.train import Training
 from src_salt.transforms import restored
 
 Loss = losses.Loss
@@ -55,7 +57,7 @@ class Row:
     experiment: str = "bcedice_symmetric"
     settings: Mapping[str, Any] = field(default_factory=dict)
     adapt: Callable[[Training], None] | None = None
-    """Changes the network or the loss before the first step."""
+    """Changes the network, the loss or the optimiser before the first step."""
 
     later_loss: Loss | None = None
     """Takes the loss's place in the second half of the epochs."""
@@ -190,7 +192,6 @@ def _deepest_width(training: Training) -> int:
 
 
 def _adamw(training: Training) -> None:
-    """With one-cycle's own momentum, which falls while the rate rises."""
     recipe = training.recipe
     training.optimizer = AdamW(
         training.model.parameters(),
@@ -198,12 +199,7 @@ def _adamw(training: Training) -> None:
         weight_decay=recipe.weight_decay,
         fused=True,
     )
-    training.scheduler = OneCycleLR(
-        training.optimizer,
-        max_lr=recipe.learning_rate,
-        total_steps=training.settings.epochs * len(training.batches),
-        pct_start=WARM_UP,
-    )
+    training.scheduler = training.cycle(training.optimizer, training.settings.epochs)
 
 
 def _renew_optimizer(training: Training) -> None:
@@ -219,10 +215,10 @@ ROWS = {
     "adamw": Row("AdamW at 1e-3 in Muon's place", {"learning_rate": 1e-3}, adapt=_adamw),
     "rate3": Row("a third of the learning rate", {"learning_rate": 3e-3}),
     "full": Row("vertical flips and right angles too", {"augmentation": "full"}),
-    "plain": Row("the seed's decoder", {"decoder": "plain"}),
+    "plain": Row("the seed's decoder", {"normalised_decoder": False}),
     "scse": Row("scSE in every decoder block", adapt=_with_scse),
     "hypercolumns": Row("the head sees every decoder block", adapt=_with_hypercolumns),
-    "attended": Row("both of these", adapt=_with_both),
+    "scse-hypercolumns": Row("both of these", adapt=_with_both),
     "no-early-pool": Row("no max-pool after the stem: 3 times the work", adapt=_without_early_pool),
     "emptiness": Row("a second head says whether there is salt", adapt=_emptiness_head),
     "resized": Row("resized, where `best` pads by reflection", {"fit": "resize"}),
@@ -347,14 +343,14 @@ def _options() -> argparse.Namespace:
 
 
 def _settings(name: str, seed: int, options: argparse.Namespace) -> Settings:
-    row = ROWS[name]
-    config.RECIPES["row"] = replace(config.RECIPES[row.recipe], name="row", **row.changes)
+    row, recipe = ROWS[name], f"row {name}"
+    config.RECIPES[recipe] = replace(config.RECIPES[row.recipe], name=recipe, **row.changes)
     return Settings.from_parameters(
         {
             "data_dir": options.data,
             "output_dir": ROOT / "build" / "quality",
             "experiments": f"{options.backbone}_{row.experiment}",
-            "recipe": "row",
+            "recipe": recipe,
             "pretrained": False,
             "num_workers": 0,
             "seed": seed,
@@ -367,9 +363,24 @@ def _settings(name: str, seed: int, options: argparse.Namespace) -> Settings:
 
 
 def _key(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """What decides a result: another recipe of the same name is measured anew."""
-    decisive = _settings(name, seed, options).decisive()
-    return {"row": name, "backbone": options.backbone, "data": str(options.data)} | decisive
+    """What decides a result: with other code or in another number format it is measured anew."""
+    settings = _settings(name, seed, options)
+    return {
+        "row": name,
+        "experiments": list(settings.experiments),
+        "data": str(options.data),
+        "number_format": str(pick_compute(settings.training.on_device).number_format),
+        "code": _digest_of_code(),
+        **settings.decisive(),
+    }
+
+
+@cache
+def _digest_of_code() -> str:
+    digest = hashlib.sha256()
+    for path in [*sorted((ROOT / "src_salt").glob("*.py")), Path(__file__)]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _measure(name: str, seed: int, options: argparse.Namespace) -> None:

@@ -102,8 +102,8 @@ class Recipe:
     """How 101 pixels become the network's size: `resize`, or `reflect` to mirror what lies outside
     of the picture, so that at 128 no pixel of it is computed anew."""
 
-    decoder: str
-    """`plain` convolutions, or `normalised` ones."""
+    normalised_decoder: bool
+    """Whether the decoder's convolutions are normalised over the batch, as the encoder's are."""
 
     optimizer: str
     """`adam`, whose rate falls on a plateau, or `muon`, whose rate rises and falls in one cycle."""
@@ -125,7 +125,7 @@ SEED = Recipe(
     on_device=False,
     augmentation="full",
     fit="resize",
-    decoder="plain",
+    normalised_decoder=False,
     optimizer="adam",
     learning_rate=1e-4,
     weight_decay=1e-5,
@@ -139,7 +139,7 @@ BEST = Recipe(
     on_device=True,
     augmentation="mild",
     fit="reflect",
-    decoder="normalised",
+    normalised_decoder=True,
     optimizer="muon",
     learning_rate=1e-2,
     weight_decay=1e-2,

@@ -47,13 +47,13 @@ class DecoderBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """Logits (B, 1, H, W) for images (B, 3, H, W).
-
-    `decoder` is a recipe's: `plain`, which is the seed's, or `normalised`.
-    """
+    """Logits (B, 1, H, W) for images (B, 3, H, W)."""
 
     def __init__(
-        self, backbone: str, decoder: str = "plain", encoder_weights: Weights | None = None
+        self,
+        backbone: str,
+        normalised_decoder: bool = False,
+        encoder_weights: Weights | None = None,
     ) -> None:
         super().__init__()
         resnet = _resnet(backbone, encoder_weights)
@@ -63,7 +63,7 @@ class UNet(nn.Module):
         *skips, below = WIDTHS[backbone]
         self.blocks = nn.ModuleList()
         for skip, width in zip(reversed(skips), DECODER_WIDTHS, strict=True):
-            self.blocks.append(DecoderBlock(below, skip, width, decoder == "normalised"))
+            self.blocks.append(DecoderBlock(below, skip, width, normalised_decoder))
             below = width
         self.head = nn.Conv2d(below, 1, kernel_size=1)
 

@@ -23,7 +23,7 @@ gradients are kept."""
 
 def load_model(experiment: Experiment, settings: Settings, outputs: Outputs) -> nn.Module:
     """The network with the best weights of an experiment, ready to predict."""
-    model = UNet(experiment.backbone, settings.training.decoder)
+    model = UNet(experiment.backbone, settings.training.normalised_decoder)
     path = outputs.weights(experiment.name)
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return pick_compute(settings.training.on_device).place(model).eval()

@@ -123,7 +123,7 @@ class Training:
         seed_everything(settings.seed, self.compute.device, exact=not self.recipe.on_device)
         with _faults_of_the_machine():
             weights = load_encoder_weights(experiment.backbone, settings)
-            model = UNet(experiment.backbone, self.recipe.decoder, weights)
+            model = UNet(experiment.backbone, self.recipe.normalised_decoder, weights)
             self.model = self.compute.place(synchronised(model, self.team))
             self.network: nn.Module = self.model
             if self.team.size > 1:

@@ -31,7 +31,7 @@ def test_the_defaults_are_the_seeds_recipe() -> None:
     )
     recipe = settings.training
     assert (recipe.learning_rate, recipe.weight_decay) == (1e-4, 1e-5)
-    assert (recipe.augmentation, recipe.fit, recipe.decoder) == ("full", "resize", "plain")
+    assert (recipe.augmentation, recipe.fit, recipe.normalised_decoder) == ("full", "resize", False)
     assert (recipe.optimizer, recipe.select_by) == ("adam", "val_iou")
     assert (recipe.on_device, recipe.flip_views, recipe.chosen_cut) == (False, False, False)
     assert settings.pretrained is True

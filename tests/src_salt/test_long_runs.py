@@ -491,8 +491,8 @@ def test_two_processes_train_as_one_with_the_same_batch(
         # Muon raises the small parts of a gradient, and their rounding: by the second epoch two
         # sums in another order are two trainings.
         "epochs": 1 if recipe == "best" else 2,
-        "limit_train": 10,  # the last batch does not divide evenly
-        "limit_val": 3,
+        "limit_train": 10,
+        "limit_val": 3,  # the last batch does not divide evenly
     }
     alone = finish_run(competition_dir, tmp_path / "alone", **changes)
     # Other processes' lines come between the events; the record is what counts.
@@ -508,9 +508,11 @@ def test_two_processes_train_as_one_with_the_same_batch(
         json.loads((folder / f"models/resnet34_{loss}_history.json").read_text())["history"]
         for folder in (alone.folder, tmp_path / "team")
     ]
-    exact = recipe == "fast" or pick_compute(True).number_format == torch.float32
-    within = 2e-3 if exact else 3e-2
+    rounded = recipe == "best" and pick_compute(True).number_format != torch.float32
+    within = 3e-2 if rounded else 2e-3
     for one, other in zip(*records, strict=True):
+        # Of three images, in steps of a tenth: one pixel may move it by a step.
+        assert other.pop("val_score") == pytest.approx(one.pop("val_score"), abs=0.1 / 3 + within)
         for name, value in one.items():
             assert other[name] == pytest.approx(value, rel=within, abs=within), name
 

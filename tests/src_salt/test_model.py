@@ -13,18 +13,20 @@ from src_salt.model import UNet, WeightsError, load_encoder_weights, require_enc
 MakeSettings = Callable[..., Settings]
 
 
-@pytest.mark.parametrize("decoder", ["plain", "normalised"])
+@pytest.mark.parametrize("normalised", [False, True])
 @pytest.mark.parametrize("backbone", ["resnet34", "resnet50"])
-def test_logits_have_the_size_of_the_input(backbone: str, decoder: str) -> None:
-    model = UNet(backbone, decoder).eval()
+def test_logits_have_the_size_of_the_input(backbone: str, normalised: bool) -> None:
+    model = UNet(backbone, normalised).eval()
     for size in ((32, 32), (101, 101), (33, 70)):
         with torch.inference_mode():
             assert model(torch.zeros(1, 3, *size)).shape == (1, 1, *size)
 
 
-@pytest.mark.parametrize("decoder", ["plain", "normalised"])
-def test_every_parameter_learns(decoder: str) -> None:
-    model = UNet("resnet34", decoder)
+@pytest.mark.parametrize("normalised", [False, True])
+def test_every_parameter_learns(normalised: bool) -> None:
+    model = UNet("resnet34", normalised)
+    norms = [part for part in model.blocks.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    assert len(norms) == (8 if normalised else 0)
     model(torch.rand(2, 3, 64, 64)).square().sum().backward()
     without = [name for name, value in model.named_parameters() if value.grad is None]
     assert without == []
