@@ -47,7 +47,6 @@ def recipes() -> Iterator[None]:
     """Rows add themselves to the recipes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quality.config, "RECIPES", dict(quality.config.RECIPES))
-        patch.setitem(quality.ROWS, "rate1", quality.Row("", {"learning_rate": 1e-3}))
         yield
 
 
