@@ -173,6 +173,8 @@ def _training(rows: list[Row], peaks: dict[str, float]) -> str:
         "of a step, forward and back, for the time of a step with all that belongs to it. "
         "Loader: the time to make the batches alone, of the time to make and train on them. "
         "First step: from building the training to the end of its first step, no weights loaded. "
+        "Kept: an epoch's weights and checkpoint, copied and written; the next epoch waits for the "
+        "copying alone, unless it is shorter than the writing. "
         "Peak memory: of the device; on a CPU of the process, without the seed's loader workers."
     )
     lines = []
@@ -190,10 +192,13 @@ def _training(rows: list[Row], peaks: dict[str, float]) -> str:
                 f"{share:.0%}",
                 f"{_loader_share(row):.1%}",
                 f"{row.spread('first_step').median:.2f}",
+                f"{row.spread('keeping').median:.2f}",
+                f"{row.spread('copying').median:.2f}",
                 f"{row.spread('peak_bytes').median / 1e6:,.0f}",
             ]
         )
-    head = ["Gflop an image", "share of peak", "loader", "first step s", "peak MB"]
+    head = ["Gflop an image", "share of peak", "loader", "first step s"]
+    head += ["kept s", "of it waited s", "peak MB"]
     table = markdown_table([*_HEAD[:3], "numbers", *_HEAD[3:], *head], lines)
     return f"{words}\n\n{table}{_loader_verdict(rows)}"
 

@@ -34,7 +34,7 @@ from src_salt.metrics import Cut, Probabilities
 from src_salt.predict import predict
 from src_salt.submission import write_submission
 from src_salt.synthetic import make_section
-from src_salt.train import Batches, Training
+from src_salt.train import Batches, Keeper, Training
 
 DISTINCT = 64
 """Made-up pictures that differ; more are copies, since a step takes as long for them."""
@@ -88,6 +88,12 @@ class Measured:
 
     first_step: float
     """Seconds from building `Training`, without weights to load, to the end of its first step."""
+
+    copying: float
+    """Seconds for which the next epoch waits until the weights and the state are copied."""
+
+    keeping: float
+    """Seconds until weights and checkpoint are written, begun as the copying is."""
 
     peak_bytes: int
     """Memory of the device; on a CPU of this process, without its workers."""
@@ -148,6 +154,8 @@ def measure(case: Case) -> Measured:
         training.one_epoch()
         ended = _now()
         peak_bytes = _peak_bytes()
+        training.batches, training.validation = batches.batches, checks.batches
+        copying, keeping = _keeping(training, Path(folder))
         predicting, writing = _prediction(training, settings, train)
         return Measured(
             training=len(train) / (checks.began - batches.began),
@@ -156,6 +164,8 @@ def measure(case: Case) -> Measured:
             writing=1 / writing,
             loading=len(train) / _seconds(lambda: _exhaust(batches)),
             first_step=batches.stepped - began,
+            copying=copying,
+            keeping=keeping,
             peak_bytes=peak_bytes,
             flops=_flops(training, case.size),
             peak_flops=_peak_flops(training.compute.device, training.compute.number_format),
@@ -191,6 +201,17 @@ def _pictures(count: int) -> LabelledImages:
         np.stack([image for image, _ in sections])[rows],
         np.stack([mask for _, mask in sections]).astype(np.uint8)[rows],
     )
+
+
+def _keeping(training: Training, folder: Path) -> tuple[float, float]:
+    """Seconds to copy, and to copy and write, what the best epoch so far leaves."""
+    del training.history[:-1]  # the only one is the best one
+    began = _now()
+    with Keeper(folder / "weights.pth", folder / "checkpoint.pt", {}) as keeper:
+        keeper.keep(training)
+        copying = _now() - began
+        keeper.settle(training)
+    return copying, _now() - began
 
 
 def _prediction(

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from src_salt.outputs import whole
 
@@ -82,8 +83,19 @@ def _numpy_state() -> list[Any]:
     return [str(name), np.asarray(keys).tolist(), position, has_gauss, cached]
 
 
-def as_bytes(state: State) -> bytes:
-    """A state_dict on the CPU, with the same bytes every time."""
+def on_cpu(value: Any) -> Any:
+    """A copy of a state, in dictionaries and lists, that goes on holding what it holds now."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {name: on_cpu(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [on_cpu(entry) for entry in value]
+    return value
+
+
+def as_bytes(weights: State) -> bytes:
+    """A state_dict as a file's bytes, the same every time."""
     content = io.BytesIO()  # a file's name would be written into the archive
-    torch.save({name: value.detach().cpu() for name, value in state.items()}, content)
+    torch.save(weights, content)
     return content.getvalue()

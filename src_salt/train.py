@@ -10,6 +10,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from src_salt.checkpoint import (
     CheckpointError,
     State,
     as_bytes,
+    on_cpu,
     random_state,
     read_checkpoint,
     restore_random_state,
@@ -318,7 +320,7 @@ def train_experiment(
         WorkerDied: a process that prepares batches was ended.
     """
     training = Training(experiment, settings, train, validation, parts, team)
-    keeper = _Keeper(outputs.weights(experiment.name), outputs.checkpoint(experiment.name), made_by)
+    keeper = Keeper(outputs.weights(experiment.name), outputs.checkpoint(experiment.name), made_by)
     try:
         if keeper.go_on(training) and team.leads:
             emit("resume", experiment=experiment.name, epochs_done=len(training.history))
@@ -326,28 +328,37 @@ def train_experiment(
         if team.leads:
             emit("retrain", experiment=experiment.name, reason=str(error))
         training = Training(experiment, settings, train, validation, parts, team)
-    budget = budget or Budget()
-    first = len(training.history) + 1
-    while len(training.history) < settings.epochs:
-        if not team.agreed(budget.allows_an_epoch()) and training.history:
-            done = len(training.history)
-            return Outcome(tuple(training.history), f"out of time after epoch {done}")
-        started = time.monotonic()
+    with keeper:
         try:
-            epoch = training.one_epoch()
-            keeper.keep(training)
+            ended = _train_epochs(training, keeper, budget or Budget())
+            keeper.settle(training)
         except TrainingError as error:
+            ended = str(error)
+            with suppress(TrainingError):  # two faults at once: the first is told
+                keeper.settle(training)
             if not training.history:
                 raise
-            return Outcome(tuple(training.history), str(error))
+    return Outcome(tuple(training.history), ended)
+
+
+def _train_epochs(training: Training, keeper: Keeper, budget: Budget) -> str:
+    """All that are left, or as many as there is time for: then it says so, else nothing."""
+    team, epochs = training.team, training.settings.epochs
+    first = len(training.history) + 1
+    while len(training.history) < epochs:
+        if not team.agreed(budget.allows_an_epoch()) and training.history:
+            return f"out of time after epoch {len(training.history)}"
+        started = time.monotonic()
+        epoch = training.one_epoch()
+        keeper.keep(training)
         budget.epoch_seconds = time.monotonic() - started
         budget.image_seconds = training.seconds_per_image
         if team.leads:
-            _announce(epoch, experiment, settings.epochs, budget.epoch_seconds)
-            left = settings.epochs - epoch.epoch
+            _announce(epoch, training.experiment, epochs, budget.epoch_seconds)
+            left = epochs - epoch.epoch
             if epoch.epoch == first and left and budget.hours is not None:
-                _announce_estimate(experiment, left, budget)
-    return Outcome(tuple(training.history), "")
+                _announce_estimate(training.experiment, left, budget)
+    return ""
 
 
 def best_epoch(history: Sequence[Epoch], by: str = "val_iou") -> Epoch:
@@ -356,37 +367,61 @@ def best_epoch(history: Sequence[Epoch], by: str = "val_iou") -> Epoch:
     return best
 
 
-class _Keeper:
-    """Writes the best weights and the checkpoint of an experiment, and takes them up again."""
+class Keeper:
+    """Writes the best weights and the checkpoint of an experiment, and takes them up again.
+
+    It writes beside the next epoch, which on a fast GPU takes no longer than the writing. Left by
+    an error or an interrupt, it ends what it is writing.
+    """
 
     def __init__(self, weights: Path, checkpoint: Path, made_by: Mapping[str, Any] | None) -> None:
         self.weights, self.checkpoint, self.made_by = weights, checkpoint, made_by
         self.digest = ""
+        self.writer = ThreadPoolExecutor(1, "checkpoint")
+        self.writing: Future[str] | None = None
+        """The fault of the last epoch's; only the leader of a team writes."""
+
+        self.epoch = 0
+        """The last that was given to be written."""
+
+    def __enter__(self) -> Keeper:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.writer.shutdown()
 
     def keep(self, training: Training) -> None:
-        """Write what the last epoch left; TrainingError, and without that epoch, if it cannot.
+        """Begin to write what the last epoch left, once the one before it is settled."""
+        self.settle(training)
+        self.epoch = len(training.history)
+        if training.team.leads:
+            state, improved = on_cpu(training.state()), training.improved
+            self.writing = self.writer.submit(
+                self._fault_of_writing, state, improved, training.experiment.name, self.epoch
+            )
 
-        The leader of a team writes, and the others end with it.
+    def settle(self, training: Training) -> None:
+        """Wait for what is being written.
+
+        TrainingError, and the history without that epoch and those after it, if it cannot be.
         """
-        team = training.team
-        fault = team.agreed(self._fault_of_writing(training) if team.leads else "")
+        fault = training.team.agreed("" if self.writing is None else self.writing.result())
+        self.writing = None
         if fault:
-            training.history.pop()
+            del training.history[self.epoch - 1 :]
             raise TrainingError(fault)
 
-    def _fault_of_writing(self, training: Training) -> str:
-        content = as_bytes(training.model.state_dict()) if training.improved else None
+    def _fault_of_writing(self, state: State, improved: bool, name: str, epoch: int) -> str:
+        content = as_bytes(state["model"]) if improved else None
         if content is not None:
             self.digest = hashlib.sha256(content).hexdigest()
-        self._write_checkpoint(training)
+        self._write_checkpoint(state, improved, name, epoch)
         try:
             if content is not None:
                 self._write_weights(content)
         except OSError as error:
-            return (
-                f"{training.experiment.name}: the weights of epoch {len(training.history)} "
-                f"cannot be written ({error.strerror}). Those of the best epoch before are kept."
-            )
+            fault = f"{name}: the weights of epoch {epoch} cannot be written ({error.strerror})."
+            return fault + (" Those of the best epoch before are kept." if epoch > 1 else "")
         return ""
 
     def _write_weights(self, content: bytes) -> None:
@@ -401,21 +436,16 @@ class _Keeper:
             with whole(self.weights) as temporary:
                 temporary.write_bytes(content)
 
-    def _write_checkpoint(self, training: Training) -> None:
+    def _write_checkpoint(self, state: State, improved: bool, name: str, epoch: int) -> None:
         """Before the weights: where a run is cut between the two, it holds both."""
         if self.made_by is None:
             return
-        state = training.state() | {"weights_sha256": self.digest}
         try:
-            write_checkpoint(self.checkpoint, state, self.made_by)
+            write_checkpoint(self.checkpoint, state | {"weights_sha256": self.digest}, self.made_by)
         except (OSError, RuntimeError) as error:  # torch's writer turns one into the other
-            if training.improved:  # the one before belongs to other weights
+            if improved:  # the one before belongs to other weights
                 self.checkpoint.unlink(missing_ok=True)
-            emit(
-                "warning",
-                experiment=training.experiment.name,
-                message=f"no checkpoint of epoch {len(training.history)}: {error}",
-            )
+            emit("warning", experiment=name, message=f"no checkpoint of epoch {epoch}: {error}")
 
     def go_on(self, training: Training) -> bool:
         """Whether there was a checkpoint to go on from; CheckpointError if it is of no use."""
@@ -428,7 +458,7 @@ class _Keeper:
             if not self.weights.exists() or sha256_of(self.weights) != self.digest:
                 if not training.improved:
                     raise CheckpointError("the weights beside the checkpoint are not its own")
-                self._write_weights(as_bytes(training.model.state_dict()))
+                self._write_weights(as_bytes(on_cpu(training.model.state_dict())))
         except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise CheckpointError(str(error)) from error
         return True

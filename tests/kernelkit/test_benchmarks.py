@@ -91,6 +91,7 @@ def turn(rate: float, **others: object) -> dict[str, object]:
     """What a process says that did everything at one rate."""
     rates = dict.fromkeys(("training", "validation", "prediction"), rate)
     rest = {"writing": 10 * rate, "loading": 20 * rate, "first_step": 0.5, "peak_bytes": 7_000_000}
+    rest |= {"copying": 0.2, "keeping": 0.9}
     means = {"flops": 1_000_000, "peak_flops": 1e9, "number_format": "float32", "device": "CPU"}
     return rates | rest | means | others
 
@@ -102,7 +103,7 @@ def test_rates_are_compared_turn_by_turn_and_with_the_measured_peak() -> None:
     training, validation, prediction, faults = sections([seed, fast, broken])
     # Turn by turn 5, 3 and 2 times the seed's; 60 images of 1 Mflop are 6% of 1 Gflop.
     assert "| 60.0            | 50.0 to 60.0  | 3.00 (2.00 to 5.00) | 0.001" in training
-    assert "| 6%            | 5.0%   | 0.50         | 7       |" in training
+    assert "| 6%            | 5.0%   | 0.50         | 0.90   | 0.20           | 7       |" in training
     assert "at most 5.0% of a step, within the 10%" in training
     assert "| 60.0            | 50.0 to 60.0  | 3.00 (2.00 to 5.00) |" in validation
     assert "| 500           | network |" in prediction

@@ -23,6 +23,7 @@ import torch
 
 from src_salt import config
 from src_salt.budget import Budget
+from src_salt.checkpoint import on_cpu, read_checkpoint
 from src_salt.config import Experiment, Settings
 from src_salt.data import LabelledImages, load_competition
 from src_salt.device import pick_compute
@@ -31,7 +32,7 @@ from src_salt.metrics import Cut
 from src_salt.outputs import Outputs
 from src_salt.predict import load_model, predict_all
 from src_salt.submission import encode_all
-from src_salt.train import Epoch, Training, TrainingError, train_experiment
+from src_salt.train import Epoch, Keeper, Training, TrainingError, train_experiment
 
 from .conftest import TINY, Run, finish_run
 
@@ -98,6 +99,54 @@ def test_a_checkpoint_of_another_run_or_a_broken_one_is_not_gone_on_from(
     # It holds the best weights itself where the last epoch is the best: they are written again.
     outputs.weights(NAME).unlink()
     assert reason({"seed": 2}) == "resume"
+    assert outputs.weights(NAME).exists()
+
+
+def test_an_epoch_is_written_as_it_was_though_the_next_one_goes_on(
+    pictures: LabelledImages, settings: MakeSettings, tmp_path: Path
+) -> None:
+    training = Training(RESNET34, settings(recipe="best", epochs=2), pictures, pictures)
+    outputs = Outputs(tmp_path)
+    weights, checkpoint = outputs.weights(NAME), outputs.checkpoint(NAME)
+    training.one_epoch()
+    first = on_cpu(training.state())
+    trained = threading.Event()
+    with Keeper(weights, checkpoint, {}) as keeper:
+        keeper.writer.submit(trained.wait)
+        keeper.keep(training)
+        training.one_epoch()
+        assert not checkpoint.exists()
+        trained.set()
+    found = read_checkpoint(checkpoint, {})
+    assert found["history"] == first["history"]
+    for name, value in first["model"].items():
+        assert torch.equal(found["model"][name], value), name
+        assert torch.equal(torch.load(weights, weights_only=True)[name], value), name
+    for mine, others in zip(
+        found["optimizer"]["state"].values(), first["optimizer"]["state"].values(), strict=True
+    ):
+        for name, value in others.items():
+            assert torch.equal(mine[name], value), name
+
+
+def test_an_interrupt_leaves_the_last_epoch_written(
+    pictures: LabelledImages,
+    settings: MakeSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one_epoch = Training.one_epoch
+
+    def interrupted(training: Training) -> Epoch:
+        if training.history:
+            raise KeyboardInterrupt
+        return one_epoch(training)
+
+    monkeypatch.setattr(Training, "one_epoch", interrupted)
+    outputs = Outputs(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train_experiment(RESNET34, settings(epochs=2), pictures, pictures, outputs, {})
+    assert len(read_checkpoint(outputs.checkpoint(NAME), {})["history"]) == 1
     assert outputs.weights(NAME).exists()
 
 
@@ -423,8 +472,9 @@ def test_a_full_disk_costs_the_checkpoint_first_and_never_what_is_whole(
     )
     assert done.returncode == 0, done.stderr
     said = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [event["event"] for event in said] == ["start", "warning", "epoch", "experiment", "done"]
-    assert "no checkpoint of epoch 1" in said[1]["message"]
+    kinds = [event["event"] for event in said]
+    assert sorted(kinds) == ["done", "epoch", "experiment", "start", "warning"]
+    assert "no checkpoint of epoch 1" in said[kinds.index("warning")]["message"]
     assert (tmp_path / "submission.csv").exists()
 
 
@@ -439,20 +489,23 @@ def test_weights_that_cannot_be_written_leave_those_before(
         from src_salt.config import Settings
         from src_salt.data import load_labelled, split
         from src_salt.outputs import Outputs
-        from src_salt.train import Training, train_experiment
+        from src_salt.train import Training, Keeper, train_experiment
         torch.set_num_threads(1)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         settings = Settings.from_parameters(dict(data_dir={str(competition_dir)!r},
             output_dir={str(tmp_path)!r}, experiments={NAME!r}, recipe="fast", epochs=3,
             batch_size=4, image_size=32, pretrained=False))
-        epoch = Training.one_epoch
+        epoch, keep = Training.one_epoch, Keeper.keep
         def better(training):
-            if training.history:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (50 << 20, -1))
             found = replace(epoch(training), val_iou=0.1 * (1 + len(training.history)))
             training.history[-1] = found
             return found
-        Training.one_epoch = better
+        def keep_on_a_full_disk(keeper, training):
+            if len(training.history) == 2:
+                keeper.settle(training)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (50 << 20, -1))
+            keep(keeper, training)
+        Training.one_epoch, Keeper.keep = better, keep_on_a_full_disk
         sides = split(load_labelled(settings.data_dir), settings)
         outputs = Outputs(settings.output_dir)
         outcome = train_experiment(settings.chosen[0], settings, *sides, outputs, {{}})
@@ -463,6 +516,17 @@ def test_weights_that_cannot_be_written_leave_those_before(
     assert last.startswith(f"1 {NAME}: the weights of epoch 2 cannot be written"), done.stderr
     weights = torch.load(Outputs(tmp_path).weights(NAME), weights_only=True)
     assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_the_first_weights_that_cannot_be_written_are_an_error(
+    pictures: LabelledImages, settings: MakeSettings, tmp_path: Path
+) -> None:
+    (tmp_path / "models").write_text("a file where the folder should be")
+    for epochs in (1, 2):  # found out at the end, and in the next epoch
+        with pytest.raises(TrainingError, match=r"of epoch 1 cannot be written \(File exists\)\.$"):
+            train_experiment(
+                RESNET34, settings(epochs=epochs), pictures, pictures, Outputs(tmp_path)
+            )
 
 
 def python(program: str) -> subprocess.CompletedProcess[str]:
@@ -532,7 +596,8 @@ def test_a_team_that_loses_a_process_ends_and_the_next_run_goes_on(
     ) as running:
         assert running.stdout is not None
         assert running.stderr is not None
-        assert any('"event": "epoch"' in line for line in running.stdout)
+        # Before the second is said, what the first has left is written.
+        assert any('"event": "epoch"' in line and '"epoch": 2' in line for line in running.stdout)
         os.kill(second_of_the_team(running.pid), signal.SIGKILL)
         _, said = running.communicate(timeout=120)
     assert running.returncode == 2, said
