@@ -225,9 +225,7 @@ def _curves(
             values = [value(epoch) for epoch in result.history]
             axes.plot(epochs, values, style, color=color, marker=marker, markersize=4)
             if ring:
-                axes.plot(
-                    result.best.epoch, value(result.best), marker, mec=color, mfc="none", ms=11
-                )
+                axes.plot(result.best.epoch, value(result.best), "o", mec=color, mfc="none", ms=11)
             if result.ended:
                 axes.plot(
                     epochs[-1], values[-1], "X", color=ENDED_COLOR, ms=10, mec="white", zorder=5

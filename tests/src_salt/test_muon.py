@@ -128,8 +128,12 @@ def test_the_layout_in_memory_makes_no_difference() -> None:
     torch.testing.assert_close(layer.weight, other.weight)
 
 
-def test_scaled_gradients_move_it_as_unscaled_ones() -> None:
-    """float16 on a T4: the scaler leaves it to a fused optimiser to divide by the scale."""
+@pytest.mark.parametrize("unscaled", [False, True])
+def test_scaled_gradients_move_it_as_unscaled_ones(unscaled: bool) -> None:
+    """float16 on a T4: the scaler leaves it to a fused optimiser to divide by the scale.
+
+    Unless it was asked to divide before, for clipping.
+    """
     layer, other = _Layer(), _Layer()
     scaled = Muon(layer.parameters(), lr=RATE, weight_decay=DECAY)
     plain = Muon(other.parameters(), lr=RATE, weight_decay=DECAY)
@@ -138,6 +142,8 @@ def test_scaled_gradients_move_it_as_unscaled_ones() -> None:
         gradients = _gradients(step, layer)
         _give(layer, gradients, scaler.get_scale())
         _give(other, gradients)
+        if unscaled:
+            scaler.unscale_(scaled)
         scaler.step(scaled)
         scaler.update()
         plain.step()
