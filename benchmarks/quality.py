@@ -389,7 +389,7 @@ def _measure(name: str, seed: int, options: argparse.Namespace) -> None:
     key = _key(name, seed, options)
     if _kept(key, options) is not None:
         return
-    print(f"training {name}, seed {seed}", file=sys.stderr, flush=True)
+    print(f"training {name}, seed {seed}\n", end="", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "benchmarks.quality", *sys.argv[1:], "--one", name, str(seed)]
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs))}
     done = subprocess.run(

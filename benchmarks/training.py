@@ -173,8 +173,8 @@ def _training(rows: list[Row], peaks: dict[str, float]) -> str:
         "of a step, forward and back, for the time of a step with all that belongs to it. "
         "Loader: the time to make the batches alone, of the time to make and train on them. "
         "First step: from building the training to the end of its first step, no weights loaded. "
-        "Kept: an epoch's weights and checkpoint, copied and written; the next epoch waits for the "
-        "copying alone, unless it is shorter than the writing. "
+        "Kept: an epoch's weights and checkpoint, copied and written, with nothing beside it; the "
+        "next epoch waits for the copying, and for the rest only if it is shorter. "
         "Peak memory: of the device; on a CPU of the process, without the seed's loader workers."
     )
     lines = []

@@ -31,6 +31,7 @@ from src_salt.config import Experiment, Settings
 from src_salt.data import LabelledImages, read_ids
 from src_salt.device import cpu_flags
 from src_salt.metrics import Cut, Probabilities
+from src_salt.outputs import Outputs
 from src_salt.predict import predict
 from src_salt.submission import write_submission
 from src_salt.synthetic import make_section
@@ -153,9 +154,9 @@ def measure(case: Case) -> Measured:
         batches.limit = checks.limit = None
         training.one_epoch()
         ended = _now()
-        peak_bytes = _peak_bytes()
         training.batches, training.validation = batches.batches, checks.batches
         copying, keeping = _keeping(training, Path(folder))
+        peak_bytes = _peak_bytes()
         predicting, writing = _prediction(training, settings, train)
         return Measured(
             training=len(train) / (checks.began - batches.began),
@@ -204,14 +205,20 @@ def _pictures(count: int) -> LabelledImages:
 
 
 def _keeping(training: Training, folder: Path) -> tuple[float, float]:
-    """Seconds to copy, and to copy and write, what the best epoch so far leaves."""
-    del training.history[:-1]  # the only one is the best one
-    began = _now()
-    with Keeper(folder / "weights.pth", folder / "checkpoint.pt", {}) as keeper:
+    """Seconds to copy, and to copy and write, what an epoch leaves that is the best one.
+
+    Then an epoch beside the writing, for the memory of both.
+    """
+    with Keeper(Outputs(folder), training.experiment.name, {}) as keeper:
+        del training.history[:-1]  # an epoch alone is the best one
+        began = _now()
         keeper.keep(training)
         copying = _now() - began
         keeper.settle(training)
-    return copying, _now() - began
+        keeping = _now() - began
+        keeper.keep(training)
+        training.one_epoch()
+    return copying, keeping
 
 
 def _prediction(

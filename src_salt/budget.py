@@ -23,7 +23,8 @@ class Budget:
     started: float = field(default_factory=time.monotonic)
 
     epoch_seconds: float = 0.0
-    """What the last epoch took, of whichever experiment; 0 before the first."""
+    """What the last epoch took, of whichever experiment, with what it waited for the one before
+    to be written; 0 before the first."""
 
     image_seconds: float = 0.0
     """What one process took to predict an image, in the last validation."""

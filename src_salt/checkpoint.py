@@ -95,7 +95,7 @@ def on_cpu(value: Any) -> Any:
 
 
 def as_bytes(weights: State) -> bytes:
-    """A state_dict as a file's bytes, the same every time."""
+    """A state_dict on the CPU as a file's bytes, the same every time."""
     content = io.BytesIO()  # a file's name would be written into the archive
     torch.save(weights, content)
     return content.getvalue()

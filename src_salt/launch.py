@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -112,8 +113,15 @@ def _outcome(answer: Mapping[str, Any], budget: Budget) -> Outcome:
     return Outcome(history, answer["ended"])
 
 
+def _leave(*_: object) -> None:
+    """What torchrun asks of the others when one fails: the leader first finishes its writing."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it asks more than once
+    sys.exit(1)
+
+
 def main() -> None:
     """One of the processes."""
+    signal.signal(signal.SIGTERM, _leave)
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     team = Team.joined()
     settings = Settings.from_parameters(job["settings"])

@@ -94,7 +94,8 @@ def sha256_of(path: Path) -> str:
 
 def emit(event: str, **values: Any) -> None:
     """Print one event as one JSON line, at once: what somebody who watches the run reads."""
-    print(json.dumps({"event": event, **values}, allow_nan=False), flush=True)
+    # In one piece: print would write the newline on its own, after what another process says.
+    print(json.dumps({"event": event, **values}, allow_nan=False) + "\n", end="", flush=True)
 
 
 def progress(items: Iterable[T], title: str) -> Iterable[T]:

@@ -10,10 +10,9 @@ import hashlib
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -320,24 +319,25 @@ def train_experiment(
         WorkerDied: a process that prepares batches was ended.
     """
     training = Training(experiment, settings, train, validation, parts, team)
-    keeper = Keeper(outputs.weights(experiment.name), outputs.checkpoint(experiment.name), made_by)
-    try:
-        if keeper.go_on(training) and team.leads:
-            emit("resume", experiment=experiment.name, epochs_done=len(training.history))
-    except CheckpointError as error:
-        if team.leads:
-            emit("retrain", experiment=experiment.name, reason=str(error))
-        training = Training(experiment, settings, train, validation, parts, team)
-    with keeper:
+    with Keeper(outputs, experiment.name, made_by) as keeper:
+        try:
+            if keeper.go_on(training) and team.leads:
+                emit("resume", experiment=experiment.name, epochs_done=len(training.history))
+        except CheckpointError as error:
+            if team.leads:
+                emit("retrain", experiment=experiment.name, reason=str(error))
+            training = Training(experiment, settings, train, validation, parts, team)
         try:
             ended = _train_epochs(training, keeper, budget or Budget())
-            keeper.settle(training)
         except TrainingError as error:
             ended = str(error)
-            with suppress(TrainingError):  # two faults at once: the first is told
-                keeper.settle(training)
-            if not training.history:
+        except (OutOfMemory, WorkerDied):
+            # A team may not agree on anything any more: only some of it may have met this.
+            if team.size > 1 or not (ended := keeper.settle(training)):
                 raise
+        ended = " ".join(filter(None, [keeper.settle(training), ended]))
+    if not training.history:
+        raise TrainingError(ended)
     return Outcome(tuple(training.history), ended)
 
 
@@ -370,16 +370,19 @@ def best_epoch(history: Sequence[Epoch], by: str = "val_iou") -> Epoch:
 class Keeper:
     """Writes the best weights and the checkpoint of an experiment, and takes them up again.
 
-    It writes beside the next epoch, which on a fast GPU takes no longer than the writing. Left by
-    an error or an interrupt, it ends what it is writing.
+    It writes beside the next epoch, which on a fast GPU takes no longer than that. Left by an
+    error or an interrupt, it still finishes what it has begun to write.
     """
 
-    def __init__(self, weights: Path, checkpoint: Path, made_by: Mapping[str, Any] | None) -> None:
-        self.weights, self.checkpoint, self.made_by = weights, checkpoint, made_by
+    def __init__(
+        self, outputs: Outputs, experiment: str, made_by: Mapping[str, Any] | None
+    ) -> None:
+        self.experiment, self.made_by = experiment, made_by
+        self.weights, self.checkpoint = outputs.weights(experiment), outputs.checkpoint(experiment)
         self.digest = ""
-        self.writer = ThreadPoolExecutor(1, "checkpoint")
-        self.writing: Future[str] | None = None
-        """The fault of the last epoch's; only the leader of a team writes."""
+        self.writer = ThreadPoolExecutor(1, "keeper")
+        self.writing: Future[tuple[str, str]] | None = None
+        """A warning and a fault, once it is done; only the leader of a team writes."""
 
         self.epoch = 0
         """The last that was given to be written."""
@@ -388,41 +391,59 @@ class Keeper:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.writer.shutdown()
+        # Not by shutdown, which joins the thread: a signal then makes Python 3.11 take it for over,
+        # and leave without it (https://github.com/python/cpython/issues/90882).
+        if self.writing is not None:
+            wait([self.writing])
+        self.writer.shutdown(wait=False)
 
     def keep(self, training: Training) -> None:
-        """Begin to write what the last epoch left, once the one before it is settled."""
-        self.settle(training)
+        """Begin to write what the last epoch left, once the one before it is written.
+
+        Raises:
+            TrainingError: the one before cannot be written; see `settle`.
+            OutOfMemory: there is no room for the copy that is written.
+        """
+        fault = self.settle(training)
+        if fault:
+            raise TrainingError(fault)
         self.epoch = len(training.history)
         if training.team.leads:
-            state, improved = on_cpu(training.state()), training.improved
-            self.writing = self.writer.submit(
-                self._fault_of_writing, state, improved, training.experiment.name, self.epoch
-            )
+            with _faults_of_the_machine():
+                state = on_cpu(training.state())
+            self.writing = self.writer.submit(self._write, state, training.improved, self.epoch)
 
-    def settle(self, training: Training) -> None:
-        """Wait for what is being written.
+    def settle(self, training: Training) -> str:
+        """Wait for what is being written, and say why it cannot be, if so.
 
-        TrainingError, and the history without that epoch and those after it, if it cannot be.
+        The history is then without that epoch, and without one that was trained meanwhile.
         """
-        fault = training.team.agreed("" if self.writing is None else self.writing.result())
-        self.writing = None
+        warning, fault = "", ""
+        if self.writing is not None:
+            warning, fault = self.writing.result()
+            self.writing = None
+        if warning:
+            emit("warning", experiment=self.experiment, message=warning)
+        fault = training.team.agreed(fault)
         if fault:
             del training.history[self.epoch - 1 :]
-            raise TrainingError(fault)
+        return fault
 
-    def _fault_of_writing(self, state: State, improved: bool, name: str, epoch: int) -> str:
-        content = as_bytes(state["model"]) if improved else None
-        if content is not None:
-            self.digest = hashlib.sha256(content).hexdigest()
-        self._write_checkpoint(state, improved, name, epoch)
+    def _write(self, state: State, improved: bool, epoch: int) -> tuple[str, str]:
+        """Warning and fault. In a thread of its own, so it neither speaks nor raises."""
+        warning = ""
         try:
+            content = as_bytes(state["model"]) if improved else None
+            if content is not None:
+                self.digest = hashlib.sha256(content).hexdigest()
+            warning = self._write_checkpoint(state, improved, epoch)
             if content is not None:
                 self._write_weights(content)
-        except OSError as error:
-            fault = f"{name}: the weights of epoch {epoch} cannot be written ({error.strerror})."
-            return fault + (" Those of the best epoch before are kept." if epoch > 1 else "")
-        return ""
+        except (OSError, RuntimeError, MemoryError) as error:
+            why = getattr(error, "strerror", None) or first_line(error)
+            fault = f"{self.experiment}: the weights of epoch {epoch} cannot be written ({why})."
+            return warning, fault + (" Those before are kept." if epoch > 1 else "")
+        return warning, ""
 
     def _write_weights(self, content: bytes) -> None:
         try:
@@ -436,16 +457,20 @@ class Keeper:
             with whole(self.weights) as temporary:
                 temporary.write_bytes(content)
 
-    def _write_checkpoint(self, state: State, improved: bool, name: str, epoch: int) -> None:
-        """Before the weights: where a run is cut between the two, it holds both."""
+    def _write_checkpoint(self, state: State, improved: bool, epoch: int) -> str:
+        """A warning if it cannot be written.
+
+        Before the weights: where a run is cut between the two, it holds both.
+        """
         if self.made_by is None:
-            return
+            return ""
         try:
             write_checkpoint(self.checkpoint, state | {"weights_sha256": self.digest}, self.made_by)
         except (OSError, RuntimeError) as error:  # torch's writer turns one into the other
             if improved:  # the one before belongs to other weights
                 self.checkpoint.unlink(missing_ok=True)
-            emit("warning", experiment=name, message=f"no checkpoint of epoch {epoch}: {error}")
+            return f"no checkpoint of epoch {epoch}: {error}"
+        return ""
 
     def go_on(self, training: Training) -> bool:
         """Whether there was a checkpoint to go on from; CheckpointError if it is of no use."""

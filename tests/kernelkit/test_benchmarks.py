@@ -103,7 +103,9 @@ def test_rates_are_compared_turn_by_turn_and_with_the_measured_peak() -> None:
     training, validation, prediction, faults = sections([seed, fast, broken])
     # Turn by turn 5, 3 and 2 times the seed's; 60 images of 1 Mflop are 6% of 1 Gflop.
     assert "| 60.0            | 50.0 to 60.0  | 3.00 (2.00 to 5.00) | 0.001" in training
-    assert "| 6%            | 5.0%   | 0.50         | 0.90   | 0.20           | 7       |" in training
+    assert (
+        "| 6%            | 5.0%   | 0.50         | 0.90   | 0.20           | 7       |" in training
+    )
     assert "at most 5.0% of a step, within the 10%" in training
     assert "| 60.0            | 50.0 to 60.0  | 3.00 (2.00 to 5.00) |" in validation
     assert "| 500           | network |" in prediction

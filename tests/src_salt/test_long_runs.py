@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ import torch
 
 from src_salt import config
 from src_salt.budget import Budget
-from src_salt.checkpoint import on_cpu, read_checkpoint
+from src_salt.checkpoint import read_checkpoint
 from src_salt.config import Experiment, Settings
 from src_salt.data import LabelledImages, load_competition
 from src_salt.device import pick_compute
@@ -32,7 +33,14 @@ from src_salt.metrics import Cut
 from src_salt.outputs import Outputs
 from src_salt.predict import load_model, predict_all
 from src_salt.submission import encode_all
-from src_salt.train import Epoch, Keeper, Training, TrainingError, train_experiment
+from src_salt.train import (
+    Epoch,
+    Keeper,
+    OutOfMemory,
+    Training,
+    TrainingError,
+    train_experiment,
+)
 
 from .conftest import TINY, Run, finish_run
 
@@ -107,26 +115,35 @@ def test_an_epoch_is_written_as_it_was_though_the_next_one_goes_on(
 ) -> None:
     training = Training(RESNET34, settings(recipe="best", epochs=2), pictures, pictures)
     outputs = Outputs(tmp_path)
-    weights, checkpoint = outputs.weights(NAME), outputs.checkpoint(NAME)
     training.one_epoch()
-    first = on_cpu(training.state())
+    first = copy.deepcopy(training.state())
     trained = threading.Event()
-    with Keeper(weights, checkpoint, {}) as keeper:
-        keeper.writer.submit(trained.wait)
+    with Keeper(outputs, NAME, {}) as keeper:
+        keeper.writer.submit(trained.wait, timeout=60)
         keeper.keep(training)
         training.one_epoch()
-        assert not checkpoint.exists()
+        unwritten = not outputs.checkpoint(NAME).exists()
         trained.set()
-    found = read_checkpoint(checkpoint, {})
-    assert found["history"] == first["history"]
-    for name, value in first["model"].items():
-        assert torch.equal(found["model"][name], value), name
-        assert torch.equal(torch.load(weights, weights_only=True)[name], value), name
-    for mine, others in zip(
-        found["optimizer"]["state"].values(), first["optimizer"]["state"].values(), strict=True
-    ):
-        for name, value in others.items():
-            assert torch.equal(mine[name], value), name
+    assert unwritten
+    found = read_checkpoint(outputs.checkpoint(NAME), {})
+    found.pop("weights_sha256")
+    assert_same(found, first)
+    assert_same(torch.load(outputs.weights(NAME), weights_only=True), first["model"])
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Bit for bit, through dictionaries and lists."""
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected)
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert_same(found[name], value)
+    elif isinstance(expected, list):
+        for mine, others in zip(found, expected, strict=True):
+            assert_same(mine, others)
+    else:
+        assert found == expected
 
 
 def test_an_interrupt_leaves_the_last_epoch_written(
@@ -472,9 +489,8 @@ def test_a_full_disk_costs_the_checkpoint_first_and_never_what_is_whole(
     )
     assert done.returncode == 0, done.stderr
     said = [json.loads(line) for line in done.stdout.splitlines()]
-    kinds = [event["event"] for event in said]
-    assert sorted(kinds) == ["done", "epoch", "experiment", "start", "warning"]
-    assert "no checkpoint of epoch 1" in said[kinds.index("warning")]["message"]
+    assert [event["event"] for event in said] == ["start", "epoch", "warning", "experiment", "done"]
+    assert "no checkpoint of epoch 1" in said[2]["message"]
     assert (tmp_path / "submission.csv").exists()
 
 
@@ -518,15 +534,74 @@ def test_weights_that_cannot_be_written_leave_those_before(
     assert all(value.isfinite().all() for value in weights.values())
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 def test_the_first_weights_that_cannot_be_written_are_an_error(
-    pictures: LabelledImages, settings: MakeSettings, tmp_path: Path
+    processes: int, competition_dir: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "models").write_text("a file where the folder should be")
-    for epochs in (1, 2):  # found out at the end, and in the next epoch
-        with pytest.raises(TrainingError, match=r"of epoch 1 cannot be written \(File exists\)\.$"):
-            train_experiment(
-                RESNET34, settings(epochs=epochs), pictures, pictures, Outputs(tmp_path)
-            )
+    """Noticed in the second epoch, which was trained meanwhile."""
+    Outputs(tmp_path).weights(NAME).mkdir(parents=True)  # where the file should be
+    command = [sys.executable, "-m", "src_salt", "--data-dir", str(competition_dir)]
+    command += ["--output-dir", str(tmp_path), "--experiments", NAME, "--epochs", "3"]
+    command += ["--batch-size", "4", "--image-size", "32", "--no-pretrained", "--num-workers", "0"]
+    done = subprocess.run(
+        [*command, "--processes", str(processes)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    fault = f"{NAME}: the weights of epoch 1 cannot be written (Is a directory)."
+    assert fault in done.stderr
+    assert fault in done.stdout  # the event
+    assert '"epoch": 1' in done.stdout
+    assert '"epoch": 2' not in done.stdout
+
+
+@pytest.mark.parametrize("met", [TrainingError("no number"), OutOfMemory("no room")])
+def test_of_two_faults_that_of_the_disk_is_not_lost(
+    met: Exception,
+    pictures: LabelledImages,
+    settings: MakeSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first epoch's weights cannot be written, and the second one fails meanwhile."""
+    fail_in_epoch(2, met, monkeypatch)
+    Outputs(tmp_path).weights(NAME).mkdir(parents=True)  # where the file should be
+    with pytest.raises(TrainingError) as caught:
+        train_experiment(RESNET34, settings(epochs=2), pictures, pictures, Outputs(tmp_path))
+    fault = f"{NAME}: the weights of epoch 1 cannot be written (Is a directory)."
+    assert str(caught.value) == fault + (" no number" if isinstance(met, TrainingError) else "")
+
+
+def test_memory_that_runs_out_later_costs_one_epoch(
+    pictures: LabelledImages,
+    settings: MakeSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What is being written then is finished, and gone on from."""
+    fail_in_epoch(2, OutOfMemory("no room"), monkeypatch)
+    chosen = settings(epochs=2, experiments=NAME, batch_size=8)
+    (result,) = run_experiments(chosen, pictures, Outputs(tmp_path))
+    assert len(result.history) == 2
+    kinds = [event["event"] for event in events(capsys)]
+    assert kinds == ["epoch", "out_of_memory", "resume", "epoch", "experiment"]
+
+
+def fail_in_epoch(number: int, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, in place of that epoch."""
+    one_epoch, faults = Training.one_epoch, [error]
+
+    def failing(training: Training) -> Epoch:
+        if len(training.history) == number - 1 and faults:
+            raise faults.pop()
+        return one_epoch(training)
+
+    monkeypatch.setattr(Training, "one_epoch", failing)
 
 
 def python(program: str) -> subprocess.CompletedProcess[str]:
@@ -596,8 +671,7 @@ def test_a_team_that_loses_a_process_ends_and_the_next_run_goes_on(
     ) as running:
         assert running.stdout is not None
         assert running.stderr is not None
-        # Before the second is said, what the first has left is written.
-        assert any('"event": "epoch"' in line and '"epoch": 2' in line for line in running.stdout)
+        assert any('"event": "epoch"' in line for line in running.stdout)
         os.kill(second_of_the_team(running.pid), signal.SIGKILL)
         _, said = running.communicate(timeout=120)
     assert running.returncode == 2, said
