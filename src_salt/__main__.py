@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 import typing
 from collections.abc import Sequence
@@ -63,6 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(**chosen)
     except SaltError as error:
         print(f"python -m src_salt: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
+        print("python -m src_salt: error: nobody reads its output any more.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("python -m src_salt: interrupted; finished experiments are kept.", file=sys.stderr)

@@ -94,6 +94,7 @@ def _torchrun(processes: int, job: Path) -> int:
                 print(line, end="", flush=True)
         except BaseException:
             running.terminate()  # torchrun then ends its own
+            running.wait()
             raise
     return running.returncode
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryFile
 from typing import Any
 
 from torch import nn
@@ -41,7 +42,8 @@ def run(data_dir: str | Path, output_dir: str | Path, **parameters: Any) -> dict
     train, validation = split(competition.labelled, settings, settings.chosen[0].fold)
     budget.closing_images = _closing_images(settings, competition)
     taken = _taken_over(settings, outputs)
-    outputs.remove_stale()
+    with refused_writing(outputs.root):
+        outputs.remove_stale()
     _announce(settings, train, validation, competition.test)
     if taken is not None:
         emit("taken_over", files=taken)
@@ -78,8 +80,10 @@ def _closing_images(settings: Settings, competition: Competition) -> int:
 def _prepared(folder: Path) -> Outputs:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass  # before an epoch is trained, not after it
     except OSError as error:
-        raise SettingsError(f"output_dir: {folder} cannot be made: {error}.") from error
+        raise SettingsError(f"output_dir: {folder} cannot be made or written: {error}.") from error
     return Outputs(folder)
 
 

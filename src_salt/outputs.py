@@ -6,9 +6,11 @@ name and then renamed. A reader of a half-finished folder is therefore never mis
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -26,8 +28,14 @@ ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 """The earliest time a zip can hold: the same files then always give the same bytes."""
 
 
-TAKEN_OVER = (".pth", ".json", ".pt")
-"""Suffixes of weights, records and checkpoints."""
+TAKEN_OVER = {"models": (".pth", ".json"), "checkpoints": (".pt",)}
+"""Suffixes of weights, records and checkpoints, by folder."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""Of an OSError that is over once something is deleted."""
+
+UNFINISHED = re.compile(r"\..+\.(\d+)\.\w+")
+"""The name that a file has until it is `whole`, with the number of the process."""
 
 
 class OutputError(SaltError):
@@ -52,12 +60,21 @@ def refused_writing(folder: Path) -> Iterator[None]:
     """OutputError for what the disk refuses inside; nothing that was whole before is lost."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # of whoever read the events
     except OSError as error:
+        mend = "Make room" if error.errno in NO_ROOM else "Mend that"
         raise OutputError(
-            f"{error.filename or folder}: cannot be written ({error.strerror or error}). The "
-            f"weights of finished experiments are kept in {folder / 'models'}: make room and run "
-            "again, which trains none of them anew."
+            f"{error.filename or folder}: cannot be written or read ({error.strerror or error}). "
+            f"{mend} and run again: experiments whose weights and record are whole in "
+            f"{folder / 'models'} are not trained anew."
         ) from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole."""
+    with whole(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -158,11 +175,11 @@ class Outputs:
         if packed.is_file():
             roots.append(zipfile.Path(packed))
         taken = []
-        for folder in (root / name for root in roots for name in ("models", "checkpoints")):
+        for folder in (root / name for root in roots for name in TAKEN_OVER):
             for source in folder.iterdir() if folder.is_dir() else ():
                 target = self.root / folder.name / source.name
                 unfinished = source.name.startswith(".")  # what a run that was killed was writing
-                if target.exists() or unfinished or source.suffix not in TAKEN_OVER:
+                if target.exists() or unfinished or source.suffix not in TAKEN_OVER[folder.name]:
                     continue
                 with (
                     whole(target) as temporary,
@@ -174,10 +191,28 @@ class Outputs:
         return sorted(taken)
 
     def remove_stale(self) -> None:
-        """Remove what a former run ended with, so that a run that fails leaves none of it."""
+        """Remove what a former run ended with, so that a run that fails leaves none of it.
+
+        Also what a run that was killed has not finished writing.
+        """
         for path in (self.submission, self.models_zip, self.results_zip, *self.results):
             path.unlink(missing_ok=True)
+        for folder in (self.root, *(self.root / name for name in (*TAKEN_OVER, "results"))):
+            for path in folder.glob(".*"):
+                name = UNFINISHED.fullmatch(path.name)
+                if name and not _is_alive(int(name[1])):
+                    path.unlink(missing_ok=True)
 
     def relative(self, path: Path) -> str:
         """The path as the run's summary names it."""
         return path.relative_to(self.root).as_posix()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True

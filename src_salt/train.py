@@ -54,7 +54,7 @@ from src_salt.losses import LOSS_FUNCTIONS
 from src_salt.metrics import THRESHOLD, competition_score, iou
 from src_salt.model import UNet, load_encoder_weights
 from src_salt.muon import Muon
-from src_salt.outputs import Outputs, emit, progress, sha256_of, whole
+from src_salt.outputs import NO_ROOM, Outputs, emit, progress, sha256_of, write_bytes
 from src_salt.transforms import restored
 
 PLATEAU_FACTOR = 0.1
@@ -436,29 +436,30 @@ class Keeper:
             content = as_bytes(state["model"]) if improved else None
             if content is not None:
                 self.digest = hashlib.sha256(content).hexdigest()
-            warning = self._write_checkpoint(state, improved, epoch)
+            warning = self._write_checkpoint(state, epoch)
             if content is not None:
                 self._write_weights(content)
         except (OSError, RuntimeError, MemoryError) as error:
-            why = getattr(error, "strerror", None) or first_line(error)
-            fault = f"{self.experiment}: the weights of epoch {epoch} cannot be written ({why})."
-            return warning, fault + (" Those before are kept." if epoch > 1 else "")
+            kept = " Those before are kept." if epoch > 1 else ""
+            return warning, self._unwritten(epoch, error) + kept
         return warning, ""
+
+    def _unwritten(self, epoch: int, error: Exception) -> str:
+        why = getattr(error, "strerror", None) or first_line(error)
+        return f"{self.experiment}: the weights of epoch {epoch} cannot be written ({why})."
 
     def _write_weights(self, content: bytes) -> None:
         try:
-            with whole(self.weights) as temporary:
-                temporary.write_bytes(content)
-        except OSError:
+            write_bytes(self.weights, content)
+        except OSError as error:
             # Results before the means to go on: a checkpoint is several times as large.
-            if not self.checkpoint.exists():
+            if error.errno not in NO_ROOM or not self.checkpoint.exists():
                 raise
             self.checkpoint.unlink()
-            with whole(self.weights) as temporary:
-                temporary.write_bytes(content)
+            write_bytes(self.weights, content)
 
-    def _write_checkpoint(self, state: State, improved: bool, epoch: int) -> str:
-        """A warning if it cannot be written.
+    def _write_checkpoint(self, state: State, epoch: int) -> str:
+        """A warning if it cannot be written: then the one before stays.
 
         Before the weights: where a run is cut between the two, it holds both.
         """
@@ -467,25 +468,33 @@ class Keeper:
         try:
             write_checkpoint(self.checkpoint, state | {"weights_sha256": self.digest}, self.made_by)
         except (OSError, RuntimeError) as error:  # torch's writer turns one into the other
-            if improved:  # the one before belongs to other weights
-                self.checkpoint.unlink(missing_ok=True)
-            return f"no checkpoint of epoch {epoch}: {error}"
+            return f"no checkpoint of epoch {epoch}: {first_line(error)}"
         return ""
 
     def go_on(self, training: Training) -> bool:
-        """Whether there was a checkpoint to go on from; CheckpointError if it is of no use."""
+        """Whether there was a checkpoint to go on from.
+
+        Raises:
+            CheckpointError: it is of no use.
+            TrainingError: it is, but the weights that belong to it cannot be written.
+        """
         if self.made_by is None or not self.checkpoint.exists():
             return False
         try:
             state = read_checkpoint(self.checkpoint, self.made_by)
             training.restore(state)
             self.digest = state["weights_sha256"]
-            if not self.weights.exists() or sha256_of(self.weights) != self.digest:
-                if not training.improved:
-                    raise CheckpointError("the weights beside the checkpoint are not its own")
-                self._write_weights(as_bytes(on_cpu(training.model.state_dict())))
+            complete = self.weights.exists() and sha256_of(self.weights) == self.digest
         except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise CheckpointError(str(error)) from error
+        if complete:
+            return True
+        if not training.improved:
+            raise CheckpointError("the weights beside the checkpoint are not its own")
+        try:
+            write_bytes(self.weights, as_bytes(on_cpu(training.model.state_dict())))
+        except OSError as error:
+            raise TrainingError(self._unwritten(len(training.history), error)) from error
         return True
 
 

@@ -82,3 +82,23 @@ def test_a_fault_in_the_data_is_answered_in_one_line(
     assert main(["--data-dir", str(missing), "--output-dir", str(output)]) == 2
     expected = f"python -m src_salt: error: data_dir: there is no folder {missing}.\n"
     assert capsys.readouterr().err == expected
+
+
+def test_a_reader_who_leaves_is_no_fault_of_the_folder(
+    competition_dir: Path, tmp_path: Path
+) -> None:
+    folders = ["--data-dir", str(competition_dir), "--output-dir", str(tmp_path)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "src_salt", *folders, *TINY_FLAGS],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        assert '"event": "start"' in running.stdout.readline()
+        running.stdout.close()
+        said = running.stderr.read()
+    assert running.returncode == 2
+    assert said == "python -m src_salt: error: nobody reads its output any more.\n"

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import textwrap
 import threading
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ import torch
 from src_salt import config
 from src_salt.budget import Budget
 from src_salt.checkpoint import read_checkpoint
-from src_salt.config import Experiment, Settings
+from src_salt.config import Experiment, Settings, SettingsError
 from src_salt.data import LabelledImages, load_competition
 from src_salt.device import pick_compute
 from src_salt.experiments import Result, best_of, run_experiments
+from src_salt.main import run
 from src_salt.metrics import Cut
 from src_salt.outputs import Outputs
 from src_salt.predict import load_model, predict_all
@@ -272,9 +274,39 @@ def test_a_checkpoint_of_a_device_without_scaling_suits_one_with(
 
 def test_what_a_killed_run_was_writing_is_not_taken_over(tmp_path: Path) -> None:
     (tmp_path / "old" / "checkpoints").mkdir(parents=True)
-    for name in (".a.77.pt", "a.pt"):
+    for name in (".a.77.pt", "a.pt", "a_job.json"):
         (tmp_path / "old" / "checkpoints" / name).write_text("")
     assert Outputs(tmp_path / "new").take_over(tmp_path / "old") == ["checkpoints/a.pt"]
+
+
+def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    names = [f".a_b.{ended.pid}.pt", f".a_b.{os.getpid()}.pt", ".mine", ".a.b.pt", "a_b.pt"]
+    (tmp_path / "checkpoints").mkdir()
+    for name in names:
+        (tmp_path / "checkpoints" / name).write_text("")
+    Outputs(tmp_path).remove_stale()
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {*names[1:]}
+
+
+def test_a_folder_that_takes_nothing_is_refused_before_training(competition_dir: Path) -> None:
+    with pytest.raises(SettingsError, match="output_dir: /proc cannot be made or written"):
+        run(competition_dir, "/proc")
+
+
+def test_weights_that_cannot_be_written_on_going_on_leave_the_checkpoint(
+    pictures: LabelledImages, settings: MakeSettings, tmp_path: Path
+) -> None:
+    outputs, little = Outputs(tmp_path), Budget(hours=1e-9)
+    first = train_experiment(RESNET34, settings(epochs=2), pictures, pictures, outputs, {}, little)
+    shutil.rmtree(tmp_path / "models")
+    (tmp_path / "models").write_text("a file where the folder should be")
+    with pytest.raises(TrainingError, match=r"weights of epoch 1 cannot be written \(File exists"):
+        train_experiment(RESNET34, settings(epochs=2), pictures, pictures, outputs, {})
+    (tmp_path / "models").unlink()
+    last = train_experiment(RESNET34, settings(epochs=2), pictures, pictures, outputs, {})
+    assert last.history[:1] == first.history
 
 
 def test_finished_experiments_come_back_from_models_zip(finished: Run, tmp_path: Path) -> None:
@@ -415,7 +447,7 @@ def test_prediction_takes_smaller_pieces_where_memory_runs_out(tmp_path: Path) -
     done = python(
         f"""
         import numpy as np, resource, torch
-        from src_salt.config import Experiment, Settings
+        from src_salt.config import Experiment, Settings, SettingsError
         from src_salt.model import UNet
         from src_salt.predict import predict_all
         torch.set_num_threads(1)
@@ -494,44 +526,78 @@ def test_a_full_disk_costs_the_checkpoint_first_and_never_what_is_whole(
     assert (tmp_path / "submission.csv").exists()
 
 
+BETTER_EPOCHS = """
+import os, resource, signal, subprocess, sys, torch
+from dataclasses import replace
+from pathlib import Path
+from src_salt.config import Settings
+from src_salt.data import load_labelled, split
+from src_salt.outputs import Outputs
+from src_salt.train import Keeper, Training, train_experiment
+torch.set_num_threads(1)
+data, out, epochs = sys.argv[1:]
+settings = Settings.from_parameters(dict(data_dir=data, output_dir=out,
+    experiments="resnet34_bcedice", recipe="fast", epochs=int(epochs),
+    batch_size=4, image_size=32, pretrained=False))
+epoch = Training.one_epoch
+def better(training):
+    found = replace(epoch(training), val_iou=0.1 * (1 + len(training.history)))
+    training.history[-1] = found
+    return found
+Training.one_epoch = better
+def train():
+    outputs = Outputs(settings.output_dir)
+    sides = split(load_labelled(settings.data_dir), settings)
+    outcome = train_experiment(settings.chosen[0], settings, *sides, outputs, {})
+    print(len(outcome.history), outcome.ended)
+"""
+"""Every epoch is better than the one before."""
+
+
 def test_weights_that_cannot_be_written_leave_those_before(
     competition_dir: Path, tmp_path: Path
 ) -> None:
-    """Weights and checkpoint of a second epoch are refused, which is better than the first."""
-    done = python(
-        f"""
-        import resource, signal, torch
-        from dataclasses import replace
-        from src_salt.config import Settings
-        from src_salt.data import load_labelled, split
-        from src_salt.outputs import Outputs
-        from src_salt.train import Training, Keeper, train_experiment
-        torch.set_num_threads(1)
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        settings = Settings.from_parameters(dict(data_dir={str(competition_dir)!r},
-            output_dir={str(tmp_path)!r}, experiments={NAME!r}, recipe="fast", epochs=3,
-            batch_size=4, image_size=32, pretrained=False))
-        epoch, keep = Training.one_epoch, Keeper.keep
-        def better(training):
-            found = replace(epoch(training), val_iou=0.1 * (1 + len(training.history)))
-            training.history[-1] = found
-            return found
-        def keep_on_a_full_disk(keeper, training):
-            if len(training.history) == 2:
-                keeper.settle(training)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (50 << 20, -1))
-            keep(keeper, training)
-        Training.one_epoch, Keeper.keep = better, keep_on_a_full_disk
-        sides = split(load_labelled(settings.data_dir), settings)
-        outputs = Outputs(settings.output_dir)
-        outcome = train_experiment(settings.chosen[0], settings, *sides, outputs, {{}})
-        print(len(outcome.history), outcome.ended)
-        """
-    )
+    """Weights and checkpoint of a second epoch are refused, and the next run does them anew."""
+    program = f"""{BETTER_EPOCHS}
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+keep = Keeper.keep
+def keep_within(keeper, training):
+    if len(training.history) == 2:
+        keeper.settle(training)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50 << 20, -1))
+    keep(keeper, training)
+Keeper.keep = keep_within
+train()
+"""
+    done = python(program, str(competition_dir), str(tmp_path), "3")
     last = done.stdout.splitlines()[-1]
     assert last.startswith(f"1 {NAME}: the weights of epoch 2 cannot be written"), done.stderr
     weights = torch.load(Outputs(tmp_path).weights(NAME), weights_only=True)
     assert all(value.isfinite().all() for value in weights.values())
+    done = python(f"{BETTER_EPOCHS}\ntrain()", str(competition_dir), str(tmp_path), "3")
+    assert '"epochs_done": 1' in done.stdout, done.stderr
+    assert done.stdout.splitlines()[-1] == "3 "
+
+
+def test_on_a_full_disk_the_checkpoint_makes_room_for_better_weights(
+    competition_dir: Path, tmp_path: Path
+) -> None:
+    """A disk of 450 MB holds weights and checkpoint of an epoch, 392 MB, and neither twice."""
+    program = f"""{BETTER_EPOCHS}
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=450m", "none", out], check=True)
+train()
+weights = Outputs(Path(out)).weights("resnet34_bcedice")
+print(sorted(path.name for path in weights.parent.iterdir()), weights.stat().st_size >> 20)
+"""
+    alone = ["unshare", "--user", "--map-root-user", "--mount"]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody mount a disk of their own")
+    done = python(program, str(competition_dir), str(tmp_path), "2", before=alone)
+    *said, outcome, left = done.stdout.splitlines()
+    kinds = [json.loads(line)["event"] for line in said]
+    assert kinds == ["epoch", "epoch", "warning"], done.stderr
+    assert outcome == "2 "
+    assert left == f"['best_model_{NAME}.pth'] 93"
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -604,9 +670,11 @@ def fail_in_epoch(number: int, error: Exception, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Training, "one_epoch", failing)
 
 
-def python(program: str) -> subprocess.CompletedProcess[str]:
+def python(
+    program: str, *arguments: str, before: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
+        [*before, sys.executable, "-c", textwrap.dedent(program), *arguments],
         capture_output=True,
         text=True,
         timeout=240,
