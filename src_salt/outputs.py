@@ -195,13 +195,17 @@ class Outputs:
 
         Also what a run that was killed has not finished writing.
         """
-        for path in (self.submission, self.models_zip, self.results_zip, *self.results):
+        last = (self.submission, self.models_zip, self.results_zip, *self.results)
+        for path in last:
             path.unlink(missing_ok=True)
-        for folder in (self.root, *(self.root / name for name in (*TAKEN_OVER, "results"))):
-            for path in folder.glob(".*"):
-                name = UNFINISHED.fullmatch(path.name)
-                if name and not _is_alive(int(name[1])):
-                    path.unlink(missing_ok=True)
+        # Their names alone: the root may be a folder of the user's.
+        kinds = [path.with_name(f".{path.stem}.*{path.suffix}") for path in last]
+        for folder, suffixes in TAKEN_OVER.items():
+            kinds += [self.root / folder / f".*{suffix}" for suffix in suffixes]
+        for path in (path for kind in kinds for path in kind.parent.glob(kind.name)):
+            name = UNFINISHED.fullmatch(path.name)
+            if name and not _is_alive(int(name[1])):
+                path.unlink(missing_ok=True)
 
     def relative(self, path: Path) -> str:
         """The path as the run's summary names it."""

@@ -280,14 +280,26 @@ def test_what_a_killed_run_was_writing_is_not_taken_over(tmp_path: Path) -> None
 
 
 def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    names = [f".a_b.{ended.pid}.pt", f".a_b.{os.getpid()}.pt", ".mine", ".a.b.pt", "a_b.pt"]
-    (tmp_path / "checkpoints").mkdir()
-    for name in names:
-        (tmp_path / "checkpoints" / name).write_text("")
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    removed = [
+        f".submission.{ended.pid}.csv",
+        f"results/.report.{ended.pid}.html",
+        f"models/.best_model_a_b.{ended.pid}.pth",
+        f"checkpoints/.a_b.{ended.pid}.pt",
+    ]
+    kept = [
+        f".mine.{ended.pid}.csv",
+        f"checkpoints/.a_b.{os.getpid()}.pt",
+        "checkpoints/.a.b.pt",
+        "checkpoints/a_b.pt",
+    ]
+    for name in (*removed, *kept):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
     Outputs(tmp_path).remove_stale()
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {*names[1:]}
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {*kept}
 
 
 def test_a_folder_that_takes_nothing_is_refused_before_training(competition_dir: Path) -> None:
