@@ -456,8 +456,7 @@ def test_the_memory_of_a_real_process_runs_out(competition_dir: Path) -> None:
 
 
 def test_prediction_takes_smaller_pieces_where_memory_runs_out(tmp_path: Path) -> None:
-    done = python(
-        f"""
+    program = f"""
         import numpy as np, resource, torch
         from src_salt.config import Experiment, Settings, SettingsError
         from src_salt.model import UNet
@@ -473,7 +472,11 @@ def test_prediction_takes_smaller_pieces_where_memory_runs_out(tmp_path: Path) -
         found = predict_all([model], images, settings, "")
         print("equal:", np.allclose(found, np.concatenate(parts), atol=1e-5))
         """
-    )
+    for _ in range(3):
+        done = python(program)
+        # Refused memory, oneDNN itself crashes in one of ten runs: that is not what is tested.
+        if done.returncode != -signal.SIGSEGV:
+            break
     assert "equal: True" in done.stdout, done.stderr[-2000:]
     assert '"event": "out_of_memory"' in done.stdout
 
