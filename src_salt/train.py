@@ -314,7 +314,8 @@ def train_experiment(
     writes and speaks.
 
     Raises:
-        TrainingError: a loss is no longer a number, or the disk is full, in the first epoch.
+        TrainingError: a loss is no number, or weights cannot be written, and no epoch came before;
+            or those of the checkpoint cannot be written.
         OutOfMemory: more `parts` are needed.
         WorkerDied: a process that prepares batches was ended.
     """
@@ -370,8 +371,8 @@ def best_epoch(history: Sequence[Epoch], by: str = "val_iou") -> Epoch:
 class Keeper:
     """Writes the best weights and the checkpoint of an experiment, and takes them up again.
 
-    It writes beside the next epoch, which on a fast GPU takes no longer than that. Left by an
-    error or an interrupt, it still finishes what it has begun to write.
+    It writes beside the next epoch, so that no epoch waits for a disk that is quicker than itself.
+    Left by an error or an interrupt, it still finishes what it has begun to write.
     """
 
     def __init__(
