@@ -110,8 +110,8 @@ def _whole_processes(
                 continue
             try:
                 taken.append(measured(tool.command(project, out)))
-            except CommandFailed as fault:
-                faults[tool.name] = str(fault)
+            except CommandFailed as error:
+                faults[tool.name] = str(error)
     expected = Package().run(projects[0])
     rows = []
     for tool, out in zip(tools, outs, strict=True):
@@ -132,8 +132,8 @@ def _whole_processes(
 
 def _verdict(found: Outcome, expected: Outcome) -> tuple[str, str]:
     """Whether it is the package's answer, and what happened instead."""
-    if found.fault:
-        return "no", found.fault
+    if found.error:
+        return "no", found.error
     if found.result != expected.result:
         return "no", f"it gives {found.result}, the package {expected.result}"
     return "yes", ""
@@ -148,8 +148,8 @@ def _checks(tools: list[Tool], folder: Path) -> list[report.Column]:
         out = folder / f"sixteen-{number}-made"
         try:
             measured(tool.command(project, out))
-        except CommandFailed as fault:
-            columns.append(report.Column(tool.name, {}, f"it cannot be built: {fault}"))
+        except CommandFailed as error:
+            columns.append(report.Column(tool.name, {}, f"it cannot be built: {error}"))
             continue
         columns.append(_column(tool.name, tool.run(out)))
         if isinstance(tool, Repo2nb) and not columns[-1].passed:
@@ -170,7 +170,7 @@ def _sixteen(folder: Path, tool: Tool) -> Project:
 
 
 def _column(name: str, found: Outcome, note: str = "") -> report.Column:
-    return report.Column(name, found.result or {}, found.fault or note)
+    return report.Column(name, found.result or {}, found.error or note)
 
 
 def _say(words: str) -> None:

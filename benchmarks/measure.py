@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from kernelkit import pipeline
+from kernelkit import workflow
 from kernelkit.config import load_config
 
 ROOT = Path(__file__).parent.parent
@@ -118,7 +118,7 @@ def main() -> None:
     seconds = []
     for _ in range(repetitions):
         began = time.perf_counter(), time.process_time()
-        pipeline.render(config)
+        workflow.render(config)
         seconds.append((time.perf_counter() - began[0], time.process_time() - began[1]))
     print(json.dumps(seconds))
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from benchmarks.measure import Spread, Usage, measured
 from benchmarks.report import circumstances, markdown_table
-from kernelkit import __version__, pipeline
-from kernelkit.client import Credentials, Kaggle
+from kernelkit import __version__, workflow
 from kernelkit.config import load_config
-from kernelkit.ledger import Record
+from kernelkit.kaggle import Credentials, Kaggle
+from kernelkit.runs.store import Record
 
 MEMORY_LIMIT_MB = 150  # that a pull must stay under, whatever the size of what it brings
 
@@ -56,7 +56,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         project = _project(folder / "project", options.files, options.megabytes)
-        with pipeline.local_kaggle(None) as endpoint:
+        with workflow.local_kaggle(None) as endpoint:
             record = _run(project, endpoint)
             usages = _measure(project, record, endpoint, folder / "kaggle", options.rounds)
     size = options.files * options.megabytes * 1_000_000
@@ -96,8 +96,8 @@ def _project(folder: Path, files: int, megabytes: int) -> Path:
 def _run(project: Path, endpoint: str) -> Record:
     """A run that has ended, and was not pulled."""
     kaggle = Kaggle(Credentials("rehearsal", "the benchmark", key="no-secret"), endpoint)
-    record, _ = pipeline.push(load_config(project, environment={}), kaggle)
-    end = pipeline.watch(kaggle, record)
+    record, _ = workflow.push(load_config(project, environment={}), kaggle)
+    end = workflow.watch(kaggle, record)
     if end.state != "complete":
         raise SystemExit(f"the run has failed: {end.failure}")
     return record

@@ -41,7 +41,7 @@ class Outcome:
     result: Any = None
     """The package's answer; None where there is none."""
 
-    fault: str = ""
+    error: str = ""
     """In one line, why there is none."""
 
 
@@ -205,8 +205,8 @@ def run_notebook(notebook: nbformat.NotebookNode, folder: Path, *, go_on: bool =
         try:
             client.execute(env=environment, stderr=subprocess.DEVNULL)
         except CellExecutionError:
-            return Outcome(fault=_fault(notebook, folder))
-    return _outcome(folder) or Outcome(fault=_fault(notebook, folder) or f"it leaves no {RESULT}")
+            return Outcome(error=_fault(notebook, folder))
+    return _outcome(folder) or Outcome(error=_fault(notebook, folder) or f"it leaves no {RESULT}")
 
 
 def _fault(notebook: nbformat.NotebookNode, folder: Path) -> str:
@@ -236,8 +236,8 @@ def _run_script(script: Path, folder: Path) -> Outcome:
             check=False,
         )
     if done.returncode != 0:
-        return Outcome(fault=last_line(done.stderr))
-    return _outcome(folder) or Outcome(fault=f"it leaves no {RESULT}")
+        return Outcome(error=last_line(done.stderr))
+    return _outcome(folder) or Outcome(error=f"it leaves no {RESULT}")
 
 
 def _outcome(folder: Path) -> Outcome | None:

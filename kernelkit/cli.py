@@ -16,17 +16,19 @@ import typer
 from rich.markup import escape
 
 import kernelkit
-from kernelkit import doctor, history, pipeline, speak
-from kernelkit import probe as probing
-from kernelkit.client import connect
+from kernelkit import console, workflow
 from kernelkit.config import PROJECT_FILE, Config, checked_endpoint, load_config
-from kernelkit.diagnose import diagnose
+from kernelkit.diagnosis.diagnose import diagnose
+from kernelkit.doctor import checks as doctor
+from kernelkit.doctor import probe as probing
 from kernelkit.errors import ConfigError, KernelkitError
-from kernelkit.outputs import Selection
-from kernelkit.prove import DEADLINE_SECONDS
-from kernelkit.push import Outcome
-from kernelkit.render import SIZE_LIMIT_BYTES
-from kernelkit.verify import verify
+from kernelkit.kaggle import connect
+from kernelkit.notebook.render import SIZE_LIMIT_BYTES
+from kernelkit.runs import history
+from kernelkit.runs.download import Selection
+from kernelkit.runs.push import Outcome
+from kernelkit.runs.verify import verify
+from kernelkit.testing.prove import DEADLINE_SECONDS
 
 DETACHED = "detached: what runs on Kaggle goes on. Come back with: kernelkit watch{}"
 
@@ -99,21 +101,21 @@ def main() -> NoReturn:
     try:
         code = app(standalone_mode=False) or 0  # the code of a typer.Exit, or nothing
     except (typer.Abort, KeyboardInterrupt):
-        code = speak.INTERRUPTED
+        code = console.INTERRUPTED
     except BrokenPipeError:  # whoever read our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(speak.INTERRUPTED)
-    except KernelkitError as fault:
-        code = speak.error(fault)
-        report = {"error": str(fault), "next": fault.next_step, **fault.about}
-    except Exception as fault:
-        code = speak.usage_error(fault)
-        report = {"error": str(fault)}
-    if code == speak.INTERRUPTED and not report:  # Ctrl-C as typer tells of it, too
-        speak.errors.print("interrupted")
+        sys.exit(console.INTERRUPTED)
+    except KernelkitError as error:
+        code = console.error(error)
+        report = {"error": str(error), "next": error.next_step, **error.details}
+    except Exception as error:
+        code = console.usage_error(error)
+        report = {"error": str(error)}
+    if code == console.INTERRUPTED and not report:  # Ctrl-C as typer tells of it, too
+        console.errors.print("interrupted")
         report = {"error": "interrupted"}
     if report:
-        speak.document("--json" in sys.argv, {**report, "exit_code": code})
+        console.document("--json" in sys.argv, {**report, "exit_code": code})
     sys.exit(code)
 
 
@@ -127,22 +129,22 @@ def render(
     as_json: AsJson = False,
 ) -> None:
     """Write the notebook, its metadata and its manifest."""
-    speak.to_stderr_for(as_json)
+    console.to_stderr_for(as_json)
     config = load_config(
         project, profile=profile, settings=settings or [], only_reachable=only_reachable
     )
     folder = out or config.project / "build" / "kernel"
-    kernel = pipeline.render_to(config, folder)
-    size, findings = len(kernel.payload), pipeline.compare_with_image(kernel)
-    speak.budget(kernel.budget, size)
-    speak.imports(findings)
-    speak.left_out(kernel.bundle.left_out)
-    advice = pipeline.advise(kernel)
-    speak.advice(advice)
+    kernel = workflow.render_to(config, folder)
+    size, findings = len(kernel.payload), workflow.compare_with_image(kernel)
+    console.budget(kernel.budget, size)
+    console.imports(findings)
+    console.left_out(kernel.bundle.left_out)
+    advice = workflow.advise(kernel)
+    console.advice(advice)
     if size > SIZE_LIMIT_BYTES:
-        speak.errors.print("too large for Kaggle: kernelkit preflight says what can be done")
-    speak.words.print(f"{escape(str(folder))}  digest {kernel.digest[:12]}")
-    about = {
+        console.errors.print("too large for Kaggle: kernelkit preflight says what can be done")
+    console.words.print(f"{escape(str(folder))}  digest {kernel.digest[:12]}")
+    details = {
         "folder": str(folder),
         "size": size,
         "limit": SIZE_LIMIT_BYTES,
@@ -151,7 +153,7 @@ def render(
         "left_out": dict(kernel.bundle.left_out),
         "notes": advice,
     }
-    speak.document(as_json, {**about, **kernel.manifest})
+    console.document(as_json, {**details, **kernel.manifest})
 
 
 @app.command()
@@ -163,16 +165,16 @@ def preflight(
     as_json: AsJson = False,
 ) -> None:
     """Say what Kaggle would refuse, or run other than meant; sends nothing."""
-    speak.to_stderr_for(as_json)
+    console.to_stderr_for(as_json)
     config = load_config(
         project, profile=profile, settings=settings or [], only_reachable=only_reachable
     )
-    kernel = pipeline.render(config)
-    pipeline.require_no_problems(pipeline.preflight(kernel, config.project))
-    advice = pipeline.advise(kernel)
-    speak.advice(advice)
-    speak.words.print("no problems")
-    speak.document(as_json, {"problems": [], "notes": advice})
+    kernel = workflow.render(config)
+    workflow.require_no_problems(workflow.preflight(kernel, config.project))
+    advice = workflow.advise(kernel)
+    console.advice(advice)
+    console.words.print("no problems")
+    console.document(as_json, {"problems": [], "notes": advice})
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -195,23 +197,23 @@ def prove(
     as_json: AsJson = False,
 ) -> None:
     """Run the project's own tests with the package and with what the notebook writes."""
-    speak.to_stderr_for(as_json)
+    console.to_stderr_for(as_json)
     config = load_config(
         project, profile=profile, settings=settings or [], only_reachable=only_reachable
     )
     try:
-        proof = pipeline.prove(
-            config, arguments or [], python=python, deadline=deadline, tell=speak.Teller()
+        proof = workflow.prove(
+            config, arguments or [], python=python, deadline=deadline, on_event=console.Reporter()
         )
     except KeyboardInterrupt:
-        speak.errors.print("the tests have ended, and nothing of them is left")
-        raise typer.Exit(speak.INTERRUPTED) from None
-    tests = speak.counted(len(proof.outcomes), "test")
-    speak.words.print(
+        console.errors.print("the tests have ended, and nothing of them is left")
+        raise typer.Exit(console.INTERRUPTED) from None
+    tests = console.counted(len(proof.outcomes), "test")
+    console.words.print(
         f"[bold green]proved[/]: {tests}, the same results from the package and from the notebook "
         f"({proof.words})"
     )
-    speak.document(as_json, {**vars(proof), "numbers": proof.numbers})
+    console.document(as_json, {**vars(proof), "numbers": proof.numbers})
 
 
 @app.command()
@@ -229,7 +231,7 @@ def push(
     as_json: AsJson = False,
 ) -> None:
     """Render, check and send the kernel: a new version, and its run."""
-    speak.to_stderr_for(as_json)
+    console.to_stderr_for(as_json)
     config = load_config(
         project,
         profile=profile,
@@ -237,14 +239,14 @@ def push(
         endpoint=endpoint,
         only_reachable=only_reachable,
     )
-    kaggle = pipeline.connect_to(config)
-    with speak.watching("interrupted: `kernelkit push` again finds what was sent") as teller:
-        record, outcome = pipeline.push(
-            config, kaggle, again=again, wait=wait, deadline=deadline, tell=teller
+    kaggle = workflow.connect_to(config)
+    with console.watching("interrupted: `kernelkit push` again finds what was sent") as teller:
+        record, outcome = workflow.push(
+            config, kaggle, again=again, wait=wait, deadline=deadline, on_event=teller
         )
     follow = "pull" if outcome == Outcome.REUSED else "watch"
-    speak.words.print(f"Follow it with: kernelkit {follow} v{record.version}")
-    speak.document(as_json, {**record.push, "outcome": outcome})
+    console.words.print(f"Follow it with: kernelkit {follow} v{record.version}")
+    console.document(as_json, {**record.push, "outcome": outcome})
 
 
 @app.command()
@@ -257,12 +259,12 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """End a run, where Kaggle lets it be ended; its outputs may be lost."""
-    speak.to_stderr_for(as_json)
+    console.to_stderr_for(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    kaggle, record = pipeline.attach(config, name)
-    end = pipeline.cancel(kaggle, record)
-    speak.words.print(f"{record.push['slug']} v{record.version}: cancelled")
-    speak.document(as_json, {**record.push, "state": end.state, "failure": end.failure})
+    kaggle, record = workflow.attach(config, name)
+    end = workflow.cancel(kaggle, record)
+    console.words.print(f"{record.push['slug']} v{record.version}: cancelled")
+    console.document(as_json, {**record.push, "state": end.state, "failure": end.failure})
 
 
 @app.command()
@@ -275,13 +277,13 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Say where a run is; exit code 6 when it has failed."""
-    speak.to_stderr_for(as_json)
+    console.to_stderr_for(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    kaggle, record = pipeline.attach(config, name)
-    now = pipeline.status(kaggle, record)
-    speak.document(as_json, {**record.push, "state": now.state, "failure": now.failure})
-    speak.words.print(f"{record.push['slug']} v{record.version}: {now.state}")
-    speak.require_no_failure(now)
+    kaggle, record = workflow.attach(config, name)
+    now = workflow.status(kaggle, record)
+    console.document(as_json, {**record.push, "state": now.state, "failure": now.failure})
+    console.words.print(f"{record.push['slug']} v{record.version}: {now.state}")
+    console.require_no_failure(now)
 
 
 @app.command()
@@ -295,19 +297,21 @@ def watch(
     as_json: AsJson = False,
 ) -> None:
     """Follow a run to its end. Ctrl-C leaves it running."""
-    speak.to_stderr_for(as_json)
+    console.to_stderr_for(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    kaggle, record = pipeline.attach(config, name)
-    with speak.watching(DETACHED.format(f" v{record.version}")) as teller:
-        end = pipeline.watch(kaggle, record, deadline=deadline, tell=teller)
+    kaggle, record = workflow.attach(config, name)
+    with console.watching(DETACHED.format(f" v{record.version}")) as teller:
+        end = workflow.watch(kaggle, record, deadline=deadline, on_event=teller)
     diagnosis = (
-        pipeline.diagnose_end(kaggle, record, end, config.project)
-        if speak.has_failed(end)
+        workflow.diagnose_end(kaggle, record, end, config.project)
+        if console.has_failed(end)
         else None
     )
-    about = {"diagnosis": asdict(diagnosis)} if diagnosis else {}
-    speak.document(as_json, {**record.push, "state": end.state, "failure": end.failure, **about})
-    speak.require_no_failure(end, diagnosis)
+    details = {"diagnosis": asdict(diagnosis)} if diagnosis else {}
+    console.document(
+        as_json, {**record.push, "state": end.state, "failure": end.failure, **details}
+    )
+    console.require_no_failure(end, diagnosis)
 
 
 @app.command()
@@ -320,14 +324,14 @@ def logs(
     as_json: AsJson = False,
 ) -> None:
     """Print the log of a run, as far as Kaggle keeps it."""
-    speak.to_stderr_for(as_json)
+    console.to_stderr_for(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    kaggle, record = pipeline.attach(config, name)
-    entries = pipeline.logs(kaggle, record)
-    speak.document(as_json, [vars(entry) for entry in entries])
+    kaggle, record = workflow.attach(config, name)
+    entries = workflow.logs(kaggle, record)
+    console.document(as_json, [vars(entry) for entry in entries])
     if not as_json:
         text = "".join(entry.text for entry in entries)
-        sys.stdout.write(speak.lines_printable(text) if sys.stdout.isatty() else text)
+        sys.stdout.write(console.lines_printable(text) if sys.stdout.isatty() else text)
 
 
 @app.command()
@@ -356,16 +360,16 @@ def pull(
     Everything in the run's working folder comes, unless --file or --only name a part of it. What
     was cut goes on where it was. Files that were not declared as outputs come too, unverified.
     """
-    speak.to_stderr_for(as_json)
+    console.to_stderr_for(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    kaggle, record = pipeline.attach(config, name)
+    kaggle, record = workflow.attach(config, name)
     selection = Selection(tuple(files or ()), tuple(only or ()))
-    with speak.watching(DETACHED.format(f" v{record.version}")) as teller:
-        pulled = pipeline.pull(kaggle, record, selection, deadline=deadline, tell=teller)
-    pipeline.require_success(pulled, config.project)
+    with console.watching(DETACHED.format(f" v{record.version}")) as teller:
+        pulled = workflow.pull(kaggle, record, selection, deadline=deadline, on_event=teller)
+    workflow.require_success(pulled, config.project)
     if unpacked:
-        pipeline.unpack(pulled, tell=teller)
-    speak.conclude(pulled, as_json)
+        workflow.unpack(pulled, on_event=teller)
+    console.conclude(pulled, as_json)
 
 
 @app.command("diagnose")
@@ -383,23 +387,23 @@ def diagnose_command(
     as_json: AsJson = False,
 ) -> None:
     """Say why a run failed, and where in the repository; needs no network."""
-    speak.to_stderr_for(as_json)
+    console.to_stderr_for(as_json)
     if source == "-":
         text = sys.stdin.buffer.read().decode(errors="replace")
         diagnosis = diagnose(text, project=_project_or_none(project))
     elif source and Path(source).is_dir():
-        diagnosis = pipeline.diagnose_folder(Path(source), _project_or_none(project))
+        diagnosis = workflow.diagnose_folder(Path(source), _project_or_none(project))
     elif source and Path(source).is_file():
-        diagnosis = pipeline.diagnose_log(Path(source), _project_or_none(project))
+        diagnosis = workflow.diagnose_log(Path(source), _project_or_none(project))
     else:
         config = load_config(project, profile=profile)
-        folder = pipeline.find_record(config, source or "").folder
-        diagnosis = pipeline.diagnose_folder(folder, config.project)
+        folder = workflow.find_record(config, source or "").folder
+        diagnosis = workflow.diagnose_folder(folder, config.project)
     if diagnosis is None:
-        speak.words.print("nothing here tells of a failure")
+        console.words.print("nothing here tells of a failure")
     else:
-        speak.diagnosis(diagnosis)
-    speak.document(as_json, asdict(diagnosis) if diagnosis else {"cause": None})
+        console.diagnosis(diagnosis)
+    console.document(as_json, asdict(diagnosis) if diagnosis else {"cause": None})
 
 
 def _project_or_none(project: Path) -> Path | None:
@@ -413,15 +417,15 @@ def verify_command(
     as_json: AsJson = False,
 ) -> None:
     """Hold a pulled folder against the manifest that its run wrote; needs no network."""
-    speak.to_stderr_for(as_json)
+    console.to_stderr_for(as_json)
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder", "Name one like runs/<slug>/v1.")
     verdict = verify(folder)
-    about = {"folder": str(folder), **vars(verdict), "verified": verdict.verified}
-    pipeline.require_verified(verdict, folder, about)
-    speak.outputs(verdict)
-    speak.words.print(f"[bold green]verified[/]: {escape(str(folder))}")
-    speak.document(as_json, about)
+    details = {"folder": str(folder), **vars(verdict), "verified": verdict.verified}
+    workflow.require_verified(verdict, folder, details)
+    console.outputs(verdict)
+    console.words.print(f"[bold green]verified[/]: {escape(str(folder))}")
+    console.document(as_json, details)
 
 
 @app.command()
@@ -437,7 +441,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Push, watch, pull and verify."""
-    speak.to_stderr_for(as_json)
+    console.to_stderr_for(as_json)
     config = load_config(
         project,
         profile=profile,
@@ -445,12 +449,12 @@ def run(
         endpoint=endpoint,
         only_reachable=only_reachable,
     )
-    kaggle = pipeline.connect_to(config)
-    with speak.watching("interrupted: `kernelkit run` again finds what was sent") as teller:
-        pulled = pipeline.run(
-            config, kaggle, again=again, wait=wait, deadline=deadline, tell=teller
+    kaggle = workflow.connect_to(config)
+    with console.watching("interrupted: `kernelkit run` again finds what was sent") as teller:
+        pulled = workflow.run(
+            config, kaggle, again=again, wait=wait, deadline=deadline, on_event=teller
         )
-    speak.conclude(pulled, as_json)
+    console.conclude(pulled, as_json)
 
 
 @app.command()
@@ -466,7 +470,7 @@ def rehearse(
     as_json: AsJson = False,
 ) -> None:
     """Run the same notebook, by the same client, on a local Kaggle: no account, no network."""
-    speak.to_stderr_for(as_json)
+    console.to_stderr_for(as_json)
     config = load_config(
         project,
         profile=profile,
@@ -475,11 +479,11 @@ def rehearse(
         environment={},
     )
     target = out or config.project / "build" / "rehearsal"
-    with speak.watching("the rehearsal and its local Kaggle have ended") as teller:
-        pulled = pipeline.rehearse(
-            config, inputs, target, deadline=deadline, mounts=mounts, tell=teller
+    with console.watching("the rehearsal and its local Kaggle have ended") as teller:
+        pulled = workflow.rehearse(
+            config, inputs, target, deadline=deadline, mounts=mounts, on_event=teller
         )
-    speak.conclude(pulled, as_json)
+    console.conclude(pulled, as_json)
 
 
 @app.command()
@@ -519,12 +523,12 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Check the submission of a verified run, enter it once, and wait for its score."""
-    speak.to_stderr_for(as_json)
+    console.to_stderr_for(as_json)
     config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    record = pipeline.find_record(config, name)
-    kaggle = pipeline.connect_to(config)
-    with speak.watching("interrupted: the same command finds what was entered") as teller:
-        submitted = pipeline.submit(
+    record = workflow.find_record(config, name)
+    kaggle = workflow.connect_to(config)
+    with console.watching("interrupted: the same command finds what was entered") as teller:
+        submitted = workflow.submit(
             kaggle,
             record,
             message=message,
@@ -536,10 +540,10 @@ def submit(
             again=again,
             wait=wait,
             deadline=deadline,
-            tell=teller,
+            on_event=teller,
         )
-    speak.submitted(submitted)
-    speak.document(as_json, submitted.about)
+    console.submitted(submitted)
+    console.document(as_json, submitted.details)
 
 
 @app.command()
@@ -554,13 +558,13 @@ def sync(
     as_json: AsJson = False,
 ) -> None:
     """Bring what was edited in a pulled notebook home into the package."""
-    speak.to_stderr_for(as_json)
-    plan = pipeline.plan_sync(load_config(project, profile=profile), notebook)
+    console.to_stderr_for(as_json)
+    plan = workflow.plan_sync(load_config(project, profile=profile), notebook)
     for change in plan.changes:
-        speak.diff(change.diff)
-    pipeline.sync(plan, force=force, dry_run=dry_run)
-    speak.sync(plan, dry_run)
-    speak.document(as_json, {**plan.about, "written": not dry_run})
+        console.diff(change.diff)
+    workflow.sync(plan, force=force, dry_run=dry_run)
+    console.sync(plan, dry_run)
+    console.document(as_json, {**plan.details, "written": not dry_run})
 
 
 runs_app = typer.Typer(
@@ -581,10 +585,10 @@ def runs(context: typer.Context, project: Project = Path(), as_json: AsJson = Fa
                 f"Write them behind: kernelkit runs {context.invoked_subcommand} … --json.",
             )
         return
-    speak.to_stderr_for(as_json)
+    console.to_stderr_for(as_json)
     rows = history.rows(project / "runs")
-    speak.runs(rows)
-    speak.document(as_json, rows)
+    console.runs(rows)
+    console.document(as_json, rows)
 
 
 @runs_app.command("show")
@@ -595,10 +599,10 @@ def runs_show(
     as_json: AsJson = False,
 ) -> None:
     """Tell all that is known of one run."""
-    speak.to_stderr_for(as_json)
-    about = history.show(pipeline.find_record(load_config(project, profile=profile), name))
-    speak.run(about)
-    speak.document(as_json, about)
+    console.to_stderr_for(as_json)
+    details = history.show(workflow.find_record(load_config(project, profile=profile), name))
+    console.run(details)
+    console.document(as_json, details)
 
 
 @runs_app.command("diff")
@@ -610,11 +614,11 @@ def runs_diff(
     as_json: AsJson = False,
 ) -> None:
     """Tell how two runs differ: parameters, code, fields, versions, results."""
-    speak.to_stderr_for(as_json)
+    console.to_stderr_for(as_json)
     config = load_config(project, profile=profile)
-    found = history.diff(*(pipeline.find_record(config, name) for name in (before, after)))
-    speak.difference(found)
-    speak.document(as_json, found)
+    found = history.diff(*(workflow.find_record(config, name) for name in (before, after)))
+    console.difference(found)
+    console.document(as_json, found)
 
 
 @app.command("doctor")
@@ -630,18 +634,18 @@ def doctor_command(
     as_json: AsJson = False,
 ) -> None:
     """Look, and change nothing: this machine, the account, the project and its sources."""
-    speak.to_stderr_for(as_json)
+    console.to_stderr_for(as_json)
     config: Config | ConfigError
     try:
         config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    except ConfigError as fault:
-        config = fault
+    except ConfigError as error:
+        config = error
     if probe:
         _probe(project, config, checked_endpoint(endpoint), yes, as_json)
         return
     findings = doctor.examine(project, config, checked_endpoint(endpoint))
-    speak.findings(findings)
-    speak.document(as_json, [vars(finding) for finding in findings])
+    console.findings(findings)
+    console.document(as_json, [vars(finding) for finding in findings])
     raise typer.Exit(next((f.exit_code for f in findings if f.exit_code), 0))
 
 
@@ -653,24 +657,28 @@ def _probe(
     kaggle = connect(endpoint, local_user=kernel.owner if kernel else None)
     folder = project / "runs" / "probe" / f"{datetime.now(UTC):%Y-%m-%dT%H%M%S}"
     competitions = kernel.competition_sources if kernel else ()
-    speak.words.print(escape(probing.plan(kaggle, folder, competitions)))
+    console.words.print(escape(probing.plan(kaggle, folder, competitions)))
     if not yes and not sys.stdin.isatty():
         raise ConfigError("the probe asks before it pushes", "Agree beforehand: --probe --yes")
     if not yes and not typer.confirm("Go on?", err=as_json):
-        raise typer.Exit(speak.INTERRUPTED)
-    with speak.watching(f"what runs on Kaggle goes on; the calls so far are in {folder}") as teller:
-        report = probing.probe(kaggle, folder, competitions, tell=teller)
-    speak.findings(report.findings)
-    speak.words.print(f"good: as kernelkit assumes; bad: otherwise. Kept in {escape(str(folder))}:")
-    speak.words.print("transcript.json and report.json name nobody, and may be shown to others")
+        raise typer.Exit(console.INTERRUPTED)
+    with console.watching(
+        f"what runs on Kaggle goes on; the calls so far are in {folder}"
+    ) as teller:
+        report = probing.probe(kaggle, folder, competitions, on_event=teller)
+    console.findings(report.findings)
+    console.words.print(
+        f"good: as kernelkit assumes; bad: otherwise. Kept in {escape(str(folder))}:"
+    )
+    console.words.print("transcript.json and report.json name nobody, and may be shown to others")
     if report.image and endpoint is None:
-        speak.words.print(
+        console.words.print(
             f'next:  cp {report.image} kaggle-image.json, and image = "kaggle-image.json" in '
             "[tool.kernelkit]: imports are then held against what is really there",
             markup=False,
         )
     findings = [vars(finding) for finding in report.findings]
-    speak.document(as_json, {"folder": str(folder), "findings": findings})
+    console.document(as_json, {"folder": str(folder), "findings": findings})
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -689,7 +697,7 @@ def emulator(
     """
     arguments = ["--port", str(port), *(["--inputs", str(inputs)] if inputs else [])]
     arguments += options or []
-    process = subprocess.Popen(pipeline.emulator_command(arguments))
+    process = subprocess.Popen(workflow.emulator_command(arguments))
     try:
         code = process.wait()
     except KeyboardInterrupt:  # the terminal has sent it to the process as well

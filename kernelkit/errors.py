@@ -38,11 +38,11 @@ class KernelkitError(Exception):
     exit_code = 1
 
     def __init__(
-        self, message: str, next_step: str = "", about: Mapping[str, Any] | None = None
+        self, message: str, next_step: str = "", details: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__(message)
         self.next_step = next_step
-        self.about = dict(about or {})
+        self.details = dict(details or {})
 
 
 class ConfigError(KernelkitError):
@@ -133,7 +133,7 @@ class CredentialsError(KernelkitError):
     exit_code = 9
 
 
-class MachineError(KernelkitError):
+class LocalError(KernelkitError):
     """This machine stands in the way."""
 
     exit_code = 10

@@ -130,7 +130,7 @@ def _play(seed: int) -> Played:
     journal = control("GET", f"{_Place.endpoint}/emulator/journal").json()
     mine = f"owner-{seed}"
     requests = [request for request in journal["requests"] if request["account"] == mine]
-    struck = collections.Counter(fault for request in requests for fault in request["faults"])
+    struck = collections.Counter(error for request in requests for error in request["faults"])
     versions = len([effect for effect in journal["effects"] if effect["account"] == mine])
     return Played(plan, ended, broken, struck, versions, time.monotonic() - started)
 

@@ -19,15 +19,16 @@ from typing import Any
 import requests
 import tenacity
 
-from kernelkit import ledger, pipeline
-from kernelkit.client import Credentials, Kaggle, Patience
+from kernelkit import workflow
 from kernelkit.config import Config, load_config
 from kernelkit.errors import KernelkitError
+from kernelkit.kaggle import Credentials, Kaggle, Timeouts
+from kernelkit.runs import store as ledger
 from tests.campaign.plan import GIVEN_OTHERWISE, Plan, plan
 
 PROJECT = Path(__file__).parent / "project"
 EXIT_CODES = frozenset({0, 2, 3, 4, 5, 6, 7, 8, 9, 10})
-PATIENCE = Patience(
+PATIENCE = Timeouts(
     connect=2, read=3, retry=2, grace=6, outage=8, first_pause=0.05, longest_pause=0.3, cancelling=5
 )
 """Grace beyond the longest lie of the plans, as the real one is meant to be beyond Kaggle's."""
@@ -69,7 +70,7 @@ class Case:
 
     def kaggle(self) -> Kaggle:
         return Kaggle(
-            Credentials(self.owner, "the plan", key="k"), self.endpoint, patience=PATIENCE
+            Credentials(self.owner, "the plan", key="k"), self.endpoint, timeouts=PATIENCE
         )
 
     def config(self, machine: str) -> Config:
@@ -132,8 +133,8 @@ def play(
 
 
 def _set_faults(case: Case) -> None:
-    about = [f"{fault},account={case.owner}" for fault in case.plan.faults]
-    control("POST", f"{case.endpoint}/emulator/faults", about)
+    details = [f"{error},account={case.owner}" for error in case.plan.faults]
+    control("POST", f"{case.endpoint}/emulator/faults", details)
 
 
 @tenacity.retry(
@@ -165,25 +166,25 @@ def _people(case: Case) -> list[Ended]:
     return [_wait(*terminal) for terminal in terminals]
 
 
-def _run(case: Case, machine: str) -> pipeline.Pulled:
-    return pipeline.run(
-        case.config(machine), case.kaggle(), tell=lambda e: case.said.append(str(e))
+def _run(case: Case, machine: str) -> workflow.Pulled:
+    return workflow.run(
+        case.config(machine), case.kaggle(), on_event=lambda e: case.said.append(str(e))
     )
 
 
-def _bring_home(case: Case, machine: str) -> pipeline.Pulled:
+def _bring_home(case: Case, machine: str) -> workflow.Pulled:
     """What is pushed is pulled, whatever became of it; else it is run."""
     config, kaggle = case.config(machine), case.kaggle()
     records = list(ledger.records(config.project / "runs", case.slug))
     if not records:
-        return pipeline.run(config, kaggle, tell=lambda e: case.said.append(str(e)))
-    pulled = pipeline.pull(kaggle, records[-1], tell=lambda e: case.said.append(str(e)))
-    pipeline.require_success(pulled)
+        return workflow.run(config, kaggle, on_event=lambda e: case.said.append(str(e)))
+    pulled = workflow.pull(kaggle, records[-1], on_event=lambda e: case.said.append(str(e)))
+    workflow.require_success(pulled)
     return pulled
 
 
 def _terminal(
-    case: Case, machine: str, action: Callable[[Case, str], pipeline.Pulled]
+    case: Case, machine: str, action: Callable[[Case, str], workflow.Pulled]
 ) -> tuple[Any, Connection]:
     ours, theirs = _fork.Pipe(duplex=False)
     process = _fork.Process(target=_in_terminal, args=(theirs, case, machine, action))
@@ -193,13 +194,13 @@ def _terminal(
 
 
 def _in_terminal(
-    pipe: Connection, case: Case, machine: str, action: Callable[[Case, str], pipeline.Pulled]
+    pipe: Connection, case: Case, machine: str, action: Callable[[Case, str], workflow.Pulled]
 ) -> None:
     try:
         pulled = action(case, machine)
         ended = Ended(0, verified=str(pulled.folder))
-    except KernelkitError as fault:
-        ended = Ended(fault.exit_code, f"{type(fault).__name__}: {fault}")
+    except KernelkitError as error:
+        ended = Ended(error.exit_code, f"{type(error).__name__}: {error}")
     except Exception:
         ended = Ended(1, traceback.format_exc())
     pipe.send((asdict(ended), case.said))

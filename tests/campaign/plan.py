@@ -39,7 +39,7 @@ class Plan:
     @property
     def kinds(self) -> frozenset[str]:
         """Names of its faults."""
-        return frozenset(fault.partition(",")[0] for fault in self.faults)
+        return frozenset(error.partition(",")[0] for error in self.faults)
 
 
 def plan(seed: int) -> Plan:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kernelkit.client import connect
-from kernelkit.probe import differences, probe
+from kernelkit.doctor.probe import differences, probe
+from kernelkit.kaggle import connect
 
 TRANSCRIPTS = sorted(Path(__file__).with_name("transcripts").glob("*.json"))
 NONE = pytest.param(None, marks=pytest.mark.skip(reason="no transcript of the real Kaggle yet"))

@@ -1,0 +1,178 @@
+"""What Kaggle's image has installed, and how the packages' imports stand to it.
+
+image.json is a snapshot. `examples/image` is a kernel that makes a new one (`kernelkit doctor
+--probe` runs it); a project may name its own, `image = "…"` in [tool.kernelkit].
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from kernelkit.errors import ConfigError
+
+
+class Presence(StrEnum):
+    """Whether a run will find a module."""
+
+    PRESENT = "present"
+    OTHER_VERSION = "other version"
+    """There, in another version than on this machine."""
+
+    BY_PIP = "by pip"
+    """One of the project's own `pip` requirements may bring it."""
+
+    ABSENT = "absent"
+    UNKNOWN = "unknown"
+    """The snapshot is not complete and does not tell."""
+
+
+@dataclass(frozen=True)
+class Availability:
+    """One module that is imported from elsewhere."""
+
+    module: str
+    places: tuple[str, ...]
+    """`path:line` of every import."""
+
+    presence: Presence
+    distribution: str
+    image_version: str | None
+    local_version: str | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Names are canonical (PEP 503); a version is None where only the name is known."""
+
+    complete: bool
+    python: str
+    distributions: Mapping[str, str | None]
+    absent: frozenset[str]
+    modules: Mapping[str, str]
+    """Top-level module → the distribution that brings it, where their names differ."""
+
+
+@cache
+def snapshot() -> Snapshot:
+    """The one that kernelkit ships."""
+    text = (resources.files("kernelkit.bundle") / "image.json").read_text(encoding="utf-8")
+    return read_snapshot(json.loads(text))
+
+
+def load_snapshot(path: Path | None) -> Snapshot:
+    """A project's own, or the one that kernelkit ships.
+
+    Raises:
+        ConfigError: the file is not what `examples/image` writes.
+    """
+    if path is None:
+        return snapshot()
+    try:
+        return read_snapshot(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path} is no snapshot of an image: {error!r}",
+            "Make one with `kernelkit doctor --probe`.",
+        ) from error
+
+
+def read_snapshot(document: Mapping[str, Any]) -> Snapshot:
+    """From what `examples/image` writes.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: it is something else.
+    """
+    complete, absent = document["complete"], document.get("absent", [])
+    if not isinstance(complete, bool) or not isinstance(absent, list):
+        raise TypeError('"complete" must be true or false, and "absent" a list')
+    Version(document["python"])  # markers of requirements are held against it
+    versions = [version for version in document["distributions"].values() if version is not None]
+    if not all(isinstance(text, str) for text in (*versions, *document["modules"].values())):
+        raise TypeError("versions and names of distributions must be text")
+    return Snapshot(
+        complete=complete,
+        python=document["python"],
+        distributions={canonicalize_name(n): v for n, v in document["distributions"].items()},
+        absent=frozenset(map(canonicalize_name, absent)),
+        modules=document["modules"],
+    )
+
+
+def compare(
+    third_party: Mapping[str, tuple[str, ...]], pip: Sequence[str], image: Snapshot | None = None
+) -> list[Availability]:
+    """How each import stands to the image and to this machine; `pip` are requirements (PEP 508)."""
+    image = image or snapshot()
+    required = {canonicalize_name(r.name) for r in map(Requirement, pip) if _applies(r, image)}
+    named = {name: canonicalize_name(_distribution(name, image)) for name in third_party}
+    # What the image knows by name brings what it always has, and nothing else.
+    unclaimed = required - set(named.values()) - image.distributions.keys()
+    findings = []
+    for module, places in third_party.items():
+        name = named[module]
+        here, there = _local_version(name), image.distributions.get(name)
+        if name in required:
+            presence = Presence.BY_PIP
+        elif name in image.distributions:
+            differ = None not in (here, there) and _public(here) != _public(there)
+            presence = Presence.OTHER_VERSION if differ else Presence.PRESENT
+        elif unclaimed:  # its distribution may have another name than the module
+            presence = Presence.BY_PIP
+        else:
+            known = image.complete or name in image.absent
+            presence = Presence.ABSENT if known else Presence.UNKNOWN
+        findings.append(Availability(module, places, presence, name, there, here))
+    return findings
+
+
+def _applies(requirement: Requirement, image: Snapshot) -> bool:
+    """Whether pip would install it in the image."""
+    marker = requirement.marker
+    return marker is None or marker.evaluate(
+        {
+            "python_version": ".".join(image.python.split(".")[:2]),
+            "python_full_version": image.python,
+            "sys_platform": "linux",
+            "platform_system": "Linux",
+            "platform_machine": "x86_64",
+            "os_name": "posix",
+        }
+    )
+
+
+def _distribution(module: str, image: Snapshot) -> str:
+    """The distribution that brings a module: by the snapshot, by this machine, by its name."""
+    if module in image.modules:
+        return image.modules[module]
+    if canonicalize_name(module) in image.distributions:
+        return module
+    return (_local_distributions().get(module) or [module])[0]
+
+
+@cache
+def _local_distributions() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
+
+
+def _local_version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _public(version: str | None) -> str:
+    """Without the build's own mark: 2.10.0+cu128 is 2.10.0."""
+    return (version or "").partition("+")[0]

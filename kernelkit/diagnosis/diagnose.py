@@ -1,0 +1,488 @@
+"""A failed run's log becomes a `Diagnosis`: what broke, at which line of the repository, and why.
+
+Text comes in and a dataclass goes out; nothing here asks Kaggle or prints. A log is other people's
+text: only its end is read, line by line and each cut to a length, no pattern has nested repetition,
+and no control character leaves this module.
+
+The run's own manifest tells an error best (the plain traceback, whole); the log alone knows of a
+kernel that was killed, of a child process, and of cells by their numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from kernelkit.diagnosis.rules import UNKNOWN_STEP, Facts, FailureCause, find_cause
+from kernelkit.diagnosis.tracebacks import HEADER, PAPERMILL, Call, Traceback, read_tracebacks
+from kernelkit.notebook.runtime import MANIFEST_MARK
+
+"""Begins the one log line in which a failed run prints its manifest."""
+
+TAIL_LINES = 20_000  # a run ends at its failure; a recursion of 3,000 frames in IPython has 15,000
+LINE_CHARACTERS = 1_000
+MOST_FRAMES, FIRST_FRAMES = 40, 10  # shown of a mutual recursion: its begin and its end
+MOST_RELATIVES = 20  # exceptions that hang on one another, in a chain or a group
+LAST_WORDS = 50  # lines of a log without a traceback in which a cause is looked for
+
+
+class Origin(StrEnum):
+    """Whose code a frame is in."""
+
+    PROJECT = "project"
+    CELL = "cell"
+    LIBRARY = "library"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One line of a traceback, or `times` of them: a recursion, or the depths of a library."""
+
+    origin: Origin
+    place: str
+    """A path relative to the project, a cell's name, or a library's."""
+
+    line: int | None = None
+    function: str = ""
+    source: str = ""
+    """The line as the run had it, where the traceback shows it."""
+
+    times: int = 1
+
+    @property
+    def address(self) -> str:
+        """For people: `src_salt/train.py:42`."""
+        return self.place if self.line is None else f"{self.place}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is known of a failure."""
+
+    cause: FailureCause
+    error: str
+    """`Type: message` as the run told it, with its further lines."""
+
+    frames: tuple[Frame, ...]
+    """From the outermost to the innermost."""
+
+    next_step: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """The error in one line: its type and the first words of its message."""
+        first, *rest = self.error.split("\n")
+        words = (line.strip() for line in rest if any(map(str.isalnum, line)))
+        return f"{first} {next(words, '')}".strip() if first.endswith(":") else first
+
+    @property
+    def summary(self) -> str:
+        """Cause and place: `out of GPU memory, at pkg/train.py:42 in step: loss.backward()`."""
+        frame = self.innermost
+        if frame is None:
+            return str(self.cause)
+        function = f" in {frame.function}" if frame.function else ""
+        source = f": {frame.source}" if frame.source else ""
+        return f"{self.cause}, at {frame.address}{function}{source}"
+
+    @property
+    def innermost(self) -> Frame | None:
+        """The frame of the project that is nearest to the error."""
+        return next((f for f in reversed(self.frames) if f.origin == Origin.PROJECT), None)
+
+
+_Roots = Mapping[str, Any]
+"""First part of a file's path in the run → the folder of the project that holds it."""
+
+_CELLS = {
+    "kernelkit_run.check_hardware": "the hardware cell",
+    "kernelkit_run.write_source": "a source cell",
+    "kernelkit_run.check_sources": "the check cell",
+    "kernelkit_run.resolve": "the inputs cell",
+    "kernelkit_run.call": "the run cell",
+    "kernelkit_run.show_results": "the results cell",
+    "kernelkit_run.finish": "the manifest cell",
+}
+"""A call that only one cell of the templates makes → that cell."""
+
+_HOSTS = frozenset({"PapermillExecutionError", "DeadKernelError", "CellTimeoutError"})
+"""Raised beside the kernel, in the process that runs the notebook: its frames tell nothing."""
+
+_PAPERMILL_WORDS = ("Kernel died", "Executing ", "Ending Cell ")
+
+_CHILD_FAILED = frozenset({"CalledProcessError", "ChildFailedError", "ProcessExitedException"})
+"""They say that another process failed; what broke there, that process has printed before."""
+
+# ESC with a whole command of a terminal: colours, cursor movements, titles, links.
+TERMINAL_COMMANDS = re.compile(
+    r"\x1b(?:\[[0-?]*+[ -/]*+[@-~]|\][^\x07\x1b]*+(?:\x07|\x1b\\)|[@-Z\\^_])"
+)
+# All other control characters, and those that turn or hide text.
+_CONTROLS = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
+_SOURCES = re.compile(r"(?:^|/)kernelkit-[0-9a-f]{12}/(.+)")
+_DIGEST = re.compile(r"kernelkit digest ([0-9a-f]{64})")
+
+_RUNTIME_FILE = "kernelkit_runtime.py"
+_LIBRARY_PATH = re.compile(
+    r".*(?:/(?:site|dist)-packages/|/lib/python3(?:\.\d+)?/(?!(?:site|dist)-packages/))([^/]+)"
+)
+_CELL_PATH = re.compile(r"^<cell (\d+)>$|^<ipython-input-(\d+)-|/ipykernel_\d+/\d+\.py$")
+_REMOTE = frozenset({"RemoteTraceback", "_RemoteTraceback"})
+"""Not errors themselves: multiprocessing and concurrent.futures carry a worker's text in them."""
+
+
+def diagnose(
+    log: str,
+    *,
+    manifest: Mapping[str, Any] | None = None,
+    bundle: Mapping[str, Any] | None = None,
+    project: Path | None = None,
+    failure: str = "",
+) -> Diagnosis | None:
+    """What the log of a run tells of its failure; None where it tells of none.
+
+    `log` is Kaggle's JSON array of pieces, whole or cut, or the text itself. `manifest` is the
+    run-manifest.json (without it, the log's own line serves), `bundle` the bundle.json that was
+    sent, `project` the folder against which paths are told and files are compared, and `failure`
+    Kaggle's own words for a run that it calls failed.
+    """
+    text = _text(log)
+    lines, printed = _tail(text)
+    digest = _DIGEST.search(text)
+    bundle = bundle or {}
+    if digest and bundle.get("digest", digest[1]) != digest[1]:
+        bundle = {}  # of another run
+    ours = (one for one in (manifest, printed) if one and _same_run(one, bundle))
+    manifest = next(ours, {})
+    if manifest.get("status") == "complete" and not failure:
+        return None
+    found = _find_failure(lines, manifest)
+    if failure and not (found and found.sure):  # stopped from outside, or nothing is left of it
+        words = _from_words(_clean(failure), lines, Facts.of(manifest, bundle))
+        if words.cause != FailureCause.UNKNOWN or not found:
+            return words
+    return _explain(found, manifest, bundle, project) if found else None
+
+
+def _same_run(manifest: Mapping[str, Any], bundle: Mapping[str, Any]) -> bool:
+    return not bundle or manifest.get("digest") == bundle.get("digest")
+
+
+@dataclass
+class _Failure:
+    """The fatal traceback with what it hangs on, in the order in which they were printed."""
+
+    chain: list[Traceback]
+    cell: str = ""
+    sure: bool = True  # something says that the run ended with it
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def shown(self) -> Traceback:
+        """The one that tells most: where a worker broke, then the first member of a group."""
+        workers = [one for one in self.chain if one.within == "worker"]
+        if workers:
+            return workers[-1]
+        numbers = [n for n, one in enumerate(self.chain) if one.link == "member" and one.frames]
+        if not numbers:
+            return self.head
+        followers = takewhile(_follows, self.chain[numbers[0] + 1 :])
+        return [self.chain[numbers[0]], *followers][-1]
+
+    @property
+    def head(self) -> Traceback:
+        """The exception with which the run ended, of whatever parts it is made."""
+        return next((one for one in reversed(self.chain) if not one.within), self.chain[-1])
+
+
+def _follows(traceback: Traceback) -> bool:
+    return traceback.link in ("cause", "context")
+
+
+def _text(log: str) -> str:
+    """The log's text out of Kaggle's JSON; a log that is none comes back as it is."""
+    decoder = json.JSONDecoder(strict=False)
+    between = re.compile(r"[\s,\[\]]*+")
+    pieces: list[str] = []
+    stream: Any = None
+    position = 0
+    while begin := between.match(log, position):
+        position = begin.end()
+        try:
+            entry, after = decoder.raw_decode(log, position)
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(entry, dict) or not isinstance(entry.get("data"), str):
+            break
+        position = after
+        if pieces and stream != entry.get("stream_name") and not pieces[-1].endswith("\n"):
+            pieces.append("\n")
+        stream = entry.get("stream_name")
+        pieces.append(entry["data"])
+    return "".join([*pieces, log[position:]]) if pieces else log
+
+
+def _tail(text: str) -> tuple[list[str], Mapping[str, Any] | None]:
+    """The last lines, fit to be shown, and the manifest that is printed among them."""
+    lines, manifest = [], None
+    for line in text.rsplit("\n", TAIL_LINES)[-TAIL_LINES:]:
+        if line.startswith(MANIFEST_MARK):
+            manifest = _document(line.removeprefix(MANIFEST_MARK)) or manifest
+        else:
+            lines.append(_clean(line))
+    return lines, manifest
+
+
+def _clean(line: str) -> str:
+    """What a terminal would show of it in the end, with no power over the terminal."""
+    last = line.rstrip("\r").rpartition("\r")[2]  # progress bars write over themselves
+    shown = TERMINAL_COMMANDS.sub("", last[: 2 * LINE_CHARACTERS]).replace("\t", "    ")
+    return _CONTROLS.sub("�", shown[:LINE_CHARACTERS]).rstrip()
+
+
+def _document(text: str) -> Mapping[str, Any] | None:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _find_failure(lines: list[str], manifest: Mapping[str, Any]) -> _Failure | None:
+    """The traceback that ended the run, from the manifest or the log, whichever knows it."""
+    marks = [(n, found) for n, line in enumerate(lines) if (found := PAPERMILL.match(line))]
+    began, cell = (marks[-1][0], marks[-1][1][1]) if marks else (len(lines), "")
+    tracebacks = read_tracebacks(lines)
+    dead = _dead_kernel(tracebacks, lines)
+    if dead:
+        return dead
+    told = [one for one in tracebacks if one.error and one.kind not in _HOSTS]
+    before = [one for one in told if one.start < began]
+    # IPython prints a group's traceback before papermill has the cell's end: it may stand before.
+    failure = _last_chain([one for one in told if one.start >= began] or before, cell)
+    written = _from_manifest(manifest, cell)
+    if written and (not marks or not failure or failure.shown.kind == written.shown.kind):
+        failure = written
+    if failure is None:
+        return None
+    child = _child(failure, before)
+    failure = child or failure
+    failure.sure = bool(marks or written)
+    if not failure.sure:  # then nobody knows where the message ends and the log goes on
+        last = failure.chain[-1]
+        last.error = _first_line(last.error)
+        if any(line.strip() for line in lines[last.end + 1 :]):
+            failure.notes.append("the log goes on after this: the run may have survived it")
+    return failure
+
+
+def _dead_kernel(tracebacks: list[Traceback], lines: list[str]) -> _Failure | None:
+    """A kernel that was killed leaves no traceback of its own; a crash may have left one."""
+    pattern = re.compile(r"(?:[\w.]*\.)?((?:DeadKernel|CellTimeout)Error)\b")
+    found = next((n for n in reversed(range(len(lines))) if pattern.match(lines[n])), None)
+    if found is None:
+        return None
+    crashes = [one for one in tracebacks if one.error.startswith("Fatal Python error")]
+    failure = _Failure([crashes[-1] if crashes else Traceback(found, found, error=lines[found])])
+    host = [one.start for one in tracebacks if one.kind in _HOSTS and one.end >= found]
+    words = [line for line in lines[: min([found, *host])] if line.strip()]
+    words = [line for line in words if not line.startswith(_PAPERMILL_WORDS)]
+    if words and not crashes:
+        failure.notes.append(f"the last thing the run printed: {words[-1].strip()}")
+    return failure
+
+
+def _from_manifest(manifest: Mapping[str, Any], cell: str) -> _Failure | None:
+    if manifest.get("status") != "failed":
+        return None
+    lines, _ = _tail(str(manifest.get("traceback") or ""))
+    if HEADER not in lines[0]:  # the line in the log holds only the end of a long traceback
+        lines[0] = f"{HEADER}:"
+    failure = _last_chain([one for one in read_tracebacks(lines) if one.error], cell)
+    if failure:
+        return failure
+    error = "\n".join(_tail(str(manifest.get("error") or "no reason given"))[0])
+    return _Failure([Traceback(error=error)], cell)
+
+
+def _last_chain(tracebacks: list[Traceback], cell: str = "") -> _Failure | None:
+    return next(_chains(tracebacks, cell), None)
+
+
+def _chains(tracebacks: list[Traceback], cell: str) -> Iterator[_Failure]:
+    """The tracebacks with what each is chained to, the last ones first."""
+    end = len(tracebacks)
+    for start in reversed(range(end)):
+        if not tracebacks[start].link or start == 0:
+            yield _Failure(tracebacks[max(start, end - MOST_RELATIVES) : end], cell)
+            end = start
+
+
+def _child(failure: _Failure, before: list[Traceback]) -> _Failure | None:
+    """What broke in the process of which the error tells: it has printed that itself."""
+    if failure.shown.kind not in _CHILD_FAILED:
+        return None
+    for child in _chains(before, failure.cell):
+        paths = [call.path for call in child.shown.frames]
+        if child.shown.kind not in _CHILD_FAILED and any(map(_SOURCES.search, paths)):
+            child.notes.append(f"in a process of its own; the run then ended: {failure.head.kind}")
+            return child
+    return None
+
+
+def _explain(
+    found: _Failure,
+    manifest: Mapping[str, Any],
+    bundle: Mapping[str, Any],
+    project: Path | None,
+) -> Diagnosis:
+    shown = found.shown
+    cause, next_step = find_cause(_causal_errors(found), Facts.of(manifest, bundle))
+    roots = _mapping(bundle.get("roots"))
+    frames = _fold(_placed(call, roots, found.cell) for call in shown.frames)
+    notes = list(found.notes)
+    notes += _relatives(found, roots)
+    if len(frames) > MOST_FRAMES:
+        notes.append(f"{len(frames) - MOST_FRAMES} frames in the middle are left out")
+        frames = [*frames[:FIRST_FRAMES], *frames[FIRST_FRAMES - MOST_FRAMES :]]
+    notes += _changed_files(shown, bundle, project)
+    return Diagnosis(cause, shown.error, tuple(frames), next_step, tuple(notes))
+
+
+def _relatives(found: _Failure, roots: _Roots) -> Iterator[str]:
+    """What else the run printed of the same failure, each in a line."""
+    shown, head = found.shown, found.head
+    relations = {"worker": "in a worker; the main process ended", "group": "part of"}
+    for number, other in enumerate(found.chain):
+        if other is shown or other.kind in _REMOTE:
+            continue
+        if other is head:
+            relation = relations.get(shown.within, "then")
+        elif other.within == "group":
+            relation = "also in the group"
+        else:
+            after = found.chain[number + 1].link if number + 1 < len(found.chain) else ""
+            relation = "raised from" if after == "cause" else "while handling"
+        place = _address(other, roots)
+        yield f"{relation}: {_first_line(other.error)}{f', at {place}' if place else ''}"
+
+
+def _from_words(failure: str, lines: list[str], facts: Facts) -> Diagnosis:
+    """What can be told of a failure without a traceback, from Kaggle's words or the log's last."""
+    last = [line for line in lines[-LAST_WORDS:] if line.strip()]
+    for words in [failure, *reversed(last)]:
+        cause, next_step = find_cause([words], facts)
+        if cause != FailureCause.OTHER:
+            return Diagnosis(cause, words.strip(), (), next_step)
+    notes = (f"the last thing the run printed: {last[-1].strip()}",) if last else ()
+    return Diagnosis(FailureCause.UNKNOWN, failure, (), UNKNOWN_STEP, notes)
+
+
+def _causal_errors(found: _Failure) -> list[str]:
+    """The error, then what it was raised `from`; not what merely happened before it."""
+    direct = [
+        one
+        for one, after in zip(found.chain, found.chain[1:], strict=False)
+        if after.link == "cause"
+    ]
+    members = [one for one in found.chain if one.link == "member"]
+    return [one.error for one in (found.shown, found.head, *reversed(direct), *members)]
+
+
+def _placed(call: Call, roots: _Roots, cell: str) -> Frame:
+    function = call.function.partition("(")[0].strip()
+    if own := _project_path(call.path, roots):
+        return Frame(Origin.PROJECT, own, call.line, function, call.source, call.times)
+    if numbered := _CELL_PATH.search(call.path):
+        named = next((name for use, name in _CELLS.items() if use in call.source), None)
+        number = numbered[1] or numbered[2] or cell.strip()
+        place = named or (f"cell [{number}]" if number else "a cell")
+        function = "" if function.startswith("<") else function
+        return Frame(Origin.CELL, place, call.line, function, call.source, call.times)
+    return Frame(Origin.LIBRARY, _library(call.path), times=call.times)
+
+
+def _project_path(path: str, roots: _Roots) -> str | None:
+    """Where a file of the run lies in the project: below its root there."""
+    found = _SOURCES.search(path)
+    if not found or found[1] == _RUNTIME_FILE:
+        return None
+    return _below_root(found[1], roots)
+
+
+def _below_root(path: str, roots: _Roots) -> str:
+    return PurePosixPath(str(roots.get(path.partition("/")[0], ".")), path).as_posix()
+
+
+def _library(path: str) -> str:
+    """The name that one imports: `torch`, `json`; the path itself where it is none's."""
+    if path.startswith("<frozen "):
+        return path.removeprefix("<frozen ").partition(".")[0].rstrip(">")
+    if path.endswith(f"/{_RUNTIME_FILE}"):
+        return _RUNTIME_FILE.removesuffix(".py")
+    found = _LIBRARY_PATH.match(path)
+    return found[1].removesuffix(".py") if found else path
+
+
+def _fold(frames: Iterable[Frame]) -> list[Frame]:
+    """Neighbours at one place become one; what stands above the first cell is left out."""
+    folded: list[Frame] = []
+    for frame in frames:
+        if folded and replace(frame, times=1) == replace(folded[-1], times=1):
+            folded[-1] = replace(frame, times=frame.times + folded[-1].times)
+        else:
+            folded.append(frame)
+    outer = list(takewhile(lambda frame: frame.origin == Origin.LIBRARY, folded))
+    return folded[len(outer) :] or folded
+
+
+def _address(traceback: Traceback, roots: _Roots) -> str:
+    """The project's line in a traceback that is nearest to its error."""
+    for call in reversed(traceback.frames):
+        if own := _project_path(call.path, roots):
+            return f"{own}:{call.line}"
+    return ""
+
+
+def _changed_files(
+    shown: Traceback, bundle: Mapping[str, Any], project: Path | None
+) -> Iterator[str]:
+    """A note for each file of the traceback that is no longer as it was sent."""
+    if project is None:
+        return
+    sent, roots = _digests(bundle), _mapping(bundle.get("roots"))
+    carried = {found[1] for call in shown.frames if (found := _SOURCES.search(call.path))}
+    for path in sorted(carried & sent.keys()):
+        own = _below_root(path, roots)
+        try:
+            now = hashlib.sha256((project / own).read_bytes()).hexdigest()
+        except (OSError, ValueError):  # a name that no file can have
+            yield f"{own} is no longer in the project"
+        else:
+            if now != sent[path]:
+                yield f"{own} has changed since the run: its lines may have moved"
+
+
+def _digests(bundle: Mapping[str, Any]) -> dict[str, str]:
+    """Path → sha256 of the files that were sent."""
+    files = bundle.get("files")
+    listed = [_mapping(file) for file in files] if isinstance(files, list) else []
+    return {str(file["path"]): str(file.get("sha256")) for file in listed if "path" in file}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _first_line(error: str) -> str:
+    return Diagnosis(FailureCause.OTHER, error, (), "").headline

@@ -1,0 +1,324 @@
+"""How errors read, what causes them, and what to do about it: a table, and the facts it quotes.
+
+An error is `Type: message`, as Python prints it, or the words of whoever ended the run. Where the
+table quotes Kaggle, these are words that others have reported: [A].
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class FailureCause(StrEnum):
+    """Why a run failed, in a few words."""
+
+    GPU_MEMORY = "out of GPU memory"
+    HOST_MEMORY = "out of memory"
+    MISSING_INPUT = "missing input"
+    NO_INTERNET = "no internet"
+    WRONG_GPU = "wrong GPU"
+    MISSING_MODULE = "missing module"
+    TIME_LIMIT = "time limit"
+    DISK_FULL = "disk full"
+    OWN_CHECK = "kernelkit's own check"
+    CRASH = "crash of the process"
+    OTHER = "the code's own error"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A cause, how its errors read, and one sentence on what to do.
+
+    `pattern` is searched in `Type: message`. Its named groups, and the phrases of `Facts`, stand in
+    `next_step` in braces.
+    """
+
+    cause: FailureCause
+    pattern: re.Pattern[str]
+    next_step: str
+
+
+def _rule(cause: FailureCause, next_step: str, *patterns: str) -> Rule:
+    return Rule(cause, re.compile("|".join(patterns)), next_step)
+
+
+RULES = (
+    # kernelkit_runtime, Run.resolve; and open() and pandas under Kaggle's mounts, old and new.
+    _rule(
+        FailureCause.MISSING_INPUT,
+        "{source_advice}",
+        r"kaggle://input/(?P<input>[^\s/:]++)[^\s:]*+: no folder has that name",
+        r"(?:FileNotFoundError|NotADirectoryError)\b[^\n]*/kaggle/input/"
+        r"(?:competitions/|(?:datasets|notebooks|models)/[^/\s'\"]++/)?(?P<file_in>[^/\s'\"]++)",
+    ),
+    _rule(
+        FailureCause.MISSING_INPUT,
+        "Name the folder of inputs in KAGGLE_INPUT_DIR: this was no run on Kaggle.",
+        r"kaggle://input/\S+ this machine has no /kaggle/input",
+    ),
+    # kernelkit_runtime, Run.check_hardware.
+    _rule(
+        FailureCause.WRONG_GPU,
+        "Look with `kernelkit doctor` whether GPU quota is left, and verify the account by phone; "
+        "for a run on a CPU set enable_gpu = false and machine_shape = ''.",
+        r"asks for [^\n]* and the run has no GPU",
+    ),
+    # CUDA's own words for a card older than torch was built for: a P100 (sm_60) with torch ≥ 2.8.
+    _rule(
+        FailureCause.WRONG_GPU,
+        'Set machine_shape = "NvidiaTeslaT4" in [tool.kernelkit.kernel]: the image\'s torch has no '
+        "code for the GPU that was given.",
+        r"no kernel image is available for execution on the device",
+        r"the run has [^\n]*, and torch \S+ cannot compute there",
+        r"CUDA driver version is insufficient",
+    ),
+    # torch.cuda's lazy initialisation, and torch.load of a GPU's weights on a CPU.
+    _rule(
+        FailureCause.WRONG_GPU,
+        'Set enable_gpu = true and machine_shape = "NvidiaTeslaT4" in [tool.kernelkit.kernel], or '
+        "choose the device by torch.cuda.is_available().",
+        r"Found no NVIDIA driver on your system",
+        r"Torch not compiled with CUDA enabled",
+        r"No CUDA GPUs are available",
+        r"no CUDA-capable device is detected",
+        r"on a CUDA device but torch\.cuda\.is_available\(\) is False",
+    ),
+    # torch's allocator, CUDA, cuBLAS and cuDNN when they find no room; TensorFlow and JAX.
+    _rule(
+        FailureCause.GPU_MEMORY,
+        "{gpu_advice}",
+        r"\bOutOfMemoryError: CUDA\b",
+        r"CUDA out of memory",
+        r"CUDA error: out of memory",
+        r"CUBLAS_STATUS_ALLOC_FAILED",
+        r"CUDNN_STATUS_ALLOC_FAILED",
+        r"[Uu]nable to find (?:a valid cuDNN algorithm|an engine to execute this computation)",
+        r"OOM when allocating tensor",
+        r"RESOURCE_EXHAUSTED: Out of memory",
+    ),
+    # torch's DataLoader on a full /dev/shm.
+    _rule(
+        FailureCause.HOST_MEMORY,
+        "Use fewer worker processes{workers}.",
+        r"Unexpected bus error encountered in worker",
+        r"Bus error[^\n]*shared memory",
+    ),
+    # The kernel's own killer: signal 9, exit status 137, whoever reports it (subprocess, torchrun,
+    # torch's DataLoader, concurrent.futures, joblib, nbclient). Kaggle's words come last [A].
+    _rule(
+        FailureCause.HOST_MEMORY,
+        "{host_advice}",
+        r"\bMemoryError\b",
+        r"DefaultCPUAllocator: (?:can't allocate|not enough) memory",
+        r"Unable to allocate [\d.]+ [KMGTP]?i?B for an array",
+        r"Cannot allocate memory",
+        r"killed by signal: Killed",
+        r"died with <Signals\.SIGKILL",
+        r"returned non-zero exit status (?:137|-9)\b",
+        r"Signal 9 \(SIGKILL\) received",
+        r"terminated with signal SIGKILL",
+        r"BrokenProcessPool: A (?:child )?process in the process pool",
+        r"TerminatedWorkerError",
+        r"exit(?:ed with)? code 137\b",
+        r"tried to allocate more memory than is available",
+    ),
+    # nbclient, when the kernel is gone; it cannot know why.
+    _rule(
+        FailureCause.HOST_MEMORY,
+        "Most likely the memory ran out (Kaggle has about 30 GB), though a crash of compiled code "
+        "looks the same: try smaller batches{batch} and fewer worker processes.",
+        r"\bDeadKernelError\b",
+    ),
+    # errno 28 and 122; torch.save on a full disk.
+    _rule(
+        FailureCause.DISK_FULL,
+        "Keep fewer files in kaggle://working (20 GB), and put scratch files into kaggle://temp.",
+        r"No space left on device",
+        r"\[Errno (?:28|122)\]",
+        r"Disk quota exceeded",
+        r"PytorchStreamWriter failed writing",
+        r"inline_container\.cc:\d+\] ?\. unexpected pos",
+    ),
+    # The resolver's words on Linux and macOS, requests and urllib3, urllib, huggingface_hub.
+    _rule(
+        FailureCause.NO_INTERNET,
+        "{internet_advice}",
+        r"Temporary failure in name resolution",
+        r"Name or service not known",
+        r"nodename nor servname provided",
+        r"\bNameResolutionError\b",
+        r"Failed to resolve '",
+        r"Max retries exceeded with url",
+        r"\bURLError\b",
+        r"\bgaierror\b",
+        r"Network is unreachable",
+        r"\bENETUNREACH\b",
+        r"couldn't connect to 'https?://huggingface\.co'",
+        r"\bLocalEntryNotFoundError\b",
+    ),
+    # Kaggle's failure message, its page on submissions [A], and nbclient.
+    _rule(
+        FailureCause.TIME_LIMIT,
+        "Make the run shorter{shorter}, or let it save and resume: sessions end after 12 hours, "
+        "or after session_timeout_seconds.",
+        r"exceeded the (?:time limit|allowed runtime)",
+        r"\bCellTimeoutError\b",
+        r"A cell timed out while it was being executed",
+    ),
+    # Python's import system.
+    _rule(
+        FailureCause.MISSING_MODULE,
+        "{module_advice}",
+        r"ModuleNotFoundError: No module named '(?P<module>[^']++)'",
+        r"ImportError: cannot import name '[^']*+' from (?:partially initialized module )?"
+        r"'(?P<from_module>[^']++)'",
+    ),
+    # kernelkit_runtime: check_sources, finish, call, and whatever else it refuses.
+    _rule(
+        FailureCause.OWN_CHECK,
+        "Change the package, not the cells, and push again: `kernelkit push`.",
+        r"RuntimeFault: The sources on disk are not those of the package",
+    ),
+    _rule(
+        FailureCause.OWN_CHECK,
+        "Have the entry write them into kaggle://working, or change `outputs` in [tool.kernelkit].",
+        r"RuntimeFault: The run ended without its declared outputs",
+    ),
+    _rule(
+        FailureCause.OWN_CHECK,
+        "Rename the package: the image, or a source, holds another one of that name.",
+        r"RuntimeFault: \S+ came from \S+ not from ",
+    ),
+    _rule(FailureCause.OWN_CHECK, "Do as the message says, and push again.", r"\bRuntimeFault\b"),
+    # faulthandler (ipykernel turns it on), subprocess and torch's DataLoader.
+    _rule(
+        FailureCause.CRASH,
+        "Compiled code broke, not Python: look at what the innermost line calls, and try it "
+        "without worker processes{workers}.",
+        r"Fatal Python error",
+        r"Segmentation fault",
+        r"\bSIG(?:SEGV|ABRT|BUS|ILL)\b",
+        r"illegal memory access",
+    ),
+    # CUDA reports later than it breaks.
+    _rule(
+        FailureCause.OTHER,
+        "The line may be a later one than the faulty: try it on a CPU "
+        "(`kernelkit rehearse`), where an index out of range is named at once.",
+        r"device-side assert triggered",
+    ),
+)
+"""Tried in this order, on the error itself and then on what it came of."""
+
+OTHER_STEP = "Mend it, try it with `kernelkit rehearse`, and push again."
+UNKNOWN_STEP = "Read the end of the log: `kernelkit logs`, or the kernel's page on Kaggle."
+
+
+def find_cause(errors: Iterable[str], facts: Facts) -> tuple[FailureCause, str]:
+    """The cause of the first error that a rule knows, and one sentence on what to do next."""
+    for error in errors:
+        for rule in RULES:
+            if match := rule.pattern.search(error):
+                return rule.cause, rule.next_step.format_map(facts.phrases(match.groupdict()))
+    return FailureCause.OTHER, OTHER_STEP
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the run, for the sentences on what to do next."""
+
+    parameters: Mapping[str, Any]
+    sources: frozenset[str]
+    """Slugs of everything that the kernel declares as a source."""
+
+    own: frozenset[str]
+    """Names that the package itself puts on the import path."""
+
+    internet: bool
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any], bundle: Mapping[str, Any]) -> Facts:
+        """From the manifests, either of which may be empty, or anybody's."""
+        kernel = _mapping(bundle.get("kernel"))
+        sources = [kernel.get(name) for name in kernel if name.endswith("_sources")]
+        names = {str(name) for listed in sources if isinstance(listed, list) for name in listed}
+        files = bundle.get("files")
+        paths = [_mapping(file).get("path") for file in files] if isinstance(files, list) else []
+        own = {str(path).partition("/")[0].removesuffix(".py") for path in paths}
+        return cls(
+            _mapping(manifest.get("parameters")) or _mapping(bundle.get("parameters")),
+            frozenset(name.rpartition("/")[2] for name in names),
+            frozenset(own),
+            kernel.get("enable_internet") is True,
+        )
+
+    def phrases(self, groups: Mapping[str, str | None]) -> dict[str, str]:
+        """All that may stand in braces in a rule's next step."""
+        batch = self._smaller("batch_size")
+        return {
+            "batch": batch,
+            "gpu_advice": f"Use smaller batches{batch or ' or images'}.",
+            "host_advice": "Hold less in memory at once (Kaggle has about 30 GB): smaller batches"
+            f"{batch}, fewer worker processes, files read when they are needed.",
+            "workers": ": `--set num_workers=0`" if "num_workers" in self.parameters else "",
+            "shorter": self._smaller("epochs"),
+            "source_advice": self._source(groups.get("input") or groups.get("file_in") or ""),
+            "module_advice": self._module(groups.get("module"), groups.get("from_module")),
+            "internet_advice": self._internet(),
+        }
+
+    def _smaller(self, ending: str) -> str:
+        """A `--set` with half of the parameter, where there is one that can be halved."""
+        for name, value in self.parameters.items():
+            if name.endswith(ending) and type(value) is int and value > 1:
+                return f": `--set {name}={value // 2}`"
+        return ""
+
+    def _source(self, slug: str) -> str:
+        if slug in self.sources:
+            return (
+                f"{slug} is declared: accept its rules on its page on Kaggle, and look whether it "
+                "holds the file under that path."
+            )
+        return (
+            f"Add {slug} to competition_sources or dataset_sources in [tool.kernelkit.kernel], and "
+            "accept its rules on its page on Kaggle."
+        )
+
+    def _module(self, module: str | None, imported_from: str | None) -> str:
+        name = module or imported_from or ""
+        top = name.partition(".")[0]
+        if top in self.own:
+            return (
+                f"{name} is the package's own: is its file in the package, and in `kernelkit "
+                "render`'s list?"
+            )
+        if imported_from:
+            return (
+                f"The image's {top} is another version than yours: use what both have, or carry "
+                "the version you need in a dataset."
+            )
+        return (
+            f"The run's Python has no {top}: attach it as a dataset, or do without it; for a "
+            "rehearsal, install it here."
+        )
+
+    def _internet(self) -> str:
+        if self.internet:
+            return (
+                "enable_internet is set already: verify the account by phone, and see whether the "
+                "host answers at all."
+            )
+        return (
+            "Set enable_internet = true in [tool.kernelkit.kernel], or attach as a dataset what is "
+            "fetched."
+        )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

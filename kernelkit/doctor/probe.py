@@ -1,0 +1,496 @@
+"""What the real Kaggle does, found out by one tiny kernel, and kept without a secret.
+
+Half of what is known of Kaggle is hearsay. `probe` runs a private kernel on a CPU twice, the second
+time to fail, and holds what it sees against what kernelkit assumes. Every call is kept as a
+transcript of shapes: field names and types, values of a few harmless fields alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import requests
+
+import kernelkit
+from kernelkit import workflow
+from kernelkit.bundle.image import read_snapshot, snapshot
+from kernelkit.config import load_config
+from kernelkit.doctor.checks import Finding, Health
+from kernelkit.errors import LocalError, RefusedError
+from kernelkit.kaggle import Credentials, Kaggle, State, Status
+from kernelkit.notebook.render import Kernel
+from kernelkit.runs import store as ledger
+from kernelkit.runs.store import Record
+from kernelkit.workflow import OnEvent, quiet
+
+SLUG = "kernelkit-probe"
+DEADLINE_SECONDS = 3600  # for each of the two runs; a queue may be long
+STREAM_SECONDS = 30  # for the log of a run that has ended
+ORDINARY_VALUES = frozenset(
+    [
+        *("status", "failureMessage", "error", "message", "code", "versionNumber", "versionLabel"),
+        *("currentVersionNumber", "machineShape", "dockerImage", "dockerImagePinningType"),
+        *("language", "kernelType", "isPrivate", "enableGpu", "enableTpu", "enableInternet"),
+        *("totalTimeAllowed", "quotaRefreshTime", "pageSize", "fileName"),
+    ]
+)
+"""Fields whose values are kept. Of all others, tokens and sources among them, only the types."""
+
+HEADERS = (
+    *("content-type", "content-encoding", "content-length", "accept-ranges", "cache-control"),
+    *("date", "expires", "last-modified", "retry-after", "transfer-encoding", "server"),
+)
+PLAN = f"""\
+This pushes one tiny private kernel, {SLUG}, to {{account}} at {{endpoint}}:
+  - two new versions of it on a CPU, without internet, each of about a minute; no GPU quota is used
+  - the second one fails on purpose, to see what Kaggle keeps of a failed run
+  - each attaches {{sources}}, and writes down what is installed, the tree of
+    /kaggle/input, the names (not the values) in its environment, and whether it has internet
+  - read besides: the quota, the kernel's metadata and source, status, log and outputs
+Nothing else is changed, and nothing is submitted. The kernel stays, private, until you delete it.
+All calls are kept in {{folder}}, without credentials, user names and signatures."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a probe has found: good is as kernelkit assumes, bad is otherwise."""
+
+    folder: Path
+    """transcript.json, report.json, image.json, and both runs' own folders."""
+
+    image: Path | None
+    """A snapshot as `image.load_snapshot` reads it; None where the run left none."""
+
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One version of the probe, from its push to its end."""
+
+    kernel: Kernel
+    record: Record
+    differences: tuple[str, ...]
+    source: str
+    end: Status
+    outputs: tuple[str, ...]
+    log: str
+
+    @property
+    def step(self) -> str:
+        return f"v{self.record.version}"
+
+    def read(self, name: str) -> Mapping[str, Any]:
+        """A JSON file among the outputs, empty where it was not kept."""
+        try:
+            document = json.loads((self.record.folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return document if isinstance(document, dict) else {}
+
+
+def plan(kaggle: Kaggle, folder: Path, competitions: Sequence[str]) -> str:
+    """What `probe` is going to do, for a person to agree to."""
+    return PLAN.format(
+        account=kaggle.credentials.username,
+        endpoint=kaggle.endpoint,
+        sources=", ".join(competitions) or "no data",
+        folder=folder,
+    )
+
+
+def probe(
+    kaggle: Kaggle, folder: Path, competitions: Sequence[str] = (), *, on_event: OnEvent = quiet
+) -> Report:
+    """Push, watch and pull the probe twice into `folder`; the transcript is kept come what may.
+
+    Raises:
+        RefusedError: Kaggle refuses the push, or makes the kernel public: then nothing follows.
+    """
+    transcript = Transcript(kaggle.credentials)
+    kaggle.listen(transcript)
+    try:
+        kaggle.quota()
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        good = _attempt(kaggle, folder, competitions, stamp, False, transcript, on_event)
+        bad = _attempt(kaggle, folder, competitions, stamp, True, transcript, on_event)
+        transcript.step = "labels"
+        earlier = workflow.status(kaggle, good.record)
+    finally:
+        kaggle.listen(None)
+        _write(folder / "transcript.json", transcript.document)
+    findings = tuple(_findings(good, bad, earlier, competitions, transcript))
+    _write(folder / "report.json", transcript.redacted([asdict(found) for found in findings]))
+    image = folder / "image.json" if good.read("image.json") else None
+    if image:
+        _write(image, good.read("image.json"))
+    return Report(folder, image, findings)
+
+
+def _attempt(
+    kaggle: Kaggle,
+    folder: Path,
+    competitions: Sequence[str],
+    stamp: str,
+    then_fail: bool,
+    transcript: Transcript,
+    on_event: OnEvent,
+) -> _Attempt:
+    transcript.step = "a run that fails" if then_fail else "a run"
+    settings = [
+        f'stamp="{stamp}"',
+        f"then_fail={json.dumps(then_fail)}",
+        f"kernel.competition_sources={json.dumps(list(competitions))}",
+    ]
+    local = kaggle.endpoint if urlsplit(kaggle.endpoint).scheme == "http" else None
+    config = load_config(project_folder(), settings=settings, endpoint=local, environment={})
+    kernel = workflow.render(config)
+    differences: list[str] = []
+    try:
+        record = workflow.push(config, kaggle, folder, again=True, on_event=on_event)[0]
+    except RefusedError as error:
+        differences = list(error.details.get("differences", []))
+        if not differences or any("is_private" in difference for difference in differences):
+            raise
+        record = ledger.find(folder, SLUG)
+    owner = kaggle.credentials.username
+    source = kaggle.kernel(owner, SLUG).source
+    end = workflow.watch(kaggle, record, deadline=DEADLINE_SECONDS, on_event=on_event)
+    kaggle.kernel(owner, SLUG)  # its machine shape and image, now that it has run
+    for _ in kaggle.log_stream(owner, SLUG, record.version, STREAM_SECONDS):
+        pass  # of a run that has ended: its form is in the transcript
+    workflow.pull(kaggle, record, on_event=on_event)
+    outputs = tuple(file.name for file in kaggle.outputs(owner, SLUG, record.version)[0])
+    log = (record.folder / f"{SLUG}.log").read_text(encoding="utf-8")
+    return _Attempt(kernel, record, tuple(differences), source, end, outputs, log)
+
+
+def project_folder() -> Path:
+    """The probe's project: in the package where a wheel installed it, else among the examples."""
+    package = Path(kernelkit.__file__).parent
+    inside = package / "probe_kernel"
+    return inside if inside.is_dir() else package.parent / "examples" / "image"
+
+
+def _findings(
+    good: _Attempt,
+    bad: _Attempt,
+    earlier: Status,
+    competitions: Sequence[str],
+    transcript: Transcript,
+) -> Iterator[Finding]:
+    session = good.read("session.json")
+    yield _finding("run", good.end.state == State.COMPLETE, f"it ended {good.end.state}")
+    yield _finding("asked and given", not good.differences, "; ".join(good.differences) or "equal")
+    yield Finding("status", Health.GOOD, "; ".join(_statuses(transcript)))
+    yield _finding(
+        "version label",
+        earlier.state == good.end.state,
+        f"after v{bad.record.version} had ended {bad.end.state}, "
+        f"{good.step} is still told as {earlier.state}",
+    )
+    yield from _about_session(session, good, competitions)
+    yield from _about_read_back(good, transcript)
+    yield from _about_log_and_outputs(good, transcript)
+    yield from _about_failure(bad)
+
+
+def _about_session(
+    session: Mapping[str, Any], good: _Attempt, competitions: Sequence[str]
+) -> Iterator[Finding]:
+    if not session:
+        yield Finding("session", Health.UNKNOWN, "the run left no session.json")
+        return
+    yield _finding(
+        "internet", session["internet"] is False, f"reached: {session['internet']}, asked: False"
+    )
+    known = snapshot().python
+    yield _finding(
+        "python", session["python"].startswith(known), f"{session['python']}; assumed is {known}"
+    )
+    stamps = ", ".join(f"{name} {value}" for name, value in session["image"].items())
+    yield Finding("image", Health.GOOD if stamps else Health.UNKNOWN, stamps or "no stamps in /etc")
+    yield _freeze(good.read("image.json"))
+    for slug in competitions:
+        yield _mount(slug, session["mounts"])
+    names = [name for name in session["environment"] if name.startswith("KAGGLE_")]
+    yield Finding("environment", Health.GOOD, ", ".join(names) or "no KAGGLE_ names")
+    form = session["container_name"]
+    yield _finding(
+        "session id", bool(form and "9" in form), f"the form of KAGGLE_CONTAINER_NAME is {form}"
+    )
+
+
+def _freeze(document: Mapping[str, Any]) -> Finding:
+    if not document:
+        return Finding("freeze", Health.UNKNOWN, "the run left no image.json")
+    found, assumed = read_snapshot(document).distributions, snapshot().distributions
+    other = [
+        f"{name} {found.get(name, 'absent')} for {version}"
+        for name, version in assumed.items()
+        if version is not None and (found.get(name) or "").partition("+")[0] != version
+    ]
+    words = f"{len(found)} distributions; of the versions assumed, "
+    return _finding("freeze", not other, words + (f"other: {', '.join(other)}" if other else "all"))
+
+
+def _mount(slug: str, mounts: Sequence[str]) -> Finding:
+    forms = {"2026": f"/competitions/{slug}/", "former": f"/input/{slug}/"}
+    seen = [name for name, end in forms.items() if any(path.endswith(end) for path in mounts)]
+    if seen:
+        return Finding(f"mount {slug}", Health.GOOD, f"in the form of {' and '.join(seen)}")
+    return Finding(f"mount {slug}", Health.BAD, f"in no known form: {', '.join(mounts) or 'none'}")
+
+
+def _about_read_back(good: _Attempt, transcript: Transcript) -> Iterator[Finding]:
+    yield compare_sources(good.kernel.payload, good.source)
+    answers = [e["values"] for e in transcript.of("GetKernel", "a run") if e["status"] == 200]
+    for name in ("machineShape", "dockerImage"):
+        seen = [str(values.get(f"metadata.{name}", "not told")) for values in answers]
+        words = f"after the push {seen[0]}, after the end {seen[-1]}" if seen else "never told"
+        told = bool(seen) and seen[-1] != "not told"
+        yield Finding(name, Health.GOOD if told else Health.UNKNOWN, words)
+
+
+def compare_sources(sent: str, given: str) -> Finding:
+    """How the notebook that Kaggle gives back differs from the one that was sent."""
+    if sent == given:
+        return Finding("read-back", Health.GOOD, "byte for byte as it was sent")
+    try:
+        ours, theirs = json.loads(sent), json.loads(given)
+        mine, yours = ours["cells"], theirs["cells"]
+        sources = [["".join(c["source"]) for c in cells] for cells in (mine, yours)]
+        ids = [[cell.get("id") for cell in cells] for cells in (mine, yours)]
+        added = sorted(theirs["metadata"].keys() - ours["metadata"].keys())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return Finding("read-back", Health.BAD, f"what is given back is no notebook ({error!r})")
+    words = [
+        "other bytes",
+        f"cells {'equal' if sources[0] == sources[1] else 'CHANGED'}",
+        f"cell ids {'kept' if ids[0] == ids[1] else 'changed'}",
+        f"metadata added: {', '.join(added) or 'none'}",
+    ]
+    return _finding("read-back", sources[0] == sources[1], "; ".join(words))
+
+
+def _about_log_and_outputs(good: _Attempt, transcript: Transcript) -> Iterator[Finding]:
+    kinds = [
+        e["headers"].get("content-type", "").partition(";")[0] or str(e["status"])
+        for e in transcript.of("logs/stream", "a run")
+    ]
+    forms = list(dict.fromkeys(kinds))
+    assumed = {"text/event-stream", "application/json"}
+    health = Health.GOOD if set(forms) == assumed else Health.BAD
+    if set(forms) < assumed:  # a run of seconds may be over before anybody looks, or go on
+        health = Health.UNKNOWN
+    told = f"forms seen, in their order: {', '.join(forms) or 'none'}"
+    yield Finding("log stream", health, told)
+    try:
+        entries = json.loads(good.log)
+        keys = sorted({key for entry in entries for key in entry})
+        yield _finding("kept log", keys == ["data", "stream_name", "time"], f"an array of {keys}")
+    except (ValueError, TypeError):
+        yield _finding("kept log", not good.log, "not kept" if not good.log else "no JSON array")
+    expected = {"image.json", "session.json", "run-manifest.json"}
+    yield _finding("outputs", expected <= set(good.outputs), ", ".join(good.outputs) or "none")
+    addresses = [e for e in transcript.of("GET file", "a run") if e["status"] == 200]
+    hosts = sorted({e["host"] for e in addresses})
+    queries = sorted({name for e in addresses for name in e["query"]})
+    words = f"from {', '.join(hosts)}, signed by {', '.join(queries) or 'nothing in the query'}"
+    yield Finding("downloads", Health.GOOD if hosts else Health.UNKNOWN, words)
+
+
+def _about_failure(bad: _Attempt) -> Iterator[Finding]:
+    yield _finding("failed run", bad.end.state == State.ERROR, f"it ended {bad.end.state}")
+    yield Finding("failure message", Health.GOOD, bad.end.failure or "none")
+    yield _finding(
+        "outputs of a failed run",
+        "image.json" in bad.outputs,
+        (f"kept: {', '.join(bad.outputs) or 'none'}"),
+    )
+    told = "this run was asked to fail" in bad.log
+    yield _finding("log of a failed run", told, "kept, with the error" if told else "not kept")
+    status = bad.read("run-manifest.json").get("status")
+    words = {"failed": "not run", "complete": "run all the same"}.get(str(status), "not known")
+    health = {"failed": Health.GOOD, "complete": Health.BAD}.get(str(status), Health.UNKNOWN)
+    yield Finding("cells after the failing one", health, words)
+
+
+def _statuses(transcript: Transcript) -> Iterator[str]:
+    """Each change among the answers about the first run, with the seconds since its push."""
+    pushed = [e["seconds"] for e in transcript.of("SaveKernel", "a run")]
+    last = None
+    for exchange in transcript.of("GetKernelSessionStatus", "a run"):
+        good = exchange["status"] < 400
+        seen = exchange["values"].get("status", "{}") if good else f"HTTP {exchange['status']}"
+        if seen != last:
+            yield f"{seen} {exchange['seconds'] - pushed[-1]:.1f} s after the push"
+        last = seen
+
+
+def _finding(subject: str, good: bool, words: str) -> Finding:
+    return Finding(subject, Health.GOOD if good else Health.BAD, words)
+
+
+class Transcript:
+    """A listener of a connection (`Connection.listen`) that keeps shapes, and no secret."""
+
+    def __init__(
+        self, credentials: Credentials, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.exchanges: list[dict[str, Any]] = []
+        self.step = "before"
+        """What is going on; kept with each exchange."""
+
+        self._clock = clock
+        self._started = clock()
+        self._secrets = [s for s in (credentials.key, credentials.token) if s]
+        self._user = re.compile(
+            rf"(?<![A-Za-z0-9]){re.escape(credentials.username)}(?![A-Za-z0-9])", re.IGNORECASE
+        )
+
+    def __call__(self, answer: requests.Response, streamed: bool) -> None:
+        """Keep one exchange; a body that is streamed is left to its reader."""
+        request = answer.request
+        url = urlsplit(str(request.url))
+        fields = _document(request.body)
+        body = None if streamed else _document(answer.content)
+        exchange = {
+            "step": self.step,
+            "seconds": round(self._clock() - self._started, 2),
+            "call": _call(str(request.method), url.path),
+            "host": url.hostname,
+            "query": sorted(name for name, _ in parse_qsl(url.query, keep_blank_values=True)),
+            "fields": shape(fields),
+            "status": answer.status_code,
+            "headers": {k.lower(): v for k, v in answer.headers.items() if k.lower() in HEADERS},
+            "body": shape(body),
+            "values": dict(_values(body)),
+        }
+        self.exchanges.append(self.redacted(exchange))
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """All of it, for transcript.json."""
+        return {"schema": 1, "kernelkit": kernelkit.__version__, "exchanges": self.exchanges}
+
+    def of(self, call: str, step: str) -> list[dict[str, Any]]:
+        """The exchanges of one step whose call ends so."""
+        return [e for e in self.exchanges if e["call"].endswith(call) and e["step"] == step]
+
+    def redacted(self, value: Any) -> Any:
+        """A document without the user's name, keys, addresses and long numbers in its texts."""
+        if isinstance(value, dict):
+            return {key: self.redacted(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.redacted(item) for item in value]
+        if not isinstance(value, str):
+            return value
+        for secret in self._secrets:
+            value = value.replace(secret, "<secret>")
+        value = re.sub(r"(https?://[^/\s]+)/\S*", r"\1/…", value)
+        return re.sub(r"\d{7,}", "<number>", self._user.sub("<user>", value))
+
+
+def shape(value: Any) -> Any:
+    """A JSON document with types for its values; of a list, the shape that its items share."""
+    if isinstance(value, dict):
+        return {key: shape(item) for key, item in sorted(value.items())}
+    if isinstance(value, list):
+        merged: Any = {}
+        for item in map(shape, value):
+            merged = {**merged, **item} if isinstance(item, dict) else item
+        return [merged] if value else []
+    if isinstance(value, bool) or value is None:
+        return "boolean" if isinstance(value, bool) else None
+    if isinstance(value, str):
+        return "url" if value.startswith(("http://", "https://")) else "string"
+    return "number"
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Where the answers of two transcripts differ in shape: of each call and HTTP status.
+
+    What an answer has in one and never in the other; values, times and counts do not matter.
+    """
+    there, here = _summary(theirs), _summary(ours)
+    found = []
+    for call in sorted(there.keys() | here.keys()):
+        if call not in here or call not in there:
+            found.append(f"{call}: only {'there' if call in there else 'here'}")
+            continue
+        for path in sorted(there[call].keys() | here[call].keys()):
+            kinds = [sorted(side[call].get(path, {"missing"})) for side in (there, here)]
+            if kinds[0] != kinds[1]:
+                found.append(f"{call}: {path} is {kinds[0]} there, {kinds[1]} here")
+    return found
+
+
+def _summary(transcript: Mapping[str, Any]) -> dict[str, dict[str, set[str]]]:
+    """Call and status → path in the answer → the types seen there."""
+    summary: dict[str, dict[str, set[str]]] = {}
+    for exchange in transcript["exchanges"]:
+        paths = summary.setdefault(f"{exchange['call']} {exchange['status']}", {})
+        kind = exchange["headers"].get("content-type", "").partition(";")[0]
+        if not exchange["call"].startswith("GET file"):  # an output has the type of its name
+            paths.setdefault("content-type", set()).add(kind)
+        for path, leaf in _leaves(exchange["body"]):
+            paths.setdefault(path, set()).add(leaf)
+    return summary
+
+
+def _leaves(value: Any, path: str = "body") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}")
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item, f"{path}[]")
+    elif value is not None:
+        yield path, value
+
+
+def _values(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Path → value of the ordinary fields."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key in ORDINARY_VALUES and not isinstance(item, dict | list):
+                yield f"{path}{key}", item
+            else:
+                yield from _values(item, f"{path}{key}.")
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _values(item, f"{path}{number}.")
+
+
+def _call(method: str, path: str) -> str:
+    """The call's name: service and method, or what kind of address it is."""
+    found = re.search(r"/v1/([A-Za-z.]+/[A-Za-z]+)$", path)
+    if method == "POST" and found:
+        return found[1]
+    return f"{method} logs/stream" if "/v1/kernels/logs/stream/" in path else f"{method} file"
+
+
+def _document(content: Any) -> Any:
+    """The JSON of a body, None where it is none."""
+    try:
+        return json.loads(content) if content else None
+    except (ValueError, TypeError):
+        return None
+
+
+def _write(path: Path, document: Any) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise LocalError(f"{path} cannot be written: {error.strerror}") from error

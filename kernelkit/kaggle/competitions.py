@@ -1,0 +1,433 @@
+"""A competition's calls: its terms, its sample, and a submission from the upload to the score.
+
+A submission is entered once. Where the answer to it is lost, the list of submissions tells whether
+it was taken: each carries a mark in its description, which names the run.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import requests
+from kagglesdk.competitions.types import competition_api_service as competitions
+
+from kernelkit.errors import (
+    AnswerLostError,
+    CapacityError,
+    DeadlineError,
+    LocalError,
+    NotFoundError,
+    RefusedError,
+    UnreachableError,
+)
+from kernelkit.kaggle.answers import TransientError, as_flag, as_int, as_text, words
+from kernelkit.kaggle.connection import Connection
+
+PAGE_SIZE, PAGES = 100, 20  # a look through the list ends after 2,000
+UPLOAD_PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # s, before each attempt that brought nothing new
+ENTER_ATTEMPTS = 2
+LISTED_SECONDS = 20
+"""How long a submission whose answer was lost is looked for before it is sent anew [?]."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 15.0  # between two questions for the score
+SAMPLE_BYTES = 1 << 30  # a larger sample is none
+CHUNK_BYTES = 1 << 20
+
+T = TypeVar("T")
+
+
+class Scoring(StrEnum):
+    """Where a submission is; the words of SubmissionStatus, in small letters."""
+
+    PENDING = "pending"
+    COMPLETE = "complete"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A submission as Kaggle has it. Scores are its own text, empty where it shows none."""
+
+    ref: int
+    status: Scoring
+    public_score: str = ""
+    private_score: str = ""
+    error: str = ""
+    description: str = ""
+    date: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a competition takes."""
+
+    daily: int | None
+    """Submissions a day, None where Kaggle does not say."""
+    code_only: bool
+    """Whether it takes versions of kernels alone, and no files."""
+    entered: bool
+    """Whether this account has accepted its rules."""
+    closed: bool
+    """Whether Kaggle says that it takes no submissions [?]."""
+
+
+class Competition:
+    """One competition, as one account sees it."""
+
+    def __init__(self, connection: Connection, name: str) -> None:
+        self._connection = connection
+        self.name = name
+        self._api = connection.sdk.competitions.competition_api_client
+        self._clock, self._sleep = connection.timeouts.clock, connection.timeouts.sleep
+
+    def terms(self) -> Terms:
+        """What it takes.
+
+        Raises:
+            NotFoundError: there is no such competition.
+        """
+        request = competitions.ApiGetCompetitionRequest()
+        request.competition_name = self.name
+        return self._read("the competition", lambda: _terms(self._api.get_competition(request)))
+
+    def left_today(self, daily: int | None) -> int | None:
+        """How many submissions may still be made today (UTC); None where that is not known.
+
+        Failed ones do not count [V, SDK text]. Who has no team yet is answered with zeros [V, SDK
+        text]: then the list is counted against `daily`.
+        """
+        request = competitions.ApiGetSubmissionLimitsRequest()
+        request.competition_name = self.name
+        try:
+            known, left = self._read(
+                "the limits", lambda: _limits(self._api.get_submission_limits(request))
+            )
+            if known:
+                return left
+        except RefusedError:
+            pass  # a Kaggle without this call; the list tells as well
+        if daily is None:
+            return None
+        today = datetime.now(UTC).date()
+        made = 0
+        for submission in self.submissions():
+            if submission.date is None or submission.date.date() < today:
+                break
+            made += submission.status != Scoring.ERROR
+        return max(0, daily - made)
+
+    def submissions(self) -> Iterator[Submission]:
+        """Those of this account or its team, the newest first."""
+        request = competitions.ApiListSubmissionsRequest()
+        request.competition_name, request.page_size = self.name, PAGE_SIZE
+        for _ in range(PAGES):
+            found, token = self._read(
+                "the submissions", lambda: _page(self._api.list_submissions(request))
+            )
+            yield from found
+            if not token or token == request.page_token:
+                return
+            request.page_token = token
+
+    def submission(self, ref: int) -> Submission:
+        """One submission.
+
+        Raises:
+            NotFoundError: neither by its number nor in the list.
+        """
+        request = competitions.ApiGetSubmissionRequest()
+        request.ref = ref
+        what = f"submission {ref}"
+        try:
+            return self._read(what, lambda: _submission(self._api.get_submission(request)))
+        except NotFoundError:
+            for submission in self.submissions():
+                if submission.ref == ref:
+                    return submission
+            raise
+
+    def marked(self, mark: str) -> list[Submission]:
+        """Those whose description holds `mark`, the newest first."""
+        return [found for found in self.submissions() if mark in found.description]
+
+    def submit_file(self, file: Path, description: str, mark: str) -> int:
+        """Upload a file and enter it, once; the submission's number.
+
+        `mark` is a part of the description that names what is submitted.
+
+        Raises:
+            AnswerLostError: it was sent, and nobody knows whether it was taken.
+            CapacityError: the day's submissions are used up.
+            RefusedError: Kaggle says why not.
+        """
+        known = {found.ref for found in self.marked(mark)}
+        request = competitions.ApiCreateSubmissionRequest()
+        request.competition_name = self.name
+        request.blob_file_tokens = self._upload(file)
+        request.submission_description = description
+        return self._enter(lambda: self._api.create_submission(request), mark, known)
+
+    def submit_version(
+        self, owner: str, slug: str, version: int, file_name: str, description: str, mark: str
+    ) -> int:
+        """Enter an output of a kernel's version, once, as a code competition takes it.
+
+        Raises:
+            AnswerLostError, CapacityError, RefusedError: as for a file.
+        """
+        known = {found.ref for found in self.marked(mark)}
+        request = competitions.ApiCreateCodeSubmissionRequest()
+        request.competition_name = self.name
+        request.kernel_owner, request.kernel_slug = owner, slug
+        request.kernel_version, request.file_name = version, file_name
+        request.submission_description = description
+        return self._enter(lambda: self._api.create_code_submission(request), mark, known)
+
+    def scored(self, ref: int, deadline: float | None = None) -> Submission:
+        """Wait until a submission is scored, or has failed. `deadline` is in seconds from now.
+
+        Raises:
+            DeadlineError: it passed; the scoring goes on.
+            UnreachableError: no answer for too long.
+        """
+        started = answered = self._clock()
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                found = self.submission(ref)
+                answered = self._clock()
+                if found.status != Scoring.PENDING:
+                    return found
+            except (UnreachableError, CapacityError, NotFoundError) as fault:
+                timeouts = self._connection.timeouts
+                new = isinstance(fault, NotFoundError)  # and may not show yet
+                bound = timeouts.grace if new else timeouts.outage
+                if self._clock() - answered > bound:
+                    raise
+            if deadline is not None and self._clock() - started + pause > deadline:
+                raise DeadlineError(
+                    f"submission {ref} was not scored within {deadline:.0f} s; the scoring goes on",
+                    "Ask again with the same command: nothing is sent twice.",
+                )
+            self._sleep(pause)
+            pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
+
+    def sample(self, folder: Path) -> Path:
+        """Download the competition's sample submission into `folder`; unzipped.
+
+        Raises:
+            NotFoundError: none of its files is named like one, or they may not be seen.
+            MachineError: it cannot be written.
+        """
+        name = self._sample_name()
+        request = competitions.ApiDownloadDataFileRequest()
+        request.competition_name, request.file_name = self.name, name
+        packed, target = folder / "sample.download", folder / "sample_submission.csv"
+        try:
+            self._read(name, lambda: _store(self._api.download_data_file(request), packed))
+            if not zipfile.is_zipfile(packed):  # Kaggle zips what is large, whatever its name [A]
+                return packed.replace(target)
+            _unzip(packed, target)
+        except OSError as fault:
+            raise LocalError(f"{folder} cannot be written: {fault.strerror}") from fault
+        return target
+
+    def _sample_name(self) -> str:
+        request = competitions.ApiListDataFilesRequest()
+        request.competition_name, request.page_size = self.name, PAGE_SIZE
+        for _ in range(PAGES):
+            names, token = self._read(
+                "the data files", lambda: _names(self._api.list_data_files(request))
+            )
+            for name in names:
+                plain = PurePosixPath(name).name.lower().replace("_", "").replace("-", "")
+                if plain.startswith("samplesubmission.csv"):
+                    return name
+            if not token:
+                break
+            request.page_token = token
+        raise NotFoundError(f"{self.name} has no file that is named like a sample submission")
+
+    def _upload(self, file: Path) -> str:
+        """Send a file; the token that names it. What has arrived of it is not sent again."""
+        size = file.stat().st_size
+        start = competitions.ApiStartSubmissionUploadRequest()
+        start.competition_name, start.file_name = self.name, file.name
+        start.content_length = size
+        start.last_modified_epoch_seconds = int(file.stat().st_mtime)
+        upload = self._read(
+            "the upload's address", lambda: self._api.start_submission_upload(start)
+        )
+        arrived, vain = 0, 0
+        while True:
+            try:
+                if self._put(file, upload.create_url, arrived, size):
+                    return str(upload.token)
+                fault = TransientError(f"the upload of {file.name} stays incomplete")
+            except TransientError as cut:
+                fault = cut
+            vain += 1
+            if vain >= len(UPLOAD_PAUSES):
+                raise fault
+            self._sleep(UPLOAD_PAUSES[vain])
+            try:
+                now = self._arrived(upload.create_url, size)
+            except TransientError:
+                continue
+            if now >= size:
+                return str(upload.token)
+            vain, arrived = (0 if now > arrived else vain), now
+
+    def _put(self, file: Path, url: str, start: int, size: int) -> bool:
+        """Send the bytes from `start` on; whether Kaggle has them all now."""
+        part = {"Content-Range": f"bytes {start}-{size - 1}/{size}"} if start else {}
+        with words("the upload"), file.open("rb") as stream:
+            stream.seek(start)
+            answer = self._connection.files.put(url, data=stream, headers=part)
+            if answer.status_code == 503:  # incomplete [V, the official client]
+                return False
+            answer.raise_for_status()
+            return answer.status_code in (200, 201)
+
+    def _arrived(self, url: str, size: int) -> int:
+        """How many bytes Kaggle has of an upload, by Google's protocol [V, the official client]."""
+        with words("the upload"):
+            headers = {"Content-Range": f"bytes */{size}"}
+            answer = self._connection.files.put(url, headers=headers, allow_redirects=False)
+            if answer.status_code == 308:
+                last = answer.headers.get("Range", "").rpartition("-")[2]
+                return int(last) + 1 if last.isdecimal() else 0
+            answer.raise_for_status()
+            return size
+
+    def _enter(self, call: Callable[[], Any], mark: str, known: set[int]) -> int:
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                with self._kaggles_words():
+                    ref = self._connection.once("the submission", lambda: as_int(call().ref))
+            except AnswerLostError as lost:
+                if (found := self._found(mark, known)) is not None:
+                    return found
+                if attempt == ENTER_ATTEMPTS:
+                    raise AnswerLostError(str(lost), _LOST) from lost
+            else:
+                found = ref or self._found(mark, known)
+                if found is None:
+                    # So it was answered beyond a daily limit [A, kaggle-cli #148].
+                    raise RefusedError(
+                        f"{self.name}: Kaggle answered as if it were entered, and lists no such "
+                        "submission. The day's limit may be used up",
+                        _LOST,
+                    )
+                return found
+
+    def _found(self, mark: str, known: set[int]) -> int | None:
+        """The number of a submission that is new with this mark; None when it does not show."""
+        started, pause = self._clock(), FIRST_PAUSE_SECONDS
+        while True:
+            new = [found.ref for found in self.marked(mark) if found.ref not in known]
+            if new:
+                return new[0]
+            if self._clock() - started + pause > LISTED_SECONDS:
+                return None
+            self._sleep(pause)
+            pause *= 2
+
+    def _read(self, what: str, call: Callable[[], T]) -> T:
+        with self._kaggles_words():
+            return self._connection.read(f"{what} of {self.name}", call)
+
+    @contextmanager
+    def _kaggles_words(self) -> Iterator[None]:
+        """What Kaggle says of competitions alone, by its words [A]."""
+        try:
+            yield
+        except RefusedError as fault:
+            said = str(fault).lower()
+            if "submission limit" in said:
+                raise CapacityError(str(fault), "Try again after midnight UTC.") from fault
+            if "accept" in said and "rules" in said:
+                page = f"https://www.kaggle.com/competitions/{self.name}/rules"
+                raise RefusedError(str(fault), f"Accept the rules: {page}") from fault
+            raise
+
+
+_LOST = "Look at the competition's page; the same command finds what was entered."
+
+
+def _terms(details: Any) -> Terms:
+    return Terms(
+        as_int(details.max_daily_submissions) or None,
+        bool(as_flag(details.is_kernels_submissions_only)),
+        bool(as_flag(details.user_has_entered)),
+        bool(as_flag(details.submissions_disabled)),
+    )
+
+
+def _limits(answer: Any) -> tuple[bool, int]:
+    """Whether the answer says anything, and how many submissions it leaves."""
+    left = as_int(answer.num_allowed_now)
+    return bool(left or answer.num_today or answer.limited_by_total), left
+
+
+def _names(answer: Any) -> tuple[list[str], str]:
+    names = [as_text(file.name) for file in answer.files or []]
+    return names, as_text(answer.next_page_token)
+
+
+def _page(answer: Any) -> tuple[list[Submission], str]:
+    found = [_submission(item) for item in answer.submissions or []]
+    return found, as_text(answer.next_page_token)
+
+
+def _submission(item: Any) -> Submission:
+    date = item.date
+    if date is not None:
+        date = date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
+    return Submission(
+        ref=as_int(item.ref),
+        status=Scoring(item.status.name.lower()),
+        public_score=str(item.public_score or ""),
+        private_score=str(item.private_score or ""),
+        error=str(item.error_description or ""),
+        description=str(item.description or ""),
+        date=date,
+    )
+
+
+def _store(response: requests.Response, target: Path) -> None:
+    expected = response.headers.get("Content-Length")
+    size = 0
+    with response, target.open("wb") as stream:
+        for chunk in response.iter_content(CHUNK_BYTES):
+            size += stream.write(chunk)
+            if size > SAMPLE_BYTES:
+                raise RefusedError(f"the sample is larger than {SAMPLE_BYTES:,} B")
+    if (
+        expected is not None
+        and "Content-Encoding" not in response.headers
+        and size != int(expected)
+    ):
+        raise TransientError(f"the sample: {size} of {expected} B came")
+
+
+def _unzip(packed: Path, target: Path) -> None:
+    """The one csv of a zip; its names are never used."""
+    try:
+        with zipfile.ZipFile(packed) as archive:
+            tables = [item for item in archive.infolist() if item.filename.lower().endswith(".csv")]
+            if len(tables) != 1 or tables[0].file_size > SAMPLE_BYTES:
+                raise RefusedError("the sample is a zip that does not hold one csv")
+            with archive.open(tables[0]) as source, target.open("wb") as stream:
+                while chunk := source.read(CHUNK_BYTES):
+                    stream.write(chunk)
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as fault:
+        raise RefusedError(f"the sample is a zip that cannot be read ({fault})") from fault

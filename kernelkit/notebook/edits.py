@@ -1,0 +1,689 @@
+"""An edited notebook comes home: what its cells carry, held against the package, as a `Plan`.
+
+The notebook was rendered here, edited in Kaggle's editor (or Colab's, or Jupyter's) and pulled. On
+the way outputs, cell ids and tags may be lost, cells reordered, added or deleted. Each file has
+three states: the base (its sha256 in the manifest that the notebook embeds), the notebook's, and
+the disk's.
+
+    notebook == base                     nothing to do
+    notebook == disk                     nothing to do
+    notebook != base, disk == base       a change
+    notebook != base, disk != base       a conflict: nothing at all is written
+
+Its paths are not trusted: a file outside the package folders of the project file is refused.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import os
+import re
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import kernelkit
+from kernelkit.bundle.files import (
+    COMPILED_SUFFIXES,
+    RUNTIME_MODULE,
+    Bundle,
+    Provenance,
+    SourceFile,
+    digest_of,
+    digest_part,
+)
+from kernelkit.config import Config, KernelSettings, parameter_comments
+from kernelkit.errors import ConfigError, LocalError, TemplateError, VerificationError
+from kernelkit.notebook.reader import (
+    PULL,
+    Cell,
+    PathError,
+    assignments,
+    embedded_manifest,
+    is_table,
+    read_cells,
+    without_manifest,
+)
+from kernelkit.notebook.render import render
+
+MAX_NOTEBOOK_BYTES = 256 << 20  # its source is below 1 MB on Kaggle; the rest can only be outputs
+
+_RUNTIME_FILE = f"{RUNTIME_MODULE}.py"
+_NEVER_SUFFIXES = frozenset({".pyc", ".pyo", ".ipynb"})
+_DRIVE = re.compile(r"[A-Za-z]:")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One file that the notebook has otherwise than the render had it."""
+
+    path: str
+    """As the notebook names it: `pkg/sub/mod.py`."""
+
+    name: str
+    """Below the project's folder: `src/pkg/sub/mod.py`."""
+
+    target: Path
+    """The file to write, with links resolved."""
+
+    cell: int
+    before: bytes | None
+    """What lies on disk; None where there is no such file."""
+
+    after: bytes
+    conflict: bool = False
+    """Whether the file on disk is not the one that was rendered, so that a write would lose it."""
+
+    @property
+    def added(self) -> bool:
+        """Whether the package has no such file yet."""
+        return self.before is None
+
+    @cached_property
+    def syntax_error(self) -> str | None:
+        """`file:line: words`, where an edited module is no valid Python: written all the same."""
+        if not self.path.endswith(".py"):
+            return None
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                compile(self.after, self.name, "exec", dont_inherit=True)
+        except SyntaxError as error:
+            return f"{self.name}:{error.lineno}: {error.msg}"
+        except (ValueError, RecursionError, MemoryError) as error:
+            return f"{self.name}: {error}"
+        return None
+
+    @cached_property
+    def diff(self) -> str:
+        """From the disk to the notebook, as `git diff` writes it; one line for a binary file."""
+        try:
+            before, after = _lines(self.before or b""), _lines(self.after)
+        except UnicodeDecodeError:
+            return f"Binary file {self.name}: {len(self.before or b'')} → {len(self.after)} bytes\n"
+        if not before and not after:
+            return f"Empty file b/{self.name}\n"
+        source = "/dev/null" if self.added else f"a/{self.name}"
+        found = difflib.unified_diff(before, after, source, f"b/{self.name}")
+        return "".join(
+            line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
+            for line in found
+        )
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A path that the notebook writes and that is no file of the package."""
+
+    path: str
+    cell: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class LeftCell:
+    """A cell that has no place in the package; cells are counted from 1."""
+
+    cell: int
+    first_line: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ParameterChange:
+    """A parameter that the notebook sets otherwise: the project file is the user's to change."""
+
+    name: str
+    before: str | None
+    """As Python writes it; None where the notebook sets a new name."""
+
+    after: str | None
+    """None where the notebook does not set it any more."""
+
+    section: str
+    """The table of the project file in which it belongs."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an edited notebook means for the package."""
+
+    changes: tuple[Change, ...]
+    """By name; conflicts among them."""
+
+    refused: tuple[Refusal, ...]
+    unchanged: tuple[str, ...]
+    """Paths of files that are on disk as the notebook has them, or that it has not touched."""
+
+    gone: tuple[str, ...]
+    """Paths of rendered files that no cell carries any more; on disk they stay."""
+
+    left: tuple[LeftCell, ...]
+    parameters: tuple[ParameterChange, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def conflicts(self) -> tuple[Change, ...]:
+        """The changes whose file was changed on disk as well, and otherwise."""
+        return tuple(change for change in self.changes if change.conflict)
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """All of it for a script."""
+        return {
+            "changes": [
+                {
+                    "path": change.name,
+                    "cell": change.cell,
+                    "added": change.added,
+                    "conflict": change.conflict,
+                    "syntax_error": change.syntax_error,
+                    "diff": change.diff,
+                }
+                for change in self.changes
+            ],
+            "refused": [vars(refusal) for refusal in self.refused],
+            "unchanged": list(self.unchanged),
+            "gone": list(self.gone),
+            "left": [vars(cell) for cell in self.left],
+            "parameters": [vars(parameter) for parameter in self.parameters],
+            "notes": list(self.notes),
+        }
+
+
+def read_notebook(path: Path) -> str:
+    """The notebook's text.
+
+    Raises:
+        ConfigError: there is no such file, it is too large, or it is no UTF-8 text.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path} is no file", PULL)
+        with path.open("rb") as stream:
+            content = stream.read(MAX_NOTEBOOK_BYTES + 1)
+        if len(content) > MAX_NOTEBOOK_BYTES:
+            raise ConfigError(
+                f"{path} is larger than {MAX_NOTEBOOK_BYTES >> 20} MiB", "Clear its outputs."
+            )
+        return content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"there is no notebook {path}", PULL) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8, as every notebook is", PULL) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+
+
+def plan(notebook: str, config: Config) -> Plan:
+    """Hold a notebook's text against the package on disk; nothing is written.
+
+    What the notebook carries is rendered once more: that tells the templates' cells from the
+    user's own, whatever has become of the package on disk since.
+
+    Raises:
+        ConfigError: the text is no notebook, was not rendered by kernelkit, or carries another
+            package than the project's.
+        MachineError: a file of the package cannot be read.
+    """
+    cells = read_cells(notebook)
+    package = _Package(embedded_manifest(cells), config)
+    package.require_shared_name()
+    templates = _Templates(package, cells)
+    reader = _Reader(package, templates)
+    for cell in cells:
+        reader.read(cell)
+    return reader.plan()
+
+
+def require_applicable(plan: Plan, *, force: bool = False) -> None:
+    """Raise if this plan must not be written; `force` lets the notebook win a conflict.
+
+    Raises:
+        ConfigError: the notebook writes to a path that is no file of the package.
+        VerificationError: a conflict. Exit code 8 says that what came home does not match what is
+            here; nothing is wrong with the command line or the project file, which 2 would mean.
+    """
+    if plan.refused:
+        raise ConfigError(
+            "\n".join(f"cell {r.cell}: {r.path}: {r.reason}" for r in plan.refused),
+            "Nothing was written. Mend or delete the cell in the notebook.",
+            plan.details,
+        )
+    if plan.conflicts and not force:
+        raise VerificationError(
+            "\n".join(
+                f"{change.name} was changed in cell {change.cell}, and otherwise on disk since the "
+                "notebook was rendered"
+                for change in plan.conflicts
+            ),
+            "Nothing was written. Bring the two together by hand, or let the notebook win: "
+            "--force.",
+            plan.details,
+        )
+
+
+def apply(plan: Plan, *, force: bool = False) -> None:
+    """Write every change into the package: all of them, or none.
+
+    Each file is written beside its place first, and put there when all have been written. An
+    interrupt in between leaves whole files; the same call then does the rest.
+
+    Raises:
+        ConfigError: see `require_applicable`.
+        VerificationError: see `require_applicable`.
+        MachineError: a file cannot be written.
+    """
+    require_applicable(plan, force=force)
+    written: list[tuple[Path, Path]] = []
+    try:
+        for change in plan.changes:
+            target = change.target
+            partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            written.append((partial, target))
+            partial.write_bytes(change.after)
+            if not change.added:
+                shutil.copymode(target, partial)
+        for partial, target in written:
+            partial.replace(target)
+    except OSError as error:
+        raise LocalError(
+            f"{error.filename or 'a file'} cannot be written: {error.strerror}",
+            "Mend that, then try again.",
+        ) from error
+    finally:
+        for partial, _ in written:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Package:
+    """The package on disk, as the notebook's manifest and the project file speak of it."""
+
+    manifest: Mapping[str, Any]
+    config: Config
+
+    def require_shared_name(self) -> None:
+        """Raise a ConfigError where the notebook carries another package."""
+        carried = list(self.manifest["roots"])
+        ours = [PurePosixPath(folder).name for folder in self.config.package]
+        if not set(carried) & set(ours):
+            raise ConfigError(
+                f"the notebook carries {', '.join(carried)}; this project's package is "
+                f"{', '.join(ours)}",
+                "Name the project that it was rendered from: --project DIR.",
+            )
+
+    @cached_property
+    def rendered(self) -> dict[str, str]:
+        """Path → sha256 of each file that the manifest names."""
+        return {file["path"]: file["sha256"] for file in self.manifest["files"]}
+
+    @cached_property
+    def sums_are_sound(self) -> bool:
+        """False where somebody has edited them, to please the check that the run makes."""
+        parts = [
+            (file["path"], digest_part(file["sha256"], file.get("executable") is True))
+            for file in self.manifest["files"]
+        ]
+        return digest_of(parts) == self.manifest.get("source_digest")
+
+    def change(self, path: str, cell: Cell, content: bytes) -> Change | None:
+        """What a file of the notebook means for the disk; None where there is nothing to do.
+
+        Raises:
+            PathError: the path is no file of the package.
+        """
+        base = self.rendered.get(path) if self.sums_are_sound else None
+        if base == _sha256(content):
+            return None
+        name, target = self._place(path)
+        on_disk = _content(target)
+        if on_disk == content:
+            return None
+        conflict = base != (None if on_disk is None else _sha256(on_disk))
+        return Change(path, name, target, cell.number, on_disk, content, conflict)
+
+    def has(self, path: str) -> bool:
+        """Whether the file lies on disk."""
+        try:
+            return self._place(path)[1].is_file()
+        except PathError:
+            return False
+
+    def _place(self, path: str) -> tuple[str, Path]:
+        """Where a path of the notebook lies: below the project, and as a file without links.
+
+        Raises:
+            PathError: it is no place for a file of the package.
+        """
+        pure = PurePosixPath(path)
+        if "\\" in path or _DRIVE.match(path) or not path.isprintable():
+            raise PathError(path, "a path has forward slashes and printable characters alone")
+        if pure.is_absolute() or ".." in pure.parts or not pure.parts:
+            raise PathError(path, "it leads out of the package")
+        if path not in self.rendered:
+            _refuse_what_no_bundle_carries(path, pure)
+        project = self.config.project.resolve()
+        place = project / self._root(pure.parts[0]) / pure
+        try:
+            target = place.resolve()  # through every link: this is where a write would end
+            around = [
+                folder
+                for folder in ((project / name).resolve() for name in self.config.package)
+                if target.is_relative_to(folder)
+            ]
+            blocking = [above for above in target.parents if above.exists() and not above.is_dir()]
+            blocking += [target] if target.exists() and not target.is_file() else []
+        except (OSError, RuntimeError, ValueError) as error:  # an endless link, too long a name
+            raise PathError(path, f"it cannot be followed: {error}") from None
+        if not around:
+            raise PathError(path, f"it lies outside {', '.join(self.config.package)}")
+        if path not in self.rendered:
+            _refuse_what_no_bundle_carries(path, target.relative_to(around[0]))
+        if blocking:
+            raise PathError(path, f"{blocking[0]} stands in its place")
+        return Path(os.path.relpath(place, project)).as_posix(), target
+
+    def _root(self, top: str) -> str:
+        """The folder of the project that holds the top-level name `top`."""
+        stated = self.manifest["roots"].get(top)
+        return stated if isinstance(stated, str) else "."
+
+
+class _Templates:
+    """The cells that the templates give, learned by rendering what the notebook carries again.
+
+    So they are known whatever has become of the package on disk since, and also where the notebook
+    has lost its tags.
+    """
+
+    def __init__(self, package: _Package, cells: list[Cell]) -> None:
+        self.notes: list[str] = []
+        self._parameters = set(package.manifest["parameters"])
+        self._cells = self._render(package, cells)
+        waiting = Counter(essence for _, essence in self._cells)
+        self._known = set()
+        for cell in cells:
+            essence = _essence(cell, package.manifest)
+            if waiting[essence]:
+                waiting[essence] -= 1
+                self._known.add(cell.number)
+        self._missing = [cell for cell, essence in self._cells if waiting[essence]]
+
+    def gives(self, cell: Cell) -> bool:
+        """Whether the cell is as a template gives it, and the first such."""
+        return cell.number in self._known
+
+    def resembling(self, cell: Cell) -> bool:
+        """Whether the cell is a missing one that was edited; that one is missed no longer."""
+        for missing in self._missing:
+            alike = cell.tags & missing.tags or cell.first_line == missing.first_line
+            if alike and cell.kind == missing.kind:
+                self.miss_no_longer(missing.tags)
+                return True
+        return False
+
+    def miss_no_longer(self, tags: frozenset[str]) -> None:
+        """The cell of these tags is there, edited."""
+        self._missing = [cell for cell in self._missing if not cell.tags & tags]
+
+    def missing(self) -> list[str]:
+        """Tags of the code cells that are not there; a file's own change tells of its cell."""
+        return [
+            ", ".join(sorted(cell.tags))
+            for cell in self._missing
+            if cell.kind == "code"
+            and not any(path != _RUNTIME_FILE for path, _ in cell.content.files)
+        ]
+
+    def is_parameters(self, cell: Cell) -> bool:
+        """By its tag, or because it sets most of the parameters and does nothing else."""
+        if "parameters" in cell.tags:
+            return True
+        found, other_code = assignments(cell)
+        shared = found.keys() & self._parameters
+        return not other_code and bool(shared) and 2 * len(shared) >= len(self._parameters)
+
+    def is_heading(self, cell: Cell) -> bool:
+        """Whether it tells of an edited module: it shows what the docstring was before."""
+        heads = {_head(known) for known, _ in self._cells if known.kind == "markdown"}
+        tells = any(path in cell.source for path in self._edited)
+        return cell.kind == "markdown" and tells and _head(cell) in heads
+
+    def _render(self, package: _Package, cells: list[Cell]) -> list[tuple[Cell, tuple[str, str]]]:
+        manifest = package.manifest
+        carried = {path: content for cell in cells for path, content in cell.content.files}
+        self._edited = [
+            path
+            for path, sha256 in package.rendered.items()
+            if path not in carried or _sha256(carried[path]) != sha256
+        ]
+        stated = manifest.get("provenance")
+        stated = stated if is_table(stated) else {}
+        bundle = Bundle(
+            roots=manifest["roots"],
+            entry=manifest["entry"],
+            files=tuple(_source_file(path, carried.get(path, b"")) for path in package.rendered),
+            third_party={},
+            provenance=Provenance(stated.get("commit"), stated.get("dirty")),
+        )
+        as_then = {key: manifest.get(key) for key in ("profile", "parameters", "entry")}
+        config_now = package.config
+        config = config_now.model_copy(
+            update={
+                **as_then,
+                "outputs": tuple(manifest["outputs"]),
+                "pip": tuple(map(str, manifest.get("pip") or ())),
+                "layout": manifest.get("layout", config_now.layout),
+                "kernel": _kernel_then(manifest, config_now.kernel),
+                "comments": parameter_comments(package.config.project, manifest.get("profile")),
+            }
+        )
+        if manifest.get("kernelkit") != kernelkit.__version__:
+            self.notes.append(
+                f"kernelkit {manifest.get('kernelkit')} has rendered the notebook: cells of its "
+                "templates may be listed as well"
+            )
+        try:
+            kernel = render(bundle, config)
+        except TemplateError as error:
+            self.notes.append(f"cells of the templates are listed as well: {error}")
+            return []
+        return [(cell, _essence(cell, kernel.manifest)) for cell in read_cells(kernel.notebook)]
+
+
+@dataclass
+class _Reader:
+    """Reads cell after cell, and keeps what each of them comes to."""
+
+    package: _Package
+    templates: _Templates
+    carried: dict[str, tuple[Cell, bytes]] = field(default_factory=dict)
+    """Path → the last cell that writes it, and what."""
+
+    left: list[LeftCell] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+    parameters: list[ParameterChange] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def read(self, cell: Cell) -> None:
+        """Take one cell, in the order of a run."""
+        content, known = cell.content, self.templates.gives(cell)
+        for path, file in content.files:
+            self._carry(cell, path, file)
+        if content.refused:
+            self._refuse(cell, content.refused)
+        elif content.unreadable:
+            self._leave(cell, content.unreadable)
+        elif known or not cell.source.strip():
+            return
+        elif content.files:
+            self._read_carrier(cell)
+        elif self.templates.is_parameters(cell):
+            self.templates.miss_no_longer(frozenset({"parameters"}))
+            self._read_parameters(cell)
+        else:
+            self._read_other(cell)
+
+    def plan(self) -> Plan:
+        """Everything together, once all cells have been read."""
+        unchanged: list[str] = []
+        changes: dict[Path, Change] = {}
+        for path, (cell, content) in self.carried.items():
+            try:
+                change = self.package.change(path, cell, content)
+                if change is None:
+                    unchanged.append(path)
+                elif changes.setdefault(change.target, change).after != content:
+                    raise PathError(path, f"a link makes it {changes[change.target].path} too")
+            except PathError as error:
+                self._refuse(cell, error)
+        gone = [path for path in self.package.rendered if path not in self.carried]
+        if not self.package.sums_are_sound:
+            self.notes.append(
+                "the sums in BUNDLE are not those of the render: whatever differs from the disk "
+                "is taken for a conflict"
+            )
+        missing = [f"no cell is as its template gives it: {t}" for t in self.templates.missing()]
+        return Plan(
+            changes=tuple(sorted(changes.values(), key=lambda change: change.name)),
+            refused=tuple(self.refused),
+            unchanged=tuple(sorted(unchanged)),
+            gone=tuple(path for path in gone if self.package.has(path)),
+            left=tuple(self.left),
+            parameters=tuple(self.parameters),
+            notes=(*self.templates.notes, *self.notes, *missing),
+        )
+
+    def _refuse(self, cell: Cell, error: PathError) -> None:
+        self.refused.append(Refusal(error.path, cell.number, str(error)))
+
+    def _leave(self, cell: Cell, reason: str) -> None:
+        self.left.append(LeftCell(cell.number, cell.first_line, reason))
+
+    def _carry(self, cell: Cell, path: str, content: bytes) -> None:
+        if path == _RUNTIME_FILE:
+            return
+        before = self.carried.get(path)
+        if before is not None and before[1] != content:
+            self.notes.append(
+                f"cells {before[0].number} and {cell.number} both write {path}: the later counts, "
+                "as in a run"
+            )
+        self.carried[path] = (cell, content)
+
+    def _read_carrier(self, cell: Cell) -> None:
+        if any(path == _RUNTIME_FILE for path, _ in cell.content.files):
+            self.templates.miss_no_longer(frozenset({"runtime"}))
+            self._leave(cell, "the runtime is kernelkit's own, no file of the package")
+        elif cell.content.other_code:
+            self._leave(cell, "beside the files that it carries it has code of your own")
+
+    def _read_parameters(self, cell: Cell) -> None:
+        manifest, config = self.package.manifest, self.package.config
+        found, other_code = assignments(cell)
+        before = {name: repr(value) for name, value in manifest["parameters"].items()}
+        differing = [name for name in before | found if before.get(name) != found.get(name)]
+        if other_code or not differing:
+            self._leave(cell, "beside its assignments it differs from its template")
+        if cell.tree is None:
+            return
+        profile = manifest.get("profile")
+        now = config.parameters if profile == config.profile else {}
+        done = {name for name, value in now.items() if found.get(name) == repr(value)}
+        section = f"[tool.kernelkit.{f'profiles.{profile}.' if profile else ''}parameters]"
+        self.parameters += [
+            ParameterChange(name, before.get(name), found.get(name), section)
+            for name in differing
+            if name not in done
+        ]
+
+    def _read_other(self, cell: Cell) -> None:
+        if "injected-parameters" in cell.tags or cell.first_line == "# Parameters":
+            self._leave(cell, "papermill's parameters of one run")
+        elif self.templates.is_heading(cell):
+            return
+        elif self.templates.resembling(cell):
+            self._leave(cell, "it differs from its template")
+        else:
+            self._leave(cell, "your own cell")
+
+
+def _refuse_what_no_bundle_carries(path: str, below: PurePosixPath | Path) -> None:
+    hidden = [part for part in below.parts if part.startswith(".") or part == "__pycache__"]
+    if hidden or below.suffix in COMPILED_SUFFIXES | _NEVER_SUFFIXES:
+        raise PathError(path, "a package's hidden, compiled and notebook files are not carried")
+
+
+def _kernel_then(manifest: Mapping[str, Any], now: KernelSettings) -> KernelSettings:
+    """The kernel's settings as they were, where the notebook tells them."""
+    stated = manifest.get("kernel")
+    if not is_table(stated):
+        return now
+    lists = {name: tuple(v) for name, v in stated.items() if isinstance(v, list)}
+    try:
+        return KernelSettings.model_validate({**stated, **lists})
+    except ValueError:
+        return now
+
+
+def _head(cell: Cell) -> str:
+    """The first line of a heading, without the summary behind a module's path."""
+    return cell.first_line.partition(":")[0]
+
+
+def _source_file(path: str, content: bytes) -> SourceFile:
+    """For a render: with the docstring's first line where it is a module that parses."""
+    name, _, suffix = path.rpartition(".")
+    importable = suffix == "py" and all(part.isidentifier() for part in name.split("/"))
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            docstring = ast.get_docstring(ast.parse(content)) if importable else None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        docstring = None
+    summary = (docstring or "").partition("\n")[0].strip()
+    return SourceFile(path, content, module=None, summary=summary.encode(errors="replace").decode())
+
+
+def _content(target: Path) -> bytes | None:
+    try:
+        return target.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise LocalError(f"{target} cannot be read: {error.strerror}") from error
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _essence(cell: Cell, manifest: Mapping[str, Any]) -> tuple[str, str]:
+    """A cell's kind and text without what differs from one render to the next.
+
+    That is the embedded manifest, and the digests, the version and the number of files wherever
+    they are shown. White space at the ends of lines is an editor's to take.
+    """
+    text = without_manifest(cell)
+    facts = [manifest.get(name) for name in ("digest", "source_digest", "kernelkit")]
+    for fact in [*facts, f"{len(manifest['files'])} files"]:
+        text = text.replace(fact, "…") if isinstance(fact, str) and fact else text
+    return cell.kind, "\n".join(line.rstrip() for line in text.split("\n")).strip()
+
+
+def _lines(content: bytes) -> list[str]:
+    """For a diff: cut at newlines alone, each with its own."""
+    if b"\0" in content:
+        raise UnicodeDecodeError("utf-8", content, 0, 1, "a null byte")
+    lines = content.decode().split("\n")
+    return [f"{line}\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])

@@ -1,0 +1,252 @@
+"""What Kaggle would refuse, or run other than meant, found before anything is sent.
+
+Every check is a pure function from a `Kernel` to the problems it sees; all are shown at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from slugify import slugify
+
+from kernelkit.bundle import image, secrets
+from kernelkit.bundle.image import Presence
+from kernelkit.bundle.secrets import Credential
+from kernelkit.config import near_miss
+from kernelkit.notebook.render import SIZE_CAP_BYTES, SIZE_LIMIT_BYTES, Kernel
+
+LARGEST = 8  # files named, where the notebook is too large
+SHORTEST_NAME = 5  # characters, of title and slug alike
+PLACES = ("input", "working", "temp")  # what `runtime` resolves
+P100 = "NvidiaTeslaP100"  # CUDA capability 6.0, for which the image's torch has no code
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that stands against a push."""
+
+    subject: str
+    """The key or file it is about."""
+
+    message: str
+    remedy: str
+
+
+def check(kernel: Kernel, own: Collection[Credential] = ()) -> list[Problem]:
+    """Every problem of the kernel; an empty list where it may be pushed.
+
+    `own` are this machine's credentials, which must not be among what is sent.
+    """
+    problems = [problem for look in CHECKS for problem in look(kernel)]
+    return [*problems, *check_secrets(kernel, own)]
+
+
+def check_size(kernel: Kernel) -> Iterator[Problem]:
+    """The source as it is sent, under Kaggle's cap with room to spare."""
+    size = len(kernel.payload)
+    if size <= SIZE_LIMIT_BYTES:
+        return
+    files = [share for share in kernel.budget if share.path and share.size * 100 > size]
+    largest = sorted(files, key=lambda share: -share.size)[:LARGEST]
+    table = [f"{share.size:>12,} B  {share.path}\n" for share in largest]
+    yield Problem(
+        "notebook",
+        f"{size:,} B as it is sent; Kaggle's cap is {SIZE_CAP_BYTES:,} B, and "
+        f"{SIZE_LIMIT_BYTES:,} B is what is known to pass. The largest files:\n" + "".join(table),
+        ('Set layout = "auto"; l' if kernel.manifest["layout"] == "cells" else "L")
+        + "eave files out (exclude, only_reachable = true), move data into a Kaggle dataset, or "
+        "what does not change into a wheel that the run installs",
+    )
+
+
+def check_names(kernel: Kernel) -> Iterator[Problem]:
+    """Kaggle makes the slug of a new kernel from its title: both must agree."""
+    title, slug = str(kernel.metadata["title"]), kernel.slug
+    for subject, name in (("title", title), ("id", slug)):
+        if len(name) < SHORTEST_NAME:
+            yield Problem(
+                subject,
+                f'"{name}" has fewer than {SHORTEST_NAME} characters',
+                "Choose a longer one.",
+            )
+    if slugify(title) != slug:
+        yield Problem(
+            "title",
+            f'"{title}" becomes the slug "{slugify(title)}", but the id says "{slug}"',
+            f'Set id = "{slugify(title)}", or a title that becomes "{slug}".',
+        )
+
+
+def check_accelerator(kernel: Kernel) -> Iterator[Problem]:
+    """A GPU is asked for by name, and by one that the image's torch can use."""
+    fields = kernel.manifest["kernel"]
+    if fields["enable_gpu"] and not fields["machine_shape"]:
+        yield Problem(
+            "machine_shape",
+            "enable_gpu without a machine_shape gets Kaggle's default GPU, a P100, on which the "
+            "image's torch cannot compute",
+            'Set machine_shape = "NvidiaTeslaT4".',
+        )
+    if fields["machine_shape"] == P100:
+        yield Problem(
+            "machine_shape",
+            "the image's torch has no code for a P100: it sees the card, and the first operation "
+            "fails",
+            'Set machine_shape = "NvidiaTeslaT4".',
+        )
+    if kernel.manifest["wants_gpu"] and fields["enable_tpu"]:
+        yield Problem("enable_tpu", "asks for a TPU beside a GPU", "Choose one of them.")
+
+
+def check_inputs(kernel: Kernel) -> Iterator[Problem]:
+    """Each `kaggle://input/<slug>` among the parameters is a declared source."""
+    fields = kernel.manifest["kernel"]
+    owned = [*fields["dataset_sources"], *fields["kernel_sources"], *fields["model_sources"]]
+    declared = {*fields["competition_sources"]}
+    declared |= {source.split("/")[1] for source in owned if "/" in source}
+    for name, value in kernel.manifest["parameters"].items():
+        for address in _addresses(value):
+            place, _, rest = address.partition("/")
+            slug = rest.partition("/")[0]
+            if place not in PLACES:
+                yield Problem(
+                    f"parameters.{name}",
+                    f"kaggle://{address} is no place of a run",
+                    f"There are kaggle://{', kaggle://'.join(PLACES)}.",
+                )
+            elif place == "input" and slug not in declared:
+                yield Problem(
+                    f"parameters.{name}",
+                    f"wants kaggle://input/{slug}, which is no source of this kernel",
+                    "Add it to competition_sources, dataset_sources or kernel_sources.",
+                )
+
+
+def check_sources(kernel: Kernel) -> Iterator[Problem]:
+    """Datasets and kernels are named by their owner too: Kaggle drops what it cannot find."""
+    fields = kernel.manifest["kernel"]
+    for kind, form in (
+        ("dataset_sources", r"[^/]+/[^/]+(/\d+)?"),
+        ("kernel_sources", r"[^/]+/[^/]+(/\d+)?"),
+        ("competition_sources", r"[^/]+"),
+        ("model_sources", r"[^/]+/[^/]+/[^/]+/[^/]+/\d+"),
+    ):
+        for source in fields[kind]:
+            if not re.fullmatch(form, source):
+                yield Problem(kind, f'"{source}" has not the form {FORMS[kind]}', "Mend the name.")
+
+
+def check_image(kernel: Kernel) -> Iterator[Problem]:
+    """What is imported is in the image, or is installed by the run, which needs the internet."""
+    fields, pip = kernel.manifest["kernel"], kernel.manifest["pip"]
+    if pip and not fields["enable_internet"]:
+        yield Problem(
+            "pip",
+            f"the run is to install {', '.join(pip)}, and has no internet",
+            "Set enable_internet = true in [tool.kernelkit.kernel].",
+        )
+    for finding in image.compare(kernel.bundle.third_party, pip, kernel.image):
+        if finding.presence is Presence.ABSENT:
+            yield Problem(
+                finding.places[0],
+                f'imports "{finding.module}", which Kaggle\'s image does not have',
+                f'Add pip = ["{finding.distribution}"] to [tool.kernelkit]'
+                + ("" if fields["enable_internet"] else ", and set enable_internet = true")
+                + ".",
+            )
+
+
+def check_parameters(kernel: Kernel) -> Iterator[Problem]:
+    """The entry can be called with the parameters."""
+    signature, entry = kernel.bundle.signature, kernel.bundle.entry
+    if signature is None:
+        return
+    given = kernel.manifest["parameters"].keys()
+    for name in sorted(given - signature.accepted if not signature.open else ()):
+        yield Problem(
+            f"parameters.{name}",
+            f"{entry} takes no such argument{near_miss(name, signature.accepted)}",
+            "Take it out of [tool.kernelkit.parameters], or give the function the argument.",
+        )
+    for name in sorted(signature.required - given):
+        yield Problem(
+            f"parameters.{name}",
+            f"{entry} cannot be called without it",
+            "Add it to [tool.kernelkit.parameters], or give the argument a default.",
+        )
+
+
+def check_secrets(kernel: Kernel, own: Collection[Credential] = ()) -> Iterator[Problem]:
+    """No key, token or password in anything that would be sent; they are never shown."""
+    for finding in secrets.scan(kernel, own):
+        yield Problem(
+            finding.where,
+            f"{finding.kind} would be sent along",
+            "Take it out: in the run, read it from Kaggle's secrets "
+            "(kaggle_secrets.UserSecretsClient) or from a private dataset. If it is no secret, end "
+            'the line with the comment "# pragma: allowlist secret", or, where no comment can '
+            f'stand, set allow_secrets = ["{finding.where}"] in [tool.kernelkit].',
+        )
+
+
+def advise(kernel: Kernel) -> list[str]:
+    """What a person should know, and what stops nothing."""
+    words = list(kernel.bundle.notes)
+    required = {canonicalize_name(Requirement(text).name) for text in kernel.manifest["pip"]}
+    for finding in image.compare(kernel.bundle.third_party, kernel.manifest["pip"], kernel.image):
+        place = finding.places[0]
+        if finding.presence is Presence.OTHER_VERSION:
+            words.append(
+                f"{finding.distribution} is {finding.image_version} in Kaggle's image, "
+                f"{finding.local_version} here ({place})"
+            )
+        elif finding.presence is Presence.UNKNOWN:
+            words.append(
+                f'whether Kaggle\'s image has "{finding.module}" is not known ({place}): '
+                'if not, add it to "pip" in [tool.kernelkit]'
+            )
+        elif finding.presence is Presence.BY_PIP and finding.distribution not in required:
+            words.append(
+                f'whether one of the requirements of "pip" brings "{finding.module}" is not known '
+                f"({place})"
+            )
+    for finding in image.compare(kernel.bundle.optional, kernel.manifest["pip"], kernel.image):
+        if finding.presence is Presence.ABSENT:
+            words.append(
+                f'"{finding.module}" is not in Kaggle\'s image: {finding.places[0]} does without it'
+            )
+    return words
+
+
+FORMS = {
+    "dataset_sources": "owner/slug",
+    "kernel_sources": "owner/slug",
+    "competition_sources": "slug",
+    "model_sources": "owner/model/framework/instance/version",
+}
+
+CHECKS: tuple[Callable[[Kernel], Iterator[Problem]], ...] = (
+    check_size,
+    check_names,
+    check_accelerator,
+    check_inputs,
+    check_sources,
+    check_image,
+    check_parameters,
+)
+
+
+def _addresses(value: Any) -> Iterator[str]:
+    """Every `kaggle://` address in a parameter, without that beginning."""
+    if isinstance(value, str) and value.startswith("kaggle://"):
+        yield value.removeprefix("kaggle://")
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _addresses(item)
+    elif isinstance(value, dict):
+        yield from _addresses(list(value.values()))

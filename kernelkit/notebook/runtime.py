@@ -1,0 +1,441 @@
+"""The run side: finds the inputs, checks the hardware, calls the entry, writes the run manifest.
+
+This file travels inside the notebook as the module `kernelkit_runtime`. It needs the standard
+library only, and knows of the build side nothing but the manifest (`bundle.json`) it is given.
+A cell that fails, whichever it is, leaves a manifest that says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import importlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+MANIFEST_NAME = "run-manifest.json"
+MANIFEST_MARK = "kernelkit-manifest "
+"""Begins the one log line that carries the manifest of a failed run."""
+
+SEARCH_DEPTH = 4  # /kaggle/input/competitions/<slug>/<folder of the archive>/
+TREE_LINES = 60  # enough to see what was mounted, short enough for a log
+MANIFEST_LINE_CHARACTERS = 6000  # of a traceback: its end tells most, and a log line stays readable
+MAX_RESULTS = 20  # tables and pictures shown in the notebook
+MAX_PICTURE_BYTES = 1_000_000  # a larger one would bloat the executed notebook
+PIP_CHARACTERS = 2000  # of its complaint: the end tells why
+NVIDIA_SMI_TIMEOUT_SECONDS = 30
+CHUNK_BYTES = 1 << 20
+
+
+class RuntimeFault(Exception):
+    """The run cannot go on, and its message says why and what to do."""
+
+
+class Run:
+    """One run of a kernel, from its first cell to its last.
+
+    `bundle` is the manifest of the build side, `source_dir` the folder where the notebook has
+    written the sources: it becomes the first entry of `sys.path`.
+    """
+
+    def __init__(self, bundle: Mapping[str, Any], source_dir: str | Path) -> None:
+        self.bundle = bundle
+        self.source_dir = Path(source_dir)
+        self.input_dir = _place("KAGGLE_INPUT_DIR", "/kaggle/input")
+        self.working_dir = _place("KAGGLE_WORKING_DIR", "/kaggle/working") or Path.cwd()
+        self.temp_dir = _place("KAGGLE_TEMP_DIR", "/kaggle/temp") or Path(tempfile.gettempdir())
+        self.hardware: dict[str, Any] = {}
+        self.parameters: dict[str, Any] = {}
+        self._started = time.time()
+        self._watch_cells()
+
+    def check_hardware(self) -> dict[str, Any]:
+        """What the run really has, after a real operation on the device that was asked for.
+
+        Raises:
+            RuntimeFault: a GPU was asked for, and there is none or it cannot compute.
+        """
+        session = re.search(r"\d+$", os.environ.get("KAGGLE_CONTAINER_NAME", ""))
+        if session:  # the one way to learn by which number Kaggle would end this run [A]
+            print("kernelkit session", session[0], flush=True)
+        self.hardware = {
+            "machine": platform.machine(),
+            "cpus": os.cpu_count(),
+            "gpus": _nvidia_gpus(),
+            "gpu_checked": False,
+        }
+        kernel = self.bundle["kernel"]
+        if self.bundle["wants_gpu"]:
+            asked = kernel["machine_shape"] or "a GPU"
+            if not self.hardware["gpus"]:
+                raise RuntimeFault(
+                    f"This kernel asks for {asked} and the run has no GPU. On Kaggle: is the "
+                    "account verified by phone, and is there GPU quota left? For a run on a CPU "
+                    "set enable_gpu = false and machine_shape = ''."
+                )
+            self.hardware["gpu_checked"] = _compute_on_gpu(asked, self.hardware["gpus"])
+        print("hardware:", json.dumps(self.hardware, sort_keys=True))
+        return self.hardware
+
+    def write_source(self, path: str, content: bytes) -> None:
+        """Write one file of the package that a `%%writefile` cell could not carry exactly."""
+        target = self.source_dir / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+        print(f"Writing {target}")
+
+    def unpack(self, archive: str) -> None:
+        """Write the files of the packages that are carried compressed: a .tar.xz in base64."""
+        with tarfile.open(fileobj=io.BytesIO(base64.b64decode(archive)), mode="r:xz") as tar:
+            tar.extractall(self.source_dir, filter="data")
+            print(f"Writing {len(tar.getnames())} files to {self.source_dir}")
+
+    def pip_install(self, requirements: list[str]) -> None:
+        """Install what the image does not have.
+
+        Raises:
+            RuntimeFault: pip does not succeed; the message is its own.
+        """
+        command = [sys.executable, "-m", "pip", "install", "--quiet", *requirements]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            words = (done.stderr or done.stdout).strip()[-PIP_CHARACTERS:]
+            raise RuntimeFault(f"pip could not install {', '.join(requirements)}:\n{words}")
+        importlib.invalidate_caches()
+        print(f"installed {', '.join(requirements)}")
+
+    def check_sources(self) -> None:
+        """Hold every source on disk against the manifest, and let workers import them too.
+
+        Raises:
+            RuntimeFault: a file is missing or differs.
+        """
+        wrong = [
+            f"{file['path']}: {'is missing' if found is None else 'has other content'}"
+            for file in self.bundle["files"]
+            if (found := _sha256(self.source_dir / file["path"])) != file["sha256"]
+        ]
+        if wrong:
+            raise RuntimeFault(
+                "The sources on disk are not those of the package:\n  "
+                + "\n  ".join(wrong)
+                + "\nWas a cell edited or skipped? Edit the package, and render anew."
+            )
+        for file in self.bundle["files"]:
+            if file.get("executable"):
+                (self.source_dir / file["path"]).chmod(0o755)
+        source_dir = str(self.source_dir)
+        if source_dir not in sys.path:
+            sys.path.insert(0, source_dir)
+        # The kernel may have imported its own copy of a package that travels in here.
+        for name in self._foreign_modules():
+            del sys.modules[name]
+        # Spawned workers and `python -m` start without this notebook's sys.path.
+        inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+        if source_dir not in inherited:
+            os.environ["PYTHONPATH"] = os.pathsep.join([source_dir, *inherited])
+        importlib.invalidate_caches()
+        print(f"{len(self.bundle['files'])} files, each with the sha256 of the package")
+
+    def resolve(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters with every `kaggle://` address turned into a path of this run.
+
+        `kaggle://input/<slug>` is looked for in the mounts of 2026, then in the former ones, then
+        by a bounded search; `kaggle://working` and `kaggle://temp` are the folders of that name.
+
+        Raises:
+            RuntimeFault: an input is not there; the message shows what is.
+        """
+        self.parameters = {name: self._resolve(value) for name, value in parameters.items()}
+        for name, value in self.parameters.items():
+            print(f"{name} = {value!r}")
+        return self.parameters
+
+    def call(self, entry: str, parameters: Mapping[str, Any]) -> Any:
+        """Import "package.module:function" from the sources and call it with the parameters.
+
+        `sys.exit(0)`, with which many programs end, is a good end.
+
+        Raises:
+            RuntimeFault: another copy of one of the packages was imported.
+        """
+        module_name, _, function = entry.partition(":")
+        module = importlib.import_module(module_name)
+        self._require_own_copies()  # before hours are spent on the wrong code
+        os.chdir(self.working_dir)
+        result = None
+        try:
+            result = getattr(module, function)(**parameters)
+        except SystemExit as end:
+            if end.code not in (None, 0):
+                raise
+        self._require_own_copies()  # what was imported on the way counts too
+        return result
+
+    def show_results(self) -> None:
+        """Show each table (Markdown) and picture (PNG) that the run left in its working folder."""
+        from IPython.display import Image, Markdown, display
+
+        found = [path for path in sorted(self.working_dir.rglob("*")) if path.is_file()]
+        results = [path for path in found if path.suffix in (".md", ".png")]
+        for path in results[:MAX_RESULTS]:
+            if path.suffix == ".md":
+                display(Markdown(path.read_text(encoding="utf-8", errors="replace")))
+            elif path.stat().st_size <= MAX_PICTURE_BYTES:
+                display(Image(path.read_bytes()))
+        if len(results) > MAX_RESULTS:
+            print(f"… and {len(results) - MAX_RESULTS} more tables and pictures")
+
+    def finish(self) -> dict[str, Any]:
+        """Write the manifest of a run that came to its end.
+
+        Raises:
+            RuntimeFault: a declared output is not there.
+        """
+        missing = [
+            name for name in self.bundle["outputs"] if not (self.working_dir / name).is_file()
+        ]
+        if missing:
+            raise RuntimeFault(
+                f"The run ended without its declared outputs: {', '.join(missing)}. Found in "
+                f"{self.working_dir}:\n{_tree(self.working_dir)}"
+            )
+        manifest = self._write_manifest("complete", None)
+        for output in manifest["outputs"]:
+            print(f"{output['sha256'][:12]}  {output['size']:>12,} B  {output['path']}")
+        return manifest
+
+    def _resolve(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._resolve(item) for item in value]
+        if isinstance(value, dict):
+            return {key: self._resolve(item) for key, item in value.items()}
+        if not isinstance(value, str) or not value.startswith("kaggle://"):
+            return value
+        place, _, rest = value.removeprefix("kaggle://").partition("/")
+        if place == "input":
+            return str(self._find_input(rest))
+        folder = {"working": self.working_dir, "temp": self.temp_dir}.get(place)
+        if folder is None:
+            raise RuntimeFault(f"{value}: this run has no folder {place!r}")
+        folder.mkdir(parents=True, exist_ok=True)
+        return str(folder / rest)
+
+    def _find_input(self, address: str) -> Path:
+        if self.input_dir is None:
+            raise RuntimeFault(
+                f"kaggle://input/{address}: this machine has no /kaggle/input. Outside Kaggle give "
+                "the parameter a path, or name the folder of inputs in KAGGLE_INPUT_DIR."
+            )
+        slug, _, rest = address.partition("/")
+        found = sorted(set(self._mounts(slug)))
+        if len(found) == 1:
+            return found[0] / rest
+        reason = f"{len(found)} folders have that name" if found else "no folder has that name"
+        raise RuntimeFault(
+            f"kaggle://input/{address}: {reason}. Is {slug!r} among the kernel's sources, and were "
+            f"its rules accepted? Found in {self.input_dir}:\n{_tree(self.input_dir)}"
+        )
+
+    def _mounts(self, slug: str) -> list[Path]:
+        assert self.input_dir is not None
+        base = self.input_dir
+        patterns = [
+            f"competitions/{slug}",
+            f"datasets/*/{slug}",
+            f"notebooks/*/{slug}",
+            f"models/*/{slug}",
+            slug,
+            *("/".join(["*"] * depth + [slug]) for depth in range(1, SEARCH_DEPTH)),
+        ]
+        for pattern in patterns:
+            found = [path for path in base.glob(pattern) if path.is_dir()]
+            if found:
+                return found
+        return []
+
+    def _require_own_copies(self) -> None:
+        for name in self._foreign_modules():
+            origin = sys.modules[name].__file__
+            raise RuntimeFault(f"{name} came from {origin}, not from {self.source_dir}")
+
+    def _foreign_modules(self) -> list[str]:
+        """Loaded modules that the packages hold too, and that come from elsewhere."""
+        paths = [file["path"] for file in self.bundle["files"] if file["path"].endswith(".py")]
+        modules = {path[:-3].removesuffix("/__init__").replace("/", ".") for path in paths}
+        packages = {p[:-12].replace("/", ".") for p in paths if p.endswith("/__init__.py")}
+        source_dir = self.source_dir.resolve()
+        found = []
+        for name, module in sorted(sys.modules.items()):
+            origin = getattr(module, "__file__", None)
+            parents = (name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1))
+            own = name in modules or not packages.isdisjoint(parents)
+            if own and origin and not Path(origin).resolve().is_relative_to(source_dir):
+                found.append(name)
+        return found
+
+    def _watch_cells(self) -> None:
+        """Have IPython tell of every cell's end, so that any failing cell leaves a manifest."""
+        try:
+            from IPython.core.getipython import get_ipython
+        except ImportError:  # the module alone, in a test or a script
+            return
+        shell = get_ipython()
+        if shell is not None:
+            shell.events.register("post_run_cell", self._cell_ended)
+
+    def _cell_ended(self, result: Any) -> None:
+        error = result.error_before_exec or result.error_in_exec
+        if error is not None:
+            manifest = self._write_manifest("failed", error)
+            for key in ("error", "traceback"):
+                manifest[key] = manifest[key][-MANIFEST_LINE_CHARACTERS:]
+            line = json.dumps(manifest, sort_keys=True, default=str)
+            print(MANIFEST_MARK + line, flush=True)
+
+    def _write_manifest(self, status: str, error: BaseException | None) -> dict[str, Any]:
+        manifest = {
+            "schema": 1,
+            "digest": self.bundle["digest"],
+            "status": status,
+            "error": None if error is None else f"{type(error).__name__}: {error}",
+            "traceback": None if error is None else "".join(traceback.format_exception(error)),
+            "parameters": self.parameters,
+            "outputs": [_describe(self.working_dir, name) for name in self._existing_outputs()],
+            "versions": _versions(self.bundle["third_party"]),
+            "hardware": self.hardware,
+            "started": _timestamp(self._started),
+            "seconds": round(time.time() - self._started, 3),
+        }
+        target = self.working_dir / MANIFEST_NAME
+        partial = target.with_suffix(".partial")
+        # A surrogate in somebody's error message must not cost the manifest: ASCII, escaped.
+        text = json.dumps(manifest, indent=1, sort_keys=True, default=str)
+        partial.write_text(text + "\n", encoding="ascii")
+        partial.replace(target)
+        return manifest
+
+    def _existing_outputs(self) -> Iterator[str]:
+        return (name for name in self.bundle["outputs"] if (self.working_dir / name).is_file())
+
+
+def _place(variable: str, default: str) -> Path | None:
+    """The folder that the environment names, else Kaggle's own where it exists."""
+    stated = os.environ.get(variable)
+    if stated:
+        return Path(stated)
+    return Path(default) if Path(default).is_dir() else None
+
+
+def _nvidia_gpus() -> list[str]:
+    """Names of the GPUs as the driver tells them; PyTorch's word may be a wish (see P100)."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=NVIDIA_SMI_TIMEOUT_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def _compute_on_gpu(asked: str, gpus: list[str]) -> bool:
+    """Multiply on every GPU: `torch.cuda.is_available()` is True on cards torch cannot use.
+
+    Returns False where the image has no PyTorch to check with.
+    """
+    try:
+        import torch
+    except ImportError:
+        return False
+    try:
+        for index in range(torch.cuda.device_count()):
+            ones = torch.ones(64, 64, device=f"cuda:{index}")
+            if float((ones @ ones).sum()) != 64.0**3:
+                raise RuntimeError(f"cuda:{index} multiplies wrongly")
+        if not torch.cuda.device_count():
+            raise RuntimeError("torch sees no CUDA device")
+    except RuntimeError as error:
+        raise RuntimeFault(
+            f"This kernel asks for {asked}; the run has {', '.join(gpus)}, and torch "
+            f"{torch.__version__} cannot compute there: {error}. Set another machine_shape."
+        ) from error
+    return True
+
+
+def _describe(folder: Path, name: str) -> dict[str, Any]:
+    """Name, size in bytes and sha256 of an output; of a csv its rows and a hash of its ids too."""
+    path = folder / name
+    described = {"path": name, "size": path.stat().st_size, "sha256": _sha256(path)}
+    return {**described, **_describe_csv(path)} if path.suffix == ".csv" else described
+
+
+def _describe_csv(path: Path) -> dict[str, Any]:
+    """Rows below the header, and the sha256 over the first column, a newline after each id.
+
+    Both are None where the file cannot be read as a UTF-8 csv: its sha256 must do.
+    """
+    ids, rows = hashlib.sha256(), 0
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            reader = csv.reader(stream)
+            next(reader, None)
+            for row in reader:
+                ids.update((row[0] if row else "").encode() + b"\n")
+                rows += 1
+    except (UnicodeDecodeError, csv.Error):
+        return {"rows": None, "ids_sha256": None}
+    return {"rows": rows, "ids_sha256": ids.hexdigest()}
+
+
+def _sha256(path: Path) -> str | None:
+    """Of a file's content, in hexadecimal; None where there is no such file."""
+    if not path.is_file():
+        return None
+    state = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            state.update(chunk)
+    return state.hexdigest()
+
+
+def _versions(third_party: list[str]) -> dict[str, str]:
+    """Of Python and of the distributions behind the imported names, where they are installed."""
+    distributions = importlib.metadata.packages_distributions()
+    names = {name for module in third_party for name in distributions.get(module, [])}
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in sorted(names)},
+    }
+
+
+def _tree(folder: Path) -> str:
+    """The folder's content, a line each, `SEARCH_DEPTH` deep and `TREE_LINES` long."""
+    lines = []
+    for path in sorted(folder.rglob("*")):
+        depth = len(path.relative_to(folder).parts)
+        if depth <= SEARCH_DEPTH:
+            lines.append("  " * depth + path.name + ("/" if path.is_dir() else ""))
+    cut = [f"  … and {len(lines) - TREE_LINES} more"] if len(lines) > TREE_LINES else []
+    return "\n".join(lines[:TREE_LINES] + cut) or "  (nothing)"
+
+
+def _timestamp(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -1,0 +1,815 @@
+"""The project's own tests, run against what the notebook wrote: the same results, or a failure.
+
+Two copies of the project are made, each in a temporary folder. In the first the package lies where
+it is. In the second it is missing, and its place on the import path takes the folder that the
+notebook has filled: its cells up to the check of the sources really run, in a fresh Jupyter kernel
+that knows nothing of the project. The same pytest command runs in both, and every test must come to
+the same end. Whatever the package reads beside itself is not there the second time: so it is on
+Kaggle.
+
+What is not covered: what the notebook's `pip` cell would install, the versions of Kaggle's image,
+its hardware, and the metadata of an installed package (`importlib.metadata` finds what `--python`
+has installed).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from kernelkit.bundle.files import RUNTIME_MODULE, TEST, Bundle, ask_git
+from kernelkit.config import Config
+from kernelkit.errors import (
+    ConfigError,
+    DeadlineError,
+    LocalError,
+    TemplateError,
+    VerificationError,
+)
+from kernelkit.notebook.render import Kernel
+
+DEADLINE_SECONDS = 600.0  # for the notebook, and for each of the two test runs
+KERNEL_START_SECONDS = 300  # on a machine that is busy
+ANSWER_SECONDS = 60  # for a Python to say what it has installed, on a cold disk
+LAST_CELL = "check"  # the tag of the cell that holds the sources against the manifest
+INSTALLING_CELL = "pip"  # it would change the environment of the person who proves
+PLUGIN = "kernelkit_pytest_plugin"
+SHOWN = 20  # differences told one by one; a script gets them all
+TAIL_LINES = 15
+
+LEFT_OUT_FOLDERS = frozenset({"__pycache__", "node_modules"})
+OUR_FOLDERS = frozenset({"build", "dist", "runs"})  # at the project's top, where git allows them
+
+# pytest's own exit codes.
+_TESTS_RAN = (0, 1, 2)  # 2 when a file could not be collected, too
+_INTERRUPTED, _USAGE, _NO_TESTS = 2, 4, 5
+
+_FACTS = (
+    "import importlib.util, json, platform; print(json.dumps([platform.python_version()] + "
+    "[importlib.util.find_spec(name) is not None for name in ('pytest', 'ipykernel')]))"
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one test came to."""
+
+    outcome: str
+    """passed, failed, error (outside the test itself), skipped, xfailed or xpassed."""
+
+    error: str
+    """The type of the exception, where there was one."""
+
+    reason: str
+    """One line."""
+
+    def __str__(self) -> str:
+        failed = self.outcome in ("failed", "error") and self.error
+        return f"{self.outcome} ({self.error})" if failed else self.outcome
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The tests came to the same ends with the package and with what the notebook wrote."""
+
+    source_digest: str
+    """SHA-256 over every path and content that was proven; bundle.json holds it too."""
+
+    arguments: tuple[str, ...]
+    """Of pytest."""
+
+    outcomes: Mapping[str, str]
+    """Test → what it came to, both times. A file that could not be collected stands for itself."""
+
+    python: str
+    """The interpreter that ran the tests."""
+
+    notebook_python: str
+    """The interpreter that ran the notebook."""
+
+    seconds: Mapping[str, float]
+    """Step → how long it took."""
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """Outcome → how many tests."""
+        return dict(Counter(told.partition(" ")[0] for told in self.outcomes.values()))
+
+    @property
+    def words(self) -> str:
+        """Such as "120 passed, 2 skipped, 1 failed in both"."""
+        return _words(self.numbers, failed="failed in both")
+
+
+@dataclass(frozen=True)
+class _Python:
+    path: str
+    version: str
+    has_ipykernel: bool
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.version})"
+
+
+def without_accelerator(config: Config) -> Config:
+    """The same sources in a notebook that asks for no GPU, so that it runs here."""
+    fields = {"enable_gpu": False, "enable_tpu": False, "machine_shape": ""}
+    return config.model_copy(update={"kernel": config.kernel.model_copy(update=fields)})
+
+
+def prove(
+    kernel: Kernel,
+    project: Path,
+    arguments: Sequence[str] = (),
+    *,
+    python: str | None = None,
+    deadline: float = DEADLINE_SECONDS,
+    on_event: Callable[[str], None],
+) -> Proof:
+    """Run the tests of `project` with its package, and with what the notebook of `kernel` writes.
+
+    `arguments` are pytest's. `python` runs the tests, and the notebook where it has ipykernel
+    (default: the interpreter that runs this). `deadline` is in seconds, for each of three steps.
+
+    Raises:
+        VerificationError: a test ends otherwise, the notebook does not write the package, another
+            copy of it was imported, or none at all.
+        ConfigError: there are no tests, or none passes with the package itself.
+        TemplateError: the notebook has no cell that checks its sources.
+        MachineError: pytest, nbclient or ipykernel is missing.
+        DeadlineError: a step took too long.
+    """
+    with tempfile.TemporaryDirectory(prefix="kernelkit-", ignore_cleanup_errors=True) as name:
+        here = Path(name).resolve()
+        runner = _python_of_tests(python)
+        notebook_runner = _python_of_notebook(runner)
+        on_event(f"Python: {runner}" + _unless_same(notebook_runner, runner))
+        layout = _Layout(project, kernel.bundle)
+        command = _Command(runner.path, tuple(arguments), _install_plugin(here / "w"), deadline)
+        watch = _Stopwatch()
+
+        first = _stage_with_package(layout, here / "a")
+        with watch("tests with the package"):
+            package = _run_tests(command, first, "the package")
+        _require_tests(package, runner)
+        _require_own_copy(package, first, "the package")
+        on_event(f"with the package: {_told(package)}")
+
+        with watch("notebook"):
+            written = _run_notebook(kernel, notebook_runner, here / "n", deadline)
+            _check_written(written, kernel.manifest)
+        files = len(kernel.manifest["files"])
+        on_event(f"the notebook has written {files} {'file' if files == 1 else 'files'}")
+
+        second = _stage_with_notebook(layout, here / "b", written)
+        with watch("tests with the notebook"):
+            notebook = _run_tests(_moved(command, package, first, second), second, "the notebook")
+        _require_ran(notebook)
+        on_event(f"with what the notebook wrote: {_told(notebook)}")
+        _require_same(package, notebook)
+        _require_own_copy(notebook, second, "the notebook")
+        return Proof(
+            source_digest=str(kernel.manifest["source_digest"]),
+            arguments=tuple(arguments),
+            outcomes={test: str(outcome) for test, outcome in sorted(package.tests.items())},
+            python=str(runner),
+            notebook_python=str(notebook_runner),
+            seconds=watch.seconds,
+        )
+
+
+class _Stopwatch:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[step] = round(time.monotonic() - started, 3)
+
+
+# The interpreters.
+
+
+def _python_of_tests(wanted: str | None) -> _Python:
+    path = shutil.which(wanted) if wanted else sys.executable
+    if path is None:
+        raise ConfigError(f"--python {wanted}: no such program", "Name a Python interpreter.")
+    path = str(Path(path).absolute())  # not resolved: a virtual environment is known by its link
+    try:
+        done = subprocess.run(
+            [path, "-c", _FACTS],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tempfile.gettempdir(),
+            env=_environment(),
+            timeout=ANSWER_SECONDS,
+        )
+        version, has_pytest, has_ipykernel = json.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        raise ConfigError(
+            f"{path} does not answer as a Python does", "Name an interpreter: --python PATH."
+        ) from None
+    if not has_pytest:
+        raise LocalError(
+            f"{path} has no pytest",
+            f"Install it there: {path} -m pip install pytest; or name the Python that runs the "
+            "project's tests: --python PATH.",
+        )
+    return _Python(path, version, has_ipykernel)
+
+
+def _unless_same(notebook: _Python, tests: _Python) -> str:
+    return "" if notebook == tests else f"; for the notebook {notebook}: the first has no ipykernel"
+
+
+def _python_of_notebook(tests: _Python) -> _Python:
+    """The tests' own, or ours where that one has no ipykernel."""
+    ours = _Python(sys.executable, platform.python_version(), find_spec("ipykernel") is not None)
+    chosen = tests if tests.has_ipykernel else ours
+    missing = [] if find_spec("nbclient") else ["nbclient"]
+    missing += [] if chosen.has_ipykernel else ["ipykernel"]
+    if missing:
+        raise LocalError(
+            f"a notebook cannot run here: {' and '.join(missing)} not installed",
+            "Install what the local Kaggle needs: pip install 'kernelkit[emulator]'",
+        )
+    return chosen
+
+
+# The notebook.
+
+
+def _run_notebook(kernel: Kernel, python: _Python, folder: Path, deadline: float) -> Path:
+    """Run it up to the check of the sources; the folder into which it wrote them."""
+    for name in ("cwd", "tmp", "jupyter/kernels/prove"):
+        (folder / name).mkdir(parents=True)
+    notebook = folder / "cwd" / "notebook.ipynb"
+    notebook.write_text(json.dumps(_up_to_check(json.loads(kernel.notebook))), encoding="utf-8")
+    specification = {
+        "argv": [python.path, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "prove",
+        "language": "python",
+    }
+    (folder / "jupyter/kernels/prove/kernel.json").write_text(json.dumps(specification))
+    # A process of its own: nbclient takes over the signals of the one that it runs in.
+    command = [sys.executable, "-c", "from nbclient.cli import main; main()"]
+    command += ["--inplace", "--allow-errors", f"--startup_timeout={KERNEL_START_SECONDS}"]
+    command += ["--kernel_name=prove", str(notebook)]
+    environment = _environment(folder / "tmp") | {
+        "JUPYTER_PATH": str(folder / "jupyter"),
+        "JUPYTER_CONFIG_DIR": str(folder / "jupyter"),
+        "JUPYTER_RUNTIME_DIR": str(folder / "jupyter"),
+        "IPYTHONDIR": str(folder / "ipython"),  # a profile of the user's may change what cells do
+        "KAGGLE_WORKING_DIR": str(folder / "cwd"),
+    }
+    ended = _run(command, notebook.parent, environment, folder / "log", deadline)
+    if ended.code is None:
+        raise DeadlineError(
+            f"the notebook was not done after {deadline:.0f} s", "Give it longer: --deadline."
+        )
+    if ended.code:
+        raise LocalError(f"the notebook could not be run:\n{ended.tail}")
+    _require_no_error(json.loads(notebook.read_text(encoding="utf-8")))
+    return next((folder / "tmp").rglob(f"{RUNTIME_MODULE}.py")).parent
+
+
+def _up_to_check(notebook: dict[str, Any]) -> dict[str, Any]:
+    checks = [
+        position
+        for position, cell in enumerate(notebook["cells"])
+        if LAST_CELL in cell["metadata"].get("tags", [])
+    ]
+    if not checks:
+        raise TemplateError(
+            f'the notebook has no cell with the tag "{LAST_CELL}"',
+            f"Keep kernelkit's template 50-{LAST_CELL}.py.j2: it checks what the cells wrote.",
+        )
+    kept = notebook["cells"][: checks[-1] + 1]
+    return {
+        **notebook,
+        "cells": [c for c in kept if INSTALLING_CELL not in c["metadata"].get("tags", [])],
+    }
+
+
+def _require_no_error(notebook: dict[str, Any]) -> None:
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            if output["output_type"] == "error":
+                raise VerificationError(
+                    f"the notebook's cell {cell['id']} fails: {output['ename']}: "
+                    f"{output['evalue']}",
+                    "Its sources are not written: render, and look at that cell.",
+                )
+
+
+def _check_written(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Not the notebook's own word for it: each file, read back here."""
+    for file in manifest["files"]:
+        path = folder / file["path"]
+        if not path.is_file() or sha256(path.read_bytes()).hexdigest() != file["sha256"]:
+            raise VerificationError(
+                f"{file['path']} is not written as the package has it",
+                "That is a fault of kernelkit or of a template: please report it.",
+            )
+
+
+# The two copies of the project.
+
+
+class _Layout:
+    """Where the files of the package lie in the project, and where the notebook writes them."""
+
+    def __init__(self, project: Path, bundle: Bundle) -> None:
+        self.project = project
+        self.carried = [PurePosixPath(file.path) for file in bundle.files]
+        self.tests_inside = [PurePosixPath(p) for p, why in bundle.left_out.items() if why == TEST]
+        """Tests that live in the package's folder and are not carried."""
+
+        roots = sorted(bundle.roots.items())
+        self.tops = {PurePosixPath(root, top): top for top, root in roots}
+        """Folder or file in the project → its name where the notebook writes it."""
+
+        listed = _project_files(project)
+        carried = {self.in_project(path) for path in self.carried}
+        present = {path for path in listed if (project / path).is_file()}
+        self.inside = sorted(carried | {p for p in present if self.in_notebook(p) is not None})
+        """The package's files in the project, whether carried or not."""
+
+        self.beside = [path for path in listed if self.in_notebook(path) is None]
+
+    def in_project(self, path: PurePosixPath) -> PurePosixPath:
+        """`pkg/mod.py` → `src/pkg/mod.py`."""
+        home = next(home for home, top in self.tops.items() if top == path.parts[0])
+        return home.parent / path
+
+    def in_notebook(self, path: PurePosixPath) -> PurePosixPath | None:
+        """`src/pkg/mod.py` → `pkg/mod.py`; None for what is no part of the package."""
+        for home in self.tops:
+            if path.is_relative_to(home):
+                return path.relative_to(home.parent)
+        return None
+
+    def is_own(self, module: str) -> bool:
+        """Whether a module is carried, or belongs into a regular package that is."""
+        parts = module.split(".")
+        around = {".".join(parts[:depth]) for depth in range(1, len(parts))}
+        return module in self._modules or bool(around & self._packages)
+
+    @cached_property
+    def _packages(self) -> set[str]:
+        return {".".join(path.parent.parts) for path in self.carried if path.name == "__init__.py"}
+
+    @cached_property
+    def _modules(self) -> set[str]:
+        names = (path.with_suffix("").parts for path in self.carried if path.suffix == ".py")
+        return self._packages | {".".join(parts) for parts in names}
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A copy of the project in which the tests run."""
+
+    folder: Path
+    layout: _Layout
+    imports: tuple[Path, ...]
+    """The folders from which the package comes."""
+
+    written: Path | None = None
+    """Where the notebook has written it; None where it lies in the project."""
+
+    @property
+    def temp(self) -> Path:
+        return self.folder.with_name("tmp")
+
+    @property
+    def records(self) -> Path:
+        return self.folder.with_name("records")
+
+    @property
+    def home(self) -> Path:
+        """Where the package's modules must come from."""
+        return self.written or self.folder
+
+    def in_project(self, path: Path) -> str:
+        """The name of a file, the same in both stages."""
+        if self.written is not None and path.is_relative_to(self.written):
+            below = PurePosixPath(path.relative_to(self.written).as_posix())
+            return str(self.layout.in_project(below))
+        if path.is_relative_to(self.folder):
+            return path.relative_to(self.folder).as_posix()
+        return str(path)
+
+    def without_paths(self, text: str) -> str:
+        """Words of a test without the name of a temporary folder."""
+        for folder in (self.written, self.folder, self.temp):
+            text = text.replace(str(folder), "…") if folder else text
+        return text
+
+
+def _stage_with_package(layout: _Layout, folder: Path) -> _Stage:
+    stage = folder / "project"
+    for path in layout.beside:
+        _copy(layout.project, path, stage / path)
+    for path in layout.inside:
+        _copy_content(layout.project / path, stage / path)
+    homes = dict.fromkeys(stage / home.parent for home in layout.tops)
+    return _with_folders(_Stage(stage, layout, tuple(homes)))
+
+
+def _stage_with_notebook(layout: _Layout, folder: Path, written: Path) -> _Stage:
+    stage = folder / "project"
+    stage.mkdir(parents=True)
+    for path in layout.beside:
+        _copy(layout.project, path, stage / path)
+    for path in layout.tests_inside:
+        below = layout.in_notebook(path)
+        assert below is not None
+        if not (written / below).exists():
+            _copy_content(layout.project / path, written / below)
+    return _with_folders(_Stage(stage, layout, (written,), written))
+
+
+def _with_folders(stage: _Stage) -> _Stage:
+    stage.temp.mkdir()
+    stage.records.mkdir()
+    return stage
+
+
+def _copy(project: Path, path: PurePosixPath, target: Path) -> None:
+    """Links out of the project stay links: a whole environment or data set may lie behind one."""
+    source = project / path
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_symlink() and not source.resolve().is_relative_to(project):
+            target.symlink_to(source.resolve())
+        elif source.is_symlink() and source.is_dir():
+            target.symlink_to(os.path.relpath(source.resolve(), source.parent.resolve()))
+        elif source.is_dir():  # a submodule
+            ignored = shutil.ignore_patterns(".git", *LEFT_OUT_FOLDERS)
+            shutil.copytree(source, target, ignore=ignored, symlinks=True)
+        elif source.is_file():
+            shutil.copy2(source, target)
+    except OSError as fault:
+        raise LocalError(f"{source} cannot be copied to {target.parent}: {fault}") from fault
+
+
+def _copy_content(source: Path, target: Path) -> None:
+    """A file of the package: as in the notebook, no link is left of it."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target)
+    except OSError as fault:
+        raise LocalError(f"{source} cannot be copied to {target.parent}: {fault}") from fault
+
+
+def _project_files(project: Path) -> list[PurePosixPath]:
+    """What belongs to the project: by git's word, or all but caches, environments and builds."""
+    names = _listed_by_git(project) or [path.as_posix() for path in _walk(project)]
+    paths = (PurePosixPath(name) for name in names)
+    return [path for path in paths if path.parts[0] not in OUR_FOLDERS or len(path.parts) == 1]
+
+
+def _listed_by_git(project: Path) -> list[str]:
+    told = ask_git(project, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    return [name for name in (told or "").split("\0") if name]
+
+
+def _walk(project: Path) -> Iterator[Path]:
+    for folder, subfolders, names in os.walk(project):
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if not name.startswith(".")
+            and name not in LEFT_OUT_FOLDERS
+            and not Path(folder, name, "pyvenv.cfg").is_file()
+        ]
+        yield from (Path(folder, name).relative_to(project) for name in names)
+
+
+# The test runs.
+
+
+@dataclass(frozen=True)
+class _Command:
+    python: str
+    arguments: tuple[str, ...]
+    pytest_plugin: Path
+    """The folder of the plugin."""
+
+    deadline: float
+    fixed: tuple[str, ...] = ()
+    """What must be said because the package is not where the project file expects it."""
+
+    def line(self) -> list[str]:
+        line = [self.python, "-m", "pytest", "-p", PLUGIN, "-p", "no:cacheprovider"]
+        # A file that cannot be collected must not keep the others from running.
+        return [*line, "--continue-on-collection-errors", *self.fixed, *self.arguments]
+
+
+@dataclass(frozen=True)
+class _Session:
+    """What one pytest run came to."""
+
+    code: int
+    tail: str
+    seconds: float
+    tests: dict[str, Outcome]
+    modules: list[tuple[str, str]]
+    arguments: list[str]
+    """What pytest was to collect, after its own settings had their say."""
+
+    rootdir: str
+    inifile: str | None
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        return dict(Counter(outcome.outcome for outcome in self.tests.values()))
+
+
+def _install_plugin(folder: Path) -> Path:
+    folder.mkdir()
+    shutil.copyfile(Path(__file__).with_name("pytest_plugin.py"), folder / f"{PLUGIN}.py")
+    return folder
+
+
+def _run_tests(command: _Command, stage: _Stage, subject: str) -> _Session:
+    path = (*stage.imports, command.pytest_plugin)
+    environment = _environment(stage.temp, path) | {"KERNELKIT_WITNESS": str(stage.records)}
+    log = stage.folder.with_name("log")
+    ended = _run(command.line(), stage.folder, environment, log, command.deadline)
+    if ended.code is None:
+        begun = stage.records / "running"
+        test = begun.read_text(encoding="utf-8") if begun.is_file() else ""
+        raise DeadlineError(
+            f"the tests with {subject} were not done after {command.deadline:.0f} s"
+            + (f"; the last one begun was {test}" if test else ""),
+            "Give them longer (--deadline), or name fewer tests.",
+        )
+    return _read_records(stage, ended)
+
+
+def _read_records(stage: _Stage, ended: _Ended) -> _Session:
+    """One account for each process of the run; xdist's workers and their master say the same."""
+    tests: dict[str, Outcome] = {}
+    modules: list[tuple[str, str]] = []
+    account: dict[str, Any] = {}
+    for path in sorted(stage.records.glob("*.json")):
+        account = json.loads(path.read_text(encoding="utf-8"))
+        modules += [(name, file) for name, file in account["modules"]]
+        for told in account["tests"]:
+            file = stage.in_project(Path(told["file"]))
+            test = stage.without_paths(f"{file}::{told['test']}" if told["test"] else file)
+            reason = stage.without_paths(told["reason"])
+            tests[test] = Outcome(told["outcome"], told["error"], reason)
+    return _Session(
+        code=ended.code or 0,
+        tail=stage.without_paths(ended.tail),
+        seconds=ended.seconds,
+        tests=tests,
+        modules=modules,
+        arguments=account.get("arguments", []),
+        rootdir=account.get("rootdir", ""),
+        inifile=account.get("inifile"),
+    )
+
+
+def _moved(command: _Command, package: _Session, first: _Stage, second: _Stage) -> _Command:
+    """The same command where its paths lead into the package: that lies elsewhere now."""
+    moved = {told: _moved_path(told, package, first, second) for told in package.arguments}
+    if all(paths == [told] for told, paths in moved.items()):
+        return command
+    stated: list[str] = []
+    before = ""
+    for argument in command.arguments:
+        is_text = before in ("-k", "-m")
+        stated += [argument] if is_text else moved.get(argument, [argument])
+        before = argument
+    if not set(moved).intersection(command.arguments):  # they came from pytest's settings
+        stated += [path for paths in moved.values() for path in paths]
+    fixed = [f"--rootdir={_same_place(package.rootdir, first, second)}"]
+    if package.inifile:
+        fixed += ["-c", str(_same_place(package.inifile, first, second))]
+    return _Command(
+        command.python, tuple(stated), command.pytest_plugin, command.deadline, tuple(fixed)
+    )
+
+
+def _same_place(path: str, first: _Stage, second: _Stage) -> Path:
+    place = Path(path).resolve()
+    if not place.is_relative_to(first.folder):
+        return place
+    below = PurePosixPath(place.relative_to(first.folder).as_posix())
+    inside = first.layout.in_notebook(below)
+    if inside is not None and second.written is not None and (second.written / inside).exists():
+        return second.written / inside
+    return second.folder / below
+
+
+def _moved_path(told: str, package: _Session, first: _Stage, second: _Stage) -> list[str]:
+    name, separator, test = told.partition("::")
+    place = Path(os.path.normpath(first.folder / name))
+    if not place.is_relative_to(first.folder) or not place.exists():
+        return [told]
+    layout, written = first.layout, second.written
+    below = PurePosixPath(place.relative_to(first.folder).as_posix())
+    inside = layout.in_notebook(below)
+    if inside is not None:
+        return [f"{written}/{inside}{separator}{test}"]
+    tops = [
+        f"{written}/{top}"
+        for home, top in layout.tops.items()
+        if home.is_relative_to(below)
+        and any(PurePosixPath(t.partition("::")[0]).is_relative_to(home) for t in package.tests)
+    ]
+    unmoved = str(second.folder / below) if Path(name).is_absolute() else told
+    others = any(path.is_relative_to(below) for path in layout.beside)
+    return [*([unmoved] if others else []), *tops] if tops else [unmoved]
+
+
+# What came of them.
+
+
+def _require_tests(package: _Session, python: _Python) -> None:
+    """The tests must say something about the package itself before they can prove anything."""
+    if package.code == _NO_TESTS or (package.code in _TESTS_RAN and not package.tests):
+        raise ConfigError(
+            "pytest finds no tests", "Name their folder or file: kernelkit prove tests"
+        )
+    if package.code == _USAGE:
+        raise ConfigError(
+            f"pytest does not start:\n{package.tail}",
+            "Mend its arguments, its settings or the conftest.py.",
+        )
+    broke_off = package.code == _INTERRUPTED and not any("::" not in t for t in package.tests)
+    if package.code not in _TESTS_RAN or broke_off:
+        raise ConfigError(
+            f"pytest breaks off with the package itself (exit {package.code}):\n{package.tail}",
+            f"Mend that first: {python.path} -m pytest",
+        )
+    if not package.numbers.keys() & {"passed", "xpassed"}:
+        failures = [f"{t}: {o} {o.reason}" for t, o in sorted(package.tests.items())[:SHOWN]]
+        raise ConfigError(
+            "no test passes with the package itself, so none can prove anything:\n  "
+            + "\n  ".join(failures),
+            f"Mend the tests first: {python.path} -m pytest. If they want another environment, "
+            "name its Python: --python PATH.",
+        )
+
+
+def _require_ran(notebook: _Session) -> None:
+    if notebook.code not in (*_TESTS_RAN, _NO_TESTS):
+        raise VerificationError(
+            "with what the notebook wrote pytest breaks off, with the package it does not:\n"
+            f"{notebook.tail}",
+            _REMEDY,
+        )
+
+
+_REMEDY = (
+    "What the notebook lacks lies mostly beside the package: move it into the package's folder, or "
+    "mount it as a dataset. A test that fails only now and then: run it again, or leave it out "
+    "with --deselect."
+)
+
+
+def _require_same(package: _Session, notebook: _Session) -> None:
+    names = sorted(package.tests.keys() | notebook.tests.keys())
+    differing = [name for name in names if _end(package, name) != _end(notebook, name)]
+    if not differing:
+        return
+    # A file that cannot be collected stands for the tests in it.
+    lines = [
+        f"{name}: {_end(package, name)} with the package, {_end(notebook, name)} with the notebook"
+        + _reason(notebook.tests.get(name))
+        for name in differing
+        if name.partition("::")[0] not in differing or "::" not in name
+    ]
+    more = [f"… and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    details = {
+        "differences": [
+            {
+                "test": name,
+                "package": _end(package, name),
+                "notebook": _end(notebook, name),
+                "reason": notebook.tests[name].reason if name in notebook.tests else "",
+            }
+            for name in differing
+        ],
+        "pytest": notebook.tail,
+    }
+    raise VerificationError(
+        f"{len(differing)} of {len(names)} tests end otherwise with what the notebook wrote:\n  "
+        + "\n  ".join([*lines[:SHOWN], *more]),
+        _REMEDY,
+        details,
+    )
+
+
+def _end(session: _Session, test: str) -> str:
+    file = test.partition("::")[0]
+    if test in session.tests:
+        return str(session.tests[test])
+    collected = any(name.startswith(f"{file}::") for name in session.tests)
+    return "not there" if "::" in test or not collected else "collected"
+
+
+def _reason(outcome: Outcome | None) -> str:
+    return f"\n      {outcome.reason}" if outcome is not None and outcome.reason else ""
+
+
+def _require_own_copy(session: _Session, stage: _Stage, subject: str) -> None:
+    """Both runs must have imported the copy that they are about."""
+    own = {(name, file) for name, file in session.modules if stage.layout.is_own(name)}
+    if not own:
+        raise VerificationError(
+            "these tests never import the package: they say nothing about it",
+            "Name tests that do. What only another process imports is not seen.",
+        )
+    for name, file in sorted(own):
+        if not Path(file).resolve().is_relative_to(stage.home):
+            raise VerificationError(
+                f"the tests with {subject} imported another copy: {name} came from {file}",
+                "Look for what puts that folder on sys.path: a conftest.py, pytest's "
+                '"pythonpath", or a .pth file of the environment.',
+            )
+
+
+def _told(session: _Session) -> str:
+    return f"{_words(session.numbers)} in {session.seconds:.1f} s"
+
+
+def _words(numbers: Mapping[str, int], failed: str = "failed") -> str:
+    kinds = {"passed": "passed", "failed": failed, "error": failed.replace("failed", "broken")}
+    kinds |= {name: name for name in ("skipped", "xfailed", "xpassed")}
+    return ", ".join(f"{numbers[k]} {said}" for k, said in kinds.items() if k in numbers)
+
+
+# Processes.
+
+
+@dataclass(frozen=True)
+class _Ended:
+    code: int | None
+    """None when the deadline passed."""
+
+    tail: str
+    seconds: float
+
+
+def _environment(temp: Path | None = None, path: Sequence[Path] = ()) -> dict[str, str]:
+    """Ours, without what would lead to the project or belongs to a pytest around us."""
+    strange = ("PYTEST_XDIST", "PYTEST_CURRENT_TEST")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "PYTHONPATH" and not name.startswith(strange)
+    }
+    if path:
+        kept["PYTHONPATH"] = os.pathsep.join(map(str, path))
+    return kept | {"PYTHONDONTWRITEBYTECODE": "1"} | ({"TMPDIR": str(temp)} if temp else {})
+
+
+def _run(
+    command: list[str], cwd: Path, environment: Mapping[str, str], log: Path, deadline: float
+) -> _Ended:
+    """Run to the end or the deadline, and leave no process of it behind."""
+    started = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    code: int | None = None
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = process.wait(deadline)
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return _Ended(code, "\n".join(lines[-TAIL_LINES:]), time.monotonic() - started)

@@ -1,0 +1,882 @@
+"""Why a run failed: logs of errors that were really raised, and the words of those that were not.
+
+The errors are raised in a process of its own, by a package that lies where a run's sources lie, and
+taken down twice: as Python prints them (so does the run's manifest), and as IPython does with its
+colours, inside of what papermill puts around it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernelkit import workflow
+from kernelkit.diagnosis.diagnose import Diagnosis, Origin, diagnose
+from kernelkit.diagnosis.rules import RULES, FailureCause
+from kernelkit.errors import ConfigError
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+SOURCES = "kernelkit-0123456789ab"
+MOD = """\
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+
+def boom(x):
+    raise ValueError(f"bad {x}")
+
+
+def chained(x):
+    try:
+        boom(x)
+    except ValueError as fault:
+        raise RuntimeError("not\\nto be") from fault
+
+
+def handled(x):
+    try:
+        {}["key"]
+    except KeyError:
+        boom(x)
+
+
+def recurse(n):
+    return recurse(n + 1)
+
+
+def pool():
+    with multiprocessing.get_context("fork").Pool(1) as workers:
+        workers.map(handled, [1])
+
+
+def futures():
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as workers:
+        list(workers.map(boom, [1]))
+
+
+def library():
+    import json
+    json.loads("{")
+
+
+def group():
+    faults = []
+    for function in (chained, boom):
+        try:
+            function(1)
+        except Exception as fault:
+            faults.append(fault)
+    raise ExceptionGroup("many", faults)
+
+
+def many():
+    raise ValueError("x" * 100 + "\\n" + "y" * 5_000)
+
+
+def loader():
+    from torch.utils.data import DataLoader, Dataset
+
+    class Pictures(Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, number):
+            return handled(number)
+
+    list(DataLoader(Pictures(), num_workers=1))
+
+
+def child():
+    import subprocess
+    import sys
+    code = "from pkg.mod import chained; chained(3)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def logged():
+    import traceback
+    try:
+        boom("and survived")
+    except ValueError:
+        traceback.print_exc()
+    raise OSError(28, "No space left on device")
+"""
+LINES = {
+    name: number
+    for number, line in enumerate(MOD.splitlines(), 1)
+    for name in re.findall(r"^def (\w+)", line)
+}
+CASES = {
+    name: f"from pkg.mod import {name}\n{name}({'1' if name in ('chained', 'recurse') else ''})"
+    for name in (
+        *("chained", "recurse", "pool", "futures", "library", "group", "many"),
+        *("loader", "child", "logged"),
+    )
+} | {"syntax": "import pkg.broken", "cell_syntax": "x = = 2", "absent": "import pkg.nowhere"}
+
+RECORDER = r"""
+import contextlib, io, json, os, subprocess, sys, tempfile, traceback
+sys.path.insert(0, sys.argv[1])
+os.environ["PYTHONPATH"] = sys.argv[1]
+from IPython.core.interactiveshell import InteractiveShell
+
+shell = InteractiveShell.instance()
+shell.run_line_magic("colors", "Neutral")
+taken = []
+shell._showtraceback = lambda etype, evalue, stb: taken.append("\n".join(stb))  # as ipykernel
+recorded = {}
+for name, code in json.loads(sys.argv[2]).items():
+    taken.clear()
+    with tempfile.TemporaryFile("w+") as stderr:
+        kept = os.dup(2)
+        os.dup2(stderr.fileno(), 2)
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+        result = shell.run_cell(code, store_history=True)
+        os.dup2(kept, 2)
+        stderr.seek(0)
+        printed = stderr.read()
+    fault = result.error_before_exec or result.error_in_exec
+    plain = "".join(traceback.format_exception(fault))
+    recorded[name] = {"plain": plain, "ipython": "".join(taken), "printed": printed,
+                      "error": f"{type(fault).__name__}: {fault}", "cell": result.execution_count}
+print(json.dumps(recorded))
+"""
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Each case as it was printed: plain, by IPython, and what went to stderr before."""
+    sources = tmp_path_factory.mktemp("tmp") / SOURCES
+    (sources / "pkg").mkdir(parents=True)
+    (sources / "pkg" / "__init__.py").touch()
+    (sources / "pkg" / "mod.py").write_text(MOD)
+    (sources / "pkg" / "broken.py").write_text("y = 1\nx = = 2\n")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RECORDER, str(sources), json.dumps(CASES)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def papermill(case: dict[str, Any]) -> str:
+    """The log of a failing cell, as papermill leaves it (colours kept, for once)."""
+    rule = "-" * 75
+    head = f'Exception encountered at "In [{case["cell"]}]":'
+    text = f"papermill.exceptions.PapermillExecutionError: \n{rule}\n{head}\n{case['ipython']}\n\n"
+    outer = 'Traceback (most recent call last):\n  File "/x/papermill/execute.py", line 1, in run\n'
+    return f"epoch 1\n{case['printed']}{outer}{text}"
+
+
+def pieces(text: str) -> str:
+    """As Kaggle serves a log."""
+    entries = [
+        {"stream_name": "stderr", "time": number / 10, "data": line}
+        for number, line in enumerate(text.splitlines(keepends=True))
+    ]
+    return "[" + "\n,".join(json.dumps(entry) for entry in entries) + "]\n"
+
+
+def manifest(case: dict[str, Any]) -> dict[str, Any]:
+    return {"status": "failed", "error": case["error"], "traceback": case["plain"]}
+
+
+def places(diagnosis: Diagnosis) -> list[str]:
+    """The project's frames."""
+    return [f"{f.place}:{f.line}" for f in diagnosis.frames if f.origin == Origin.PROJECT]
+
+
+def at(name: str, offset: int) -> str:
+    return f"pkg/mod.py:{LINES[name] + offset}"
+
+
+EXPECTED = {
+    "chained": ("RuntimeError: not\nto be", [at("chained", 4)]),
+    "recurse": ("RecursionError: maximum recursion depth exceeded", [at("recurse", 1)]),
+    "pool": ("ValueError: bad 1", [at("handled", 4), at("boom", 1)]),
+    "futures": ("ValueError: bad 1", [at("boom", 1)]),
+    "library": ("JSONDecodeError: Expecting property name", [at("library", 2)]),
+    "group": ("RuntimeError: not\nto be", [at("group", 4), at("chained", 4)]),
+    "many": ("ValueError: xxx", [at("many", 1)]),
+    "loader": (
+        "ValueError: bad 0",
+        [f"pkg/mod.py:{LINES['loader'] + 8}", at("handled", 4), at("boom", 1)],
+    ),
+    "child": ("RuntimeError: not\nto be", [at("chained", 4)]),
+    "logged": ("OSError: [Errno 28] No space left on device", [at("logged", 6)]),
+    "syntax": ("SyntaxError: invalid syntax", ["pkg/broken.py:2"]),
+    "cell_syntax": ("SyntaxError: invalid syntax", []),
+    "absent": ("ModuleNotFoundError: No module named 'pkg.nowhere'", []),
+}
+
+
+@pytest.mark.parametrize("form", ["papermill", "kaggle", "doubled", "manifest", "both"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_real_traceback_is_told_in_the_repositorys_lines(
+    recorded: dict[str, dict[str, Any]], name: str, form: str
+) -> None:
+    case = recorded[name]
+    log = papermill(case)
+    found = {
+        "papermill": lambda: diagnose(log),
+        "kaggle": lambda: diagnose(pieces(log)),
+        "doubled": lambda: diagnose(log.replace("\n", "\n\n")),
+        "manifest": lambda: diagnose(case["printed"], manifest=manifest(case)),
+        "both": lambda: diagnose(pieces(log), manifest=manifest(case)),
+    }[form]()
+    assert found is not None
+    error, lines = EXPECTED[name]
+    told = re.sub(r"^json\.decoder\.", "", found.error)
+    assert told.startswith(error if form != "doubled" else error.partition("\n")[0])
+    assert places(found) == lines
+    assert "\x1b" not in json.dumps(asdict(found), ensure_ascii=False)
+    if lines:
+        assert found.innermost is not None
+        source = (MOD if name != "syntax" else "y = 1\nx = = 2\n").splitlines()
+        assert found.innermost.source == source[(found.innermost.line or 0) - 1].strip()
+
+
+def test_what_hangs_on_the_error_is_noted(recorded: dict[str, dict[str, Any]]) -> None:
+    def notes(name: str) -> str:
+        by_log, by_manifest = (
+            diagnose(papermill(recorded[name])),
+            diagnose("", manifest=manifest(recorded[name])),
+        )
+        assert by_log
+        assert by_manifest
+        assert len(by_log.notes) == len(by_manifest.notes)
+        return "\n".join(by_log.notes)
+
+    assert notes("chained") == f"raised from: ValueError: bad 1, at {at('boom', 1)}"
+    assert f"while handling: KeyError: 'key', at {at('handled', 2)}" in notes("pool")
+    assert f"the main process ended: ValueError: bad 1, at {at('pool', 2)}" in notes("pool")
+    assert "Caught ValueError in DataLoader worker process 0." in notes("loader")
+    assert "part of: ExceptionGroup: many (2 sub-exceptions)" in notes("group")
+    assert f"also in the group: ValueError: bad 1, at {at('boom', 1)}" in notes("group")
+    assert notes("logged") == ""
+
+
+def test_the_depths_of_a_library_and_of_a_recursion_are_folded(
+    recorded: dict[str, dict[str, Any]],
+) -> None:
+    for told in (None, manifest(recorded["recurse"])):
+        found = diagnose(papermill(recorded["recurse"]), manifest=told)
+        assert found
+        assert found.frames[-1].times > 900
+    found = diagnose(papermill(recorded["library"]))
+    assert found
+    cell, own, library = found.frames
+    assert (cell.origin, cell.place) == (Origin.CELL, f"cell [{recorded['library']['cell']}]")
+    assert own.function == "library"
+    assert (library.origin, library.place, library.times) == (Origin.LIBRARY, "json", 3)
+
+
+def test_the_end_of_a_manifest_that_the_log_holds_is_enough(
+    recorded: dict[str, dict[str, Any]],
+) -> None:
+    cut = manifest(recorded["loader"])
+    cut["traceback"] = cut["traceback"][-700:]
+    line = "kernelkit-manifest " + json.dumps(cut)
+    found = diagnose(f"epoch 1\n{line}\n")
+    assert found
+    assert places(found)[-1] == at("boom", 1)
+    assert found.error == "ValueError: bad 0"
+
+
+OLD = f"""\
+papermill.exceptions.PapermillExecutionError:
+---------------------------------------------------------------------------
+Exception encountered at "In [10]":
+---------------------------------------------------------------------------
+ValueError                                Traceback (most recent call last)
+/tmp/ipykernel_17/3800226621.py in <cell line: 1>()
+----> 1 result = kernelkit_run.call('pkg.main:run', parameters)
+
+/tmp/{SOURCES}/kernelkit_runtime.py in call(self, entry, parameters)
+    145         os.chdir(self.working_dir)
+--> 146         return getattr(module, function)(**parameters)
+
+/tmp/{SOURCES}/pkg/main.py in run(epochs)
+      6     for epoch in range(epochs):
+----> 7         step(epoch)
+
+/usr/local/lib/python3.12/dist-packages/torch/nn/modules/module.py in _call(self, *args)
+   1738     def f(x):
+-> 1739         return x
+
+ValueError: bad
+"""  # IPython 7.34, which Colab's image has
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "/tmp/ipykernel_17/3800226621.py in <cell line: 1>()",
+        "<ipython-input-10-0123456789ab> in <module>",
+        "Input In [10], in <cell line: 1>()",
+        "Cell In [10], line 1",
+        "Cell In[10], line 1, in f()",
+    ],
+)
+def test_the_cells_of_every_ipython_are_known(cell: str) -> None:
+    old = OLD.replace("/tmp/ipykernel_17/3800226621.py in <cell line: 1>()", cell)
+    found = diagnose(old)
+    assert found
+    assert [frame.place for frame in found.frames] == [
+        "the run cell",
+        "kernelkit_runtime",
+        "pkg/main.py",
+        "torch",
+    ]
+    assert found.innermost
+    assert (found.innermost.line, found.innermost.source) == (7, "step(epoch)")
+    unnamed = diagnose(old.replace("kernelkit_run.call", "call"))
+    assert unnamed
+    assert unnamed.frames[0].place == "cell [10]"
+
+
+@pytest.mark.parametrize(
+    "folder", ["/tmp", "/var/folders/ab/cd/T", "~/tmp", "/tmp/pytest-of-x/kernelkit-scratch"]
+)
+def test_the_place_of_the_sources_does_not_matter(folder: str) -> None:
+    for root, path in ((".", "pkg/a b.py"), ("src", "src/pkg/a b.py")):
+        text = (
+            f'Traceback (most recent call last):\n  File "{folder}/{SOURCES}/pkg/a b.py", line 3,'
+            " in f\n    g()\nValueError: bad\n"
+        )
+        found = diagnose(text, bundle={"roots": {"pkg": root}})
+        assert found
+        assert found.innermost
+        assert found.innermost.address == f"{path}:3"
+
+
+def test_a_file_that_has_changed_is_noted(tmp_path: Path) -> None:
+    own = tmp_path / "src" / "pkg" / "mod.py"
+    own.parent.mkdir(parents=True)
+    own.write_text(MOD)
+    digest = hashlib.sha256(MOD.encode()).hexdigest()
+    bundle = {"files": [{"path": "pkg/mod.py", "sha256": digest}], "roots": {"pkg": "src"}}
+    text = (
+        f'Traceback (most recent call last):\n  File "/tmp/{SOURCES}/pkg/mod.py", line 3, in f\n'
+        "    g()\nValueError: bad\n"
+    )
+
+    def notes() -> tuple[str, ...]:
+        found = diagnose(text, bundle=bundle, project=tmp_path)
+        assert found
+        return found.notes
+
+    assert notes() == ()
+    own.write_text(MOD + "\n")
+    assert notes() == ("src/pkg/mod.py has changed since the run: its lines may have moved",)
+    own.unlink()
+    assert notes() == ("src/pkg/mod.py is no longer in the project",)
+
+
+TORCHRUN = f"""\
+[rank0]: Traceback (most recent call last):
+[rank0]:   File "/tmp/{SOURCES}/pkg/train.py", line 9, in main
+[rank0]:     step()
+[rank0]: ValueError: bad
+E1122 18:52:24 11833 torch/distributed/elastic/multiprocessing/api.py:984] failed (exitcode: 1)
+Traceback (most recent call last):
+  File "/usr/local/lib/python3.12/dist-packages/torch/distributed/launcher/api.py", line 317, in go
+    raise ChildFailedError(
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+pkg.train FAILED
+------------------------------------------------------------
+Root Cause (first observed failure):
+[0]:
+  exitcode  : 1 (pid: 11875)
+  error_file: <N/A>
+  traceback : To enable traceback see: https://pytorch.org/docs/stable/elastic/errors.html
+============================================================
+"""
+RECORD = f"""\
+  traceback : Traceback (most recent call last):
+    File "/tmp/{SOURCES}/pkg/train.py", line 9, in main
+      step()
+  ValueError: bad
+
+============================================================
+"""
+CALLED = f"""\
+Exception encountered at "In [10]":
+CalledProcessError                        Traceback (most recent call last)
+File /tmp/{SOURCES}/pkg/main.py:30, in run()
+---> 30 subprocess.run(["torchrun"], check=True)
+
+CalledProcessError: Command '['torchrun']' returned non-zero exit status 1.
+"""
+
+
+def test_what_broke_under_torchrun_is_found() -> None:
+    no_rank = TORCHRUN[TORCHRUN.index("E1122") :]
+    recorded = no_rank[: no_rank.index("  traceback :")] + RECORD
+    for text in (TORCHRUN, recorded):
+        found = diagnose(text + CALLED)
+        assert found
+        assert found.error == "ValueError: bad"
+        assert places(found) == ["pkg/train.py:9"]
+        assert "CalledProcessError" in found.notes[0]
+    found = diagnose(no_rank + CALLED)
+    assert found
+    assert places(found) == ["pkg/main.py:30"]
+
+
+SPAWN = f"""\
+ProcessRaisedException                    Traceback (most recent call last)
+File /tmp/{SOURCES}/pkg/main.py:40, in run()
+---> 40 mp.spawn(step, nprocs=1)
+
+ProcessRaisedException:
+
+-- Process 0 terminated with the following error:
+Traceback (most recent call last):
+  File "/usr/lib/python3.12/dist-packages/torch/multiprocessing/spawn.py", line 95, in _wrap
+    fn(i, *args)
+  File "/tmp/{SOURCES}/pkg/train.py", line 9, in step
+    work()
+ValueError: bad
+"""
+
+
+def test_what_broke_in_a_spawned_process_is_found() -> None:
+    found = diagnose(SPAWN)
+    assert found
+    assert (found.error, places(found)) == ("ValueError: bad", ["pkg/train.py:9"])
+    assert found.notes[0].endswith(", at pkg/main.py:40")
+
+
+def test_a_killed_kernel_is_told_apart_from_a_crash() -> None:
+    survived = "Traceback (most recent call last):\nValueError: logged\n"
+    log = f"{survived}epoch 3\nKernel died while waiting for execute reply.\n"
+    log += (
+        "Traceback (most recent call last):\n"
+        '  File "/x/nbclient/client.py", line 1009, in async_execute_cell\n'
+        '    raise DeadKernelError("Kernel died")\n'
+        "nbclient.exceptions.DeadKernelError: Kernel died\n"
+    )
+    found = diagnose(log, manifest={"parameters": {"batch_size": 32}})
+    assert found
+    assert (found.cause, found.frames) == (FailureCause.HOST_MEMORY, ())
+    assert found.notes == ("the last thing the run printed: epoch 3",)
+    crash = (
+        "Fatal Python error: Segmentation fault\n\n"
+        'Thread 0x00007f (most recent call first):\n  File "/x/threading.py", line 1 in wait\n\n'
+        "Current thread 0x00008f (most recent call first):\n"
+        '  File "/x/dist-packages/torch/a.py", line 2 in g\n'
+        f'  File "/tmp/{SOURCES}/pkg/main.py", line 7 in run\n\n'
+    )
+    found = diagnose(log.replace("epoch 3\n", crash))
+    assert found
+    assert found.cause == FailureCause.CRASH
+    assert [frame.place for frame in found.frames] == ["pkg/main.py", "torch"]
+
+
+def test_a_run_that_did_not_fail_is_left_in_peace() -> None:
+    survived = "Traceback (most recent call last):\nValueError: logged\nepoch 2\n"
+    assert diagnose("epoch 1\nepoch 2\n") is None
+    assert diagnose("") is None
+    assert diagnose(survived, manifest={"status": "complete"}) is None
+    found = diagnose(survived)
+    assert found
+    assert found.notes == ("the log goes on after this: the run may have survived it",)
+
+
+def test_kaggles_words_tell_of_a_run_that_was_stopped() -> None:
+    survived = "Traceback (most recent call last):\nValueError: logged\nepoch 2\n"
+    words = "Your notebook exceeded the time limit of 43200 seconds."
+    found = diagnose(survived, failure=words, manifest={"parameters": {"epochs": 20}})
+    assert found
+    assert (found.cause, found.error) == (FailureCause.TIME_LIMIT, words)
+    assert "--set epochs=10" in found.next_step
+    found = diagnose("epoch 1\nepoch 2\n", failure="Kaggle says error")
+    assert found
+    assert found.cause == FailureCause.UNKNOWN
+    assert "epoch 2" in found.notes[0]
+
+
+def test_the_manifest_of_another_run_is_not_heard() -> None:
+    digest, other = "a" * 64, "b" * 64
+    failed = {"status": "failed", "error": "ValueError: bad", "traceback": "", "digest": digest}
+    assert diagnose("", manifest=failed, bundle={"digest": digest})
+    assert diagnose("", manifest=failed, bundle={"digest": other}) is None
+    bundle = {"digest": other, "roots": {"pkg": "src"}}
+    log = f"kernelkit digest {digest}\n{OLD.replace('/tmp/ipykernel', 'x')}"
+    found = diagnose(log, bundle=bundle)
+    assert found
+    assert found.innermost
+    assert found.innermost.place == "pkg/main.py"
+
+
+FACTS: dict[str, Any] = {
+    "parameters": {"batch_size": 32, "num_workers": 4, "epochs": 20},
+    "kernel": {"competition_sources": ["given"], "enable_internet": False},
+    "files": [{"path": "pkg/mod.py", "sha256": ""}],
+}
+
+# The words of torch, Python, requests and the rest as they were printed by them.
+TABLE = [
+    (
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total "
+        "capacity of 14.74 GiB of which 1.06 GiB is free.",
+        *(FailureCause.GPU_MEMORY, "--set batch_size=16"),
+    ),
+    ("RuntimeError: CUDA error: out of memory", FailureCause.GPU_MEMORY, "batch_size"),
+    (
+        "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        *(FailureCause.GPU_MEMORY, "batch_size"),
+    ),
+    ("RuntimeError: cuDNN error: CUDNN_STATUS_ALLOC_FAILED", FailureCause.GPU_MEMORY, "batch_size"),
+    (
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:116] err == 0. DefaultCPUAllocator: can't "
+        "allocate memory: you tried to allocate 400000000000 bytes. Error code 12",
+        *(FailureCause.HOST_MEMORY, "batch_size"),
+    ),
+    ("MemoryError", FailureCause.HOST_MEMORY, "30 GB"),
+    (
+        "numpy._core._exceptions._ArrayMemoryError: Unable to allocate 7.28 TiB for an array with "
+        "shape (1000000, 1000000) and data type float64",
+        *(FailureCause.HOST_MEMORY, "30 GB"),
+    ),
+    ("RuntimeError: DataLoader worker (pid 77) is killed by signal: Killed. ", "out of memory", ""),
+    (
+        "subprocess.CalledProcessError: Command '['x']' died with <Signals.SIGKILL: 9>.",
+        *(FailureCause.HOST_MEMORY, ""),
+    ),
+    (
+        "subprocess.CalledProcessError: Command 'x' returned non-zero exit status 137.",
+        *(FailureCause.HOST_MEMORY, ""),
+    ),
+    (
+        "RuntimeError: DataLoader worker (pid 77) is killed by signal: Bus error. It is possible "
+        "that dataloader's workers are out of shared memory. Please try to raise your shared "
+        "memory limit.",
+        *(FailureCause.HOST_MEMORY, "num_workers=0"),
+    ),
+    (
+        "OSError: [Errno 28] No space left on device: 'a.pt'",
+        FailureCause.DISK_FULL,
+        "kaggle://temp",
+    ),
+    (
+        "RuntimeError: [enforce fail at inline_container.cc:626] . unexpected pos 64 vs 0",
+        *(FailureCause.DISK_FULL, "20 GB"),
+    ),
+    (
+        "kernelkit_runtime.RuntimeFault: kaggle://input/letters/a: no folder has that name. Is "
+        "'letters' among the kernel's sources, and were its rules accepted?",
+        *(FailureCause.MISSING_INPUT, "Add letters to competition_sources or dataset_sources"),
+    ),
+    (
+        "RuntimeFault: kaggle://input/given: no folder has that name. Is",
+        *(FailureCause.MISSING_INPUT, "given is declared: accept its rules"),
+    ),
+    (
+        "FileNotFoundError: [Errno 2] No such file or directory: "
+        "'/kaggle/input/competitions/salt/train.csv'",
+        *(FailureCause.MISSING_INPUT, "Add salt to"),
+    ),
+    (
+        "FileNotFoundError: [Errno 2] No such file or directory: '/kaggle/input/salt/train.csv'",
+        *(FailureCause.MISSING_INPUT, "Add salt to"),
+    ),
+    (
+        "FileNotFoundError: [Errno 2] No such file: '/kaggle/input/datasets/ann/given/x'",
+        *(FailureCause.MISSING_INPUT, "given is declared"),
+    ),
+    ("FileNotFoundError: [Errno 2] No such file or directory: 'a'", FailureCause.OTHER, "rehearse"),
+    (
+        "urllib.error.URLError: <urlopen error [Errno -3] Temporary failure in name resolution>",
+        *(FailureCause.NO_INTERNET, "enable_internet = true"),
+    ),
+    (
+        "requests.exceptions.ConnectionError: HTTPSConnectionPool(host='x.org', port=443): Max "
+        "retries exceeded with url: / (Caused by NameResolutionError(\"Failed to resolve 'x.org'"
+        '"))',
+        *(FailureCause.NO_INTERNET, "as a dataset"),
+    ),
+    (
+        "OSError: [Errno 101] Network is unreachable",
+        FailureCause.NO_INTERNET,
+        "enable_internet = true",
+    ),
+    ("ModuleNotFoundError: No module named 'timm'", FailureCause.MISSING_MODULE, "no timm"),
+    (
+        "ModuleNotFoundError: No module named 'pkg.new'",
+        FailureCause.MISSING_MODULE,
+        "package's own",
+    ),
+    (
+        "ImportError: cannot import name 'new' from 'pkg.mod' (/tmp/x/pkg/mod.py)",
+        *(FailureCause.MISSING_MODULE, "package's own"),
+    ),
+    (
+        "ImportError: cannot import name 'Mapping' from 'collections' (/usr/lib/collections.py)",
+        *(FailureCause.MISSING_MODULE, "another version"),
+    ),
+    (
+        "torch.AcceleratorError: CUDA error: no kernel image is available for execution on the "
+        "device",
+        *(FailureCause.WRONG_GPU, "NvidiaTeslaT4"),
+    ),
+    (
+        "RuntimeFault: This kernel asks for NvidiaTeslaT4 and the run has no GPU. On Kaggle: is",
+        *(FailureCause.WRONG_GPU, "kernelkit doctor"),
+    ),
+    (
+        "RuntimeFault: This kernel asks for a GPU; the run has Tesla P100-PCIE-16GB, and torch "
+        "2.10.0+cu128 cannot compute there: CUDA error: out of memory. Set another machine_shape.",
+        *(FailureCause.WRONG_GPU, "NvidiaTeslaT4"),
+    ),
+    (
+        "RuntimeError: Found no NVIDIA driver on your system. Please check that you have an "
+        "NVIDIA GPU",
+        *(FailureCause.WRONG_GPU, "enable_gpu = true"),
+    ),
+    ("AssertionError: Torch not compiled with CUDA enabled", FailureCause.WRONG_GPU, "enable_gpu"),
+    (
+        "nbclient.exceptions.CellTimeoutError: A cell timed out while it was being executed, after "
+        "60 seconds.",
+        *(FailureCause.TIME_LIMIT, "--set epochs=10"),
+    ),
+    (
+        "RuntimeFault: The sources on disk are not those of the package:\n  pkg/mod.py: is missing",
+        *(FailureCause.OWN_CHECK, "kernelkit push"),
+    ),
+    (
+        "RuntimeFault: The run ended without its declared outputs: a.zip. Found in /kaggle/working",
+        *(FailureCause.OWN_CHECK, "`outputs`"),
+    ),
+    (
+        "RuntimeFault: kaggle://x: this run has no folder 'x'",
+        FailureCause.OWN_CHECK,
+        "message says",
+    ),
+    ("RuntimeError: CUDA error: device-side assert triggered", FailureCause.OTHER, "on a CPU"),
+    ("RuntimeError: asked to fail", FailureCause.OTHER, "rehearse"),
+    ("pkg.errors.BadShape: 3 is no shape", FailureCause.OTHER, "rehearse"),
+]
+
+
+@pytest.mark.parametrize(("error", "cause", "step"), TABLE, ids=[row[0][:60] for row in TABLE])
+def test_the_cause_and_the_next_step(error: str, cause: str, step: str) -> None:
+    printed = f"Traceback (most recent call last):\n{error}\n"
+    failed = {"status": "failed", "error": error, "traceback": printed}
+    for found in (diagnose(printed, bundle=FACTS), diagnose("", manifest=failed, bundle=FACTS)):
+        assert found
+        assert found.cause == cause
+        assert step in found.next_step
+        assert "{" not in found.next_step
+
+
+def test_every_cause_has_an_error_in_the_table() -> None:
+    told = {row[1] for row in TABLE} | {FailureCause.CRASH, FailureCause.UNKNOWN}
+    assert told == set(FailureCause)
+    assert {rule.cause for rule in RULES} <= told
+
+
+def test_an_error_has_the_cause_of_what_it_was_raised_from() -> None:
+    link = "\n\nThe above exception was the direct cause of the following exception:\n\n"
+    first = "Traceback (most recent call last):\nMemoryError\n"
+    last = "Traceback (most recent call last):\nRuntimeError: training failed\n"
+    found = diagnose(first + link + last)
+    assert found
+    assert (found.cause, found.error) == (FailureCause.HOST_MEMORY, "RuntimeError: training failed")
+    handling = "\n\nDuring handling of the above exception, another exception occurred:\n\n"
+    fallback = diagnose(first.replace("MemoryError", "ImportError: no module") + handling + last)
+    assert fallback
+    assert fallback.cause == FailureCause.OTHER
+
+
+FRAGMENTS = [
+    *OLD.splitlines(),
+    *TORCHRUN.splitlines(),
+    *CALLED.splitlines(),
+    *RECORD.splitlines(),
+    "  + Exception Group Traceback (most recent call last):",
+    "  | ExceptionGroup: many (2 sub-exceptions)",
+    "  +-+---------------- 1 ----------------",
+    "    +------------------------------------",
+    "The above exception was the direct cause of the following exception:",
+    "During handling of the above exception, another exception occurred:",
+    "Original Traceback (most recent call last):",
+    "Traceback (most recent call last):",
+    '"""',
+    "Fatal Python error: Segmentation fault",
+    "Current thread 0x0 (most recent call first):",
+    "  [Previous line repeated 99999999999 more times]",
+    'kernelkit-manifest {"status": "failed", "traceback": 3, "parameters": [1]}',
+    "DeadKernelError: Kernel died",
+    "-- Process 0 terminated with the following error:",
+    "",
+]
+texts = st.one_of(
+    st.text(),
+    st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=40))).map("\n".join),
+)
+documents = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+manifests = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys(
+        ("digest", "error", "files", "kernel", "parameters", "roots", "status", "traceback"),
+        documents | st.just("failed") | texts,
+    ),
+)
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+@settings(max_examples=100, deadline=2000)
+@given(log=texts, manifest=manifests, bundle=manifests, failure=texts)
+def test_no_text_makes_it_stumble(
+    log: str, manifest: dict[str, Any], bundle: dict[str, Any], failure: str
+) -> None:
+    for text in (log, pieces(log)):
+        found = diagnose(
+            text, manifest=manifest, bundle=bundle, project=Path("nowhere"), failure=failure
+        )
+        if found:
+            assert not any(CONTROLS.search(line) for line in (found.error, *found.notes))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\x1b[" * 3_000_000,
+        "\x1b]" * 3_000_000,
+        "[" * 2_000_000,
+        '{"data":' * 500_000,
+        "a" * 20_000_000,
+        "\n" * 10_000_000,
+        "\r" * 10_000_000,
+        ("Traceback (most recent call last):\nValueError: x\n\nDuring handling of the above "
+         "exception, another exception occurred:\n\n") * 10_000,
+        "  + Exception Group Traceback (most recent call last):\n" + ("+-" * 490 + " x\n") * 20_000,
+        ("  + Exception Group Traceback (most recent call last):\n"
+         "  +-+---------------- 1 ----------------\n    | ValueError: a\n") * 10_000,
+        "x Traceback (most recent call last)\n" + ("File " + ":1" * 490 + "z\n") * 20_000,
+        "Traceback (most recent call last):\n" + (("RuntimeError: the run has , and torch x " * 24)
+         + "\n") * 100,
+    ],
+    ids=lambda text: text[:20],
+)  # fmt: skip
+def test_no_text_takes_long(text: str) -> None:
+    started = time.perf_counter()
+    diagnose(text)
+    assert time.perf_counter() - started < 10  # each takes less than one second on a free machine
+
+
+@pytest.fixture
+def failing(plain: Path) -> Path:
+    """A project that breaks in a worker process, after it has logged another error."""
+    path = plain / "parcel" / "main.py"
+    text = path.read_text()
+    body = '        raise RuntimeError("asked to fail")\n'
+    assert body in text
+    crash = "        letters.count_in_worker()\n"
+    path.write_text(text.replace(body, crash))
+    with (plain / "parcel" / "letters.py").open("a") as stream:
+        stream.write(
+            "\n\ndef count_in_worker():\n"
+            "    import logging\n"
+            "    import multiprocessing\n"
+            "    try:\n"
+            "        int('x')\n"
+            "    except ValueError:\n"
+            "        logging.exception('survived')\n"
+            "    with multiprocessing.get_context('fork').Pool(1) as pool:\n"
+            "        pool.map(count, [1])\n"
+            "\n\ndef count(x):\n"
+            "    raise MemoryError(f'no room for {x}')\n"
+        )
+    return plain
+
+
+def test_a_failing_run_is_diagnosed_where_it_is_told(
+    failing: Path, cli: Cli, local_kaggle: str
+) -> None:
+    project = failing / "pyproject.toml"
+    text = project.read_text().replace("plain-parcel", "diagnosed-run")
+    project.write_text(text.replace("Plain parcel", "diagnosed run"))
+    endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
+    source = (failing / "parcel" / "letters.py").read_text().splitlines()
+    place = f"parcel/letters.py:{len(source)}"
+    cli("push", "--profile", "failing", cwd=failing, env=endpoint)
+    watched = cli("watch", cwd=failing, env=endpoint, expect=6).stderr
+    assert f"out of memory, at {place} in count: raise MemoryError" in watched
+    pulled = cli("pull", "--json", cwd=failing, env=endpoint, expect=6)
+    assert f"out of memory, at {place} in count" in pulled.stderr
+    assert json.loads(pulled.stdout)["diagnosis"]["cause"] == "out of memory"
+    by_project = cli("diagnose", cwd=failing).stdout
+    assert by_project.startswith("out of memory\nMemoryError: no room for 1\n")
+    assert f"{place} in count" in by_project
+    assert "next:  Hold less in memory" in by_project
+    folder = failing / "runs" / "diagnosed-run" / "v1"
+    (failing / "parcel" / "letters.py").write_text("")
+    by_log = json.loads(cli("diagnose", folder / "diagnosed-run.log", "--json", cwd=failing).stdout)
+    assert by_log["frames"][-1]["place"] == "parcel/letters.py"
+    assert (
+        "parcel/letters.py has changed since the run: its lines may have moved" in by_log["notes"]
+    )
+
+
+def test_a_killed_run_is_diagnosed(failing: Path, cli: Cli) -> None:
+    path = failing / "parcel" / "main.py"
+    path.write_text(path.read_text().replace("letters.count_in_worker()", "os.kill(0, 9)"))
+    path.write_text(path.read_text().replace("import json\n", "import json\nimport os\n"))
+    inputs = Path(__file__).parent.parent / "samples" / "inputs"
+    told = cli("rehearse", "--profile", "failing", "--inputs", inputs, cwd=failing, expect=6).stderr
+    assert "Most likely the memory ran out" in told
+    folder = failing / "build" / "rehearsal" / "plain-parcel" / "v1"
+    found = workflow.diagnose_folder(folder)
+    assert found
+    assert "the last thing the run printed" in found.notes[0]
+
+
+def test_a_good_run_is_not_accused(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "bundle.json").write_text('{"slug": "a"}')
+    (tmp_path / "run.json").write_text('{"state": "complete"}')
+    (tmp_path / "a.log").write_text("Traceback (most recent call last):\nValueError: survived\n")
+    told = cli("diagnose", tmp_path, "--json")
+    assert told.stderr == "nothing here tells of a failure\n"
+    assert json.loads(told.stdout) == {"cause": None}
+
+
+def test_a_log_may_come_from_anywhere(cli: Cli, tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_bytes(
+        b"\xff\x1b[31m" + OLD.encode().replace(b"ValueError: bad", b"E: \x1b]0;t\x07b\x08")
+    )
+    told = cli("diagnose", log).stdout
+    assert "E: b�" in told
+    assert "\x1b" not in told
+    piped = subprocess.run(
+        [sys.executable, "-m", "kernelkit", "diagnose", "-"],
+        input=log.read_bytes(),
+        capture_output=True,
+        check=True,
+    )
+    assert piped.stdout.decode() == told
+    with pytest.raises(ConfigError, match="holds no log"):
+        workflow.diagnose_folder(tmp_path / "nowhere")

@@ -1,0 +1,270 @@
+"""The probe against a real local Kaggle: what it reports, and what it never keeps."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from kernelkit.bundle.image import read_snapshot
+from kernelkit.config import load_config
+from kernelkit.doctor.checks import Finding, Health
+from kernelkit.doctor.probe import Report, Transcript, compare_sources, differences, probe, shape
+from kernelkit.errors import RefusedError
+from kernelkit.kaggle import Credentials, Kaggle, connect
+
+USER, KEY = "salome-marten", "0123456789abcdef-the-key"
+
+
+@dataclass(frozen=True)
+class Probed:
+    """One probe of the local Kaggle, for all tests here."""
+
+    report: Report
+    folder: Path
+
+    @property
+    def found(self) -> dict[str, Finding]:
+        return {finding.subject: finding for finding in self.report.findings}
+
+    @property
+    def transcript(self) -> dict[str, Any]:
+        return dict(json.loads((self.folder / "transcript.json").read_text(encoding="utf-8")))
+
+
+@pytest.fixture(scope="module")
+def probed(local_kaggle: str, tmp_path_factory: pytest.TempPathFactory) -> Probed:
+    folder = tmp_path_factory.mktemp("probe")
+    kaggle = connect(local_kaggle, {"KAGGLE_USERNAME": USER, "KAGGLE_KEY": KEY})
+    return Probed(probe(kaggle, folder, ["letters"]), folder)
+
+
+def test_what_is_as_assumed_is_good(probed: Probed) -> None:
+    good = {name for name, finding in probed.found.items() if finding.health == Health.GOOD}
+    assert good >= {
+        *("run", "asked and given", "status", "version label", "internet", "mount letters"),
+        *("environment", "session id", "read-back", "kept log", "outputs"),
+        *("failed run", "outputs of a failed run", "log of a failed run"),
+        *("cells after the failing one", "failure message"),
+    }
+    assert probed.found["log stream"].health != Health.BAD
+    assert "2026" in probed.found["mount letters"].words
+    assert "asked to fail" in probed.found["failure message"].words
+    assert "cells equal; cell ids kept; metadata added: kaggle" in probed.found["read-back"].words
+    assert "COMPLETE" in probed.found["status"].words
+
+
+def test_what_is_other_than_assumed_is_bad(probed: Probed) -> None:
+    """This machine is not Kaggle's image, and the report says so."""
+    assert probed.found["freeze"].health == Health.BAD
+    assert probed.found["image"].health == Health.UNKNOWN
+
+
+def test_the_snapshot_can_be_used_as_it_is(probed: Probed) -> None:
+    image = read_snapshot(json.loads((probed.folder / "image.json").read_text(encoding="utf-8")))
+    assert image.complete
+    assert image.python == sys.version.split()[0]
+
+
+def test_the_transcript_and_the_report_hold_no_secret(probed: Probed) -> None:
+    basic = "Basic"
+    for name in ("transcript.json", "report.json"):
+        text = (probed.folder / name).read_text(encoding="utf-8")
+        for secret in (USER, KEY, basic, "authorization", "/download/", "kernelkit digest"):
+            assert secret.lower() not in text.lower(), (name, secret)
+    calls = {exchange["call"].rpartition("/")[2] for exchange in probed.transcript["exchanges"]}
+    assert calls >= {"SaveKernel", "GetKernel", "GetKernelSessionStatus", "GET file", "stream"}
+
+
+def test_the_session_tells_names_and_no_values(probed: Probed) -> None:
+    path = probed.folder / "kernelkit-probe" / "v1" / "session.json"
+    session = json.loads(path.read_text(encoding="utf-8"))
+    assert "KAGGLE_CONTAINER_NAME" in session["environment"]
+    assert set(session["container_name"]) <= set("aA9-_")
+    assert session["run_type"] == "Batch"
+
+
+def answer(body: object, status: int = 200, url: str = "https://h.example/v1/s.S/Do") -> Any:
+    """An answer as requests gives it, of a call that held secrets."""
+    response = requests.Response()
+    response.status_code = status
+    response._content = json.dumps(body).encode()
+    response.headers["Content-Type"] = "application/json"
+    response.headers["Set-Cookie"] = "session=hidden"
+    sent = {"token": "hidden", "userName": USER, "text": "hidden source", "name": 1}
+    response.request = requests.Request(
+        "POST", url, json=sent, headers={"Authorization": "Bearer hidden"}
+    ).prepare()
+    return response
+
+
+def test_free_words_are_redacted_too() -> None:
+    transcript = Transcript(Credentials(USER, "a test", key="hidden-key", token="hidden-token"))
+    words = f"{USER.upper()} may not, see https://h.example/x?sig=hidden or 123456789: hidden-token"
+    transcript(answer({"message": words, "token": "hidden", "code": 403}, 403), False)
+    (exchange,) = transcript.document["exchanges"]
+    text = json.dumps(exchange)
+    assert "hidden" not in text
+    assert exchange["values"]["message"] == (
+        "<user> may not, see https://h.example/… or <number>: <secret>"
+    )
+    assert exchange["fields"] == {
+        **dict.fromkeys(("token", "userName", "text"), "string"),
+        "name": "number",
+    }
+    assert exchange["call"] == "s.S/Do"
+
+
+def test_signatures_of_addresses_are_dropped_and_their_names_kept() -> None:
+    transcript = Transcript(Credentials(USER, "a test", key="k"))
+    signed = answer({}, url="https://storage.example/bucket/hidden?X-Goog-Signature=hidden&X-E=60")
+    signed.request.method = "GET"
+    transcript(signed, True)
+    (exchange,) = transcript.exchanges
+    assert exchange["query"] == ["X-E", "X-Goog-Signature"]
+    assert (exchange["call"], exchange["host"]) == ("GET file", "storage.example")
+    assert "hidden" not in json.dumps(exchange)
+
+
+def test_the_shape_of_a_document() -> None:
+    document = {"b": [{"x": 1}, {"y": "https://a/b"}], "a": None, "c": True, "d": [], "e": ["s"]}
+    assert shape(document) == {
+        "a": None,
+        "b": [{"x": "number", "y": "url"}],
+        "c": "boolean",
+        "d": [],
+        "e": ["string"],
+    }
+
+
+def test_a_transcript_differs_from_another_in_shapes_alone(probed: Probed) -> None:
+    ours = probed.transcript
+    assert differences(ours, ours) == []
+    theirs = copy.deepcopy(ours)
+    for exchange in theirs["exchanges"]:
+        exchange["seconds"] += 1
+        exchange["values"] = {}
+    theirs["exchanges"].append(theirs["exchanges"][0])
+    assert differences(theirs, ours) == []
+    for exchange in theirs["exchanges"]:
+        if exchange["call"].endswith("/GetKernel") and exchange["status"] == 200:
+            exchange["body"]["metadata"]["id"] = "string"
+            exchange["body"]["metadata"]["machineShape"] = "string"
+        if exchange["call"].endswith("/ListKernelSessionOutput"):
+            del exchange["body"]["log"]
+    refused = copy.deepcopy(theirs["exchanges"][-2]) | {"status": 403}
+    theirs["exchanges"].append(refused)
+    found = differences(theirs, ours)
+    assert len(found) == 4, found
+    assert any("metadata.id is ['string'] there, ['number'] here" in line for line in found)
+    assert any("machineShape is ['string'] there, ['missing'] here" in line for line in found)
+    assert any("log is ['missing'] there, ['string'] here" in line for line in found)
+    assert any("403: only there" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("given", "health", "words"),
+    [
+        ('{"cells": [{"source": "a", "id": "1"}], "metadata": {}}', Health.GOOD, "byte for byte"),
+        ('{"cells": [{"source": ["a"], "id": "2"}], "metadata": {}}', Health.GOOD, "ids changed"),
+        ('{"cells": [{"source": "b", "id": "1"}], "metadata": {}}', Health.BAD, "cells CHANGED"),
+        ("<html>", Health.BAD, "no notebook"),
+        ("[]", Health.BAD, "no notebook"),
+    ],
+)
+def test_what_is_read_back_against_what_was_sent(given: str, health: Health, words: str) -> None:
+    sent = '{"cells": [{"source": "a", "id": "1"}], "metadata": {}}'
+    finding = compare_sources(sent, given)
+    assert finding.health == health
+    assert words in finding.words
+
+
+def test_a_refused_push_still_leaves_its_transcript(local_kaggle: str, tmp_path: Path) -> None:
+    kaggle = connect(local_kaggle, {"KAGGLE_USERNAME": "refused", "KAGGLE_KEY": KEY})
+    with pytest.raises(RefusedError):
+        probe(kaggle, tmp_path, ["no-such-competition"])
+    exchanges = json.loads((tmp_path / "transcript.json").read_text(encoding="utf-8"))["exchanges"]
+    assert exchanges[-1]["status"] == 404
+
+
+def lies(endpoint: str, account: str, *faults: str) -> Kaggle:
+    """A new account of the local Kaggle, to which alone it tells these lies."""
+    told = [f"{error},account={account}" for error in faults]
+    with requests.Session() as session:
+        session.trust_env = False
+        session.post(f"{endpoint}/emulator/faults", json=told, timeout=30).raise_for_status()
+    return connect(endpoint, {"KAGGLE_USERNAME": account, "KAGGLE_KEY": KEY})
+
+
+def test_what_a_strange_kaggle_does_is_reported(local_kaggle: str, tmp_path: Path) -> None:
+    kaggle = lies(
+        *(local_kaggle, "teller", "forbidden,times=2", "internet-flipped"),
+        *("dropped-source,kind=competition", "run-error,at=2,outputs=gone"),
+    )
+    found = {f.subject: f for f in probe(kaggle, tmp_path, ["letters"]).findings}
+    assert found["status"].words.startswith("HTTP 403")
+    given = found["asked and given"]
+    assert given.health == Health.BAD
+    assert "enable_internet: asked False, given True" in given.words
+    assert "letters" in given.words
+    assert found["mount letters"].health == Health.BAD
+    assert found["outputs of a failed run"].health == Health.BAD
+    assert found["cells after the failing one"].health == Health.UNKNOWN
+
+
+def test_a_kernel_that_was_made_public_ends_the_probe(local_kaggle: str, tmp_path: Path) -> None:
+    kaggle = lies(local_kaggle, "exposed", "public")
+    with pytest.raises(RefusedError, match="is_private: asked True, given False"):
+        probe(kaggle, tmp_path)
+    exchanges = json.loads((tmp_path / "transcript.json").read_text(encoding="utf-8"))["exchanges"]
+    assert sum(e["call"].endswith("/SaveKernel") for e in exchanges) == 1
+
+
+def test_it_asks_before_it_pushes(plain: Path, cli: Callable, local_kaggle: str) -> None:
+    done = cli("doctor", "--probe", "--endpoint", local_kaggle, cwd=plain, expect=2)
+    assert "one tiny private kernel, kernelkit-probe" in done.stdout
+    assert "attaches letters" in " ".join(done.stdout.split())
+    assert "--probe --yes" in done.stderr
+    assert not (plain / "runs").exists()
+
+
+def test_a_no_at_the_terminal_pushes_nothing(plain: Path, local_kaggle: str) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kernelkit", "doctor", "--probe", "--endpoint", local_kaggle],
+        cwd=plain,
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    os.write(ours, b"n\n")
+    told, _ = process.communicate(timeout=60)
+    os.close(ours)
+    os.close(theirs)
+    assert "Go on? [y/N]" in told
+    assert process.returncode == 130
+    assert not (plain / "runs").exists()
+
+
+def test_the_command_without_a_project(cli: Callable, local_kaggle: str, tmp_path: Path) -> None:
+    command = ("doctor", "--probe", "--yes", "--json", "--endpoint", local_kaggle)
+    document = json.loads(cli(*command, cwd=tmp_path).stdout)
+    assert {finding["subject"] for finding in document["findings"]} >= {"run", "read-back"}
+    assert (tmp_path / document["folder"] / "transcript.json").is_file()
+
+
+def test_the_probe_is_a_project_like_any_other() -> None:
+    example = Path(__file__).parent.parent.parent / "examples" / "image"
+    kernel = load_config(example).kernel
+    assert (kernel.slug, kernel.is_private) == ("kernelkit-probe", True)
+    assert (kernel.wants_gpu, kernel.enable_internet) == (False, False)

@@ -1,0 +1,318 @@
+"""The door to Kaggle against a real server on loopback that answers as it is told to."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from kernelkit import kaggle as client
+from kernelkit.errors import (
+    AnswerLostError,
+    CredentialsError,
+    KernelkitError,
+    NotFoundError,
+    QuotaError,
+    RateLimitedError,
+    RefusedError,
+    SessionCapError,
+    UnreachableError,
+)
+from kernelkit.kaggle import (
+    Competition,
+    Credentials,
+    Kaggle,
+    State,
+    Timeouts,
+    connect,
+    parse_log,
+)
+
+Cli = Callable[..., object]
+FIELDS = {
+    "title": "Some kernel",
+    "language": "python",
+    "kernel_type": "notebook",
+    "is_private": True,
+    "enable_gpu": False,
+    "enable_tpu": False,
+    "enable_internet": False,
+    "dataset_sources": [],
+    "competition_sources": [],
+    "kernel_sources": [],
+    "model_sources": [],
+    "keywords": [],
+}
+
+
+class Script:
+    """What the server answers, one entry a request, the last one for ever; and what it was sent."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[int, str, bytes]] = []
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
+
+    def say(self, body: object, code: int = 200, kind: str = "application/json") -> None:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.answers.append((code, kind, content))
+
+    def hang_up(self) -> None:
+        """Read the request, then close without an answer."""
+        self.answers.append((0, "", b""))
+
+
+@pytest.fixture
+def script() -> Script:
+    return Script()
+
+
+@pytest.fixture
+def kaggle(script: Script) -> Iterator[Kaggle]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            script.requests.append((self.path, dict(self.headers), body))
+            last = len(script.answers) == 1
+            code, kind, content = script.answers[0] if last else script.answers.pop(0)
+            if not code:
+                self.close_connection = True
+                return
+            self.send_response(code)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_PUT = do_POST
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    yield Kaggle(Credentials("ann", "the test", key="k"), address, timeouts=Timeouts(retry=0))
+    server.shutdown()
+    server.server_close()
+
+
+def push(kaggle: Kaggle) -> client.PushResponse:
+    return kaggle.save_kernel("some-kernel", "{}", FIELDS)
+
+
+def test_a_push_that_is_taken(kaggle: Kaggle, script: Script) -> None:
+    script.say({"ref": "/ann/some-kernel", "url": "u", "versionNumber": 3})
+    assert push(kaggle) == client.PushResponse("u", 3, {})
+    path, headers, body = script.requests[0]
+    assert path == "/api/v1/kernels.KernelsApiService/SaveKernel"
+    assert headers["Authorization"].startswith("Basic ")
+    sent = json.loads(body)
+    assert (sent["slug"], sent["newTitle"]) == ("ann/some-kernel", "Some kernel")
+    assert sent["enableInternet"] is False  # the server's default would be True
+
+
+def test_dropped_sources_of_every_kind_are_seen(kaggle: Kaggle, script: Script) -> None:
+    kinds = ["Competition", "Dataset", "Kernel", "Model"]
+    answer = {f"invalid{kind}Sources": [f"some-{kind}"] for kind in kinds}
+    script.say({"versionNumber": 1, "url": "u", **answer})
+    assert push(kaggle).dropped == {f"{k.lower()}_sources": [f"some-{k}"] for k in kinds}
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "error"),
+    [
+        ({"error": "Maximum batch GPU session count of 2 reached."}, 200, SessionCapError),
+        ({"error": "You have used your GPU quota"}, 200, QuotaError),
+        ({"error": "Something else"}, 200, RefusedError),
+        ({"code": 400, "message": "too large"}, 400, RefusedError),
+        ({"code": 400, "message": "in a 200"}, 200, RefusedError),
+        ({"code": 401, "message": "who?"}, 401, CredentialsError),
+        ({"code": 404, "message": "Not found"}, 404, NotFoundError),
+        ({"code": 429, "message": "slowly"}, 429, RateLimitedError),
+        ({"code": 500, "message": "oops"}, 500, AnswerLostError),
+        (b"<html>maintenance</html>", 200, AnswerLostError),
+        (b"<html>bad gateway</html>", 502, AnswerLostError),
+        ({}, 200, AnswerLostError),
+    ],
+)
+def test_every_answer_to_a_push_has_its_error(
+    kaggle: Kaggle, script: Script, body: object, code: int, error: type[KernelkitError]
+) -> None:
+    script.say(body, code, "application/json" if isinstance(body, dict) else "text/html")
+    with pytest.raises(error) as caught:
+        push(kaggle)
+    assert type(caught.value) is error
+    assert len(script.requests) == 1
+
+
+def test_a_push_without_an_answer_is_never_sent_again(kaggle: Kaggle, script: Script) -> None:
+    kaggle.timeouts = Timeouts(retry=5)
+    script.hang_up()
+    with pytest.raises(AnswerLostError, match="may have been accepted"):
+        push(kaggle)
+    assert len(script.requests) == 1
+
+
+def test_a_push_that_never_left_is_told_apart() -> None:
+    nobody = Kaggle(Credentials("ann", "the test", key="k"), "http://127.0.0.1:9")
+    with pytest.raises(UnreachableError) as caught:
+        push(nobody)
+    assert not isinstance(caught.value, AnswerLostError)
+
+
+def test_a_reading_call_is_tried_again(kaggle: Kaggle, script: Script) -> None:
+    kaggle.timeouts = Timeouts(retry=10)
+    script.hang_up()
+    script.say({"code": 503, "message": "busy"}, 503)
+    script.say({"status": "RUNNING"})
+    assert kaggle.status("ann", "k", 2).state is State.RUNNING
+    assert len(script.requests) == 3
+    assert json.loads(script.requests[0][2])["versionLabel"] == "v2"
+
+
+@pytest.mark.parametrize(
+    ("answer", "state"),
+    [({}, "queued"), ({"status": "ERROR", "failureMessage": "m"}, "error")],
+)
+def test_a_missing_status_is_queued(
+    kaggle: Kaggle, script: Script, answer: dict[str, str], state: str
+) -> None:
+    script.say(answer)
+    assert kaggle.status("ann", "k", 1) == client.Status(
+        State(state), answer.get("failureMessage", "")
+    )
+
+
+def test_a_status_of_tomorrow_is_no_traceback(kaggle: Kaggle, script: Script) -> None:
+    script.say({"status": "MEDITATING"})
+    with pytest.raises(UnreachableError, match="not the API's"):
+        kaggle.status("ann", "k", 1)
+
+
+def test_every_page_of_outputs_is_read(kaggle: Kaggle, script: Script) -> None:
+    for number in range(3):
+        page = {"files": [{"fileName": f"f{number}", "url": "u"}], "log": "" if number else "[]"}
+        script.say({**page, **({"nextPageToken": f"t{number}"} if number < 2 else {})})
+    files, log = kaggle.outputs("ann", "k", 1)
+    assert ([file.name for file in files], log) == (["f0", "f1", "f2"], "[]")
+    assert [json.loads(body).get("pageToken") for _, _, body in script.requests] == [
+        None,
+        "t0",
+        "t1",
+    ]
+
+
+def test_a_rehearsal_stays_on_this_machine(kaggle: Kaggle) -> None:
+    with pytest.raises(RefusedError, match="elsewhere"):
+        kaggle.file_session().get("http://192.0.2.1/f")
+    with pytest.raises(AssertionError):
+        Kaggle(Credentials("ann", "the test", key="k"), "http://192.0.2.1:80")
+
+
+def test_proxies_are_not_asked_for_a_local_kaggle(
+    kaggle: Kaggle, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    script.say({"status": "COMPLETE"})
+    assert kaggle.status("ann", "k", 1).state is State.COMPLETE
+
+
+def test_a_local_kaggle_never_sees_what_lies_in_files() -> None:
+    home = Path.home()
+    (home / ".kaggle").mkdir()
+    (home / ".kaggle" / "access_token").write_text("secret-token")
+    (home / ".kaggle" / "kaggle.json").write_text('{"username": "real", "key": "secret"}')
+    local = connect("http://127.0.0.1:9", {})
+    assert local.credentials.username == "rehearsal"
+    assert "secret" not in str(local.session.auth)
+
+
+def test_credentials_are_found_as_the_official_client_finds_them(tmp_path: Path) -> None:
+    with pytest.raises(CredentialsError, match="no Kaggle credentials"):
+        connect(None, {})
+    (tmp_path / "kaggle.json").write_text('{"username": "file", "key": "k"}')
+    where = {"KAGGLE_CONFIG_DIR": str(tmp_path)}
+    assert connect(None, where).credentials.username == "file"
+    assert (
+        connect(None, {**where, "KAGGLE_USERNAME": "env", "KAGGLE_KEY": "k"}).credentials.username
+        == "env"
+    )
+
+
+def test_a_token_is_asked_for_its_owner(kaggle: Kaggle, script: Script) -> None:
+    script.say({"active": True, "username": "ann"})
+    found = connect(kaggle.endpoint, {"KAGGLE_API_TOKEN": "t"})
+    assert found.credentials.username == "ann"
+    assert script.requests[0][1]["Authorization"] == "Bearer t"
+    script.answers[:] = [(200, "application/json", b'{"active": false}')]
+    with pytest.raises(CredentialsError, match="not valid"):
+        connect(kaggle.endpoint, {"KAGGLE_API_TOKEN": "t"})
+
+
+def test_a_submission_is_uploaded_and_entered(
+    kaggle: Kaggle, script: Script, tmp_path: Path
+) -> None:
+    table = tmp_path / "submission.csv"
+    table.write_text("id,rle_mask\n")
+    script.say({})
+    script.say({"token": "t", "createUrl": kaggle.endpoint + "/upload"})
+    script.say(b"", 201, "text/plain")
+    script.say({"message": "Successfully submitted", "ref": 7})
+    assert Competition(kaggle, "salt").submit_file(table, "v1 by hand", "v1") == 7
+    (_, (_, _, start), (path, headers, body), (_, _, enter)) = script.requests
+    assert json.loads(start)["contentLength"] == len(body) == 12
+    assert (path, body) == ("/upload", table.read_bytes())
+    assert "Authorization" not in headers
+    assert json.loads(enter)["blobFileTokens"] == "t"
+    assert json.loads(enter)["submissionDescription"] == "v1 by hand"
+
+
+def test_a_refused_upload_is_no_submission(kaggle: Kaggle, script: Script, tmp_path: Path) -> None:
+    table = tmp_path / "submission.csv"
+    table.write_text("id,rle_mask\n")
+    script.say({})
+    script.say({"token": "t", "createUrl": kaggle.endpoint + "/upload"})
+    script.say(b"too large", 413, "text/plain")
+    with pytest.raises(RefusedError, match="413"):
+        Competition(kaggle, "salt").submit_file(table, "v1", "v1")
+    assert len(script.requests) == 3
+
+
+def test_a_call_that_this_kaggle_does_not_know(kaggle: Kaggle, script: Script) -> None:
+    script.say({"code": 501, "message": "unimplemented: X"}, 501)
+    with pytest.raises(RefusedError, match="does not know the call"):
+        kaggle.quota()
+
+
+def test_a_server_that_is_no_kaggle_is_called_so(kaggle: Kaggle, script: Script) -> None:
+    script.say(b"<html>Unsupported method ('POST')</html>", 501, "text/html")
+    with pytest.raises(UnreachableError, match="is no Kaggle"):
+        kaggle.quota()
+
+
+def test_pages_that_go_round_are_refused(kaggle: Kaggle, script: Script) -> None:
+    for token in ("a", "b", "a"):
+        script.say({"files": [{"fileName": "f", "url": "u"}], "nextPageToken": token})
+    with pytest.raises(RefusedError, match="in a circle"):
+        kaggle.outputs("ann", "k", 1)
+
+
+def test_a_login_file_that_is_broken(kaggle: Kaggle) -> None:
+    folder = Path.home() / ".kaggle"
+    folder.mkdir()
+    (folder / "credentials.json").write_text("[1]")
+    with pytest.raises(CredentialsError, match=r"credentials\.json cannot be read"):
+        connect(None, {})
+    assert kaggle.credentials.username == "ann"
+
+
+def test_logs_in_every_form() -> None:
+    entry = {"stream_name": "stderr", "time": 1.5, "data": "x\n"}
+    assert parse_log(json.dumps([entry])) == [client.LogEntry("stderr", 1.5, "x\n")]
+    assert [e.text for e in parse_log("plain\nlines\n")] == ["plain\n", "lines\n"]
+    assert parse_log("") == []
+    assert parse_log('[{"time": "soon"}, 3, null]') == [client.LogEntry("stdout", 0.0, "")]

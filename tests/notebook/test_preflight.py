@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kernelkit import workflow
+from kernelkit.config import load_config
+from kernelkit.errors import ConfigError
+from kernelkit.notebook.preflight import Problem
+
+Make = Callable[..., Path]
+
+
+def problems(project: Path, *settings: str) -> list[Problem]:
+    config = load_config(project, settings=settings, environment={})
+    return workflow.preflight(workflow.render(config), project)
+
+
+def subjects(project: Path, *settings: str) -> list[str]:
+    return [problem.subject for problem in problems(project, *settings)]
+
+
+def test_a_good_kernel_has_no_problems(plain: Path) -> None:
+    assert subjects(plain) == []
+    assert subjects(plain, "kernel.machine_shape=NvidiaTeslaT4") == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        (["kernel.title=Something else"], ["title"]),
+        (["kernel.title=ab", "kernel.id=ab"], ["title", "id"]),
+        (["kernel.enable_gpu=true"], ["machine_shape"]),
+        (["kernel.machine_shape=NvidiaTeslaP100"], ["machine_shape"]),
+        (["kernel.machine_shape=NvidiaTeslaT4", "kernel.enable_tpu=true"], ["enable_tpu"]),
+        (["kernel.competition_sources=[]"], ["parameters.data_dir"]),
+        (['kernel.dataset_sources=["no-owner"]'], ["dataset_sources"]),
+        (['data_dir=["kaggle://input/else/where"]'], ["parameters.data_dir"]),
+        (["data_dir=kaggle://imput/letters"], ["parameters.data_dir"]),
+        (
+            ["data_dir=kaggle://input/ann", 'kernel.dataset_sources=["ann/salt"]'],
+            ["parameters.data_dir"],
+        ),
+        (["data_dir=kaggle://input/salt/x", 'kernel.dataset_sources=["ann/salt/3"]'], []),
+    ],
+)
+def test_each_problem_is_found(plain: Path, settings: list[str], found: list[str]) -> None:
+    assert subjects(plain, *settings) == found
+
+
+def test_all_problems_are_shown_at_once(plain: Path) -> None:
+    assert subjects(plain, "kernel.title=Something", "kernel.enable_gpu=true") == [
+        "title",
+        "machine_shape",
+    ]
+
+
+def test_the_size_is_that_of_the_escaped_source(make_project: Make) -> None:
+    """A letter beyond ASCII takes twelve bytes as it is sent, and four on disk."""
+    text = "# " + "🧂" * 76_000 + "\n"
+    project = make_project({"pkg/big.py": text}, keys='layout = "cells"')
+    assert len(text.encode()) < 310_000
+    assert subjects(project) == ["notebook"]
+
+
+def test_beyond_the_cap_the_largest_files_and_the_remedies_are_named(make_project: Make) -> None:
+    project = make_project({"pkg/weights.bin": os.urandom(700_000)})
+    (problem,) = problems(project)
+    assert "700,000 B  pkg/weights.bin" in problem.message
+    assert "Kaggle dataset" in problem.remedy
+
+
+def test_what_the_image_lacks_is_a_problem_until_pip_brings_it(make_project: Make) -> None:
+    source = "import segmentation_models_pytorch\ndef run(): ...\n"
+    project = make_project({"pkg/main.py": source})
+    (problem,) = problems(project)
+    assert problem.subject == "pkg/main.py:1"
+    assert 'pip = ["segmentation-models-pytorch"]' in problem.remedy
+    project = make_project(
+        {"pkg/main.py": source}, keys='pip = ["segmentation_models.pytorch==0.5.0"]'
+    )
+    assert subjects(project) == ["pip"]
+    assert subjects(project, "kernel.enable_internet=true") == []
+
+
+def test_what_is_optional_or_not_known_stops_nothing(make_project: Make) -> None:
+    project = make_project(
+        {
+            "pkg/main.py": "try:\n    import segmentation_models_pytorch\n"
+            "except ImportError:\n    pass\nimport nobody_knows_it\ndef run(): ...\n"
+        }
+    )
+    assert subjects(project) == []
+    unknown, absent = workflow.advise(workflow.render(load_config(project, environment={})))
+    assert '"nobody_knows_it"' in unknown
+    assert "pkg/main.py:5" in unknown
+    assert absent.endswith("is not in Kaggle's image: pkg/main.py:2 does without it")
+
+
+def test_a_project_may_name_its_own_snapshot_of_the_image(make_project: Make) -> None:
+    snapshot = {"complete": True, "python": "3.12.1", "distributions": {}, "modules": {}}
+    files = {
+        "pkg/main.py": "import numpy\ndef run(): ...\n",
+        "image.json": json.dumps(snapshot),
+        "other.json": "{}",
+    }
+    project = make_project(files, keys='image = "image.json"')
+    (problem,) = problems(project)
+    assert 'imports "numpy", which Kaggle\'s image does not have' in problem.message
+    for name, words in {
+        "other.json": "no snapshot of an image",
+        "none.json": "no such file",
+    }.items():
+        project = make_project(files, keys=f'image = "{name}"')
+        with pytest.raises(ConfigError, match=words):
+            problems(project)
+
+
+@pytest.mark.parametrize(
+    ("function", "found"),
+    [
+        ("def run(a, *, b=1): ...", []),
+        ("def run(a, **more): ...", []),
+        ("def run(aa): ...", ["parameters.a", "parameters.aa"]),
+        ("def run(a, *, b): ...", ["parameters.b"]),
+        ("def run(): ...", ["parameters.a"]),
+        ("from functools import cache\n@cache\ndef run(): ...", []),
+        ("run = print", []),
+    ],
+)
+def test_the_entry_can_be_called_with_the_parameters(
+    make_project: Make, function: str, found: list[str]
+) -> None:
+    project = make_project(
+        {"pkg/main.py": f"{function}\n"}, extra="[tool.kernelkit.parameters]\na = 1"
+    )
+    assert subjects(project) == found

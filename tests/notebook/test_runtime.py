@@ -1,0 +1,241 @@
+"""The run side on its own; whole notebooks run in test_cycle.py."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernelkit.notebook import runtime
+from kernelkit.notebook.runtime import Run, RuntimeFault
+
+BUNDLE: dict[str, Any] = {
+    "digest": "d" * 64,
+    "wants_gpu": False,
+    "kernel": {"machine_shape": ""},
+    "files": [],
+    "outputs": ["out.csv"],
+    "third_party": ["not_installed", "pytest"],
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    for name in ("input", "working", "temp"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"KAGGLE_{name.upper()}_DIR", str(tmp_path / name))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.chdir(tmp_path)  # a call goes to the working folder, and stays there
+    return Run(BUNDLE, tmp_path / "src")
+
+
+@pytest.mark.parametrize(
+    "mount",
+    ["competitions/salt", "datasets/ann/salt", "notebooks/ann/salt", "salt", "odd/deep/salt"],
+)
+def test_an_input_is_found_in_every_form_of_mount(run: Run, mount: str) -> None:
+    assert run.input_dir is not None
+    folder = run.input_dir / mount
+    folder.mkdir(parents=True)
+    (run.input_dir / "competitions" / "other").mkdir(parents=True)
+    found = run.resolve({"a": "kaggle://input/salt", "b": ["kaggle://input/salt/x/y.csv"], "c": 3})
+    assert found == {"a": str(folder), "b": [str(folder / "x" / "y.csv")], "c": 3}
+
+
+def test_the_new_form_wins_over_the_old(run: Run) -> None:
+    assert run.input_dir is not None
+    for mount in ("salt", "competitions/salt"):
+        (run.input_dir / mount).mkdir(parents=True)
+    assert run.resolve({"a": "kaggle://input/salt"})["a"].endswith("competitions/salt")
+
+
+def test_a_missing_input_shows_what_is_there(run: Run) -> None:
+    assert run.input_dir is not None
+    (run.input_dir / "competitions" / "pepper").mkdir(parents=True)
+    with pytest.raises(RuntimeFault, match="no folder has that name") as caught:
+        run.resolve({"a": "kaggle://input/salt"})
+    assert "pepper/" in str(caught.value)
+
+
+def test_two_inputs_of_one_name_are_not_guessed_between(run: Run) -> None:
+    assert run.input_dir is not None
+    for owner in ("ann", "bob"):
+        (run.input_dir / "datasets" / owner / "salt").mkdir(parents=True)
+    with pytest.raises(RuntimeFault, match="2 folders have that name"):
+        run.resolve({"a": "kaggle://input/salt"})
+
+
+def test_folders_of_the_run_and_addresses_that_are_none(run: Run) -> None:
+    given = {"a": "kaggle://working", "b": "kaggle://temp/x", "c": "https://x", "d": {"e": True}}
+    found = run.resolve(given)
+    assert found["a"] == str(run.working_dir)
+    assert found["b"] == str(run.temp_dir / "x")  # type: ignore[operator]
+    assert (found["c"], found["d"]) == ("https://x", {"e": True})
+    with pytest.raises(RuntimeFault, match="no folder 'output'"):
+        run.resolve({"a": "kaggle://output"})
+
+
+def test_outside_kaggle_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("KAGGLE_INPUT_DIR", raising=False)
+    if Path("/kaggle/input").is_dir():
+        pytest.skip("this machine has a /kaggle/input of its own")
+    with pytest.raises(RuntimeFault, match="KAGGLE_INPUT_DIR"):
+        Run(BUNDLE, tmp_path).resolve({"a": "kaggle://input/salt"})
+
+
+def test_the_manifest_describes_a_csv_by_rows_and_ids(run: Run) -> None:
+    with (run.working_dir / "out.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([["id", "x"], ["b", "1 2"], ["a", ""]])
+    manifest = run.finish()
+    (output,) = manifest["outputs"]
+    content = (run.working_dir / "out.csv").read_bytes()
+    assert output == {
+        "path": "out.csv",
+        "size": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "rows": 2,
+        "ids_sha256": hashlib.sha256(b"b\na\n").hexdigest(),
+    }
+    assert manifest["status"] == "complete"
+    assert set(manifest["versions"]) == {"python", "pytest"}
+    assert json.loads((run.working_dir / "run-manifest.json").read_text()) == manifest
+
+
+def test_a_missing_output_is_a_failure(run: Run) -> None:
+    (run.working_dir / "other.txt").touch()
+    with pytest.raises(RuntimeFault, match=r"out\.csv") as caught:
+        run.finish()
+    assert "other.txt" in str(caught.value)
+
+
+def test_sources_that_differ_stop_the_run(run: Run) -> None:
+    bundle = {
+        **BUNDLE,
+        "files": [
+            {"path": "a.py", "sha256": hashlib.sha256(b"a").hexdigest()},
+            {"path": "b.py", "sha256": hashlib.sha256(b"b").hexdigest()},
+            {"path": "c.py", "sha256": hashlib.sha256(b"c").hexdigest()},
+        ],
+    }
+    strict = Run(bundle, run.source_dir)
+    strict.write_source("a.py", b"a")
+    strict.write_source("b.py", b"edited")
+    with pytest.raises(RuntimeFault) as caught:
+        strict.check_sources()
+    assert "b.py: has other content" in str(caught.value)
+    assert "c.py: is missing" in str(caught.value)
+    assert "a.py" not in str(caught.value)
+    assert str(run.source_dir) not in sys.path
+
+
+def carrying(run: Run, *paths: str) -> Run:
+    """The run of a notebook that has written these modules."""
+    files = [{"path": path, "sha256": hashlib.sha256(b"").hexdigest()} for path in paths]
+    for path in paths:
+        (run.source_dir / path).parent.mkdir(parents=True, exist_ok=True)
+        (run.source_dir / path).touch()
+    return Run({**run.bundle, "files": files}, run.source_dir)
+
+
+def test_another_copy_of_the_package_is_refused(run: Run) -> None:
+    run = carrying(run, "colorsys.py")
+    with pytest.raises(RuntimeFault, match="colorsys came from"):
+        run.call("colorsys:rgb_to_hsv", {"r": 0, "g": 0, "b": 0})
+
+
+def test_the_kernels_own_copy_gives_way(run: Run) -> None:
+    """A package that travels may be one that Jupyter itself has imported."""
+    import tabnanny
+
+    run = carrying(run, "tabnanny.py")
+    (run.source_dir / "tabnanny.py").write_text("def check():\n    return 'mine'\n")
+    content = (run.source_dir / "tabnanny.py").read_bytes()
+    run.bundle["files"][0]["sha256"] = hashlib.sha256(content).hexdigest()
+    run.check_sources()
+    try:
+        assert run.call("tabnanny:check", {}) == "mine"
+    finally:
+        sys.modules["tabnanny"] = tabnanny
+
+
+def test_what_is_executable_stays_so(run: Run) -> None:
+    run = carrying(run, "pkg/tool.sh")
+    run.bundle["files"][0]["executable"] = True
+    run.check_sources()
+    assert os.access(run.source_dir / "pkg" / "tool.sh", os.X_OK)
+
+
+def test_the_wrong_copy_is_refused_before_it_runs(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import colorsys
+
+    ran: list[bool] = []
+    monkeypatch.setattr(colorsys, "rgb_to_hsv", lambda: ran.append(True))
+    with pytest.raises(RuntimeFault, match="colorsys came from"):
+        carrying(run, "colorsys.py").call("colorsys:rgb_to_hsv", {})
+    assert not ran
+
+
+def test_the_programs_own_fault_is_told_as_it_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = carrying(run, "colorsys.py", "breaks.py")
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    source = "def go():\n    import colorsys\n    raise ValueError('mine')\n"
+    (run.source_dir / "breaks.py").write_text(source)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(run.source_dir)])  # the other copy goes first
+    with pytest.raises(ValueError, match="mine"):
+        run.call("breaks:go", {})
+
+
+def test_pip_says_what_it_could_not_install(run: Run) -> None:
+    run.pip_install(["pytest"])  # is there: nothing is fetched
+    with pytest.raises(RuntimeFault, match=r"pip could not install \./no-such-folder"):
+        run.pip_install(["./no-such-folder"])
+
+
+@pytest.mark.parametrize(("code", "good"), [("", True), ("0", True), ("1", False), ("'x'", False)])
+def test_an_exit_without_a_fault_is_a_good_end(
+    run: Run, monkeypatch: pytest.MonkeyPatch, code: str, good: bool
+) -> None:
+    run.source_dir.mkdir()
+    monkeypatch.syspath_prepend(str(run.source_dir))
+    monkeypatch.chdir(run.source_dir)
+    name = f"leaves_{abs(hash(code))}"
+    (run.source_dir / f"{name}.py").write_text(f"import sys\ndef go():\n    sys.exit({code})\n")
+    if good:
+        assert run.call(f"{name}:go", {}) is None
+    else:
+        with pytest.raises(SystemExit):
+            run.call(f"{name}:go", {})
+
+
+def test_a_gpu_that_is_not_there_stops_the_run_with_words(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")  # no nvidia-smi, whatever this machine has
+    asking = Run({**BUNDLE, "wants_gpu": True, "kernel": {"machine_shape": "NvidiaTeslaT4"}}, "src")
+    with pytest.raises(RuntimeFault, match="asks for NvidiaTeslaT4 and the run has no GPU"):
+        asking.check_hardware()
+    assert run.check_hardware()["gpus"] == []
+
+
+def test_it_needs_the_standard_library_alone() -> None:
+    """At its top; what a function imports it does without, or the run itself has."""
+    tree = ast.parse(Path(runtime.__file__).read_text())
+    names = {
+        alias.name.partition(".")[0]
+        for node in tree.body
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    } | {
+        str(node.module).partition(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)
+    }
+    assert names <= sys.stdlib_module_names

@@ -1,0 +1,604 @@
+"""Pulls from a local Kaggle of this file's own: any number of files, any names, any trouble."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from kernelkit import workflow
+from kernelkit.errors import ConfigError, LocalError, RefusedError, UnreachableError
+from kernelkit.kaggle import Credentials, Kaggle, Timeouts, files
+from kernelkit.runs import download as outputs
+from kernelkit.runs.download import Progress, Selection
+from kernelkit.runs.store import Record
+from kernelkit.runs.verify import verify
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+DIGEST = "d" * 64
+LOG = json.dumps([{"stream_name": "stdout", "time": 0, "data": f"kernelkit digest {DIGEST}\n"}])
+HTML = b"<html>Something went wrong</html>"
+
+
+class Shelf(ThreadingHTTPServer):
+    """One run that has ended, its files, and what is wrong with giving them."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
+        self.files: list[tuple[str, bytes]] = []
+        self.state = "COMPLETE"
+        self.sizes = True
+        self.instead: dict[str, list[bytes | int]] = {}  # answers before the file itself
+        self.generation = 0  # of addresses; older ones are refused
+        self.expires = False  # with every address that was given out before a download
+        self.block_seconds = 0.0  # between two blocks of a download
+        self.calls: list[str] = []
+        self.fetched: list[str] = []
+        self.ranges: list[str] = []
+
+    def content(self, name: str) -> bytes:
+        return dict(self.files)[name]
+
+    def declare(self, *names: str, **more: object) -> None:
+        """Put the run's manifest on the shelf, which describes these files."""
+        described = [
+            {
+                "path": name,
+                "size": len(self.content(name)),
+                "sha256": hashlib.sha256(self.content(name)).hexdigest(),
+            }
+            for name in names
+        ]
+        manifest = {"digest": DIGEST, "status": "complete", "outputs": described, **more}
+        self.files.append(("run-manifest.json", json.dumps(manifest).encode()))
+
+    def record(self, folder: Path, *declared: str, slug: str = "some-kernel") -> Record:
+        """The folder of the run, as a push leaves it."""
+        folder.mkdir(parents=True)
+        address = {"owner": "ann", "slug": slug, "version": 2, "url": "u", "digest": DIGEST}
+        (folder / "push.json").write_text(json.dumps({**address, "endpoint": self.endpoint}))
+        bundle = {"digest": DIGEST, "slug": slug, "outputs": list(declared)}
+        (folder / "bundle.json").write_text(json.dumps(bundle))
+        return Record(folder)
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Shelf
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
+        method = self.path.rpartition("/")[2]
+        self.server.calls.append(method)
+        if method == "GetKernelSessionStatus":
+            self.say(200, json.dumps({"status": self.server.state}).encode())
+        else:
+            self.say(200, json.dumps(self.page(method, asked)).encode())
+
+    def page(self, method: str, asked: dict[str, Any]) -> dict[str, Any]:
+        shelf = self.server
+        start, size = int(asked.get("pageToken", 0)), min(asked.get("pageSize", 20), 200)
+        shown = list(enumerate(shelf.files))[start : start + size]
+        more = {"nextPageToken": str(start + size)} if start + size < len(shelf.files) else {}
+        if method == "ListKernelFiles":
+            # As on the wire, a field that equals its default is left out.
+            sized = [(n, {"size": len(c)} if shelf.sizes and c else {}) for _, (n, c) in shown]
+            return {"files": [{"name": name, **size} for name, size in sized], **more}
+        if start == 0 and shelf.expires:
+            shelf.generation += 1
+        address = f"{shelf.endpoint}/file?of={shelf.generation}&n="
+        listed = [{"fileName": name, "url": f"{address}{n}"} for n, (name, _) in shown]
+        return {"log": LOG, "files": listed, **more}
+
+    def do_GET(self) -> None:
+        shelf = self.server
+        query = parse_qs(urlsplit(self.path).query)
+        name, content = shelf.files[int(query["n"][0])]
+        with suppress(BrokenPipeError, ConnectionResetError):
+            if shelf.expires and int(query["of"][0]) < 2:
+                self.say(403, b"<Error>expired</Error>")
+                return
+            if shelf.instead.get(name):
+                answer = shelf.instead[name].pop(0)
+                self.say(*((answer, HTML) if isinstance(answer, int) else (200, answer)))
+                return
+            shelf.fetched.append(name)
+            self.give(content)
+
+    def give(self, content: bytes) -> None:
+        tag = f'"{hashlib.sha256(content).hexdigest()[:9]}"'
+        start = 0
+        if self.headers.get("If-Range") == tag:
+            self.server.ranges.append(self.headers["Range"])
+            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        part = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        self.send_response(206 if start else 200)
+        for header in (("ETag", tag), ("Content-Length", str(len(content) - start))):
+            self.send_header(*header)
+        if start:
+            self.send_header("Content-Range", part)
+        self.end_headers()
+        for at in range(start, len(content), 1 << 16):
+            self.wfile.write(content[at : at + (1 << 16)])
+            time.sleep(self.server.block_seconds)
+
+    def say(self, code: int, body: bytes) -> None:
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def shelf(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelf]:
+    monkeypatch.setattr(files, "FIRST_PAUSE_SECONDS", 0.002)
+    server = Shelf()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def kaggle(shelf: Shelf) -> Kaggle:
+    return Kaggle(
+        Credentials("ann", "the test", key="k"), shelf.endpoint, timeouts=Timeouts(retry=0)
+    )
+
+
+def came(folder: Path) -> dict[str, bytes]:
+    """What a pull has left in a run's folder, without our own files."""
+    own = {"bundle.json", "push.json", "run.json", "run-manifest.json", "some-kernel.log"}
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    return {n: p.read_bytes() for n, p in found.items() if p.is_file() and n not in own}
+
+
+def zipped(**members: str) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, text in members.items():
+            archive.writestr(zipfile.ZipInfo(name), text)  # of no time: the same bytes again
+    return stream.getvalue()
+
+
+def test_thousands_of_files_come_quickly(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
+    shelf.files = [(f"part{n % 7}/{n}.txt", str(n).encode() * (n % 3)) for n in range(1000)]
+    shelf.declare("part0/0.txt")
+    record = shelf.record(tmp_path / "v2", "part0/0.txt")
+    heard: list[object] = []
+    started = time.monotonic()
+    pulled = workflow.pull(kaggle, record, on_event=heard.append)
+    assert time.monotonic() - started < 60
+    assert pulled.verdict.problems == ()
+    assert came(record.folder) == dict(shelf.files[:-1])
+    assert shelf.calls.count("ListKernelSessionOutput") == 6
+    last = [event for event in heard if isinstance(event, Progress)][-1]
+    assert (last.files, last.of) == (1000, 1000)
+    assert last.came == last.size == sum(len(content) for _, content in shelf.files[:-1])
+    assert record.complete
+    assert not (record.folder / ".partial").exists()
+
+
+HOSTILE = {
+    "../out": "leads out",
+    "a/../../out": "leads out",
+    "/etc/out": "relative",
+    "C:\\out": "relative",
+    "c:out": "relative",
+    "a\\..\\out": "relative",
+    "": "empty",
+    "./": "empty",
+    "nul": "device",
+    "sub/COM1.txt": "device",
+    "aux .md": "device",
+    "dot.": "dot or a space",
+    "space /x": "dot or a space",
+    "line\nbreak": "control",
+    "bell\a": "control",
+    "null\0": "control",
+    "x" * 256: "longer than 255",
+    "é" * 128: "longer than 255",
+    "/".join(["deep" * 20] * 20): "too long",
+    "bundle.json": "of its own",
+    "./run.json": "of its own",
+    "push.json/": "of its own",
+    "BUNDLE.json": "of its own",
+    "run.json/x": "of its own",
+    "run.json.partial": "of its own",
+    "Some-Kernel.log": "of its own",
+    ".partial/x": "of its own",
+    "good.unpacked/x": "of its own",
+    "GOOD.zip": "'good.zip' has its place",
+    "good.zip/x": "'good.zip' is a file",
+    "sub": "is a folder of 'sub/fine.txt'",
+    "cafe\N{COMBINING ACUTE ACCENT}": "has its place",
+    "link/x": "is a link",
+    "linked.txt": "is a link",
+    "folder": "is a folder",
+    "\ud800": "no valid text",
+}
+
+
+def test_no_name_leaves_the_folder_or_takes_a_place_that_is_taken(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path
+) -> None:
+    fine = ["good.zip", "sub/fine.txt", "caf\N{LATIN SMALL LETTER E WITH ACUTE}", "x" * 255]
+    fine += [".hidden", "a b/c:d", "out.partial", "console.txt", "…/sub"]
+    shelf.files = [(name, zipped(a="b")) for name in [*fine, *HOSTILE]]
+    shelf.declare("good.zip")
+    record = shelf.record(tmp_path / "deep" / "v2", "good.zip")
+    (tmp_path / "elsewhere").mkdir()
+    (record.folder / "link").symlink_to(tmp_path / "elsewhere")
+    (record.folder / "linked.txt").symlink_to(tmp_path / "elsewhere" / "linked.txt")
+    (record.folder / "folder").mkdir()
+    before = (record.folder / "bundle.json").read_bytes()
+    told: list[object] = []
+    pulled = workflow.pull(kaggle, record, on_event=told.append)
+    assert pulled.verdict.problems == ()
+    assert came(record.folder) == dict.fromkeys(fine, zipped(a="b"))
+    assert (record.folder / "bundle.json").read_bytes() == before
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"deep", "elsewhere"}
+    left_behind = json.loads((record.folder / "run.json").read_text())["left_behind"]
+    assert len(left_behind) == len(HOSTILE)
+    for name, reason in HOSTILE.items():
+        printable = name.encode("utf-8", "backslashreplace").decode()
+        assert reason in left_behind[printable], name
+    assert sum("left on Kaggle" in str(event) for event in told) == len(HOSTILE)
+
+
+def test_a_declared_output_without_a_place_is_a_failure(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path
+) -> None:
+    shelf.files = [("out.csv", b"id\n"), ("OUT.csv", b"id\n")]
+    shelf.declare("out.csv", "OUT.csv")
+    record = shelf.record(tmp_path / "v2", "out.csv", "OUT.csv")
+    pulled = workflow.pull(kaggle, record)
+    (problem,) = pulled.verdict.problems
+    assert "OUT.csv: 'out.csv' has its place" in problem
+    assert not record.complete
+
+
+@pytest.mark.parametrize("name", ["out.csv", "run-manifest.json", "beside.bin"])
+@pytest.mark.parametrize("answer", [HTML, 404, 500])
+def test_a_bad_download_is_made_anew(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path, name: str, answer: bytes | int
+) -> None:
+    shelf.files = [("out.csv", b"id\na\n"), ("beside.bin", b"x" * 99)]
+    shelf.declare("out.csv")
+    shelf.instead = {name: [answer] * 2}
+    record = shelf.record(tmp_path / "v2", "out.csv")
+    assert workflow.pull(kaggle, record).verdict.verified
+    assert came(record.folder) == dict(shelf.files[:2])
+
+
+def test_what_kaggle_never_gives_rightly(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
+    shelf.files = [("out.csv", b"id\na\n"), ("page.bin", b"x" * 99), ("fine.bin", b"y")]
+    shelf.declare("out.csv")
+    shelf.instead = {"out.csv": [HTML] * 99, "page.bin": [HTML] * 99}
+    record = shelf.record(tmp_path / "v2", "out.csv")
+    pulled = workflow.pull(kaggle, record)
+    (problem,) = pulled.verdict.problems
+    assert "out.csv: Kaggle does not give the file of 5 B: 33 B come" in problem
+    assert set(pulled.refused) == {"out.csv", "page.bin"}
+    assert not record.complete
+    assert came(record.folder) == {"fine.bin": b"y"}
+    shelf.instead, shelf.fetched = {}, []
+    assert workflow.pull(kaggle, record).verdict.verified
+    assert sorted(shelf.fetched) == ["out.csv", "page.bin", "run-manifest.json"]
+
+
+def test_half_of_what_lies_beside_is_no_success(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path
+) -> None:
+    shelf.files = [("out.csv", b"id\na\n"), ("page.bin", b"x" * 99)]
+    shelf.declare("out.csv")
+    shelf.instead = {"page.bin": [HTML] * 99}
+    record = shelf.record(tmp_path / "v2", "out.csv")
+    pulled = workflow.pull(kaggle, record)
+    assert pulled.verdict.verified
+    assert not record.complete
+    with pytest.raises(RefusedError, match=r"page\.bin: Kaggle does not give the file of 99 B"):
+        workflow.require_success(pulled)
+    shelf.instead = {"page.bin": [404] * 99}
+    assert "refused (404)" in workflow.pull(kaggle, record).refused["page.bin"]
+    workflow.require_success(workflow.pull(kaggle, record, Selection(names=("out.csv",))))
+    shelf.instead = {}
+    workflow.require_success(workflow.pull(kaggle, record))
+    assert record.complete
+
+
+def test_the_manifest_counts_for_more_than_the_listing(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path
+) -> None:
+    shelf.files = [("out.csv", b"id\na\n")]
+    shelf.declare("out.csv")
+    shelf.files[0] = ("out.csv", b"id\nb\n")  # of the same size
+    record = shelf.record(tmp_path / "v2", "out.csv")
+    assert "another sha256" in workflow.pull(kaggle, record).verdict.problems[0]
+    assert came(record.folder) == {}
+
+
+def test_expired_addresses_are_listed_again_once_for_all(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path
+) -> None:
+    shelf.files = [(f"{n}.bin", b"x" * n) for n in range(1, 30)]
+    shelf.declare("1.bin")
+    shelf.expires = True
+    record = shelf.record(tmp_path / "v2", "1.bin")
+    assert workflow.pull(kaggle, record).verdict.verified
+    assert len(came(record.folder)) == 29
+    assert shelf.calls.count("ListKernelSessionOutput") == 2
+
+
+def test_without_sizes_everything_comes_all_the_same(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path
+) -> None:
+    shelf.files = [("out.csv", b"id\n"), ("empty", b"")]
+    shelf.declare("out.csv")
+    shelf.sizes = False
+    record = shelf.record(tmp_path / "v2", "out.csv")
+    assert workflow.pull(kaggle, record).verdict.verified
+    assert came(record.folder) == dict(shelf.files[:2])
+
+
+def test_a_part_alone(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
+    shelf.files = [("out.csv", b"id\n"), ("m.zip", zipped(a="b")), ("m/a", b"b"), ("n/a", b"b")]
+    shelf.declare("out.csv", "m.zip")
+    record = shelf.record(tmp_path / "v2", "out.csv", "m.zip")
+    pulled = workflow.pull(kaggle, record, Selection(names=("out.csv",)))
+    assert (pulled.verdict.verified, pulled.partial) == (True, True)
+    assert [output["path"] for output in pulled.verdict.outputs] == ["out.csv"]
+    assert set(came(record.folder)) == {"out.csv"}
+    workflow.pull(kaggle, record, Selection(patterns=("m*",)))
+    assert set(came(record.folder)) == {"out.csv", "m.zip", "m/a"}
+    with pytest.raises(ConfigError, match=r"no ou\.csv") as caught:
+        workflow.pull(kaggle, record, Selection(names=("ou.csv",)))
+    assert "out.csv" in caught.value.next_step
+    with pytest.raises(ConfigError, match=r"no \*\.md"):
+        workflow.pull(kaggle, record, Selection(patterns=("*.md",)))
+    assert not record.complete
+    shelf.fetched = []
+    assert workflow.pull(kaggle, record).verdict.verified
+    assert sorted(shelf.fetched) == ["n/a", "run-manifest.json"]
+    assert record.complete
+
+
+def test_a_part_that_is_wrong(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
+    shelf.files = [("out.csv", b"id\n"), ("m.zip", b"no zip")]
+    shelf.declare("out.csv", "m.zip")
+    record = shelf.record(tmp_path / "v2", "out.csv", "m.zip", "gone.md")
+    assert workflow.pull(kaggle, record, Selection(names=("out.csv",))).verdict.verified
+    wrong = workflow.pull(kaggle, record, Selection(names=("m.zip",))).verdict.problems
+    assert [problem.split(":")[0] for problem in wrong] == ["m.zip"]
+    gone = workflow.pull(kaggle, record, Selection(names=("gone.md",))).verdict.problems
+    assert gone == ("gone.md: not in the manifest",)
+
+
+def test_a_run_that_failed_is_pulled_too(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
+    shelf.files = [("half.bin", b"x")]
+    shelf.declare(status="failed", error="RuntimeError: no")
+    shelf.state = "ERROR"
+    record = shelf.record(tmp_path / "v2", "out.csv")
+    pulled = workflow.pull(kaggle, record)
+    assert pulled.verdict.run_error == "RuntimeError: no"
+    assert came(record.folder) == {"half.bin": b"x"}
+    assert record.complete
+
+
+@pytest.mark.parametrize("state", ["CANCEL_ACKNOWLEDGED", "ERROR"])
+def test_a_run_that_left_nothing(shelf: Shelf, kaggle: Kaggle, tmp_path: Path, state: str) -> None:
+    shelf.state = state
+    record = shelf.record(tmp_path / "v2", "out.csv")
+    pulled = workflow.pull(kaggle, record)
+    assert pulled.verdict.problems == ("run-manifest.json: missing",)
+    assert (record.complete, pulled.verdict.verified) == (True, False)
+
+
+@pytest.mark.parametrize("manifest", [None, b"{}", b"{", HTML, b'{"digest": "of another"}'])
+def test_without_the_runs_own_manifest_nothing_is_accepted(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path, manifest: bytes | None
+) -> None:
+    shelf.files = [("out.csv", b"id\n")]
+    shelf.files += [("run-manifest.json", manifest)] if manifest else []
+    record = shelf.record(tmp_path / "v2", "out.csv")
+    pulled = workflow.pull(kaggle, record)
+    assert pulled.verdict.problems
+    assert not record.complete
+    assert shelf.fetched.count("run-manifest.json") == (
+        outputs.MANIFEST_ATTEMPTS if manifest else 0
+    )
+
+
+def test_trouble_with_one_file_keeps_no_other_away(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path
+) -> None:
+    shelf.files = [(f"{n}.bin", b"x" * n) for n in range(1, 20)]
+    shelf.declare("1.bin")
+    shelf.instead = {"3.bin": [500] * 5}
+    record = shelf.record(tmp_path / "v2", "1.bin")
+    with pytest.raises(UnreachableError, match=r"not everything came: 3\.bin") as caught:
+        workflow.pull(kaggle, record)
+    assert "3 B are still to come. Pull again" in caught.value.next_step
+    assert set(came(record.folder)) == {f"{n}.bin" for n in range(1, 20)} - {"3.bin"}
+    assert not record.complete
+    shelf.fetched = []
+    assert workflow.pull(kaggle, record).verdict.verified
+    assert shelf.fetched == ["run-manifest.json", "3.bin"]
+
+
+def test_when_nothing_comes_any_more_it_ends_soon(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path
+) -> None:
+    shelf.files = [(f"{n}.bin", b"x" * n) for n in range(1, 400)]
+    shelf.declare("1.bin")
+    shelf.instead = {name: [503] * 99 for name, _ in shelf.files[:-1]}
+    record = shelf.record(tmp_path / "v2", "1.bin")
+    with pytest.raises(UnreachableError):
+        workflow.pull(kaggle, record)
+    tried = sum(99 - len(answers) for answers in shelf.instead.values())
+    assert tried <= 12 * files.FAULTS_IN_A_ROW
+
+
+def test_a_disk_without_room_is_said_before_anything_comes(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf.files = [("big.bin", b"x" * 1000)]
+    shelf.declare("big.bin")
+    record = shelf.record(tmp_path / "v2", "big.bin")
+    monkeypatch.setattr(outputs, "SPARE_BYTES", 1 << 60)
+    with pytest.raises(LocalError, match="are free") as caught:
+        workflow.pull(kaggle, record)
+    assert "Make room for" in caught.value.next_step
+    assert shelf.fetched == []
+    monkeypatch.undo()
+    assert workflow.pull(kaggle, record).verdict.verified
+
+
+@pytest.fixture
+def project(shelf: Shelf, plain: Path) -> Path:
+    """A project with one run whose outputs take some seconds to come."""
+    shelf.files = [(f"{n}.bin", os.urandom(3 << 20)) for n in range(3)]
+    shelf.files.insert(0, ("table.csv", b"id\na\n"))
+    shelf.files.insert(1, ("letters.zip", zipped(a="b")))
+    shelf.declare("table.csv", "letters.zip")
+    shelf.record(folder_of(plain), "table.csv", "letters.zip", slug="plain-parcel")
+    shelf.block_seconds = 0.05
+    return plain
+
+
+def folder_of(project: Path) -> Path:
+    return project / "runs" / "plain-parcel" / "v2"
+
+
+def start(project: Path, shelf: Shelf, largest: int | None = None) -> subprocess.Popen[str]:
+    """A pull of its own process; `largest` stops a write in the middle as a full disk does."""
+
+    def prepare() -> None:
+        # A shell's background jobs inherit that Ctrl-C is ignored; a terminal's do not.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if largest is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+
+    return subprocess.Popen(
+        [sys.executable, "-m", "kernelkit", "pull", "v2"],
+        cwd=project,
+        env={**os.environ, "KERNELKIT_ENDPOINT": shelf.endpoint},
+        preexec_fn=prepare,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_partials(project: Path, goes_on: Callable[[], bool]) -> None:
+    """Until every large file has come to a part of it, and none whole."""
+    while goes_on():
+        sizes = [path.stat().st_size for path in (folder_of(project) / ".partial").glob("*")]
+        if sum(size > 1 << 19 for size in sizes) == 3:
+            return
+        time.sleep(0.05)
+    raise AssertionError("it has ended")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_what_was_killed_goes_on_where_it_was(
+    shelf: Shelf, kaggle: Kaggle, project: Path, number: signal.Signals
+) -> None:
+    pulling = start(project, shelf)
+    wait_for_partials(project, lambda: pulling.poll() is None)
+    pulling.send_signal(number)
+    started = time.monotonic()
+    said, _ = pulling.communicate(timeout=30)
+    assert time.monotonic() - started < 5
+    assert pulling.returncode == (130 if number == signal.SIGINT else -9), said
+    record = Record(folder_of(project))
+    assert set(came(record.folder)) >= {"table.csv", "letters.zip"}
+    assert not list(record.folder.glob("*.bin"))
+    assert not record.complete
+    assert any(".partial" in name for name in verify(record.folder).undeclared)
+    shelf.block_seconds, shelf.fetched = 0, []
+    told: list[object] = []
+    assert workflow.pull(kaggle, record, on_event=told.append).verdict.verified
+    assert "pulled 0.bin (3.1 MB)" in told
+    assert len(shelf.ranges) == 3
+    assert {"table.csv", "letters.zip"}.isdisjoint(shelf.fetched)
+    for name, content in shelf.files:
+        assert (record.folder / name).read_bytes() == content
+    assert record.complete
+
+
+def test_a_disk_that_fills_is_exit_10_and_gone_on_from(
+    shelf: Shelf, kaggle: Kaggle, project: Path
+) -> None:
+    shelf.block_seconds = 0
+    said, _ = (pulling := start(project, shelf, largest=1 << 20)).communicate(timeout=60)
+    assert pulling.returncode == 10, said
+    assert "MB are still to come" in said
+    record = Record(folder_of(project))
+    assert not list(record.folder.glob("*.bin"))
+    assert not record.complete
+    assert workflow.pull(kaggle, record).verdict.verified
+    assert shelf.ranges
+    assert all((record.folder / name).read_bytes() == content for name, content in shelf.files)
+
+
+def test_two_pulls_of_one_version_take_turns(shelf: Shelf, kaggle: Kaggle, project: Path) -> None:
+    record, told = Record(folder_of(project)), [[], []]
+    verdicts: list[bool] = []
+
+    def pull(number: int) -> None:
+        pulled = workflow.pull(kaggle, record, on_event=told[number].append)
+        verdicts.append(pulled.verdict.verified)
+
+    threads = [threading.Thread(target=pull, args=(number,)) for number in range(2)]
+    threads[0].start()
+    wait_for_partials(project, threads[0].is_alive)
+    threads[1].start()
+    for thread in threads:
+        thread.join(60)
+    assert verdicts == [True, True]
+    assert "another pull is at work" in told[1][0]
+    assert "is complete already" in told[1][1]
+    assert sorted(shelf.fetched) == sorted(name for name, _ in shelf.files)
+
+
+def test_the_command_line(shelf: Shelf, project: Path, cli: Cli) -> None:
+    shelf.block_seconds = 0
+    here: dict[str, Any] = {"cwd": project, "env": {"KERNELKIT_ENDPOINT": shelf.endpoint}}
+    told = cli("pull", "v2", "--file", "tabel.csv", expect=2, **here)
+    assert "Is it one of these: table.csv" in told.stderr
+    told = cli("pull", "v2", "--file", "table.csv", "--only", "*.zip", "--unpack", "--json", **here)
+    details = json.loads(told.stdout)
+    assert (details["verified"], details["partial"]) == (True, True)
+    folder = folder_of(project)
+    assert (folder / "letters.unpacked" / "a").read_text() == "b"
+    assert not (folder / "0.bin").exists()
+    shelf.files.append(("../evil", b"x"))
+    details = json.loads(cli("pull", "v2", "--unpack", "--json", **here).stdout)
+    assert details["undeclared"] == ["0.bin", "1.bin", "2.bin"]
+    assert list(details["left_behind"]) == ["../evil"]

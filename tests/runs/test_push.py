@@ -1,0 +1,394 @@
+"""One push, one version: on a local Kaggle that loses answers, lies and has no room."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from kernelkit import workflow
+from kernelkit.config import Config, load_config
+from kernelkit.errors import (
+    AnswerLostError,
+    CapacityError,
+    ConfigError,
+    KernelkitError,
+    NotFoundError,
+    QuotaError,
+    RateLimitedError,
+    RefusedError,
+    SessionCapError,
+)
+from kernelkit.kaggle import Credentials, Kaggle, State, Timeouts
+from kernelkit.runs import push
+from kernelkit.runs import store as ledger
+from kernelkit.runs import watch as remote
+from kernelkit.runs.push import Outcome
+
+QUICK = Timeouts(
+    retry=0.5, grace=2, outage=5, first_pause=0.05, longest_pause=0.3, quota=60, cancelling=20
+)
+SLOW = "seconds=30.0"  # an epoch: long enough to be cancelled, and ended with the local Kaggle
+
+
+class Case:
+    """One kernel of its own on the local Kaggle, and what befalls it."""
+
+    def __init__(self, project: Path, slug: str, endpoint: str) -> None:
+        self.project, self.slug, self.endpoint = project, slug, endpoint
+        self.owner = f"of-{slug}"  # five sessions are an account's most
+        credentials = Credentials(self.owner, "the test", key="k")
+        self.kaggle = Kaggle(credentials, endpoint, timeouts=QUICK)
+        self.said: list[str] = []
+
+    def config(self, *settings: str) -> Config:
+        title = self.slug.replace("-", " ")
+        named = [f"kernel.id={self.owner}/{self.slug}", f"kernel.title={title}"]
+        return load_config(
+            self.project, settings=[*named, *settings], endpoint=self.endpoint, environment={}
+        )
+
+    def lie(self, *faults: str) -> None:
+        details = [f"{fault},kernel={self.slug}" for fault in faults]
+        told = requests.post(f"{self.endpoint}/emulator/faults", json=details, timeout=10)
+        assert told.ok, told.text
+
+    def be_honest(self) -> None:
+        requests.delete(f"{self.endpoint}/emulator/faults", timeout=10)
+
+    @property
+    def versions(self) -> int:
+        """How many the kernel has come to, by the local Kaggle's own journal."""
+        told = requests.get(f"{self.endpoint}/emulator/journal", timeout=10).json()
+        name = f"{self.owner}/{self.slug}"
+        return sum(effect.get("kernel") == name for effect in told["effects"])
+
+    def push(self, *settings: str, **options: Any) -> Outcome:
+        return workflow.push(
+            self.config(*settings),
+            self.kaggle,
+            on_event=lambda e: self.said.append(str(e)),
+            **options,
+        )[1]
+
+    def record(self, version: int = 1) -> ledger.Record:
+        return ledger.find(self.project / "runs", self.slug, version)
+
+    def watch(self, version: int = 1) -> State:
+        on_event = self.said.append
+        return workflow.watch(
+            self.kaggle, self.record(version), on_event=lambda e: on_event(str(e))
+        ).state
+
+
+@pytest.fixture
+def case(plain: Path, local_kaggle: str, request: pytest.FixtureRequest) -> Case:
+    name = request.node.originalname.removeprefix("test_").replace("_", "-")[:40].strip("-")
+    slug = f"{name}-{zlib.crc32(request.node.name.encode()):x}"
+    return Case(plain, slug, local_kaggle)
+
+
+def test_an_answer_lost_after_the_effect_is_adopted(case: Case) -> None:
+    case.lie("lost-after", "stale-kernel,lasting=1")
+    assert case.push() is Outcome.ADOPTED
+    assert case.versions == 1
+    assert case.record().push["outcome"] == "adopted"
+
+
+@pytest.mark.parametrize("fault", ["lost-before", "server-error,call=SaveKernel,code=502"])
+def test_an_answer_lost_before_the_effect_is_sent_again(case: Case, fault: str) -> None:
+    case.lie(fault)
+    assert case.push() is Outcome.PUSHED
+    assert case.versions == 1
+    assert any("sending it again" in line for line in case.said)
+
+
+def test_what_cannot_be_read_back_is_adopted_by_the_next_push(case: Case) -> None:
+    case.lie("lost-after", "server-error,call=GetKernel,at=2,times=0,code=503")
+    with pytest.raises(AnswerLostError) as caught:
+        case.push()
+    assert "adopts the run" in caught.value.next_step
+    assert not list(ledger.records(case.project / "runs"))
+    case.be_honest()
+    assert case.push() is Outcome.ADOPTED
+    assert case.versions == 1
+
+
+def test_two_answers_lost_are_an_error_and_no_run(case: Case) -> None:
+    case.lie("lost-before,times=2")
+    with pytest.raises(AnswerLostError):
+        case.push()
+    assert case.versions == 0
+
+
+def test_an_older_run_of_the_same_digest_is_not_taken_for_the_lost_one(case: Case) -> None:
+    case.push()
+    case.lie("lost-before")
+    assert case.push(again=True) is Outcome.PUSHED
+    assert case.versions == 2
+
+
+@pytest.mark.parametrize("form", ["seconds", "date", "none"])
+def test_too_many_calls_are_waited_for_as_asked(case: Case, form: str) -> None:
+    case.lie(f"rate-limit,call=SaveKernel,form={form},retry_after=30")
+    slept: list[float] = []
+    case.kaggle.timeouts = Timeouts(**{**vars(QUICK), "grace": 100, "sleep": slept.append})
+    assert case.push(SLOW) is Outcome.PUSHED
+    assert case.versions == 1
+    assert any(pause > 25 for pause in slept) is (form != "none")
+
+
+def test_too_many_calls_for_too_long_are_capacity(case: Case) -> None:
+    case.lie("rate-limit,call=SaveKernel,retry_after=900")
+    with pytest.raises(RateLimitedError) as caught:
+        case.push()
+    assert (caught.value.exit_code, caught.value.retry_after) == (5, 900)
+    assert case.versions == 0
+
+
+def test_a_full_house_is_told_or_waited_for(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    case.lie("session-cap,times=3")
+    with pytest.raises(SessionCapError) as caught:
+        case.push()
+    assert "--wait" in caught.value.next_step
+    with pytest.raises(SessionCapError):
+        case.push(wait=True, deadline=1)  # the first pause is longer
+    monkeypatch.setattr(push, "QUEUE_PAUSES", (0.1, 0.1))
+    assert case.push(SLOW, wait=True) is Outcome.PUSHED
+    assert any("trying again" in line for line in case.said)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "told"),
+    [
+        ("quota", QuotaError, "quota"),
+        ("save-error,message=The title is taken", RefusedError, "title"),
+        ("error-in-200,call=SaveKernel,code=400,message=no", RefusedError, "no"),
+        ("server-error,call=SaveKernel,code=500,times=2", AnswerLostError, "500"),
+        ("html,call=SaveKernel,times=2", AnswerLostError, "not the API's"),
+    ],
+)
+def test_every_refusal_has_its_kind_and_starts_nothing(
+    case: Case, fault: str, error: type[KernelkitError], told: str
+) -> None:
+    case.lie(fault)
+    with pytest.raises(error, match=told):
+        case.push()
+    assert case.versions == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "told"),
+    [
+        ("competition", "no-such-competition", "gives you no data"),
+        ("dataset", "ann/no-such-dataset", "there is no dataset"),
+        ("kernel", "ann/no-such-kernel", "there is no kernel"),
+        ("model", "ann/no-such-model/pytorch/small/1", "there is no model"),
+    ],
+)
+def test_a_source_that_is_not_there_is_said_before_anything_is_sent(
+    case: Case, kind: str, name: str, told: str
+) -> None:
+    slug = name.split("/")[-1 if kind != "model" else 1]
+    settings = [f'kernel.{kind}_sources=["{name}"]', f"data_dir=kaggle://input/{slug}"]
+    with pytest.raises(RefusedError, match=told) as caught:
+        case.push(*settings)
+    assert "Nothing was sent" in caught.value.next_step
+    assert case.versions == 0
+
+
+def test_the_quota_is_asked_before_anything_is_sent(case: Case) -> None:
+    gpu = ["kernel.enable_gpu=true", "kernel.machine_shape=NvidiaTeslaT4"]
+    (case.project / "pyproject.toml").write_text(
+        (case.project / "pyproject.toml")
+        .read_text()
+        .replace("[tool.kernelkit]\n", "[tool.kernelkit]\ngpu_reserve_hours = 31\n")
+    )
+    with pytest.raises(QuotaError, match=r"of 30 GPU hours left, until .* gpu_reserve_hours = 31"):
+        case.push(*gpu)
+    assert case.versions == 0
+
+
+def test_what_is_complete_is_used_what_runs_is_followed(case: Case) -> None:
+    assert case.push() is Outcome.PUSHED
+    assert case.push() is Outcome.REATTACHED
+    pulled = workflow.run(case.config(), case.kaggle)
+    assert pulled.verdict.verified
+    assert case.push() is Outcome.REUSED
+    assert case.versions == 1
+    assert case.push("epochs=1", SLOW) is Outcome.PUSHED  # other parameters, another digest
+    assert case.versions == 2
+    (case.record().folder / "table.csv").write_text("tampered")
+    assert case.push(again=False) is Outcome.PUSHED  # what does not verify is no result
+    assert case.versions == 3
+
+
+def test_a_failed_run_is_pushed_anew(case: Case) -> None:
+    case.push("fail=true")
+    assert case.watch() is State.ERROR
+    assert case.push("fail=true") is Outcome.PUSHED
+    assert case.versions == 2
+
+
+def test_of_two_pushes_at_once_one_runs(case: Case) -> None:
+    outcomes: list[Outcome] = []
+    threads = [threading.Thread(target=lambda: outcomes.append(case.push(SLOW))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == [Outcome.PUSHED, Outcome.REATTACHED, Outcome.REATTACHED]
+    assert case.versions == 1
+
+
+def test_the_same_pushed_from_another_machine_meanwhile_is_told(case: Case) -> None:
+    case.push(SLOW)
+    kernel = workflow.render(case.config(SLOW))
+    pushed = push.send(
+        case.kaggle, kernel, known=0, on_event=case.said.append
+    )  # it saw none before
+    assert pushed.run.version == 2
+    assert any("v1 has the same digest" in line for line in case.said)
+
+
+def test_a_run_pushed_from_elsewhere_is_adopted_watched_and_pulled(
+    case: Case, tmp_path: Path
+) -> None:
+    case.push()
+    there = Case(tmp_path / "clone", case.slug, case.endpoint)
+    there.project.mkdir()
+    for path in case.project.rglob("*"):
+        if path.is_file() and "runs" not in path.parts:
+            target = there.project / path.relative_to(case.project)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    _, record = workflow.attach(there.config(), f"{case.owner}/{case.slug}")
+    assert record.push["digest"] == case.record().push["digest"]
+    assert workflow.pull(there.kaggle, record).verdict.verified
+    assert there.push() is Outcome.REUSED
+    with pytest.raises(ConfigError, match="no name of a run"):
+        workflow.attach(there.config(), "a/b/c/d")
+    with pytest.raises(NotFoundError):
+        workflow.attach(there.config(), f"{case.owner}/no-such-kernel")
+    assert case.versions == 1
+
+
+def test_what_kaggle_gave_otherwise_is_told_the_gravest_first(case: Case) -> None:
+    case.lie("public", "internet-flipped", "dropped-source,told=false")
+    with pytest.raises(RefusedError) as caught:
+        case.push(SLOW)
+    first, *others = caught.value.details["differences"]
+    assert first == "is_private: asked True, given False"
+    assert [line.partition(":")[0] for line in others] == ["enable_internet", "competition_sources"]
+    assert case.record().push["version"] == 1  # it runs, and is known
+
+
+def test_what_does_not_answer_is_asked_one_question_before_the_push(case: Case) -> None:
+    fault = f"server-error,call=GetDatasetStatus,times=0,account={case.owner}"
+    assert requests.post(f"{case.endpoint}/emulator/faults", json=[fault], timeout=10).ok
+    sources = ["someone/letters", "someone/more", "someone/else"]
+    named = ", ".join(f'"{source}"' for source in sources)
+    with pytest.raises(RefusedError):  # the last two are dropped
+        case.push(f"kernel.dataset_sources=[{named}]")
+    assert sum("could not be checked" in line for line in case.said) == 1
+
+
+def test_a_model_that_is_not_there_is_told_before_the_push(case: Case) -> None:
+    with pytest.raises(RefusedError, match="there is no model no/such"):
+        case.push('kernel.model_sources=["no/such/pytorch/default/1"]')
+    assert case.versions == 0
+
+
+@pytest.mark.parametrize("fault", ["public", "dropped-source,kind=dataset,told=true"])
+def test_what_was_given_otherwise_is_not_used_for_the_next_push(case: Case, fault: str) -> None:
+    sources = ['kernel.dataset_sources=["someone/letters"]'] if "dropped" in fault else []
+    case.lie(fault)
+    for _ in range(2):
+        with pytest.raises(RefusedError) as caught:
+            case.push(*sources)
+        assert caught.value.details["differences"]
+        assert "--again" in caught.value.next_step
+    workflow.watch(case.kaggle, case.record())
+    workflow.pull(case.kaggle, case.record())
+    with pytest.raises(RefusedError, match="other than was asked"):
+        case.push(*sources)
+    assert case.versions == 1
+    case.be_honest()
+    assert case.push(*sources, again=True) is Outcome.PUSHED
+
+
+def test_a_kernel_that_is_made_anew_is_pushed_once(case: Case) -> None:
+    case.push()
+    bundle, push = case.record().bundle, case.record().push
+    case.watch()
+    for version, digest in ((7, "0" * 64), (8, push["digest"])):  # of the deleted kernel
+        old = {**push, "version": version, "digest": digest}
+        folder = ledger.record_push(case.project / "runs", case.slug, version, old, bundle).folder
+        os.utime(folder / "push.json", (0, 0))
+    case.lie("lost-after")
+    assert case.push("epochs=3") is Outcome.ADOPTED
+    assert case.versions == 2
+    assert case.push() is Outcome.REATTACHED
+    assert any("v8 is not on Kaggle any more" in line for line in case.said)
+
+
+def test_a_cell_that_kaggle_has_otherwise_is_named(case: Case) -> None:
+    case.push(SLOW)
+    run = remote.Run(**{k: case.record().push[k] for k in remote.Run.__dataclass_fields__})
+    kernel = workflow.render(case.config(SLOW))
+    assert push.verify_push(case.kaggle, kernel, run) == []
+    other = replace(kernel, notebook=kernel.notebook.replace("To run it:", "To run it all:", 1))
+    assert other.notebook != kernel.notebook
+    (told,) = push.verify_push(case.kaggle, other, run)
+    assert re.fullmatch(r"cell \d+ on Kaggle differs from what was sent", told)
+
+
+def test_another_machine_than_asked_is_said_by_the_watch(case: Case) -> None:
+    gpu = ["kernel.enable_gpu=true", "kernel.machine_shape=NvidiaTeslaT4", SLOW]
+    case.lie("other-machine,shape=NvidiaTeslaP100")
+    case.push(*gpu)
+    assert any("not yet confirmed: machine_shape" in line for line in case.said)
+    with pytest.raises(RefusedError, match="asked NvidiaTeslaT4, given NvidiaTeslaP100") as caught:
+        case.watch()
+    assert caught.value.exit_code == 4
+
+
+def test_the_end_of_the_version_before_is_not_believed(case: Case) -> None:
+    case.push("epochs=1")
+    assert case.watch() is State.COMPLETE
+    case.lie("stale-status,times=3")
+    case.push("epochs=1", "fail=true")
+    case.said.clear()
+    assert case.watch(2) is State.ERROR
+    assert "complete" not in " ".join(case.said)
+
+
+def test_a_run_is_cancelled_or_it_is_said_why_not(case: Case) -> None:
+    case.push(SLOW)
+    watching = threading.Thread(target=lambda: case.watch())
+    watching.start()
+    refused: list[str] = []
+    while True:
+        try:
+            end = workflow.cancel(case.kaggle, case.record())
+            break
+        except RefusedError as fault:
+            refused.append(str(fault))
+    assert all("cannot be cancelled from here" in words for words in refused)
+    assert end.state is State.CANCEL_ACKNOWLEDGED
+    watching.join(20)
+    with pytest.raises(RefusedError, match="has ended already"):
+        workflow.cancel(case.kaggle, case.record())
+
+
+def test_the_exit_codes_of_capacity_are_one() -> None:
+    kinds: list[Callable[[str], KernelkitError]] = [SessionCapError, QuotaError, RateLimitedError]
+    assert {kind("").exit_code for kind in kinds} == {CapacityError.exit_code}

@@ -1,0 +1,360 @@
+"""The folders are the ledger: several processes write it, and what is damaged is said to be so."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kernelkit import console
+from kernelkit.cli import app
+from kernelkit.errors import ConfigError, LocalError
+from kernelkit.runs import history
+from kernelkit.runs import store as ledger
+from kernelkit.runs.store import Name, parse_name
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+DIGEST = "d" * 64
+
+
+def push(version: int = 1, **more: Any) -> dict[str, Any]:
+    address = {"owner": "ann", "slug": "some-kernel", "version": version, "url": "u"}
+    return {**address, "digest": DIGEST, "endpoint": "http://127.0.0.1:1", "pushed": "2026", **more}
+
+
+def bundle(**more: Any) -> dict[str, Any]:
+    files = [{"path": "pkg/a.py", "sha256": "1", "size": 1}]
+    commit = {"commit": "abcdef0123456789", "dirty": True}
+    return {
+        **{"slug": "some-kernel", "digest": DIGEST, "parameters": {"epochs": 2}, "files": files},
+        **{"provenance": commit, "outputs": ["out.txt"], "kernel": {"title": "Some"}, **more},
+    }
+
+
+def complete(root: Path, version: int = 1, **more: Any) -> ledger.Record:
+    """A run as it lies there after its pull."""
+    record = ledger.record_push(root, "some-kernel", version, push(version, **more), bundle())
+    events = [
+        {"event": "epoch", "experiment": "one", "epoch": epoch, "epochs": 3, "val_iou": value}
+        for epoch, value in enumerate((0.25, 0.75, float("nan")), 1)
+    ]
+    lines = [{"stream_name": "stdout", "time": 1, "data": json.dumps(e) + "\n"} for e in events]
+    (record.folder / "some-kernel.log").write_text(json.dumps(lines))
+    manifest = {
+        **{"digest": DIGEST, "status": "complete", "seconds": 90.5, "versions": {"torch": "2.10"}},
+        **{"hardware": {"gpus": ["Tesla T4"]}, "parameters": {"epochs": 2}},
+        "outputs": [{"path": "out.txt", "size": 3, "sha256": "0"}],
+    }
+    (record.folder / "run-manifest.json").write_text(json.dumps(manifest))
+    ledger.record_end(record, {"state": "complete", "verified": True})
+    return record
+
+
+def submission(version: int = 1, ref: int = 7, **more: Any) -> dict[str, Any]:
+    return {
+        **{"slug": "some-kernel", "version": version, "ref": ref, "competition": "salt"},
+        **{"endpoint": "http://127.0.0.1:1", "sha256": "5", "submitted": "2026", **more},
+    }
+
+
+def test_a_row_tells_what_came_of_a_run(tmp_path: Path) -> None:
+    complete(tmp_path, profile="smoke")
+    ledger.record_submission(tmp_path, submission(status="pending"))
+    ledger.record_submission(
+        tmp_path, submission(status="complete", public_score="0.7", private_score="0.8")
+    )
+    ledger.record_submission(tmp_path, submission(version=2, ref=8))
+    ledger.record_submission(tmp_path, submission(ref=9, endpoint="another", public_score="1"))
+    (row,) = history.rows(tmp_path)
+    assert row == {
+        **{"run": "ann/some-kernel", "version": 1, "digest": DIGEST[:12], "commit": "abcdef012+"},
+        **{"profile": "smoke", "pushed": "2026", "state": "complete", "verified": True},
+        "metric": {"name": "val_iou", "value": 0.75, "experiment": "one", "epoch": 2},
+        **{"submission": "complete", "public_score": "0.7", "private_score": "0.8"},
+        **{"gpu_seconds": 90.5, "next": None},
+    }
+
+
+def test_the_newest_push_is_the_last_row(tmp_path: Path) -> None:
+    for version, when in ((1, "2026-03"), (2, "2026-01"), (3, "2026-02")):
+        ledger.record_push(tmp_path, "some-kernel", version, push(version, pushed=when), bundle())
+    assert [row["version"] for row in history.rows(tmp_path)] == [2, 3, 1]
+
+
+def test_a_manifest_of_another_digest_says_nothing(tmp_path: Path) -> None:
+    record = complete(tmp_path)
+    path = record.folder / "run-manifest.json"
+    path.write_text(path.read_text().replace(DIGEST, "e" * 64))
+    (row,) = history.rows(tmp_path)
+    assert (row["metric"], row["gpu_seconds"]) == (None, None)
+
+
+def test_two_runs_are_compared(tmp_path: Path) -> None:
+    a, b = complete(tmp_path), complete(tmp_path, 2, digest="e" * 64)
+    files = [{"path": "pkg/a.py", "sha256": "2"}, {"path": "pkg/b.py", "sha256": "1"}]
+    other = bundle(files=files, parameters={"epochs": 3, "new": None}, kernel={"title": "Other"})
+    (b.folder / "bundle.json").write_text(json.dumps(other))
+    found = history.diff(a, b)
+    assert (found["before"], found["after"]) == ("ann/some-kernel/v1", "ann/some-kernel/v2")
+    assert found["parameters"] == {"epochs": [2, 3]}
+    assert found["kernel"] == {"title": ["Some", "Other"]}
+    assert found["code"] == {"added": ["pkg/b.py"], "removed": [], "changed": ["pkg/a.py"]}
+    assert not found["same"]
+    assert found["results"]["gpu_seconds"] == [90.5, None]
+    assert history.diff(a, a)["same"]
+    assert not any(history.diff(a, a)[name] for name in ("parameters", "kernel", "results"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "state"),
+    [
+        ("push.json", None, history.HALF_WRITTEN),
+        ("push.json", b'{"owner": "ann"', history.HALF_WRITTEN),
+        ("push.json", b"[]", history.HALF_WRITTEN),
+        ("push.json", b"\xff", history.HALF_WRITTEN),
+        ("push.json", json.dumps(push(2)).encode(), history.HALF_WRITTEN),
+        ("push.json", json.dumps(push(version=True)).encode(), history.HALF_WRITTEN),
+        ("run.json", b'{"state": "comp', history.DAMAGED),
+        ("run.json", b"{}", history.DAMAGED),
+        ("run.json", None, history.NOT_PULLED),
+        ("bundle.json", b'{"slug', "complete"),
+    ],
+)
+def test_a_half_written_folder_is_recognised(
+    tmp_path: Path, name: str, content: bytes | None, state: str
+) -> None:
+    record = complete(tmp_path)
+    path = record.folder / name
+    path.unlink() if content is None else path.write_bytes(content)
+    (record.folder / "run.json.0123abcd.partial").write_text('{"state": "complete"}')
+    (row,) = history.rows(tmp_path)
+    assert row["state"] == state
+    assert (row["next"] is None) == (content is None and name == "run.json")
+    assert record.complete == (name != "run.json")
+    if state == history.HALF_WRITTEN:
+        assert list(ledger.records(tmp_path)) == []
+        with pytest.raises(LocalError, match=r"half-written|push\.json"):
+            ledger.find(tmp_path, "some-kernel")
+    else:
+        assert ledger.find(tmp_path, "some-kernel").folder == record.folder
+
+
+def test_an_older_run_is_never_taken_for_a_half_written_one(tmp_path: Path) -> None:
+    complete(tmp_path)
+    (tmp_path / "some-kernel" / "v2").mkdir()
+    with pytest.raises(LocalError, match="v2 is half-written") as told:
+        ledger.find(tmp_path, "some-kernel")
+    assert "move the folder away" in told.value.next_step
+    assert ledger.find(tmp_path, "some-kernel", 1).version == 1
+    with pytest.raises(ConfigError, match=r"it has v1"):
+        ledger.find(tmp_path, "some-kernel", 3)
+
+
+def test_the_same_run_recorded_again_keeps_its_folder(tmp_path: Path) -> None:
+    record = ledger.record_push(tmp_path, "some-kernel", 1, push(profile="smoke"), bundle())
+    (record.folder / "out.txt.partial").write_text("as far as it came")
+    ledger.record_push(tmp_path, "some-kernel", 1, push(outcome="adopted"), bundle())
+    assert (record.folder / "out.txt.partial").exists()
+    assert record.push["profile"] == "smoke"
+    ledger.record_end(record, {"state": "complete"})
+    before = (record.folder / "push.json").read_bytes()
+    ledger.record_push(tmp_path, "some-kernel", 1, push(outcome="adopted"), bundle())
+    assert (record.folder / "push.json").read_bytes() == before
+    # A fresh local Kaggle at the same address counts from 1 again: that is another run.
+    ledger.record_push(tmp_path, "some-kernel", 1, push(outcome="pushed"), bundle())
+    assert not record.complete
+    assert (record.folder.with_name("v1.1") / "run.json").exists()
+
+
+def _write_much(root: Path, who: int, at_once: Any) -> None:
+    at_once.wait()
+    for turn in range(12):
+        version, owner = turn % 3 + 1, f"ann{who % 2}"
+        address = push(version, owner=owner, turn=turn)
+        with ledger.pushing(root, "some-kernel", lambda _: None):
+            record = ledger.record_push(root, "some-kernel", version, address, bundle(who=who))
+        ledger.record_submission(root, submission(version, ref=who, turn=turn))
+        if turn % 4 == 3:
+            with contextlib.suppress(LocalError):  # another run may have taken its place
+                ledger.record_end(record, {"state": "complete", "run": dict(address)})
+
+
+def test_many_processes_at_once_do_no_harm(tmp_path: Path) -> None:
+    """Each folder is whole at every moment, and none is lost: moved aside at most."""
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    at_once = context.Barrier(5)
+    writers = [context.Process(target=_write_much, args=(tmp_path, n, at_once)) for n in range(4)]
+    for writer in writers:
+        writer.start()
+    at_once.wait()
+    seen = 0
+    while any(writer.is_alive() for writer in writers):
+        for row in history.rows(tmp_path):
+            assert row["state"] in ("complete", history.NOT_PULLED), row
+            seen += 1
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0] * 4
+    assert seen
+    folders = list((tmp_path / "some-kernel").glob("v*"))
+    assert {path.name for path in folders} >= {"v1", "v2", "v3"}
+    for folder in folders:
+        assert json.loads((folder / "push.json").read_bytes())["slug"] == "some-kernel"
+        assert json.loads((folder / "bundle.json").read_bytes())["slug"] == "some-kernel"
+        if (folder / "run.json").exists():
+            ended = json.loads((folder / "run.json").read_bytes())["run"]
+            assert ended["owner"] == json.loads((folder / "push.json").read_bytes())["owner"]
+    assert any((folder / "run.json").exists() for folder in folders)
+    assert len(ledger.submissions(tmp_path)) == 12
+    assert not list(tmp_path.rglob("*.partial")) + list(tmp_path.rglob(".probe*"))
+
+
+def test_who_is_killed_while_writing_leaves_nothing_that_looks_complete(tmp_path: Path) -> None:
+    record = complete(tmp_path)
+    ready, go = os.pipe()
+    child = os.fork()
+    if child == 0:
+        real = os.fsync
+
+        def last_moment(number: int) -> None:
+            real(number)
+            os.write(go, b"!")
+            os.kill(os.getpid(), 9)
+
+        os.fsync = last_moment
+        ledger.record_end(ledger.record_push(tmp_path, "some-kernel", 2, push(2), bundle()), {})
+        os._exit(1)
+    os.read(ready, 1)
+    assert os.waitpid(child, 0)[1] == 9
+    os.close(ready)
+    os.close(go)
+    states = {row["version"]: row["state"] for row in history.rows(tmp_path)}
+    assert states == {1: "complete"}
+    again = ledger.record_push(tmp_path, "some-kernel", 2, push(2), bundle())
+    assert again.error == ""
+    assert {path.name for path in (tmp_path / "some-kernel").iterdir()} == {"v1", "v2"}
+    assert record.complete
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+KEYS = (
+    *("owner", "slug", "version", "digest", "endpoint", "pushed", "profile", "state", "verified"),
+    *("verdict", "provenance", "files", "parameters", "kernel", "outputs", "seconds", "hardware"),
+    *("versions", "failure", "public_score", "status", "ref", "competition", "submitted", "error"),
+)
+CHANGES = st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4)
+DOCUMENTS = (
+    "push.json",
+    "bundle.json",
+    "run.json",
+    "run-manifest.json",
+    "../submissions/v1-7.json",
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(data=st.data())
+def test_no_folder_is_too_odd(
+    data: st.DataObject,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`runs`, `runs show` and `runs diff` speak of any folder, or say what is wrong with it."""
+    root = tmp_path_factory.mktemp("odd", numbered=True)
+    sound, record = complete(root, 2), complete(root)
+    ledger.record_submission(root, submission(status="complete", public_score="1"))
+    for name in DOCUMENTS:
+        path = record.folder / name
+        change = data.draw(st.none() | CHANGES | st.binary(max_size=20) | VALUES, label=name)
+        if isinstance(change, bytes):
+            path.write_bytes(path.read_bytes()[: len(change)] + change)
+        elif isinstance(change, Mapping):
+            path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+        elif change is not None:
+            path.write_text(json.dumps(change))
+    log = data.draw(st.none() | st.text(max_size=40) | VALUES.map(json.dumps))
+    if log is not None:
+        text = log.encode("utf-8", "surrogatepass")
+        (record.folder / "some-kernel.log").write_bytes(text)
+    console.runs(history.rows(root))
+    console.document(True, history.rows(root))
+    console.run(history.show(record))
+    console.difference(history.diff(sound, record))
+    console.document(True, [history.show(record), history.diff(record, sound)])
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTS, "some-kernel.log"])
+def test_a_document_that_nests_too_deep_is_damaged(tmp_path: Path, name: str) -> None:
+    record = complete(tmp_path)
+    (record.folder / ".." / "submissions").mkdir(exist_ok=True)
+    (record.folder / name).write_text("[" * 100_000)
+    assert len(history.rows(tmp_path)) == 1
+    history.show(record)
+
+
+def test_the_command_lines(
+    cli: Cli, make_project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = make_project({})
+
+    def call(*arguments: str) -> str:
+        app([*arguments, "--project", str(project)], standalone_mode=False)
+        return capsys.readouterr().out
+
+    assert "nothing was pushed" in call("runs")
+    complete(project / "runs")
+    complete(project / "runs", 2, digest="e" * 64)
+    assert "best: val_iou 0.7500" in call("runs", "show", "some-kernel/v1")
+    assert json.loads(call("runs", "diff", "v1", "--json"))["same"] is False
+    shown = json.loads(call("runs", "show", "v1", "--json"))
+    assert shown["outputs"] == [{"path": "out.txt", "size": 3, "sha256": "0"}]
+    with pytest.raises(ConfigError, match="holds no") as error:
+        call("runs", "show", "v9")
+    assert error.value.next_step == "`kernelkit runs` lists them."
+    (project / "runs" / "some-kernel" / "v3").mkdir()
+    told = call("runs")
+    assert [line.split()[1] for line in told.splitlines()[1:4]] == ["v1", "v2", "v3"]
+    assert "v3 is half-written" in told
+    cli("runs", "show", cwd=project, expect=10)
+    with pytest.raises(ConfigError, match="stand before"):
+        app(["runs", "--json", "show", "v1"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("v3", Name(None, None, 3)),
+        ("3", Name(None, None, 3)),
+        ("some-kernel", Name(None, "some-kernel", None)),
+        ("some-kernel/v3", Name(None, "some-kernel", 3)),
+        ("Ann/Some-Kernel", Name("Ann", "some-kernel", None)),
+        ("ann/some-kernel/v12", Name("ann", "some-kernel", 12)),
+    ],
+)
+def test_a_run_is_named_as_people_do(text: str, name: Name) -> None:
+    assert parse_name(text) == name
+
+
+@pytest.mark.parametrize(
+    "text", ["", "/", "a/b/c", "../x", "a b", "a//v1", "runs/some-kernel/v1/x"]
+)
+def test_what_names_no_run_is_said(text: str) -> None:
+    with pytest.raises(ConfigError, match="is no name of a run"):
+        parse_name(text)

@@ -1,0 +1,374 @@
+"""Submitting a verified run: the real client, a real local Kaggle, and a bad line between them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from kernelkit import workflow
+from kernelkit.errors import (
+    CapacityError,
+    ConfigError,
+    DeadlineError,
+    NotFoundError,
+    RefusedError,
+    UnreachableError,
+    VerificationError,
+)
+from kernelkit.kaggle import Competition, Credentials, Kaggle, Timeouts, competitions
+from kernelkit.runs import store as ledger
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+IDS = [f"image{number}" for number in range(6)]
+SAMPLE = "id,rle_mask\n" + "".join(f"{name},1 1\n" for name in IDS)
+TRUTH = ["", "1 100", "1 50", "200 40", "", "5 5"]
+
+
+class Line:
+    """What lies between client and local Kaggle: hands on every call, and spoils the named ones.
+
+    `spoil[method]` is a list of faults, one a call: `lost` (done, no answer), `never` (not done, no
+    answer), `half` (the first half of an upload arrives, then 503), `cut` (the same, and then
+    nothing), `no ref` (done, the number is left out), `in vain` (not done, and
+    answered as if), `absent` (404).
+    """
+
+    def __init__(self, kaggle: str) -> None:
+        self.kaggle, self.spoil, self.calls = kaggle, dict[str, list[str]](), list[str]()
+        line = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                kind = self.path.strip("/").split("/")[0]
+                method = kind if self.command != "POST" else self.path.rsplit("/", 1)[1]
+                line.calls.append(method)
+                error = line.spoil.get(method) or [""]
+                self.hand_on(body, error.pop(0) if error != [""] else "")
+
+            def hand_on(self, body: bytes, error: str) -> None:
+                if error == "never":
+                    self.close_connection = True
+                    return
+                if error == "in vain":
+                    self.give(200, {"Content-Type": "application/json"}, b'{"message": "Done"}')
+                    return
+                if error == "absent":
+                    self.give(404, {}, b'{"code": 404, "message": "Not found"}')
+                    return
+                headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
+                if error in ("half", "cut"):
+                    whole, body = len(body), body[: len(body) // 2]
+                    headers["Content-Range"] = f"bytes 0-{len(body) - 1}/{whole}"
+                    headers["Content-Length"] = str(len(body))
+                with requests.Session() as session:
+                    session.trust_env = False
+                    got = session.request(
+                        self.command,
+                        line.kaggle + self.path,
+                        data=body,
+                        headers=headers,
+                        timeout=30,
+                        allow_redirects=False,
+                    )
+                content = got.content.replace(line.kaggle.encode(), line.endpoint.encode())
+                if error in ("lost", "cut"):
+                    self.close_connection = True
+                    return
+                if error == "no ref":
+                    content = json.dumps({"message": json.loads(content)["message"]}).encode()
+                self.give(got.status_code, dict(got.headers), content)
+
+            def give(self, code: int, headers: dict[str, str], content: bytes) -> None:
+                self.send_response(code)
+                for name in ("Content-Type", "Range", "Location"):
+                    if name in headers:
+                        value = headers[name].replace(line.kaggle, line.endpoint)
+                        self.send_header(name, value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_GET = do_POST = do_PUT = answer
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def contest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A local Kaggle with a competition, `salt`, that is scored, and one that takes code only."""
+    folder = tmp_path_factory.mktemp("contest")
+    for slug in ("salt", "code-only", "strict", "bare"):
+        (folder / "inputs" / slug).mkdir(parents=True)
+        (folder / "inputs" / slug / "rows.txt").write_text("nothing")
+    for slug in ("salt", "code-only", "strict"):
+        (folder / "inputs" / slug / "sample_submission.csv").write_text(SAMPLE)
+        rows = [
+            f"{name},{rle},{'Public' if number % 2 else 'Private'}\n"
+            for number, (name, rle) in enumerate(zip(IDS, TRUTH, strict=True))
+        ]
+        (folder / "solutions" / slug).mkdir(parents=True)
+        solution = folder / "solutions" / slug / "solution.csv"
+        rows += ["unknown,,Private\n"] if slug == "strict" else []
+        solution.write_text("id,rle_mask,Usage\n" + "".join(rows))
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "kernelkit.emulator", "--inputs", str(folder / "inputs")),
+            *("--solutions", str(folder / "solutions"), "--ready-file", str(folder / "ready.json")),
+            *("--scoring-seconds", "0.3", "--daily-submissions", "3"),
+            *("--code-competition", "code-only"),
+        ],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        end = time.monotonic() + 30
+        while not (folder / "ready.json").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        yield json.loads((folder / "ready.json").read_text())["endpoint"]
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def pulled(contest: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with one run that was pushed, pulled and verified."""
+    project = tmp_path_factory.mktemp("project")
+    (project / "pkg").mkdir()
+    (project / "pkg" / "__init__.py").write_text("")
+    table = SAMPLE.replace("image0,1 1", "image0,")
+    (project / "pkg" / "main.py").write_text(
+        "import json\nfrom pathlib import Path\n"
+        "def run(folder):\n"
+        "    for epoch, iou in enumerate((0.25, 0.75, 0.5), 1):\n"
+        "        event = {'event': 'epoch', 'experiment': 'one', 'epoch': epoch, 'epochs': 3}\n"
+        "        print(json.dumps({**event, 'val_iou': iou, 'val_loss': 1 - iou}), flush=True)\n"
+        f"    Path(folder, 'submission.csv').write_text({table!r})\n"
+    )
+    (project / "pyproject.toml").write_text(
+        "[tool.kernelkit]\npackage = 'pkg'\nentry = 'pkg.main:run'\noutputs = ['submission.csv']\n"
+        "[tool.kernelkit.kernel]\nid = 'salt-kernel'\ntitle = 'Salt kernel'\n"
+        "competition_sources = ['salt']\n"
+        "[tool.kernelkit.parameters]\nfolder = 'kaggle://working'\n"
+    )
+    command = [sys.executable, "-m", "kernelkit", "run", "--endpoint", contest]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return project
+
+
+@pytest.fixture
+def line(contest: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
+    monkeypatch.setattr(competitions, "LISTED_SECONDS", 1)
+    line = Line(contest)
+    yield line
+    line.close()
+
+
+@pytest.fixture
+def kaggle(line: Line, request: pytest.FixtureRequest) -> Kaggle:
+    """Kaggle at the other end of the line, as an account of the test's own."""
+    account = request.node.name.split("[")[0].replace("_", "-")
+    return connected(line, account)
+
+
+@pytest.fixture
+def record(pulled: Path, line: Line, tmp_path: Path) -> ledger.Record:
+    """A copy of the pulled run, as if it had come over the line."""
+    shutil.copytree(pulled / "runs", tmp_path / "runs")
+    record = ledger.find(tmp_path / "runs", "salt-kernel")
+    push = {**record.push, "endpoint": line.endpoint}
+    (record.folder / "push.json").write_text(json.dumps(push))
+    return record
+
+
+def connected(line: Line, account: str) -> Kaggle:
+    return Kaggle(Credentials(account, "t", key="k"), line.endpoint, timeouts=Timeouts(retry=0))
+
+
+def entered(kaggle: Kaggle, competition: str = "salt") -> list[Any]:
+    return list(Competition(kaggle, competition).submissions())
+
+
+def test_a_submission_is_checked_entered_and_scored(kaggle: Kaggle, record: ledger.Record) -> None:
+    before = {path: path.stat().st_mtime_ns for path in record.folder.rglob("*")}
+    told: list[str] = []
+    done = workflow.submit(
+        kaggle, record, message="mine", on_event=lambda event: told.append(str(event))
+    )
+    (there,) = entered(kaggle)
+    mark = f"kernelkit salt-kernel v1 {record.push['digest'][:12]}"
+    assert there.description == f"mine ({mark})"
+    assert done.sent
+    assert (done.entry["ref"], done.entry["status"]) == (there.ref, "complete")
+    # Private: images 0, 2, 4, of which image 0 alone is right; public: none is.
+    assert done.entry["private_score"] == there.private_score == "0.33333"
+    assert done.entry["public_score"] == "0.00000"
+    assert "3 left today" in told
+    assert {path: path.stat().st_mtime_ns for path in record.folder.rglob("*")} == before
+    (kept,) = ledger.submissions(record.folder.parent.parent)
+    assert {**kept} == {**done.entry}
+
+
+def test_the_same_file_is_not_sent_twice(kaggle: Kaggle, record: ledger.Record) -> None:
+    first = workflow.submit(kaggle, record, wait=False)
+    assert first.entry["status"] == "pending"
+    again = workflow.submit(kaggle, record)
+    assert (again.entry["ref"], again.sent) == (first.entry["ref"], False)
+    assert again.entry["private_score"] == "0.33333"
+    shutil.rmtree(record.folder.parent / "submissions")  # as from another machine
+    assert workflow.submit(kaggle, record).entry["ref"] == first.entry["ref"]
+    assert len(entered(kaggle)) == 1
+    assert workflow.submit(kaggle, record, again=True).sent
+    assert len(entered(kaggle)) == 2
+
+
+@pytest.mark.parametrize("error", ["lost", "never", "no ref"])
+def test_a_submission_whose_answer_is_lost_is_entered_once(
+    error: str, line: Line, record: ledger.Record
+) -> None:
+    kaggle = connected(line, f"ann-{error.replace(' ', '-')}")
+    line.spoil["CreateSubmission"] = [error]
+    done = workflow.submit(kaggle, record)
+    (there,) = entered(kaggle)
+    assert (done.entry["ref"], done.sent) == (there.ref, True)
+    assert line.calls.count("CreateSubmission") == (2 if error == "never" else 1)
+
+
+def test_one_that_nobody_can_find_is_no_success(
+    line: Line, kaggle: Kaggle, record: ledger.Record
+) -> None:
+    line.spoil["CreateSubmission"] = ["never"] * 3
+    with pytest.raises(UnreachableError, match="may have been accepted"):
+        workflow.submit(kaggle, record)
+    assert line.calls.count("CreateSubmission") == 2
+    assert ledger.submissions(record.folder.parent.parent) == []
+
+
+def test_one_that_is_answered_and_not_entered_is_no_success(
+    line: Line, kaggle: Kaggle, record: ledger.Record
+) -> None:
+    line.spoil["CreateSubmission"] = ["in vain"]
+    with pytest.raises(RefusedError, match="lists no such submission"):
+        workflow.submit(kaggle, record)
+    assert line.calls.count("CreateSubmission") == 1
+    assert ledger.submissions(record.folder.parent.parent) == []
+
+
+@pytest.mark.parametrize("faults", [["half"], ["cut"], ["never", "", "half"], ["lost"]])
+def test_an_upload_goes_on_where_it_was(
+    faults: list[str], line: Line, record: ledger.Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(competitions, "UPLOAD_PAUSES", (0.0,) * 6)
+    kaggle = connected(line, "up-" + "-".join(faults))
+    line.spoil["upload"] = list(faults)
+    assert workflow.submit(kaggle, record).entry["private_score"] == "0.33333"
+
+
+def test_an_upload_that_never_ends_is_given_up(
+    line: Line, kaggle: Kaggle, record: ledger.Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(competitions, "UPLOAD_PAUSES", (0.0,) * 3)
+    line.spoil["upload"] = ["never"] * 20
+    with pytest.raises(UnreachableError):
+        workflow.submit(kaggle, record)
+    assert "CreateSubmission" not in line.calls
+
+
+def test_the_days_limit_is_asked_first(line: Line, kaggle: Kaggle, record: ledger.Record) -> None:
+    for _ in range(3):
+        workflow.submit(kaggle, record, again=True)
+    line.calls.clear()
+    with pytest.raises(CapacityError, match="used up") as told:
+        workflow.submit(kaggle, record, again=True)
+    assert "after midnight UTC" in told.value.next_step
+    assert not {"StartSubmissionUpload", "CreateSubmission"} & set(line.calls)
+    line.spoil["GetSubmissionLimits"] = ["absent"]  # then the list is counted
+    with pytest.raises(CapacityError, match="3 a day"):
+        workflow.submit(kaggle, record, again=True)
+
+
+def test_a_file_that_would_not_be_scored_costs_nothing(
+    line: Line, kaggle: Kaggle, record: ledger.Record, tmp_path: Path
+) -> None:
+    sample = tmp_path / "sample.csv"
+    sample.write_text(SAMPLE + "image6,1 1\n")
+    with pytest.raises(VerificationError, match="id 'image6' is missing"):
+        workflow.submit(kaggle, record, sample=sample)
+    (tmp_path / "salt").mkdir()
+    (tmp_path / "salt" / "sample_submission.csv").write_text(SAMPLE.replace("image5", "image7"))
+    with pytest.raises(VerificationError, match="image7"):
+        workflow.submit(kaggle, record, data=tmp_path)
+    assert not {"StartSubmissionUpload", "CreateSubmission"} & set(line.calls)
+
+
+def test_without_a_sample_nothing_is_sent(kaggle: Kaggle, record: ledger.Record) -> None:
+    with pytest.raises(NotFoundError, match="no file that is named like a sample") as told:
+        workflow.submit(kaggle, record, competition="bare")
+    assert "--sample FILE" in told.value.next_step
+
+
+def test_an_error_in_the_scoring_is_an_error_here(kaggle: Kaggle, record: ledger.Record) -> None:
+    with pytest.raises(RefusedError, match="Unable to find 1 required key") as told:
+        workflow.submit(kaggle, record, competition="strict")
+    assert told.value.details["status"] == "error"
+    (kept,) = ledger.submissions(record.folder.parent.parent)
+    assert "Unable to find" in kept["error"]
+
+
+def test_a_code_competition_takes_the_version(line: Line, record: ledger.Record) -> None:
+    owner = connected(line, str(record.push["owner"]))
+    done = workflow.submit(owner, record, competition="code-only")
+    assert done.entry["private_score"] == "0.33333"
+    assert "CreateCodeSubmission" in line.calls
+    assert "StartSubmissionUpload" not in line.calls
+
+
+def test_a_deadline_leaves_the_submission_alone(kaggle: Kaggle, record: ledger.Record) -> None:
+    with pytest.raises(DeadlineError, match="scoring goes on"):
+        workflow.submit(kaggle, record, deadline=0.1)
+    assert workflow.submit(kaggle, record).sent is False
+    assert len(entered(kaggle)) == 1
+
+
+def test_two_at_once_enter_one(kaggle: Kaggle, record: ledger.Record) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        made = [
+            Kaggle(kaggle.credentials, kaggle.endpoint) for _ in range(4)
+        ]  # a session each, as processes have
+        done = list(pool.map(lambda one: workflow.submit(one, record), made))
+    assert sorted(one.sent for one in done) == [False, False, False, True]
+    assert len({one.entry["ref"] for one in done}) == len(entered(kaggle)) == 1
+
+
+def test_what_is_meant_must_be_clear(kaggle: Kaggle, record: ledger.Record) -> None:
+    with pytest.raises(ConfigError, match="which output"):
+        workflow.submit(kaggle, record, file="other.csv")
+    with pytest.raises(RefusedError, match="is a run of"):
+        workflow.submit(
+            Kaggle(kaggle.credentials, kaggle.endpoint.replace("127.0.0.1", "localhost")), record
+        )
+    (record.folder / "submission.csv").write_text(SAMPLE)
+    with pytest.raises(VerificationError, match="not a complete and verified run"):
+        workflow.submit(kaggle, record)

@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kernelkit.notebook.runtime import _describe
+from kernelkit.runs.verify import promised, verify
+
+DIGEST = "d" * 64
+
+
+@pytest.fixture
+def pulled(tmp_path: Path) -> Path:
+    """A folder as a pull leaves it."""
+    with (tmp_path / "out.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([["id", "x"], ["a", "1"], ["b", ""]])
+    with zipfile.ZipFile(tmp_path / "models.zip", "w") as archive:
+        archive.writestr("weights", "w" * 1000)
+    outputs = [describe(tmp_path / "models.zip"), describe(tmp_path / "out.csv")]
+    outputs[1] |= {"rows": 2, "ids_sha256": hashlib.sha256(b"a\nb\n").hexdigest()}
+    write(tmp_path / "bundle.json", {"digest": DIGEST, "outputs": ["models.zip", "out.csv"]})
+    write(
+        tmp_path / "run-manifest.json",
+        {"digest": DIGEST, "status": "complete", "error": None, "outputs": outputs},
+    )
+    return tmp_path
+
+
+def describe(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    return {
+        "path": path.name,
+        "size": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+
+
+def write(path: Path, document: object) -> None:
+    path.write_text(json.dumps(document))
+
+
+def change_manifest(folder: Path, **fields: object) -> None:
+    path = folder / "run-manifest.json"
+    write(path, {**json.loads(path.read_text()), **fields})
+
+
+def redescribe(folder: Path, name: str) -> None:
+    """Let the manifest agree with a changed file, so that only what is inside can tell."""
+    outputs = json.loads((folder / "run-manifest.json").read_text())["outputs"]
+    change_manifest(
+        folder,
+        outputs=[{**o, **(describe(folder / name) if o["path"] == name else {})} for o in outputs],
+    )
+
+
+def test_what_the_run_left_is_verified(pulled: Path) -> None:
+    (pulled / "extra.txt").touch()
+    verdict = verify(pulled)
+    assert verdict.verified
+    assert verdict.undeclared == ("extra.txt",)
+    assert [output["path"] for output in verdict.outputs] == ["models.zip", "out.csv"]
+
+
+def flip_a_byte(folder: Path) -> None:
+    path = folder / "models.zip"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def damage_inside(folder: Path) -> None:
+    flip_a_byte(folder)
+    redescribe(folder, "models.zip")
+
+
+def no_zip_at_all(folder: Path) -> None:
+    (folder / "models.zip").write_bytes(b"<html>error</html>")
+    redescribe(folder, "models.zip")
+
+
+def cut(folder: Path) -> None:
+    path = folder / "out.csv"
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def other_ids(folder: Path) -> None:
+    path = folder / "out.csv"
+    path.write_text(path.read_text().replace("a,", "c,"))
+    redescribe(folder, "out.csv")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (flip_a_byte, "models.zip: other content than the run wrote (sha256)"),
+        (damage_inside, "models.zip: weights in it is damaged"),
+        (no_zip_at_all, "models.zip: no valid zip"),
+        (cut, "out.csv: 12 B, the run wrote 15 B"),
+        (other_ids, "out.csv: other rows or ids"),
+        (lambda f: (f / "out.csv").unlink(), "out.csv: missing"),
+        (lambda f: (f / "run-manifest.json").unlink(), "run-manifest.json: missing"),
+        (lambda f: (f / "run-manifest.json").write_text("{"), "run-manifest.json: cannot be read"),
+        (lambda f: (f / "run-manifest.json").write_text("[]"), "run-manifest.json: is no JSON"),
+        (lambda f: (f / "bundle.json").unlink(), "bundle.json: missing"),
+        (lambda f: change_manifest(f, digest="e" * 64), "run-manifest.json: of another bundle"),
+        (lambda f: change_manifest(f, digest=None), "run-manifest.json: of another bundle"),
+        (lambda f: change_manifest(f, status="fine"), "status is 'fine'"),
+        (lambda f: change_manifest(f, outputs=[]), "models.zip: not in the manifest"),
+        (lambda f: change_manifest(f, outputs=None), "its list of outputs is unusable"),
+        (lambda f: change_manifest(f, outputs=[{"path": 3}]), "its list of outputs is unusable"),
+        (lambda f: write(f / "bundle.json", {"digest": DIGEST}), "bundle.json: names no outputs"),
+    ],
+)
+def test_whatever_is_not_as_the_run_left_it_is_told(
+    pulled: Path, spoil: Callable[[Path], object], problem: str
+) -> None:
+    spoil(pulled)
+    verdict = verify(pulled)
+    assert not verdict.verified
+    assert any(problem in found for found in verdict.problems), verdict.problems
+
+
+def test_a_failed_run_is_no_fault_of_the_folder(pulled: Path) -> None:
+    change_manifest(pulled, status="failed", error="RuntimeError: no", outputs=[])
+    verdict = verify(pulled)
+    assert (verdict.problems, verdict.run_error) == ((), "RuntimeError: no")
+    assert not verdict.verified
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"path": "../out.csv"},
+        {"path": "/etc/passwd"},
+        {"path": "C:\\out.csv"},
+        {"path": ""},
+        {"path": "\ud800"},
+        {"path": "a\0b"},
+        {"path": ["out.csv"]},
+        {"size": True},
+        {"size": -1},
+        {"size": 15.0},
+        {"size": float("nan")},
+        {"size": "15"},
+        {"sha256": "D" * 64},
+        {"sha256": "short"},
+        {"sha256": None},
+        {"rows": "2"},
+        {"rows": float("inf")},
+        {"ids_sha256": {}},
+    ],
+)
+def test_an_entry_of_another_form_is_not_used(pulled: Path, entry: dict[str, Any]) -> None:
+    outputs = json.loads((pulled / "run-manifest.json").read_text())["outputs"]
+    change_manifest(pulled, outputs=[outputs[0], {**outputs[1], **entry}])
+    verdict = verify(pulled)
+    assert verdict.outputs == ()
+    assert any("its list of outputs is unusable" in problem for problem in verdict.problems)
+
+
+def test_an_output_that_is_listed_twice(pulled: Path) -> None:
+    outputs = json.loads((pulled / "run-manifest.json").read_text())["outputs"]
+    change_manifest(pulled, outputs=[*outputs, outputs[0]])
+    assert any("unusable" in problem for problem in verify(pulled).problems)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"digest": ' * 50_000,
+        "9" * 5000,
+        '{"size": NaN}',
+        "\ufeff{}",
+        "{}" * 2,
+        "\0",
+    ],
+)
+def test_a_manifest_that_is_none(pulled: Path, text: str) -> None:
+    (pulled / "run-manifest.json").write_text(text)
+    assert any("run-manifest.json" in problem for problem in verify(pulled).problems)
+    (pulled / "run-manifest.json").write_bytes(b"\xff\xfe")
+    assert any("cannot be read" in problem for problem in verify(pulled).problems)
+
+
+def test_a_manifest_without_end(pulled: Path) -> None:
+    with (pulled / "run-manifest.json").open("r+") as stream:
+        stream.truncate(1 << 40)  # a sparse file: nothing of it is read
+    assert any("larger than" in problem for problem in verify(pulled).problems)
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=8,
+)
+ENTRY = st.fixed_dictionaries(
+    {},
+    optional={
+        "path": ANYTHING | st.sampled_from(["out.csv", "models.zip", "../x", "deep/" * 99]),
+        "size": ANYTHING | st.just(15),
+        "sha256": ANYTHING | st.just("0" * 64),
+        "rows": ANYTHING,
+        "ids_sha256": ANYTHING,
+    },
+)
+MANIFEST = st.fixed_dictionaries(
+    {},
+    optional={
+        "digest": ANYTHING | st.just(DIGEST),
+        "status": ANYTHING | st.sampled_from(["complete", "failed"]),
+        "error": ANYTHING,
+        "outputs": ANYTHING | st.lists(ENTRY | ANYTHING, max_size=3),
+    },
+)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(manifest=MANIFEST | ANYTHING)
+def test_whatever_a_manifest_says_there_is_a_verdict(pulled: Path, manifest: object) -> None:
+    """And it is never a good one: the run's own manifest would say other things."""
+    write(pulled / "run-manifest.json", manifest)
+    verdict = verify(pulled)
+    assert not verdict.verified
+    promised(pulled)
+    told = json.dumps(asdict(verdict), ensure_ascii=False)
+    told.encode()  # as run.json is written
+
+
+def test_a_zip_that_claims_too_much_is_not_tested(pulled: Path) -> None:
+    with zipfile.ZipFile(pulled / "models.zip", "w") as archive:
+        archive.writestr("0", "x")
+        archive.filelist[0].file_size = 1 << 50
+        archive.filelist[0].extra = b""
+    redescribe(pulled, "models.zip")
+    assert any("claims to hold" in problem for problem in verify(pulled).problems)
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cuts=st.lists(st.tuples(st.integers(0, 1200), st.binary(max_size=6), st.integers(0, 6))))
+def test_whatever_a_zip_holds_there_is_a_verdict(
+    pulled: Path, cuts: list[tuple[int, bytes, int]]
+) -> None:
+    whole = (pulled / "models.zip").read_bytes()
+    content = whole
+    for at, put, length in cuts:
+        content = content[:at] + put + content[at + length :]
+    (pulled / "models.zip").write_bytes(content)
+    redescribe(pulled, "models.zip")
+    verify(pulled)
+    (pulled / "models.zip").write_bytes(whole)
+
+
+@given(content=st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode()))
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_table_holds_both_sides_read_the_same(pulled: Path, content: bytes) -> None:
+    """What the run side writes of a csv is what is found of it here."""
+    (pulled / "out.csv").write_bytes(content)
+    outputs = [_describe(pulled, name) for name in ("models.zip", "out.csv")]
+    change_manifest(pulled, outputs=outputs)
+    assert verify(pulled).verified
+
+
+def test_what_was_not_fetched_is_named_with_its_reason(pulled: Path) -> None:
+    (pulled / "out.csv").unlink()
+    (pulled / ".partial").mkdir()
+    (pulled / ".partial" / "abc").write_text("half")
+    verdict = verify(pulled, left_behind={"out.csv": "it leads out"})
+    assert verdict.problems == ("out.csv: it leads out",)
+    assert verdict.undeclared == (".partial (downloads that were not finished)",)
+    assert verify(pulled, names=["models.zip"]).verified
+
+
+def test_what_was_unpacked_is_nothing_undeclared(pulled: Path) -> None:
+    (pulled / "models.unpacked").mkdir()
+    (pulled / "models.unpacked" / "weights").write_text("w")
+    (pulled / "other.unpacked").mkdir()
+    (pulled / "other.unpacked" / "file").write_text("w")
+    assert verify(pulled).undeclared == ("other.unpacked/file",)
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    assert len(verify(tmp_path).problems) == 2
+
+
+@pytest.mark.parametrize("state", ["error", "cancel_acknowledged"])
+def test_a_run_that_kaggle_says_has_failed_is_no_success(pulled: Path, state: str) -> None:
+    write(pulled / "run.json", {"state": state, "failure": "out of memory"})
+    assert verify(pulled).run_error == f"Kaggle says {state}: out of memory"
+    write(pulled / "run.json", {"state": "complete", "failure": ""})
+    assert verify(pulled).verified

@@ -1,0 +1,253 @@
+"""A run's life where Kaggle stumbles: a scripted server on loopback, the real client in between."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from kernelkit.errors import DeadlineError, UnreachableError
+from kernelkit.kaggle import Credentials, Kaggle, LogEntry, Status, Timeouts
+from kernelkit.runs import watch as remote
+from kernelkit.runs.watch import RequestedHardware, Run
+
+DIGEST = "d" * 64
+FIRST = f"kernelkit digest {DIGEST}\n"
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+class Server:
+    """Answers by the last word of the path: what a test puts into `statuses` and `streams`."""
+
+    def __init__(self) -> None:
+        self.statuses: list[tuple[int, Any]] = []
+        self.streams: list[Answer] = []
+        self.log: list[str] = []
+        self.kernel: dict[str, Any] = {"metadata": {"currentVersionNumber": 2}, "blob": {}}
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        if "/logs/stream/" in handler.path:
+            take(self.streams)(handler)
+        elif handler.path.endswith("GetKernelSessionStatus"):
+            send(handler, *take(self.statuses))
+        elif handler.path.endswith("GetKernel"):
+            send(handler, 200, self.kernel)
+        elif handler.path.endswith("ListKernelSessionOutput"):
+            entries = [{"stream_name": "stdout", "time": 0, "data": text} for text in self.log]
+            send(handler, 200, {"log": json.dumps(entries)})
+
+
+def take(answers: list[Any]) -> Any:
+    return answers.pop(0) if len(answers) > 1 else answers[0]
+
+
+def send(handler: BaseHTTPRequestHandler, code: int, body: Any) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    handler.send_response(code)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", str(len(content)))
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+def stream(*texts: str, end: bool = True, then: float = 0, ping: float = 0) -> Answer:
+    """Server-sent events: the texts, silence or pings for some seconds, the end or a cut."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream")
+        handler.end_headers()
+        for text in texts:
+            event = json.dumps({"stream_name": "stdout", "time": 0, "data": text})
+            handler.wfile.write(f"data: {event}\n\n".encode())
+        handler.wfile.flush()
+        until = time.monotonic() + then
+        while time.monotonic() < until:
+            time.sleep(ping or then)
+            if ping:
+                handler.wfile.write(b": ping\n\n")
+        if end:
+            handler.wfile.write(b"data: END_OF_LOG\n\n")
+        handler.close_connection = True
+
+    return answer
+
+
+def failing(code: int) -> Answer:
+    return lambda handler: send(handler, code, {"code": code, "message": "no"})
+
+
+RUNNING, COMPLETE = (200, {"status": "RUNNING"}), (200, {"status": "COMPLETE"})
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+@pytest.fixture
+def kaggle(server: Server) -> Iterator[Kaggle]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            with suppress(BrokenPipeError, ConnectionResetError):
+                server.answer(self)
+
+        do_GET = do_POST
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
+    address = f"http://127.0.0.1:{http.server_address[1]}"
+    yield Kaggle(Credentials("ann", "the test", key="k"), address, timeouts=QUICK)
+    http.shutdown()
+    http.server_close()
+
+
+def run_at(kaggle: Kaggle) -> Run:
+    return Run("ann", "some-kernel", 2, "u", DIGEST, kaggle.endpoint)
+
+
+QUICK = Timeouts(retry=0, grace=1.5, outage=0.5, first_pause=0.05, longest_pause=0.1, cancelling=1)
+CPU = RequestedHardware(machine_shape="", docker_image="", wants_gpu=False)
+
+
+def watched(kaggle: Kaggle, **options: Any) -> tuple[list[str], str]:
+    """The states, and the log as a person has seen it."""
+    states, log = [], ""
+    for event in remote.watch(kaggle, run_at(kaggle), CPU, **options):
+        if isinstance(event, Status):
+            states.append(str(event.state))
+        elif isinstance(event, LogEntry):
+            log += event.text
+    return states, log
+
+
+def test_a_stream_that_is_cut_and_replayed_loses_and_repeats_nothing(
+    kaggle: Kaggle, server: Server
+) -> None:
+    lines = [FIRST, "one\n", "two\n", "three\n"]
+    server.log = lines
+    server.statuses = [RUNNING] * 4 + [COMPLETE]
+    server.streams = [
+        stream(*lines[:2], end=False),
+        stream(*lines[:2], end=False),
+        failing(502),
+        stream(*lines[:3]),
+    ]
+    assert watched(kaggle) == (["running", "complete"], "".join(lines))
+
+
+def test_the_kept_log_may_be_cut_in_other_pieces(kaggle: Kaggle, server: Server) -> None:
+    server.statuses = [RUNNING, COMPLETE]
+    server.streams = [stream(FIRST, "one\n", "two\n")]
+    server.log = [FIRST + "one\n", "two\nthree\n", "four\n"]
+    assert watched(kaggle)[1] == FIRST + "one\ntwo\nthree\nfour\n"
+
+
+def test_where_live_and_kept_log_part_nothing_is_lost(kaggle: Kaggle, server: Server) -> None:
+    server.statuses = [RUNNING, COMPLETE]
+    server.streams = [stream(FIRST, "live only\n")]
+    server.log = [FIRST, "kept\n", "end\n"]
+    assert watched(kaggle)[1] == FIRST + "live only\nkept\nend\n"
+
+
+def test_the_log_of_another_version_is_not_shown(kaggle: Kaggle, server: Server) -> None:
+    server.statuses = [RUNNING, RUNNING, COMPLETE]
+    server.streams = [stream("kernelkit digest " + "e" * 64 + "\n", "not ours\n"), stream(FIRST)]
+    server.log = [FIRST, "ours\n"]
+    assert watched(kaggle)[1] == FIRST + "ours\n"
+
+
+@pytest.mark.parametrize("code", [400, 404, 429, 500, 502])
+def test_a_log_that_cannot_be_had_does_not_end_the_watch(
+    kaggle: Kaggle, server: Server, code: int
+) -> None:
+    server.statuses = [RUNNING, RUNNING, COMPLETE]
+    server.streams = [failing(code)]
+    server.log = [FIRST, "all\n"]
+    assert watched(kaggle) == (["running", "complete"], FIRST + "all\n")
+
+
+def test_a_watch_outlives_an_outage(kaggle: Kaggle, server: Server) -> None:
+    no = {"code": 503, "message": "down"}
+    slow = {"code": 429, "message": "slowly"}
+    server.statuses = [RUNNING, (503, no), (429, slow), (503, no), COMPLETE]
+    server.streams = [stream(FIRST)]
+    server.log = [FIRST]
+    assert watched(kaggle) == (["running", "complete"], FIRST)
+
+
+def test_an_outage_has_an_end(kaggle: Kaggle, server: Server) -> None:
+    server.statuses = [RUNNING, (503, {"code": 503, "message": "down"})]
+    server.streams = [stream(FIRST)]
+    with pytest.raises(UnreachableError):
+        watched(kaggle)
+
+
+def test_nobody_there_at_all_is_said_at_once(kaggle: Kaggle, server: Server) -> None:
+    server.statuses = [(503, {"code": 503, "message": "down"})]
+    started = time.monotonic()
+    with pytest.raises(UnreachableError):
+        watched(kaggle)
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    "answer", [stream(FIRST, then=20), stream(FIRST, then=20, ping=0.2), stream(then=20, ping=0.2)]
+)
+def test_a_deadline_is_kept_though_the_stream_says_nothing(
+    kaggle: Kaggle, server: Server, answer: Answer
+) -> None:
+    server.statuses = [RUNNING]
+    server.streams = [answer]
+    started = time.monotonic()
+    with pytest.raises(DeadlineError):
+        watched(kaggle, deadline=2)
+    assert 1.5 < time.monotonic() - started < 8
+
+
+def test_a_stream_that_outlives_its_run_does_not_hold_the_watch(
+    kaggle: Kaggle, server: Server
+) -> None:
+    kaggle.timeouts = replace(QUICK, stream=0.3)
+    server.statuses = [RUNNING, COMPLETE]
+    server.streams = [stream(FIRST, then=20, ping=0.1)]
+    server.log = [FIRST]
+    started = time.monotonic()
+    assert watched(kaggle) == (["running", "complete"], FIRST)
+    assert time.monotonic() - started < 8
+
+
+def test_a_fresh_push_may_not_show_for_a_while(kaggle: Kaggle, server: Server) -> None:
+    missing = (404, {"code": 404, "message": "Not found"})
+    server.statuses = [missing, (403, {"code": 403, "message": "no"}), RUNNING, COMPLETE]
+    server.streams = [stream(FIRST)]
+    server.log = [FIRST]
+    assert watched(kaggle)[0] == ["queued", "running", "complete"]
+
+
+@pytest.mark.parametrize("text", ['{"a":' * 3000, '{"event": 3}', "{", "[]", ""])
+def test_a_line_that_is_no_event(text: str) -> None:
+    assert remote.progress(LogEntry("stdout", 0.0, text)) is None
+
+
+def test_a_long_line_does_not_hold_up_the_log(kaggle: Kaggle, server: Server) -> None:
+    lines = [FIRST, *(["x" * 999_999 + "\n"] * 20)]
+    server.statuses = [RUNNING, COMPLETE]
+    server.streams = [stream(*lines)]
+    server.log = lines
+    started = time.monotonic()
+    assert watched(kaggle)[1] == "".join(lines)
+    assert time.monotonic() - started < 20

@@ -1,0 +1,100 @@
+"""What a person reads of a run that prints what it likes."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.live import Live
+
+from kernelkit import console
+from kernelkit.kaggle import LogEntry
+from kernelkit.runs.verify import Verdict
+
+HUGE = 10**400
+"""JSON has integers that no float can hold."""
+
+
+def entry(text: str) -> LogEntry:
+    return LogEntry(stream="stdout", seconds=0.0, text=text)
+
+
+def epoch(**details: Any) -> LogEntry:
+    return entry(json.dumps({"event": "epoch", "experiment": "a", **details}))
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> StringIO:
+    shown = StringIO()
+    monkeypatch.setattr(console, "words", Console(file=shown, width=80, soft_wrap=True))
+    return shown
+
+
+@pytest.mark.usefixtures("screen")
+@pytest.mark.parametrize(
+    "details",
+    [
+        {"epoch": 1, "epochs": HUGE, "seconds": 1.5},
+        {"epoch": -HUGE, "epochs": 3, "seconds": 1.5},
+        {"epoch": 1, "epochs": 3, "seconds": HUGE},
+        {"epoch": 1, "epochs": 3, "seconds": 1.7e308},
+        {"epoch": 1, "epochs": 3, "seconds": float("inf")},
+        {"epoch": {}, "epochs": [], "seconds": 1.5},
+        {"epoch": "[/x]", "epochs": True, "val_iou": "high"},
+    ],
+)
+def test_the_live_table_bears_any_number(details: dict[str, Any]) -> None:
+    teller = console.Reporter(Live(console=console.words, auto_refresh=False))
+    teller(epoch(**details))
+    left = teller.seconds_left()
+    assert left is None or 0 <= left < float("inf")
+
+
+@pytest.mark.usefixtures("screen")
+def test_the_time_left_is_of_the_epochs_to_come() -> None:
+    teller = console.Reporter(Live(console=console.words, auto_refresh=False))
+    teller(entry('{"event": "start", "experiments": ["a", "b"], "epochs": 3}'))
+    teller(epoch(epoch=1, epochs=3, seconds=2.0))
+    assert teller.seconds_left() == pytest.approx(2 * 2.0 + 3 * 2.0)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_log_does_not_steer_the_terminal(live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = StringIO()
+    console = Console(file=shown, force_terminal=live, color_system=None, width=80)
+    monkeypatch.setattr(console, "words", console)
+    view = Live(console=console, auto_refresh=False) if live else None
+    teller = console.Reporter(view)
+    for line in ("\x1b[31mred\x1b[0m \x1b[2Jend", "\x1b]0;title\x07\x0e\x9b2J", "10%\r20%"):
+        teller(entry(f"{line}\n"))
+    teller(epoch(experiment="e\n\x1b[2J", epoch="\x1b[2J", epochs=2))
+    if view:
+        console.print(view.get_renderable())
+    said = shown.getvalue()
+    assert {"red end", "20%"} <= {part.strip() for part in said.split("\n")}
+    assert not set(said) & set("\x1b\x07\x0e\x9b\r")
+
+
+def test_tables_and_pictures_are_files(screen: StringIO, tmp_path: Path) -> None:
+    (tmp_path / "run-manifest.json").write_text('{"seconds": 3}')
+    (tmp_path / "folder.md").mkdir()
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "table.md").write_text("# Title\x1b[2J\n")
+    (tmp_path / "plot.png").write_bytes(b"")
+    console.results(tmp_path)
+    said = screen.getvalue()
+    for expected in ("Title", "plot.png", "the run took 3 s"):
+        assert expected in said
+    for refused in ("folder.md", "folder.png", "\x1b"):
+        assert refused not in said
+
+
+def test_thousands_of_files_beside_the_outputs_are_counted(screen: StringIO) -> None:
+    names = tuple(f"many{i:04}.txt" for i in range(3000))
+    console.outputs(Verdict(problems=(), run_error=None, outputs=(), undeclared=names))
+    assert "many0019.txt and 2980 more" in screen.getvalue()
+    assert len(screen.getvalue()) < 1000

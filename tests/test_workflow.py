@@ -1,0 +1,410 @@
+"""Push, watch, pull, verify: the command line and the official client on a real local Kaggle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def project(plain: Path, request: pytest.FixtureRequest) -> Path:
+    """The sample project under a slug of its own: the local Kaggle outlives each test."""
+    slug = request.node.name.replace("_", "-").split("[")[0][:45].strip("-")
+    path = plain / "pyproject.toml"
+    text = path.read_text().replace("plain-parcel", slug)
+    path.write_text(text.replace("Plain parcel", slug.replace("-", " ")))
+    return plain
+
+
+def last_folder(project: Path, version: int = 1) -> Path:
+    (slug,) = (project / "runs").iterdir()
+    return slug / f"v{version}"
+
+
+def test_a_run_comes_home_verified(project: Path, cli: Cli, local_kaggle: str) -> None:
+    endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
+    pushed = json.loads(cli("push", "--json", cwd=project, env=endpoint).stdout)
+    assert pushed["version"] == 1
+    watched = cli("watch", cwd=project, env=endpoint).stdout
+    assert "counting  epoch 1/2  val IoU 0.5000" in watched
+    assert "counting  epoch 2/2  val IoU 1.0000" in watched
+    assert watched.count("kernelkit digest") == 1
+    assert (
+        json.loads(cli("status", "--json", cwd=project, env=endpoint).stdout)["state"] == "complete"
+    )
+    assert "not pulled" in cli("runs", cwd=project).stdout
+    pulled = json.loads(cli("pull", "--json", cwd=project, env=endpoint).stdout)
+    folder = last_folder(project)
+    assert Path(pulled["folder"]) == folder
+    assert pulled["verified"] is True
+    assert (folder / "table.csv").read_text() == "id,length\nalpha,5\nbeta,4\n"
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"bundle.json", "run.json", "run-manifest.json", "letters.zip", "push.json"}
+    assert f"{pushed['slug']}.log" in names
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["endpoint"], record["verified"]) == (local_kaggle, True)
+    assert json.loads((folder / "bundle.json").read_text())["digest"] == pushed["digest"]
+    cli("verify", folder)
+    assert json.loads(cli("runs", "--json", cwd=project).stdout)[0]["verified"] is True
+    log = cli("logs", cwd=project, env=endpoint).stdout
+    assert log.index("kernelkit digest") < log.index("hardware:") < log.index("data_dir = ")
+
+
+def test_a_complete_folder_is_never_changed(project: Path, cli: Cli, local_kaggle: str) -> None:
+    endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
+    cli("run", cwd=project, env=endpoint)
+    folder = last_folder(project)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert "complete already" in cli("pull", cwd=project, env=endpoint).stdout
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    told = cli("pull", "--file", "tabel.csv", cwd=project, env=endpoint, expect=2)
+    assert "the run left no tabel.csv" in told.stderr
+    told = cli("pull", "--file", "table.csv", "--json", cwd=project, env=endpoint)
+    assert json.loads(told.stdout)["partial"] is True
+    cli("push", "--set", "epochs=1", cwd=project, env=endpoint)
+    cli("pull", cwd=project, env=endpoint)
+    assert last_folder(project, 2).is_dir()
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_tampered_folder_is_refused(project: Path, cli: Cli, local_kaggle: str) -> None:
+    cli("run", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
+    (last_folder(project) / "table.csv").write_text("id,length\n")
+    told = cli("verify", last_folder(project), expect=8)
+    assert "table.csv: 10 B, the run wrote" in told.stderr
+    assert "next:" in told.stderr
+
+
+def test_a_failed_run_is_pulled_and_told(project: Path, cli: Cli, local_kaggle: str) -> None:
+    endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
+    told = cli("run", "--profile", "failing", cwd=project, env=endpoint, expect=6)
+    assert "RuntimeError: asked to fail" in told.stderr
+    cli("status", cwd=project, env=endpoint, expect=6)
+    folder = last_folder(project)
+    manifest = json.loads((folder / "run-manifest.json").read_text())
+    assert manifest["status"] == "failed"
+    assert "parcel/main.py" in manifest["traceback"]
+    assert "kernelkit-manifest {" in (folder / f"{folder.parent.name}.log").read_text()
+    assert json.loads((folder / "run.json").read_text())["state"] == "error"
+    cli("verify", folder, expect=6)
+    cli("pull", cwd=project, env=endpoint, expect=6)
+
+
+def test_a_gpu_that_is_not_there_ends_the_run_early(
+    project: Path, cli: Cli, local_kaggle: str
+) -> None:
+    if shutil.which("nvidia-smi"):
+        pytest.skip("this machine may have a GPU")
+    endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
+    told = cli("run", "--profile", "gpu", cwd=project, env=endpoint, expect=6)
+    assert "asks for NvidiaTeslaT4 and the run has no GPU" in told.stderr
+    assert "parcel/main.py" not in told.stdout
+
+
+def test_a_deadline_leaves_the_run_alone(project: Path, cli: Cli, local_kaggle: str) -> None:
+    endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
+    cli("push", "--profile", "slow", cwd=project, env=endpoint)
+    told = cli("watch", "--deadline", "2", cwd=project, env=endpoint, expect=7)
+    assert "goes on running" in told.stderr
+    cli("status", cwd=project, env=endpoint)
+    cli("pull", cwd=project, env=endpoint)
+
+
+def test_ctrl_c_detaches_and_says_how_to_come_back(
+    project: Path, cli: Cli, local_kaggle: str
+) -> None:
+    endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
+    cli("push", "--profile", "slow", cwd=project, env=endpoint)
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "kernelkit", "watch"],
+        cwd=project,
+        # A shell's background jobs inherit that Ctrl-C is ignored; a terminal's do not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        env={**os.environ, **endpoint},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert watching.stdout is not None
+    for line in watching.stdout:
+        if "epoch 1/8" in line:
+            break
+    watching.send_signal(signal.SIGINT)
+    _, told = watching.communicate(timeout=20)
+    assert watching.returncode == 130
+    assert "Come back with: kernelkit watch v1" in told
+    again = cli("watch", cwd=project, env=endpoint).stdout
+    assert [f"epoch {n}/8" in again for n in range(1, 9)] == [True] * 8
+
+
+def asked(local_kaggle: str, slug: str) -> list[dict[str, object]]:
+    """What the local Kaggle has noted of calls about a kernel."""
+    journal = requests.get(f"{local_kaggle}/emulator/journal", timeout=10).json()
+    return [call for call in journal["requests"] if call["kernel"] == slug]
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "words"),
+    [
+        ("competition", "nowhere", "the competition nowhere gives you no data"),
+        ("dataset", "ann/nowhere", "there is no dataset ann/nowhere"),
+    ],
+)
+def test_a_source_that_is_not_there_is_told_before_the_push(
+    project: Path, cli: Cli, local_kaggle: str, kind: str, source: str, words: str
+) -> None:
+    slug = f"no-{kind}-there"
+    names = [f'kernel.id="{slug}"', f'kernel.title="No {kind} there"']
+    there = {"competition": "letters", "dataset": "ann/letters"}[kind]
+    names += [f'kernel.{kind}_sources=["{there}", "{source}"]']
+    options = [part for name in names for part in ("--set", name)]
+    told = cli("push", *options, cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle}, expect=4)
+    assert words in told.stderr
+    assert "Nothing was sent" in told.stderr
+    methods = {call["method"] for call in asked(local_kaggle, slug)}
+    assert methods == {"GetKernel"}
+    assert not list(project.glob("runs/*/v*"))
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_dropped_source_is_an_error_and_is_recorded(
+    project: Path, cli: Cli, local_kaggle: str, told: bool
+) -> None:
+    """Whether Kaggle says in its answer that it drops one, or only shows a kernel without it."""
+    slug = f"dropped-{'aloud' if told else 'in-silence'}"
+    names = [f'kernel.id="{slug}"', f'kernel.title="{slug.replace("-", " ")}"']
+    names += ['kernel.dataset_sources=["ann/letters"]']
+    error = f"dropped-source,kind=dataset,kernel={slug},told={str(told).lower()}"
+    assert requests.post(f"{local_kaggle}/emulator/faults", json=[error], timeout=10).ok
+    options = [part for name in names for part in ("--set", name)]
+    refused = cli("push", *options, cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle}, expect=4)
+    assert "dataset_sources: asked 'ann/letters', not given" in refused.stderr
+    assert ("Kaggle dropped 'ann/letters'" in refused.stderr) == told
+    assert "runs all the same" in refused.stderr
+    (pushed,) = [call for call in asked(local_kaggle, slug) if call["method"] == "SaveKernel"]
+    assert pushed["faults"] == ["dropped-source"]
+    assert (last_folder(project) / "push.json").is_file()
+
+
+def test_a_session_cap_is_try_again_later(
+    plain: Path, cli: Cli, tmp_path: Path, local_kaggle: str
+) -> None:
+    endpoint = {"KERNELKIT_ENDPOINT": local_kaggle, "KAGGLE_USERNAME": "crowded"}
+    for number in range(6):
+        project = Path(shutil.copytree(plain, tmp_path / f"p{number}"))
+        names = [f"kernel.id=crowd-{number}", f"kernel.title=crowd {number}", "seconds=60.0"]
+        options = [part for name in names for part in ("--set", name)]
+        if number < 5:
+            cli("push", *options, cwd=project, env=endpoint)
+        else:
+            told = cli("push", *options, cwd=project, env=endpoint, expect=5)
+    assert "session count" in told.stderr
+
+
+def test_the_same_version_of_another_kaggle_takes_no_old_results(
+    project: Path, cli: Cli, local_kaggle: str
+) -> None:
+    """Each Kaggle counts from 1: what lies in v1 already is moved aside, whole."""
+    cli("run", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
+    (folder,) = (project / "runs").iterdir()
+    old = (folder / "v1" / "run.json").read_bytes()
+    (folder / "v1").rename(folder / "v2")  # as if pushed to a Kaggle that was there before
+    cli("push", "--again", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
+    assert not (folder / "v2" / "run.json").exists()
+    assert (folder / "v2.1" / "run.json").read_bytes() == old
+    pulled = json.loads(
+        cli("pull", "--json", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle}).stdout
+    )
+    assert json.loads((folder / "v2" / "run.json").read_text())["run"]["version"] == 2
+    assert pulled["verified"] is True
+
+
+def test_a_rehearsal_touches_nothing_but_rehearsals(plain: Path, cli: Cli) -> None:
+    inputs = Path(__file__).parent / "samples" / "inputs"
+    (plain / "runs").mkdir()
+    told = cli("rehearse", "--inputs", inputs, "--out", "runs", cwd=plain, expect=2).stderr
+    assert "real runs lie there" in told
+    mine = plain / "mine" / "plain-parcel" / "notes.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    told = cli("rehearse", "--inputs", inputs, "--out", "mine", cwd=plain, expect=2).stderr
+    assert "notes.txt" in told
+    assert mine.read_text() == "mine"
+
+
+def test_two_rehearsals_do_not_share_a_folder(plain: Path, cli: Cli) -> None:
+    inputs = Path(__file__).parent / "samples" / "inputs"
+    first = subprocess.Popen(
+        [sys.executable, "-m", "kernelkit", "rehearse", "--inputs", inputs, "--profile", "slow"],
+        cwd=plain,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout is not None
+    first.stdout.readline()
+    told = cli("rehearse", "--inputs", inputs, cwd=plain, expect=10).stderr
+    assert "another rehearsal is using" in told
+    first.terminate()
+    assert first.wait(30) == 130
+    first.stdout.close()
+
+
+def test_a_rehearsal_needs_no_account_of_the_owner(plain: Path, cli: Cli) -> None:
+    inputs = Path(__file__).parent / "samples" / "inputs"
+    named = ["--set", "kernel.id=ann/plain-parcel"]
+    told = cli("rehearse", "--json", "--inputs", inputs, *named, cwd=plain)
+    assert "as ann" in told.stderr
+    assert json.loads(told.stdout)["verified"] is True
+
+
+def test_results_that_nobody_can_show_do_not_cost_the_run(
+    make_project: Callable[..., Path], cli: Cli
+) -> None:
+    project = make_project(
+        {
+            "pkg/main.py": "from pathlib import Path\ndef run():\n"
+            "    Path('out.txt').write_text('x')\n"
+            "    Path('table.csv').write_bytes(b'id\\n\\xff\\n')\n"
+            "    Path('odd.md').write_bytes(b'\\xff')\n"
+            "    Path('gone.png').symlink_to('nowhere')\n"
+        }
+    )
+    path = project / "pyproject.toml"
+    path.write_text(path.read_text().replace('["out.txt"]', '["out.txt", "table.csv"]'))
+    told = cli("rehearse", "--json", cwd=project)
+    assert json.loads(told.stdout)["outputs"][1]["rows"] is None
+
+
+def test_a_run_of_another_kaggle_is_not_touched(project: Path, cli: Cli, local_kaggle: str) -> None:
+    cli("run", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
+    other = local_kaggle.replace("127.0.0.1", "localhost")
+    told = cli("status", cwd=project, env={"KERNELKIT_ENDPOINT": other}, expect=4)
+    assert "is a run of" in told.stderr
+
+
+def test_without_a_push_there_is_nothing_to_watch(project: Path, cli: Cli) -> None:
+    told = cli("watch", cwd=project, expect=2)
+    assert "Push first" in told.stderr
+
+
+def test_old_mounts_and_new_give_the_same_bytes(plain: Path, cli: Cli, tmp_path: Path) -> None:
+    inputs = Path(__file__).parent / "samples" / "inputs"
+    tables = []
+    for mounts in ("old", "new"):
+        out = tmp_path / mounts
+        cli("rehearse", "--inputs", inputs, "--out", out, "--mounts", mounts, cwd=plain)
+        folder = out / "plain-parcel" / "v1"
+        manifest = json.loads((folder / "run-manifest.json").read_text())
+        mount = {"old": "/letters", "new": "/competitions/letters"}[mounts]
+        assert manifest["parameters"]["data_dir"] == f"/kaggle/input{mount}"
+        tables.append((folder / "table.csv").read_bytes())
+        assert (folder / "run.json").is_file()
+    assert tables[0] == tables[1]
+    assert not (plain / "runs").exists()
+
+
+def official(*arguments: str | Path, endpoint: str, home: Path) -> str:
+    """The unmodified `kaggle` command, led to the local Kaggle by a proxy variable."""
+    assert urlsplit(endpoint).hostname == "127.0.0.1"
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("kaggle")), *map(str, arguments)],
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "KAGGLE_CONFIG_DIR": str(home),
+            "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+            "http_proxy": endpoint,
+            "KAGGLE_USERNAME": "rehearsal",
+            "KAGGLE_KEY": "no-secret",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_official_client_takes_the_same_folder(
+    project: Path, cli: Cli, local_kaggle: str, tmp_path: Path
+) -> None:
+    """And sends, to the letter, what we send: then the size that we measure is the real one."""
+    home = tmp_path / "home"
+    home.mkdir()
+    cli("run", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
+    slug = last_folder(project).parent.name
+    cli("render", "--set", f"kernel.id=rehearsal/{slug}", cwd=project)
+
+    def client(*arguments: str | Path) -> str:
+        return official(*arguments, endpoint=local_kaggle, home=home)
+
+    assert "version 2 successfully pushed" in client(
+        "kernels", "push", "-p", project / "build/kernel"
+    )
+    assert eventually(lambda: "COMPLETE" in client("kernels", "status", f"rehearsal/{slug}"))
+    client("kernels", "output", f"rehearsal/{slug}", "-p", tmp_path / "pulled")
+    ours = last_folder(project)
+    assert (tmp_path / "pulled/table.csv").read_bytes() == (ours / "table.csv").read_bytes()
+    assert "kernelkit digest" in client("kernels", "logs", f"rehearsal/{slug}")
+    sent = [source_of(local_kaggle, slug, version) for version in (1, 2)]
+    assert sent[0] == sent[1]
+
+
+def source_of(endpoint: str, slug: str, version: int) -> str:
+    answer = requests.post(
+        f"{endpoint}/api/v1/kernels.KernelsApiService/GetKernel",
+        json={"userName": "rehearsal", "kernelSlug": slug, "versionLabel": f"v{version}"},
+        auth=("rehearsal", "x"),
+        timeout=10,
+    )
+    document = json.loads(answer.json()["blob"]["source"])
+    document["metadata"].pop("kaggle", None)
+    return json.dumps(document)
+
+
+def test_a_killed_rehearsal_leaves_nothing_running(plain: Path) -> None:
+    inputs = Path(__file__).parent / "samples" / "inputs"
+    options = ["--profile", "slow", "--set", "seconds=60.0"]
+    rehearsing = subprocess.Popen(
+        [sys.executable, "-m", "kernelkit", "rehearse", "--inputs", inputs, *options],
+        cwd=plain,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert rehearsing.stdout is not None
+    address = rehearsing.stdout.readline().split()[-1]
+    for line in rehearsing.stdout:
+        if "seconds = 60.0" in line:
+            break
+    rehearsing.kill()
+    rehearsing.wait()
+    rehearsing.stdout.close()
+    assert eventually(lambda: not listens(address))
+
+
+def listens(address: str) -> bool:
+    try:
+        requests.get(address, timeout=5)
+    except requests.ConnectionError:
+        return False
+    return True
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 30) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return condition()

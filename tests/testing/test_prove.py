@@ -1,0 +1,268 @@
+"""What is proven, what is refused, and what a person reads then."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kernelkit import workflow
+from kernelkit.config import load_config
+from kernelkit.errors import ConfigError, DeadlineError, TemplateError, VerificationError
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "tests" / "samples"
+
+PROJECT_FILE = """
+[tool.kernelkit]
+package = "pkg"
+entry = "pkg:run"
+outputs = ["out.txt"]
+[tool.kernelkit.kernel]
+id = "some-kernel"
+title = "Some kernel"
+machine_shape = "NvidiaTeslaT4"
+enable_gpu = true
+"""
+PACKAGE = "def run():\n    return 1\n"
+TEST = "import pkg\n\n\ndef test_it():\n    assert pkg.run() == 1\n"
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """`make({"tests/test_a.py": "…"})` writes a project around the package `pkg`."""
+
+    def project(files: dict[str, str]) -> Path:
+        folder = tmp_path / "project"
+        common = {"pyproject.toml": PROJECT_FILE, "pkg/__init__.py": PACKAGE}
+        for name, text in {**common, **files}.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        return folder
+
+    return project
+
+
+def prove(project: Path, *arguments: str, **options) -> workflow.Proof:
+    return workflow.prove(load_config(project), arguments, **options)
+
+
+def test_a_file_beside_the_package_is_missed(cli) -> None:
+    done = cli("prove", "--project", SAMPLES / "reads_beside", "--json", expect=8)
+    told = json.loads(done.stdout)
+    assert [found["test"] for found in told["differences"]] == [
+        "tests/test_nosy.py::test_its_settings"
+    ]
+    (difference,) = told["differences"]
+    assert difference["package"] == "passed"
+    assert difference["notebook"] == "failed (FileNotFoundError)"
+    assert "settings.json" in difference["reason"]
+    assert "tests/test_nosy.py::test_its_settings: passed with the package" in done.stderr
+    assert "next:" in done.stderr
+
+
+def test_tests_that_never_import_the_package_prove_nothing() -> None:
+    with pytest.raises(VerificationError, match="never import the package"):
+        prove(SAMPLES / "never_imported")
+
+
+def test_what_fails_in_both_is_the_same(cli) -> None:
+    arguments = ["-k", "not nothing", "--maxfail=9"]
+    done = cli("prove", *arguments, "--project", SAMPLES / "failing", "--json")
+    assert done.stderr.splitlines()[-1] == (
+        "proved: 6 tests, the same results from the package and from the notebook "
+        "(1 passed, 1 failed in both, 2 broken in both, 1 skipped, 1 xfailed)"
+    )
+    told = json.loads(done.stdout)
+    assert told["arguments"] == arguments  # pytest's, not ours
+    assert told["outcomes"]["tests/test_humble.py::test_fails"] == "failed (AssertionError)"
+    assert told["outcomes"]["tests/test_unreadable.py"] == "error (AttributeError)"
+
+
+def test_each_difference_is_told(make: Make) -> None:
+    """Another exception is another result, and a file stands for the tests in it."""
+    beside = "import sys\nfrom pathlib import Path\n\nHERE = Path(__file__).parents[1]\n"
+    differing = (
+        "import pkg\n\n\ndef test_fails_otherwise():\n"
+        "    assert (pkg.HERE / 'settings').read_text() == 'b'\n\n\n"
+        "def test_writes():\n    open('pkg/new.py', 'w').close()\n"
+    )
+    project = make(
+        {
+            "pkg/__init__.py": f"{beside}sys.path.append(str(HERE / 'extras'))\n{PACKAGE}",
+            "pkg/late.py": "import importlib\n\nimportlib.import_module('helper_of_mine')\n",
+            "extras/helper_of_mine.py": "",
+            "settings": "a",
+            "tests/test_a.py": TEST,
+            "tests/test_b.py": TEST.replace("import pkg", "import pkg, pkg.late"),
+            "tests/test_c.py": differing,
+        }
+    )
+    before = sorted(project.rglob("*"))
+    with pytest.raises(VerificationError, match="4 of 5 tests") as raised:
+        prove(project)
+    assert [line.strip() for line in str(raised.value).splitlines()[1:]] == [
+        "tests/test_b.py: collected with the package, error with the notebook",
+        "ModuleNotFoundError: No module named 'helper_of_mine'",
+        "tests/test_c.py::test_fails_otherwise: failed (AssertionError) with the package, "
+        "failed (FileNotFoundError) with the notebook",
+        "FileNotFoundError: [Errno 2] No such file or directory: '…/settings'",
+        "tests/test_c.py::test_writes: passed with the package, "
+        "failed (FileNotFoundError) with the notebook",
+        "FileNotFoundError: [Errno 2] No such file or directory: 'pkg/new.py'",
+    ]
+    assert sorted(project.rglob("*")) == before, "the project itself is left alone"
+
+
+def test_tests_in_the_package_are_run_there(make: Make) -> None:
+    """Also by the workers of xdist."""
+    inside = (
+        "from .. import run\nfrom . import place\n\n\n"
+        "def test_it(one, two, request):\n    assert run() == one == two - 1\n"
+        "    assert request.config.getoption('--extra') == 'given'\n"
+        "    assert place.read() == 'data'\n"
+    )
+    project = make(
+        {
+            "conftest.py": "import pytest\n\n\n@pytest.fixture\ndef one():\n    return 1\n",
+            "pkg/tests/__init__.py": "",
+            "pkg/tests/conftest.py": (
+                "import pytest\n\n\ndef pytest_addoption(parser):\n"
+                "    parser.addoption('--extra')\n\n\n@pytest.fixture\ndef two():\n    return 2\n"
+            ),
+            "pkg/tests/place.py": (
+                "from pathlib import Path\n\n\ndef read():\n"
+                "    return (Path(__file__).parent / 'data.txt').read_text()\n"
+            ),
+            "pkg/tests/data.txt": "data",
+            "pkg/tests/test_inside.py": inside,
+            "tests/test_a.py": TEST,
+        }
+    )
+    arguments = ["pkg/tests/test_inside.py::test_it", "--extra=given", "tests", "-n", "1"]
+    proof = prove(project, *arguments)
+    assert proof.outcomes == {
+        "pkg/tests/test_inside.py::test_it": "passed",
+        "tests/test_a.py::test_it": "passed",
+    }
+
+
+def test_pytest_may_find_the_package_by_itself(make: Make) -> None:
+    """Without a path it looks everywhere, in the package too; and nothing is installed."""
+    documented = 'def run():\n    """Gives one.\n\n    >>> run()\n    1\n    """\n    return 1\n'
+    doctests = '[tool.pytest.ini_options]\naddopts = ["--doctest-modules"]\n'
+    installs = PROJECT_FILE.replace("entry =", 'pip = ["no-such-thing-as-this==1"]\nentry =')
+    project = make(
+        {
+            "pkg/__init__.py": documented,
+            "tests/test_a.py": TEST,
+            "pyproject.toml": installs + doctests,
+        },
+    )
+    assert prove(project).outcomes == {
+        "pkg/__init__.py::pkg.run": "passed",
+        "tests/test_a.py::test_it": "passed",
+    }
+
+
+def test_another_copy_of_the_package_is_no_proof(make: Make, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere" / "pkg"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "__init__.py").write_text(PACKAGE)
+    conftest = f"import sys\n\nsys.path.insert(0, {str(elsewhere.parent)!r})\n"
+    project = make({"conftest.py": conftest, "tests/test_a.py": TEST})
+    with pytest.raises(VerificationError, match=r"another copy: pkg came from .*elsewhere"):
+        prove(project)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, "pytest finds no tests"),
+        ({"tests/test_a.py": "def test_(:\n"}, "no test passes with the package itself"),
+        ({"tests/test_a.py": "def test_it():\n    assert 0\n"}, "AssertionError"),
+        ({"conftest.py": "import nothing_like_it\n", "tests/test_a.py": TEST}, "nothing_like_it"),
+        ({"tests/test_a.py": TEST + "    import os\n    os._exit(3)\n"}, "breaks off"),
+    ],
+    ids=["none", "syntax", "all-fail", "conftest", "exit"],
+)
+def test_tests_that_prove_nothing(make: Make, files: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        prove(make(files))
+
+
+def test_a_test_that_hangs_is_named(make: Make) -> None:
+    hanging = TEST + "\n\ndef test_waits():\n    import time\n    time.sleep(99)\n"
+    with pytest.raises(DeadlineError, match=r"the last one begun was tests/test_a\.py::test_waits"):
+        prove(make({"tests/test_a.py": hanging}), deadline=10)
+
+
+def test_an_interpreter_without_pytest(make: Make, cli, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    project = make({"tests/test_a.py": TEST})
+    done = cli("prove", "--project", project, "--python", bare / "bin" / "python", expect=10)
+    assert f"{bare}/bin/python has no pytest" in done.stderr
+    assert (
+        "no such program"
+        in cli("prove", "--python", "nowhere", "--project", project, expect=2).stderr
+    )
+
+
+def test_a_notebook_without_its_check_is_refused(make: Make) -> None:
+    project = make(
+        {
+            "tests/test_a.py": TEST,
+            "mine/50-check.py.j2": "",
+            "pyproject.toml": PROJECT_FILE.replace("entry =", 'templates = "mine"\nentry ='),
+        }
+    )
+    with pytest.raises(TemplateError, match="no cell with the tag"):
+        prove(project)
+
+
+def test_a_cell_that_changes_a_source_is_found(make: Make) -> None:
+    project = make(
+        {
+            "tests/test_a.py": TEST,
+            "mine/45-meddle.py.j2": "(SRC / 'pkg' / '__init__.py').write_text('')\n",
+            "pyproject.toml": PROJECT_FILE.replace("entry =", 'templates = "mine"\nentry ='),
+        }
+    )
+    with pytest.raises(VerificationError, match=r"pkg/__init__\.py: has other content"):
+        prove(project)
+
+
+def test_an_interrupt_ends_the_tests_too(make: Make, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    waiting = (
+        "import os, time, pkg\n\n\ndef test_it():\n"
+        f"    open({str(pid)!r}, 'w').write(str(os.getpid()))\n    time.sleep(99)\n"
+    )
+    project = make({"tests/test_a.py": waiting})
+    command = [sys.executable, "-m", "kernelkit", "prove", "--project", str(project)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=ROOT)
+    wait_until(lambda: pid.exists() and pid.read_text() != "")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said == b"the tests have ended, and nothing of them is left\ninterrupted\n"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
