@@ -66,7 +66,6 @@ def test_an_older_manifest_may_lack_optional_keys() -> None:
         ('{"outputs": []}', 'bundle.json: "digest": Field required'),
         ('{"digest": 3, "outputs": []}', 'bundle.json: "digest": Input should be a valid string'),
         ('{"digest": "d", "outputs": [], "files": [{"path": "a"}]}', '"files.0.sha256": Field'),
-        ('{"digest": "\\ud800", "outputs": []}', '"digest": Input should be a valid string'),
         ('{"digest": "d", "outputs": [], "kernel": {"session_timeout_seconds": 0}}',
          '"kernel.session_timeout_seconds": Input should be greater than 0'),
         ("[" * 100_000, "bundle.json is not valid JSON"),
