@@ -28,7 +28,7 @@ from typing import Any
 
 import kernelkit
 from kernelkit.bundle import image
-from kernelkit.bundle.files import read_bundle
+from kernelkit.bundle.bundle import read_bundle
 from kernelkit.bundle.secrets import own_credentials
 from kernelkit.config import Config
 from kernelkit.diagnosis.diagnose import Diagnosis, diagnose

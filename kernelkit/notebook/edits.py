@@ -30,14 +30,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import kernelkit
-from kernelkit.bundle.files import (
-    COMPILED_SUFFIXES,
+from kernelkit.bundle.bundle import (
     RUNTIME_MODULE,
     Bundle,
     SourceFile,
     digest_of,
     digest_part,
 )
+from kernelkit.bundle.files import COMPILED_SUFFIXES
 from kernelkit.config import Config, KernelSettings, parameter_comments
 from kernelkit.errors import ConfigError, LocalError, TemplateError, VerificationError
 from kernelkit.notebook.manifest import Manifest

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from kernelkit.bundle.files import Provenance
+from kernelkit.bundle.git import Provenance
 from kernelkit.config import KernelSettings
 from kernelkit.errors import LocalError
 

@@ -33,7 +33,7 @@ import jinja2
 import nbformat
 
 import kernelkit
-from kernelkit.bundle.files import Bundle, SourceFile, digest_of, digest_part
+from kernelkit.bundle.bundle import Bundle, SourceFile, digest_of, digest_part
 from kernelkit.bundle.image import Snapshot, load_snapshot
 from kernelkit.config import Config
 from kernelkit.errors import LocalError, TemplateError

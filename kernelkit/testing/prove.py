@@ -33,7 +33,9 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kernelkit.bundle.files import RUNTIME_MODULE, TEST, Bundle, ask_git
+from kernelkit.bundle.bundle import RUNTIME_MODULE, Bundle
+from kernelkit.bundle.files import TEST
+from kernelkit.bundle.git import ask_git
 from kernelkit.config import Config
 from kernelkit.errors import (
     ConfigError,

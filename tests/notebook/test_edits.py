@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from kernelkit import workflow
-from kernelkit.bundle.files import Bundle, Provenance, SourceFile
+from kernelkit.bundle.bundle import Bundle, SourceFile
+from kernelkit.bundle.git import Provenance
 from kernelkit.config import load_config
 from kernelkit.errors import ConfigError, LocalError, VerificationError
 from kernelkit.notebook.edits import Plan, apply, plan, read_notebook, require_applicable

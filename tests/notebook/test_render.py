@@ -19,7 +19,8 @@ from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 
 from kernelkit import workflow
-from kernelkit.bundle.files import Bundle, Provenance, SourceFile
+from kernelkit.bundle.bundle import Bundle, SourceFile
+from kernelkit.bundle.git import Provenance
 from kernelkit.config import load_config
 from kernelkit.errors import BundleError, TemplateError
 from kernelkit.notebook.render import SIZE_LIMIT_BYTES, Kernel, render
