@@ -5,19 +5,22 @@ Every check is a pure function from a `Kernel` to the problems it sees; all are 
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pydantic import JsonValue
 from slugify import slugify
 
-from kernelkit.bundle import image, secrets
+from kernelkit.bundle import image
 from kernelkit.bundle.image import Presence
-from kernelkit.bundle.secrets import Credential
+from kernelkit.bundle.secrets import Credential, NamedText, SecretFinding, scan
 from kernelkit.config import near_miss
+from kernelkit.notebook.reader import read_cells
 from kernelkit.notebook.render import SIZE_CAP_BYTES, SIZE_LIMIT_BYTES, Kernel
 
 LARGEST = 8  # files named, where the notebook is too large
@@ -183,7 +186,7 @@ def check_parameters(kernel: Kernel) -> Iterator[Problem]:
 
 def check_secrets(kernel: Kernel, own: Collection[Credential] = ()) -> Iterator[Problem]:
     """No key, token or password in anything that would be sent; they are never shown."""
-    for finding in secrets.scan(kernel, own):
+    for finding in find_secrets(kernel, own):
         yield Problem(
             finding.where,
             f"{finding.kind} would be sent along",
@@ -192,6 +195,36 @@ def check_secrets(kernel: Kernel, own: Collection[Credential] = ()) -> Iterator[
             'the line with the comment "# pragma: allowlist secret", or, where no comment can '
             f'stand, set allow_secrets = ["{finding.where}"] in [tool.kernelkit].',
         )
+
+
+def find_secrets(kernel: Kernel, own: Collection[Credential] = ()) -> list[SecretFinding]:
+    """Every secret in what would be sent that `allow_secrets` does not name."""
+    return scan(_sent_texts(kernel), own, kernel.allowed_secrets)
+
+
+def _sent_texts(kernel: Kernel) -> Iterator[NamedText]:
+    """Everything that is sent, by its origin; derived texts come last."""
+    for file in kernel.bundle.files:
+        top, _, _ = file.path.partition("/")
+        path = PurePosixPath(kernel.bundle.roots[top]) / file.path
+        yield NamedText(path.as_posix(), _as_text(file.content))
+    for name, source in kernel.templates.items():
+        yield NamedText(name, source)
+    for name, value in kernel.manifest.parameters.items():
+        yield NamedText(f"parameters.{name}", f"{name} = {value!r}", numbered=False)
+    for name, value in {"pip": kernel.manifest.pip, **kernel.metadata.document}.items():
+        yield NamedText(name, f"{name} = {value!r}", numbered=False, is_derived=True)
+    for cell in read_cells(kernel.notebook):
+        (tag,) = cell.tags
+        if tag != "archive" and not tag.startswith("module"):  # those hold the files again
+            yield NamedText(f'the cell "{tag}"', cell.source, is_derived=True)
+
+
+def _as_text(content: bytes) -> str:
+    """One character a byte, whatever the encoding: the marks of all secrets are ASCII."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", errors="replace")
+    return content.decode("latin-1")
 
 
 def advise(kernel: Kernel) -> list[str]:
