@@ -30,7 +30,7 @@ def epoch(**details: Any) -> LogEntry:
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> StringIO:
     shown = StringIO()
-    monkeypatch.setattr(console, "words", Console(file=shown, width=80, soft_wrap=True))
+    monkeypatch.setattr(console, "stdout", Console(file=shown, width=80, soft_wrap=True))
     return shown
 
 
@@ -48,32 +48,32 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> StringIO:
     ],
 )
 def test_the_live_table_bears_any_number(details: dict[str, Any]) -> None:
-    teller = console.Reporter(Live(console=console.words, auto_refresh=False))
-    teller(epoch(**details))
-    left = teller.seconds_left()
+    reporter = console.Reporter(Live(console=console.stdout, auto_refresh=False))
+    reporter(epoch(**details))
+    left = reporter.seconds_left()
     assert left is None or 0 <= left < float("inf")
 
 
 @pytest.mark.usefixtures("screen")
 def test_the_time_left_is_of_the_epochs_to_come() -> None:
-    teller = console.Reporter(Live(console=console.words, auto_refresh=False))
-    teller(entry('{"event": "start", "experiments": ["a", "b"], "epochs": 3}'))
-    teller(epoch(epoch=1, epochs=3, seconds=2.0))
-    assert teller.seconds_left() == pytest.approx(2 * 2.0 + 3 * 2.0)
+    reporter = console.Reporter(Live(console=console.stdout, auto_refresh=False))
+    reporter(entry('{"event": "start", "experiments": ["a", "b"], "epochs": 3}'))
+    reporter(epoch(epoch=1, epochs=3, seconds=2.0))
+    assert reporter.seconds_left() == pytest.approx(2 * 2.0 + 3 * 2.0)
 
 
 @pytest.mark.parametrize("live", [False, True])
 def test_a_log_does_not_steer_the_terminal(live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = StringIO()
-    console = Console(file=shown, force_terminal=live, color_system=None, width=80)
-    monkeypatch.setattr(console, "words", console)
-    view = Live(console=console, auto_refresh=False) if live else None
-    teller = console.Reporter(view)
+    screen = Console(file=shown, force_terminal=live, color_system=None, width=80)
+    monkeypatch.setattr(console, "stdout", screen)
+    view = Live(console=screen, auto_refresh=False) if live else None
+    reporter = console.Reporter(view)
     for line in ("\x1b[31mred\x1b[0m \x1b[2Jend", "\x1b]0;title\x07\x0e\x9b2J", "10%\r20%"):
-        teller(entry(f"{line}\n"))
-    teller(epoch(experiment="e\n\x1b[2J", epoch="\x1b[2J", epochs=2))
+        reporter(entry(f"{line}\n"))
+    reporter(epoch(experiment="e\n\x1b[2J", epoch="\x1b[2J", epochs=2))
     if view:
-        console.print(view.get_renderable())
+        screen.print(view.get_renderable())
     said = shown.getvalue()
     assert {"red end", "20%"} <= {part.strip() for part in said.split("\n")}
     assert not set(said) & set("\x1b\x07\x0e\x9b\r")
