@@ -205,7 +205,9 @@ def _print_table(
         kept.remove(candidates.pop(0))
     for column in table.columns:  # numbers stay whole
         column.no_wrap = str(column.header) in right
-    stdout.print(table, width=width if not stdout.is_terminal else None, crop=False)
+    before, stdout.width = stdout.width, width
+    stdout.print(table)
+    stdout.width = before
 
 
 class Reporter:
