@@ -205,9 +205,9 @@ def _print_table(
         kept.remove(candidates.pop(0))
     for column in table.columns:  # numbers stay whole
         column.no_wrap = str(column.header) in right
-    before, stdout.width = stdout.width, width
+    if not stdout.is_terminal:  # else rich takes 80 columns
+        stdout.width = width
     stdout.print(table)
-    stdout.width = before
 
 
 class Reporter:
