@@ -187,7 +187,9 @@ Again = Annotated[bool, typer.Option("--again", help="Push even if an identical 
 Wait = Annotated[bool, typer.Option("--wait", help="Wait until a session is free.")]
 Deadline = Annotated[
     float | None,
-    typer.Option(min=1, help="Seconds to wait for the end.", show_default="none"),
+    typer.Option(
+        min=1, metavar="SECONDS", help="How long to wait for the end.", show_default="none"
+    ),
 ]
 RunName = Annotated[
     str,
@@ -277,7 +279,7 @@ def prove(
     ] = None,
     deadline: Annotated[
         float | None,
-        typer.Option(min=1, help="Seconds for each step.", show_default="600"),
+        typer.Option(min=1, metavar="SECONDS", help="Time limit of each step.", show_default="600"),
     ] = None,
 ) -> None:
     """Compare test results: package and notebook.
@@ -306,7 +308,8 @@ def push(
     again: Again = False,
     wait: Wait = False,
     deadline: Annotated[
-        float | None, typer.Option(min=1, help="Seconds for --wait.", show_default="none")
+        float | None,
+        typer.Option(min=1, metavar="SECONDS", help="How long --wait waits.", show_default="none"),
     ] = None,
 ) -> None:
     """Push a new version, which starts to run."""
@@ -554,7 +557,8 @@ def submit(
     ] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the score.")] = True,
     deadline: Annotated[
-        float | None, typer.Option(min=1, help="Seconds for --wait.", show_default="none")
+        float | None,
+        typer.Option(min=1, metavar="SECONDS", help="How long --wait waits.", show_default="none"),
     ] = None,
 ) -> None:
     """Submit a verified run, wait for its score.

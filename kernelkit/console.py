@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -141,35 +142,49 @@ def _usage_advice(error: BaseException) -> str:
 
 def _print_error(message: str, next_step: str = "") -> None:
     text = "\n".join(map(printable, message.split("\n")))
-    say(Text.assemble(("error: ", "bold red"), text), to=stderr)
+    say(Text.assemble(("error: ", "bold red"), text), to=stderr, indent=7)
     if next_step:
-        say(Text.assemble(("next:  ", "bold"), printable(next_step)), to=stderr)
+        say(Text.assemble(("next:  ", "bold"), printable(next_step)), to=stderr, indent=7)
 
 
 def say(
-    message: str | Text, style: str = "", *, to: Console | None = None, end: str = "\n"
+    message: str | Text,
+    style: str = "",
+    *,
+    to: Console | None = None,
+    indent: int = 0,
 ) -> None:
-    """Print prose: on a terminal it wraps between words, and paths and commands stay whole."""
+    """Print prose: on a terminal it wraps between words, and paths and commands stay whole.
+
+    `indent` is the number of spaces before the second and all further lines.
+    """
     console = to or stdout
     text = Text(message, style) if isinstance(message, str) else message
     if console.is_terminal:
-        text = _wrapped(text, console)
-    console.print(text, soft_wrap=True, end=end)
+        text = _wrapped(text, console.width, indent)
+    console.print(text, soft_wrap=True)
 
 
-_COMMAND = re.compile(r"`[^`\n]+`|(?<=: )(?:kernelkit|git|cp|chmod) [^\n]+$", re.MULTILINE)
-_GLUE = "\ue000"  # stands for a space within a command while the text is wrapped
+_WORD = re.compile(
+    r"(?:`[^`\n]+`|(?<=: )(?:kernelkit|git|cp|chmod) [^\n]+$|\S)+[^\S\n]*|\s", re.MULTILINE
+)
+"""What stays on one line: a word, or a command in backticks or at the end of a line."""
 
 
-def _wrapped(text: Text, console: Console) -> Text:
-    glued = text.copy()
-    glued.plain = _COMMAND.sub(lambda found: found[0].replace(" ", _GLUE), text.plain)
-    lines = glued.wrap(console, console.width, overflow="ignore")
+def _wrapped(text: Text, width: int, indent: int) -> Text:
+    column, offsets = 0, []
+    for word in _WORD.finditer(text.plain):
+        if word[0] == "\n":
+            column = 0
+        elif column and column + cell_len(word[0].rstrip()) > width:
+            offsets.append(word.start())
+            column = indent + cell_len(word[0])
+        else:
+            column += cell_len(word[0])
+    *lines, last = text.divide(offsets)
     for line in lines:
         line.rstrip()
-    wrapped = Text("\n").join(lines)
-    wrapped.plain = wrapped.plain.replace(_GLUE, " ")
-    return wrapped
+    return Text("\n" + " " * indent).join([*lines, last])
 
 
 def _detail(message: str | Text, style: str = "") -> None:
@@ -200,7 +215,8 @@ def _print_table(
             cells = [row[n] for n, name in enumerate(headings) if name in kept]
             shown = (cell if isinstance(cell, Text) else Text(cell) for cell in cells)
             table.add_row(*shown, style=last if row is rows[-1] else "")
-        if not candidates or stdout.measure(table).maximum <= width:
+        unlimited = stdout.options.update(max_width=10_000)
+        if not candidates or stdout.measure(table, options=unlimited).maximum <= width:
             break
         kept.remove(candidates.pop(0))
     for column in table.columns:  # numbers stay whole
@@ -496,8 +512,8 @@ def explain(diagnosis: Diagnosis) -> None:
         line.rstrip()
         stdout.print(line, soft_wrap=True)
     for note in diagnosis.notes:
-        say(Text.assemble(("note:  ", "bold"), note))
-    say(Text.assemble(("next:  ", "bold"), diagnosis.next_step))
+        say(Text.assemble(("note:  ", "bold"), note), indent=7)
+    say(Text.assemble(("next:  ", "bold"), diagnosis.next_step), indent=7)
 
 
 def _place(frame: Frame) -> str:
@@ -628,9 +644,10 @@ def _print_checks(results: Sequence[CheckResult]) -> None:
             continue
         mark = (f"{result.health:8}", styles[result.health])
         message = printable("; ".join(result.words.split("\n")))
-        say(Text.assemble(mark, f"{result.subject:{width}}  {message}"))
+        column = 8 + width + 2
+        say(Text.assemble(mark, f"{result.subject:{width}}  {message}"), indent=column)
         if result.remedy:
-            say(f"{'':8}{'':{width}}  → {printable(result.remedy)}")
+            say(f"{'':{column}}→ {printable(result.remedy)}", indent=column + 2)
     counts = {health: sum(one.health == health for one in results) for health in Health}
     say(", ".join(f"{count} {health}" for health, count in counts.items() if count))
 
@@ -658,7 +675,7 @@ def probed(report: Report, *, suggest_image: bool) -> None:
 def advice(notes: Sequence[str]) -> None:
     """Notes that do not prevent a push."""
     for line in notes:
-        say(Text.assemble(("note: ", "bold yellow"), printable(line)))
+        say(Text.assemble(("note: ", "bold yellow"), printable(line)), indent=6)
 
 
 def diffs(plan: Plan) -> None:

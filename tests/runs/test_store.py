@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -331,11 +331,8 @@ def test_the_command_lines(
     assert error.value.next_step == "`kernelkit runs` lists them."
     (project / "runs" / "some-kernel" / "v3").mkdir()
     told = call("runs")
-    assert [re.findall(r"\bv\d\b", line)[0] for line in told.splitlines()[1:4]] == [
-        "v1",
-        "v2",
-        "v3",
-    ]
+    lines = told.splitlines()[1:4]
+    assert [re.findall(r"\bv\d\b", line)[0] for line in lines] == ["v1", "v2", "v3"]
     assert "v3 is half-written" in told
     cli("runs", "show", cwd=project, expect=10)
     assert json.loads(call("runs", "--json", "show", "v1"))["version"] == 1
