@@ -1,533 +1,576 @@
-"""`kernelkit COMMAND`: parse, call, speak, exit."""
+"""The command line `kernelkit`: parses arguments, calls `workflow`, returns the exit code.
+
+Each command imports what it needs when it runs: `--help`, `--version` and shell completion then
+load nothing but typer.
+"""
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.markup import escape
 
 import kernelkit
-from kernelkit import console, workflow
-from kernelkit.config import PROJECT_FILE, Config, checked_endpoint, load_config
-from kernelkit.diagnosis.diagnose import diagnose
-from kernelkit.doctor import checks as doctor
-from kernelkit.doctor import probe as probing
-from kernelkit.errors import ConfigError, KernelkitError
-from kernelkit.kaggle import connect
-from kernelkit.notebook.render import SIZE_LIMIT_BYTES
-from kernelkit.runs import history
-from kernelkit.runs.download import Selection
-from kernelkit.runs.push import Outcome
-from kernelkit.runs.verify import verify
-from kernelkit.testing.prove import DEADLINE_SECONDS
+from kernelkit.errors import ConfigError
 
-DETACHED = "detached: what runs on Kaggle goes on. Come back with: kernelkit watch{}"
+if TYPE_CHECKING:
+    from kernelkit.config import Config
+
+DETACHED = "detached: the run on Kaggle continues. Come back with: kernelkit watch{}"
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options that commands share. Each works before and after the name of the command."""
+
+    project: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the project's pyproject.toml.",
+            show_default="the nearest one, upwards",
+        ),
+    ] = None
+    profile: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Profile of the project file.")
+    ] = None
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter, or kernel.FIELD."),
+    ] = None
+    only_reachable: Annotated[
+        bool, typer.Option("--only-reachable", help="Carry only what the entry imports.")
+    ] = False
+    endpoint: Annotated[
+        str | None,
+        typer.Option(envvar="KERNELKIT_ENDPOINT", metavar="URL", help="Address of a local Kaggle."),
+    ] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document only.")] = False
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print only the result and errors.")
+    ] = False
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print more details.")] = False
+
+    @property
+    def folder(self) -> Path:
+        """The project's folder: `--project`, else the nearest project from here upwards.
+
+        Raises:
+            ConfigError: no folder from here upwards is a project.
+        """
+        from kernelkit.config import find_project
+
+        return self.project or find_project(Path.cwd())
+
+    def config(self, environment: Mapping[str, str] | None = None) -> Config:
+        """The project as these options describe it."""
+        from kernelkit.config import load_config
+
+        return load_config(
+            self.folder,
+            profile=self.profile,
+            settings=self.settings or (),
+            endpoint=self.endpoint,
+            only_reachable=self.only_reachable,
+            environment=os.environ if environment is None else environment,
+        )
+
+
+COMMON = ("project", "as_json", "quiet", "verbose")
+BUILD = ("profile", "settings", "only_reachable")
+REMOTE = ("profile", "settings", "endpoint")
+DECLARED = inspect.signature(Options, eval_str=True).parameters
+
+Command = Callable[..., None]
+
+
+def shares(*names: str) -> Callable[[Command], Command]:
+    """Let typer pass the options `names` to a function, whose first argument is an `Options`."""
+
+    def decorate(function: Command) -> Command:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        parameters = [
+            inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+            *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own),
+            *(DECLARED[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in names),
+        ]
+
+        def call(context: typer.Context, **values: Any) -> None:
+            here = {name: values.pop(name) for name in names}
+            if context.invoked_subcommand:  # a group: its sub-command gets them
+                context.obj = {**(context.obj or {}), **_typed(context, here)}
+            else:
+                function(_combined(context, here), **values)
+
+        call.__name__, call.__doc__ = function.__name__, function.__doc__
+        call.__annotations__ = {one.name: one.annotation for one in parameters}
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+def _combined(context: typer.Context, here: Mapping[str, Any]) -> Options:
+    """The options of this command on top of those before its name; the console obeys them.
+
+    Raises:
+        ConfigError: an option before the name is one that the command does not take.
+    """
+    from kernelkit import console
+
+    before: dict[str, Any] = context.obj or {}
+    refused = [name for name in before if name not in (*here, *COMMON)]
+    if refused:
+        flag = {"settings": "--set"}.get(refused[0], f"--{refused[0].replace('_', '-')}")
+        raise ConfigError(
+            f"{context.command_path} does not take {flag}",
+            f"Show what it takes: `{context.command_path} --help`",
+        )
+    typed = _typed(context, here)
+    if "settings" in before and "settings" in typed:
+        typed["settings"] = [*before["settings"], *typed["settings"]]
+    options = Options(**{**here, **before, **typed})
+    console.configure(as_json=options.as_json, quiet=options.quiet, verbose=options.verbose)
+    return options
+
+
+def _typed(context: typer.Context, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that the user typed: neither a default nor from the environment."""
+    sources = {name: context.get_parameter_source(name) for name in values}
+    typed = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+    return {name: value for name, value in values.items() if name in typed}
 
 
 app = typer.Typer(
     name="kernelkit",
-    help=kernelkit.__doc__,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+runs_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
-Project = Annotated[Path, typer.Option(help="Folder of the project's pyproject.toml.")]
-Profile = Annotated[str | None, typer.Option(help="A profile of the project file.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A parameter, or kernel.FIELD, for this call."),
-]
-OnlyReachable = Annotated[
-    bool, typer.Option("--only-reachable", help="Carry what the entry's imports lead to alone.")
-]
-Endpoint = Annotated[
-    str | None,
-    typer.Option(envvar="KERNELKIT_ENDPOINT", help="Address of a local Kaggle, on this machine."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-Again = Annotated[bool, typer.Option("--again", help="Push also what has run, or runs, just so.")]
+
+def print_version(wanted: bool) -> None:
+    """Print the version and exit, if `wanted`."""
+    if wanted:
+        print(f"kernelkit {kernelkit.__version__}")
+        raise typer.Exit
+
+
+@app.callback(help=kernelkit.__doc__)
+@shares(*DECLARED)
+def root(
+    options: Options,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", "-V", is_eager=True, callback=print_version, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Keep the shared options before the name of the command."""
+
+
+Again = Annotated[bool, typer.Option("--again", help="Push even if an identical run exists.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait until a session is free.")]
 Deadline = Annotated[
     float | None,
-    typer.Option(min=1, help="Seconds to wait for the run's end.", show_default="none"),
+    typer.Option(
+        min=1, metavar="SECONDS", help="How long to wait for the end.", show_default="none"
+    ),
 ]
 RunName = Annotated[
     str,
     typer.Argument(
         metavar="RUN",
         help="v3, slug/v3, owner/slug or owner/slug/v3.",
-        show_default="this project's latest",
+        show_default="the latest run of this project",
     ),
 ]
 
 
 class Mounts(StrEnum):
-    """Forms of /kaggle/input: that of 2026, and the former."""
+    """Layouts of /kaggle/input: `new` since 2026, `old` before."""
 
     NEW = "new"
     OLD = "old"
 
 
-MountsOption = Annotated[Mounts, typer.Option(help="Form of /kaggle/input.")]
 Inputs = Annotated[
     Path | None,
     typer.Option(
         envvar="KERNELKIT_DATA",
         exists=True,
         file_okay=False,
-        help="Folder of folders named by source slug.",
+        help="Folder with one folder per source slug.",
     ),
 ]
 
 
 def main() -> NoReturn:
-    """Run a command and exit with its code; every error becomes words here, and only here."""
+    """Run a command and exit with its code. Every error is reported here, and only here."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    for number in (signal.SIGTERM, signal.SIGHUP):  # so that what was begun is cleaned up
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that `finally` blocks run
         signal.signal(number, signal.default_int_handler)
-    report: dict[str, Any] = {}
     try:
-        code = app(standalone_mode=False) or 0  # the code of a typer.Exit, or nothing
-    except (typer.Abort, KeyboardInterrupt):
-        code = console.INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has gone
+        sys.exit(app(standalone_mode=False) or 0)  # the code of a typer.Exit, or None
+    except BrokenPipeError:  # the reader of our output has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(console.INTERRUPTED)
-    except KernelkitError as error:
-        code = console.error(error)
-        report = {"error": str(error), "next": error.next_step, **error.details}
-    except Exception as error:
-        code = console.usage_error(error)
-        report = {"error": str(error)}
-    if code == console.INTERRUPTED and not report:  # Ctrl-C as typer tells of it, too
-        console.errors.print("interrupted")
-        report = {"error": "interrupted"}
-    if report:
-        console.document("--json" in sys.argv, {**report, "exit_code": code})
-    sys.exit(code)
+        sys.exit(INTERRUPTED)
+    except (Exception, KeyboardInterrupt) as error:
+        from kernelkit import console
+
+        sys.exit(console.report(error, as_json="--json" in sys.argv))
 
 
 @app.command()
+@shares(*BUILD, *COMMON)
 def render(
-    project: Project = Path(),
-    profile: Profile = None,
-    settings: Settings = None,
-    only_reachable: OnlyReachable = False,
-    out: Annotated[Path | None, typer.Option(show_default="build/kernel")] = None,
-    as_json: AsJson = False,
+    options: Options,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write.", show_default="build/kernel")
+    ] = None,
 ) -> None:
-    """Write the notebook, its metadata and its manifest."""
-    console.to_stderr_for(as_json)
-    config = load_config(
-        project, profile=profile, settings=settings or [], only_reachable=only_reachable
-    )
+    """Write the notebook, metadata and manifest."""
+    from kernelkit import console, workflow
+
+    config = options.config()
     folder = out or config.project / "build" / "kernel"
     kernel = workflow.render_to(config, folder)
-    size, findings = len(kernel.payload), workflow.compare_with_image(kernel)
-    console.budget(kernel.budget, size)
-    console.imports(findings)
-    console.left_out(kernel.bundle.left_out)
-    advice = workflow.advise(kernel)
-    console.advice(advice)
-    if size > SIZE_LIMIT_BYTES:
-        console.errors.print("too large for Kaggle: kernelkit preflight says what can be done")
-    console.words.print(f"{escape(str(folder))}  digest {kernel.digest[:12]}")
-    details = {
-        "folder": str(folder),
-        "size": size,
-        "limit": SIZE_LIMIT_BYTES,
-        "budget": [vars(share) for share in kernel.budget],
-        "imports": [vars(finding) for finding in findings],
-        "left_out": dict(kernel.bundle.left_out),
-        "notes": advice,
-    }
-    console.document(as_json, {**details, **kernel.manifest.document})
+    console.rendered(kernel, folder, workflow.compare_with_image(kernel), workflow.advise(kernel))
 
 
 @app.command()
-def preflight(
-    project: Project = Path(),
-    profile: Profile = None,
-    settings: Settings = None,
-    only_reachable: OnlyReachable = False,
-    as_json: AsJson = False,
-) -> None:
-    """Say what Kaggle would refuse, or run other than meant; sends nothing."""
-    console.to_stderr_for(as_json)
-    config = load_config(
-        project, profile=profile, settings=settings or [], only_reachable=only_reachable
-    )
+@shares(*BUILD, *COMMON)
+def preflight(options: Options) -> None:
+    """Check for problems without pushing."""
+    from kernelkit import console, workflow
+
+    config = options.config()
     kernel = workflow.render(config)
     workflow.require_no_problems(workflow.preflight(kernel, config.project))
-    advice = workflow.advise(kernel)
-    console.advice(advice)
-    console.words.print("no problems")
-    console.document(as_json, {"problems": [], "notes": advice})
+    console.no_problems(workflow.advise(kernel))
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
+@shares(*BUILD, "project", "as_json")  # -q and -v are for pytest
 def prove(
+    options: Options,
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PYTEST ARGUMENTS", help="Handed to pytest as they are."),
+        typer.Argument(metavar="PYTEST ARGUMENTS", help="Passed to pytest unchanged."),
     ] = None,
-    project: Project = Path(),
-    profile: Profile = None,
-    settings: Settings = None,
-    only_reachable: OnlyReachable = False,
     python: Annotated[
         str | None,
-        typer.Option(help="Interpreter that runs the project's tests.", show_default="this one"),
+        typer.Option(help="Interpreter that runs the tests.", show_default="this one"),
     ] = None,
     deadline: Annotated[
-        float, typer.Option(min=1, help="Seconds for the notebook, and for each test run.")
-    ] = DEADLINE_SECONDS,
-    as_json: AsJson = False,
+        float | None,
+        typer.Option(min=1, metavar="SECONDS", help="Time limit of each step.", show_default="600"),
+    ] = None,
 ) -> None:
-    """Run the project's own tests with the package and with what the notebook writes."""
-    console.to_stderr_for(as_json)
-    config = load_config(
-        project, profile=profile, settings=settings or [], only_reachable=only_reachable
-    )
-    try:
+    """Compare test results: package and notebook.
+
+    Runs the project's own tests twice, with the package and with the modules that the notebook
+    writes, and compares the results of every test.
+    """
+    from kernelkit import console, workflow
+    from kernelkit.testing.prove import DEADLINE_SECONDS
+
+    with console.watching("the tests were stopped and left nothing behind") as reporter:
         proof = workflow.prove(
-            config, arguments or [], python=python, deadline=deadline, on_event=console.Reporter()
+            options.config(),
+            arguments or [],
+            python=python,
+            deadline=deadline or DEADLINE_SECONDS,
+            on_event=reporter,
         )
-    except KeyboardInterrupt:
-        console.errors.print("the tests have ended, and nothing of them is left")
-        raise typer.Exit(console.INTERRUPTED) from None
-    tests = console.counted(len(proof.outcomes), "test")
-    console.words.print(
-        f"[bold green]proved[/]: {tests}, the same results from the package and from the notebook "
-        f"({proof.words})"
-    )
-    console.document(as_json, {**vars(proof), "numbers": proof.numbers})
+    console.proved(proof)
 
 
 @app.command()
+@shares(*BUILD, "endpoint", *COMMON)
 def push(
-    project: Project = Path(),
-    profile: Profile = None,
-    settings: Settings = None,
-    only_reachable: OnlyReachable = False,
-    endpoint: Endpoint = None,
+    options: Options,
     again: Again = False,
     wait: Wait = False,
     deadline: Annotated[
-        float | None, typer.Option(min=1, help="Seconds for --wait.", show_default="none")
+        float | None,
+        typer.Option(min=1, metavar="SECONDS", help="How long --wait waits.", show_default="none"),
     ] = None,
-    as_json: AsJson = False,
 ) -> None:
-    """Render, check and send the kernel: a new version, and its run."""
-    console.to_stderr_for(as_json)
-    config = load_config(
-        project,
-        profile=profile,
-        settings=settings or [],
-        endpoint=endpoint,
-        only_reachable=only_reachable,
-    )
+    """Push a new version, which starts to run."""
+    from kernelkit import console, workflow
+
+    config = options.config()
     kaggle = workflow.connect_to(config)
-    with console.watching("interrupted: `kernelkit push` again finds what was sent") as teller:
+    with console.watching("interrupted: `kernelkit push` finds what was sent") as reporter:
         record, outcome = workflow.push(
-            config, kaggle, again=again, wait=wait, deadline=deadline, on_event=teller
+            config, kaggle, again=again, wait=wait, deadline=deadline, on_event=reporter
         )
-    follow = "pull" if outcome == Outcome.REUSED else "watch"
-    console.words.print(f"Follow it with: kernelkit {follow} v{record.version}")
-    console.document(as_json, {**record.push, "outcome": outcome})
+    console.pushed(record, outcome)
 
 
 @app.command()
-def cancel(
-    name: RunName = "",
-    project: Project = Path(),
-    profile: Profile = None,
-    settings: Settings = None,
-    endpoint: Endpoint = None,
-    as_json: AsJson = False,
-) -> None:
-    """End a run, where Kaggle lets it be ended; its outputs may be lost."""
-    console.to_stderr_for(as_json)
-    config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    kaggle, record = workflow.attach(config, name)
-    end = workflow.cancel(kaggle, record)
-    console.words.print(f"{record.push['slug']} v{record.version}: cancelled")
-    console.document(as_json, {**record.push, "state": end.state, "failure": end.failure})
+@shares(*REMOTE, *COMMON)
+def cancel(options: Options, name: RunName = "") -> None:
+    """Cancel a run. Its outputs may be lost."""
+    from kernelkit import console, workflow
+
+    kaggle, record = workflow.attach(options.config(), name)
+    console.state(record, workflow.cancel(kaggle, record))
 
 
 @app.command()
-def status(
-    name: RunName = "",
-    project: Project = Path(),
-    profile: Profile = None,
-    settings: Settings = None,
-    endpoint: Endpoint = None,
-    as_json: AsJson = False,
-) -> None:
-    """Say where a run is; exit code 6 when it has failed."""
-    console.to_stderr_for(as_json)
-    config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    kaggle, record = workflow.attach(config, name)
+@shares(*REMOTE, *COMMON)
+def status(options: Options, name: RunName = "") -> None:
+    """Show the state of a run.
+
+    The exit code is 6 if the run failed.
+    """
+    from kernelkit import console, workflow
+
+    kaggle, record = workflow.attach(options.config(), name)
     now = workflow.status(kaggle, record)
-    console.document(as_json, {**record.push, "state": now.state, "failure": now.failure})
-    console.words.print(f"{record.push['slug']} v{record.version}: {now.state}")
+    console.state(record, now)
     console.require_no_failure(now)
 
 
 @app.command()
-def watch(
-    name: RunName = "",
-    project: Project = Path(),
-    profile: Profile = None,
-    settings: Settings = None,
-    endpoint: Endpoint = None,
-    deadline: Deadline = None,
-    as_json: AsJson = False,
-) -> None:
-    """Follow a run to its end. Ctrl-C leaves it running."""
-    console.to_stderr_for(as_json)
-    config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
+@shares(*REMOTE, *COMMON)
+def watch(options: Options, name: RunName = "", deadline: Deadline = None) -> None:
+    """Follow a run until it ends.
+
+    Ctrl-C stops the watch; the run continues.
+    """
+    from kernelkit import console, workflow
+
+    config = options.config()
     kaggle, record = workflow.attach(config, name)
-    with console.watching(DETACHED.format(f" v{record.version}")) as teller:
-        end = workflow.watch(kaggle, record, deadline=deadline, on_event=teller)
-    diagnosis = (
-        workflow.diagnose_end(kaggle, record, end, config.project)
-        if console.has_failed(end)
-        else None
-    )
-    details = {"diagnosis": asdict(diagnosis)} if diagnosis else {}
-    console.document(
-        as_json, {**record.push, "state": end.state, "failure": end.failure, **details}
-    )
+    with console.watching(DETACHED.format(f" v{record.version}")) as reporter:
+        end = workflow.watch(kaggle, record, deadline=deadline, on_event=reporter)
+    diagnosis = None
+    if console.has_failed(end):
+        diagnosis = workflow.diagnose_end(kaggle, record, end, config.project)
+    console.watched(record, end, diagnosis)
     console.require_no_failure(end, diagnosis)
 
 
 @app.command()
-def logs(
-    name: RunName = "",
-    project: Project = Path(),
-    profile: Profile = None,
-    settings: Settings = None,
-    endpoint: Endpoint = None,
-    as_json: AsJson = False,
-) -> None:
-    """Print the log of a run, as far as Kaggle keeps it."""
-    console.to_stderr_for(as_json)
-    config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
-    kaggle, record = workflow.attach(config, name)
-    entries = workflow.logs(kaggle, record)
-    console.document(as_json, [vars(entry) for entry in entries])
-    if not as_json:
-        text = "".join(entry.text for entry in entries)
-        sys.stdout.write(console.lines_printable(text) if sys.stdout.isatty() else text)
+@shares(*REMOTE, *COMMON)
+def logs(options: Options, name: RunName = "") -> None:
+    """Print the log of a run."""
+    from kernelkit import console, workflow
+
+    kaggle, record = workflow.attach(options.config(), name)
+    console.log(workflow.logs(kaggle, record))
 
 
 @app.command()
+@shares(*REMOTE, *COMMON)
 def pull(
+    options: Options,
     name: RunName = "",
-    project: Project = Path(),
-    profile: Profile = None,
-    settings: Settings = None,
-    endpoint: Endpoint = None,
     deadline: Deadline = None,
     files: Annotated[
         list[str] | None,
-        typer.Option("--file", metavar="NAME", help="This output alone; may be given again."),
+        typer.Option("--file", metavar="NAME", help="Only this output. Repeatable."),
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="GLOB", help="Outputs of such names alone; may be given again."),
+        typer.Option(metavar="GLOB", help="Only outputs that match. Repeatable."),
     ] = None,
-    unpacked: Annotated[
-        bool, typer.Option("--unpack", help="Unpack each verified zip into a folder beside it.")
+    unpack: Annotated[
+        bool, typer.Option("--unpack", help="Unpack each verified zip into a folder.")
     ] = False,
-    as_json: AsJson = False,
 ) -> None:
-    """Wait for a run's end, download what it left, and verify it.
+    """Download and verify the outputs of a run.
 
-    Everything in the run's working folder comes, unless --file or --only name a part of it. What
-    was cut goes on where it was. Files that were not declared as outputs come too, unverified.
+    Waits for the end of the run, then downloads its whole working folder, unless --file or --only
+    select some of it. An interrupted download is resumed. Files that are not declared as outputs
+    are downloaded but not verified.
     """
-    console.to_stderr_for(as_json)
-    config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
+    from kernelkit import console, workflow
+    from kernelkit.runs.download import Selection
+
+    config = options.config()
     kaggle, record = workflow.attach(config, name)
     selection = Selection(tuple(files or ()), tuple(only or ()))
-    with console.watching(DETACHED.format(f" v{record.version}")) as teller:
-        pulled = workflow.pull(kaggle, record, selection, deadline=deadline, on_event=teller)
+    with console.watching(DETACHED.format(f" v{record.version}")) as reporter:
+        pulled = workflow.pull(kaggle, record, selection, deadline=deadline, on_event=reporter)
     workflow.require_success(pulled, config.project)
-    if unpacked:
-        workflow.unpack(pulled, on_event=teller)
-    console.conclude(pulled, as_json)
+    if unpack:
+        workflow.unpack(pulled, on_event=reporter)
+    console.conclude(pulled)
 
 
 @app.command("diagnose")
+@shares("profile", *COMMON)
 def diagnose_command(
+    options: Options,
     source: Annotated[
         str | None,
         typer.Argument(
             metavar="RUN, FOLDER OR LOG",
-            help="A run's name, a pulled folder, a log file, or - for stdin.",
+            help="A run, a run folder, a log file, or - for stdin.",
             show_default="the latest run of this project",
         ),
     ] = None,
-    project: Project = Path(),
-    profile: Profile = None,
-    as_json: AsJson = False,
 ) -> None:
-    """Say why a run failed, and where in the repository; needs no network."""
-    console.to_stderr_for(as_json)
+    """Explain why a run failed.
+
+    Shows the cause, the place in the repository and the next step. Needs no network.
+    """
+    from kernelkit import console, workflow
+    from kernelkit.diagnosis.diagnose import diagnose
+
     if source == "-":
         text = sys.stdin.buffer.read().decode(errors="replace")
-        diagnosis = diagnose(text, project=_project_or_none(project))
+        diagnosis = diagnose(text, project=_project_or_none(options))
     elif source and Path(source).is_dir():
-        diagnosis = workflow.diagnose_folder(Path(source), _project_or_none(project))
+        diagnosis = workflow.diagnose_folder(Path(source), _project_or_none(options))
     elif source and Path(source).is_file():
-        diagnosis = workflow.diagnose_log(Path(source), _project_or_none(project))
+        diagnosis = workflow.diagnose_log(Path(source), _project_or_none(options))
     else:
-        config = load_config(project, profile=profile)
+        config = options.config()
         folder = workflow.find_record(config, source or "").folder
         diagnosis = workflow.diagnose_folder(folder, config.project)
-    if diagnosis is None:
-        console.words.print("nothing here tells of a failure")
-    else:
-        console.diagnosis(diagnosis)
-    console.document(as_json, asdict(diagnosis) if diagnosis else {"cause": None})
+    console.diagnosed(diagnosis)
 
 
-def _project_or_none(project: Path) -> Path | None:
-    """A folder that is no project has no files to hold against the run's."""
-    return project if (project / PROJECT_FILE).is_file() else None
+def _project_or_none(options: Options) -> Path | None:
+    """The project whose files a diagnosis compares with those of the run, if there is one."""
+    from kernelkit.config import PROJECT_FILE
+
+    try:
+        folder = options.folder
+    except ConfigError:
+        return None
+    return folder if (folder / PROJECT_FILE).is_file() else None
 
 
 @app.command("verify")
+@shares(*COMMON)
 def verify_command(
-    folder: Annotated[Path, typer.Argument(help="A pulled folder: runs/<slug>/v<version>.")],
-    as_json: AsJson = False,
+    _: Options,
+    folder: Annotated[Path, typer.Argument(help="A run folder: runs/<slug>/v<version>.")],
 ) -> None:
-    """Hold a pulled folder against the manifest that its run wrote; needs no network."""
-    console.to_stderr_for(as_json)
+    """Verify a downloaded run folder.
+
+    Compares every output with the manifest that the run wrote. Needs no network.
+    """
+    from kernelkit import console, workflow
+    from kernelkit.runs.verify import verify
+
     if not folder.is_dir():
-        raise ConfigError(f"{folder} is no folder", "Name one like runs/<slug>/v1.")
+        raise ConfigError(f"{folder} is not a folder", "Name one like runs/<slug>/v1.")
     verdict = verify(folder)
-    details = {"folder": str(folder), **vars(verdict), "verified": verdict.verified}
+    details = console.verdict_details(folder, verdict)
     workflow.require_verified(verdict, folder, details)
-    console.outputs(verdict)
-    console.words.print(f"[bold green]verified[/]: {escape(str(folder))}")
-    console.document(as_json, details)
+    console.verified(folder, verdict)
 
 
 @app.command()
+@shares(*BUILD, "endpoint", *COMMON)
 def run(
-    project: Project = Path(),
-    profile: Profile = None,
-    settings: Settings = None,
-    only_reachable: OnlyReachable = False,
-    endpoint: Endpoint = None,
-    again: Again = False,
-    wait: Wait = False,
-    deadline: Deadline = None,
-    as_json: AsJson = False,
+    options: Options, again: Again = False, wait: Wait = False, deadline: Deadline = None
 ) -> None:
     """Push, watch, pull and verify."""
-    console.to_stderr_for(as_json)
-    config = load_config(
-        project,
-        profile=profile,
-        settings=settings or [],
-        endpoint=endpoint,
-        only_reachable=only_reachable,
-    )
+    from kernelkit import console, workflow
+
+    config = options.config()
     kaggle = workflow.connect_to(config)
-    with console.watching("interrupted: `kernelkit run` again finds what was sent") as teller:
+    with console.watching("interrupted: `kernelkit run` finds what was sent") as reporter:
         pulled = workflow.run(
-            config, kaggle, again=again, wait=wait, deadline=deadline, on_event=teller
+            config, kaggle, again=again, wait=wait, deadline=deadline, on_event=reporter
         )
-    console.conclude(pulled, as_json)
+    console.conclude(pulled)
 
 
 @app.command()
+@shares(*BUILD, *COMMON)
 def rehearse(
-    project: Project = Path(),
-    profile: Profile = None,
-    settings: Settings = None,
-    only_reachable: OnlyReachable = False,
+    options: Options,
     inputs: Inputs = None,
-    out: Annotated[Path | None, typer.Option(show_default="build/rehearsal")] = None,
-    mounts: MountsOption = Mounts.NEW,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results.", show_default="build/rehearsal")
+    ] = None,
+    mounts: Annotated[Mounts, typer.Option(help="Layout of /kaggle/input.")] = Mounts.NEW,
     deadline: Deadline = None,
-    as_json: AsJson = False,
 ) -> None:
-    """Run the same notebook, by the same client, on a local Kaggle: no account, no network."""
-    console.to_stderr_for(as_json)
-    config = load_config(
-        project,
-        profile=profile,
-        settings=settings or [],
-        only_reachable=only_reachable,
-        environment={},
-    )
+    """Run the notebook on a local Kaggle.
+
+    The same notebook and the same client, without an account and without a network.
+    """
+    from kernelkit import console, workflow
+
+    config = options.config(environment={})
     target = out or config.project / "build" / "rehearsal"
-    with console.watching("the rehearsal and its local Kaggle have ended") as teller:
+    with console.watching("the rehearsal and its local Kaggle were stopped") as reporter:
         pulled = workflow.rehearse(
-            config, inputs, target, deadline=deadline, mounts=mounts, on_event=teller
+            config, inputs, target, deadline=deadline, mounts=mounts, on_event=reporter
         )
-    console.conclude(pulled, as_json)
+    console.conclude(pulled)
 
 
 @app.command()
+@shares(*REMOTE, *COMMON)
 def submit(
+    options: Options,
     name: RunName = "",
-    project: Project = Path(),
-    profile: Profile = None,
-    settings: Settings = None,
-    endpoint: Endpoint = None,
-    message: Annotated[str, typer.Option(help="Shown beside the score.", show_default=False)] = "",
-    file: Annotated[
-        str, typer.Option(help="Which output is submitted.", show_default="its one csv")
-    ] = "",
+    message: Annotated[str, typer.Option(help="Shown next to the score.", show_default=False)] = "",
+    file: Annotated[str, typer.Option(help="Output to submit.", show_default="its only csv")] = "",
     competition: Annotated[
-        str, typer.Option(metavar="SLUG", help="Where to.", show_default="the run's one source")
+        str,
+        typer.Option(
+            metavar="SLUG", help="Competition.", show_default="the only source of the run"
+        ),
     ] = "",
     sample: Annotated[
         Path | None,
         typer.Option(
             exists=True,
             dir_okay=False,
-            help="The competition's sample submission.",
-            show_default="that of --inputs, else Kaggle's",
+            help="Sample submission of the competition.",
+            show_default="from --inputs, else from Kaggle",
         ),
     ] = None,
     inputs: Inputs = None,
     code: Annotated[
-        bool, typer.Option("--code", help="Submit the version, as to a code competition.")
+        bool, typer.Option("--code", help="Submit the version (code competition).")
     ] = False,
     again: Annotated[
-        bool, typer.Option("--again", help="Send also what was submitted before.")
+        bool, typer.Option("--again", help="Submit even if it was submitted before.")
     ] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the score.")] = True,
     deadline: Annotated[
-        float | None, typer.Option(min=1, help="Seconds to wait for it.", show_default="none")
+        float | None,
+        typer.Option(min=1, metavar="SECONDS", help="How long --wait waits.", show_default="none"),
     ] = None,
-    as_json: AsJson = False,
 ) -> None:
-    """Check the submission of a verified run, enter it once, and wait for its score."""
-    console.to_stderr_for(as_json)
-    config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
+    """Submit a verified run, wait for its score.
+
+    Checks the file before it is sent, and submits it only once.
+    """
+    from kernelkit import console, workflow
+
+    config = options.config()
     record = workflow.find_record(config, name)
     kaggle = workflow.connect_to(config)
-    with console.watching("interrupted: the same command finds what was entered") as teller:
+    with console.watching("interrupted: the same command finds the submission") as reporter:
         submitted = workflow.submit(
             kaggle,
             record,
@@ -540,164 +583,153 @@ def submit(
             again=again,
             wait=wait,
             deadline=deadline,
-            on_event=teller,
+            on_event=reporter,
         )
     console.submitted(submitted)
-    console.document(as_json, submitted.details)
 
 
 @app.command()
+@shares("profile", *COMMON)
 def sync(
-    notebook: Annotated[Path, typer.Argument(help="The edited .ipynb, as it was pulled.")],
-    project: Project = Path(),
-    profile: Profile = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show it, write nothing.")] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Let the notebook win where the disk differs too.")
+    options: Options,
+    notebook: Annotated[Path, typer.Argument(help="The edited .ipynb file.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show changes, write nothing.")
     ] = False,
-    as_json: AsJson = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite files that changed on disk.")
+    ] = False,
 ) -> None:
-    """Bring what was edited in a pulled notebook home into the package."""
-    console.to_stderr_for(as_json)
-    plan = workflow.plan_sync(load_config(project, profile=profile), notebook)
-    for change in plan.changes:
-        console.diff(change.diff)
+    """Copy notebook edits back to the package."""
+    from kernelkit import console, workflow
+
+    plan = workflow.plan_sync(options.config(), notebook)
+    console.diffs(plan)
     workflow.sync(plan, force=force, dry_run=dry_run)
-    console.sync(plan, dry_run)
-    console.document(as_json, {**plan.details, "written": not dry_run})
+    console.synced(plan, dry_run)
 
 
-runs_app = typer.Typer(
-    invoke_without_command=True,
-    help="List every version pushed from this project.",
-    rich_markup_mode=None,
-)
 app.add_typer(runs_app, name="runs")
 
 
 @runs_app.callback()
-def runs(context: typer.Context, project: Project = Path(), as_json: AsJson = False) -> None:
-    """List every version pushed from this project, the newest last; or one, or two compared."""
-    if context.invoked_subcommand:
-        if as_json or project != Path():
-            raise ConfigError(
-                "options of runs stand before its sub-command",
-                f"Write them behind: kernelkit runs {context.invoked_subcommand} … --json.",
-            )
-        return
-    console.to_stderr_for(as_json)
-    rows = history.rows(project / "runs")
-    console.runs(rows)
-    console.document(as_json, rows)
+@shares(*COMMON)
+def runs(options: Options) -> None:
+    """List, show or compare pushed versions."""
+    from kernelkit import console
+    from kernelkit.runs import history
+
+    folder = options.project or _project_or_none(options) or Path.cwd()
+    console.runs(history.rows(folder / "runs"), folder)
 
 
 @runs_app.command("show")
-def runs_show(
-    name: RunName = "",
-    project: Project = Path(),
-    profile: Profile = None,
-    as_json: AsJson = False,
-) -> None:
-    """Tell all that is known of one run."""
-    console.to_stderr_for(as_json)
-    details = history.show(workflow.find_record(load_config(project, profile=profile), name))
-    console.run(details)
-    console.document(as_json, details)
+@shares("profile", *COMMON)
+def runs_show(options: Options, name: RunName = "") -> None:
+    """Show everything known about a run."""
+    from kernelkit import console, workflow
+    from kernelkit.runs import history
+
+    console.run(history.show(workflow.find_record(options.config(), name)))
 
 
 @runs_app.command("diff")
+@shares("profile", *COMMON)
 def runs_diff(
+    options: Options,
     before: Annotated[str, typer.Argument(metavar="RUN", help="v3, slug/v3, owner/slug/v3.")],
     after: RunName = "",
-    project: Project = Path(),
-    profile: Profile = None,
-    as_json: AsJson = False,
 ) -> None:
-    """Tell how two runs differ: parameters, code, fields, versions, results."""
-    console.to_stderr_for(as_json)
-    config = load_config(project, profile=profile)
+    """Compare two runs.
+
+    Shows different parameters, code, settings, versions and results.
+    """
+    from kernelkit import console, workflow
+    from kernelkit.runs import history
+
+    config = options.config()
     found = history.diff(*(workflow.find_record(config, name) for name in (before, after)))
     console.difference(found)
-    console.document(as_json, found)
 
 
-@app.command("doctor")
-def doctor_command(
-    project: Project = Path(),
-    profile: Profile = None,
-    settings: Settings = None,
-    endpoint: Endpoint = None,
+@app.command()
+@shares(*REMOTE, *COMMON)
+def doctor(
+    options: Options,
     probe: Annotated[
-        bool, typer.Option("--probe", help="Run a tiny private kernel, to see what Kaggle does.")
+        bool, typer.Option("--probe", help="Run a tiny private kernel on Kaggle.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Agree to the probe beforehand.")] = False,
-    as_json: AsJson = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Run the probe without asking.")] = False,
 ) -> None:
-    """Look, and change nothing: this machine, the account, the project and its sources."""
-    console.to_stderr_for(as_json)
-    config: Config | ConfigError
+    """Check this machine, account and project.
+
+    Changes nothing, except that --probe pushes a tiny private kernel.
+    """
+    from kernelkit import console
+    from kernelkit.config import checked_endpoint
+    from kernelkit.doctor.checks import examine
+
+    project: Config | ConfigError
     try:
-        config = load_config(project, profile=profile, settings=settings or [], endpoint=endpoint)
+        project = options.config()
     except ConfigError as error:
-        config = error
+        project = error
+    endpoint = checked_endpoint(options.endpoint)
+    folder = options.project or _project_or_none(options) or Path.cwd()
     if probe:
-        _probe(project, config, checked_endpoint(endpoint), yes, as_json)
+        _probe(options, folder, project, endpoint, yes)
         return
-    findings = doctor.examine(project, config, checked_endpoint(endpoint))
-    console.findings(findings)
-    console.document(as_json, [vars(finding) for finding in findings])
-    raise typer.Exit(next((f.exit_code for f in findings if f.exit_code), 0))
+    results = examine(folder, project, endpoint)
+    console.checked(results)
+    raise typer.Exit(next((one.exit_code for one in results if one.exit_code), 0))
 
 
 def _probe(
-    project: Path, config: Config | ConfigError, endpoint: str | None, yes: bool, as_json: bool
+    options: Options,
+    project: Path,
+    config: Config | ConfigError,
+    endpoint: str | None,
+    yes: bool,
 ) -> None:
-    """Say what the probe does, ask, do it. A project is not needed; its competitions are."""
-    kernel = config.kernel if isinstance(config, Config) else None
+    """Describe the probe, ask, run it. It works without a project."""
+    from kernelkit import console
+    from kernelkit.doctor.probe import plan, probe
+    from kernelkit.kaggle import connect
+
+    kernel = None if isinstance(config, ConfigError) else config.kernel
     kaggle = connect(endpoint, local_user=kernel.owner if kernel else None)
     folder = project / "runs" / "probe" / f"{datetime.now(UTC):%Y-%m-%dT%H%M%S}"
     competitions = kernel.competition_sources if kernel else ()
-    console.words.print(escape(probing.plan(kaggle, folder, competitions)))
-    if not yes and not sys.stdin.isatty():
-        raise ConfigError("the probe asks before it pushes", "Agree beforehand: --probe --yes")
-    if not yes and not typer.confirm("Go on?", err=as_json):
-        raise typer.Exit(console.INTERRUPTED)
-    with console.watching(
-        f"what runs on Kaggle goes on; the calls so far are in {folder}"
-    ) as teller:
-        report = probing.probe(kaggle, folder, competitions, on_event=teller)
-    console.findings(report.findings)
-    console.words.print(
-        f"good: as kernelkit assumes; bad: otherwise. Kept in {escape(str(folder))}:"
-    )
-    console.words.print("transcript.json and report.json name nobody, and may be shown to others")
-    if report.image and endpoint is None:
-        console.words.print(
-            f'next:  cp {report.image} kaggle-image.json, and image = "kaggle-image.json" in '
-            "[tool.kernelkit]: imports are then held against what is really there",
-            markup=False,
-        )
-    findings = [vars(finding) for finding in report.findings]
-    console.document(as_json, {"folder": str(folder), "findings": findings})
+    console.probe_plan(plan(kaggle, folder, competitions))
+    if not yes and (options.as_json or not sys.stdin.isatty()):
+        raise ConfigError("the probe asks before it pushes", "Agree in advance: --probe --yes")
+    if not yes and not typer.confirm("Continue?"):
+        raise typer.Exit(INTERRUPTED)
+    interrupted = f"runs on Kaggle continue; the recorded calls are in {folder}"
+    with console.watching(interrupted) as reporter:
+        report = probe(kaggle, folder, competitions, on_event=reporter)
+    console.probed(report, suggest_image=endpoint is None)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
+@shares()
 def emulator(
-    options: Annotated[
+    _: Options,
+    arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="OPTIONS", help="`python -m kernelkit.emulator --help` has more."),
+        typer.Argument(metavar="OPTIONS", help="Options of `python -m kernelkit.emulator`."),
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 8000,
     inputs: Inputs = None,
 ) -> None:
-    """Serve a local Kaggle until stopped.
+    """Start a local Kaggle.
 
-    Further options are handed on as they are: --state DIR keeps everything over a restart,
-    --solutions DIR scores submissions, --fault NAME makes it lie.
+    It runs until you stop it. Other options are passed on: --state DIR keeps its data after a
+    restart, --solutions DIR scores submissions. See `python -m kernelkit.emulator --help`.
     """
-    arguments = ["--port", str(port), *(["--inputs", str(inputs)] if inputs else [])]
-    arguments += options or []
-    process = subprocess.Popen(workflow.emulator_command(arguments))
+    command = [sys.executable, "-m", "kernelkit.emulator", "--port", str(port)]
+    command += ["--inputs", str(inputs)] if inputs else []
+    process = subprocess.Popen([*command, *(arguments or [])])
     try:
         code = process.wait()
     except KeyboardInterrupt:  # the terminal has sent it to the process as well

@@ -263,6 +263,37 @@ class Config(_Section):
         ]
 
 
+def find_project(start: Path) -> Path:
+    """The folder of the nearest project: `start`, or the first folder above it that is one.
+
+    A project is a folder whose `pyproject.toml` has `[tool.kernelkit]`. If there is none, the
+    nearest folder with a `pyproject.toml` is returned: reading it gives the precise error.
+
+    Raises:
+        ConfigError: neither `start` nor a folder above it has a `pyproject.toml`.
+    """
+    folders = [start, *start.parents]
+    candidates = [folder for folder in folders if (folder / PROJECT_FILE).is_file()]
+    if not candidates:
+        raise ConfigError(
+            f"no {PROJECT_FILE} in {start} or the folders above it",
+            "Go to the project's folder, or name it: --project DIR.",
+        )
+    return next((folder for folder in candidates if _is_project(folder)), candidates[0])
+
+
+def _is_project(folder: Path) -> bool:
+    """Whether its project file has our section; one that is not valid TOML may only mention it."""
+    try:
+        content = (folder / PROJECT_FILE).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError):
+        return False
+    try:
+        return "kernelkit" in tomllib.loads(content).get("tool", ())
+    except (ValueError, RecursionError, TypeError):
+        return "[tool.kernelkit" in content
+
+
 def load_config(
     project: Path,
     *,
@@ -343,7 +374,7 @@ def _read_project_file(project: Path) -> tuple[dict[str, Any], str]:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
-            f"no {PROJECT_FILE} in {project}",
+            f"no {PROJECT_FILE} in {project.resolve()}",
             "Go to the project's folder, or name it: --project DIR.",
         ) from None
     except (ValueError, RecursionError) as fault:

@@ -1,69 +1,233 @@
-"""What a person reads: words, tables, the live view, errors; and the document of `--json`.
+"""Everything that a person reads: messages, tables, the live view, errors; and `--json`.
 
-The only place that prints. Words go to stderr when a script wants its document on stdout.
+This is the only module that prints. With `--json` it prints one document to stdout and nothing
+else. With `--quiet` it prints the result of a command and errors. Prose wraps between words;
+paths and commands stay whole, so that they can be copied.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich import progress as bars
-from rich.console import Console, Group
-from rich.live import Live
-from rich.markdown import Markdown
-from rich.markup import escape
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kernelkit.bundle.image import Availability, Presence
-from kernelkit.diagnosis.diagnose import TERMINAL_COMMANDS, Diagnosis, Frame, Origin
-from kernelkit.doctor.checks import Finding, Health
 from kernelkit.errors import KernelkitError
-from kernelkit.kaggle import LogEntry, Quota, Status
-from kernelkit.notebook.edits import Plan
-from kernelkit.notebook.render import SIZE_LIMIT_BYTES, SizeEntry
-from kernelkit.notebook.runtime import MANIFEST_MARK
-from kernelkit.runs.download import Progress
-from kernelkit.runs.verify import Verdict
-from kernelkit.runs.watch import progress
-from kernelkit.workflow import Event, Pulled, Submitted
 
-TAIL_CHARACTERS = 1000  # of one line of them
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.progress import Progress as ProgressBar
+
+    from kernelkit.bundle.image import Availability
+    from kernelkit.diagnosis.diagnose import Diagnosis, Frame
+    from kernelkit.doctor.checks import CheckResult
+    from kernelkit.doctor.probe import Report
+    from kernelkit.kaggle import LogEntry, Quota, Status
+    from kernelkit.notebook.edits import Plan
+    from kernelkit.notebook.render import Kernel, SizeEntry
+    from kernelkit.runs.download import Progress
+    from kernelkit.runs.push import Outcome
+    from kernelkit.runs.store import Record
+    from kernelkit.runs.verify import Verdict
+    from kernelkit.testing.prove import Proof
+    from kernelkit.workflow import Event, Pulled, Submitted
+
+TAIL_CHARACTERS = 1000  # of a log line under the live table
 TAIL_LINES = 6  # of the log under the live table
-BUDGET_ROWS = 25  # files named in the table of render
-LEFT_OUT_NAMED = 5  # files named for each reason
-BESIDE_NAMED = 20  # outputs that were not declared; --json has all
-ERROR_LINES = 8  # of an exception's words; --json has more
-FAILURE_LINES = 25  # of the log, when a run has failed: a traceback's end
+BUDGET_ROWS = 25  # files listed by `render`
+LEFT_OUT_NAMED = 5  # files listed for each reason
+UNDECLARED_NAMED = 20  # files that are not declared as outputs; --json lists all
+ERROR_LINES = 8  # of an exception's message; --json has more
 INTERRUPTED = 130
 STARTED = time.monotonic()
-RUN_COLUMNS = (
-    *("run", "version", "digest", "commit", "profile", "pushed", "state", "best metric"),
-    *("public / private", "GPU s"),
-)
 WIDE = 200  # columns of a table that goes to a file or another program
-COLUMNS = (  # of an epoch's event: heading, key, digits
+EPOCH_COLUMNS = (  # of an epoch's event: heading, key, digits
     ("train loss", "train_loss", 4),
     ("val loss", "val_loss", 4),
     ("val IoU", "val_iou", 4),
     ("val score", "val_score", 4),
     ("s", "seconds", 1),
 )
-words = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+EXPENDABLE = ("owner", "digest", "sha256", "commit", "here")
+"""Columns that a table drops, in this order, before a narrow terminal cuts names."""
+
+STATE_WORDS = {
+    "error": "failed",
+    "cancel_requested": "cancelled",
+    "cancel_acknowledged": "cancelled",
+    "new_script": "queued",
+}
+"""Kaggle's states that people read as another word; the others are words already."""
+
+stdout = Console(highlight=False)
+stderr = Console(stderr=True, highlight=False)
+
+
+@dataclass
+class Mode:
+    """What the shared options ask for."""
+
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+
+mode = Mode()
+
+
+def configure(*, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+    """Obey `--json`, `--quiet` and `--verbose` from now on."""
+    mode.as_json, mode.quiet, mode.verbose = as_json, quiet, verbose
+    stdout.quiet = stderr.quiet = as_json
+
+
+def document(content: Any) -> None:
+    """Print the document of `--json`, if it is asked for."""
+    if mode.as_json:
+        sys.stdout.write(json.dumps(content, indent=1, default=str) + "\n")
+
+
+def report(error: BaseException, *, as_json: bool) -> int:
+    """Report why a command failed; returns the exit code.
+
+    An exception that is not a `KernelkitError`, an interrupt or a wrong command line is a bug of
+    kernelkit: its traceback is printed.
+    """
+    configure(as_json=as_json)
+    details: Mapping[str, Any] = {}
+    show: Callable[[], None] | None = getattr(error, "show", None)  # click's UsageError
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        code, message, next_step = INTERRUPTED, "interrupted", ""
+        stderr.print("interrupted")
+    elif isinstance(error, KernelkitError):
+        code, message, next_step = error.exit_code, str(error), error.next_step
+        details = error.details
+        _print_error(message, next_step)
+    elif show is not None:
+        code, message, next_step = 2, error.format_message(), _usage_advice(error)  # type: ignore[attr-defined]
+        if type(error).__name__ == "NoArgsIsHelpError":  # no command: its message is the help
+            if not as_json:
+                show()
+        else:
+            _print_error(message, next_step)
+    else:
+        code, next_step = 1, "Report this bug of kernelkit, with the traceback."
+        message = f"{type(error).__name__}: {error}"
+        details = {"traceback": "".join(traceback.format_exception(error))}
+        if not as_json:
+            sys.stderr.write(details["traceback"])
+        _print_error("this is a bug of kernelkit", "Please report it, with the traceback.")
+    document({"error": message, "next": next_step, **details, "exit_code": code})
+    return code
+
+
+def _usage_advice(error: BaseException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"Show the usage: `{context.command_path if context else 'kernelkit'} --help`"
+
+
+def _print_error(message: str, next_step: str = "") -> None:
+    text = "\n".join(map(printable, message.split("\n")))
+    say(Text.assemble(("error: ", "bold red"), text), to=stderr, indent=7)
+    if next_step:
+        say(Text.assemble(("next:  ", "bold"), printable(next_step)), to=stderr, indent=7)
+
+
+def say(
+    message: str | Text,
+    style: str = "",
+    *,
+    to: Console | None = None,
+    indent: int = 0,
+) -> None:
+    """Print prose: on a terminal it wraps between words, and paths and commands stay whole.
+
+    `indent` is the number of spaces before the second and all further lines.
+    """
+    console = to or stdout
+    text = Text(message, style) if isinstance(message, str) else message
+    if console.is_terminal:
+        text = _wrapped(text, console.width, indent)
+    console.print(text, soft_wrap=True)
+
+
+_WORD = re.compile(
+    r"(?:`[^`\n]+`|(?<=: )(?:kernelkit|git|cp|chmod) [^\n]+$|\S)+[^\S\n]*|\s", re.MULTILINE
+)
+"""What stays on one line: a word, or a command in backticks or at the end of a line."""
+
+
+def _wrapped(text: Text, width: int, indent: int) -> Text:
+    column, offsets = 0, []
+    for word in _WORD.finditer(text.plain):
+        if word[0] == "\n":
+            column = 0
+        elif column and column + cell_len(word[0].rstrip()) > width:
+            offsets.append(word.start())
+            column = indent + cell_len(word[0])
+        else:
+            column += cell_len(word[0])
+    *lines, last = text.divide(offsets)
+    for line in lines:
+        line.rstrip()
+    return Text("\n" + " " * indent).join([*lines, last])
+
+
+def _detail(message: str | Text, style: str = "") -> None:
+    """Prose that `--quiet` leaves out."""
+    if not mode.quiet:
+        say(message, style)
+
+
+def _print_table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str | Text]],
+    right: Sequence[str] = (),
+    last: str = "",
+) -> None:
+    """Print a table, without empty columns; a narrow terminal loses EXPENDABLE ones first.
+
+    `right` names the columns of numbers, `last` is the style of the last row.
+    """
+    kept = [name for n, name in enumerate(headings) if any(str(row[n]) for row in rows)]
+    width = stdout.width if stdout.is_terminal else WIDE
+    candidates = [] if mode.verbose else [name for name in EXPENDABLE if name in kept]
+    while True:
+        table = Table(box=None, pad_edge=False)
+        for name in kept:
+            justify = "right" if name in right else "left"
+            table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        for row in rows:
+            cells = [row[n] for n, name in enumerate(headings) if name in kept]
+            shown = (cell if isinstance(cell, Text) else Text(cell) for cell in cells)
+            table.add_row(*shown, style=last if row is rows[-1] else "")
+        unlimited = stdout.options.update(max_width=10_000)
+        if not candidates or stdout.measure(table, options=unlimited).maximum <= width:
+            break
+        kept.remove(candidates.pop(0))
+    for column in table.columns:  # numbers stay whole
+        column.no_wrap = str(column.header) in right
+    if not stdout.is_terminal:  # else rich takes 80 columns
+        stdout.width = width
+    stdout.print(table)
 
 
 class Reporter:
-    """Says what happens: a live table in a terminal, plain lines elsewhere."""
+    """Reports what a command does: a live view on a terminal, plain lines elsewhere."""
 
     def __init__(self, live: Live | None = None) -> None:
         self._live = live
@@ -72,66 +236,72 @@ class Reporter:
         self._tail: list[str] = []
         self._quota: Quota | None = None
         self._started = time.monotonic()
-        self._bar = bars.Progress(
-            bars.TextColumn("{task.description}"),
-            bars.BarColumn(),
-            bars.DownloadColumn(),
-            bars.TransferSpeedColumn(),
-            bars.TimeRemainingColumn(),
-            console=words,
-            auto_refresh=False,
-        )
+        self._download: Progress | None = None
+        self._bar: ProgressBar | None = None
 
     def __call__(self, event: Event) -> None:
-        """One event of a step."""
+        """Report one event of a step."""
+        from kernelkit.kaggle import LogEntry, Quota, Status
+        from kernelkit.runs.download import Progress
+
         if isinstance(event, LogEntry):
             self._line(event)
         elif isinstance(event, Status):
             seconds = time.monotonic() - self._started
-            failure = f": {event.failure}" if event.failure else ""
-            after = f" after {seconds:.0f} s{lines_printable(failure)}"
-            words.print(Text.assemble((event.state, "bold"), after))
+            failure = f": {lines_printable(event.failure)}" if event.failure else ""
+            word = state_word(event.state, event.failure)
+            _detail(Text.assemble((word, "bold"), f" after {seconds:.0f} s{failure}"))
         elif isinstance(event, Quota):
             self._quota = event
             if not self._live:
-                words.print(_quota_line(event))
+                _detail(_quota_line(event))
         elif isinstance(event, Progress):
             self._show(event)
         else:
-            words.print(Text(lines_printable(event)))
+            _detail(lines_printable(event))
 
-    def unseen_tail(self) -> str:
-        """The last lines of the log, where the live table has covered them."""
-        return "\n".join(self._tail) if self._live else ""
+    def finish(self) -> None:
+        """Leave the last table of the epochs on the screen, and one line about the download."""
+        if self._live:
+            self._live.update(self.table() if self.seen_epochs else Text())
+        if (progress := self._download) and progress.files:
+            files = counted(progress.files, "file")
+            _detail(f"downloaded {files}, {human_size(progress.came)}")
 
     def _line(self, entry: LogEntry) -> None:
+        from kernelkit.notebook.runtime import MANIFEST_MARK
+        from kernelkit.runs.watch import progress
+
         if entry.text.startswith(MANIFEST_MARK):
-            return  # of a failed run; the traceback that follows says it for people
+            return  # of a failed run; the traceback after it is for people
         event = progress(entry)
         if event and event["event"] == "start":
             self._plan(event)
         if event and event["event"] == "epoch" and "experiment" in event:
             self._experiments[str(event["experiment"])] = event
-        told = _epoch_line(event) if event and event["event"] == "epoch" else entry.text.rstrip()
-        line = lines_printable(told)
-        self._tail = [*self._tail, line[:TAIL_CHARACTERS]][-FAILURE_LINES:]
+        is_epoch = event is not None and event["event"] == "epoch"
+        line = lines_printable(_epoch_line(event) if event and is_epoch else entry.text.rstrip())
+        self._tail = [*self._tail, line[:TAIL_CHARACTERS]][-TAIL_LINES:]
         if self._live:
-            self._live.update(self._picture())
-        elif line and (event is None or event["event"] == "epoch"):
-            words.print(Text(line))
+            self._live.update(self._view())
+        elif line and (event is None or is_epoch) and not mode.quiet:
+            stdout.print(Text(line), soft_wrap=True)
 
     def _show(self, progress: Progress) -> None:
-        """A bar in a terminal; elsewhere each file has its line when it is whole."""
-        if self._live:
-            if not self._bar.tasks:
-                self._bar.add_task("")
-            self._bar.update(
-                self._bar.task_ids[0],
-                completed=progress.came,
-                total=progress.size or None,
-                description=f"{progress.files} of {counted(progress.of, 'file')}",
-            )
-            self._live.update(self._bar.get_renderable())
+        """Update the one bar of the download."""
+        self._download = progress
+        if not self._live:
+            return
+        if self._bar is None:
+            self._bar = _progress_bar()
+            self._bar.add_task("")
+        self._bar.update(
+            self._bar.task_ids[0],
+            completed=progress.came,
+            total=progress.size or None,
+            description=f"{progress.files} of {counted(progress.of, 'file')}",
+        )
+        self._live.update(self._bar.get_renderable())
 
     @property
     def seen_epochs(self) -> bool:
@@ -139,13 +309,13 @@ class Reporter:
         return bool(self._experiments)
 
     def _plan(self, event: Mapping[str, Any]) -> None:
-        """What a run says at its start that it will do."""
+        """What a run announces at its start."""
         names, self._epochs = event.get("experiments"), event.get("epochs")
         if isinstance(names, list):
             self._experiments |= {str(name): {} for name in names}
 
     def seconds_left(self) -> float | None:
-        """Of the epochs that are planned, by what those before took; None where none tells."""
+        """Seconds of the planned epochs, estimated from those before; None if unknown."""
         took = {
             n: float(e["seconds"]) for n, e in self._experiments.items() if _is_number(e, "seconds")
         }
@@ -160,8 +330,9 @@ class Reporter:
         return left if 0 < left < math.inf else None
 
     def table(self) -> Table:
-        """Where each experiment is: a row each, and a column for what they report."""
-        shown = [c for c in COLUMNS if any(c[1] in event for event in self._experiments.values())]
+        """A row for each experiment, with a column for each number that they report."""
+        events = self._experiments.values()
+        shown = [column for column in EPOCH_COLUMNS if any(column[1] in event for event in events)]
         table = Table("experiment", "epoch", *(label for label, _, _ in shown), box=None)
         for column in table.columns:  # a narrow terminal cuts names, and wraps nothing
             column.no_wrap = True
@@ -175,65 +346,180 @@ class Reporter:
             )
         return table
 
-    def _picture(self) -> Group:
-        tail = Text("\n".join(self._tail[-TAIL_LINES:]), style="dim", overflow="ellipsis")
+    def _view(self) -> RenderableType:
+        from rich.console import Group
+
+        tail = Text("\n".join(self._tail), style="dim", overflow="ellipsis")
         parts = [_duration_line(left)] if (left := self.seconds_left()) is not None else []
         parts += [_quota_line(self._quota)] if self._quota else []
         details = [Text(" · ".join(parts))] if parts else []
         return Group(*([self.table()] if self.seen_epochs else []), *details, tail)
 
 
+def _progress_bar() -> ProgressBar:
+    from rich import progress
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+        console=stdout,
+        auto_refresh=False,
+    )
+
+
 @contextmanager
 def watching(on_interrupt: str) -> Iterator[Reporter]:
-    """A teller for a long wait; Ctrl-C ends it with the words `on_interrupt`."""
-    console = words if words.is_terminal else None
-    live = Live(console=console, refresh_per_second=4) if console else None
-    teller = Reporter(live)
+    """A reporter for a long wait. Ctrl-C ends it with the message `on_interrupt`."""
+    from rich.live import Live
+
+    visible = stdout.is_terminal and not (mode.as_json or mode.quiet)
+    live = Live(console=stdout, refresh_per_second=4) if visible else None
+    reporter = Reporter(live)
     try:
         if live:
             with live:
-                yield teller
-                live.update(teller.table() if teller.seen_epochs else Text())
+                yield reporter
+                reporter.finish()
         else:
-            yield teller
+            yield reporter
+            reporter.finish()
     except KeyboardInterrupt:
-        errors.print(on_interrupt)
+        say(on_interrupt, to=stderr)
+        document({"error": "interrupted", "next": on_interrupt, "exit_code": INTERRUPTED})
         raise typer.Exit(INTERRUPTED) from None
-    except KernelkitError as fault:
-        if fault.exit_code == 6 and (tail := teller.unseen_tail()):
-            errors.print(Text(tail, style="dim"))
-        raise
 
 
-def conclude(pulled: Pulled, as_json: bool) -> None:
-    """What a verified pull ends with."""
-    outputs(pulled.verdict)
-    results(pulled.folder)
-    what = "what was asked for, in " if pulled.partial else ""
-    words.print(f"[bold green]verified[/]: {what}{escape(str(pulled.folder))}")
-    document(as_json, pulled.details)
+def rendered(
+    kernel: Kernel, folder: Path, imports: Sequence[Availability], notes: Sequence[str]
+) -> None:
+    """What `render` wrote: the size of each file, imports, files left out, notes."""
+    from kernelkit.notebook.render import SIZE_LIMIT_BYTES
+
+    size = len(kernel.payload)
+    if not mode.quiet:
+        budget(kernel.budget, size)
+        image_imports(imports)
+        left_out(kernel.bundle.left_out)
+        advice(notes)
+    if size > SIZE_LIMIT_BYTES:
+        say("too large for Kaggle; for advice run: kernelkit preflight", to=stderr)
+    stdout.print(Text(f"{folder}  digest {kernel.digest[:12]}"), soft_wrap=True)
+    details = {
+        "folder": str(folder),
+        "size": size,
+        "limit": SIZE_LIMIT_BYTES,
+        "budget": [vars(entry) for entry in kernel.budget],
+        "imports": [vars(one) for one in imports],
+        "left_out": dict(kernel.bundle.left_out),
+        "notes": list(notes),
+    }
+    document({**details, **kernel.manifest.document})
 
 
-def diagnosis(diagnosis: Diagnosis) -> None:
+def no_problems(notes: Sequence[str]) -> None:
+    """The result of a preflight without problems."""
+    advice(notes)
+    say("no problems")
+    document({"problems": [], "notes": list(notes)})
+
+
+def proved(proof: Proof) -> None:
+    """The result of a proof: every test has the same result twice."""
+    tests = counted(len(proof.outcomes), "test")
+    message = f"{tests}, the same results from the package and from the notebook ({proof.words})"
+    say(Text.assemble(("proved", "bold green"), f": {message}"))
+    document({**vars(proof), "numbers": proof.numbers})
+
+
+def pushed(record: Record, outcome: Outcome) -> None:
+    """The result of a push."""
+    follow = "pull" if outcome == "reused" else "watch"
+    say(f"Follow it with: kernelkit {follow} v{record.version}")
+    document({**record.push, "outcome": outcome})
+
+
+def state(record: Record, now: Status) -> None:
+    """The state of a run, in one line."""
+    word = state_word(now.state, now.failure)
+    say(f"{record.push['slug']} v{record.version}: {word}")
+    document({**record.push, "state": now.state, "failure": now.failure})
+
+
+def watched(record: Record, end: Status, diagnosis: Diagnosis | None) -> None:
+    """How a run has ended, as a document; the reporter has shown it to people."""
+    details = {"diagnosis": asdict(diagnosis)} if diagnosis else {}
+    document({**record.push, "state": end.state, "failure": end.failure, **details})
+
+
+def log(entries: Sequence[LogEntry]) -> None:
+    """The log of a run: as it is, or without control characters on a terminal."""
+    document([vars(entry) for entry in entries])
+    if not mode.as_json:
+        text = "".join(entry.text for entry in entries)
+        sys.stdout.write(lines_printable(text) if sys.stdout.isatty() else text)
+
+
+def conclude(pulled: Pulled) -> None:
+    """The end of a verified pull."""
+    if not mode.quiet:
+        outputs(pulled.verdict)
+        results(pulled.folder)
+    if pulled.partial:
+        say("only the selected files were downloaded and verified", to=stderr)
+    _verified_line(pulled.folder)
+    document(pulled.details)
+
+
+def _verified_line(folder: Path) -> None:
+    line = Text.assemble(("verified", "bold green"), f": {printable(str(folder))}")
+    stdout.print(line, soft_wrap=True)
+
+
+def verdict_details(folder: Path, verdict: Verdict) -> dict[str, Any]:
+    """A verdict about a folder, for a script."""
+    return {"folder": str(folder), **vars(verdict), "verified": verdict.verified}
+
+
+def verified(folder: Path, verdict: Verdict) -> None:
+    """The result of a verification without problems."""
+    if not mode.quiet:
+        outputs(verdict)
+    _verified_line(folder)
+    document(verdict_details(folder, verdict))
+
+
+def diagnosed(diagnosis: Diagnosis | None) -> None:
+    """The result of `diagnose`; None if the log shows no failure."""
+    if diagnosis is None:
+        say("found no failure here")
+    else:
+        explain(diagnosis)
+    document(asdict(diagnosis) if diagnosis else {"cause": None})
+
+
+def explain(diagnosis: Diagnosis) -> None:
     """The cause, the error, the frames with their source in one column, notes and advice."""
-    words.print(Text(diagnosis.cause, style="bold red"))
-    words.print(Text("\n".join(diagnosis.error.split("\n")[:ERROR_LINES])))
+    say(Text(diagnosis.cause, style="bold red"))
+    say("\n".join(diagnosis.error.split("\n")[:ERROR_LINES]))
     places = [_place(frame) for frame in diagnosis.frames]
     width = max((len(place) for place in places), default=0)
     for frame, place in zip(diagnosis.frames, places, strict=True):
-        own = frame.origin == Origin.PROJECT
+        own = frame.origin == "project"
         line = Text.assemble((f"  {place:{width}}", "bold" if own else "dim"), f"  {frame.source}")
         line.rstrip()
-        words.print(line)
+        stdout.print(line, soft_wrap=True)
     for note in diagnosis.notes:
-        words.print(Text.assemble(("note:  ", "bold"), note))
-    words.print(Text.assemble(("next:  ", "bold"), diagnosis.next_step))
+        say(Text.assemble(("note:  ", "bold"), note), indent=7)
+    say(Text.assemble(("next:  ", "bold"), diagnosis.next_step), indent=7)
 
 
 def _place(frame: Frame) -> str:
-    if frame.origin == Origin.LIBRARY:
-        return f"… {frame.times} frame{'s' if frame.times > 1 else ''} in {frame.place}"
-    if frame.origin == Origin.CELL:
+    if frame.origin == "library":
+        return f"… {counted(frame.times, 'frame')} in {frame.place}"
+    if frame.origin == "cell":
         return frame.place if frame.line is None else f"{frame.place}, line {frame.line}"
     function = f" in {frame.function}" if frame.function else ""
     times = f" ({frame.times} times)" if frame.times > 1 else ""
@@ -241,28 +527,31 @@ def _place(frame: Frame) -> str:
 
 
 def outputs(verdict: Verdict) -> None:
-    """The declared outputs with their sizes, and what lies beside them."""
-    table = Table("output", "bytes", "sha256", box=None)
-    table.columns[1].justify = "right"
-    for output in verdict.outputs:
-        table.add_row(Text(output["path"]), f"{output['size']:,}", output["sha256"][:12])
-    words.print(table)
+    """The declared outputs with their sizes, and the files that are not declared."""
+    rows = [
+        (str(output["path"]), human_size(output["size"]), str(output["sha256"])[:12])
+        for output in verdict.outputs
+    ]
+    _print_table(("output", "size", "sha256"), rows, right=("size",))
     if verdict.undeclared:
-        more = len(verdict.undeclared) - BESIDE_NAMED
-        named = ", ".join(verdict.undeclared[:BESIDE_NAMED]) + (f" and {more} more" * (more > 0))
-        words.print(Text(printable(f"beside them: {named}"), style="dim"))
+        more = len(verdict.undeclared) - UNDECLARED_NAMED
+        shown = ", ".join(verdict.undeclared[:UNDECLARED_NAMED])
+        shown += f" and {more} more" if more > 0 else ""
+        say(printable(f"not declared as outputs: {shown}"), style="dim")
 
 
 def results(folder: Path) -> None:
-    """The tables that the run left, where its pictures are, and what it took."""
+    """The tables that the run wrote, the paths of its images, and its duration."""
     for path in _files(folder, "*.md"):
+        from rich.markdown import Markdown
+
         text = path.read_text(encoding="utf-8", errors="replace")
-        words.print(Markdown("\n".join(map(printable, text.splitlines()))))
+        stdout.print(Markdown("\n".join(map(printable, text.splitlines()))))
     for path in _files(folder, "*.png"):
-        words.print(Text(printable(f"picture: {path}")))
+        stdout.print(Text(printable(f"image: {path}")), soft_wrap=True)
     manifest = json.loads((folder / "run-manifest.json").read_text(encoding="utf-8"))
     total = time.monotonic() - STARTED
-    words.print(f"the run took {number(manifest.get('seconds'), 0)} s, all of it {total:.0f} s")
+    say(f"the run took {number(manifest.get('seconds'), 0)} s, this command {total:.0f} s")
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
@@ -270,136 +559,320 @@ def _files(folder: Path, pattern: str) -> list[Path]:
 
 
 def submitted(submitted: Submitted) -> None:
-    """What has become of a submission."""
+    """The state of a submission, and its scores."""
     entry = submitted.entry
-    words.print(Text(f"submission {entry['ref']} to {entry['competition']}: {entry['status']}"))
+    say(f"submission {entry['ref']} to {entry['competition']}: {entry['status']}")
     if entry["status"] == "complete":
         for title in ("public", "private"):
-            words.print(Text(f"{title} score: {entry[f'{title}_score'] or 'not shown'}"))
+            say(f"{title} score: {entry[f'{title}_score'] or 'not shown'}")
+    document(submitted.details)
 
 
-def budget(budget: Sequence[SizeEntry], size: int) -> None:
-    """What each file takes of the cap, the largest first."""
-    table = Table("file", "bytes", "as sent", "share", "carried as", box=None)
-    table.columns[0].overflow = "fold"
-    for column in table.columns[1:4]:
-        column.justify = "right"
-        column.no_wrap = True
+def budget(entries: Sequence[SizeEntry], size: int) -> None:
+    """How much of the size limit each file uses, the largest first."""
+    from kernelkit.notebook.render import SIZE_LIMIT_BYTES
+
     own = {"archive": "the compressed files", "notebook": "all other cells"}
-    for share in budget[:BUDGET_ROWS]:
-        table.add_row(
-            Text(share.path or own[share.form], style="" if share.path else "dim"),
-            f"{share.size:,}" if share.size else "",
-            f"{share.sent:,}",
-            f"{share.sent / SIZE_LIMIT_BYTES:.1%}",
-            share.form if share.path else "",
+
+    def share(sent: int) -> str:
+        return f"{sent / SIZE_LIMIT_BYTES:.1%}"
+
+    rows: list[Sequence[str | Text]] = [
+        (
+            Text(entry.path or own[entry.form], style="" if entry.path else "dim"),
+            f"{entry.size:,}" if entry.size else "",
+            f"{entry.sent:,}",
+            share(entry.sent),
+            entry.form if entry.path else "",
         )
-    if rest := budget[BUDGET_ROWS:]:
-        sent = sum(share.sent for share in rest)
-        table.add_row(
-            f"{len(rest)} smaller ones",
-            f"{sum(share.size for share in rest):,}",
-            f"{sent:,}",
-            f"{sent / SIZE_LIMIT_BYTES:.1%}",
-        )
-    table.add_row(
-        f"together, of {SIZE_LIMIT_BYTES:,}",
-        f"{sum(share.size for share in budget if share.path):,}",
-        f"{size:,}",
-        f"{size / SIZE_LIMIT_BYTES:.1%}",
-        style="bold" if size <= SIZE_LIMIT_BYTES else "bold red",
+        for entry in entries[:BUDGET_ROWS]
+    ]
+    if rest := entries[BUDGET_ROWS:]:
+        sent = sum(entry.sent for entry in rest)
+        total = sum(entry.size for entry in rest)
+        rows.append((f"{len(rest)} smaller ones", f"{total:,}", f"{sent:,}", share(sent), ""))
+    total = sum(entry.size for entry in entries if entry.path)
+    rows.append((f"total, of {SIZE_LIMIT_BYTES:,}", f"{total:,}", f"{size:,}", share(size), ""))
+    _print_table(
+        ("file", "bytes", "as sent", "share", "carried as"),
+        rows,
+        right=("bytes", "as sent", "share"),
+        last="bold" if size <= SIZE_LIMIT_BYTES else "bold red",
     )
-    words.print(table)
 
 
-def imports(findings: Sequence[Availability]) -> None:
-    """What comes from elsewhere, and whether the image has it."""
-    if not findings:
-        return
-    table = Table("import", "in the image", "here", "used at", box=None)
-    for finding in findings:
-        more = f" and {len(finding.places) - 1} more" if len(finding.places) > 1 else ""
-        there = finding.image_version or str(finding.presence)
-        good = finding.presence in (Presence.PRESENT, Presence.BY_PIP)
-        table.add_row(
-            Text(finding.module),
-            Text(there, style="" if good else "yellow"),
-            finding.local_version or "",
-            Text(f"{finding.places[0]}{more}", style="dim"),
-        )
-    words.print(table)
+def image_imports(found: Sequence[Availability]) -> None:
+    """The imports from elsewhere, and whether Kaggle's image has them."""
+    from kernelkit.bundle.image import Presence
+
+    rows: list[Sequence[str | Text]] = []
+    for one in found:
+        more = f" and {len(one.places) - 1} more" if len(one.places) > 1 else ""
+        good = one.presence in (Presence.PRESENT, Presence.BY_PIP)
+        there = Text(one.image_version or str(one.presence), style="" if good else "yellow")
+        place = Text(f"{one.places[0]}{more}", style="dim")
+        rows.append((one.module, there, one.local_version or "", place))
+    if rows:
+        _print_table(("import", "in the image", "here", "used at"), rows)
 
 
 def left_out(found: Mapping[str, str]) -> None:
-    """What stays behind, by reason; caches are nobody's news."""
+    """The files that the notebook does not carry, by reason; caches are not worth a line."""
     reasons: dict[str, list[str]] = {}
     for path, reason in found.items():
         if reason != "a cache":
             reasons.setdefault(reason, []).append(path)
     for reason, paths in reasons.items():
-        more = f" and {len(paths) - LEFT_OUT_NAMED} more" if len(paths) > LEFT_OUT_NAMED else ""
-        named = ", ".join(paths[:LEFT_OUT_NAMED])
-        words.print(Text(printable(f"left out ({reason}): {named}{more}"), style="dim"))
+        count = len(paths) if mode.verbose else LEFT_OUT_NAMED
+        more = f" and {len(paths) - count} more" if len(paths) > count else ""
+        say(printable(f"left out ({reason}): {', '.join(paths[:count])}{more}"), style="dim")
 
 
-def findings(found: Sequence[Finding]) -> None:
-    """The doctor's report: a line each, and what to do below what is bad."""
+def checked(results: Sequence[CheckResult]) -> None:
+    """The doctor's report: a line for each check, and the advice below a bad one."""
+    _print_checks(results)
+    document([vars(result) for result in results])
+
+
+def _print_checks(results: Sequence[CheckResult]) -> None:
+    from kernelkit.doctor.checks import Health
+
     styles = {Health.GOOD: "green", Health.BAD: "bold red", Health.UNKNOWN: "yellow"}
-    width = max(len(finding.subject) for finding in found)
-    for finding in found:
-        mark = (f"{finding.health:8}", styles[finding.health])
-        told = printable("; ".join(finding.words.split("\n")))
-        words.print(Text.assemble(mark, f"{finding.subject:{width}}  {told}"))
-        if finding.remedy:
-            words.print(Text(f"{'':8}{'':{width}}  → {printable(finding.remedy)}"))
-    counts = {health: sum(f.health == health for f in found) for health in Health}
-    words.print(", ".join(f"{count} {health}" for health, count in counts.items() if count))
+    width = max(len(result.subject) for result in results)
+    for result in results:
+        if mode.quiet and result.health == Health.GOOD:
+            continue
+        mark = (f"{result.health:8}", styles[result.health])
+        message = printable("; ".join(result.words.split("\n")))
+        column = 8 + width + 2
+        say(Text.assemble(mark, f"{result.subject:{width}}  {message}"), indent=column)
+        if result.remedy:
+            say(f"{'':{column}}→ {printable(result.remedy)}", indent=column + 2)
+    counts = {health: sum(one.health == health for one in results) for health in Health}
+    say(", ".join(f"{count} {health}" for health, count in counts.items() if count))
+
+
+def probe_plan(plan: str) -> None:
+    """What the probe is going to do."""
+    say(plan)
+
+
+def probed(report: Report, *, suggest_image: bool) -> None:
+    """What the probe found, and where it is kept."""
+    _print_checks(report.findings)
+    folder = printable(str(report.folder))
+    say(f"good: as kernelkit assumes; bad: different. The details are in {folder}:")
+    say("transcript.json and report.json contain no names or secrets and can be shared")
+    if report.image and suggest_image:
+        say(
+            f"next:  Check imports against the image that you found: `cp {report.image} "
+            'kaggle-image.json`, and set `image = "kaggle-image.json"` in [tool.kernelkit].'
+        )
+    findings = [vars(finding) for finding in report.findings]
+    document({"folder": str(report.folder), "findings": findings})
 
 
 def advice(notes: Sequence[str]) -> None:
-    """Notes that stop nothing."""
+    """Notes that do not prevent a push."""
     for line in notes:
-        words.print(Text.assemble(("note: ", "bold yellow"), printable(line)))
+        say(Text.assemble(("note: ", "bold yellow"), printable(line)), indent=6)
 
 
-def diff(text: str) -> None:
-    """A unified diff in its usual colours."""
+def diffs(plan: Plan) -> None:
+    """The changes of a sync as unified diffs."""
     styles = {"+": "green", "-": "red", "@": "cyan", "\\": "dim"}
-    for number, line in enumerate(text.rstrip("\n").split("\n")):
-        style = "bold" if number < 2 else styles.get(line[:1], "")
-        words.print(Text(printable(line), style=style))
+    for change in () if mode.quiet else plan.changes:
+        for n, line in enumerate(change.diff.rstrip("\n").split("\n")):
+            style = "bold" if n < 2 else styles.get(line[:1], "")
+            stdout.print(Text(printable(line), style=style), soft_wrap=True)
 
 
-def sync(plan: Plan, dry_run: bool) -> None:
-    """What was written, and then whatever a person has to carry home by hand."""
+def synced(plan: Plan, dry_run: bool) -> None:
+    """What a sync wrote, and what a person has to copy by hand."""
     added = sum(change.added for change in plan.changes)
-    changed = len(plan.changes) - added
-    counts = f"{changed} {'file' if changed == 1 else 'files'} changed, {added} added"
-    end = "nothing was written" if dry_run else "review with git diff"
-    words.print(f"[bold]{counts}[/]; {end}" if plan.changes else "no file has changed")
+    counts = f"{counted(len(plan.changes) - added, 'file')} changed, {added} added"
+    end = "nothing was written" if dry_run else "review with `git diff`"
+    say(Text.assemble((counts, "bold"), f"; {end}") if plan.changes else "no file has changed")
     for change in plan.changes:
         if change.conflict:
-            warning = f"warning: {change.name}: the change on disk gives way to the notebook's"
-            words.print(Text(printable(warning), style="yellow"))
+            _warn(f"{change.name}: the notebook overwrites a change on disk")
         if change.syntax_error:
-            words.print(Text(printable(f"warning: {change.syntax_error}"), style="yellow"))
+            _warn(change.syntax_error)
     for path in plan.gone:
-        words.print(Text(printable(f"{path}: its cell is gone; the file stays")))
+        say(printable(f"{path}: its cell is gone; the file stays"))
     for p in plan.parameters:
         if p.after is None:
-            what = f"{p.name} is not set any more: remove it from"
+            what = f"{p.name} is no longer set: remove it from"
         elif p.before is None:
             what = f"{p.name} = {p.after} is new: add it to"
         else:
             what = f"{p.name} = {p.before} → {p.after}: change it in"
-        words.print(Text(printable(f"parameters: {what} {p.section}")))
+        say(printable(f"parameters: {what} {p.section}"))
     if plan.left:
-        words.print("cells that have no place in the package:")
+        say("cells that have no place in the package:")
     for cell in plan.left:
-        words.print(Text(printable(f"  cell {cell.cell}: {cell.first_line}")), end="")
-        words.print(Text(f"  ({cell.reason})", style="dim"))
+        line = Text(printable(f"  cell {cell.cell}: {cell.first_line}"))
+        say(line.append(f"  ({cell.reason})", "dim"))
     for note in plan.notes:
-        words.print(Text(printable(f"note: {note}"), style="dim"))
+        say(printable(f"note: {note}"), style="dim")
+    document({**plan.details, "written": not dry_run})
+
+
+def _warn(message: str) -> None:
+    say(printable(f"warning: {message}"), style="yellow")
+
+
+def runs(rows: Sequence[Mapping[str, Any]], folder: Path | None = None) -> None:
+    """A line for each version, the newest last, and advice about damaged folders."""
+    document(list(rows))
+    if not rows:
+        say(f"nothing was pushed from {folder or 'here'}")
+        return
+    headings = (
+        *("owner", "run", "version", "digest", "commit", "profile", "pushed", "state"),
+        *("best metric", "public / private", "GPU s"),
+    )
+    _print_table(headings, [_run_cells(row) for row in rows], right=("GPU s",))
+    for row in rows:
+        if row["next"]:
+            say(printable(f"{row['run']} v{row['version']}: {row['next']}"), "yellow")
+
+
+def _run_cells(row: Mapping[str, Any]) -> list[str]:
+    owner, _, slug = str(row["run"]).rpartition("/")
+    unverified = ", not verified" if row["verified"] is False else ""
+    cells = (
+        *(owner, slug, f"v{row['version']}", row["digest"], row["commit"], row["profile"]),
+        *(ago(row["pushed"]), f"{state_word(row['state'])}{unverified}"),
+        *(_metric(row["metric"]), _score(row), number(row["gpu_seconds"], 0)),
+    )
+    return [printable(str(cell or "")) for cell in cells]
+
+
+def run(details: Mapping[str, Any]) -> None:
+    """Everything known about one run."""
+    document(details)
+    say(printable(f"{details['run']} v{details['version']}"), style="bold")
+    for name in ("folder", "url", "digest", "commit", "profile", "pushed", "pulled", "state"):
+        if details[name]:
+            dirty = " (and uncommitted changes)" if name == "commit" and details["dirty"] else ""
+            value = details[name]
+            if name == "state":
+                value = state_word(value)
+            elif name in ("pushed", "pulled"):
+                value = f"{value} ({ago(value)})"
+            _print_line(f"  {name}: {value}{dirty}")
+    for name in ("failure", "verified", "seconds", "gpu_seconds"):
+        if details[name] is not None and details[name] != "":
+            _print_line(f"  {name}: {details[name]}")
+    if details["metric"]:
+        metric = details["metric"]
+        where = f"{metric['experiment'] or 'the run'}, epoch {metric['epoch']}"
+        _print_line(f"  best: {_metric(metric)} ({where})")
+    for title in ("parameters", "kernel", "hardware", "versions"):
+        if details[title]:
+            say(title, style="bold")
+        for name, value in details[title].items():
+            if value not in ("", [], None):
+                _print_line(f"  {name} = {json.dumps(value, ensure_ascii=False)}")
+    if details["outputs"]:
+        say("outputs", style="bold")
+    for output in details["outputs"]:
+        size = output.get("size")
+        size = human_size(size) if isinstance(size, int) else "?"
+        _print_line(f"  {output.get('path')}  {size}")
+    if details["submissions"]:
+        say("submissions", style="bold")
+    for entry in details["submissions"]:
+        line = f"  {entry['ref']} to {entry['competition']}, {entry['submitted']}: {_score(entry)}"
+        _print_line(f"{line} {entry.get('error') or ''}".rstrip())
+    for problem in details["problems"]:
+        _warn(problem)
+
+
+def _print_line(line: str) -> None:
+    """Print a line that is data: it is not wrapped between words."""
+    stdout.print(Text(printable(line)), soft_wrap=True)
+
+
+def difference(found: Mapping[str, Any]) -> None:
+    """How two runs differ."""
+    document(found)
+    say(printable(f"{found['before']} → {found['after']}"), style="bold")
+    say("the same kernel" if found["same"] else "different kernels")
+    for title in ("parameters", "kernel", "settings", "versions", "results"):
+        if found[title]:
+            say(title, style="bold")
+        for name, (a, b) in found[title].items():
+            before, after = (
+                _metric(value) if name == "metric" else json.dumps(value, ensure_ascii=False)
+                for value in (a, b)
+            )
+            _print_line(f"  {name}: {before or 'none'} → {after or 'none'}")
+    if any(found["code"].values()):
+        say("code", style="bold")
+    for kind, paths in found["code"].items():
+        for path in paths:
+            _print_line(f"  {kind} {path}")
+    a, b = found["commits"]
+    if any(found["code"].values()) and a and b and a != b and not (a + b).count("+"):
+        say(f"line by line: git diff {a} {b}", style="dim")
+    for problem in found["problems"]:
+        _warn(problem)
+
+
+def has_failed(end: Status) -> bool:
+    """Whether a run has ended, and not successfully."""
+    return end.state.finished and end.state != "complete"
+
+
+def require_no_failure(end: Status, diagnosis: Diagnosis | None = None) -> None:
+    """Report why a run failed and exit with 6; do nothing if it did not fail."""
+    if not has_failed(end):
+        return
+    if end.state == "cancel_acknowledged":
+        _print_error("the run was cancelled", "To run it again: kernelkit push")
+    elif diagnosis is None:
+        _print_error(
+            f"the run failed: {end.failure or 'Kaggle gives no reason'}",
+            "Download its log: kernelkit pull",
+        )
+    else:
+        _print_error(
+            f"the run failed: {diagnosis.headline}\n{diagnosis.summary}",
+            f"{diagnosis.next_step} Download its log: kernelkit pull",
+        )
+    raise typer.Exit(6)
+
+
+def state_word(state: object, failure: str = "") -> str:
+    """The one word that people read for a state; `failure` is Kaggle's message."""
+    if state == "error" and re.search(r"time.?out|timed out|time limit", failure, re.IGNORECASE):
+        return "timed out"
+    return STATE_WORDS.get(str(state), str(state))
+
+
+def ago(when: object) -> str:
+    """A time in ISO 8601 as people say it: "3 h ago"; unchanged if it is not one."""
+    try:
+        moment = datetime.fromisoformat(str(when))
+        seconds = (datetime.now(UTC) - moment).total_seconds()
+    except (ValueError, TypeError, OverflowError):  # TypeError: without a time zone
+        return str(when or "")
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit} ago"
+    return "just now"
+
+
+def human_size(size: int) -> str:
+    """Bytes as people read them: "340 B", "1.2 MB"."""
+    value = float(size)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"
 
 
 def counted(number: int, noun: str) -> str:
@@ -408,7 +881,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def printable(line: str) -> str:
-    """Control characters as escapes: a notebook must not steer the terminal."""
+    """Control characters as escapes, so that a notebook cannot control the terminal."""
     return "".join(
         char if char.isprintable() or char == "\t" else char.encode("unicode_escape").decode()
         for char in line
@@ -416,96 +889,19 @@ def printable(line: str) -> str:
 
 
 def lines_printable(text: str) -> str:
-    """Like `printable`, for lines of a log: without colours, of a bar what it came to show."""
+    """Like `printable`, for lines of a log: without colors, and only the end of a progress bar."""
+    from kernelkit.diagnosis.tracebacks import TERMINAL_COMMANDS
+
     lines = TERMINAL_COMMANDS.sub("", text).split("\n")
     return "\n".join(printable(line.rstrip("\r").rpartition("\r")[2]) for line in lines)
 
 
-def runs(rows: Sequence[Mapping[str, Any]]) -> None:
-    """A line for each version, and what to do about those that are not as they should be."""
-    if not rows:
-        words.print("nothing was pushed from here")
-        return
-    lines = [_run_cells(row) for row in rows]
-    kept = [number for number in range(len(RUN_COLUMNS)) if any(line[number] for line in lines)]
-    table = Table(*(RUN_COLUMNS[number] for number in kept), box=None)
-    for line in lines:
-        table.add_row(*(Text(printable(line[number])) for number in kept))
-    if not words.is_terminal:
-        words.width = WIDE
-    words.print(table)
-    for row in rows:
-        if row["next"]:
-            words.print(Text(printable(f"{row['run']} v{row['version']}: {row['next']}"), "yellow"))
-
-
-def _run_cells(row: Mapping[str, Any]) -> list[str]:
-    unverified = ", not verified" if row["verified"] is False else ""
-    cells = (
-        *(row["run"], f"v{row['version']}", row["digest"], row["commit"], row["profile"]),
-        str(row["pushed"])[:16].replace("T", " "),
-        f"{row['state']}{unverified}",
-        *(_metric(row["metric"]), _score(row), number(row["gpu_seconds"], 0)),
-    )
-    return [str(cell or "") for cell in cells]
-
-
-def run(details: Mapping[str, Any]) -> None:
-    """All that is known of one run."""
-    plain = ("folder", "url", "digest", "commit", "profile", "pushed", "pulled", "state", "failure")
-    words.print(Text(printable(f"{details['run']} v{details['version']}"), style="bold"))
-    for name in (*plain, "verified", "seconds", "gpu_seconds"):
-        if details[name] is not None and details[name] != "":
-            dirty = " (and changes since)" if name == "commit" and details["dirty"] else ""
-            words.print(Text(printable(f"  {name}: {details[name]}{dirty}")))
-    if details["metric"]:
-        metric = details["metric"]
-        where = f"{metric['experiment'] or 'the run'}, epoch {metric['epoch']}"
-        words.print(Text(printable(f"  best: {_metric(metric)} ({where})")))
-    for title in ("parameters", "kernel", "hardware", "versions"):
-        if details[title]:
-            words.print(Text(title, style="bold"))
-        for name, value in details[title].items():
-            if value not in ("", [], None):
-                words.print(Text(printable(f"  {name} = {json.dumps(value, ensure_ascii=False)}")))
-    if details["outputs"]:
-        words.print(Text("outputs", style="bold"))
-    for output in details["outputs"]:
-        size = output.get("size")
-        size = f"{size:,} B" if isinstance(size, int) else "?"
-        words.print(Text(printable(f"  {output.get('path')}  {size}")))
-    if details["submissions"]:
-        words.print(Text("submissions", style="bold"))
-    for entry in details["submissions"]:
-        line = f"  {entry['ref']} to {entry['competition']}, {entry['submitted']}: {_score(entry)}"
-        words.print(Text(printable(f"{line} {entry.get('error') or ''}".rstrip())))
-    for problem in details["problems"]:
-        words.print(Text(printable(f"warning: {problem}"), style="yellow"))
-
-
-def difference(found: Mapping[str, Any]) -> None:
-    """How two runs differ."""
-    words.print(Text(printable(f"{found['before']} → {found['after']}"), style="bold"))
-    words.print("the very same kernel" if found["same"] else "another kernel")
-    for title in ("parameters", "kernel", "settings", "versions", "results"):
-        if found[title]:
-            words.print(Text(title, style="bold"))
-        for name, (a, b) in found[title].items():
-            before, after = (
-                _metric(value) if name == "metric" else json.dumps(value, ensure_ascii=False)
-                for value in (a, b)
-            )
-            words.print(Text(printable(f"  {name}: {before or 'none'} → {after or 'none'}")))
-    if any(found["code"].values()):
-        words.print(Text("code", style="bold"))
-    for kind, paths in found["code"].items():
-        for path in paths:
-            words.print(Text(printable(f"  {kind} {path}")))
-    a, b = found["commits"]
-    if any(found["code"].values()) and a and b and a != b and not (a + b).count("+"):
-        words.print(Text(f"line by line: git diff {a} {b}", style="dim"))
-    for problem in found["problems"]:
-        words.print(Text(printable(f"warning: {problem}"), style="yellow"))
+def number(value: Any, digits: int = 4) -> str:
+    """A number that a run reports; empty if it is not one."""
+    try:
+        return f"{value:.{digits}f}" if isinstance(value, int | float) else ""
+    except OverflowError:  # JSON has integers that no float can hold
+        return "∞"
 
 
 def _metric(metric: Mapping[str, Any] | None) -> str:
@@ -513,7 +909,7 @@ def _metric(metric: Mapping[str, Any] | None) -> str:
 
 
 def _score(entry: Mapping[str, Any]) -> str:
-    """The scores of a submission as Kaggle shows them, or where it is."""
+    """The scores of a submission as Kaggle shows them, or its state."""
     scores = [entry.get("public_score"), entry.get("private_score")]
     if any(scores):
         return " / ".join(str(score or "?") for score in scores)
@@ -521,9 +917,9 @@ def _score(entry: Mapping[str, Any]) -> str:
 
 
 def _epoch_line(event: Mapping[str, Any]) -> str:
-    numbers = [f"{label} {number(event[key], n)}" for label, key, n in COLUMNS if key in event]
+    shown = [f"{label} {number(event[key], n)}" for label, key, n in EPOCH_COLUMNS if key in event]
     epoch = f"epoch {event.get('epoch', '?')}/{event.get('epochs', '?')}"
-    return "  ".join([str(event.get("experiment", "")), epoch, *numbers]).strip()
+    return "  ".join([str(event.get("experiment", "")), epoch, *shown]).strip()
 
 
 def _duration_line(seconds: float) -> str:
@@ -538,7 +934,7 @@ def _quota_line(quota: Quota) -> str:
 
 
 def _is_number(event: Mapping[str, Any], key: str) -> bool:
-    """Whether it is a number that a float can hold: a notebook may report any."""
+    """Whether a value is a number that a float can hold: a notebook may report anything."""
     value = event.get(key)
     try:
         return (
@@ -546,66 +942,3 @@ def _is_number(event: Mapping[str, Any], key: str) -> bool:
         )
     except OverflowError:  # an integer beyond every float
         return False
-
-
-def number(value: Any, digits: int = 4) -> str:
-    """A number as a run reports it; empty where it is none."""
-    try:
-        return f"{value:.{digits}f}" if isinstance(value, int | float) else ""
-    except OverflowError:  # an integer of a notebook's own making
-        return "∞"
-
-
-def has_failed(end: Status) -> bool:
-    """Whether a run has ended, and not well."""
-    return end.state.finished and end.state != "complete"
-
-
-def require_no_failure(end: Status, diagnosis: Diagnosis | None = None) -> None:
-    """Say why a run has failed and exit with 6; nothing where it has not."""
-    if not has_failed(end):
-        return
-    if end.state == "cancel_acknowledged":
-        errors.print("error: the run was cancelled")
-        errors.print("next:  To run it again: kernelkit push")
-    elif diagnosis is None:
-        errors.print(Text(f"error: the run has failed: {end.failure or end.state}"))
-        errors.print("next:  Bring home its log: kernelkit pull")
-    else:
-        errors.print(Text(f"error: the run has failed: {diagnosis.headline}"))
-        errors.print(Text(diagnosis.summary))
-        errors.print(Text(f"next:  {diagnosis.next_step} Bring home its log: kernelkit pull"))
-    raise typer.Exit(6)
-
-
-def to_stderr_for(as_json: bool) -> None:
-    """With `--json` stdout belongs to the document: words go to stderr."""
-    words.stderr = as_json
-
-
-def document(as_json: bool, content: Any) -> None:
-    """The one document that a script reads."""
-    if as_json:
-        sys.stdout.write(json.dumps(content, indent=1, default=str) + "\n")
-
-
-def error(fault: KernelkitError) -> int:
-    """Say what was wrong and what to do next; the exit code."""
-    told = "\n".join(map(printable, str(fault).split("\n")))
-    errors.print(Text.assemble(("error: ", "bold red"), told))
-    if fault.next_step:
-        errors.print(Text.assemble(("next:  ", "bold"), fault.next_step))
-    return fault.exit_code
-
-
-def usage_error(fault: Exception) -> int:
-    """click's complaints about the command line; all else is a bug of ours."""
-    show: Callable[[], None] | None = getattr(fault, "show", None)
-    if show is not None:
-        show()
-        return 2
-    traceback.print_exception(fault)
-    errors.print(
-        Text.assemble(("error: ", "bold red"), "this is a bug of kernelkit: please report it")
-    )
-    return 1

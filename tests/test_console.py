@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 
 from kernelkit import console
-from kernelkit.kaggle import LogEntry
+from kernelkit.kaggle import LogEntry, State
 from kernelkit.runs.verify import Verdict
 
 HUGE = 10**400
@@ -30,7 +31,7 @@ def epoch(**details: Any) -> LogEntry:
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> StringIO:
     shown = StringIO()
-    monkeypatch.setattr(console, "words", Console(file=shown, width=80, soft_wrap=True))
+    monkeypatch.setattr(console, "stdout", Console(file=shown, width=80, soft_wrap=True))
     return shown
 
 
@@ -48,32 +49,32 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> StringIO:
     ],
 )
 def test_the_live_table_bears_any_number(details: dict[str, Any]) -> None:
-    teller = console.Reporter(Live(console=console.words, auto_refresh=False))
-    teller(epoch(**details))
-    left = teller.seconds_left()
+    reporter = console.Reporter(Live(console=console.stdout, auto_refresh=False))
+    reporter(epoch(**details))
+    left = reporter.seconds_left()
     assert left is None or 0 <= left < float("inf")
 
 
 @pytest.mark.usefixtures("screen")
 def test_the_time_left_is_of_the_epochs_to_come() -> None:
-    teller = console.Reporter(Live(console=console.words, auto_refresh=False))
-    teller(entry('{"event": "start", "experiments": ["a", "b"], "epochs": 3}'))
-    teller(epoch(epoch=1, epochs=3, seconds=2.0))
-    assert teller.seconds_left() == pytest.approx(2 * 2.0 + 3 * 2.0)
+    reporter = console.Reporter(Live(console=console.stdout, auto_refresh=False))
+    reporter(entry('{"event": "start", "experiments": ["a", "b"], "epochs": 3}'))
+    reporter(epoch(epoch=1, epochs=3, seconds=2.0))
+    assert reporter.seconds_left() == pytest.approx(2 * 2.0 + 3 * 2.0)
 
 
 @pytest.mark.parametrize("live", [False, True])
 def test_a_log_does_not_steer_the_terminal(live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = StringIO()
-    console = Console(file=shown, force_terminal=live, color_system=None, width=80)
-    monkeypatch.setattr(console, "words", console)
-    view = Live(console=console, auto_refresh=False) if live else None
-    teller = console.Reporter(view)
+    screen = Console(file=shown, force_terminal=live, color_system=None, width=80)
+    monkeypatch.setattr(console, "stdout", screen)
+    view = Live(console=screen, auto_refresh=False) if live else None
+    reporter = console.Reporter(view)
     for line in ("\x1b[31mred\x1b[0m \x1b[2Jend", "\x1b]0;title\x07\x0e\x9b2J", "10%\r20%"):
-        teller(entry(f"{line}\n"))
-    teller(epoch(experiment="e\n\x1b[2J", epoch="\x1b[2J", epochs=2))
+        reporter(entry(f"{line}\n"))
+    reporter(epoch(experiment="e\n\x1b[2J", epoch="\x1b[2J", epochs=2))
     if view:
-        console.print(view.get_renderable())
+        screen.print(view.get_renderable())
     said = shown.getvalue()
     assert {"red end", "20%"} <= {part.strip() for part in said.split("\n")}
     assert not set(said) & set("\x1b\x07\x0e\x9b\r")
@@ -98,3 +99,66 @@ def test_thousands_of_files_beside_the_outputs_are_counted(screen: StringIO) -> 
     console.outputs(Verdict(problems=(), run_error=None, outputs=(), undeclared=names))
     assert "many0019.txt and 2980 more" in screen.getvalue()
     assert len(screen.getvalue()) < 1000
+
+
+def shown_at(width: int, message: str, **options: Any) -> list[str]:
+    """The lines that `say` prints on a terminal of that width."""
+    shown = StringIO()
+    screen = Console(file=shown, force_terminal=True, color_system=None, width=width)
+    console.say(message, to=screen, **options)
+    return shown.getvalue().splitlines()
+
+
+def test_prose_wraps_between_words() -> None:
+    lines = shown_at(30, "error: the project file names a folder that is missing", indent=7)
+    assert lines == [
+        "error: the project file names",
+        "       a folder that is",
+        "       missing",
+    ]
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        "/a/path/that/is/much/longer/than/the/terminal/is/wide",
+        "`kernelkit push --again --profile smoke`",
+    ],
+)
+def test_paths_and_commands_stay_whole(whole: str) -> None:
+    lines = shown_at(30, f"Look at what is in {whole} and then decide.")
+    assert whole in lines
+    assert "kernelkit watch owner/some-kernel/v12" in shown_at(
+        30, "Come back with: kernelkit watch owner/some-kernel/v12"
+    )
+
+
+def test_a_narrow_terminal_loses_digests_before_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "tgs-salt-unet-resnet50-lovasz"
+    row = {
+        **{"run": f"somebody/{name}", "version": 12, "digest": "0123456789ab"},
+        **{"commit": "012345678+", "profile": "smoke", "pushed": "2020-01-01T00:00:00+00:00"},
+        **{"state": "cancel_acknowledged", "verified": None, "metric": None, "next": None},
+        **{"gpu_seconds": 12.0, "public_score": None, "private_score": None, "submission": None},
+    }
+    for width, dropped in ((80, True), (200, False)):
+        shown = StringIO()
+        screen = Console(file=shown, force_terminal=True, color_system=None, width=width)
+        monkeypatch.setattr(console, "stdout", screen)
+        console.runs([row])
+        assert name in shown.getvalue()
+        assert max(map(len, shown.getvalue().splitlines())) <= width
+        assert ("0123456789ab" not in shown.getvalue()) == dropped
+        assert "cancelled" in " ".join(shown.getvalue().split())
+
+
+def test_a_time_is_relative_and_a_state_is_one_word() -> None:
+    hours = datetime.now(UTC) - timedelta(hours=3, minutes=10)
+    assert console.ago(hours.isoformat()) == "3 h ago"
+    assert console.ago(datetime.now(UTC).isoformat()) == "just now"
+    assert console.ago("not a time") == "not a time"
+    words = [console.state_word(state) for state in State]
+    assert words == [
+        *("queued", "running", "complete", "failed", "cancelled", "cancelled", "queued"),
+    ]
+    assert console.state_word(State.ERROR, "Your notebook hit a timeout") == "timed out"

@@ -576,15 +576,15 @@ def test_no_line_of_a_log_stops_or_steers_the_terminal(
     monkeypatch: pytest.MonkeyPatch, lines: list[str]
 ) -> None:
     shown = io.StringIO()
-    console = Console(file=shown, width=100, color_system=None)
-    monkeypatch.setattr(console, "words", console)
-    teller = console.Reporter()
+    screen = Console(file=shown, width=100, color_system=None)
+    monkeypatch.setattr(console, "stdout", screen)
+    reporter = console.Reporter()
     for line in lines:
-        teller(LogEntry("stdout", 0.0, line))
-        teller(Status(State.ERROR, line))
-        teller(line)
-        teller.seconds_left()
-        console.print(teller._picture())
+        reporter(LogEntry("stdout", 0.0, line))
+        reporter(Status(State.ERROR, line))
+        reporter(line)
+        reporter.seconds_left()
+        screen.print(reporter._view())
     unseen = set(shown.getvalue()) - {"\n", "\t"}
     assert not [char for char in unseen if ord(char) < 32 or 127 <= ord(char) < 160]
 
@@ -597,5 +597,5 @@ def test_no_line_of_a_log_stops_or_steers_the_terminal(
 def test_any_quota_is_shown(
     monkeypatch: pytest.MonkeyPatch, used: float, refresh: datetime | None
 ) -> None:
-    monkeypatch.setattr(console, "words", Console(file=io.StringIO()))
+    monkeypatch.setattr(console, "stdout", Console(file=io.StringIO()))
     console.Reporter()(Quota(used, used, refresh))

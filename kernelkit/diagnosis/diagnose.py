@@ -21,7 +21,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kernelkit.diagnosis.rules import UNKNOWN_STEP, Facts, FailureCause, find_cause
-from kernelkit.diagnosis.tracebacks import HEADER, PAPERMILL, Call, Traceback, read_tracebacks
+from kernelkit.diagnosis.tracebacks import (
+    HEADER,
+    PAPERMILL,
+    TERMINAL_COMMANDS,
+    Call,
+    Traceback,
+    read_tracebacks,
+)
 from kernelkit.notebook.runtime import MANIFEST_MARK
 
 """Begins the one log line in which a failed run prints its manifest."""
@@ -121,10 +128,6 @@ _PAPERMILL_WORDS = ("Kernel died", "Executing ", "Ending Cell ")
 _CHILD_FAILED = frozenset({"CalledProcessError", "ChildFailedError", "ProcessExitedException"})
 """They say that another process failed; what broke there, that process has printed before."""
 
-# ESC with a whole command of a terminal: colours, cursor movements, titles, links.
-TERMINAL_COMMANDS = re.compile(
-    r"\x1b(?:\[[0-?]*+[ -/]*+[@-~]|\][^\x07\x1b]*+(?:\x07|\x1b\\)|[@-Z\\^_])"
-)
 # All other control characters, and those that turn or hide text.
 _CONTROLS = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"

@@ -1,6 +1,6 @@
 """Whether a push would go well: this machine, the account and the project, looked at alone.
 
-Reads only. Every question ends in a `Finding`; what cannot be asked is unknown, and says why.
+Reads only. Every question ends in a `CheckResult`; what cannot be asked is unknown, and says why.
 Nothing here tells a secret: names of variables and files, never their content.
 """
 
@@ -61,7 +61,7 @@ class Health(StrEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One line of the report; `exit_code` is 0 unless it is bad."""
 
     subject: str
@@ -86,7 +86,7 @@ def examine(
     *,
     environment: Mapping[str, str] = os.environ,
     clock: Callable[[], float] = time.time,
-) -> list[Finding]:
+) -> list[CheckResult]:
     """All findings, in the order in which they matter to a newcomer.
 
     `config` may be the complaint about it: all the rest is told all the same.
@@ -138,7 +138,7 @@ def _about_account(
     config: Config | None,
     environment: Mapping[str, str],
     clock: Callable[[], float],
-) -> Iterator[Finding]:
+) -> Iterator[CheckResult]:
     """What only Kaggle can tell. Where it does not answer once, it is not asked again."""
     skews: list[float] = []
     kaggle.listen(lambda answer, _: skews.extend(_skew(answer, clock())))
@@ -152,7 +152,7 @@ def _about_account(
     silent = ""
     for subject, question in questions:
         if silent:
-            yield Finding(subject, Health.UNKNOWN, f"not asked: {silent} was not answered")
+            yield CheckResult(subject, Health.UNKNOWN, f"not asked: {silent} was not answered")
             continue
         finding = _answer(subject, question)
         silent = subject if finding.exit_code == UnreachableError.exit_code else ""
@@ -173,25 +173,25 @@ def _sources(config: Config) -> list[tuple[str, Callable[[Kaggle, str], str], st
     return [(f"{kind} {name}", ask, name) for kind, ask, names in kinds for name in names]
 
 
-def _unasked(config: Config | None) -> list[Finding]:
+def _unasked(config: Config | None) -> list[CheckResult]:
     of_kernel = ["kernel", *(subject for subject, _, _ in _sources(config))] if config else []
     why = "not asked: no account to ask with"
-    return [Finding(name, Health.UNKNOWN, why) for name in ("quota", *of_kernel, "clock")]
+    return [CheckResult(name, Health.UNKNOWN, why) for name in ("quota", *of_kernel, "clock")]
 
 
-def _answer(subject: str, question: Callable[[], str]) -> Finding:
+def _answer(subject: str, question: Callable[[], str]) -> CheckResult:
     try:
-        return Finding(subject, Health.GOOD, question())
+        return CheckResult(subject, Health.GOOD, question())
     except _UnknownError as why:
-        return Finding(subject, Health.UNKNOWN, str(why))
+        return CheckResult(subject, Health.UNKNOWN, str(why))
     except KernelkitError as error:
         if _code(error) == 501:
-            return Finding(subject, Health.UNKNOWN, str(error))
+            return CheckResult(subject, Health.UNKNOWN, str(error))
         return _bad(subject, error)
 
 
-def _bad(subject: str, error: KernelkitError) -> Finding:
-    return Finding(subject, Health.BAD, str(error), error.next_step, error.exit_code)
+def _bad(subject: str, error: KernelkitError) -> CheckResult:
+    return CheckResult(subject, Health.BAD, str(error), error.next_step, error.exit_code)
 
 
 def _raise(error: KernelkitError) -> str:

@@ -23,7 +23,7 @@ import kernelkit
 from kernelkit import workflow
 from kernelkit.bundle.image import read_snapshot, snapshot
 from kernelkit.config import load_config
-from kernelkit.doctor.checks import Finding, Health
+from kernelkit.doctor.checks import CheckResult, Health
 from kernelkit.errors import LocalError, RefusedError
 from kernelkit.kaggle import Credentials, Kaggle, State, Status
 from kernelkit.notebook.render import Kernel
@@ -69,7 +69,7 @@ class Report:
     image: Path | None
     """A snapshot as `image.load_snapshot` reads it; None where the run left none."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[CheckResult, ...]
 
 
 @dataclass(frozen=True)
@@ -186,11 +186,11 @@ def _findings(
     earlier: Status,
     competitions: Sequence[str],
     transcript: Transcript,
-) -> Iterator[Finding]:
+) -> Iterator[CheckResult]:
     session = good.read("session.json")
     yield _finding("run", good.end.state == State.COMPLETE, f"it ended {good.end.state}")
     yield _finding("asked and given", not good.differences, "; ".join(good.differences) or "equal")
-    yield Finding("status", Health.GOOD, "; ".join(_statuses(transcript)))
+    yield CheckResult("status", Health.GOOD, "; ".join(_statuses(transcript)))
     yield _finding(
         "version label",
         earlier.state == good.end.state,
@@ -205,9 +205,9 @@ def _findings(
 
 def _about_session(
     session: Mapping[str, Any], good: _Attempt, competitions: Sequence[str]
-) -> Iterator[Finding]:
+) -> Iterator[CheckResult]:
     if not session:
-        yield Finding("session", Health.UNKNOWN, "the run left no session.json")
+        yield CheckResult("session", Health.UNKNOWN, "the run left no session.json")
         return
     yield _finding(
         "internet", session["internet"] is False, f"reached: {session['internet']}, asked: False"
@@ -217,21 +217,23 @@ def _about_session(
         "python", session["python"].startswith(known), f"{session['python']}; assumed is {known}"
     )
     stamps = ", ".join(f"{name} {value}" for name, value in session["image"].items())
-    yield Finding("image", Health.GOOD if stamps else Health.UNKNOWN, stamps or "no stamps in /etc")
+    yield CheckResult(
+        "image", Health.GOOD if stamps else Health.UNKNOWN, stamps or "no stamps in /etc"
+    )
     yield _freeze(good.read("image.json"))
     for slug in competitions:
         yield _mount(slug, session["mounts"])
     names = [name for name in session["environment"] if name.startswith("KAGGLE_")]
-    yield Finding("environment", Health.GOOD, ", ".join(names) or "no KAGGLE_ names")
+    yield CheckResult("environment", Health.GOOD, ", ".join(names) or "no KAGGLE_ names")
     form = session["container_name"]
     yield _finding(
         "session id", bool(form and "9" in form), f"the form of KAGGLE_CONTAINER_NAME is {form}"
     )
 
 
-def _freeze(document: Mapping[str, Any]) -> Finding:
+def _freeze(document: Mapping[str, Any]) -> CheckResult:
     if not document:
-        return Finding("freeze", Health.UNKNOWN, "the run left no image.json")
+        return CheckResult("freeze", Health.UNKNOWN, "the run left no image.json")
     found, assumed = read_snapshot(document).distributions, snapshot().distributions
     other = [
         f"{name} {found.get(name, 'absent')} for {version}"
@@ -242,28 +244,30 @@ def _freeze(document: Mapping[str, Any]) -> Finding:
     return _finding("freeze", not other, words + (f"other: {', '.join(other)}" if other else "all"))
 
 
-def _mount(slug: str, mounts: Sequence[str]) -> Finding:
+def _mount(slug: str, mounts: Sequence[str]) -> CheckResult:
     forms = {"2026": f"/competitions/{slug}/", "former": f"/input/{slug}/"}
     seen = [name for name, end in forms.items() if any(path.endswith(end) for path in mounts)]
     if seen:
-        return Finding(f"mount {slug}", Health.GOOD, f"in the form of {' and '.join(seen)}")
-    return Finding(f"mount {slug}", Health.BAD, f"in no known form: {', '.join(mounts) or 'none'}")
+        return CheckResult(f"mount {slug}", Health.GOOD, f"in the form of {' and '.join(seen)}")
+    return CheckResult(
+        f"mount {slug}", Health.BAD, f"in no known form: {', '.join(mounts) or 'none'}"
+    )
 
 
-def _about_read_back(good: _Attempt, transcript: Transcript) -> Iterator[Finding]:
+def _about_read_back(good: _Attempt, transcript: Transcript) -> Iterator[CheckResult]:
     yield compare_sources(good.kernel.payload, good.source)
     answers = [e["values"] for e in transcript.of("GetKernel", "a run") if e["status"] == 200]
     for name in ("machineShape", "dockerImage"):
         seen = [str(values.get(f"metadata.{name}", "not told")) for values in answers]
         words = f"after the push {seen[0]}, after the end {seen[-1]}" if seen else "never told"
         told = bool(seen) and seen[-1] != "not told"
-        yield Finding(name, Health.GOOD if told else Health.UNKNOWN, words)
+        yield CheckResult(name, Health.GOOD if told else Health.UNKNOWN, words)
 
 
-def compare_sources(sent: str, given: str) -> Finding:
+def compare_sources(sent: str, given: str) -> CheckResult:
     """How the notebook that Kaggle gives back differs from the one that was sent."""
     if sent == given:
-        return Finding("read-back", Health.GOOD, "byte for byte as it was sent")
+        return CheckResult("read-back", Health.GOOD, "byte for byte as it was sent")
     try:
         ours, theirs = json.loads(sent), json.loads(given)
         mine, yours = ours["cells"], theirs["cells"]
@@ -271,7 +275,9 @@ def compare_sources(sent: str, given: str) -> Finding:
         ids = [[cell.get("id") for cell in cells] for cells in (mine, yours)]
         added = sorted(theirs["metadata"].keys() - ours["metadata"].keys())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return Finding("read-back", Health.BAD, f"what is given back is no notebook ({error!r})")
+        return CheckResult(
+            "read-back", Health.BAD, f"what is given back is no notebook ({error!r})"
+        )
     words = [
         "other bytes",
         f"cells {'equal' if sources[0] == sources[1] else 'CHANGED'}",
@@ -281,7 +287,7 @@ def compare_sources(sent: str, given: str) -> Finding:
     return _finding("read-back", sources[0] == sources[1], "; ".join(words))
 
 
-def _about_log_and_outputs(good: _Attempt, transcript: Transcript) -> Iterator[Finding]:
+def _about_log_and_outputs(good: _Attempt, transcript: Transcript) -> Iterator[CheckResult]:
     kinds = [
         e["headers"].get("content-type", "").partition(";")[0] or str(e["status"])
         for e in transcript.of("logs/stream", "a run")
@@ -292,7 +298,7 @@ def _about_log_and_outputs(good: _Attempt, transcript: Transcript) -> Iterator[F
     if set(forms) < assumed:  # a run of seconds may be over before anybody looks, or go on
         health = Health.UNKNOWN
     told = f"forms seen, in their order: {', '.join(forms) or 'none'}"
-    yield Finding("log stream", health, told)
+    yield CheckResult("log stream", health, told)
     try:
         entries = json.loads(good.log)
         keys = sorted({key for entry in entries for key in entry})
@@ -305,12 +311,12 @@ def _about_log_and_outputs(good: _Attempt, transcript: Transcript) -> Iterator[F
     hosts = sorted({e["host"] for e in addresses})
     queries = sorted({name for e in addresses for name in e["query"]})
     words = f"from {', '.join(hosts)}, signed by {', '.join(queries) or 'nothing in the query'}"
-    yield Finding("downloads", Health.GOOD if hosts else Health.UNKNOWN, words)
+    yield CheckResult("downloads", Health.GOOD if hosts else Health.UNKNOWN, words)
 
 
-def _about_failure(bad: _Attempt) -> Iterator[Finding]:
+def _about_failure(bad: _Attempt) -> Iterator[CheckResult]:
     yield _finding("failed run", bad.end.state == State.ERROR, f"it ended {bad.end.state}")
-    yield Finding("failure message", Health.GOOD, bad.end.failure or "none")
+    yield CheckResult("failure message", Health.GOOD, bad.end.failure or "none")
     yield _finding(
         "outputs of a failed run",
         "image.json" in bad.outputs,
@@ -321,7 +327,7 @@ def _about_failure(bad: _Attempt) -> Iterator[Finding]:
     status = bad.read("run-manifest.json").get("status")
     words = {"failed": "not run", "complete": "run all the same"}.get(str(status), "not known")
     health = {"failed": Health.GOOD, "complete": Health.BAD}.get(str(status), Health.UNKNOWN)
-    yield Finding("cells after the failing one", health, words)
+    yield CheckResult("cells after the failing one", health, words)
 
 
 def _statuses(transcript: Transcript) -> Iterator[str]:
@@ -336,8 +342,8 @@ def _statuses(transcript: Transcript) -> Iterator[str]:
         last = seen
 
 
-def _finding(subject: str, good: bool, words: str) -> Finding:
-    return Finding(subject, Health.GOOD if good else Health.BAD, words)
+def _finding(subject: str, good: bool, words: str) -> CheckResult:
+    return CheckResult(subject, Health.GOOD if good else Health.BAD, words)
 
 
 class Transcript:

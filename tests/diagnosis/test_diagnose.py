@@ -826,8 +826,10 @@ def test_a_failing_run_is_diagnosed_where_it_is_told(
     watched = cli("watch", cwd=failing, env=endpoint, expect=6).stderr
     assert f"out of memory, at {place} in count: raise MemoryError" in watched
     pulled = cli("pull", "--json", cwd=failing, env=endpoint, expect=6)
-    assert f"out of memory, at {place} in count" in pulled.stderr
-    assert json.loads(pulled.stdout)["diagnosis"]["cause"] == "out of memory"
+    document = json.loads(pulled.stdout)
+    assert f"out of memory, at {place} in count" in document["error"]
+    assert document["diagnosis"]["cause"] == "out of memory"
+    assert pulled.stderr == ""
     by_project = cli("diagnose", cwd=failing).stdout
     assert by_project.startswith("out of memory\nMemoryError: no room for 1\n")
     assert f"{place} in count" in by_project
@@ -858,9 +860,8 @@ def test_a_good_run_is_not_accused(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "bundle.json").write_text('{"slug": "a"}')
     (tmp_path / "run.json").write_text('{"state": "complete"}')
     (tmp_path / "a.log").write_text("Traceback (most recent call last):\nValueError: survived\n")
-    told = cli("diagnose", tmp_path, "--json")
-    assert told.stderr == "nothing here tells of a failure\n"
-    assert json.loads(told.stdout) == {"cause": None}
+    assert cli("diagnose", tmp_path).stdout == "found no failure here\n"
+    assert json.loads(cli("diagnose", tmp_path, "--json").stdout) == {"cause": None}
 
 
 def test_a_log_may_come_from_anywhere(cli: Cli, tmp_path: Path) -> None:

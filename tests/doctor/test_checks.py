@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from kernelkit.config import load_config
-from kernelkit.console import findings as speak_findings
-from kernelkit.doctor.checks import Finding, Health, examine
+from kernelkit.console import checked as print_checks
+from kernelkit.doctor.checks import CheckResult, Health, examine
 from kernelkit.errors import ConfigError
 from kernelkit.workflow import connect_to, push
 
@@ -49,7 +49,7 @@ def diagnosed(
     endpoint: str | None,
     environment: Mapping[str, str] | None = None,
     **more: object,
-) -> dict[str, Finding]:
+) -> dict[str, CheckResult]:
     """The findings by their subjects."""
     config = load_config(project, endpoint=endpoint)
     found = examine(project, config, endpoint, environment=environment or {}, **more)  # type: ignore[arg-type]
@@ -231,10 +231,10 @@ def test_runs_where_a_file_stands(plain: Path, local_kaggle: str) -> None:
 
 
 def test_the_report_is_a_table_in_words(capsys: pytest.CaptureFixture[str]) -> None:
-    speak_findings(
+    print_checks(
         [
-            Finding("short", Health.GOOD, "fine"),
-            Finding("a longer one", Health.BAD, "one\ntwo \x1b", "do this", 4),
+            CheckResult("short", Health.GOOD, "fine"),
+            CheckResult("a longer one", Health.BAD, "one\ntwo \x1b", "do this", 4),
         ]
     )
     assert capsys.readouterr().out.splitlines() == [
@@ -247,4 +247,4 @@ def test_the_report_is_a_table_in_words(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_complaint_about_the_project_is_a_finding(tmp_path: Path, local_kaggle: str) -> None:
     found = examine(tmp_path, ConfigError("broken", "mend it"), local_kaggle, environment={})
-    assert Finding("project", Health.BAD, "broken", "mend it", 2) in found
+    assert CheckResult("project", Health.BAD, "broken", "mend it", 2) in found

@@ -18,7 +18,7 @@ import requests
 
 from kernelkit.bundle.image import read_snapshot
 from kernelkit.config import load_config
-from kernelkit.doctor.checks import Finding, Health
+from kernelkit.doctor.checks import CheckResult, Health
 from kernelkit.doctor.probe import Report, Transcript, compare_sources, differences, probe, shape
 from kernelkit.errors import RefusedError
 from kernelkit.kaggle import Credentials, Kaggle, connect
@@ -34,7 +34,7 @@ class Probed:
     folder: Path
 
     @property
-    def found(self) -> dict[str, Finding]:
+    def found(self) -> dict[str, CheckResult]:
         return {finding.subject: finding for finding in self.report.findings}
 
     @property
@@ -251,7 +251,7 @@ def test_a_no_at_the_terminal_pushes_nothing(plain: Path, local_kaggle: str) -> 
     told, _ = process.communicate(timeout=60)
     os.close(ours)
     os.close(theirs)
-    assert "Go on? [y/N]" in told
+    assert "Continue? [y/N]" in told
     assert process.returncode == 130
     assert not (plain / "runs").exists()
 
