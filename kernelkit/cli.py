@@ -153,7 +153,7 @@ def render(
         "left_out": dict(kernel.bundle.left_out),
         "notes": advice,
     }
-    console.document(as_json, {**details, **kernel.manifest})
+    console.document(as_json, {**details, **kernel.manifest.document})
 
 
 @app.command()

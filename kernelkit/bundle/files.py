@@ -18,6 +18,7 @@ from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 
 from pathspec import GitIgnoreSpec
+from pydantic import BaseModel, ConfigDict
 
 from kernelkit.bundle import imports
 from kernelkit.bundle.imports import ImportKind, Module, PythonSyntaxError, Signature
@@ -76,12 +77,16 @@ class SourceFile:
         return hashlib.sha256(self.content).hexdigest()
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """Where the source stood: the commit, and whether the folder differed from it."""
+class Provenance(BaseModel):
+    """The git commit of the sources, and whether the carried files differ from it."""
 
-    commit: str | None
-    dirty: bool | None
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    commit: str | None = None
+    """None where there is no repository, or git does not answer."""
+
+    dirty: bool | None = None
+    """None where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -793,12 +798,13 @@ def _provenance(project: Path, paths: Iterable[str]) -> Provenance:
     changes = ask_git(project, "diff", "HEAD", "--name-only", "--relative", "-z")
     tracked = ask_git(project, "ls-files", "-z")
     if not commit or changes is None or tracked is None:
-        return Provenance(commit or None, None)
+        return Provenance(commit=commit or None, dirty=None)
     gone = {name for name in changes.split("\0") if name and not (project / name).exists()}
     beside = {str(PurePosixPath(name).parent) for name in carried}
     changed = set(changes.split("\0")) & set(carried)
     changed |= {name for name in gone if str(PurePosixPath(name).parent) in beside}
-    return Provenance(commit, bool(changed or set(carried) - set(tracked.split("\0"))))
+    dirty = bool(changed or set(carried) - set(tracked.split("\0")))
+    return Provenance(commit=commit, dirty=dirty)
 
 
 def ask_git(folder: Path, *arguments: str) -> str | None:

@@ -165,9 +165,9 @@ def _texts(kernel: Kernel) -> Iterator[_Text]:
         yield _Text(path.as_posix(), _as_text(file.content))
     for path_, source in kernel.templates.items():
         yield _Text(path_, source)
-    for name, value in kernel.manifest["parameters"].items():
+    for name, value in kernel.manifest.parameters.items():
         yield _Text(f"parameters.{name}", f"{name} = {value!r}", numbered=False)
-    for name, value in {"pip": kernel.manifest["pip"], **kernel.metadata}.items():
+    for name, value in {"pip": kernel.manifest.pip, **kernel.metadata.document}.items():
         yield _Text(name, f"{name} = {value!r}", numbered=False, is_derived=True)
     for cell in json.loads(kernel.notebook)["cells"]:
         (tag,) = cell["metadata"]["tags"]

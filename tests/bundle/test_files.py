@@ -601,7 +601,7 @@ def test_the_digest_changes_exactly_with_the_content(
     digests = []
     for tree in (one, other):
         files = tuple(SourceFile(name, content, None) for name, content in tree.items())
-        digests.append(Bundle({}, "", files, {}, Provenance(None, None)).digest)
+        digests.append(Bundle({}, "", files, {}, Provenance()).digest)
     assert (digests[0] == digests[1]) == (one == other)
 
 
