@@ -73,8 +73,8 @@ bench-rendering: $(VENV)/all.done ## measure rendering beside its peers: time, m
 bench-training: $(VENV)/all.done ## measure training and prediction on this device, the seed's path and ours
 	@$(VENV)/bin/python -m benchmarks.training $(ARGS)
 
-faults: $(VENV)/all.done ## play a campaign of faults against a local Kaggle that lies
-	@$(VENV)/bin/python -m tests.campaign $(ARGS)
+faults: $(VENV)/all.done ## run the chaos tests: kernelkit against a local Kaggle with faults
+	@$(VENV)/bin/python -m tests.chaos $(ARGS)
 
 requirements: $(VENV)/uv.done ## resolve the pinned versions anew from pyproject.toml
 	@$(RESOLVE) --all-extras --group dev -o requirements/all.txt

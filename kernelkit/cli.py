@@ -685,7 +685,7 @@ def emulator(
     """Serve a local Kaggle until stopped.
 
     Further options are handed on as they are: --state DIR keeps everything over a restart,
-    --solutions DIR scores submissions, --fault NAME makes it lie.
+    --solutions DIR scores submissions.
     """
     arguments = ["--port", str(port), *(["--inputs", str(inputs)] if inputs else [])]
     arguments += options or []

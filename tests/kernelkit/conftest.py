@@ -1,11 +1,7 @@
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,26 +49,3 @@ title = "Some kernel"
         return folder
 
     return make
-
-
-@pytest.fixture(scope="session")
-def local_kaggle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a local Kaggle that runs beside the tests, with the samples' inputs."""
-    folder = tmp_path_factory.mktemp("local-kaggle")
-    ready = folder / "ready.json"
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "kernelkit.emulator", "--port", "0"),
-            *("--inputs", str(SAMPLES / "inputs"), "--ready-file", str(ready)),
-            *("--state", str(folder / "state")),
-        ],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 30
-        while not ready.exists() and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.05)
-        yield json.loads(ready.read_text())["endpoint"]
-    finally:
-        process.terminate()
-        process.wait(30)
