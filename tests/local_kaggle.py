@@ -48,8 +48,8 @@ TIMEOUT = (5, 90)
 
 
 def notebook(*cells: str, kernelspec: Mapping[str, str] | None = KERNELSPEC) -> str:
-    """The source of a notebook with these cells."""
-    book = new_notebook(cells=[new_code_cell(cell) for cell in cells])
+    """The source of a notebook with these cells; always the same for the same cells."""
+    book = new_notebook(cells=[new_code_cell(c, id=f"cell-{n}") for n, c in enumerate(cells)])
     if kernelspec:
         book.metadata["kernelspec"] = kernelspec
     return str(nbformat.writes(book))

@@ -86,8 +86,8 @@ def figures(results: list[SeedResult], seconds: float) -> str:
     struck = sum((one.struck for one in results), collections.Counter())
     broken = [one for one in results if one.broken]
     lines = [
-        f"{len(results)} seeds in {seconds:.0f} s: {sum(one.versions for one in results)} versions, "
-        f"{sum(struck.values())} faults struck",
+        f"{len(results)} seeds in {seconds:.0f} s: "
+        f"{sum(one.versions for one in results)} versions, {sum(struck.values())} faults struck",
         "terminals by exit code: " + _counted(codes),
         "last pull, without faults: " + _counted(last),
         "faults: " + _counted(struck),
