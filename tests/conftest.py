@@ -78,14 +78,19 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def emulator_server(
-    tmp_path_factory: pytest.TempPathFactory, inputs: Path
-) -> Iterator[LocalKaggle]:
-    """The emulator that all tests of a worker share. Recordings are shared by all workers."""
+def replay_options(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Options of an emulator that replays runs. All workers of a test run share the recordings."""
     base = tmp_path_factory.getbasetemp()
     workers = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    options = ("--plugin", PLUGIN, "--replay", str(workers / "recorded-runs"))
-    emulator = start_emulator(tmp_path_factory.mktemp("emulator"), *options, inputs=inputs)
+    return ("--plugin", PLUGIN, "--replay", str(workers / "recorded-runs"))
+
+
+@pytest.fixture(scope="session")
+def emulator_server(
+    tmp_path_factory: pytest.TempPathFactory, inputs: Path, replay_options: tuple[str, ...]
+) -> Iterator[LocalKaggle]:
+    """The emulator that all tests of a worker share."""
+    emulator = start_emulator(tmp_path_factory.mktemp("emulator"), *replay_options, inputs=inputs)
     yield emulator
     code, stderr = emulator.stop()
     assert code == 0

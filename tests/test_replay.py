@@ -71,6 +71,7 @@ def test_a_failed_run_is_replayed(replaying: LocalKaggle) -> None:
         assert is_real(replaying, "it-fails", version) == (version == 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -260,7 +260,7 @@ def test_a_push_without_its_response(emulator, inject, fault, versions):
 
 def test_the_previous_version_is_shown(emulator, inject):
     inject("stale-status,times=0", "stale-kernel,times=0")
-    emulator.run("my-kernel", "1")  # without a previous version nothing is stale
+    emulator.run("my-kernel", "print(1)")  # without a previous version nothing is stale
     emulator.push("my-kernel", PENDING)
     for pinned in ({}, {"versionLabel": "v2"}):
         assert status(emulator, **pinned).json() == {"status": "COMPLETE"}
@@ -291,7 +291,7 @@ def test_sources_are_dropped(emulator, inject, kind, reported):
     }
     inject(f"dropped-source,kind={kind},reported={str(reported).lower()}")
     fields = {f"{name}DataSources": [source] for name, source in sources.items()}
-    answer = emulator.push("my-kernel", "1", **fields)
+    answer = emulator.push("my-kernel", "print(1)", **fields)
     dropped = answer.get(f"invalid{kind.capitalize()}Sources", [])
     assert dropped == ([sources[kind]] if reported else [])
     metadata = emulator.ask("GetKernel", "my-kernel")["metadata"]
@@ -302,7 +302,7 @@ def test_sources_are_dropped(emulator, inject, kind, reported):
 
 def test_settings_differ_from_the_request(emulator, inject):
     inject("public", "internet-flipped", "other-machine,shape=", "quota-used")
-    emulator.push("my-kernel", "1", machineShape="NvidiaTeslaT4", isPrivate=True)
+    emulator.push("my-kernel", "print(1)", machineShape="NvidiaTeslaT4", isPrivate=True)
     emulator.finish("my-kernel")
     metadata = emulator.ask("GetKernel", "my-kernel")["metadata"]
     assert (metadata["isPrivate"], metadata["enableInternet"]) == (False, True)

@@ -28,7 +28,7 @@ from kernelkit.emulator.competitions import Competitions, CompetitionSettings
 from kernelkit.emulator.datasets import Datasets, StoredDataset
 from kernelkit.emulator.responses import RequestRefused
 from kernelkit.emulator.uploads import Uploads
-from tests.local_kaggle import PLUGIN, start_emulator
+from tests.local_kaggle import start_emulator
 
 COMPETITIONS = "competitions.CompetitionApiService"
 DATASETS = "datasets.DatasetApiService"
@@ -38,7 +38,7 @@ SOLUTION = "id,rle_mask,Usage\na,1 5,Public\nb,,Private\n"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory, replay_options):
     """An emulator with competitions, solutions, a slow dataset and a model."""
     folder = tmp_path_factory.mktemp("contest")
     files = {
@@ -67,9 +67,8 @@ def server(tmp_path_factory):
         "--code-competition": "notebooks-only",
         "--dataset-pending": "bob/slow-set:1.2",
     }
-    replay = tmp_path_factory.getbasetemp() / "recorded-runs"
-    settings |= {"--plugin": PLUGIN, "--replay": replay}
     options = [str(word) for pair in settings.items() for word in pair]
+    options += replay_options
     emulator = start_emulator(folder / "emulator", *options, inputs=folder / "inputs")
     yield emulator
     code, stderr = emulator.stop()

@@ -11,7 +11,6 @@ import pytest
 import requests
 
 ROOT = Path(__file__).resolve().parents[2]
-JOURNAL = ("--plugin", "tests.chaos.plugin:FaultInjection")
 
 
 def refuse(state):
@@ -27,8 +26,8 @@ def refuse(state):
     return done.returncode, done.stderr
 
 
-def test_ended_runs_are_there_after_a_restart(launch):
-    first = launch(*JOURNAL)
+def test_ended_runs_are_there_after_a_restart(launch, replay_options):
+    first = launch(*replay_options)
     text = first.notebook("print('one')\r\n", "open('a.txt', 'w').write('A' * 9)")
     first.run("my-kernel", text=text, competitionDataSources=["some-competition", "none-such"])
     first.push("my-kernel", "print('two'); 1 / 0")
@@ -51,7 +50,7 @@ def test_ended_runs_are_there_after_a_restart(launch):
     entries = {kind: first.journal(kind) for kind in ("requests", "effects")}
     assert first.stop() == (0, "")
 
-    second = launch(*JOURNAL, state=first.state)
+    second = launch(*replay_options, state=first.state)
     assert {m: second.ask(m, "my-kernel", **fields) for m, fields in asked.items()} == before
     assert [list(second.events("my-kernel", f"v{n}")) for n in (1, 2)] == logs
     assert second.fetch(second.outputs("my-kernel", versionLabel="v1")["a.txt"]).text == "A" * 9
@@ -61,12 +60,12 @@ def test_ended_runs_are_there_after_a_restart(launch):
     assert [r["n"] for r in requests_] == list(range(1, len(requests_) + 1))
     assert effects == entries["effects"]
 
-    pushed = second.push("my-kernel", "print('three')")
+    pushed = second.push("my-kernel", "print(1)")
     assert (pushed["versionNumber"], pushed["kernelId"]) == (
         3,
         before["GetKernel"]["metadata"]["id"],
     )
-    assert second.push("another-one", "1")["kernelId"] > pushed["kernelId"] + 1
+    assert second.push("another-one", "print(1)")["kernelId"] > pushed["kernelId"] + 1
     sessions = [
         json.loads(path.read_text())["session_id"]
         for path in second.state.glob("alice/*/v*/version.json")
@@ -74,13 +73,13 @@ def test_ended_runs_are_there_after_a_restart(launch):
     assert len(set(sessions)) == 5
 
 
-def test_an_interrupted_run_starts_again(launch):
-    first = launch()
+def test_an_interrupted_run_starts_again(launch, replay_options):
+    first = launch(*replay_options)
     cell = (
         "import os, time; print(sorted(os.listdir('.')), flush=True)\n"
         "open('half', 'w').write('x'); time.sleep({})"
     )
-    first.run("ended-before", "print('kept')")
+    first.run("ended-before", "print(1)")
     first.push("cut-short", cell.format(600))
     next(first.events("cut-short"))
     half = first.folder("cut-short") / "working" / "half"
@@ -94,17 +93,17 @@ def test_an_interrupted_run_starts_again(launch):
     first.process.send_signal(signal.SIGKILL)
     first.process.communicate()
 
-    second = launch(state=first.state)
+    second = launch(*replay_options, state=first.state)
     status, log = second.finish("cut-short")
     assert status == {"status": "COMPLETE"}
     assert [entry["data"] for entry in log] == ["[]\n"]
     assert list(second.outputs("cut-short")) == ["half"]
     assert second.ask("GetKernelSessionStatus", "ended-before") == {"status": "COMPLETE"}
-    assert [e["data"] for e in second.events("ended-before")] == ["kept\n"]
-    assert second.push("cut-short", "1")["versionNumber"] == 2
+    assert [e["data"] for e in second.events("ended-before")] == ["1\n"]
+    assert second.push("cut-short", "print(1)")["versionNumber"] == 2
 
 
-def test_submissions_and_datasets_survive_a_kill(launch, tmp_path):
+def test_submissions_and_datasets_survive_a_kill(launch, replay_options, tmp_path):
     """An upload fails, is cut and resumed; a response is lost: each submission counts once."""
     competitions, about = (
         "competitions.CompetitionApiService",
@@ -113,7 +112,13 @@ def test_submissions_and_datasets_survive_a_kill(launch, tmp_path):
     (tmp_path / "solutions" / "some-competition").mkdir(parents=True)
     solution = tmp_path / "solutions" / "some-competition" / "solution.csv"
     solution.write_text("id,rle_mask,Usage\na,1 5,Public\n")
-    settings = [*JOURNAL, "--solutions", str(tmp_path / "solutions"), "--scoring-seconds", "0"]
+    settings = [
+        *replay_options,
+        "--solutions",
+        str(tmp_path / "solutions"),
+        "--scoring-seconds",
+        "0",
+    ]
     faults = ["server-error,call=Upload,code=503,account=alice", "lost-after,call=CreateSubmission"]
     first = launch(*settings, *(word for fault in faults for word in ("--fault", fault)))
     data = b"id,rle_mask\na,1 5\n"
@@ -161,7 +166,7 @@ def test_submissions_and_datasets_survive_a_kill(launch, tmp_path):
     assert effects == [before["ref"], again["ref"]]
     uploads = [r for r in second.journal() if r["method"] == "Upload"]
     assert [r["faults"] for r in uploads] == [["server-error"]] + [[]] * 7
-    dropped = second.push("my-kernel", "1", datasetDataSources=["alice/kernel.json"])
+    dropped = second.push("my-kernel", "print(1)", datasetDataSources=["alice/kernel.json"])
     assert "invalidDatasetSources" not in dropped
 
 

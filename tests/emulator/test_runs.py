@@ -160,6 +160,7 @@ print(json.dumps({{
     assert "Connection refused" in "".join(executed["cells"][1]["outputs"][0]["text"])
 
 
+@pytest.mark.slow
 def test_runs_with_internet_old_mounts_and_other_kernels(launch, port):
     emulator = launch("--mounts", "old")
     require_namespaces(emulator)
@@ -242,6 +243,7 @@ def test_a_run_can_end_early(emulator, cell, status):
     assert "went on\n" not in [entry["data"] for entry in log]
 
 
+@pytest.mark.slow
 def test_a_long_log_and_a_large_file_are_complete(emulator):
     size = 30_000_000
     printed = emulator.run(
@@ -266,6 +268,7 @@ print('x' * 200_000)""",
     assert sum(len(json.loads(line)["data"]) for line in log) == len(printed)
 
 
+@pytest.mark.slow
 def test_a_run_can_spawn_workers(emulator):
     printed = emulator.run(
         "the-workers",
@@ -293,8 +296,24 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("isolation", ["namespace", "folders"])
-@pytest.mark.parametrize("end", ["died", "timeout", "SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize(
+    ("isolation", "end"),
+    [
+        ("namespace", "died"),
+        ("namespace", "SIGTERM"),
+        ("folders", "SIGKILL"),
+        *(
+            pytest.param(isolation, end, marks=pytest.mark.slow)
+            for isolation, end in [
+                ("namespace", "timeout"),
+                ("namespace", "SIGKILL"),
+                ("folders", "died"),
+                ("folders", "timeout"),
+                ("folders", "SIGTERM"),
+            ]
+        ),
+    ],
+)
 def test_nothing_outlives_a_run(launch, isolation, end):
     if isolation == "namespace" and not LINUX:
         pytest.skip("no namespaces here")
@@ -355,6 +374,7 @@ print(json.dumps(seen | folders))
     assert "No namespace" not in json.dumps(list(emulator.events("in-folders")))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not LINUX or not shutil.which("unshare"), reason="needs unshare")
 def test_missing_namespaces_are_noticed(launch):
     forbid = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
@@ -378,6 +398,7 @@ exec setpriv --reuid 65534 --regid 65534 --clear-groups --no-new-privs --inh-cap
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not LINUX or os.geteuid() != 0, reason="becomes another user, so needs root")
 def test_an_ordinary_user_gets_a_namespace_too(launch, tmp_path):
     for name in ("home", "base", "emulator0"):

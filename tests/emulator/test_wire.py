@@ -89,7 +89,7 @@ def test_round_trip_through_the_sdk(emulator, sdk):
 
 
 def test_a_pushed_kernel_can_be_read_back(emulator, sdk):
-    request = save_request(emulator, "read-back", "1 + 1")
+    request = save_request(emulator, "read-back", "print(1)")
     request.competition_data_sources = ["some-competition", "none-such"]
     request.dataset_data_sources = ["someone/some-dataset"]
     request.machine_shape = "NvidiaTeslaT4"
@@ -298,7 +298,7 @@ def test_an_unimplemented_call_is_named(emulator):
 
 
 def test_kernels_of_other_accounts_are_protected(emulator):
-    emulator.push("my-secret", "1")
+    emulator.push("my-secret", "print(1)")
     stranger = emulator.as_account("stranger")
     mine = {"userName": emulator.account, "kernelSlug": "my-secret"}
     assert stranger.call("GetKernel", **mine).status_code == 403
