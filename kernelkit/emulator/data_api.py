@@ -23,7 +23,7 @@ from kernelkit.emulator.responses import Reply, RequestRefused
 from kernelkit.emulator.state import EmulatedKaggle, StoredFile, WorkerStatus
 from kernelkit.emulator.uploads import Uploads
 
-DEADLINE = "2018-10-19T23:59:00Z"
+DEADLINE = "2020-01-01T00:00:00Z"
 """Deadline of every competition: in the past, so submissions are late ones."""
 METRIC = "Mean Average Precision at Different Intersection over Union (IoU) Thresholds"
 

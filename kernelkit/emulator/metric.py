@@ -1,11 +1,14 @@
 """The score of a submission, by the columns of the competition's solution.csv.
 
-It knows one metric, that of the TGS Salt challenge, for the columns `id, rle_mask`. The score of an
-image is the mean over t = 0.50, 0.55 … 0.95 of (IoU > t); a submission gets the mean over its
-images. If the true mask is empty, an empty prediction scores 1 and any other 0. This is the plain
-formula over sets of pixels. The version that many notebooks copy counts with np.histogram, which
-takes its range from the data: it gives 0.6 for an empty prediction on a mask that covers 79% of the
-image.
+It knows one metric for run-length encoded masks, in the columns `id, rle_mask`: the mean average
+precision at different thresholds of the intersection over union (IoU). The score of an image is the
+mean over t = 0.50, 0.55 … 0.95 of (IoU > t); a submission gets the mean over its images. If the
+true mask is empty, an empty prediction scores 1 and any other 0. This is the plain formula over
+sets of pixels. The version that many notebooks copy counts with np.histogram, which takes its range
+from the data: it gives 0.6 for an empty prediction on a mask that covers 79% of the image.
+
+Runs count the pixels from 1, down each column, column by column. If the solution has the column
+`pixels`, the number of pixels of an image, runs beyond it are invalid.
 
 A mask is a Python integer with one bit per pixel, because the tool's environment has no numpy. IoU
 and t are compared as whole numbers, so an IoU of exactly 0.60 does not count at t = 0.60 [?].
@@ -18,8 +21,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-PIXELS = 101 * 101
-"""Pixels of an image. Runs count them from 1, down each column, column by column."""
+MAX_PIXELS = 2**26
+"""Pixels of an image if the solution does not say; limits the memory that a mask takes."""
 COLUMNS = ("id", "rle_mask")
 USAGES = ("Public", "Private", "Ignored")
 """The score that a row is part of [D]; ignored rows are required but not scored."""
@@ -35,10 +38,11 @@ class InvalidCsv(Exception):
 
 @dataclass(frozen=True)
 class Solution:
-    """The true masks by id, and the score that each id is part of."""
+    """By id: the true mask, the score that it is part of, and the pixels of the image if given."""
 
     masks: dict[str, int]
     usage: dict[str, str]
+    pixels: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -50,18 +54,26 @@ class Scores:
 
 
 def read_solution(path: Path) -> Solution:
-    """Read solution.csv: the columns of a submission, and `Usage`. Raises InvalidCsv."""
+    """Read solution.csv: the columns of a submission, `Usage`, and optionally `pixels`.
+
+    Raises InvalidCsv.
+    """
     header, rows = _table(path)
-    if header != [*COLUMNS, "Usage"]:
-        known = ", ".join([*COLUMNS, "Usage"])
-        raise InvalidCsv(f"no metric is known for the columns {', '.join(header)} (known: {known})")
-    masks, problems = _masks((row[0], row[1]) for row in rows)
+    known = [*COLUMNS, "Usage"]
+    if header not in (known, [*known, "pixels"]):
+        columns = f"{', '.join(header)} (known: {', '.join(known)})"
+        raise InvalidCsv(f"no metric is known for the columns {columns}")
+    try:
+        pixels = {row[0]: int(row[3]) for row in rows} if "pixels" in header else {}
+    except ValueError as error:
+        raise InvalidCsv(f"pixels: {error}") from None
+    masks, problems = _masks(((row[0], row[1]) for row in rows), pixels)
     usage = {row[0]: row[2] for row in rows}
     if wrong := sorted({u for u in usage.values() if u not in USAGES}):
         problems.append(f"Usage is {', '.join(map(repr, wrong))}, not one of {', '.join(USAGES)}")
     if problems or not masks:
         raise InvalidCsv(". ".join(problems) or "there are no rows")
-    return Solution(masks, usage)
+    return Solution(masks, usage, pixels)
 
 
 def score(solution: Solution, path: Path) -> Scores:
@@ -74,7 +86,7 @@ def score(solution: Solution, path: Path) -> Scores:
     header, rows = _table(path)
     if header != list(COLUMNS):
         raise InvalidCsv(f"The columns must be {', '.join(COLUMNS)}, not {', '.join(header)}")
-    masks, problems = _masks((row[0], row[1]) for row in rows)
+    masks, problems = _masks(((row[0], row[1]) for row in rows), solution.pixels)
     missing = [key for key in solution.masks if key not in masks]
     unknown = [key for key in masks if key not in solution.masks]
     if missing:
@@ -96,7 +108,7 @@ def image_hits(truth: int, prediction: int) -> int:
     return sum(20 * common > twentieths * either for twentieths in TWENTIETHS)
 
 
-def decode(rle: str) -> int:
+def decode(rle: str, pixels: int = MAX_PIXELS) -> int:
     """The pixels of `start length start length …` as bits; blank means none.
 
     Raises ValueError unless these are pairs of positive whole numbers, sorted, without overlap, and
@@ -112,8 +124,8 @@ def decode(rle: str) -> int:
         if start < end:
             raise ValueError(f"the run '{start} {length}' is not sorted or overlaps the one before")
         end = start + length
-        if end > PIXELS + 1:
-            raise ValueError(f"the run '{start} {length}' leaves the {PIXELS} pixels")
+        if end > pixels + 1:
+            raise ValueError(f"the run '{start} {length}' leaves the {pixels} pixels")
         mask |= ((1 << length) - 1) << (start - 1)
     return mask
 
@@ -126,7 +138,9 @@ def _mean(solution: Solution, masks: dict[str, int], usage: str) -> float | None
     return sum(image_hits(solution.masks[key], masks[key]) for key in keys) / (10 * len(keys))
 
 
-def _masks(rows: Iterable[tuple[str, str]]) -> tuple[dict[str, int], list[str]]:
+def _masks(
+    rows: Iterable[tuple[str, str]], pixels: dict[str, int]
+) -> tuple[dict[str, int], list[str]]:
     """Masks by id, and the problems of the rows."""
     masks: dict[str, int] = {}
     twice: list[str] = []
@@ -135,7 +149,7 @@ def _masks(rows: Iterable[tuple[str, str]]) -> tuple[dict[str, int], list[str]]:
         if key in masks:
             twice.append(key)
         try:
-            masks[key] = decode(rle)
+            masks[key] = decode(rle, pixels.get(key, MAX_PIXELS))
         except ValueError as error:
             masks[key] = 0
             illegal.append(f"{key}: {error}")

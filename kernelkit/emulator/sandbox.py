@@ -229,7 +229,7 @@ def _read_only(target: Path) -> None:
 
 
 def _loopback_up() -> None:
-    """Bring up `lo`, which is down in a new network namespace: the Jupyter kernel needs it."""
+    """Enable `lo`, which is off in a new network namespace: the Jupyter kernel needs it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
         request = struct.pack("16sH14x", b"lo", 0)
         flags = struct.unpack("16sH14x", fcntl.ioctl(handle, SIOCGIFFLAGS, request))[1]

@@ -336,7 +336,7 @@ class RequestHandler(BaseHTTPRequestHandler):
         yield "data: END_OF_LOG\n\n"
 
     def _download(self, call: ApiCall) -> Reply:
-        """A file, or the part of it that Range asks for. Whoever has the address may read it."""
+        """A file, or the part of it that Range asks for. The address needs no credentials."""
         key, _, quoted = call.path.partition("/")
         name = os.fsdecode(urllib.parse.unquote_to_bytes(quoted))
         found = self.server.kaggle.download(key, name)

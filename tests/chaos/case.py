@@ -30,7 +30,7 @@ EXIT_CODES = frozenset({0, 2, 3, 4, 5, 6, 7, 8, 9, 10})
 PATIENCE = Patience(
     connect=2, read=3, retry=2, grace=6, outage=8, first_pause=0.05, longest_pause=0.3, cancelling=5
 )
-"""Longer than the longest fault of the plans, as the real timeouts are longer than Kaggle's."""
+"""Longer than any fault in the plans, as the real timeouts are longer than Kaggle's."""
 
 LIMIT = 240.0  # seconds; a terminal that takes longer hangs
 

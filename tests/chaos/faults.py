@@ -76,7 +76,7 @@ A mark says whether the real Kaggle does this: [V] verified in the client's sour
 
 status is GetKernelSessionStatus, quota GetAcceleratorQuotaStatistics, listing
 ListKernelSessionOutput and ListKernelFiles. With `when=after` the request is carried out. A fault
-that shows the previous version strikes only if there is one; a fault of the stream strikes only
+that shows the previous version strikes only if there is one; stream faults strike only
 while the run goes on. Faults of downloads can strike other calls as well.
 """
 

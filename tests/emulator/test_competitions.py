@@ -198,7 +198,7 @@ def test_a_competition_has_its_settings(competitions):
 
     salt = get("salt")
     assert (salt.ref, salt.max_daily_submissions, salt.user_has_entered) == ("salt", 5, True)
-    assert (salt.is_kernels_submissions_only, salt.deadline.year) == (False, 2018)
+    assert (salt.is_kernels_submissions_only, salt.deadline.year) == (False, 2020)
     assert "Intersection over Union" in salt.evaluation_metric
     assert get("sealed").user_has_entered is False
     assert get("notebooks-only").is_kernels_submissions_only is True

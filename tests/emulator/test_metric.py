@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelkit.emulator.metric import (
-    PIXELS,
     InvalidCsv,
     Scores,
     decode,
@@ -18,6 +17,7 @@ from kernelkit.emulator.metric import (
     score,
 )
 
+PIXELS = 101 * 101
 THRESHOLDS = [0.50, 0.55, 0.60, 0.65, 0.70, 0.75, 0.80, 0.85, 0.90, 0.95]
 masks = st.sets(st.integers(1, PIXELS), max_size=40)
 
@@ -107,7 +107,7 @@ def test_pixels_count_down_the_columns_from_one():
 )
 def test_invalid_runs_are_rejected(text):
     with pytest.raises(ValueError, match=r"run|pairs"):
-        decode(text)
+        decode(text, PIXELS)
 
 
 def test_public_and_private_scores_are_separate(solution, tmp_path):
@@ -209,3 +209,17 @@ def test_eighteen_thousand_rows_take_seconds(tmp_path):
     scores = score(solution, write(tmp_path / "a.csv", ["id", "rle_mask"], sent))
     assert scores == Scores(None, 1.0)
     assert time.process_time() - started < 10
+
+
+def test_runs_must_stay_inside_images_of_known_size(tmp_path):
+    rows = [("small", "1 1", "Public", 4), ("large", "1 1", "Public", 9)]
+    path = write(tmp_path / "solution.csv", ["id", "rle_mask", "Usage", "pixels"], rows)
+    solution = read_solution(path)
+    sent = write(tmp_path / "a.csv", ["id", "rle_mask"], [("small", "4 1"), ("large", "9 1")])
+    assert score(solution, sent) == Scores(0.0, None)
+    sent = write(tmp_path / "b.csv", ["id", "rle_mask"], [("small", "5 1"), ("large", "9 1")])
+    with pytest.raises(InvalidCsv, match="small: the run '5 1' leaves the 4 pixels"):
+        score(solution, sent)
+    write(path, ["id", "rle_mask", "Usage", "pixels"], [("small", "1 1", "Public", "many")])
+    with pytest.raises(InvalidCsv, match=r"pixels: .*'many'"):
+        read_solution(path)
