@@ -187,8 +187,8 @@ def test_a_dropped_source_is_an_error_and_is_recorded(
     slug = f"dropped-{'aloud' if told else 'in-silence'}"
     names = [f'kernel.id="{slug}"', f'kernel.title="{slug.replace("-", " ")}"']
     names += ['kernel.dataset_sources=["ann/letters"]']
-    error = f"dropped-source,kind=dataset,kernel={slug},told={str(told).lower()}"
-    assert requests.post(f"{local_kaggle}/emulator/faults", json=[error], timeout=10).ok
+    fault = f"dropped-source,kind=dataset,kernel={slug},reported={str(told).lower()}"
+    assert requests.post(f"{local_kaggle}/emulator/faults", json=[fault], timeout=10).ok
     options = [part for name in names for part in ("--set", name)]
     refused = cli("push", *options, cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle}, expect=4)
     assert "dataset_sources: asked 'ann/letters', not given" in refused.stderr

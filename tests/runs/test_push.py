@@ -282,7 +282,7 @@ def test_a_run_pushed_from_elsewhere_is_adopted_watched_and_pulled(
 
 
 def test_what_kaggle_gave_otherwise_is_told_the_gravest_first(case: Case) -> None:
-    case.lie("public", "internet-flipped", "dropped-source,told=false")
+    case.lie("public", "internet-flipped", "dropped-source,reported=false")
     with pytest.raises(RefusedError) as caught:
         case.push(SLOW)
     first, *others = caught.value.details["differences"]
@@ -307,7 +307,7 @@ def test_a_model_that_is_not_there_is_told_before_the_push(case: Case) -> None:
     assert case.versions == 0
 
 
-@pytest.mark.parametrize("fault", ["public", "dropped-source,kind=dataset,told=true"])
+@pytest.mark.parametrize("fault", ["public", "dropped-source,kind=dataset,reported=true"])
 def test_what_was_given_otherwise_is_not_used_for_the_next_push(case: Case, fault: str) -> None:
     sources = ['kernel.dataset_sources=["someone/letters"]'] if "dropped" in fault else []
     case.lie(fault)

@@ -1,4 +1,4 @@
-"""Leaves a table, an archive and weights, or fails; what it leaves depends on the seed alone."""
+"""Writes a table, an archive and weights, or fails. The seed decides what they contain."""
 
 import json
 import random
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def run(output_dir, seed, size, fail):
-    """Write `size` bytes of weights; `fail` makes the end break."""
+    """Write `size` bytes of weights; `fail` raises at the end."""
     chance = random.Random(seed)
     output = Path(output_dir)
     for epoch in (1, 2):

@@ -1,4 +1,4 @@
-"""Competitions, submissions, datasets and models: on the wire, and asked by the official client."""
+"""Competitions, submissions, datasets and models: over HTTP, and with the official client."""
 
 import io
 import json
@@ -24,20 +24,21 @@ from kagglesdk.datasets.types.dataset_enums import DatabundleVersionStatus
 from kagglesdk.models.types.model_api_service import ApiGetModelInstanceRequest, ApiGetModelRequest
 from kagglesdk.models.types.model_enums import ModelFramework
 
-from kernelkit.emulator.contest import Contest, Terms
-from kernelkit.emulator.library import Dataset, Library
-from kernelkit.emulator.state import Refusal
+from kernelkit.emulator.competitions import Competitions, CompetitionSettings
+from kernelkit.emulator.datasets import Datasets, StoredDataset
+from kernelkit.emulator.responses import RequestRefused
 from kernelkit.emulator.uploads import Uploads
+from tests.local_kaggle import start_emulator
 
 COMPETITIONS = "competitions.CompetitionApiService"
 DATASETS = "datasets.DatasetApiService"
 GOOD = b"id,rle_mask\na,1 4\nb,\n"
 SOLUTION = "id,rle_mask,Usage\na,1 5,Public\nb,,Private\n"
-"""GOOD has an IoU of 0.8 on its public image and is right on the private one."""
+"""GOOD has an IoU of 0.8 on its public image and is correct on the private one."""
 
 
 @pytest.fixture(scope="module")
-def house(starter, tmp_path_factory):
+def server(tmp_path_factory, replay_options):
     """An emulator with competitions, solutions, a slow dataset and a model."""
     folder = tmp_path_factory.mktemp("contest")
     files = {
@@ -59,23 +60,25 @@ def house(starter, tmp_path_factory):
     for slug in ("salt", "notebooks-only"):
         (folder / "solutions" / slug).mkdir(parents=True)
         (folder / "solutions" / slug / "solution.csv").write_text(SOLUTION)
-    knobs = {
+    settings = {
         "--solutions": folder / "solutions",
         "--scoring-seconds": 0.4,
         "--rules-not-accepted": "sealed",
         "--code-competition": "notebooks-only",
         "--dataset-pending": "bob/slow-set:1.2",
     }
-    options = [str(word) for pair in knobs.items() for word in pair]
-    emulator = starter(folder / "emulator", *options, inputs=folder / "inputs")
+    options = [str(word) for pair in settings.items() for word in pair]
+    options += replay_options
+    emulator = start_emulator(folder / "emulator", *options, inputs=folder / "inputs")
     yield emulator
     code, stderr = emulator.stop()
     assert (code, stderr) == (0, "")
 
 
 @pytest.fixture
-def emulator(house, request):
-    return house.as_account("".join(c if c.isalnum() else "-" for c in request.node.name))
+def emulator(server, request):
+    """The emulator with an account of the test's own."""
+    return server.as_account("".join(c if c.isalnum() else "-" for c in request.node.name))
 
 
 @pytest.fixture
@@ -115,7 +118,7 @@ def put(url, data=b"", **headers):
 
 
 def upload(emulator, data, slug="salt", size=None):
-    """Token and address of an announced upload, its bytes sent."""
+    """Announce and send a file: its token, its address, and the response to the PUT."""
     size = len(data) if size is None else size
     fields = {"competitionName": slug, "fileName": "submission.csv", "contentLength": size}
     code, answer = call(emulator, "StartSubmissionUpload", **fields)
@@ -129,8 +132,8 @@ def submit(emulator, data=GOOD, slug="salt"):
     return call(emulator, "CreateSubmission", competitionName=slug, blobFileTokens=token)
 
 
-def settled(emulator, ref):
-    """The submission once it is no longer PENDING, which the wire leaves out."""
+def scored(emulator, ref):
+    """The submission once it is no longer PENDING; the API leaves that status out."""
     for _ in range(100):
         code, answer = call(emulator, "GetSubmission", ref=ref)
         assert code == 200
@@ -140,7 +143,7 @@ def settled(emulator, ref):
     raise AssertionError("still PENDING")
 
 
-def test_the_files_of_a_competition(competitions):
+def test_the_files_of_a_competition_are_listed(competitions):
     request = request_of(asked.ApiListDataFilesRequest, competition_name="salt", page_size=2)
     first = competitions.list_data_files(request)
     assert [(f.name, f.total_bytes) for f in first.files] == [
@@ -153,7 +156,7 @@ def test_the_files_of_a_competition(competitions):
     assert not second.next_page_token
 
 
-def test_downloads(emulator, competitions):
+def test_files_of_a_competition_are_downloaded(emulator, competitions):
     one = request_of(asked.ApiDownloadDataFileRequest, competition_name="salt")
     one.file_name = "deep/more file.csv"
     with competitions.download_data_file(one) as response:
@@ -168,17 +171,19 @@ def test_downloads(emulator, competitions):
     assert archive.namelist() == ["deep/more file.csv", "empty.csv", "train.csv"]
     with competitions.download_data_files(request) as again:
         assert again.url != response.url
-        assert again.headers["ETag"] == response.headers["ETag"]  # so that a cut one can go on
+        assert (
+            again.headers["ETag"] == response.headers["ETag"]
+        )  # so an interrupted download can be resumed
 
 
 @pytest.mark.parametrize("name", ["none.csv", "../sealed/secret.csv", "/etc/passwd", "deep", ""])
-def test_no_other_file_is_given(emulator, name):
+def test_other_files_cannot_be_downloaded(emulator, name):
     fields = {"competitionName": "salt", "fileName": name}
     assert call(emulator, "DownloadDataFile", **fields)[0] == 404
 
 
 @pytest.mark.parametrize("method", ["ListDataFiles", "DownloadDataFiles", "StartSubmissionUpload"])
-def test_an_unknown_competition_and_rules_not_accepted(emulator, method):
+def test_unknown_and_closed_competitions_are_refused(emulator, method):
     for slug in ("none-such", "..", "", "salt/deep", "a\0b", "x" * 5000):
         assert call(emulator, method, competitionName=slug)[0] == 404
     code, answer = call(emulator, method, competitionName="sealed")
@@ -186,14 +191,14 @@ def test_an_unknown_competition_and_rules_not_accepted(emulator, method):
     assert answer["message"].startswith("You must accept this competition's rules before")
 
 
-def test_get_competition(competitions):
+def test_a_competition_has_its_settings(competitions):
     def get(name):
         request = request_of(asked.ApiGetCompetitionRequest, competition_name=name)
         return competitions.get_competition(request)
 
     salt = get("salt")
     assert (salt.ref, salt.max_daily_submissions, salt.user_has_entered) == ("salt", 5, True)
-    assert (salt.is_kernels_submissions_only, salt.deadline.year) == (False, 2018)
+    assert (salt.is_kernels_submissions_only, salt.deadline.year) == (False, 2020)
     assert "Intersection over Union" in salt.evaluation_metric
     assert get("sealed").user_has_entered is False
     assert get("notebooks-only").is_kernels_submissions_only is True
@@ -201,14 +206,14 @@ def test_get_competition(competitions):
         get("none-such")
 
 
-def test_from_upload_to_score(emulator, competitions):
+def test_an_uploaded_submission_is_scored(emulator, competitions):
     code, made = submit(emulator)
     assert code == 200
     assert made["message"] == "Successfully submitted to salt"
     request = request_of(asked.ApiGetSubmissionRequest, ref=made["ref"])
     early = competitions.get_submission(request)
     assert (early.status, early.public_score) == (SubmissionStatus.PENDING, "")
-    settled(emulator, made["ref"])
+    scored(emulator, made["ref"])
     late = competitions.get_submission(request)
     assert (late.status, late.file_name) == (SubmissionStatus.COMPLETE, "submission.csv")
     assert (late.public_score, late.private_score) == ("0.60000", "1.00000")
@@ -216,7 +221,7 @@ def test_from_upload_to_score(emulator, competitions):
     assert (emulator.state / "_submissions" / str(made["ref"]) / "submission.csv").read_bytes()
 
 
-def test_the_newest_comes_first_and_in_pages(emulator, competitions):
+def test_submissions_are_listed_newest_first_and_in_pages(emulator, competitions):
     refs = [submit(emulator)[1]["ref"] for _ in range(3)]
     assert len(set(refs)) == 3
     request = request_of(asked.ApiListSubmissionsRequest, competition_name="salt", page_size=2)
@@ -234,18 +239,18 @@ def test_the_newest_comes_first_and_in_pages(emulator, competitions):
     assert call(emulator, "ListSubmissions", **other)[0] == 400
 
 
-def test_a_bad_file_is_an_error_with_words_and_does_not_count(emulator):
+def test_an_invalid_file_is_an_error_and_does_not_count(emulator):
     made = submit(emulator, b"id,rle_mask\na,1\nc,\n")[1]
-    answer = settled(emulator, made["ref"])
+    answer = scored(emulator, made["ref"])
     assert answer["status"] == "ERROR"
     assert "publicScore" not in answer
-    for words in ("ERROR: 1 run-length texts are not legal: a", "key values in the 'id'", "c"):
-        assert words in answer["errorDescription"]
+    for message in ("ERROR: 1 run-length texts are not legal: a", "key values in the 'id'", "c"):
+        assert message in answer["errorDescription"]
     limits = {"numTotal": 1, "numAllowedNow": 5}
     assert call(emulator, "GetSubmissionLimits", competitionName="salt") == (200, limits)
 
 
-def test_the_daily_limit_holds_for_calls_at_once(emulator):
+def test_the_daily_limit_holds_for_simultaneous_calls(emulator):
     tokens = [upload(emulator, GOOD)[0] for _ in range(8)]
     codes = []
 
@@ -266,12 +271,12 @@ def test_the_daily_limit_holds_for_calls_at_once(emulator):
 
 def test_without_a_solution_there_is_no_score(emulator):
     made = submit(emulator, b"anything", slug="unscored")[1]
-    answer = settled(emulator, made["ref"])
+    answer = scored(emulator, made["ref"])
     assert answer["status"] == "COMPLETE"
     assert not {"publicScore", "privateScore", "errorDescription"} & set(answer)
 
 
-def test_a_token_is_good_for_its_own_purpose_only(emulator):
+def test_a_token_is_valid_only_for_its_purpose(emulator):
     token, _, _ = upload(emulator, GOOD)
     short, _, answer = upload(emulator, GOOD[:-1], size=len(GOOD))
     assert answer.status_code == 503
@@ -283,7 +288,7 @@ def test_a_token_is_good_for_its_own_purpose_only(emulator):
     assert call(emulator, "ListSubmissions", competitionName="salt") == (200, {})
 
 
-def test_an_upload_that_is_cut_goes_on(emulator):
+def test_an_interrupted_upload_can_be_resumed(emulator):
     token, url, _ = upload(emulator, b"", size=len(GOOD))
     nothing = put(url, **{"Content-Range": f"bytes */{len(GOOD)}"})
     assert (nothing.status_code, nothing.headers.get("Range")) == (308, None)
@@ -303,10 +308,10 @@ def test_an_upload_that_is_cut_goes_on(emulator):
     assert put(url, **{"Content-Range": f"bytes */{len(GOOD)}"}).status_code == 200
     fields = {"competitionName": "salt", "blobFileTokens": token}
     made = call(emulator, "CreateSubmission", **fields)[1]
-    assert settled(emulator, made["ref"])["publicScore"] == "0.60000"
+    assert scored(emulator, made["ref"])["publicScore"] == "0.60000"
 
 
-def test_uploads_that_make_no_sense(emulator):
+def test_invalid_uploads_are_refused(emulator):
     _, url, _ = upload(emulator, b"", size=5)
     assert put(url, b"123456").status_code == 400
     assert put(url, b"12", **{"Content-Range": "bytes 3-4/5"}).status_code == 400
@@ -322,13 +327,13 @@ def test_uploads_that_make_no_sense(emulator):
     assert call(emulator, "StartSubmissionUpload", **fields)[0] == 501
 
 
-def test_a_notebook_is_submitted(emulator):
+def test_the_output_of_a_notebook_is_submitted(emulator):
     emulator.run("makes-one", f"open('submission.csv', 'w').write({GOOD.decode()!r})")
     fields = {"competitionName": "notebooks-only", "kernelOwner": emulator.account}
     fields |= {"kernelSlug": "makes-one", "kernelVersion": 1}
     code, made = call(emulator, "CreateCodeSubmission", **fields)
     assert code == 200, made
-    assert settled(emulator, made["ref"])["publicScore"] == "0.60000"
+    assert scored(emulator, made["ref"])["publicScore"] == "0.60000"
 
     code, answer = call(emulator, "CreateCodeSubmission", **fields, fileName="other.csv")
     assert (code, answer["message"]) == (400, "Version 1 of the notebook has no output other.csv")
@@ -347,7 +352,7 @@ def test_a_notebook_is_submitted(emulator):
     assert "only accepts Submissions from Notebooks" in answer["message"]
 
 
-def test_a_run_gets_the_model_and_never_the_solution(emulator):
+def test_a_run_sees_the_model_but_not_the_solution(emulator):
     program = "import os; print([f'{d}/{n}' for d, _, names in os.walk('/kaggle') for n in names])"
     weights = "print(open('/kaggle/input/models/bob/resnet/pytorch/base/2/weights.bin').read())"
     sources = {
@@ -365,7 +370,7 @@ def test_a_run_gets_the_model_and_never_the_solution(emulator):
     assert "solution" not in text
 
 
-def test_models(sdk):
+def test_models_are_found(sdk):
     api = sdk.models.model_api_client
     model = api.get_model(request_of(ApiGetModelRequest, owner_slug="bob", model_slug="resnet"))
     assert (model.ref, [i.slug for i in model.instances]) == ("bob/resnet", ["base"])
@@ -401,7 +406,7 @@ def test_a_dataset_is_pending_then_ready(emulator, sdk):
     emulator.finish("in-time")
 
 
-def test_a_dataset_that_is_not_there(emulator):
+def test_a_missing_dataset(emulator):
     for owner, code in [("bob", 403), (emulator.account, 404)]:
         about = {"ownerSlug": owner, "datasetSlug": "none-such"}
         for method in ("GetDatasetStatus", "GetDataset", "ListDatasetFiles"):
@@ -433,7 +438,7 @@ SERVICES = {"Blob": "blobs.BlobApiService", "Dataset": DATASETS, "Model": "model
 
 
 @pytest.mark.parametrize("method", FIELDS)
-def test_odd_fields_are_refused_with_words(emulator, method):
+def test_odd_fields_are_refused_with_a_message(emulator, method):
     service = next((s for word, s in SERVICES.items() if word in method), COMPETITIONS)
     sound = {"competitionName": "salt", "contentLength": 3, "fileName": "a.csv", "type": "DATASET"}
     sound |= {"name": "a.csv", "ownerSlug": emulator.account, "datasetSlug": "salt"}
@@ -471,12 +476,12 @@ for words in json.load(sys.stdin):
     done.append([code, said.getvalue()])
 print(json.dumps(done))
 """
-"""The official command line, unmodified, called many times in one process."""
+"""Calls the unmodified official command line many times in one process."""
 
 
 @pytest.fixture
 def kaggle(emulator, tmp_path):
-    """Run commands of the official client with the emulator as its proxy: code and words each."""
+    """Run commands of the official client with the emulator as its proxy: codes and outputs."""
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(tmp_path),
@@ -583,27 +588,27 @@ def test_the_official_client_makes_a_dataset(emulator, kaggle, tmp_path):
     assert emulator.run("reads-it", program, datasetDataSources=[f"{name}/1"]) == "1,2\n"
 
 
-def test_datasets_that_are_not_made(tmp_path):
-    """The official client looks first and never sends these; the words come inside a 200."""
-    library = Library(tmp_path / "sets", None)
+def test_invalid_datasets_are_not_created(tmp_path):
+    """The official client checks before it sends these; the message comes inside a 200."""
+    library = Datasets(tmp_path / "sets", None)
     file = tmp_path / "a.csv"
     file.write_text("1")
 
     def made(slug="my-points", title="My points", names=("a.csv",)):
-        return library.create(Dataset("alice", slug, title), [(name, file) for name in names])
+        return library.create(StoredDataset("alice", slug, title), [(name, file) for name in names])
 
     for words, wrong in {
         "slug must be between": made(slug="short"),
         "slug may hold": made(slug="../../escapes"),
         "title must be between": made(title="x" * 51),
-        "need names of their own": made(names=("a.csv", "a.csv")),
-        "there must be one": made(names=()),
-        "The files of a dataset": made(names=("../a.csv",)),
+        "need different names": made(names=("a.csv", "a.csv")),
+        "needs at least one file": made(names=()),
+        "A dataset needs": made(names=("../a.csv",)),
     }.items():
         assert isinstance(wrong, str)
         assert words in wrong
     assert not (tmp_path / "sets").exists()
-    assert isinstance(made(), Dataset)
+    assert isinstance(made(), StoredDataset)
     assert "already in use by a dataset" in made()
 
 
@@ -612,8 +617,8 @@ def about(name):
     return {"ownerSlug": owner, "datasetSlug": slug}
 
 
-def test_what_the_official_client_asks_in_vain(kaggle):
-    """Never an answer that only looks like one: an error with the name of the call."""
+def test_unimplemented_calls_of_the_official_client_are_named(kaggle):
+    """Each command fails with the name of the missing call, and none seems to work."""
     calls = {
         "competitions list": "ListCompetitions",
         "competitions leaderboard salt --show": "GetLeaderboard",
@@ -644,20 +649,22 @@ def test_what_the_official_client_asks_in_vain(kaggle):
     assert {code for code, _ in said} == {1}
 
 
-def test_submissions_uploads_and_datasets_outlive_a_restart(tmp_path):
+def test_submissions_uploads_and_datasets_survive_a_restart(tmp_path):
     inputs, file = tmp_path / "inputs", tmp_path / "submission.csv"
     (inputs / "salt").mkdir(parents=True)
     file.write_bytes(GOOD)
-    arguments = (tmp_path / "_submissions", inputs, None, Terms(scoring=0, daily=2))
-    made = Contest(*arguments).enter("alice", "salt", file, "submission.csv", "words", True)
-    (tmp_path / "_submissions" / str(made.ref + 1)).mkdir()  # the server died before it was entered
-    contest = Contest(*arguments)
+    arguments = (tmp_path / "_submissions", inputs, None, CompetitionSettings(scoring=0, daily=2))
+    made = Competitions(*arguments).enter("alice", "salt", file, "submission.csv", "words", True)
+    (tmp_path / "_submissions" / str(made.ref + 1)).mkdir()  # left by a killed process
+    contest = Competitions(*arguments)
     (found,) = contest.submissions("alice", "salt")
     assert (found.ref, found.status, found.description) == (made.ref, "COMPLETE", "words")
     assert contest.enter("alice", "salt", file, "b.csv", "", True).ref == made.ref + 1
-    with pytest.raises(Refusal, match="daily submission limit"):
+    with pytest.raises(RequestRefused, match="daily submission limit"):
         contest.enter("alice", "salt", file, "c.csv", "", True)
-    silent = Contest(*arguments[:3], Terms(scoring=0, daily=2, silent_limit=True))
+    silent = Competitions(
+        *arguments[:3], CompetitionSettings(scoring=0, daily=2, silent_limit=True)
+    )
     assert silent.enter("alice", "salt", file, "c.csv", "", True) is None
     assert len(silent.submissions("alice", "salt")) == 2
 
@@ -666,14 +673,14 @@ def test_submissions_uploads_and_datasets_outlive_a_restart(tmp_path):
     assert uploads.receive(upload.key, "", io.BytesIO(b"abcd"), 4).code == 200
     path = uploads.take(upload.token, "alice", "dataset")[1]
 
-    about = Dataset("alice", "my-points", "My points", private=True)
+    about = StoredDataset("alice", "my-points", "My points", private=True)
     (tmp_path / "_datasets" / "alice" / "my-points" / "v1").mkdir(parents=True)
-    made_set = Library(tmp_path / "_datasets", inputs).create(about, [("a.csv", path)])
-    assert Library(tmp_path / "_datasets", inputs).dataset("Alice", "my-points") == made_set
+    made_set = Datasets(tmp_path / "_datasets", inputs).create(about, [("a.csv", path)])
+    assert Datasets(tmp_path / "_datasets", inputs).dataset("Alice", "my-points") == made_set
 
 
 @pytest.mark.parametrize("where", ["inputs", "inputs/salt", "link"])
-def test_solutions_that_a_run_could_read_are_refused(tmp_path, where):
+def test_solutions_inside_the_inputs_are_refused(tmp_path, where):
     (tmp_path / "inputs" / "salt").mkdir(parents=True)
     if where == "link":
         (tmp_path / "link").mkdir()
@@ -681,7 +688,7 @@ def test_solutions_that_a_run_could_read_are_refused(tmp_path, where):
     assert "a run could read the solutions" in refused(tmp_path, where)
 
 
-def test_a_solution_that_is_none_is_refused(tmp_path):
+def test_an_invalid_solution_is_refused(tmp_path):
     (tmp_path / "inputs").mkdir()
     (tmp_path / "solutions" / "salt").mkdir(parents=True)
     (tmp_path / "solutions" / "salt" / "solution.csv").write_text("id,target\n")
@@ -690,7 +697,7 @@ def test_a_solution_that_is_none_is_refused(tmp_path):
 
 
 def refused(folder, solutions):
-    """What an emulator says that does not start because of its arguments."""
+    """The message of an emulator that refuses its arguments."""
     options = ["--inputs", str(folder / "inputs"), "--solutions", str(folder / solutions)]
     command = [sys.executable, "-m", "kernelkit.emulator", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

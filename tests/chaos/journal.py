@@ -1,13 +1,13 @@
-"""What the local Kaggle was asked and what came of it, for whoever checks a campaign of faults.
+"""The journal: what the local Kaggle was asked, and what it did.
 
-One line of JSON each in `journal.jsonl` of the state folder, which a restart goes on with:
+Lines of JSON in `journal.jsonl` of the state folder. A restarted emulator continues the file.
 
     {"n", "seconds", "method", "account", "kernel", "faults", "code"}   a request, before its answer
     {"n", "effect": "version" | "submission" | "cancel", ...}            an effect, when it happens
 
-`n` counts requests in the order of their arrival; an effect has that of its request. `code` is
-the answer's HTTP status, null where there is none and the connection is cut; `seconds` it took to
-come by it. Whoever has an answer finds its request here.
+`n` counts the requests; an effect has the number of its request. `code` is the HTTP status of the
+response, null if the connection is dropped; `seconds` is the time until the response was known. A
+client that has a response finds its request in the journal.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kernelkit.emulator.faults import Call
+from kernelkit.emulator.responses import Reply
+from kernelkit.emulator.server import ApiCall
 
 Record = dict[str, Any]
 
 _DIGEST = re.compile(r"(?<![\w-])digest\W{1,12}([0-9a-f]{64})\b")
-"""The digest that a pushed source carries, whatever wraps it: `"digest": "…"` in some escaping."""
+"""The digest in a pushed source, however it is escaped: `"digest": "…"`."""
 
 
 @dataclass
-class Entry:
-    """One request while it is served."""
+class RequestEntry:
+    """A request while it is served."""
 
     number: int
-    began: float
+    started: float
     journal: Journal
-    call: Call = field(default_factory=Call)
+    call: ApiCall
     faults: list[str] = field(default_factory=list)
     code: int | None = None
 
-    def happened(self, answer: Record) -> None:
-        """Write what the call has changed, if it has."""
-        if effect := _effect(self.call, answer):
+    def add_effect(self, reply: Reply) -> None:
+        """Write what the call has changed, if it has changed anything."""
+        if effect := _effect(self.call, reply):
             self.journal.write({"n": self.number, "account": self.call.account, **effect})
 
     def record(self) -> Record:
-        """The line that tells of it."""
         return {
             "n": self.number,
-            "seconds": round(time.monotonic() - self.began, 3),
+            "seconds": round(time.monotonic() - self.started, 3),
             "method": self.call.method,
             "account": self.call.account,
             "kernel": self.call.kernel,
@@ -61,7 +61,7 @@ class Entry:
 
 
 class Journal:
-    """The file, and the one that writes it."""
+    """The journal's file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -69,18 +69,18 @@ class Journal:
         self._requests = max((record["n"] for record in self._read()), default=0)
 
     @contextlib.contextmanager
-    def entry(self) -> Iterator[Entry]:
-        """One more request; written when its answer is known, or that there will be none."""
+    def entry(self, call: ApiCall) -> Iterator[RequestEntry]:
+        """The entry of a request; written at the end of the block, whether or not it raises."""
         with self._lock:
             self._requests += 1
-            entry = Entry(self._requests, time.monotonic(), self)
+            entry = RequestEntry(self._requests, time.monotonic(), self, call)
         try:
             yield entry
         finally:
             self.write(entry.record())
 
-    def told(self) -> dict[str, list[Record]]:
-        """All requests and all effects, each in the order of arrival."""
+    def read(self) -> dict[str, list[Record]]:
+        """All requests and all effects, sorted by the number of the request."""
         with self._lock:
             records = sorted(self._read(), key=lambda record: int(record["n"]))
         return {
@@ -89,14 +89,14 @@ class Journal:
         }
 
     def write(self, record: Record) -> None:
-        """One more line."""
         line = json.dumps(record) + "\n"
-        gone = contextlib.suppress(FileNotFoundError)  # at our end a temporary folder goes first
-        with self._lock, gone, self._path.open("a", encoding="utf-8") as file:
+        # When the emulator stops, a temporary state folder is removed first.
+        removed = contextlib.suppress(FileNotFoundError)
+        with self._lock, removed, self._path.open("a", encoding="utf-8") as file:
             file.write(line)
 
     def _read(self) -> list[Record]:
-        """What is written; a last line that a killed process left unfinished is none."""
+        """All records. A last line that a killed process left unfinished is removed."""
         text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
         whole, _, rest = text.rpartition("\n")
         if rest:
@@ -104,9 +104,14 @@ class Journal:
         return [json.loads(line) for line in whole.splitlines()]
 
 
-def _effect(call: Call, answer: Record) -> Record | None:
+def _effect(call: ApiCall, reply: Reply) -> Record | None:
+    if reply.code != 200 or not isinstance(reply.body, bytes):
+        return None
     match call.method:
-        case "SaveKernel" if "versionNumber" in answer:
+        case "SaveKernel":
+            answer = json.loads(reply.body)
+            if "versionNumber" not in answer:
+                return None
             text = str(call.fields.get("text", ""))
             digest = _DIGEST.search(text)
             return {
@@ -116,8 +121,11 @@ def _effect(call: Call, answer: Record) -> Record | None:
                 "digest": digest[1] if digest else "",
                 "text_sha256": hashlib.sha256(text.encode(errors="replace")).hexdigest(),
             }
-        case "CancelKernelSession" if "errorMessage" not in answer:
-            return {"effect": "cancel", "session": call.fields.get("kernelSessionId")}
-        case "CreateSubmission" | "CreateCodeSubmission" if "ref" in answer:
-            return {"effect": "submission", "ref": answer["ref"]}
+        case "CancelKernelSession":
+            if "errorMessage" not in json.loads(reply.body):
+                return {"effect": "cancel", "session": call.fields.get("kernelSessionId")}
+        case "CreateSubmission" | "CreateCodeSubmission":
+            answer = json.loads(reply.body)
+            if "ref" in answer:
+                return {"effect": "submission", "ref": answer["ref"]}
     return None

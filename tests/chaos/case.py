@@ -1,4 +1,4 @@
-"""One seed, played: terminals as processes of their own, and what must hold at their end."""
+"""Runs one seed: each terminal is a process; checks kernelkit's promises at the end."""
 
 from __future__ import annotations
 
@@ -24,30 +24,32 @@ from kernelkit.config import Config, load_config
 from kernelkit.errors import KernelkitError
 from kernelkit.kaggle import Credentials, Kaggle, Timeouts
 from kernelkit.runs import store as ledger
-from tests.campaign.plan import GIVEN_OTHERWISE, Plan, plan
+from tests.chaos.plan import MAY_BE_REFUSED, Plan, plan
 
 PROJECT = Path(__file__).parent / "project"
 EXIT_CODES = frozenset({0, 2, 3, 4, 5, 6, 7, 8, 9, 10})
 PATIENCE = Timeouts(
     connect=2, read=3, retry=2, grace=6, outage=8, first_pause=0.05, longest_pause=0.3, cancelling=5
 )
-"""Grace beyond the longest lie of the plans, as the real one is meant to be beyond Kaggle's."""
+"""Longer than any fault in the plans, as the real timeouts are longer than Kaggle's."""
 
-LIMIT = 240.0  # seconds for one terminal: beyond that it hangs
+LIMIT = 240.0  # seconds; a terminal that takes longer hangs
 
-_fork = multiprocessing.get_context("fork")  # a fresh interpreter a terminal would cost a second
+_fork = multiprocessing.get_context(
+    "fork"
+)  # a new interpreter for each terminal would take a second
 
 
 @dataclass
-class Ended:
+class TerminalEnd:
     """How a terminal has ended."""
 
     code: int
-    """kernelkit's exit code; -9 where it was killed, 1 where it fell."""
+    """kernelkit's exit code; -9 if it was killed, 1 after an unexpected exception."""
 
-    words: str = ""
+    message: str = ""
     verified: str = ""
-    """The folder that it calls verified."""
+    """The folder that it reports as verified."""
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Case:
     folder: Path
     endpoint: str
     state: Path
-    said: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
     @property
     def slug(self) -> str:
@@ -87,7 +89,7 @@ class Case:
         return load_config(project, settings=settings, endpoint=self.endpoint, environment={})
 
     def versions(self) -> list[Version]:
-        """What really ran, oldest first."""
+        """The versions that have run, oldest first."""
         folder = self.state / self.owner / self.slug
         numbers = sorted(int(path.name[1:]) for path in folder.glob("v*"))
         return [Version(folder / f"v{number}") for number in numbers]
@@ -95,7 +97,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Version:
-    """One version in the local Kaggle's own files."""
+    """One version in the local Kaggle's files."""
 
     folder: Path
 
@@ -119,22 +121,21 @@ class Version:
         return self.status in ("ERROR", "CANCEL_ACKNOWLEDGED")
 
 
-def play(
+def run_seed(
     seed: int, folder: Path, endpoint: str, state: Path
-) -> tuple[Plan, list[Ended], list[str]]:
-    """Play a seed: its plan, how each terminal has ended, and every promise that was broken."""
+) -> tuple[Plan, list[TerminalEnd], list[str]]:
+    """Run a seed: its plan, how each terminal has ended, and the promises that were broken."""
     case = Case(plan(seed), folder, endpoint, state)
     _set_faults(case)
-    ended = _people(case)
+    ends = _users(case)
     control("DELETE", f"{endpoint}/emulator/faults")
-    home = _terminal(case, "here", _bring_home)
-    home_ended = _wait(*home)
-    return case.plan, [*ended, home_ended], list(broken(case, ended, home_ended))
+    last = _wait(*_terminal(case, "here", _pull_or_run))
+    return case.plan, [*ends, last], list(broken(case, ends, last))
 
 
 def _set_faults(case: Case) -> None:
-    details = [f"{error},account={case.owner}" for error in case.plan.faults]
-    control("POST", f"{case.endpoint}/emulator/faults", details)
+    faults = [f"{fault},account={case.owner}" for fault in case.plan.faults]
+    control("POST", f"{case.endpoint}/emulator/faults", faults)
 
 
 @tenacity.retry(
@@ -143,14 +144,14 @@ def _set_faults(case: Case) -> None:
     wait=tenacity.wait_fixed(0.2),
 )
 def control(method: str, address: str, content: Any = None) -> requests.Response:
-    """Tell the local Kaggle, which may just be dead, what is no part of Kaggle."""
-    told = requests.request(method, address, json=content, timeout=60)
-    assert told.ok, told.text
-    return told
+    """Call the emulator's plugin; retry while the server is down."""
+    response = requests.request(method, address, json=content, timeout=60)
+    assert response.ok, response.text
+    return response
 
 
-def _people(case: Case) -> list[Ended]:
-    """Everybody who runs the kernel while the faults last."""
+def _users(case: Case) -> list[TerminalEnd]:
+    """All terminals that run the kernel while there are faults."""
     started = time.monotonic()
     terminals = []
     for begins in sorted(case.plan.terminals):
@@ -168,17 +169,17 @@ def _people(case: Case) -> list[Ended]:
 
 def _run(case: Case, machine: str) -> workflow.Pulled:
     return workflow.run(
-        case.config(machine), case.kaggle(), on_event=lambda e: case.said.append(str(e))
+        case.config(machine), case.kaggle(), on_event=lambda e: case.messages.append(str(e))
     )
 
 
-def _bring_home(case: Case, machine: str) -> workflow.Pulled:
-    """What is pushed is pulled, whatever became of it; else it is run."""
+def _pull_or_run(case: Case, machine: str) -> workflow.Pulled:
+    """Pull the run of this machine, however it ended; without one, run."""
     config, kaggle = case.config(machine), case.kaggle()
     records = list(ledger.records(config.project / "runs", case.slug))
     if not records:
-        return workflow.run(config, kaggle, on_event=lambda e: case.said.append(str(e)))
-    pulled = workflow.pull(kaggle, records[-1], on_event=lambda e: case.said.append(str(e)))
+        return workflow.run(config, kaggle, on_event=lambda e: case.messages.append(str(e)))
+    pulled = workflow.pull(kaggle, records[-1], on_event=lambda e: case.messages.append(str(e)))
     workflow.require_success(pulled)
     return pulled
 
@@ -198,28 +199,28 @@ def _in_terminal(
 ) -> None:
     try:
         pulled = action(case, machine)
-        ended = Ended(0, verified=str(pulled.folder))
+        end = TerminalEnd(0, verified=str(pulled.folder))
     except KernelkitError as error:
-        ended = Ended(error.exit_code, f"{type(error).__name__}: {error}")
+        end = TerminalEnd(error.exit_code, f"{type(error).__name__}: {error}")
     except Exception:
-        ended = Ended(1, traceback.format_exc())
-    pipe.send((asdict(ended), case.said))
+        end = TerminalEnd(1, traceback.format_exc())
+    pipe.send((asdict(end), case.messages))
     pipe.close()
     os._exit(0)
 
 
-def _wait(process: Any, pipe: Connection) -> Ended:
-    told = None
+def _wait(process: Any, pipe: Connection) -> TerminalEnd:
+    result = None
     try:
         if pipe.poll(LIMIT):
-            told = pipe.recv()
+            result = pipe.recv()
         else:
             _kill(process)
-            return Ended(1, f"it hung for {LIMIT:.0f} s")
+            return TerminalEnd(1, f"it hung for {LIMIT:.0f} s")
     except EOFError:
         pass
     process.join()
-    return Ended(**told[0]) if told else Ended(-9, "killed")
+    return TerminalEnd(**result[0]) if result else TerminalEnd(-9, "killed")
 
 
 def _kill(process: Any) -> None:
@@ -227,35 +228,35 @@ def _kill(process: Any) -> None:
         os.kill(process.pid, signal.SIGKILL)
 
 
-def broken(case: Case, ended: list[Ended], home: Ended) -> Iterator[str]:
-    """Promises that were not kept."""
+def broken(case: Case, ends: list[TerminalEnd], last: TerminalEnd) -> Iterator[str]:
+    """The promises that were broken. `last`: the pull after the faults were removed."""
     versions = case.versions()
     for before, after in itertools.pairwise(versions):
         if not before.failed or before.ended > after.began:
-            yield f"pushed twice: {after.folder.name} though {before.folder.name} had not failed"
-    for one in [*ended, home]:
-        if one.code not in EXIT_CODES and one.code != -9:
-            yield f"no exit code of ours: {one.words}"
-        if one.code == 0:
-            yield from _untrue_success(case, Path(one.verified))
-        if one.code == 6 and not any(version.failed for version in versions):
-            yield f"a failure is claimed of a run that has none: {one.words}"
-        if one.code == 4 and not case.plan.kinds & GIVEN_OTHERWISE:
-            yield f"a refusal that nobody has made: {one.words}"
-        if one.code in (2, 3):
-            yield f"nothing was wrong with the project: {one.words}"
-    if versions and not versions[-1].failed and home.code != 0:
-        yield f"the outputs did not come home ({home.code}): {home.words}"
-    if not versions and home.code == 0:
-        yield "a success without a run"
+            yield f"pushed twice: {after.folder.name}, but {before.folder.name} had not failed"
+    for end in [*ends, last]:
+        if end.code not in EXIT_CODES and end.code != -9:
+            yield f"not an exit code of kernelkit: {end.message}"
+        if end.code == 0:
+            yield from _false_success(case, Path(end.verified))
+        if end.code == 6 and not any(version.failed for version in versions):
+            yield f"a failure is reported, but no run has failed: {end.message}"
+        if end.code == 4 and not case.plan.kinds & MAY_BE_REFUSED:
+            yield f"a refusal is reported, but nothing was refused: {end.message}"
+        if end.code in (2, 3):
+            yield f"a problem of the project is reported, but it has none: {end.message}"
+    if versions and not versions[-1].failed and last.code != 0:
+        yield f"the outputs were not downloaded ({last.code}): {last.message}"
+    if not versions and last.code == 0:
+        yield "a success is reported, but nothing has run"
 
 
-def _untrue_success(case: Case, folder: Path) -> Iterator[str]:
-    """What a verified folder holds must be what the run of its number has written."""
+def _false_success(case: Case, folder: Path) -> Iterator[str]:
+    """A verified folder must hold what the run of its version has written."""
     version = Version(case.state / case.owner / case.slug / folder.name)
     if version.status != "COMPLETE":
-        yield f"{folder.name} is called verified, and ended {version.status}"
+        yield f"{folder.name} is reported as verified, but its run ended {version.status}"
     for name in ("table.csv", "models.zip", "sub/weights.bin"):
         true, pulled = version.folder / "working" / name, folder / name
         if not pulled.is_file() or pulled.read_bytes() != true.read_bytes():
-            yield f"{folder.name}/{name} is called verified, and is not what the run wrote"
+            yield f"{folder.name}/{name} is reported as verified, but differs from the run's file"

@@ -1,4 +1,4 @@
-"""What befalls one seed: faults, and what people do meanwhile. The same seed, the same plan."""
+"""The plan of a seed: its faults, and what users do meanwhile. A seed always has the same plan."""
 
 from __future__ import annotations
 
@@ -6,44 +6,44 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-GIVEN_OTHERWISE = frozenset(
+MAY_BE_REFUSED = frozenset(
     {"public", "internet-flipped", "dropped-source", "other-machine", "save-error", "error-in-200"}
     | {"page-circle", "error-page", "download-short", "wrong-length"}
 )
-"""Faults that are told with exit code 4."""
+"""Faults that kernelkit reports with exit code 4."""
 
 Chance = random.Random
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One seed's story."""
+    """What happens in one seed."""
 
     seed: int
     faults: tuple[str, ...]
     fails: bool
-    """Whether the program itself ends with an error."""
+    """Whether the pushed program fails."""
 
     size: int
     """Bytes of its largest output."""
 
     terminals: tuple[float, ...]
-    """When each begins, in seconds."""
+    """When each terminal starts, in seconds."""
 
     killed_after: float | None
-    """When the first is killed (SIGKILL), in seconds."""
+    """When the first terminal is killed (SIGKILL), in seconds."""
 
     elsewhere: bool
-    """Whether another machine joins once the kernel is there."""
+    """Whether another machine joins once the kernel exists."""
 
     @property
     def kinds(self) -> frozenset[str]:
-        """Names of its faults."""
+        """The names of its faults."""
         return frozenset(error.partition(",")[0] for error in self.faults)
 
 
 def plan(seed: int) -> Plan:
-    """The story of a seed."""
+    """The plan of a seed."""
     chance = Chance(seed)
     faults = tuple(chance.choice(FAULTS)(chance) for _ in range(chance.choice([0, 1, 1, 2, 3, 4])))
     several = chance.random() < 0.3
@@ -63,7 +63,7 @@ def _when(chance: Chance) -> str:
 
 
 def _any(name: str, *keys: str) -> Callable[[Chance], str]:
-    """A fault that strikes any call, or a certain one, a few times."""
+    """A fault that strikes any call, or one kind of call, a few times."""
     calls = ["SaveKernel", "GetKernel", "GetKernelSessionStatus", "ListKernelSessionOutput"]
     calls += ["Log", "Download", "any"]
 
@@ -89,7 +89,7 @@ FAULTS: tuple[Callable[[Chance], str], ...] = (
     *(_any("server-error", "code=500"), _any("server-error", "code=503"), _any("error-in-200")),
     *(_any("rate-limit"), _any("rate-limit", "form=date"), _any("rate-limit", "form=none")),
     *(lambda _: "session-cap", lambda _: "quota", lambda _: "save-error,message=no"),
-    *(lambda _: "dropped-source", lambda _: "dropped-source,told=false", lambda _: "public"),
+    *(lambda _: "dropped-source", lambda _: "dropped-source,reported=false", lambda _: "public"),
     *(lambda _: "internet-flipped", lambda _: "other-machine"),
     *(_one("stream-cut"), _one("stream-cut", "entries=3", "reset=true"), _one("stream-replayed")),
     *(_one("stream-endless"), _one("stream-silent", "seconds=3")),
@@ -106,4 +106,4 @@ FAULTS: tuple[Callable[[Chance], str], ...] = (
     *(lambda _: "run-cancelled", lambda _: "run-cancelled,outputs=kept"),
     *(lambda _: "run-error", lambda _: "run-error,outputs=kept"),
 )
-"""Every fault that the local Kaggle knows for one kernel, some in several forms."""
+"""Every fault that concerns one kernel, some in several forms."""

@@ -1,10 +1,14 @@
-"""Each lie of the local Kaggle, seen through the wire; and that without one nothing is changed."""
+"""Each fault as a client sees it; and without a fault, nothing changes."""
 
 import email.utils
 import hashlib
 import json
+import os
 import re
+import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,30 +17,24 @@ import requests
 from kagglesdk import KaggleClient, KaggleEnv, kaggle_env
 from kagglesdk.kaggle_creds import KaggleCredentials
 
-from kernelkit.emulator import faults as catalogue
+from tests.chaos import faults as catalog
 
+PLUGIN = ("--plugin", "tests.chaos.plugin:FaultInjection")
 BODY = bytes(range(256)) * 40
-"""What the run that most tests read has left in `a.bin`; 10,240 bytes."""
+"""The content of `a.bin`, an output of the run that most tests read; 10,240 bytes."""
 PENDING = "import time; print('one', flush=True); print('two', flush=True); time.sleep(60)"
 
 
 @pytest.fixture
-def lie(emulator):
-    """Set faults; none is left after the test."""
-    address = f"{emulator.endpoint}/emulator/faults"
-
-    def setter(*faults):
-        answer = requests.post(address, json=list(faults), timeout=10)
-        assert answer.ok, answer.text
-
-    yield setter
-    assert requests.delete(address, timeout=10).ok
+def inject(emulator):
+    """Add faults; they are removed after the test."""
+    return emulator.inject_for_all
 
 
-@pytest.fixture(scope="module")
-def done(shared):
+@pytest.fixture(scope="session")
+def done(emulator_server):
     """An account whose `my-kernel` has two versions that have ended, with the same outputs."""
-    account = shared.as_account("done-before")
+    account = emulator_server.as_account("done-before")
     for _ in range(2):
         account.run(
             "my-kernel",
@@ -48,18 +46,13 @@ def done(shared):
 
 @pytest.fixture
 def running(emulator):
-    """A kernel whose run goes on, and has logged two lines."""
+    """A kernel that is running and has logged two lines."""
     emulator.push("my-kernel", PENDING)
     log = emulator.events("my-kernel")
     assert [next(log)["data"] for _ in range(2)] == ["one\n", "two\n"]
     yield emulator
-    number = session_of(emulator, "my-kernel")
+    number = emulator.session_id("my-kernel")
     emulator.call("CancelKernelSession", kernelSessionId=number)
-
-
-def session_of(emulator, slug, version=1):
-    """The number of a run's session."""
-    return json.loads((emulator.folder(slug, version) / "version.json").read_text())["session_id"]
 
 
 def status(emulator, **fields):
@@ -68,30 +61,24 @@ def status(emulator, **fields):
     )
 
 
-def journal(emulator, kind="requests"):
-    """The account's part of the journal."""
-    told = emulator.fetch(f"{emulator.endpoint}/emulator/journal").json()[kind]
-    return [record for record in told if record["account"] == emulator.account]
-
-
 def test_the_table_lists_every_fault_with_its_keys():
-    """The table is the one place that says them: each name, default call, key and mark."""
-    table = catalogue.__doc__.split("  -----", 1)[1]
+    """The table documents each name, default call, key and mark."""
+    table = catalog.__doc__.split("  -----", 1)[1]
     rows = re.findall(r"^    ([a-z]\S+)  +(\S+)  +((?:.*\n)(?:^ {30,}.*\n)*)", table, re.M)
-    assert sorted(name for name, *_ in rows) == sorted(catalogue.FAULTS)
-    short = {"status": catalogue.STATUS, "quota": catalogue.QUOTA, "listing": catalogue.LISTING}
-    for name, call, words in rows:
-        assert re.search(r"\[[VDA?]\]", words), name
-        made = catalogue.make(name)
+    assert sorted(name for name, *_ in rows) == sorted(catalog.FAULTS)
+    short = {"status": catalog.STATUS, "quota": catalog.QUOTA, "listing": catalog.LISTING}
+    for name, call, text in rows:
+        assert re.search(r"\[[VDA?]\]", text), name
+        made = catalog.make(name)
         assert made.call == short.get(call, call), name
-        own = {k for k in vars(made) if not k.startswith("_")} - set(catalogue.CONTROL)
-        told = dict(reversed(re.findall(r"\b(\w+)=(\S*?)[,;:)]?(?=\s)", words)))
-        assert own <= set(told), name
+        own = {k for k in vars(made) if not k.startswith("_")} - set(catalog.CONTROL)
+        defaults = dict(reversed(re.findall(r"\b(\w+)=(\S*?)[,;:)]?(?=\s)", text)))
+        assert own <= set(defaults), name
         for key in own - {"message"}:
             default = getattr(made, key)
             plain = str(default).lower() if isinstance(default, bool) else default
-            assert told[key] == (f"{plain:g}" if isinstance(plain, float) else f"{plain}"), name
-        assert (made.times == 0) == ("(times=0)" in words), name
+            assert defaults[key] == (f"{plain:g}" if isinstance(plain, float) else f"{plain}"), name
+        assert (made.times == 0) == ("(times=0)" in text), name
 
 
 @pytest.mark.parametrize(
@@ -107,8 +94,8 @@ def test_the_table_lists_every_fault_with_its_keys():
         ("error-in-200,code=401,message=No", 200, "json"),
     ],
 )
-def test_another_answer_once(done, lie, fault, code, kind):
-    lie(fault)
+def test_a_response_is_replaced_once(done, inject, fault, code, kind):
+    inject(fault)
     answer = status(done)
     assert answer.status_code == code
     assert kind in answer.headers["Content-Type"]
@@ -118,24 +105,24 @@ def test_another_answer_once(done, lie, fault, code, kind):
     else:
         assert answer.text.startswith("<!DOCTYPE html>")
     assert status(done).json() == {"status": "COMPLETE"}
-    assert [r["faults"] for r in journal(done)[-2:]] == [[fault.partition(",")[0]], []]
-    assert [r["code"] for r in journal(done)[-2:]] == [code, 200]
+    assert [r["faults"] for r in done.journal()[-2:]] == [[fault.partition(",")[0]], []]
+    assert [r["code"] for r in done.journal()[-2:]] == [code, 200]
 
 
-def test_retry_after(done, lie):
-    lie(
+def test_a_rate_limit_has_retry_after(done, inject):
+    inject(
         "rate-limit,retry_after=7",
         "rate-limit,form=date,retry-after=7,at=2",
         "rate-limit,form=none,at=3",
     )
-    told = [status(done).headers.get("Retry-After") for _ in range(3)]
-    assert (told[0], told[2]) == ("7", None)
-    moment = email.utils.parsedate_to_datetime(told[1]).timestamp()
+    values = [status(done).headers.get("Retry-After") for _ in range(3)]
+    assert (values[0], values[2]) == ("7", None)
+    moment = email.utils.parsedate_to_datetime(values[1]).timestamp()
     assert 4 < moment - time.time() < 9
 
 
 def raw(emulator, request):
-    """All bytes of an answer to a request, but for its date."""
+    """All bytes of the response to a request, except its date."""
     with socket.create_connection(("127.0.0.1", emulator.port), 20) as connection:
         connection.sendall(request)
         answer = b""
@@ -144,8 +131,8 @@ def raw(emulator, request):
     return re.sub(rb"Date: .*?\r\n", b"", answer)
 
 
-def test_faults_that_strike_others_change_nothing(done, lie):
-    """Byte for byte: every fault is set, and none for this account."""
+def test_faults_of_another_account_change_nothing(done, inject):
+    """Byte for byte: every fault is active, but not for this account."""
     about = {"userName": done.account, "kernelSlug": "my-kernel"}
     address = done.outputs("my-kernel")["b.txt"]
     download = address.removeprefix(done.endpoint)
@@ -161,37 +148,37 @@ def test_faults_that_strike_others_change_nothing(done, lie):
     service = "/api/v1/kernels.KernelsApiService"
     for method, fields in [
         ("GetKernel", about),
-        (catalogue.STATUS, about),
+        (catalog.STATUS, about),
         ("ListKernelFiles", {**about, "pageSize": 1}),
         ("ListKernelSessionOutput", about),
         ("ListKernelFiles", {**about, "pageSize": -1}),
-        (catalogue.QUOTA, {}),
+        (catalog.QUOTA, {}),
         ("Unknown", {}),
     ]:
         body = json.dumps(fields)
         head = f"POST {service}/{method} HTTP/1.1\r\nContent-Length: {len(body)}\r\n"
         requests_.append(f"{head}{key}\r\n{body}")
     before = [raw(done, request.encode()) for request in requests_]
-    lie(*({"fault": name, "account": "nobody", "times": 0} for name in catalogue.FAULTS))
+    inject(*({"fault": name, "account": "nobody", "times": 0} for name in catalog.FAULTS))
     assert [raw(done, request.encode()) for request in requests_] == before
     assert {answer.split()[1] for answer in before} == {b"200", b"206", b"400", b"501"}
-    assert not any(record["faults"] for record in journal(done)[-len(before) + 2 :])
+    assert not any(record["faults"] for record in done.journal()[-len(before) + 2 :])
 
 
-def test_which_requests_are_struck(done, lie):
+def test_keys_select_the_requests(done, inject):
     def codes(count):
         return [status(done).status_code for _ in range(count)]
 
-    lie("forbidden,at=2,times=2")
+    inject("forbidden,at=2,times=2")
     assert codes(5) == [200, 403, 403, 200, 200]
-    lie("forbidden,times=0,account=nobody", "forbidden,times=0,kernel=another")
+    inject("forbidden,times=0,account=nobody", "forbidden,times=0,kernel=another")
     assert codes(1) == [200]
-    lie("forbidden,kernel=my-kernel,account=done-before", {"fault": "server-error", "at": 2})
+    inject("forbidden,kernel=my-kernel,account=done-before", {"fault": "server-error", "at": 2})
     assert codes(3) == [403, 502, 200]
-    lie("server-error,call=GetKernel+ListKernelFiles")
+    inject("server-error,call=GetKernel+ListKernelFiles")
     assert codes(1) == [200]
     assert done.call("ListKernelFiles").status_code == 502
-    lie("forbidden,lasting=0.6")
+    inject("forbidden,lasting=0.6")
     began = time.monotonic()
     while status(done).status_code == 403:
         assert time.monotonic() - began < 5
@@ -199,11 +186,11 @@ def test_which_requests_are_struck(done, lie):
     assert codes(2) == [200, 200]
 
 
-def test_chance_is_the_seeds(launch):
-    """The same requests of the same seed are struck, of another seed others."""
+def test_the_seed_decides_about_chance(launch):
+    """With the same seed the same requests are struck, with another seed others."""
 
     def struck(seed):
-        emulator = launch("--seed", seed, "--fault", "html,chance=0.5,times=0")
+        emulator = launch(*PLUGIN, "--seed", seed, "--fault", "html,chance=0.5,times=0")
         return "".join(status(emulator).headers["Content-Type"][-1] for _ in range(24))
 
     first = struck("1")
@@ -219,16 +206,16 @@ def test_chance_is_the_seeds(launch):
         ("lost-before,call=any,reset=true", "ConnectionResetError"),
     ],
 )
-def test_no_answer(done, lie, fault, error):
-    lie(fault)
+def test_a_connection_without_a_response(done, inject, fault, error):
+    inject(fault)
     with pytest.raises(requests.ConnectionError, match=error):
         status(done)
-    assert journal(done)[-1]["code"] is None
+    assert done.journal()[-1]["code"] is None
     assert status(done).ok
 
 
-def test_silence(done, lie):
-    lie("timeout,seconds=0.5", "timeout,seconds=0.5,when=after,at=2")
+def test_a_late_response(done, inject):
+    inject("timeout,seconds=0.5", "timeout,seconds=0.5,when=after,at=2")
     for _ in range(2):
         began = time.monotonic()
         assert status(done).json() == {"status": "COMPLETE"}
@@ -245,21 +232,21 @@ def test_silence(done, lie):
         ("session-cap", 0), ("session-cap,kind=CPU", 0), ("quota", 0),
     ],
 )  # fmt: skip
-def test_a_push_without_its_answer(emulator, lie, fault, versions):
-    """Whether it was done, the journal and GetKernel tell."""
-    lie(fault)
+def test_a_push_without_its_response(emulator, inject, fault, versions):
+    """The journal and GetKernel show whether the push was carried out."""
+    inject(fault)
     text = emulator.notebook(f'\'"digest": "{"a1" * 32}"\'')
     try:
         answer = emulator.push("my-kernel", text=text)
         assert "versionNumber" not in answer
-        words = {"save-error": "Kaput", "quota": "GPU quota", "session-cap": "session count"}
+        messages = {"save-error": "Kaput", "quota": "GPU quota", "session-cap": "session count"}
         if not versions:
-            assert words[fault.partition(",")[0]] in answer["error"]
+            assert messages[fault.partition(",")[0]] in answer["error"]
     except requests.RequestException:
         pass
     except ValueError:
         assert fault.startswith("html")
-    effects = journal(emulator, "effects")
+    effects = emulator.journal("effects")
     digests = [(e["effect"], e["kernel"], e["number"], e["digest"]) for e in effects]
     made = [("version", f"{emulator.account}/my-kernel", 1, "a1" * 32)]
     assert digests == made * versions
@@ -271,9 +258,9 @@ def test_a_push_without_its_answer(emulator, lie, fault, versions):
     )
 
 
-def test_what_is_told_of_the_version_before(emulator, lie):
-    lie("stale-status,times=0", "stale-kernel,times=0")
-    emulator.run("my-kernel", "1")  # there is none before: nothing stale to tell
+def test_the_previous_version_is_shown(emulator, inject):
+    inject("stale-status,times=0", "stale-kernel,times=0")
+    emulator.run("my-kernel", "print(1)")  # without a previous version nothing is stale
     emulator.push("my-kernel", PENDING)
     for pinned in ({}, {"versionLabel": "v2"}):
         assert status(emulator, **pinned).json() == {"status": "COMPLETE"}
@@ -282,40 +269,40 @@ def test_what_is_told_of_the_version_before(emulator, lie):
     assert PENDING not in shown["blob"]["source"]
     lost = {"userName": emulator.account, "kernelSlug": "my-kernel", "versionLabel": "v2"}
     assert emulator.call("GetKernel", **lost).status_code == 404
-    requests.delete(f"{emulator.endpoint}/emulator/faults", timeout=10)
+    emulator.remove_faults()
     assert status(emulator).json() != {"status": "COMPLETE"}
     assert emulator.ask("GetKernel", "my-kernel")["metadata"]["currentVersionNumber"] == 2
-    lie("queued")
+    inject("queued")
     assert status(emulator, versionLabel="v1").json() == {}
-    emulator.call("CancelKernelSession", kernelSessionId=session_of(emulator, "my-kernel", 2))
+    emulator.call("CancelKernelSession", kernelSessionId=emulator.session_id("my-kernel", 2))
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "reported"),
     [("competition", True), ("dataset", False), ("kernel", True), ("model", False)],
 )
 @pytest.mark.usefixtures("done")
-def test_dropped_sources(emulator, lie, kind, told):
+def test_sources_are_dropped(emulator, inject, kind, reported):
     sources = {
         "competition": "some-competition",
         "dataset": "someone/some-dataset",
         "kernel": "done-before/my-kernel",
         "model": "someone/model/pyTorch/base/1",
     }
-    lie(f"dropped-source,kind={kind},told={str(told).lower()}")
+    inject(f"dropped-source,kind={kind},reported={str(reported).lower()}")
     fields = {f"{name}DataSources": [source] for name, source in sources.items()}
-    answer = emulator.push("my-kernel", "1", **fields)
+    answer = emulator.push("my-kernel", "print(1)", **fields)
     dropped = answer.get(f"invalid{kind.capitalize()}Sources", [])
-    assert dropped == ([sources[kind]] if told else [])
+    assert dropped == ([sources[kind]] if reported else [])
     metadata = emulator.ask("GetKernel", "my-kernel")["metadata"]
     assert f"{kind}DataSources" not in metadata
     assert ("competitionDataSources" in metadata) == (kind != "competition")
     emulator.finish("my-kernel")
 
 
-def test_other_than_asked(emulator, lie):
-    lie("public", "internet-flipped", "other-machine,shape=", "quota-used")
-    emulator.push("my-kernel", "1", machineShape="NvidiaTeslaT4", isPrivate=True)
+def test_settings_differ_from_the_request(emulator, inject):
+    inject("public", "internet-flipped", "other-machine,shape=", "quota-used")
+    emulator.push("my-kernel", "print(1)", machineShape="NvidiaTeslaT4", isPrivate=True)
     emulator.finish("my-kernel")
     metadata = emulator.ask("GetKernel", "my-kernel")["metadata"]
     assert (metadata["isPrivate"], metadata["enableInternet"]) == (False, True)
@@ -323,12 +310,12 @@ def test_other_than_asked(emulator, lie):
     assert "machineShape" not in metadata
     gpu = emulator.call("GetAcceleratorQuotaStatistics").json()["gpuQuota"]
     assert gpu["timeUsed"] == gpu["totalTimeAllowed"]
-    lie("other-machine")
+    inject("other-machine")
     assert emulator.ask("GetKernel", "my-kernel")["metadata"]["machineShape"] == "NvidiaTeslaP100"
 
 
 @pytest.mark.parametrize(
-    ("fault", "told", "outputs"),
+    ("fault", "status", "outputs"),
     [
         ("run-cancelled", "CANCEL_ACKNOWLEDGED", []),
         ("run-cancelled,seconds=0.2", "CANCEL_ACKNOWLEDGED", []),
@@ -336,15 +323,15 @@ def test_other_than_asked(emulator, lie):
         ("run-error", "ERROR", []),
     ],
 )
-def test_another_end(emulator, lie, fault, told, outputs):
-    lie(fault)
+def test_the_end_of_a_run_is_forced(emulator, inject, fault, status, outputs):
+    inject(fault)
     emulator.push("my-kernel", "open('out.txt', 'w').write('x')" if "=0" not in fault else PENDING)
-    assert emulator.finish("my-kernel")[0]["status"] == told
+    assert emulator.finish("my-kernel")[0]["status"] == status
     assert list(emulator.outputs("my-kernel")) == outputs
 
 
 def read_stream(emulator):
-    """The entries of the log stream, whether its end was told, and how it broke off."""
+    """The entries of the log stream, whether END_OF_LOG came, and how the stream broke off."""
     url = f"{emulator.endpoint}/api/v1/kernels/logs/stream/{emulator.account}/my-kernel"
     entries, ended, broken = [], False, ""
     try:
@@ -358,36 +345,36 @@ def read_stream(emulator):
     return entries, ended, broken
 
 
-def test_streams(running, lie):
-    lie("stream-cut,entries=1")
+def test_streams_break_off_pause_and_repeat(running, inject):
+    inject("stream-cut,entries=1")
     entries, ended, broken = read_stream(running)
     assert (entries, ended) == (["one"], False)
     assert "IncompleteRead" in broken or "ended prematurely" in broken
-    lie("stream-cut,entries=1,reset=true")
+    inject("stream-cut,entries=1,reset=true")
     assert "ConnectionResetError" in read_stream(running)[2]
-    lie("stream-cut,bytes=90")
+    inject("stream-cut,bytes=90")
     assert read_stream(running)[0] == ["one"]
-    lie("stream-silent,entries=1,seconds=0.7", "stream-cut,entries=2")
+    inject("stream-silent,entries=1,seconds=0.7", "stream-cut,entries=2")
     began = time.monotonic()
     assert read_stream(running)[0] == ["one", "two"]
     assert time.monotonic() - began >= 0.7
-    lie("stream-replayed,entries=2", "stream-cut,entries=4")
+    inject("stream-replayed,entries=2", "stream-cut,entries=4")
     assert read_stream(running)[0] == ["one", "two", "one", "two"]
 
 
-def test_an_end_that_is_not_told(emulator, lie):
+def test_a_stream_without_its_end(emulator, inject):
     emulator.push("my-kernel", "print('one', flush=True); import time; time.sleep(1)")
-    lie("stream-endless")
+    inject("stream-endless")
     assert read_stream(emulator) == (["one"], False, "")
 
 
-def test_pages(done, lie):
-    lie("pages,size=1")
+def test_pages_are_small_and_repeat(done, inject):
+    inject("pages,size=1")
     first = done.ask("ListKernelSessionOutput", "my-kernel", pageSize=100)
     second = done.ask("ListKernelSessionOutput", "my-kernel", pageToken=first["nextPageToken"])
     assert [f["fileName"] for f in first["files"] + second["files"]] == ["a.bin", "b.txt"]
     assert "nextPageToken" not in second
-    lie("page-circle")
+    inject("page-circle")
     token = done.ask("ListKernelFiles", "my-kernel", pageToken=first["nextPageToken"])[
         "nextPageToken"
     ]
@@ -399,9 +386,9 @@ def test_pages(done, lie):
         ]
 
 
-def test_addresses_that_expire(done, lie):
+def test_addresses_expire(done, inject):
     before = done.outputs("my-kernel")["b.txt"]
-    lie("expired-url,uses=1")
+    inject("expired-url,uses=1")
     assert [done.fetch(before).status_code for _ in range(2)] == [200, 403]
     urls = done.outputs("my-kernel")
     assert done.fetch(urls["b.txt"]).text == "b"
@@ -409,8 +396,8 @@ def test_addresses_that_expire(done, lie):
     assert (expired.status_code, expired.headers["Content-Type"]) == (403, "application/xml")
     assert done.fetch(urls["a.bin"]).content == BODY
     assert done.fetch(done.outputs("my-kernel")["b.txt"]).text == "b"
-    requests.delete(f"{done.endpoint}/emulator/faults", timeout=10)
-    lie("expired-url,uses=0,seconds=0.5,code=404,form=html")
+    done.remove_faults()
+    inject("expired-url,uses=0,seconds=0.5,code=404,form=html")
     urls = done.outputs("my-kernel")
     assert done.fetch(urls["b.txt"]).text == "b"
     time.sleep(0.6)
@@ -427,41 +414,41 @@ def test_addresses_that_expire(done, lie):
         ("wrong-length,by=10", "10240 bytes read, 10 more expected"),
     ],
 )
-def test_downloads_that_break(done, lie, fault, error):
+def test_downloads_break_off(done, inject, fault, error):
     url = done.outputs("my-kernel")["a.bin"]
-    lie(fault)
+    inject(fault)
     with pytest.raises(requests.RequestException, match=error):
         done.fetch(url)
     assert done.fetch(url).content == BODY
 
 
-def test_downloads_that_lie(done, lie):
+def test_downloads_are_wrong(done, inject):
     url = done.outputs("my-kernel")["a.bin"]
-    lie("download-short,bytes=1000", "wrong-length,by=-10,at=2", "error-page,at=3")
+    inject("download-short,bytes=1000", "wrong-length,by=-10,at=2", "error-page,at=3")
     assert done.fetch(url).content == BODY[:1000]
     assert done.fetch(url).content == BODY[:-10]
     page = done.fetch(url)
     assert (page.status_code, page.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
     assert done.fetch(url).content == BODY
 
-    lie("etag-changes")
+    inject("etag-changes")
     assert len({done.fetch(url).headers["ETag"] for _ in range(3)}) == 3
-    lie("no-range")
+    inject("no-range")
     whole = done.fetch(url, Range="bytes=5-9")
     assert (whole.status_code, whole.content) == (200, BODY)
     assert "Accept-Ranges" not in whole.headers
 
-    lie("download-slow,rate=20000")
+    inject("download-slow,rate=20000")
     began = time.monotonic()
     assert done.fetch(url).content == BODY
     assert time.monotonic() - began >= 0.45
 
 
-def test_names_that_escape(done, lie):
-    lie("hostile-names")
+def test_hostile_names_are_listed(done, inject):
+    inject("hostile-names")
     listed = done.ask("ListKernelSessionOutput", "my-kernel")["files"]
     names = [file["fileName"] for file in listed]
-    hostile = [name for kind in catalogue.HOSTILE.values() for name in kind]
+    hostile = [name for kind in catalog.HOSTILE.values() for name in kind]
     assert names == ["a.bin", "b.txt", *hostile]
     assert {"../escaped.txt", "/tmp/escaped.txt", "CON", "nul\0byte.txt", "..\\escaped.txt"} < {
         *names
@@ -469,14 +456,14 @@ def test_names_that_escape(done, lie):
     assert {done.fetch(file["url"]).content for file in listed[2:]} == {b"hostile\n"}
     files = done.ask("ListKernelFiles", "my-kernel")["files"]
     assert [file["name"] for file in files] == names
-    requests.delete(f"{done.endpoint}/emulator/faults", timeout=10)
+    done.remove_faults()
     assert done.fetch(listed[2]["url"]).status_code == 404
-    lie("hostile-names,kind=reserved")
-    assert list(done.outputs("my-kernel")) == ["a.bin", "b.txt", *catalogue.HOSTILE["reserved"]]
+    inject("hostile-names,kind=reserved")
+    assert list(done.outputs("my-kernel")) == ["a.bin", "b.txt", *catalog.HOSTILE["reserved"]]
 
 
 def status_once_back(emulator):
-    """What a server that was dead answers, within 10 seconds."""
+    """The status from a server that was down, within 10 seconds."""
     began = time.monotonic()
     while True:
         try:
@@ -486,10 +473,10 @@ def status_once_back(emulator):
             time.sleep(0.05)
 
 
-def test_a_server_that_dies_and_comes_back(running, lie):
+def test_a_server_goes_down_and_comes_back(running, inject):
     stream = running.events("my-kernel")
     next(stream)
-    lie("server-dies,seconds=1,call=GetKernelSessionStatus")
+    inject("server-dies,seconds=1,call=GetKernelSessionStatus")
     with pytest.raises(requests.ConnectionError):
         status(running)
     with pytest.raises(requests.RequestException):
@@ -501,44 +488,44 @@ def test_a_server_that_dies_and_comes_back(running, lie):
 
 
 @pytest.mark.parametrize("seconds", [0, 0.5])
-def test_a_server_that_dies_twice_at_once_comes_back(done, lie, seconds):
-    lie(f"server-dies,seconds={seconds},call=GetKernelSessionStatus,times=2")
+def test_two_outages_at_once_are_one(done, inject, seconds):
+    inject(f"server-dies,seconds={seconds},call=GetKernelSessionStatus,times=2")
 
-    def asked(_):
+    def fail(_):
         with pytest.raises(requests.ConnectionError):
             status(done)
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(asked, range(2)))
+        list(pool.map(fail, range(2)))
     assert status_once_back(done) == {"status": "COMPLETE"}
 
 
-def test_uploads_are_struck_too(done, lie):
-    """An answer that is lost after the effect: the bytes are there."""
+def test_uploads_are_struck(done, inject):
+    """After a lost response, the bytes have arrived."""
     competition = "competitions.CompetitionApiService"
     about = {"competitionName": "some-competition"}
     begun = done.call(
         "StartSubmissionUpload", competition, **about, contentLength=7, fileName="s.csv"
     ).json()
-    lie("server-error,call=Upload,code=503", "lost-after,call=Upload,at=2")
+    inject("server-error,call=Upload,code=503", "lost-after,call=Upload,at=2")
     with requests.Session() as session:
         assert session.put(begun["createUrl"], b"id,rle\n", timeout=10).status_code == 503
         asked = {"Content-Range": "bytes */7"}
         with pytest.raises(requests.ConnectionError):
             session.put(begun["createUrl"], b"id,rle\n", timeout=10)
         assert session.put(begun["createUrl"], headers=asked, timeout=10).status_code == 200
-    lie("lost-after,call=CreateSubmission")
+    inject("lost-after,call=CreateSubmission")
     fields = {**about, "blobFileTokens": begun["token"], "submissionDescription": "x"}
     with pytest.raises(requests.ConnectionError):
         done.call("CreateSubmission", competition, **fields)
     listed = done.call("ListSubmissions", competition, **about).json()["submissions"]
-    refs = [e["ref"] for e in journal(done, "effects") if e["effect"] == "submission"]
+    refs = [e["ref"] for e in done.journal("effects") if e["effect"] == "submission"]
     assert refs == [submission["ref"] for submission in listed]
     assert len(refs) == 1
 
 
-def test_credentials_that_expire(done, lie, monkeypatch, tmp_path):
-    """A refresh token gives a new access token by the SDK's own way; another key is good too."""
+def test_credentials_expire(done, inject, monkeypatch, tmp_path):
+    """The SDK gets a new access token with a refresh token; another key stays valid."""
 
     def ask(token):
         return done.call("GetAcceleratorQuotaStatistics", headers=token).status_code
@@ -552,7 +539,7 @@ def test_credentials_that_expire(done, lie, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("KAGGLE_API_TOKEN", raising=False)
     monkeypatch.setitem(kaggle_env._env_to_endpoint, KaggleEnv.TEST, done.endpoint)
-    lie("expired-credentials,at=3,times=1")
+    inject("expired-credentials,at=3,times=1")
     assert [ask(bearer("old")) for _ in range(4)] == [200, 200, 401, 401]
     assert active("old") == {}
     assert (ask(bearer("other")), active("other")["active"]) == (200, True)
@@ -563,22 +550,22 @@ def test_credentials_that_expire(done, lie, monkeypatch, tmp_path):
         assert credentials.introspect() == "rehearsal"
     assert ask(bearer(credentials.get_access_token())) == 200
     assert credentials.get_access_token() != "old"
-    # With the expired one for a signature too; without a refresh token it is of no use.
+    # Also signed with the expired token; without a refresh token it is refused.
     for fields, code in [({"refreshToken": "refresh"}, 200), ({}, 401)]:
         answer = done.call("GenerateAccessToken", "users.AccountService", bearer("old"), **fields)
         assert answer.status_code == code
     unsigned = done.call("GenerateAccessToken", "users.AccountService", {})
     assert unsigned.status_code == 401
 
-    requests.delete(f"{done.endpoint}/emulator/faults", timeout=10)
-    lie("expired-credentials,seconds=0.4,times=0")
+    done.remove_faults()
+    inject("expired-credentials,seconds=0.4,times=0")
     assert [ask(bearer("short")), ask(done.headers)] == [200, 200]
     time.sleep(0.5)
     assert [ask(bearer("short")), ask(done.headers), ask(bearer("new"))] == [401, 401, 200]
 
 
-def test_cancel(running):
-    number = session_of(running, "my-kernel")
+def test_a_run_is_cancelled(running):
+    number = running.session_id("my-kernel")
     other = running.as_account("somebody-else").call("CancelKernelSession", kernelSessionId=number)
     assert (other.status_code, other.json()["code"]) == (403, 403)
     assert status(running).json() == {"status": "RUNNING"}
@@ -589,12 +576,12 @@ def test_cancel(running):
         again = running.call("CancelKernelSession", kernelSessionId=ended)
         assert again.status_code == 200
         assert str(ended) in again.json()["errorMessage"]
-    effects = [(e["effect"], e.get("session")) for e in journal(running, "effects")]
+    effects = [(e["effect"], e.get("session")) for e in running.journal("effects")]
     assert effects[1:] == [("cancel", number)]
 
 
 @pytest.mark.parametrize(
-    ("faults", "words"),
+    ("faults", "message"),
     [
         (["forbiden"], "no fault 'forbiden'; did you mean forbidden?"),
         (["xyzzy"], "no fault 'xyzzy'; there are forbidden, "),
@@ -602,28 +589,76 @@ def test_cancel(running):
         (["forbidden,call=GetKernal"], "no call 'GetKernal'; did you mean GetKernel?"),
         (["forbidden,at=0"], "forbidden: at=0 is out of range"),
         (["forbidden,chance=2"], "chance=2 is out of range"),
-        (["forbidden,times=some"], "times=some must be a number without a point"),
+        (["forbidden,times=some"], "times=some must be a whole number"),
         (["timeout,seconds=nan"], "seconds=nan must be a number"),
         (["run-error,outputs=lost"], "outputs=lost must be one of gone, kept"),
-        (["reset,when"], "'when' is no key=value"),
+        (["reset,when"], "'when' is not key=value"),
         (["lost-after,reset=maybe"], "must be true or false"),
-        ([{"fault": "html", "code": [1]}], "code=[1] must be a number"),
+        ([{"fault": "html", "code": [1]}], "code=[1] must be a whole number"),
         ([{"code": 1}], "no fault ''"),
         ([7], "7 is neither"),
-        ({}, "a JSON list of faults is wanted"),
+        ({}, "expected a JSON list of faults"),
     ],
 )
-def test_what_is_no_fault(done, faults, words):
+def test_invalid_faults_are_refused(done, faults, message):
     answer = requests.post(f"{done.endpoint}/emulator/faults", json=faults, timeout=10)
     assert answer.status_code == 400
-    assert words in answer.json()["message"]
+    assert message in answer.json()["message"]
     assert status(done).ok
 
 
-def test_nothing_of_the_controls_is_kaggles(done):
+def test_other_control_addresses_are_unimplemented(done):
     for method, path in [("GET", "faults"), ("POST", "journal"), ("GET", "none")]:
         answer = done.fetch(f"{done.endpoint}/emulator/{path}", method)
         assert (answer.status_code, answer.json()["code"]) == (501, 501)
-    count = len(journal(done))
+    count = len(done.journal())
     done.fetch(f"{done.endpoint}/emulator/journal")
-    assert len(journal(done)) == count
+    assert len(done.journal()) == count
+
+
+def test_faults_as_the_official_client_sees_them(emulator, kaggle, kernel_folder, tmp_path):
+    """It exits 0 after a refused push, and saves an error page as an output."""
+    name, push = f"{emulator.account}/my-first-kernel", ("kernels", "push", "-p", kernel_folder)
+    emulator.inject("session-cap", "lost-after,at=2", "dropped-source,kind=competition,at=3")
+    assert "Maximum batch GPU session count of 2 reached." in kaggle(*push)
+    assert "closed connection without response" in kaggle(*push, code=1)
+    assert "['some-competition', 'none-such']" in kaggle(*push)
+    for version in ("v1", "v2"):
+        emulator.finish("my-first-kernel", version)
+
+    emulator.inject("stale-status", "forbidden,at=2")
+    assert "COMPLETE" in kaggle("kernels", "status", name)
+    assert "Permission 'kernels.get' was denied" in kaggle("kernels", "status", name, code=1)
+
+    emulator.inject("pages,size=20", "hostile-names,kind=parent", "error-page")
+    out = tmp_path / "deep" / "out"
+    kaggle("kernels", "output", name, "-p", str(out))
+    assert (out / "out.txt").read_text().startswith("<!DOCTYPE html>")
+    assert (out / "sub" / "24").read_text() == "24"
+    assert (tmp_path / "deep" / "escaped.txt").read_text() == "hostile\n"
+
+
+def test_faults_from_the_command_line(tmp_path):
+    """`kernelkit emulator` passes them on, and the plugin's help has the whole table."""
+    command = [sys.executable, "-m", "kernelkit", "emulator", "--port", "0", "--seed", "3", *PLUGIN]
+    done = subprocess.run([*command, "--fault", "forbiden"], capture_output=True)
+    assert done.returncode == 2
+    assert b"--fault no fault 'forbiden'; did you mean forbidden?" in done.stderr
+    faults = ["--fault", "forbidden", "--fault", "quota-used", "--state", str(tmp_path / "state")]
+    process = subprocess.Popen(
+        [*command, *faults], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        endpoint = process.stdout.readline().split()[3]
+        url = f"{endpoint}/api/v1/kernels.KernelsApiService/GetAcceleratorQuotaStatistics"
+        gpu = requests.post(url, auth=("me", "key"), timeout=30).json()["gpuQuota"]
+        assert gpu["timeUsed"] == gpu["totalTimeAllowed"]
+        journal = (tmp_path / "state" / "journal.jsonl").read_text().splitlines()
+        assert json.loads(journal[0])["faults"] == ["quota-used"]
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=30)
+    help_ = subprocess.run(
+        [sys.executable, "-m", "kernelkit.emulator", *PLUGIN, "--help"], capture_output=True
+    )
+    assert b"expired-credentials  any " in help_.stdout
