@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 
 import pytest
-from kernelkit.doctor.checks.probe import differences, probe
 
+from kernelkit.doctor.probe import differences, probe
 from kernelkit.kaggle import connect
 
 TRANSCRIPTS = sorted(Path(__file__).with_name("transcripts").glob("*.json"))
