@@ -55,7 +55,7 @@ def flags(parameters: dict[str, object]) -> list[str]:
 
 
 def test_the_notebook_gives_the_packages_own_bytes(cli: Cli, inputs: Path, tmp_path: Path) -> None:
-    names = ["resnet34_bcedice", "resnet34_lovasz"]
+    names = ["resnet34_BCEDice", "resnet34_Lovasz"]
     pulled = rehearse(cli, inputs, tmp_path / "out", experiments=names)
     manifest = json.loads((pulled / "run-manifest.json").read_text())
     assert manifest["versions"]["torch"].startswith("2.10.0")
@@ -75,7 +75,7 @@ def test_the_notebook_gives_the_packages_own_bytes(cli: Cli, inputs: Path, tmp_p
 
 @pytest.mark.skipif(not (REAL_DATA / SLUG).is_dir(), reason="no data of the competition here")
 def test_the_same_on_real_data(cli: Cli, tmp_path: Path) -> None:
-    pulled = rehearse(cli, REAL_DATA, tmp_path, experiments=["resnet34_bcedice"])
+    pulled = rehearse(cli, REAL_DATA, tmp_path, experiments=["resnet34_BCEDice"])
     sample = (REAL_DATA / SLUG / "sample_submission.csv").read_text().splitlines()
     submission = (pulled / "submission.csv").read_text().splitlines()
     assert [line.partition(",")[0] for line in submission] == [
