@@ -1,10 +1,11 @@
-# Every target sets up what it needs: `make smoke` and `make test` work on a fresh machine.
+# Every target installs what it needs: `make smoke` and `make test` work on a fresh machine.
 #
-#   PYTHON=python3.12         the interpreter to build .venv with (3.11 or 3.12)
-#   PROFILE=smoke             a profile of pyproject.toml, for render, push and their like
-#   ARGS="--set epochs=2"     further options of the command
-#   TRAINING_ARGS="--images 128"   options of the second half of `make bench`
-#   KERNELKIT_DATA=DIR        a folder that holds the competition's folder; else one is made up
+#   PYTHON=python3.12              Python interpreter for .venv (3.11 or 3.12)
+#   PROFILE=smoke                  profile from pyproject.toml, for render, push, run and others
+#   ARGS="--set epochs=2"          extra options for the command
+#   TRAINING_ARGS="--images 128"   extra options for the training half of `make bench`
+#   KERNELKIT_DATA=DIR             folder that contains the competition's folder; if it is not set,
+#                                  the targets that need data generate a synthetic competition
 
 PYTHON ?= python3
 PROFILE ?=
@@ -13,94 +14,116 @@ TRAINING_ARGS ?=
 
 VENV := .venv
 KERNELKIT := $(VENV)/bin/kernelkit
+PYTEST := $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 OPTIONS = $(if $(PROFILE),--profile $(PROFILE)) $(ARGS)
 SYNTHETIC := build/synthetic.done
 PEERS := build/bench-venv
 INPUTS = $(or $(KERNELKIT_DATA),build/inputs)
 
 .DEFAULT_GOAL := help
-.PHONY: setup smoke test lint format render push status watch pull submit doctor emulator bench \
-	bench-rendering bench-training faults requirements clean help
+.PHONY: setup smoke test test-all lint format render push run status watch logs pull diagnose \
+	runs submit doctor emulator bench bench-rendering bench-training bench-startup faults \
+	requirements clean help
 
-setup: $(VENV)/all.done ## install everything: the tool, the workload, the tests
+setup: $(VENV)/all.done ## install kernelkit, the workload and the test tools
 
 smoke: $(VENV)/all.done $(if $(KERNELKIT_DATA),,$(SYNTHETIC)) ## rehearse src_salt on a local Kaggle
 	@$(KERNELKIT) rehearse --profile smoke --inputs "$(INPUTS)" $(ARGS)
 
-test: $(VENV)/all.done ## run the tests
-	@$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+test: $(VENV)/all.done ## run all tests that are not marked slow
+	@$(PYTEST) -m "not slow" $(ARGS)
 
-lint: $(VENV)/all.done ## check style and types, change nothing
+test-all: $(VENV)/all.done ## run all tests
+	@$(PYTEST) $(ARGS)
+
+lint: $(VENV)/all.done ## check style and types without changing files
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
 
-format: $(VENV)/all.done ## put style right
+format: $(VENV)/all.done ## fix style
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
 render: $(VENV)/tool.done ## write the notebook to build/kernel
 	@$(KERNELKIT) render $(OPTIONS)
 
-push: $(VENV)/tool.done ## send the notebook to Kaggle: a new version, and its run
+push: $(VENV)/tool.done ## push the notebook to Kaggle and start its run
 	@$(KERNELKIT) push $(OPTIONS)
 
-status: $(VENV)/tool.done ## say where the run is
+run: $(VENV)/tool.done ## push, watch, pull and verify
+	@$(KERNELKIT) run $(OPTIONS)
+
+status: $(VENV)/tool.done ## print the state of the latest run
 	@$(KERNELKIT) status $(OPTIONS)
 
-watch: $(VENV)/tool.done ## follow the run; Ctrl-C leaves it running
+watch: $(VENV)/tool.done ## follow the latest run; Ctrl-C does not stop it
 	@$(KERNELKIT) watch $(OPTIONS)
 
-pull: $(VENV)/tool.done ## wait for the run's end, download and verify what it left
+logs: $(VENV)/tool.done ## print the log of the latest run
+	@$(KERNELKIT) logs $(OPTIONS)
+
+pull: $(VENV)/tool.done ## download and verify the outputs of the latest run
 	@$(KERNELKIT) pull $(OPTIONS)
 
-submit: $(VENV)/tool.done ## enter submission.csv of a verified run
+diagnose: $(VENV)/tool.done ## explain why the latest run failed
+	@$(KERNELKIT) diagnose $(OPTIONS)
+
+runs: $(VENV)/tool.done ## list all runs
+	@$(KERNELKIT) runs $(ARGS)
+
+submit: $(VENV)/tool.done ## submit submission.csv of a verified run
 	@$(KERNELKIT) submit $(OPTIONS)
 
-doctor: $(VENV)/tool.done ## look at this machine, the account and the project
+doctor: $(VENV)/tool.done ## check this machine, the account and the project
 	@$(KERNELKIT) doctor $(OPTIONS)
 
 emulator: $(VENV)/all.done $(if $(KERNELKIT_DATA),,$(SYNTHETIC)) ## serve a local Kaggle until stopped
 	@$(KERNELKIT) emulator --inputs "$(INPUTS)" $(ARGS)
 
-bench: bench-rendering ## both of the next two; ARGS is for the first, TRAINING_ARGS for the second
+bench: bench-rendering ## run the rendering and training benchmarks
 	@$(MAKE) --no-print-directory bench-training ARGS="$(TRAINING_ARGS)"
 
-bench-rendering: $(VENV)/all.done ## measure rendering beside its peers: time, memory, whose result runs
-	@$(MAKE) --no-print-directory --silent $(PEERS)/all.done || echo "without the peers" >&2
+bench-rendering: $(VENV)/all.done ## compare rendering with stickytape and repo2nb
+	@$(MAKE) --no-print-directory --silent $(PEERS)/all.done || \
+		echo "stickytape and repo2nb cannot be installed: measuring kernelkit alone" >&2
 	@$(VENV)/bin/python -m benchmarks --peers $(PEERS)/bin/python $(ARGS)
 
-bench-training: $(VENV)/all.done ## measure training and prediction on this device, the seed's path and ours
+bench-training: $(VENV)/all.done ## measure training and prediction on this device
 	@$(VENV)/bin/python -m benchmarks.training $(ARGS)
 
-faults: $(VENV)/all.done ## play a campaign of faults against a local Kaggle that lies
-	@$(VENV)/bin/python -m tests.campaign $(ARGS)
+bench-startup: $(VENV)/all.done ## measure the start-up time of the command line
+	@$(VENV)/bin/python -m benchmarks.startup $(ARGS)
 
-requirements: $(VENV)/uv.done ## resolve the pinned versions anew from pyproject.toml
+faults: $(VENV)/all.done ## run the chaos tests against a faulty local Kaggle
+	@$(VENV)/bin/python -m tests.chaos $(ARGS)
+
+requirements: $(VENV)/uv.done ## update requirements/ from pyproject.toml
 	@$(RESOLVE) --all-extras --group dev -o requirements/all.txt
 	@$(RESOLVE) --constraint requirements/all.txt -o requirements/tool.txt
 	@echo uv | $(RESOLVE_FILE) - -o requirements/uv.txt
 
-clean: ## remove what was built; runs/ stays
+clean: ## remove build products and caches, but not runs/
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 help: ## print this list
-	@echo "make TARGET — on a fresh machine begin with: make smoke, make test"
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
+	@echo "Usage: make TARGET. On a fresh machine, start with: make smoke, make test"
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 
-# One resolution for Linux and macOS; hashes, and no address of an index.
+# One resolution for Linux and macOS, with hashes and without the URL of a package index.
 RESOLVE_FILE = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-header --no-annotate
 RESOLVE = $(RESOLVE_FILE) pyproject.toml
-# Compiled once, here: where Python may not keep what it compiles, every process would do it anew.
+# Compile to bytecode at installation. Where Python cannot write __pycache__ later, every process
+# would compile every module again.
 INSTALL = $(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python
 
-# NumPy 2.0 and pandas 2.2.2, which the image has, know no later Python.
-OTHER_PYTHON = "The image\047s libraries need Python 3.11 or 3.12, $(VENV) has another. Remove $(VENV), then name one: make PYTHON=python3.12 …"
+# Kaggle's image has NumPy 2.0.2 and pandas 2.2.2, which have no wheels for later versions.
+OTHER_PYTHON = "src_salt\047s libraries need Python 3.11 or 3.12, but $(VENV) has another version. Remove $(VENV), then choose one: make PYTHON=python3.12 …"
 
 $(VENV)/uv.done: requirements/uv.txt
 	@$(PYTHON) -c 'import sys; sys.exit("kernelkit needs Python 3.11 or later: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'
-	@echo "setting up $(VENV) with $(PYTHON)"
+	@echo "creating $(VENV) with $(PYTHON)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --require-hashes -r requirements/uv.txt
 	@touch $@
@@ -112,7 +135,7 @@ $(VENV)/tool.done: requirements/tool.txt $(VENV)/uv.done
 
 $(VENV)/all.done: requirements/all.txt $(VENV)/tool.done
 	@$(VENV)/bin/python -c 'import sys; sys.exit($(OTHER_PYTHON) if sys.version_info[:2] not in ((3, 11), (3, 12)) else 0)'
-	@echo "installing the workload's libraries, PyTorch among them: about a minute, and 7 GB"
+	@echo "installing src_salt's libraries, including PyTorch: about 7 GB"
 	@$(INSTALL) --require-hashes -r requirements/all.txt
 	@touch $@
 

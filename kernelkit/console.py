@@ -416,7 +416,7 @@ def rendered(
         "left_out": dict(kernel.bundle.left_out),
         "notes": list(notes),
     }
-    document({**details, **kernel.manifest})
+    document({**details, **kernel.manifest.document})
 
 
 def no_problems(notes: Sequence[str]) -> None:

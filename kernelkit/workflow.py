@@ -28,7 +28,7 @@ from typing import Any
 
 import kernelkit
 from kernelkit.bundle import image
-from kernelkit.bundle.files import read_bundle
+from kernelkit.bundle.bundle import read_bundle
 from kernelkit.bundle.secrets import own_credentials
 from kernelkit.config import Config
 from kernelkit.diagnosis.diagnose import Diagnosis, diagnose
@@ -259,7 +259,7 @@ def advise(kernel: Kernel) -> list[str]:
 def compare_with_image(kernel: Kernel) -> list[image.Availability]:
     """How everything that is imported from elsewhere stands to Kaggle's image."""
     found = {**kernel.bundle.optional, **kernel.bundle.third_party}
-    return image.compare(dict(sorted(found.items())), kernel.manifest["pip"], kernel.image)
+    return image.compare(dict(sorted(found.items())), kernel.manifest.pip, kernel.image)
 
 
 def prove(
@@ -328,7 +328,7 @@ def push(
         record = _record(root, kernel, pushed.run, pushed.outcome, config.profile, pushed=_now())
     on_event(f"{pushed.run.name} is pushed: {pushed.run.url}")
     _require_as_asked(kaggle, kernel, pushed.run, record, pushed.dropped)
-    if unconfirmed := [name for name in UNCONFIRMED if kernel.manifest["kernel"].get(name)]:
+    if unconfirmed := [name for name in UNCONFIRMED if getattr(kernel.manifest.kernel, name)]:
         on_event(
             f"not yet confirmed: {', '.join(unconfirmed)} (Kaggle tells once the run has started)"
         )
@@ -349,7 +349,7 @@ def _same(
     records = list(_of_account(kaggle, root, kernel.slug))
     if found := _from_elsewhere(kaggle, kernel, root, given, records, on_event):
         return found
-    unseen = [kind for kind in INPUT_KINDS if kernel.metadata[kind]]
+    unseen = [kind for kind in INPUT_KINDS if getattr(kernel.metadata, kind)]
     beside = f" (what is in {' and '.join(unseen)} now is not compared)" if unseen else ""
     for record in reversed(records):
         if record.push["digest"] != kernel.digest:
@@ -438,7 +438,7 @@ def _record(
     pushed: str | None,
 ) -> Record:
     address = {**asdict(run), "pushed": pushed, "profile": profile, "outcome": outcome}
-    return ledger.record_push(root, run.slug, run.version, address, kernel.manifest)
+    return ledger.record_push(root, run.slug, run.version, address, kernel.manifest.document)
 
 
 def _require_as_asked(
@@ -515,9 +515,10 @@ def _take_up(
         raise RefusedError(f"Kaggle names no version of {owner}/{slug}")
     manifest = embedded_manifest(read_cells(given.source))
     url = f"{kaggle.web}/code/{owner}/{slug}"
-    run = Run(owner, slug, version, url, manifest["digest"], kaggle.endpoint)
-    address = {**asdict(run), "outcome": Outcome.ADOPTED, "profile": manifest.get("profile")}
-    return ledger.record_push(config.project / "runs", run.slug, version, address, manifest)
+    run = Run(owner, slug, version, url, manifest.digest, kaggle.endpoint)
+    address = {**asdict(run), "outcome": Outcome.ADOPTED, "profile": manifest.profile}
+    root = config.project / "runs"
+    return ledger.record_push(root, run.slug, version, address, manifest.document)
 
 
 def watch(

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from kernelkit import console
-from kernelkit.bundle.files import read_bundle
+from kernelkit.bundle.bundle import read_bundle
 from kernelkit.config import checked_endpoint, load_config
 from kernelkit.errors import ConfigError, KernelkitError
 from kernelkit.kaggle import (

@@ -1,7 +1,14 @@
-"""A package on disk becomes a `Bundle`: which files are carried, in which order, and their digest.
+"""A package on disk becomes a `Bundle`: its files, in the order of their imports, and a digest.
 
-files    which files are carried: `read_bundle`, `Bundle`, `SourceFile`
-imports  the import graph, read by `ast`: order, reachability
-image    imports compared with Kaggle's image
-secrets  credentials that must not be pushed
+bundle   `read_bundle`, `Bundle`, `SourceFile`, `RUNTIME_MODULE`, `digest_of`, `digest_part`
+files    which files are carried: patterns, .gitignore, tests, data; `TEST`, `COMPILED_SUFFIXES`
+git      the commit and what git ignores: `Provenance`, `ask_git`
+checks   the entry and the imports: is everything there that the program needs?
+imports  the import graph: order, what the entry reaches, names from elsewhere; `Signature`
+image    compares imports with Kaggle's image: `compare`, `load_snapshot`, `Snapshot`,
+         `Availability`, `Presence`
+secrets  finds credentials in texts: `scan`, `NamedText`, `Secret`, `Credential`, `own_credentials`
+
+Other packages import these names from the modules. This file imports nothing, so that a command
+loads only what it uses.
 """

@@ -62,7 +62,7 @@ class Import:
 
     target: str
     line: int
-    need: ImportKind
+    kind: ImportKind
     names: tuple[str, ...] = ()
     """What a `from` import takes out of the target; "*" for everything."""
 
@@ -207,7 +207,7 @@ def graph(modules: Mapping[str, Module], *, typing: bool = True) -> dict[str, fr
             with_parents(
                 candidate
                 for found in module.imports
-                if typing or found.need is not ImportKind.TYPING
+                if typing or found.kind is not ImportKind.TYPING
                 for candidate in (*found.candidates, *_behind_star(found, modules))
             )
             & known - {name}
@@ -259,7 +259,7 @@ def in_order(links: Mapping[str, Collection[str]]) -> list[str]:
 
 
 def third_party(
-    modules: Iterable[Module], own: Collection[str], need: ImportKind
+    modules: Iterable[Module], own: Collection[str], kind: ImportKind
 ) -> dict[str, tuple[str, ...]]:
     """Top-level names that come neither from `own` nor from Python → the places `path:line`."""
     places: dict[str, set[tuple[str, int]]] = {}
@@ -267,7 +267,7 @@ def third_party(
         for found in module.imports:
             name = found.target.partition(".")[0]
             foreign = name and name not in own and name not in sys.stdlib_module_names
-            if foreign and found.need is need:
+            if foreign and found.kind is kind:
                 places.setdefault(name, set()).add((module.path, found.line))
     return {
         name: tuple(f"{path}:{line}" for path, line in sorted(found))
@@ -303,39 +303,39 @@ def _statements(tree: ast.Module, content: bytes, package: str, path: str) -> It
     nested = _NESTED.search(content) is not None  # most files import at their top alone
     pending: list[tuple[list[ast.stmt], ImportKind]] = [(tree.body, ImportKind.NEEDED)]
     while pending:
-        body, need = pending.pop()
+        body, kind = pending.pop()
         for node in body:
             if isinstance(node, ast.Import):
                 for alias in node.names:
-                    yield Import(alias.name, node.lineno, need)
+                    yield Import(alias.name, node.lineno, kind)
             elif isinstance(node, ast.ImportFrom):
                 target = _absolute(node.module or "", node.level, package)
-                if target is None and need is ImportKind.NEEDED:
+                if target is None and kind is ImportKind.NEEDED:
                     raise BundleError(f"{path}:{node.lineno}: a relative import beyond the package")
                 if target is None:  # it fails, and the program is ready for that
                     continue
-                yield Import(target, node.lineno, need, tuple(a.name for a in node.names))
+                yield Import(target, node.lineno, kind, tuple(a.name for a in node.names))
             elif nested and isinstance(node, _COMPOUND):
-                pending += _bodies(node, need, typing)
+                pending += _bodies(node, kind, typing)
 
 
 def _bodies(
-    node: ast.stmt, need: ImportKind, typing: Collection[str]
+    node: ast.stmt, kind: ImportKind, typing: Collection[str]
 ) -> Iterator[tuple[list[ast.stmt], ImportKind]]:
     """The blocks of a compound statement, each with what an import in it would mean."""
-    first = last = need
+    first = last = kind
     if isinstance(node, ast.If):
-        first, last = _needs_under(node.test, need, typing)
-    elif _forgives(node):
-        first = _weaker(need, ImportKind.OPTIONAL)
+        first, last = _kinds_under(node.test, kind, typing)
+    elif _catches_failure(node):
+        first = _weaker(kind, ImportKind.OPTIONAL)
     yield getattr(node, "body", []), first
     yield getattr(node, "orelse", []), last
-    yield getattr(node, "finalbody", []), need
+    yield getattr(node, "finalbody", []), kind
     for part in (*getattr(node, "handlers", []), *getattr(node, "cases", [])):
-        yield part.body, need
+        yield part.body, kind
 
 
-def _forgives(node: ast.stmt) -> bool:
+def _catches_failure(node: ast.stmt) -> bool:
     """Whether a failed import in its body goes unnoticed."""
     if isinstance(node, ast.Try | ast.TryStar):
         return any(
@@ -360,21 +360,21 @@ def _may_catch(types: ast.expr) -> bool:
     )
 
 
-def _needs_under(
-    test: ast.expr, need: ImportKind, typing: Collection[str]
+def _kinds_under(
+    test: ast.expr, kind: ImportKind, typing: Collection[str]
 ) -> tuple[ImportKind, ImportKind]:
     """Of an `if` and of its `else`: what stands under a condition is optional."""
     tested = {getattr(node, "id", getattr(node, "attr", None)) for node in ast.walk(test)}
     if tested & set(typing):
         negated = isinstance(test, ast.UnaryOp)
-        return (need, ImportKind.TYPING) if negated else (ImportKind.TYPING, need)
+        return (kind, ImportKind.TYPING) if negated else (ImportKind.TYPING, kind)
     if isinstance(test, ast.Constant):
         return (
-            (need, ImportKind.TYPING) if test.value else (ImportKind.TYPING, need)
+            (kind, ImportKind.TYPING) if test.value else (ImportKind.TYPING, kind)
         )  # never executed, too
     if "__name__" in tested:
-        return need, need
-    return _weaker(need, ImportKind.OPTIONAL), _weaker(need, ImportKind.OPTIONAL)
+        return kind, kind
+    return _weaker(kind, ImportKind.OPTIONAL), _weaker(kind, ImportKind.OPTIONAL)
 
 
 def _weaker(one: ImportKind, other: ImportKind) -> ImportKind:

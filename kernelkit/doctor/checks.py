@@ -23,7 +23,8 @@ from urllib.parse import urlsplit
 import requests
 
 import kernelkit
-from kernelkit.bundle.files import ask_git, read_bundle
+from kernelkit.bundle.bundle import read_bundle
+from kernelkit.bundle.git import ask_git
 from kernelkit.bundle.secrets import own_credentials
 from kernelkit.config import Config
 from kernelkit.errors import (

@@ -23,7 +23,6 @@ import re
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,24 +30,23 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import kernelkit
-from kernelkit.bundle.files import (
-    COMPILED_SUFFIXES,
+from kernelkit.bundle.bundle import (
     RUNTIME_MODULE,
     Bundle,
-    Provenance,
     SourceFile,
     digest_of,
     digest_part,
 )
+from kernelkit.bundle.files import COMPILED_SUFFIXES
 from kernelkit.config import Config, KernelSettings, parameter_comments
 from kernelkit.errors import ConfigError, LocalError, TemplateError, VerificationError
+from kernelkit.notebook.manifest import Manifest
 from kernelkit.notebook.reader import (
     PULL,
     Cell,
     PathError,
     assignments,
     embedded_manifest,
-    is_table,
     read_cells,
     without_manifest,
 )
@@ -309,12 +307,12 @@ def apply(plan: Plan, *, force: bool = False) -> None:
 class _Package:
     """The package on disk, as the notebook's manifest and the project file speak of it."""
 
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     config: Config
 
     def require_shared_name(self) -> None:
         """Raise a ConfigError where the notebook carries another package."""
-        carried = list(self.manifest["roots"])
+        carried = list(self.manifest.roots)
         ours = [PurePosixPath(folder).name for folder in self.config.package]
         if not set(carried) & set(ours):
             raise ConfigError(
@@ -326,16 +324,15 @@ class _Package:
     @cached_property
     def rendered(self) -> dict[str, str]:
         """Path → sha256 of each file that the manifest names."""
-        return {file["path"]: file["sha256"] for file in self.manifest["files"]}
+        return {file.path: file.sha256 for file in self.manifest.files}
 
     @cached_property
     def sums_are_sound(self) -> bool:
         """False where somebody has edited them, to please the check that the run makes."""
         parts = [
-            (file["path"], digest_part(file["sha256"], file.get("executable") is True))
-            for file in self.manifest["files"]
+            (file.path, digest_part(file.sha256, file.executable)) for file in self.manifest.files
         ]
-        return digest_of(parts) == self.manifest.get("source_digest")
+        return digest_of(parts) == self.manifest.source_digest
 
     def change(self, path: str, cell: Cell, content: bytes) -> Change | None:
         """What a file of the notebook means for the disk; None where there is nothing to do.
@@ -396,8 +393,7 @@ class _Package:
 
     def _root(self, top: str) -> str:
         """The folder of the project that holds the top-level name `top`."""
-        stated = self.manifest["roots"].get(top)
-        return stated if isinstance(stated, str) else "."
+        return self.manifest.roots.get(top, ".")
 
 
 class _Templates:
@@ -409,7 +405,7 @@ class _Templates:
 
     def __init__(self, package: _Package, cells: list[Cell]) -> None:
         self.notes: list[str] = []
-        self._parameters = set(package.manifest["parameters"])
+        self._parameters = set(package.manifest.parameters)
         self._cells = self._render(package, cells)
         waiting = Counter(essence for _, essence in self._cells)
         self._known = set()
@@ -468,30 +464,29 @@ class _Templates:
             for path, sha256 in package.rendered.items()
             if path not in carried or _sha256(carried[path]) != sha256
         ]
-        stated = manifest.get("provenance")
-        stated = stated if is_table(stated) else {}
         bundle = Bundle(
-            roots=manifest["roots"],
-            entry=manifest["entry"],
+            roots=manifest.roots,
+            entry=manifest.entry,
             files=tuple(_source_file(path, carried.get(path, b"")) for path in package.rendered),
             third_party={},
-            provenance=Provenance(stated.get("commit"), stated.get("dirty")),
+            provenance=manifest.provenance,
         )
-        as_then = {key: manifest.get(key) for key in ("profile", "parameters", "entry")}
         config_now = package.config
         config = config_now.model_copy(
             update={
-                **as_then,
-                "outputs": tuple(manifest["outputs"]),
-                "pip": tuple(map(str, manifest.get("pip") or ())),
-                "layout": manifest.get("layout", config_now.layout),
+                "profile": manifest.profile,
+                "parameters": manifest.parameters,
+                "entry": manifest.entry,
+                "outputs": manifest.outputs,
+                "pip": manifest.pip,
+                "layout": manifest.layout,
                 "kernel": _kernel_then(manifest, config_now.kernel),
-                "comments": parameter_comments(package.config.project, manifest.get("profile")),
+                "comments": parameter_comments(package.config.project, manifest.profile),
             }
         )
-        if manifest.get("kernelkit") != kernelkit.__version__:
+        if manifest.kernelkit != kernelkit.__version__:
             self.notes.append(
-                f"kernelkit {manifest.get('kernelkit')} has rendered the notebook: cells of its "
+                f"kernelkit {manifest.kernelkit} has rendered the notebook: cells of its "
                 "templates may be listed as well"
             )
         try:
@@ -592,13 +587,13 @@ class _Reader:
     def _read_parameters(self, cell: Cell) -> None:
         manifest, config = self.package.manifest, self.package.config
         found, other_code = assignments(cell)
-        before = {name: repr(value) for name, value in manifest["parameters"].items()}
+        before = {name: repr(value) for name, value in manifest.parameters.items()}
         differing = [name for name in before | found if before.get(name) != found.get(name)]
         if other_code or not differing:
             self._leave(cell, "beside its assignments it differs from its template")
         if cell.tree is None:
             return
-        profile = manifest.get("profile")
+        profile = manifest.profile
         now = config.parameters if profile == config.profile else {}
         done = {name for name, value in now.items() if found.get(name) == repr(value)}
         section = f"[tool.kernelkit.{f'profiles.{profile}.' if profile else ''}parameters]"
@@ -625,14 +620,11 @@ def _refuse_what_no_bundle_carries(path: str, below: PurePosixPath | Path) -> No
         raise PathError(path, "a package's hidden, compiled and notebook files are not carried")
 
 
-def _kernel_then(manifest: Mapping[str, Any], now: KernelSettings) -> KernelSettings:
-    """The kernel's settings as they were, where the notebook tells them."""
-    stated = manifest.get("kernel")
-    if not is_table(stated):
-        return now
-    lists = {name: tuple(v) for name, v in stated.items() if isinstance(v, list)}
+def _kernel_then(manifest: Manifest, now: KernelSettings) -> KernelSettings:
+    """The kernel's settings as they were rendered, where the notebook has valid ones."""
+    fields = {name: getattr(manifest.kernel, name) for name in KernelSettings.model_fields}
     try:
-        return KernelSettings.model_validate({**stated, **lists})
+        return KernelSettings.model_validate(fields)
     except ValueError:
         return now
 
@@ -668,16 +660,16 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _essence(cell: Cell, manifest: Mapping[str, Any]) -> tuple[str, str]:
+def _essence(cell: Cell, manifest: Manifest) -> tuple[str, str]:
     """A cell's kind and text without what differs from one render to the next.
 
     That is the embedded manifest, and the digests, the version and the number of files wherever
     they are shown. White space at the ends of lines is an editor's to take.
     """
     text = without_manifest(cell)
-    facts = [manifest.get(name) for name in ("digest", "source_digest", "kernelkit")]
-    for fact in [*facts, f"{len(manifest['files'])} files"]:
-        text = text.replace(fact, "…") if isinstance(fact, str) and fact else text
+    facts = [manifest.digest, manifest.source_digest, manifest.kernelkit]
+    for fact in [*facts, f"{len(manifest.files)} files"]:
+        text = text.replace(fact, "…") if fact else text
     return cell.kind, "\n".join(line.rstrip() for line in text.split("\n")).strip()
 
 

@@ -5,19 +5,22 @@ Every check is a pure function from a `Kernel` to the problems it sees; all are 
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import PurePosixPath
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from pydantic import JsonValue
 from slugify import slugify
 
-from kernelkit.bundle import image, secrets
+from kernelkit.bundle import image
 from kernelkit.bundle.image import Presence
-from kernelkit.bundle.secrets import Credential
+from kernelkit.bundle.secrets import Credential, NamedText, SecretFinding, scan
 from kernelkit.config import near_miss
+from kernelkit.notebook.reader import read_cells
 from kernelkit.notebook.render import SIZE_CAP_BYTES, SIZE_LIMIT_BYTES, Kernel
 
 LARGEST = 8  # files named, where the notebook is too large
@@ -58,7 +61,7 @@ def check_size(kernel: Kernel) -> Iterator[Problem]:
         "notebook",
         f"{size:,} B as it is sent; Kaggle's cap is {SIZE_CAP_BYTES:,} B, and "
         f"{SIZE_LIMIT_BYTES:,} B is what is known to pass. The largest files:\n" + "".join(table),
-        ('Set layout = "auto"; l' if kernel.manifest["layout"] == "cells" else "L")
+        ('Set layout = "auto"; l' if kernel.manifest.layout == "cells" else "L")
         + "eave files out (exclude, only_reachable = true), move data into a Kaggle dataset, or "
         "what does not change into a wheel that the run installs",
     )
@@ -66,7 +69,7 @@ def check_size(kernel: Kernel) -> Iterator[Problem]:
 
 def check_names(kernel: Kernel) -> Iterator[Problem]:
     """Kaggle makes the slug of a new kernel from its title: both must agree."""
-    title, slug = str(kernel.metadata["title"]), kernel.slug
+    title, slug = kernel.metadata.title, kernel.slug
     for subject, name in (("title", title), ("id", slug)):
         if len(name) < SHORTEST_NAME:
             yield Problem(
@@ -84,32 +87,32 @@ def check_names(kernel: Kernel) -> Iterator[Problem]:
 
 def check_accelerator(kernel: Kernel) -> Iterator[Problem]:
     """A GPU is asked for by name, and by one that the image's torch can use."""
-    fields = kernel.manifest["kernel"]
-    if fields["enable_gpu"] and not fields["machine_shape"]:
+    fields = kernel.manifest.kernel
+    if fields.enable_gpu and not fields.machine_shape:
         yield Problem(
             "machine_shape",
             "enable_gpu without a machine_shape gets Kaggle's default GPU, a P100, on which the "
             "image's torch cannot compute",
             'Set machine_shape = "NvidiaTeslaT4".',
         )
-    if fields["machine_shape"] == P100:
+    if fields.machine_shape == P100:
         yield Problem(
             "machine_shape",
             "the image's torch has no code for a P100: it sees the card, and the first operation "
             "fails",
             'Set machine_shape = "NvidiaTeslaT4".',
         )
-    if kernel.manifest["wants_gpu"] and fields["enable_tpu"]:
+    if kernel.manifest.wants_gpu and fields.enable_tpu:
         yield Problem("enable_tpu", "asks for a TPU beside a GPU", "Choose one of them.")
 
 
 def check_inputs(kernel: Kernel) -> Iterator[Problem]:
     """Each `kaggle://input/<slug>` among the parameters is a declared source."""
-    fields = kernel.manifest["kernel"]
-    owned = [*fields["dataset_sources"], *fields["kernel_sources"], *fields["model_sources"]]
-    declared = {*fields["competition_sources"]}
+    fields = kernel.manifest.kernel
+    owned = [*fields.dataset_sources, *fields.kernel_sources, *fields.model_sources]
+    declared = {*fields.competition_sources}
     declared |= {source.split("/")[1] for source in owned if "/" in source}
-    for name, value in kernel.manifest["parameters"].items():
+    for name, value in kernel.manifest.parameters.items():
         for address in _addresses(value):
             place, _, rest = address.partition("/")
             slug = rest.partition("/")[0]
@@ -129,22 +132,22 @@ def check_inputs(kernel: Kernel) -> Iterator[Problem]:
 
 def check_sources(kernel: Kernel) -> Iterator[Problem]:
     """Datasets and kernels are named by their owner too: Kaggle drops what it cannot find."""
-    fields = kernel.manifest["kernel"]
+    fields = kernel.manifest.kernel
     for kind, form in (
         ("dataset_sources", r"[^/]+/[^/]+(/\d+)?"),
         ("kernel_sources", r"[^/]+/[^/]+(/\d+)?"),
         ("competition_sources", r"[^/]+"),
         ("model_sources", r"[^/]+/[^/]+/[^/]+/[^/]+/\d+"),
     ):
-        for source in fields[kind]:
+        for source in getattr(fields, kind):
             if not re.fullmatch(form, source):
                 yield Problem(kind, f'"{source}" has not the form {FORMS[kind]}', "Mend the name.")
 
 
 def check_image(kernel: Kernel) -> Iterator[Problem]:
     """What is imported is in the image, or is installed by the run, which needs the internet."""
-    fields, pip = kernel.manifest["kernel"], kernel.manifest["pip"]
-    if pip and not fields["enable_internet"]:
+    fields, pip = kernel.manifest.kernel, kernel.manifest.pip
+    if pip and not fields.enable_internet:
         yield Problem(
             "pip",
             f"the run is to install {', '.join(pip)}, and has no internet",
@@ -156,7 +159,7 @@ def check_image(kernel: Kernel) -> Iterator[Problem]:
                 finding.places[0],
                 f'imports "{finding.module}", which Kaggle\'s image does not have',
                 f'Add pip = ["{finding.distribution}"] to [tool.kernelkit]'
-                + ("" if fields["enable_internet"] else ", and set enable_internet = true")
+                + ("" if fields.enable_internet else ", and set enable_internet = true")
                 + ".",
             )
 
@@ -166,7 +169,7 @@ def check_parameters(kernel: Kernel) -> Iterator[Problem]:
     signature, entry = kernel.bundle.signature, kernel.bundle.entry
     if signature is None:
         return
-    given = kernel.manifest["parameters"].keys()
+    given = kernel.manifest.parameters.keys()
     for name in sorted(given - signature.accepted if not signature.open else ()):
         yield Problem(
             f"parameters.{name}",
@@ -183,7 +186,7 @@ def check_parameters(kernel: Kernel) -> Iterator[Problem]:
 
 def check_secrets(kernel: Kernel, own: Collection[Credential] = ()) -> Iterator[Problem]:
     """No key, token or password in anything that would be sent; they are never shown."""
-    for finding in secrets.scan(kernel, own):
+    for finding in find_secrets(kernel, own):
         yield Problem(
             finding.where,
             f"{finding.kind} would be sent along",
@@ -194,11 +197,41 @@ def check_secrets(kernel: Kernel, own: Collection[Credential] = ()) -> Iterator[
         )
 
 
+def find_secrets(kernel: Kernel, own: Collection[Credential] = ()) -> list[SecretFinding]:
+    """Every secret in what would be sent that `allow_secrets` does not name."""
+    return scan(_sent_texts(kernel), own, kernel.allowed_secrets)
+
+
+def _sent_texts(kernel: Kernel) -> Iterator[NamedText]:
+    """Everything that is sent, by its origin; derived texts come last."""
+    for file in kernel.bundle.files:
+        top, _, _ = file.path.partition("/")
+        path = PurePosixPath(kernel.bundle.roots[top]) / file.path
+        yield NamedText(path.as_posix(), _as_text(file.content))
+    for name, source in kernel.templates.items():
+        yield NamedText(name, source)
+    for name, value in kernel.manifest.parameters.items():
+        yield NamedText(f"parameters.{name}", f"{name} = {value!r}", numbered=False)
+    for name, value in {"pip": kernel.manifest.pip, **kernel.metadata.document}.items():
+        yield NamedText(name, f"{name} = {value!r}", numbered=False, is_derived=True)
+    for cell in read_cells(kernel.notebook):
+        (tag,) = cell.tags
+        if tag != "archive" and not tag.startswith("module"):  # those hold the files again
+            yield NamedText(f'the cell "{tag}"', cell.source, is_derived=True)
+
+
+def _as_text(content: bytes) -> str:
+    """One character a byte, whatever the encoding: the marks of all secrets are ASCII."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", errors="replace")
+    return content.decode("latin-1")
+
+
 def advise(kernel: Kernel) -> list[str]:
     """What a person should know, and what stops nothing."""
     words = list(kernel.bundle.notes)
-    required = {canonicalize_name(Requirement(text).name) for text in kernel.manifest["pip"]}
-    for finding in image.compare(kernel.bundle.third_party, kernel.manifest["pip"], kernel.image):
+    required = {canonicalize_name(Requirement(text).name) for text in kernel.manifest.pip}
+    for finding in image.compare(kernel.bundle.third_party, kernel.manifest.pip, kernel.image):
         place = finding.places[0]
         if finding.presence is Presence.OTHER_VERSION:
             words.append(
@@ -215,7 +248,7 @@ def advise(kernel: Kernel) -> list[str]:
                 f'whether one of the requirements of "pip" brings "{finding.module}" is not known '
                 f"({place})"
             )
-    for finding in image.compare(kernel.bundle.optional, kernel.manifest["pip"], kernel.image):
+    for finding in image.compare(kernel.bundle.optional, kernel.manifest.pip, kernel.image):
         if finding.presence is Presence.ABSENT:
             words.append(
                 f'"{finding.module}" is not in Kaggle\'s image: {finding.places[0]} does without it'
@@ -241,11 +274,11 @@ CHECKS: tuple[Callable[[Kernel], Iterator[Problem]], ...] = (
 )
 
 
-def _addresses(value: Any) -> Iterator[str]:
+def _addresses(value: JsonValue) -> Iterator[str]:
     """Every `kaggle://` address in a parameter, without that beginning."""
     if isinstance(value, str) and value.startswith("kaggle://"):
         yield value.removeprefix("kaggle://")
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, list):
         for item in value:
             yield from _addresses(item)
     elif isinstance(value, dict):

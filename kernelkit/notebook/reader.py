@@ -20,9 +20,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any, TypeGuard
+from typing import Any
+
+from pydantic import ValidationError
 
 from kernelkit.errors import ConfigError
+from kernelkit.notebook.manifest import Manifest
 
 MAX_UNPACKED_BYTES = 256 << 20  # of one compressed cell: a small cell must not fill the memory
 
@@ -119,7 +122,7 @@ def read_cells(notebook: str) -> list[Cell]:
     return [_cell(number, cell) for number, cell in enumerate(cells, start=1)]
 
 
-def embedded_manifest(cells: list[Cell]) -> dict[str, Any]:
+def embedded_manifest(cells: list[Cell]) -> Manifest:
     """What the notebook says that it was rendered from: the last one, as in a run.
 
     Raises:
@@ -129,9 +132,9 @@ def embedded_manifest(cells: list[Cell]) -> dict[str, Any]:
         statement = _embedded(cell)
         if statement is None:
             continue
-        manifest = _literal(statement.value)
-        if _is_manifest(manifest):
-            return dict(manifest)
+        manifest = _as_manifest(_literal(statement.value))
+        if manifest is not None:
+            return manifest
     raise ConfigError(
         "kernelkit has not rendered this notebook: no cell of it holds a readable BUNDLE",
         "Sync a notebook that `kernelkit push` or `kernelkit render` has made, and leave the cell "
@@ -161,12 +164,7 @@ def assignments(cell: Cell) -> tuple[dict[str, str], bool]:
     return found, other_code
 
 
-def is_table(value: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether it is what JSON calls an object."""
-    return isinstance(value, dict)
-
-
-def _cell(number: int, cell: Any) -> Cell:
+def _cell(number: int, cell: object) -> Cell:
     table = cell if isinstance(cell, dict) else {}
     kind, source = table.get("cell_type"), table.get("source")
     lines = source if isinstance(source, list) else [source]
@@ -174,7 +172,7 @@ def _cell(number: int, cell: Any) -> Cell:
     if not isinstance(kind, str) or len(text) < len(lines):
         raise ConfigError(f"the notebook is damaged: cell {number} has no source or type", PULL)
     metadata = table.get("metadata")
-    tags = metadata.get("tags") if is_table(metadata) else None
+    tags = metadata.get("tags") if isinstance(metadata, dict) else None
     known = {tag for tag in tags if isinstance(tag, str)} if isinstance(tags, list) else set()
     return Cell(number, kind, "".join(text), frozenset(known))
 
@@ -201,24 +199,17 @@ def _literal(node: ast.expr) -> Any:
     return value
 
 
-def _is_manifest(value: Any) -> bool:
-    return (
-        is_table(value)
-        and is_table(value.get("roots"))
-        and isinstance(value.get("entry"), str)
-        and isinstance(value.get("outputs"), list)
-        and is_table(value.get("parameters"))
-        and all(isinstance(name, str) for name in value["parameters"])
-        and isinstance(value.get("files"), list)
-        and all(
-            is_table(file)
-            and isinstance(file.get("path"), str)
-            and file["path"].isprintable()
-            and isinstance(file.get("sha256"), str)
-            and file["sha256"].isascii()
-            for file in value["files"]
-        )
-    )
+_NEEDED = frozenset({"roots", "entry", "parameters", "files"})  # by `sync`, besides the outputs
+
+
+def _as_manifest(value: object) -> Manifest | None:
+    """None where it is not one, or lacks what `sync` needs: a notebook may hold anything."""
+    try:
+        manifest = Manifest.model_validate(value)
+    except ValidationError:
+        return None
+    sound = all(file.path.isprintable() and file.sha256.isascii() for file in manifest.files)
+    return manifest if sound and manifest.model_fields_set >= _NEEDED else None
 
 
 def _shown(node: ast.expr) -> str:

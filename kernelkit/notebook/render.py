@@ -22,7 +22,7 @@ import urllib.parse
 import zlib
 from bisect import bisect
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from itertools import accumulate, groupby
@@ -33,15 +33,18 @@ import jinja2
 import nbformat
 
 import kernelkit
-from kernelkit.bundle.files import Bundle, SourceFile, digest_of, digest_part
+from kernelkit.bundle.bundle import Bundle, SourceFile, digest_of, digest_part
 from kernelkit.bundle.image import Snapshot, load_snapshot
 from kernelkit.config import Config
 from kernelkit.errors import LocalError, TemplateError
-
-NOTEBOOK_NAME = "notebook.ipynb"
-METADATA_NAME = "kernel-metadata.json"
-MANIFEST_NAME = "bundle.json"
-MANIFEST_SCHEMA = 1
+from kernelkit.notebook.manifest import (
+    MANIFEST_NAME,
+    MANIFEST_SCHEMA,
+    METADATA_NAME,
+    NOTEBOOK_NAME,
+    KernelMetadata,
+    Manifest,
+)
 
 SIZE_CAP_BYTES = 1_000_000
 """Kaggle: "The kernel source must be less than 1 megabytes in size.\""""
@@ -87,11 +90,8 @@ class Kernel:
     notebook: str
     """The notebook's JSON."""
 
-    metadata: dict[str, Any]
-    """What kernel-metadata.json holds; its `id` lacks the owner where the project names none."""
-
-    manifest: dict[str, Any]
-    """What bundle.json holds: the one thing that build side and run side share."""
+    metadata: KernelMetadata
+    manifest: Manifest
 
     bundle: Bundle
     budget: tuple[SizeEntry, ...]
@@ -109,12 +109,12 @@ class Kernel:
     @property
     def slug(self) -> str:
         """The kernel's name within its owner's account."""
-        return str(self.manifest["slug"])
+        return self.manifest.slug
 
     @property
     def digest(self) -> str:
         """SHA-256 over sources, parameters, settings and templates; the owner is no part of it."""
-        return str(self.manifest["digest"])
+        return self.manifest.digest
 
     @cached_property
     def payload(self) -> str:
@@ -180,7 +180,7 @@ def render(bundle: Bundle, config: Config) -> Kernel:
     return Kernel(
         # As nbformat writes it, which would validate once more.
         notebook=json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n",
-        metadata=_metadata(config),
+        metadata=KernelMetadata(**dict(config.kernel)),
         manifest=draft.manifest,
         bundle=bundle,
         budget=draft.budget(compressed, cells),
@@ -198,8 +198,8 @@ def write_kernel(kernel: Kernel, folder: Path) -> None:
     """
     files = {
         NOTEBOOK_NAME: kernel.notebook,
-        METADATA_NAME: as_json(kernel.metadata),
-        MANIFEST_NAME: as_json(kernel.manifest),
+        METADATA_NAME: as_json(kernel.metadata.document),
+        MANIFEST_NAME: as_json(kernel.manifest.document),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -211,12 +211,12 @@ def write_kernel(kernel: Kernel, folder: Path) -> None:
         raise LocalError(f"{folder} cannot be written: {error.strerror}") from None
 
 
-def as_json(document: Any) -> str:
+def as_json(document: object) -> str:
     """JSON as all of kernelkit's files have it."""
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
-def _manifest(bundle: Bundle, config: Config, templates: dict[str, str]) -> dict[str, Any]:
+def _manifest(bundle: Bundle, config: Config, templates: dict[str, str]) -> Manifest:
     kernel = {**config.kernel.model_dump(mode="json"), "id": config.kernel.slug}
     stated = {
         "entry": bundle.entry,
@@ -232,7 +232,7 @@ def _manifest(bundle: Bundle, config: Config, templates: dict[str, str]) -> dict
         ("runtime", _runtime_source()),
         ("settings", json.dumps(stated, sort_keys=True)),
     ]
-    return {
+    document = {
         "schema": MANIFEST_SCHEMA,
         "kernelkit": kernelkit.__version__,
         "digest": digest_of(parts),
@@ -242,7 +242,7 @@ def _manifest(bundle: Bundle, config: Config, templates: dict[str, str]) -> dict
         "wants_gpu": config.kernel.wants_gpu,
         "roots": dict(bundle.roots),
         **stated,
-        "provenance": asdict(bundle.provenance),
+        "provenance": bundle.provenance.model_dump(),
         "files": [
             {"path": file.path, "sha256": file.sha256, "size": len(file.content)}
             | ({"executable": True} if file.executable else {})
@@ -250,22 +250,7 @@ def _manifest(bundle: Bundle, config: Config, templates: dict[str, str]) -> dict
         ],
         "third_party": sorted({*bundle.third_party, *bundle.optional}),
     }
-
-
-def _metadata(config: Config) -> dict[str, Any]:
-    """The fields of kernel-metadata.json, without those that say nothing."""
-    fields = config.kernel.model_dump(mode="json")
-    optional = ("machine_shape", "docker_image", "docker_image_pinning_type")
-    left_out = {name for name in optional if not fields[name]}
-    left_out |= {"session_timeout_seconds"} if fields["session_timeout_seconds"] is None else set()
-    return {
-        "id": fields.pop("id"),
-        "title": fields.pop("title"),
-        "code_file": NOTEBOOK_NAME,
-        "language": "python",
-        "kernel_type": "notebook",
-        **{name: value for name, value in fields.items() if name not in left_out},
-    }
+    return Manifest.model_validate(document)
 
 
 def _runtime_source() -> str:
@@ -402,7 +387,7 @@ class _Draft:
             for per_module, names in groupby(_cell_templates(templates), key=_is_module_template)
         ]
         self._variables = {
-            "manifest": self.manifest,
+            "manifest": self.manifest.document,
             "kernel": config.kernel,
             "parameters": config.described_parameters,
             "third_party": bundle.third_party,

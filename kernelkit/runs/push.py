@@ -65,7 +65,7 @@ def check_owner(kaggle: Kaggle, kernel: Kernel) -> None:
     Raises:
         RefusedError: its id names another owner than the credentials.
     """
-    owner = str(kernel.metadata["id"]).rpartition("/")[0]
+    owner = kernel.metadata.id.rpartition("/")[0]
     who = kaggle.credentials
     if owner and owner.lower() != who.username.lower():
         raise RefusedError(
@@ -192,7 +192,7 @@ def _until_taken(kaggle: Kaggle, kernel: Kernel, known: int, queue: _Queue) -> P
     lost = False
     while True:
         try:
-            saved = kaggle.save_kernel(kernel.slug, kernel.payload, kernel.metadata)
+            saved = kaggle.save_kernel(kernel.slug, kernel.payload, kernel.metadata.document)
         except (SessionCapError, RateLimitedError) as error:
             queue.after(error)
         except AnswerLostError as error:
@@ -263,15 +263,15 @@ def _questions(
     kaggle: Kaggle, kernel: Kernel, reserve: float, on_event: OnEvent
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     fields = kernel.metadata
-    if kernel.manifest["wants_gpu"]:
+    if kernel.manifest.wants_gpu:
         yield "the quota", partial(_check_quota, kaggle, reserve, on_event)
-    for slug in fields["competition_sources"]:
+    for slug in fields.competition_sources:
         yield f"the competition {slug}", partial(_check_competition, kaggle, slug)
-    for source in fields["dataset_sources"]:
+    for source in fields.dataset_sources:
         yield f"the dataset {source}", partial(_check_dataset, kaggle, source, on_event)
-    for source in fields["kernel_sources"]:
+    for source in fields.kernel_sources:
         yield f"the kernel {source}", partial(_check_kernel, kaggle, source)
-    for source in fields["model_sources"]:
+    for source in fields.model_sources:
         yield f"the model {source}", partial(_check_model, kaggle, source)
 
 
@@ -347,16 +347,18 @@ def _check_model(kaggle: Kaggle, source: str) -> None:
 def _differences(kernel: Kernel, run: Run, given: KernelInfo) -> Iterator[str]:
     """What was asked against what was given; a privacy wider than asked comes first."""
     asked = kernel.metadata
-    if given.is_private != asked["is_private"]:
-        yield f"is_private: asked {asked['is_private']}, given {given.is_private}"
+    if given.is_private != asked.is_private:
+        yield f"is_private: asked {asked.is_private}, given {given.is_private}"
     if run.digest not in given.source:
         yield f"the notebook on Kaggle does not carry the digest {run.digest}"
     else:
         yield from _other_cells(kernel.notebook, given.source)
-    if given.enable_internet != asked["enable_internet"]:
-        yield f"enable_internet: asked {asked['enable_internet']}, given {given.enable_internet}"
+    if given.enable_internet != asked.enable_internet:
+        yield f"enable_internet: asked {asked.enable_internet}, given {given.enable_internet}"
     for kind, names in given.sources.items():
-        lost = sorted({name.lower() for name in asked[kind]} - {name.lower() for name in names})
+        lost = sorted(
+            {name.lower() for name in getattr(asked, kind)} - {name.lower() for name in names}
+        )
         yield from (f"{kind}: asked {name!r}, not given" for name in lost)
 
 

@@ -33,7 +33,9 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kernelkit.bundle.files import RUNTIME_MODULE, TEST, Bundle, ask_git
+from kernelkit.bundle.bundle import RUNTIME_MODULE, Bundle
+from kernelkit.bundle.files import TEST
+from kernelkit.bundle.git import ask_git
 from kernelkit.config import Config
 from kernelkit.errors import (
     ConfigError,
@@ -42,6 +44,7 @@ from kernelkit.errors import (
     TemplateError,
     VerificationError,
 )
+from kernelkit.notebook.manifest import Manifest
 from kernelkit.notebook.render import Kernel
 
 DEADLINE_SECONDS = 600.0  # for the notebook, and for each of the two test runs
@@ -174,7 +177,7 @@ def prove(
         with watch("notebook"):
             written = _run_notebook(kernel, notebook_runner, here / "n", deadline)
             _check_written(written, kernel.manifest)
-        files = len(kernel.manifest["files"])
+        files = len(kernel.manifest.files)
         on_event(f"the notebook has written {files} {'file' if files == 1 else 'files'}")
 
         second = _stage_with_notebook(layout, here / "b", written)
@@ -185,7 +188,7 @@ def prove(
         _require_same(package, notebook)
         _require_own_copy(notebook, second, "the notebook")
         return Proof(
-            source_digest=str(kernel.manifest["source_digest"]),
+            source_digest=kernel.manifest.source_digest,
             arguments=tuple(arguments),
             outcomes={test: str(outcome) for test, outcome in sorted(package.tests.items())},
             python=str(runner),
@@ -321,13 +324,13 @@ def _require_no_error(notebook: dict[str, Any]) -> None:
                 )
 
 
-def _check_written(folder: Path, manifest: Mapping[str, Any]) -> None:
+def _check_written(folder: Path, manifest: Manifest) -> None:
     """Not the notebook's own word for it: each file, read back here."""
-    for file in manifest["files"]:
-        path = folder / file["path"]
-        if not path.is_file() or sha256(path.read_bytes()).hexdigest() != file["sha256"]:
+    for file in manifest.files:
+        path = folder / file.path
+        if not path.is_file() or sha256(path.read_bytes()).hexdigest() != file.sha256:
             raise VerificationError(
-                f"{file['path']} is not written as the package has it",
+                f"{file.path} is not written as the package has it",
                 "That is a fault of kernelkit or of a template: please report it.",
             )
 

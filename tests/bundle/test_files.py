@@ -10,14 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernelkit.bundle.files import (
-    Bundle,
-    Provenance,
-    SourceFile,
-    _GitsWord,
-    digest_of,
-    read_bundle,
-)
+from kernelkit.bundle.bundle import Bundle, SourceFile, digest_of, read_bundle
+from kernelkit.bundle.git import GitIgnore, Provenance
 from kernelkit.config import load_config
 from kernelkit.errors import BundleError
 
@@ -180,20 +174,20 @@ def test_no_two_sets_of_parts_share_a_digest(parts: list[tuple[str, str]]) -> No
 @pytest.mark.parametrize(
     ("files", "part"),
     [
-        ({"pkg/a.py": "import helpers\n", "helpers.py": ""}, "lies beside the package"),
+        ({"pkg/a.py": "import helpers\n", "helpers.py": ""}, "is next to the package"),
         ({"pkg/a.py": "from pkg import anything\n"}, 'pkg/a.py:1: imports "pkg.anything"'),
         ({"pkg/a.py": "\nif not TYPE_CHECKING:\n    from . import x\n"}, "pkg/a.py:3"),
         (
             {"pkg/a.py": "try:\n    from ._version import v\nexcept ImportError:\n    v = 0\n"}
             | {"pkg/_version.py": "v = 1\n", ".gitignore": "_version.py\n"},
-            "stays behind (named in .gitignore): pkg/_version.py",
+            "is left out (named in .gitignore): pkg/_version.py",
         ),
         ({"pkg/a.py": "\nfrom .. import zz\n"}, "pkg/a.py:2: a relative import beyond"),
         (
             {"pkg/a.py": f"x = {'+'.join(['1'] * 5000)}\n", **IMPORTS_A},
             "pkg/a.py: cannot be read as Python",
         ),
-        ({"pkg/a.py": "import helpers\n", "helpers/util.py": ""}, "lies beside the package"),
+        ({"pkg/a.py": "import helpers\n", "helpers/util.py": ""}, "is next to the package"),
         (
             {"pkg/__init__.py": "def f(x): global x\n", "pkg/a.py": "from pkg import b\n"}
             | {"pkg/c.py": "from pkg.gone import b\n"},
@@ -407,7 +401,7 @@ def test_only_what_the_entry_reaches(make_project: Make) -> None:
     assert bundle.third_party == {}
     assert bundle.left_out["pkg/unused/table.csv"] == "not reachable"
     (note,) = bundle.notes
-    assert note.startswith("pkg/main.py:8 imports what only the run knows")
+    assert note.startswith("pkg/main.py:8 imports a module whose name only the run knows")
 
 
 def test_what_nothing_imports_may_be_anything(make_project: Make) -> None:
@@ -483,8 +477,9 @@ def test_git_and_we_agree_on_what_it_ignores(top: list[str], below: list[str]) -
             (project / "pkg" / name).touch()
         (project / ".gitignore").write_text("\n".join(top))
         (project / "pkg" / "sub" / ".gitignore").write_text("\n".join(below))
-        files = sorted(path for path in (project / "pkg").rglob("*.[tp]*"))
-        alone = _GitsWord(project, [project / "pkg"])  # no repository: by the files
+        found = sorted(path for path in (project / "pkg").rglob("*.[tp]*"))
+        files = [path.relative_to(project).as_posix() for path in found]
+        alone = GitIgnore(project, ["pkg"])  # no repository: by the files
         subprocess.run(["git", "init", "--quiet", str(project)], check=True)
         listed = subprocess.run(
             ["git", "ls-files", "--others", "--exclude-standard"],
@@ -493,10 +488,10 @@ def test_git_and_we_agree_on_what_it_ignores(top: list[str], below: list[str]) -
             text=True,
             check=True,
         ).stdout.split()
-        kept = [path for path in files if path.relative_to(project).as_posix() in listed]
+        kept = [path for path in files if path in listed]
         # Read without git, a rule may leave more behind, and never carries what git ignores.
         assert {path for path in files if not alone.ignores(path)} <= set(kept)
-        with_git = _GitsWord(project, [project / "pkg"])
+        with_git = GitIgnore(project, ["pkg"])
         assert [path for path in files if not with_git.ignores(path)] == kept
 
 
@@ -524,7 +519,7 @@ def test_leave_to_execute_is_carried(make_project: Make) -> None:
 def test_a_pipe_in_the_package_is_refused(make_project: Make) -> None:
     project = make_project({})
     os.mkfifo(project / "pkg" / "pipe")
-    with pytest.raises(BundleError, match="no regular file"):
+    with pytest.raises(BundleError, match="not a regular file"):
         bundle_of(project)
 
 
@@ -540,7 +535,7 @@ def test_a_pipe_in_the_package_is_refused(make_project: Make) -> None:
 def test_only_reachable_warns_where_the_run_decides(make_project: Make, line: str) -> None:
     project = make_project({"pkg/main.py": f"def run(): ...\n{line}", "pkg/b.py": ""})
     (note,) = bundle_of(project, only_reachable=True).notes
-    assert "imports what only the run knows" in note
+    assert "imports a module whose name only the run knows" in note
 
 
 def test_a_star_reaches_what_all_names(make_project: Make) -> None:
@@ -601,7 +596,7 @@ def test_the_digest_changes_exactly_with_the_content(
     digests = []
     for tree in (one, other):
         files = tuple(SourceFile(name, content, None) for name, content in tree.items())
-        digests.append(Bundle({}, "", files, {}, Provenance(None, None)).digest)
+        digests.append(Bundle({}, "", files, {}, Provenance()).digest)
     assert (digests[0] == digests[1]) == (one == other)
 
 
@@ -640,7 +635,7 @@ def test_what_an_ignored_folder_holds_is_not_lost_in_silence(
     make_project: Make, ignored: str, files: dict[str, str]
 ) -> None:
     project = make_project({**files, ".gitignore": ignored, "pkg/a.py": OPTIONAL_X})
-    with pytest.raises(BundleError, match=r"pkg/a\.py:2: .* stays behind \(named in \.gitignore\)"):
+    with pytest.raises(BundleError, match=r"pkg/a\.py:2: .* is left out \(named in \.gitignore\)"):
         bundle_of(project)
     assert "pkg/generated/x.py" in carried(project, include=("pkg/generated/",))
     assert "pkg/a.py" in carried(project, exclude=("pkg/generated/",))

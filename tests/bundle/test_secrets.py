@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from kernelkit import workflow
-from kernelkit.bundle import secrets
-from kernelkit.bundle.secrets import Credential, Finding
+from kernelkit.bundle import secret_rules, secrets
+from kernelkit.bundle.secrets import Credential, SecretFinding
 from kernelkit.config import load_config
+from kernelkit.notebook.preflight import find_secrets
 
 Make = Callable[..., Path]
 
@@ -141,7 +142,7 @@ def source_of(text: str) -> str:
 
 def found(project: Path, *settings: str, own: tuple[Credential, ...] = ()) -> list[str]:
     config = load_config(project, settings=settings, environment={})
-    return [finding.where for finding in secrets.scan(workflow.render(config), own)]
+    return [finding.where for finding in find_secrets(workflow.render(config), own)]
 
 
 @pytest.fixture
@@ -196,7 +197,7 @@ def test_this_repository_holds_no_secret(folder: str) -> None:
     for path in (root / folder).rglob("*"):
         if path.is_file() and path.suffix in {".py", ".j2", ".toml", ".md", ".json", ".csv"}:
             text = path.read_text(encoding="utf-8", errors="replace")
-            assert not [match.kind for match in secrets._matches(text, ())], path
+            assert not [match.kind for match in secret_rules.matches(text)], path
 
 
 def test_what_the_comment_allows_passes_and_only_that(make_project: Make) -> None:
@@ -241,8 +242,8 @@ def test_a_profile_is_read_too(make_project: Make) -> None:
     project = make_project({}, extra=extra)
     assert found(project) == []
     config = load_config(project, profile="p", environment={})
-    (finding,) = secrets.scan(workflow.render(config))
-    assert finding == Finding("parameters.wandb_key", None, "a Hugging Face token")
+    (finding,) = find_secrets(workflow.render(config))
+    assert finding == SecretFinding("parameters.wandb_key", None, "a Hugging Face token")
 
 
 def test_metadata_requirements_and_comments_are_read(make_project: Make) -> None:
@@ -279,8 +280,8 @@ def test_binary_data_is_read_too(make_project: Make) -> None:
 
 
 def test_a_secret_is_found_wherever_the_pieces_are_cut() -> None:
-    for before in range(secrets._PIECE - 80, secrets._PIECE + 20):
-        (match,) = {m.start for m in secrets._matches("." * before + "\n" + AWS, ())}
+    for before in range(secret_rules._PIECE - 80, secret_rules._PIECE + 20):
+        (match,) = {m.start for m in secret_rules.matches("." * before + "\n" + AWS)}
         assert match == before + 1
 
 
@@ -290,7 +291,7 @@ def test_a_secret_is_found_wherever_the_pieces_are_cut() -> None:
 def test_one_long_line_takes_its_length_in_time(unit: str) -> None:
     text = unit * (1_000_000 // len(unit))
     began = time.process_time()
-    list(secrets._matches(text, ()))
+    list(secret_rules.matches(text))
     assert time.process_time() - began < 8  # about 1 s where nothing else runs
 
 

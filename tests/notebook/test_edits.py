@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from kernelkit import workflow
-from kernelkit.bundle.files import Bundle, Provenance, SourceFile
+from kernelkit.bundle.bundle import Bundle, SourceFile
+from kernelkit.bundle.git import Provenance
 from kernelkit.config import load_config
 from kernelkit.errors import ConfigError, LocalError, VerificationError
 from kernelkit.notebook.edits import Plan, apply, plan, read_notebook, require_applicable
@@ -96,7 +97,7 @@ def changed(project: Path, before: dict[str, bytes]) -> dict[str, bytes]:
     return {name: text for name, text in files_of(project).items() if before.get(name) != text}
 
 
-NOWHERE = Provenance(None, None)
+NOWHERE = Provenance()
 NOTEBOOK = rendered(SAMPLE)
 
 
@@ -335,7 +336,7 @@ def test_a_sum_edited_to_please_the_check_hides_no_edit(plain: Path) -> None:
     notebook = rendered(plain)
     edit(notebook, "/parcel/letters.py", "strip()", "rstrip()")
     manifest = workflow.render(load_config(plain, environment={})).manifest
-    sums = {file["path"]: file["sha256"] for file in manifest["files"]}
+    sums = {file.path: file.sha256 for file in manifest.files}
     (change,) = planned(notebook, plain).changes
     assert not change.conflict
     new = SourceFile("", change.after, None).sha256

@@ -19,7 +19,8 @@ from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 
 from kernelkit import workflow
-from kernelkit.bundle.files import Bundle, Provenance, SourceFile
+from kernelkit.bundle.bundle import Bundle, SourceFile
+from kernelkit.bundle.git import Provenance
 from kernelkit.config import load_config
 from kernelkit.errors import BundleError, TemplateError
 from kernelkit.notebook.render import SIZE_LIMIT_BYTES, Kernel, render
@@ -108,7 +109,7 @@ def test_profiles_differ_in_three_cells_alone(plain: Path) -> None:
 
 def test_the_owner_is_no_part_of_the_digest(plain: Path) -> None:
     named = kernel_of(plain, settings=["kernel.id=somebody/plain-parcel"])
-    assert named.metadata["id"] == "somebody/plain-parcel"
+    assert named.metadata.id == "somebody/plain-parcel"
     assert named.digest == kernel_of(plain).digest
 
 
@@ -165,7 +166,7 @@ def test_any_text_is_in_the_notebook_as_it_was(text: str) -> None:
     """What the cell writes, by the rules of `%%writefile` and of Python literals."""
     file = SourceFile("pkg/any.txt", text.encode("utf-8", "surrogatepass"), module=None)
     config = load_config(SAMPLE, environment={})
-    bundle = Bundle({"pkg": "."}, "pkg.main:run", (file,), {}, Provenance(None, None))
+    bundle = Bundle({"pkg": "."}, "pkg.main:run", (file,), {}, Provenance())
     (cell,) = cells(render(bundle, config), "module")
     assert written_by(cell) == file.content
 
@@ -232,7 +233,7 @@ SOURCE_LINES = st.sampled_from(
 @given(st.lists(SOURCE_LINES).map("\n".join).map(lambda text: text + "\n"))
 def test_lines_that_ipython_likes_to_change_survive(text: str) -> None:
     file = SourceFile("pkg/any.txt", text.encode(), module=None)
-    bundle = Bundle({"pkg": "."}, "pkg.main:run", (file,), {}, Provenance(None, None))
+    bundle = Bundle({"pkg": "."}, "pkg.main:run", (file,), {}, Provenance())
     (cell,) = cells(render(bundle, load_config(SAMPLE, environment={})), "module")
     assert written_by(cell) == file.content
 
@@ -286,7 +287,7 @@ def test_a_fault_in_a_template_names_it_and_its_line(
 
 
 def test_metadata_has_the_official_fields(plain: Path) -> None:
-    metadata = kernel_of(plain, profile="gpu").metadata
+    metadata = kernel_of(plain, profile="gpu").metadata.document
     assert metadata["code_file"] == "notebook.ipynb"
     assert metadata["machine_shape"] == "NvidiaTeslaT4"
     assert (metadata["language"], metadata["kernel_type"]) == ("python", "notebook")
@@ -305,7 +306,7 @@ def test_what_a_template_includes_is_in_the_digest(plain: Path) -> None:
 def test_the_notebook_embeds_what_bundle_json_holds(plain: Path) -> None:
     kernel = kernel_of(plain, settings=[f"word={'long ' * 50}"])
     source = cells(kernel, "start")[0].partition("BUNDLE = ")[2].partition("\nprint")[0]
-    assert eval(source) == kernel.manifest
+    assert eval(source) == kernel.manifest.document
 
 
 def noise(size: int, seed: int) -> str:

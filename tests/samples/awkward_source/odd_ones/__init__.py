@@ -1,4 +1,4 @@
-"""Source that a careless carrier changes."""
+"""Source code that is easily changed by mistake when it is copied."""
 
 
 def run() -> None:

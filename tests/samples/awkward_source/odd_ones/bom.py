@@ -1,3 +1,3 @@
-﻿"""Begins with a mark."""
+﻿"""Begins with a byte order mark."""
 
 NAME = "böm"

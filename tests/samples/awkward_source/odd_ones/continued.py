@@ -1,4 +1,4 @@
-"""Lines that go on."""
+"""Line continuations."""
 
 VALUE = 1 + \
     2

@@ -1,4 +1,4 @@
-"""Line ends of another system."""
+"""Windows line endings."""
 
 TEXT = """one
 two"""

@@ -1,4 +1,4 @@
-"""Pages, as old editors made them."""
+"""Contains form feeds."""
 
 A = 1
 

@@ -1,4 +1,4 @@
-"""Ends slowly."""
+"""Ends in several newlines."""
 
 LAST = "here"
 

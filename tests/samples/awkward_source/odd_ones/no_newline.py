@@ -1,3 +1,3 @@
-"""Ends at once."""
+"""Does not end in a newline."""
 
 LAST = "here"

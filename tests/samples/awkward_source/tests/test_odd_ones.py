@@ -1,4 +1,4 @@
-"""Each module must mean what its bytes say, and its bytes must be there unchanged."""
+"""Each module must behave as written, and its bytes must be unchanged."""
 
 import importlib
 import inspect

@@ -1,4 +1,4 @@
-"""Counts its arguments."""
+"""Exits with the number of its arguments."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Also a program of its own: python -m caller.work."""
+"""Also a program: python -m caller.work."""
 
 
 def run(words: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Looks at itself: its version, its files, its source, its documentation.
+"""Inspects itself: its version, its files, its source code, its documentation.
 
 >>> from mirror import double
 >>> double(21)

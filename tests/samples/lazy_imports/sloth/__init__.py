@@ -1,4 +1,4 @@
-"""Imports that happen late, by name, sometimes, or never."""
+"""Lazy imports, imports by name, conditional imports, imports for type checkers."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Must not be loaded before it is wanted."""
+"""Must not be imported before it is needed."""
 
 Load = int
 

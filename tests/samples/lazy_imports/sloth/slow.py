@@ -1,4 +1,4 @@
-"""What is taken where the fast one is missing."""
+"""The fallback if the fast module is missing."""
 
 
 def speed() -> int:

@@ -1,4 +1,4 @@
-"""Names that a single flat script would mix up."""
+"""Names that would collide in a single flat script."""
 
 from .left import *
 from .right import *

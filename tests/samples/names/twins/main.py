@@ -1,4 +1,4 @@
-"""Reaches the twins by their dotted names."""
+"""Uses the two modules by their dotted names."""
 
 import twins.left as left
 import twins.right

@@ -1,4 +1,4 @@
-"""Without `__all__`: exports what begins with no underscore."""
+"""Without `__all__`: exports the names that do not begin with an underscore."""
 
 _hidden = "of right"
 counter = 0

@@ -1,1 +1,1 @@
-"""A package, a folder without `__init__.py` in it, and a package in that."""
+"""A package that contains a folder without `__init__.py`, which contains a package."""

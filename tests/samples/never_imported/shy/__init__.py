@@ -1,4 +1,4 @@
-"""Its tests speak of other things."""
+"""Its tests do not import it."""
 
 
 def run() -> None:

@@ -1,4 +1,4 @@
-"""Carries files that are no modules."""
+"""Contains files that are not modules."""
 
 import pkgutil
 from importlib import resources

@@ -1,1 +1,1 @@
-"""Objects that travel between processes by the name of their class."""
+"""Objects that are passed between processes by the name of their class."""

@@ -1,4 +1,4 @@
-"""Reads a file that lies beside the package: no notebook has it."""
+"""Reads a file next to the package, which the notebook does not contain."""
 
 import json
 from pathlib import Path

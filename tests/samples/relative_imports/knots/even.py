@@ -1,4 +1,4 @@
-"""Half of a circle: it needs `odd` while it is itself being imported."""
+"""Half of a circular import: it needs `odd` while it is being imported itself."""
 
 from . import odd
 

@@ -1,4 +1,4 @@
-"""Stands on the other one."""
+"""Depends on `beta`."""
 
 from beta.base import greet
 

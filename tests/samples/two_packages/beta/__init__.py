@@ -1,1 +1,1 @@
-"""What `alpha` stands on."""
+"""`alpha` depends on this package."""

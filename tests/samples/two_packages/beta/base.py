@@ -1,4 +1,4 @@
-"""Knows nothing of `alpha` until it is asked."""
+"""Imports `alpha` only when the function is called."""
 
 
 def greet(name: str) -> str:

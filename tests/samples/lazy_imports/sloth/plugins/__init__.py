@@ -1,1 +1,1 @@
-"""Found by name only."""
+"""Imported by name only."""

@@ -1,3 +1,3 @@
-"""A module in a folder that is no package."""
+"""A module in a folder without `__init__.py`."""
 
 NAME = __name__

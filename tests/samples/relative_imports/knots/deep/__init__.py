@@ -1,3 +1,3 @@
-"""A package in the package."""
+"""A package inside the package."""
 
 from .. import even as even

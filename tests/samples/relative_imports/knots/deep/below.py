@@ -1,4 +1,4 @@
-"""Reaches up by two dots, and beside by one."""
+"""Imports with two dots from the parent package, and with one from its own."""
 
 from .. import even
 from ..odd import is_odd

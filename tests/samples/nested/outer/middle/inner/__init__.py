@@ -1,4 +1,4 @@
-"""A package again."""
+"""A package inside that folder."""
 
 from ..plain import NAME as plain_name
 

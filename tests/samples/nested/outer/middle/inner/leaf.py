@@ -1,3 +1,3 @@
-"""The innermost."""
+"""The innermost module."""
 
 NAME = __name__

@@ -1,0 +1,244 @@
+"""`read_bundle` reads the packages that the project file names into a `Bundle`.
+
+A bundle holds every carried file byte for byte, the modules in the order of their imports, and a
+digest. Source is parsed and never imported: a package that cannot be imported on this machine can
+still be carried.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import PurePosixPath
+
+from kernelkit.bundle import checks, imports
+from kernelkit.bundle.files import TEST, UNREACHED, PackageFiles
+from kernelkit.bundle.git import Provenance, parents, read_provenance
+from kernelkit.bundle.imports import ImportKind, Module, PythonSyntaxError, Signature
+from kernelkit.config import Config
+from kernelkit.errors import BundleError
+
+RUNTIME_MODULE = "kernelkit_runtime"  # the name of notebook/runtime.py inside the notebook
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a package, as it is on disk."""
+
+    path: str
+    """Relative to the folder that holds the package, with forward slashes: `pkg/sub/mod.py`."""
+
+    content: bytes
+    module: str | None
+    """The name under which Python imports it; None for a data file."""
+
+    summary: str = ""
+    """The first line of its docstring."""
+
+    executable: bool = False
+    """Whether its owner may run it as a program."""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the content, in hexadecimal."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Packages that are ready to be rendered."""
+
+    roots: Mapping[str, str]
+    """Top of each package (`pkg`, or `mod.py`) → the folder of the project that holds it."""
+
+    entry: str
+    """`package.module:function`."""
+
+    files: tuple[SourceFile, ...]
+    """Modules, each after the modules that it imports, then data files by name."""
+
+    third_party: Mapping[str, tuple[str, ...]]
+    """Top-level names imported from elsewhere → the places `path:line` that import them."""
+
+    provenance: Provenance
+    optional: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The same for imports that may fail without stopping the program."""
+
+    signature: Signature | None = None
+    """The arguments of the entry; None where the source does not show them."""
+
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Paths in the project that are not carried (a folder ends in a slash) → the reason."""
+
+    notes: tuple[str, ...] = ()
+    """What a user should know; none of it stops a push."""
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the path, content and executable bit of every file."""
+        return digest_of([(f.path, digest_part(f.sha256, f.executable)) for f in self.files])
+
+
+def read_bundle(config: Config) -> Bundle:
+    """Read the packages that the project file names.
+
+    Raises:
+        BundleError: a package does not exist, a file cannot be read or parsed, an import of an own
+            module or the entry leads nowhere, a module is imported that is next to the packages or
+            left out, or there is a compiled extension.
+    """
+    roots = _roots(config)
+    files = PackageFiles.find(config, roots)
+    modules, unreadable = _parse(files)
+    notes = _add_imported_tests(files, modules)
+    checks.require_entry(config.entry, modules.keys() | unreadable.keys())
+    if config.only_reachable:
+        notes += _keep_reachable(files, modules, config.entry)
+    checks.require_readable(modules, unreadable, config.entry)
+    notes += [f"{error}: carried as data, for nothing imports it" for error in unreadable.values()]
+    own = {name.partition(".")[0] for name in files.modules}
+    checks.check_own_imports(modules, files)
+    signature = checks.entry_signature(config.entry, modules)
+    third_party = imports.third_party(modules.values(), own, ImportKind.NEEDED)
+    optional = imports.third_party(modules.values(), own, ImportKind.OPTIONAL)
+    checks.check_siblings(config.project, roots, third_party | optional)
+    order = imports.in_order(imports.graph(modules))
+    sources = (
+        *(_source_file(files, files.modules[name], modules[name]) for name in order),
+        *(_source_file(files, path) for path in files.data(modules)),
+    )
+    notes += files.notes + checks.layout_notes(config, roots, modules)
+    carried = [files.in_project(source.path) for source in sources]
+    return Bundle(
+        roots=roots,
+        entry=config.entry,
+        files=sources,
+        third_party=third_party,
+        optional=optional,
+        signature=signature,
+        provenance=read_provenance(config.project, carried),
+        left_out=files.left_out,
+        notes=tuple(notes),
+    )
+
+
+def digest_part(sha256: str, executable: bool) -> str:
+    """What one file contributes to the digest of all files."""
+    return f"{sha256} executable" if executable else sha256
+
+
+def digest_of(parts: list[tuple[str, str]]) -> str:
+    """SHA-256 over named parts in the order of their names.
+
+    Each text is preceded by its length, so that different parts never make the same bytes.
+    """
+    state = hashlib.sha256()
+    for name, value in sorted(parts):
+        for text in (name, value):
+            encoded = text.encode()
+            state.update(len(encoded).to_bytes(8, "big") + encoded)
+    return state.hexdigest()
+
+
+def _roots(config: Config) -> dict[str, str]:
+    """`["src/pkg", "mod.py"]` → {"pkg": "src", "mod.py": "."}."""
+    roots: dict[str, str] = {}
+    for package in config.package:
+        path = PurePosixPath(package)
+        for other in config.package:
+            if PurePosixPath(other) in path.parents:
+                raise BundleError(f"{package} is inside {other}", f"Name {other} alone.")
+        _check_name(path)
+        if path.name in roots:
+            raise BundleError(f'two packages are called "{path.name}"', "Rename one of them.")
+        if (config.project / path.parent / "__init__.py").is_file() and len(path.parts) > 1:
+            raise BundleError(
+                f"{package} is a part of the package {path.parent}",
+                f'Set [tool.kernelkit] "package" to "{path.parent}".',
+            )
+        roots[path.name] = str(path.parent)
+    return roots
+
+
+def _check_name(path: PurePosixPath) -> None:
+    name = path.stem if path.suffix == ".py" else path.name
+    if name in sys.stdlib_module_names or name == RUNTIME_MODULE:
+        raise BundleError(
+            f'the package is called "{name}", which is already the name of another module',
+            "Rename it.",
+        )
+    if not name.isidentifier():
+        raise BundleError(f'the package is called "{name}": nothing can import that')
+
+
+def _parse(files: PackageFiles) -> tuple[dict[str, Module], dict[str, PythonSyntaxError]]:
+    """The carried modules, and those that are not valid Python, each with its error."""
+    modules: dict[str, Module] = {}
+    unreadable: dict[str, PythonSyntaxError] = {}
+    for name in files.modules:
+        if files.is_carried(name):
+            try:
+                modules[name] = _module(files, name)
+            except PythonSyntaxError as error:
+                unreadable[name] = error
+    return modules, unreadable
+
+
+def _module(files: PackageFiles, name: str) -> Module:
+    path = files.modules[name]
+    is_package = path.endswith("/__init__.py")
+    return imports.read_module(
+        name, files.in_project(path), files.content(path), is_package=is_package
+    )
+
+
+def _source_file(files: PackageFiles, path: str, module: Module | None = None) -> SourceFile:
+    return SourceFile(
+        path=path,
+        content=files.content(path),
+        module=module.name if module else None,
+        summary=module.summary if module else "",
+        executable=files.is_executable(path),
+    )
+
+
+def _add_imported_tests(files: PackageFiles, modules: dict[str, Module]) -> list[str]:
+    """Tests are left out, except those that the package itself imports."""
+    notes = []
+    pending = list(modules.values())
+    while pending:
+        module = pending.pop()
+        for found in module.imports:
+            if found.kind is ImportKind.TYPING:
+                continue
+            for name in sorted(imports.with_parents(found.candidates)):
+                if name in files.modules and files.reason(name) == TEST:
+                    files.carry_test(name)
+                    modules[name] = _module(files, name)
+                    pending.append(modules[name])
+                    place = f"{module.path}:{found.line}"
+                    notes.append(f"{modules[name].path} is carried: {place} imports it")
+    return notes
+
+
+def _keep_reachable(files: PackageFiles, modules: dict[str, Module], entry: str) -> list[str]:
+    """Leave out what the entry does not reach; data stays with the packages that it reaches."""
+    kept = imports.reachable(imports.graph(modules, typing=False), [entry.partition(":")[0]])
+    folders = {files.modules[name].rpartition("/")[0] for name in kept}
+    for name in sorted(modules.keys() - kept):
+        del modules[name]
+        files.leave_out(files.modules[name], UNREACHED)
+    packages = set(files.modules.values())
+    for path in files.data(modules):
+        home = next((f for f in parents(path) if f"{f}/__init__.py" in packages), None)
+        if home is not None and home not in folders:
+            files.leave_out(path, UNREACHED)
+    return [
+        f"{module.path}:{line} imports a module whose name only the run knows: it may be one that "
+        "only_reachable leaves out"
+        for _, module in sorted(modules.items())
+        for line in module.dynamic
+    ]

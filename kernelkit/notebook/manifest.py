@@ -1,0 +1,160 @@
+"""The two JSON documents that leave with a notebook, as typed models.
+
+`Manifest` is embedded in the notebook and kept as `bundle.json`: it says what was sent. The code
+that runs inside the notebook reads it as plain JSON, so its keys are a contract. `KernelMetadata`
+is `kernel-metadata.json`, which the official client reads.
+
+A manifest of another version stays readable: a key that it lacks takes its default, and a key that
+this version does not know is kept and written back.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from kernelkit.bundle.git import Provenance
+from kernelkit.config import KernelSettings
+from kernelkit.errors import LocalError
+
+NOTEBOOK_NAME = "notebook.ipynb"
+METADATA_NAME = "kernel-metadata.json"
+MANIFEST_NAME = "bundle.json"
+MANIFEST_SCHEMA = 1
+
+
+class _Lenient(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    __pydantic_extra__: dict[str, JsonValue] = Field(init=False)
+
+
+class ManifestFile(_Lenient):
+    """One file that the notebook carries."""
+
+    path: str
+    """Below the folder that holds the package: `pkg/sub/mod.py`."""
+
+    sha256: str
+    """Of the content, in hexadecimal."""
+
+    size: int = 0
+    """In bytes."""
+
+    executable: bool = False
+    """Whether its owner may run it as a program; the key is absent where it is false."""
+
+
+class ManifestKernel(KernelSettings):
+    """The kernel's settings as they were rendered; its `id` is the slug, without the owner."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=False)
+
+    id: str = ""
+    title: str = ""
+
+
+class Manifest(_Lenient):
+    """What a notebook was made from: the one thing that build side and run side share."""
+
+    schema_version: int = Field(default=MANIFEST_SCHEMA, alias="schema")
+    kernelkit: str = ""
+    """The version that rendered the notebook."""
+
+    digest: str
+    """SHA-256 over sources, parameters, settings and templates; the owner is not part of it."""
+
+    source_digest: str = ""
+    """SHA-256 over the path and content of every file, and nothing else."""
+
+    slug: str = ""
+    """The kernel's name within its owner's account."""
+
+    profile: str | None = None
+    wants_gpu: bool = False
+    roots: dict[str, str] = Field(default_factory=dict)
+    """Top of each package → the folder of the project that holds it."""
+
+    entry: str = ""
+    """`package.module:function`."""
+
+    outputs: tuple[str, ...]
+    """The files that a run must leave."""
+
+    pip: tuple[str, ...] = ()
+    layout: str = "auto"
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)
+    kernel: ManifestKernel = ManifestKernel()
+    provenance: Provenance = Provenance()
+    files: tuple[ManifestFile, ...] = ()
+    """In the order of the notebook."""
+
+    third_party: tuple[str, ...] = ()
+    """Top-level names that the package imports from elsewhere."""
+
+    @classmethod
+    def parse(cls, text: str | bytes, source: object = MANIFEST_NAME) -> Self:
+        """Read a manifest from JSON; errors name `source` and the key.
+
+        Raises:
+            LocalError: the text is not JSON, or not a manifest.
+        """
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise LocalError(f"{source} is not valid JSON: {error}") from None
+        if not isinstance(document, dict):
+            raise LocalError(f"{source} is not a JSON object")
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            raise LocalError(f"{source}: {describe_errors(error)}") from None
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What bundle.json holds, with the keys in their order; absent keys stay absent."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+class KernelMetadata(KernelSettings):
+    """What kernel-metadata.json holds; its `id` lacks the owner where the project names none."""
+
+    code_file: str = NOTEBOOK_NAME
+    language: str = "python"
+    kernel_type: str = "notebook"
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The fields in the order of the file, without the optional ones that are not set."""
+        fields = self.model_dump(mode="json")
+        first = ("id", "title", "code_file", "language", "kernel_type")
+        optional = ("machine_shape", "docker_image", "docker_image_pinning_type")
+        left_out = {name for name in optional if not fields[name]}
+        if self.session_timeout_seconds is None:
+            left_out.add("session_timeout_seconds")
+        ordered = {name: fields[name] for name in first} | fields
+        return {name: value for name, value in ordered.items() if name not in left_out}
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a `bundle.json`.
+
+    Raises:
+        LocalError: the file is missing, cannot be read, or is not a manifest.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise LocalError(f"{path} cannot be read: {error.strerror}") from None
+    return Manifest.parse(content, path)
+
+
+def describe_errors(error: ValidationError) -> str:
+    """Every problem of a document on one line: `"files.0.path": Field required`."""
+    return "; ".join(
+        f'"{".".join(map(str, problem["loc"]))}": {problem["msg"]}'
+        for problem in error.errors(include_url=False, include_input=False)
+    )
