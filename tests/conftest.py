@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 import hypothesis
 import pytest
 
+from kernelkit.cli import main
 from tests.local_kaggle import PLUGIN, LocalKaggle, start_emulator
 
 # Waiting threads sleep: several times faster on a machine that does other work too, and the same
@@ -43,7 +47,46 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
 
 @pytest.fixture
 def cli() -> Cli:
-    """`cli("push", "--json", expect=9, cwd=…)` runs the command in a new process."""
+    """`cli("push", "--json", expect=9, cwd=…)` calls the command's `main` in this process."""
+
+    def call(
+        *arguments: str | Path,
+        expect: int = 0,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        command = ["kernelkit", *map(str, arguments)]
+        streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(cwd or ROOT)
+            patch.setattr(sys, "argv", command)
+            patch.setattr(sys, "stdout", streams[0])
+            patch.setattr(sys, "stderr", streams[1])
+            for name, value in (env or {}).items():
+                patch.setenv(name, value)
+            try:
+                with pytest.raises(SystemExit) as ended:
+                    main()
+            finally:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+        code = int(ended.value.code or 0)
+        printed = [_content(stream) for stream in streams]
+        assert code == expect, "\n".join([str(code), *printed])
+        return subprocess.CompletedProcess(command, code, *printed)
+
+    return call
+
+
+def _content(stream: io.TextIOWrapper) -> str:
+    stream.flush()
+    return cast(io.BytesIO, stream.buffer).getvalue().decode()
+
+
+@pytest.fixture
+def cli_process() -> Cli:
+    """Like `cli`, in a process of its own: for what signals, imports or encodings decide."""
 
     def call(
         *arguments: str | Path,

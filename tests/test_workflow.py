@@ -265,9 +265,10 @@ def test_two_rehearsals_do_not_share_a_folder(plain: Path, cli: Cli) -> None:
 def test_a_rehearsal_needs_no_account_of_the_owner(plain: Path, cli: Cli) -> None:
     inputs = Path(__file__).parent / "samples" / "inputs"
     named = ["--set", "kernel.id=ann/plain-parcel"]
-    told = cli("rehearse", "--json", "--inputs", inputs, *named, cwd=plain)
-    assert "as ann" in told.stderr
-    assert json.loads(told.stdout)["verified"] is True
+    printed = cli("rehearse", "--inputs", inputs, *named, cwd=plain).stdout
+    assert "as ann" in printed
+    folder = plain / "build" / "rehearsal" / "plain-parcel" / "v1"
+    assert printed.splitlines()[-1] == f"verified: {folder}"
 
 
 def test_results_that_nobody_can_show_do_not_cost_the_run(

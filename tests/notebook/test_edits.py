@@ -726,7 +726,7 @@ def test_the_command_shows_writes_and_says_what_is_left(
     assert files_of(plain) == before
     told = cli("sync", path, cwd=plain).stdout
     assert "+    return sorted(path.read_text().rstrip()" in told
-    assert "1 file changed, 1 added; review with git diff" in told
+    assert "1 file changed, 1 added; review with `git diff`" in told
     assert "parameters: epochs = 2 → 5: change it in [tool.kernelkit.parameters]" in told
     assert r"cell 22: !nvidia-smi # \x1b[31m [bold]  (your own cell)" in told
     assert "\x1b" not in told
@@ -744,9 +744,10 @@ def test_the_command_refuses_with_its_code(plain: Path, cli: Cli, tmp_path: Path
     told = json.loads(cli("sync", path, "--json", "--dry-run", cwd=plain, expect=8).stdout)
     assert told["changes"][0]["conflict"] is True
     assert letters.read_text() == "mine = 1\n"
+    shown = cli("sync", path, "--force", "--dry-run", cwd=plain).stdout
+    assert "parcel/letters.py: the notebook overwrites a change on disk" in shown
     done = cli("sync", path, "--json", "--force", cwd=plain)
     assert json.loads(done.stdout)["written"] is True
-    assert "parcel/letters.py: the change on disk gives way" in done.stderr
     assert b"rstrip" in letters.read_bytes()
     assert "is no file" in cli("sync", tmp_path, cwd=plain, expect=2).stderr
     cli("sync", plain / "parcel" / "main.py", cwd=plain, expect=2)
