@@ -3,8 +3,10 @@
 The fixtures are in `tests/conftest.py`:
 
     emulator      the worker's shared emulator, with an account of the test's own (LocalKaggle)
-    launch        starts emulators with other options; they end with the test
+    launch        starts emulators with other options, without a plugin; they end with the test
     local_kaggle  the address of the shared emulator (str)
+    kaggle        runs the official client against the shared emulator
+    replay_options  for `launch`: the plugin and the recordings of the shared emulator
 
 The shared emulator has the plugin `tests.replay:RecordAndReplay`. A notebook that was run before in
 the same test run, by any worker, is replayed within milliseconds. The kernel's slug is part of the

@@ -27,18 +27,22 @@ import hashlib
 import json
 import shutil
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from kernelkit.emulator.responses import Reply
 from kernelkit.emulator.runner import EmulatedSession, Isolation
-from kernelkit.emulator.server import EmulatorServer
+from kernelkit.emulator.server import ApiCall, EmulatorServer
 from kernelkit.emulator.state import EmulatedKaggle, KernelVersion
 from tests.chaos.plugin import FaultInjection
 
 LONGEST = 5.0
 """Seconds from the start of the first cell to the end of the last one."""
+PUSH = 1.0
+"""Seconds that a replay waits for the faults of its push, which may force its end."""
 _SESSION = "<number of the session>"
 _NAMES = ("owner", "slug", "kernel_id", "title", "text", "tags", "is_private")
 """Fields of a push that do not change its run; `text` is hashed apart from them."""
@@ -48,13 +52,22 @@ class ReplaySession(EmulatedSession):
     """A run that is replayed if there is a recording, else executed and recorded."""
 
     def __init__(
-        self, version: KernelVersion, isolation: Isolation, limit: float, recordings: Path
+        self,
+        version: KernelVersion,
+        isolation: Isolation,
+        limit: float,
+        recordings: Path,
+        pushed: threading.Event | None,
     ) -> None:
+        """`pushed`: set when the faults of the push have been applied."""
         super().__init__(version, isolation, limit)
         self._recording = recordings / _key(version, isolation)
+        self._pushed = pushed
 
     def run_notebook(self, kaggle: EmulatedKaggle, endpoint: str) -> None:
         if self._recording.is_dir():
+            if self._pushed is not None:
+                self._pushed.wait(PUSH)
             self.follow(self._replayed(), kaggle)
             return
         super().run_notebook(kaggle, endpoint)
@@ -98,6 +111,7 @@ class RecordAndReplay(FaultInjection):
 
     def __init__(self, options: argparse.Namespace, server: EmulatorServer) -> None:
         super().__init__(options, server)
+        self._thread = threading.local()
         if options.replay:
             options.replay.mkdir(parents=True, exist_ok=True)
 
@@ -106,12 +120,24 @@ class RecordAndReplay(FaultInjection):
         super().add_options(parser)
         parser.add_argument("--replay", type=Path, metavar="FOLDER", help="of recorded runs")
 
+    def respond(self, call: ApiCall, proceed: Callable[[ApiCall], Reply]) -> Reply:
+        """Let the replay of a push begin only when its response is ready.
+
+        A real run takes long enough to start; a replay could end before a fault forces its end.
+        """
+        self._thread.pushed = threading.Event()
+        try:
+            return super().respond(call, proceed)
+        finally:
+            self._thread.pushed.set()
+
     def new_session(
         self, version: KernelVersion, isolation: Isolation, limit: float
     ) -> EmulatedSession:
         if self.options.replay is None or version.push.owner.startswith("live-"):
             return super().new_session(version, isolation, limit)
-        return ReplaySession(version, isolation, limit, self.options.replay.resolve())
+        pushed = getattr(self._thread, "pushed", None)  # None for runs of an earlier emulator
+        return ReplaySession(version, isolation, limit, self.options.replay.resolve(), pushed)
 
 
 def _key(version: KernelVersion, isolation: Isolation) -> str:

@@ -38,6 +38,10 @@ MARK = "emulator.json"
 FORMAT = {"format": 1}
 
 
+class PortError(Exception):
+    """The port cannot be used; the message says why."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse the options, listen, announce the address, serve, and clean up."""
     try:
@@ -57,8 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _fail(f"--state {error}")
         except (InvalidCsv, PluginError) as error:
             return _fail(str(error), USAGE)
-        except OSError as error:
-            return _fail(f"cannot listen on 127.0.0.1:{options.port}: {error.strerror}")
+        except PortError as error:
+            return _fail(str(error))
         for version in server.kaggle.unfinished:
             server.runner.launch(version)
         signaled, wake = _on_signals()  # before anyone can learn our process id
@@ -80,7 +84,7 @@ def _server(
 ) -> EmulatorServer:
     """The server with everything that it serves.
 
-    Raises StateError, InvalidCsv, PluginError, or OSError if the port is taken.
+    Raises StateError, InvalidCsv, PluginError or PortError.
     """
     settings = _competition_settings(options)
     datasets = Datasets(folder / "_datasets", options.inputs, dict(options.dataset_pending))
@@ -95,7 +99,10 @@ def _server(
     submissions = folder / "_submissions"
     competitions = Competitions(submissions, options.inputs, options.solutions, settings)
     uploads = Uploads(folder / "_uploads")
-    server = plugin_class.server_class(options.port, folder, options.verbose)
+    try:
+        server = plugin_class.server_class(options.port, folder, options.verbose)
+    except OSError as error:
+        raise PortError(f"cannot listen on 127.0.0.1:{options.port}: {error.strerror}") from None
     try:
         server.kaggle, server.competitions, server.uploads = kaggle, competitions, uploads
         data_api = DataApi(kaggle, competitions, uploads, datasets, server.endpoint)

@@ -18,7 +18,7 @@ from kernelkit.emulator.competitions import (
     files_below,
 )
 from kernelkit.emulator.datasets import Datasets, ModelInstance, StoredDataset, may_see
-from kernelkit.emulator.fields import Json, RequestFields, answer, iso_time, json_object, page_of
+from kernelkit.emulator.fields import JsonObject, RequestFields, answer, iso_time, page_of
 from kernelkit.emulator.responses import Reply, RequestRefused
 from kernelkit.emulator.state import EmulatedKaggle, StoredFile, WorkerStatus
 from kernelkit.emulator.uploads import Uploads
@@ -277,8 +277,8 @@ class DataApi:
         address = f"{self._endpoint}/download/{key}/{urllib.parse.quote(os.fsencode(name))}"
         return Reply(302, headers={"Location": address})
 
-    def _submission(self, submission: StoredSubmission) -> Json:
-        return json_object(
+    def _submission(self, submission: StoredSubmission) -> JsonObject:
+        return JsonObject(
             ref=submission.ref,
             totalBytes=submission.size,
             date=iso_time(submission.date),
@@ -299,13 +299,13 @@ def _submitted(slug: str, made: StoredSubmission | None) -> Reply:
     return answer(message=f"Successfully submitted to {slug}", ref=made.ref if made else None)
 
 
-def _instance(instance: ModelInstance) -> Json:
+def _instance(instance: ModelInstance) -> JsonObject:
     names = {"slug": instance.slug, "framework": instance.framework_enum}
-    return json_object(**names, versionNumber=instance.versions[-1])
+    return JsonObject(**names, versionNumber=instance.versions[-1])
 
 
-def _file(file: StoredFile) -> Json:
-    return json_object(
+def _file(file: StoredFile) -> JsonObject:
+    return JsonObject(
         ref=file.name,
         name=file.name,
         creationDate=iso_time(file.modified),

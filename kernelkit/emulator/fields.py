@@ -13,14 +13,13 @@ from kernelkit.emulator.responses import Reply, RequestRefused, json_reply
 PAGE, MAX_PAGE = 20, 200
 """Entries of a page: the default and the maximum [D]."""
 
-Json = dict[str, Any]
 T = TypeVar("T")
 
 
 class RequestFields:
     """The fields of a request, read with a type check. Unknown ones are ignored, as Kaggle does."""
 
-    def __init__(self, fields: Json) -> None:
+    def __init__(self, fields: dict[str, Any]) -> None:
         self._fields = fields
 
     def text(self, name: str) -> str:
@@ -65,17 +64,19 @@ class RequestFields:
         return value
 
 
-def json_object(**fields: object) -> Json:
-    """An object without its empty strings, empty lists and missing values.
+class JsonObject(dict[str, object]):
+    """An object of a response, without empty strings, empty lists and missing values.
 
     The real service leaves defaults out; a null list crashes the client [V].
     """
-    return {name: value for name, value in fields.items() if value not in ("", [], None)}
+
+    def __init__(self, **fields: object) -> None:
+        super().__init__({k: value for k, value in fields.items() if value not in ("", [], None)})
 
 
 def answer(**fields: object) -> Reply:
     """A successful response, its empty fields left out."""
-    return json_reply(200, json_object(**fields))
+    return json_reply(200, JsonObject(**fields))
 
 
 def page_of(items: Sequence[T], listing: str, fields: RequestFields) -> tuple[Sequence[T], str]:

@@ -14,7 +14,7 @@ import secrets
 import urllib.parse
 from collections.abc import Callable
 
-from kernelkit.emulator.fields import Json, RequestFields, answer, iso_time, json_object, page_of
+from kernelkit.emulator.fields import JsonObject, RequestFields, answer, iso_time, page_of
 from kernelkit.emulator.responses import Reply, RequestRefused
 from kernelkit.emulator.runner import SessionRunner
 from kernelkit.emulator.state import (
@@ -100,7 +100,7 @@ class KernelsApi:
         version = self._find(account, fields)[1]
         outputs, token = page_of(version.outputs, str(version.session_id), fields)
         files = [
-            json_object(
+            JsonObject(
                 name=_readable(o.name), creationDate=iso_time(o.modified), size=o.size or None
             )
             for o in outputs
@@ -198,7 +198,7 @@ def _save_request(account: str, fields: RequestFields) -> SaveRequest:
     )
 
 
-def _metadata(kernel: EmulatedKernel, version: KernelVersion) -> Json:
+def _metadata(kernel: EmulatedKernel, version: KernelVersion) -> JsonObject:
     """`machineShape` is that of the last session: right after a push, of the previous version [V].
 
     Only accepted sources are listed; a dropped one is not attached.
@@ -214,7 +214,7 @@ def _metadata(kernel: EmulatedKernel, version: KernelVersion) -> Json:
         f"{kind.lower()}DataSources": [name for name in names if name not in dropped.get(kind, [])]
         for kind, names in requested.items()
     }
-    return json_object(
+    return JsonObject(
         id=kernel.kernel_id,
         ref=f"{kernel.owner}/{kernel.slug}",
         title=kernel.title,
@@ -252,10 +252,10 @@ def _source_with_metadata(push: SaveRequest) -> str:
     return json.dumps(notebook)
 
 
-def _quota(used: float, allowed: float) -> Json:
+def _quota(used: float, allowed: float) -> JsonObject:
     times = {"timeUsed": used, "timeReserved": 0.0, "totalTimeAllowed": allowed}
     seconds = {name: f"{round(time)}s" for name, time in times.items()}
-    return json_object(**seconds, hasEverRun=True if used else None)
+    return JsonObject(**seconds, hasEverRun=True if used else None)
 
 
 def _readable(name: str) -> str:

@@ -71,7 +71,7 @@ class SandboxLayout:
     internet: bool
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> SandboxLayout:
+    def from_json(cls, record: Any) -> SandboxLayout:
         """The layout that `json.dumps(asdict(layout), default=os.fspath)` has written."""
         return cls(
             inputs={name: Path(folder) for name, folder in record["inputs"].items()},

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernelkit.emulator.competitions import Competitions
-from kernelkit.emulator.fields import Json, RequestFields
+from kernelkit.emulator.fields import RequestFields
 from kernelkit.emulator.responses import (
     BLOCK,
     ConnectionDropped,
@@ -88,7 +88,7 @@ class ApiCall:
     kernel: str = ""
     path: str = ""
     query: dict[str, str] = field(default_factory=dict)
-    fields: Json = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -412,7 +412,7 @@ def _file_headers(file: StoredFile) -> dict[str, str]:
     }
 
 
-def _json_object(body: bytes) -> Json:
+def _json_object(body: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(body or b"{}")
     except (ValueError, RecursionError):

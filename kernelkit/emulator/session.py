@@ -155,7 +155,7 @@ class NotebookExecution:
             """Logs in the same place as papermill's client."""
 
             def process_message(
-                self, msg: dict[str, Any], cell: NotebookNode, cell_index: int
+                self, msg: Any, cell: NotebookNode, cell_index: int
             ) -> NotebookNode | None:
                 if msg["msg_type"] == "stream":
                     execution._log.write(msg["content"]["name"], msg["content"]["text"])

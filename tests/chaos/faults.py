@@ -100,7 +100,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
-from kernelkit.emulator.fields import Json
 from kernelkit.emulator.responses import ConnectionDropped, RequestRefused
 from kernelkit.emulator.runner import ForcedEnd, SessionRunner
 from kernelkit.emulator.server import ApiCall
@@ -341,7 +340,7 @@ def page_reply(code: int, form: str = "html") -> FaultyReply:
     return FaultyReply(code, _HTML, {"Content-Type": "text/html; charset=utf-8"})
 
 
-def _amended(reply: FaultyReply, change: Callable[[Json], None]) -> FaultyReply:
+def _amended(reply: FaultyReply, change: Callable[[dict[str, Any]], None]) -> FaultyReply:
     """The response with its JSON changed. Anything but a JSON object in a 200 is not changed."""
     if reply.code != 200 or not isinstance(reply.body, bytes):
         return reply
@@ -600,7 +599,7 @@ class OtherMachine(Fault):
     shape: str = "NvidiaTeslaP100"
 
     def after(self, call: ApiCall, context: FaultContext, reply: FaultyReply) -> FaultyReply:
-        def change(answer: Json) -> None:
+        def change(answer: dict[str, Any]) -> None:
             metadata = answer["metadata"]
             if "lastRunTime" in metadata:  # without a started session, no machine is shown
                 metadata.pop("machineShape", None)
@@ -649,7 +648,7 @@ class QuotaUsed(Fault):
     times: int = 0
 
     def after(self, call: ApiCall, context: FaultContext, reply: FaultyReply) -> FaultyReply:
-        def change(answer: Json) -> None:
+        def change(answer: dict[str, Any]) -> None:
             gpu = answer["gpuQuota"]
             gpu.update(timeUsed=gpu["totalTimeAllowed"], hasEverRun=True)
 
@@ -773,7 +772,7 @@ class PageCircle(Fault):
             call.fields["pageToken"] = ""
 
     def after(self, call: ApiCall, context: FaultContext, reply: FaultyReply) -> FaultyReply:
-        def change(answer: Json) -> None:
+        def change(answer: dict[str, Any]) -> None:
             answer.setdefault("nextPageToken", _FIRST_PAGE)
 
         return _amended(reply, change)
@@ -828,7 +827,7 @@ class HostileNames(Fault):
         kinds = HOSTILE if self.kind == "all" else (self.kind,)
         names = [name for kind in kinds for name in HOSTILE[kind]]
         if call.method == "ListKernelFiles":
-            extra: list[Json] = [{"name": name, "size": len(_HOSTILE)} for name in names]
+            extra: list[dict[str, Any]] = [{"name": name, "size": len(_HOSTILE)} for name in names]
         else:
             address = f"{context.endpoint}/download/hostile"
             extra = [{"fileName": n, "url": f"{address}/{i}"} for i, n in enumerate(names)]
@@ -878,7 +877,7 @@ class ExpiredUrl(Fault):
         issue = secrets.token_hex(4)
         self._issued[issue] = time.monotonic()
 
-        def change(answer: Json) -> None:
+        def change(answer: dict[str, Any]) -> None:
             for file in answer.get("files", []):
                 file["url"] += f"?issue={issue}"
 

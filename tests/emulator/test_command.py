@@ -142,6 +142,14 @@ def test_it_listens_on_loopback_only(launch):
     assert [a for a in listening if a.endswith(hexadecimal)] == ["0100007F" + hexadecimal]
 
 
+def test_control_addresses_need_a_plugin(launch):
+    emulator = launch()
+    for method, path in [("GET", "journal"), ("POST", "faults"), ("DELETE", "faults")]:
+        answer = emulator.fetch(f"{emulator.endpoint}/emulator/{path}", method)
+        message = f"unimplemented: {method} /emulator/{path}"
+        assert (answer.status_code, answer.json()["message"]) == (501, message)
+
+
 def test_verbose_logs_requests(launch):
     emulator = launch("--verbose")
     emulator.call("GetKernel")
