@@ -29,7 +29,7 @@ from kernelkit.diagnosis.diagnose import TERMINAL_COMMANDS, Diagnosis, Frame, Or
 from kernelkit.doctor.checks import Finding, Health
 from kernelkit.errors import KernelkitError
 from kernelkit.kaggle import LogEntry, Quota, Status
-from kernelkit.notebook.edits import Plan
+from kernelkit.notebook.edits import SyncPlan
 from kernelkit.notebook.render import SIZE_LIMIT_BYTES, SizeEntry
 from kernelkit.notebook.runtime import MANIFEST_MARK
 from kernelkit.runs.download import Progress
@@ -370,7 +370,7 @@ def diff(text: str) -> None:
         words.print(Text(printable(line), style=style))
 
 
-def sync(plan: Plan, dry_run: bool) -> None:
+def sync(plan: SyncPlan, dry_run: bool) -> None:
     """What was written, and then whatever a person has to carry home by hand."""
     added = sum(change.added for change in plan.changes)
     changed = len(plan.changes) - added
