@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from kernelkit.doctor.checks import CheckResult
     from kernelkit.doctor.probe import Report
     from kernelkit.kaggle import LogEntry, Quota, Status
-    from kernelkit.notebook.edits import Plan
+    from kernelkit.notebook.edits import SyncPlan
     from kernelkit.notebook.render import Kernel, SizeEntry
     from kernelkit.runs.download import Progress
     from kernelkit.runs.push import Outcome
@@ -678,7 +678,7 @@ def advice(notes: Sequence[str]) -> None:
         say(Text.assemble(("note: ", "bold yellow"), printable(line)), indent=6)
 
 
-def diffs(plan: Plan) -> None:
+def diffs(plan: SyncPlan) -> None:
     """The changes of a sync as unified diffs."""
     styles = {"+": "green", "-": "red", "@": "cyan", "\\": "dim"}
     for change in () if mode.quiet else plan.changes:
@@ -687,7 +687,7 @@ def diffs(plan: Plan) -> None:
             stdout.print(Text(printable(line), style=style), soft_wrap=True)
 
 
-def synced(plan: Plan, dry_run: bool) -> None:
+def synced(plan: SyncPlan, dry_run: bool) -> None:
     """What a sync wrote, and what a person has to copy by hand."""
     added = sum(change.added for change in plan.changes)
     counts = f"{counted(len(plan.changes) - added, 'file')} changed, {added} added"

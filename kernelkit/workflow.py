@@ -57,7 +57,7 @@ from kernelkit.kaggle import (
     connect,
 )
 from kernelkit.notebook import edits as syncing
-from kernelkit.notebook.edits import Plan
+from kernelkit.notebook.edits import SyncPlan
 from kernelkit.notebook.preflight import Problem, check
 from kernelkit.notebook.preflight import advise as preflight_advice
 from kernelkit.notebook.reader import embedded_manifest, read_cells
@@ -937,7 +937,7 @@ def _until_midnight() -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def plan_sync(config: Config, notebook: Path) -> Plan:
+def plan_sync(config: Config, notebook: Path) -> SyncPlan:
     """What an edited notebook means for the package; nothing is written.
 
     Raises:
@@ -946,7 +946,7 @@ def plan_sync(config: Config, notebook: Path) -> Plan:
     return syncing.plan(syncing.read_notebook(notebook), config)
 
 
-def sync(plan: Plan, *, force: bool = False, dry_run: bool = False) -> None:
+def sync(plan: SyncPlan, *, force: bool = False, dry_run: bool = False) -> None:
     """Write the changed files into the package, all or none; a dry run refuses the same.
 
     Raises:

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
+from functools import cache, cached_property
 
 from kernelkit.errors import BundleError
 
@@ -31,9 +31,6 @@ _MAKES_MODULES = (b"sys.modules", b"__path__", b"meta_path")
 _BINDS_UNSEEN = (b"__getattr__", b"globals()", b"vars()", b"locals()", b"exec(", b"setattr(")
 """What a source mentions that binds names without naming them."""
 
-_NESTED = re.compile(
-    rb"(?:(?:^|\r)[ \t\f]+|[:;](?:[ \t\f]|\\\r?\n)*)(?:import|from)\b", re.MULTILINE
-)
 _COMPOUND = (
     *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.If, ast.Try, ast.TryStar),
     *(ast.With, ast.AsyncWith, ast.For, ast.AsyncFor, ast.While, ast.Match),
@@ -196,7 +193,12 @@ def read_module(name: str, path: str, content: bytes, *, is_package: bool) -> Mo
 
 def with_parents(names: Iterable[str]) -> set[str]:
     """The names and the packages around them, which an import loads first."""
-    return {name.rsplit(".", depth)[0] for name in names for depth in range(name.count(".") + 1)}
+    return set().union(*map(_with_parents, names))
+
+
+@cache
+def _with_parents(name: str) -> frozenset[str]:
+    return frozenset(name.rsplit(".", depth)[0] for depth in range(name.count(".") + 1))
 
 
 def graph(modules: Mapping[str, Module], *, typing: bool = True) -> dict[str, frozenset[str]]:
@@ -300,7 +302,7 @@ def _statements(tree: ast.Module, content: bytes, package: str, path: str) -> It
     typing = {"TYPE_CHECKING", "MYPY"}
     if b"TYPE_CHECKING" in content:
         typing |= {name.decode() for name in _TYPING_NAMES.findall(content)}
-    nested = _NESTED.search(content) is not None  # most files import at their top alone
+    nested = _may_import_below_top(content)
     pending: list[tuple[list[ast.stmt], ImportKind]] = [(tree.body, ImportKind.NEEDED)]
     while pending:
         body, kind = pending.pop()
@@ -317,6 +319,22 @@ def _statements(tree: ast.Module, content: bytes, package: str, path: str) -> It
                 yield Import(target, node.lineno, kind, tuple(a.name for a in node.names))
             elif nested and isinstance(node, _COMPOUND):
                 pending += _bodies(node, kind, typing)
+
+
+def _may_import_below_top(content: bytes) -> bool:
+    """Whether a word of an import statement stands behind white space, a colon or a semicolon.
+
+    Most files import only at their top: then their functions and classes need no walk.
+    """
+    for word in (b"import", b"from"):
+        at = content.find(word)
+        while at >= 0:
+            start = max(content.rfind(b"\n", 0, at), content.rfind(b"\r", 0, at)) + 1
+            before = content[start:at].rstrip(b" \t\f")
+            if start < at and (not before or before[-1:] in (b":", b";")):
+                return True
+            at = content.find(word, at + 1)
+    return False
 
 
 def _bodies(

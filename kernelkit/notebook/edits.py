@@ -1,4 +1,4 @@
-"""An edited notebook comes home: what its cells carry, held against the package, as a `Plan`.
+"""An edited notebook comes home: what its cells carry, held against the package, as a `SyncPlan`.
 
 The notebook was rendered here, edited in Kaggle's editor (or Colab's, or Jupyter's) and pulled. On
 the way outputs, cell ids and tags may be lost, cells reordered, added or deleted. Each file has
@@ -117,7 +117,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class RefusedPath:
     """A path that the notebook writes and that is no file of the package."""
 
     path: str
@@ -150,13 +150,13 @@ class ParameterChange:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SyncPlan:
     """What an edited notebook means for the package."""
 
     changes: tuple[Change, ...]
     """By name; conflicts among them."""
 
-    refused: tuple[Refusal, ...]
+    refused: tuple[RefusedPath, ...]
     unchanged: tuple[str, ...]
     """Paths of files that are on disk as the notebook has them, or that it has not touched."""
 
@@ -220,7 +220,7 @@ def read_notebook(path: Path) -> str:
         raise ConfigError(f"{path} cannot be read: {error}") from None
 
 
-def plan(notebook: str, config: Config) -> Plan:
+def plan(notebook: str, config: Config) -> SyncPlan:
     """Hold a notebook's text against the package on disk; nothing is written.
 
     What the notebook carries is rendered once more: that tells the templates' cells from the
@@ -234,14 +234,14 @@ def plan(notebook: str, config: Config) -> Plan:
     cells = read_cells(notebook)
     package = _Package(embedded_manifest(cells), config)
     package.require_shared_name()
-    templates = _Templates(package, cells)
-    reader = _Reader(package, templates)
+    templates = _KnownCells(package, cells)
+    reader = _CellReader(package, templates)
     for cell in cells:
         reader.read(cell)
     return reader.plan()
 
 
-def require_applicable(plan: Plan, *, force: bool = False) -> None:
+def require_applicable(plan: SyncPlan, *, force: bool = False) -> None:
     """Raise if this plan must not be written; `force` lets the notebook win a conflict.
 
     Raises:
@@ -268,7 +268,7 @@ def require_applicable(plan: Plan, *, force: bool = False) -> None:
         )
 
 
-def apply(plan: Plan, *, force: bool = False) -> None:
+def apply(plan: SyncPlan, *, force: bool = False) -> None:
     """Write every change into the package: all of them, or none.
 
     Each file is written beside its place first, and put there when all have been written. An
@@ -396,7 +396,7 @@ class _Package:
         return self.manifest.roots.get(top, ".")
 
 
-class _Templates:
+class _KnownCells:
     """The cells that the templates give, learned by rendering what the notebook carries again.
 
     So they are known whatever has become of the package on disk since, and also where the notebook
@@ -498,16 +498,16 @@ class _Templates:
 
 
 @dataclass
-class _Reader:
+class _CellReader:
     """Reads cell after cell, and keeps what each of them comes to."""
 
     package: _Package
-    templates: _Templates
+    templates: _KnownCells
     carried: dict[str, tuple[Cell, bytes]] = field(default_factory=dict)
     """Path → the last cell that writes it, and what."""
 
     left: list[LeftCell] = field(default_factory=list)
-    refused: list[Refusal] = field(default_factory=list)
+    refused: list[RefusedPath] = field(default_factory=list)
     parameters: list[ParameterChange] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -530,7 +530,7 @@ class _Reader:
         else:
             self._read_other(cell)
 
-    def plan(self) -> Plan:
+    def plan(self) -> SyncPlan:
         """Everything together, once all cells have been read."""
         unchanged: list[str] = []
         changes: dict[Path, Change] = {}
@@ -550,7 +550,7 @@ class _Reader:
                 "is taken for a conflict"
             )
         missing = [f"no cell is as its template gives it: {t}" for t in self.templates.missing()]
-        return Plan(
+        return SyncPlan(
             changes=tuple(sorted(changes.values(), key=lambda change: change.name)),
             refused=tuple(self.refused),
             unchanged=tuple(sorted(unchanged)),
@@ -561,7 +561,7 @@ class _Reader:
         )
 
     def _refuse(self, cell: Cell, error: PathError) -> None:
-        self.refused.append(Refusal(error.path, cell.number, str(error)))
+        self.refused.append(RefusedPath(error.path, cell.number, str(error)))
 
     def _leave(self, cell: Cell, reason: str) -> None:
         self.left.append(LeftCell(cell.number, cell.first_line, reason))

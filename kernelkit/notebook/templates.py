@@ -10,6 +10,7 @@ import re
 import traceback
 import urllib.parse
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ class Templates:
         self.names = _cell_templates(self.texts)
         """The templates that make cells, in their order."""
 
+        self._compiled: dict[str, jinja2.Template] = {}
+
     def render(
         self, name: str, variables: Mapping[str, Any], path: str | None = None
     ) -> RenderedCell | None:
@@ -46,7 +49,9 @@ class Templates:
             TemplateError: a syntax error, an undefined variable, or an expression that fails.
         """
         try:
-            source = self._environment.get_template(name).render(variables).rstrip("\n")
+            if name not in self._compiled:
+                self._compiled[name] = self._environment.get_template(name)
+            source = self._compiled[name].render(variables).rstrip("\n")
             source.encode()
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(f"{error.name}:{error.lineno}: {error.message}") from None
@@ -164,6 +169,7 @@ def _cell_templates(templates: Mapping[str, str]) -> list[str]:
     return names
 
 
+@cache
 def _part(name: str, part: str) -> str:
     match = _TEMPLATE_NAME.fullmatch(name)
     assert match is not None  # _cell_templates refuses every other name

@@ -70,7 +70,7 @@ _FACTS = (
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RecordedOutcome:
     """What one test came to."""
 
     outcome: str
@@ -111,7 +111,7 @@ class Proof:
 
     @property
     def numbers(self) -> dict[str, int]:
-        """Outcome → how many tests."""
+        """RecordedOutcome → how many tests."""
         return dict(Counter(told.partition(" ")[0] for told in self.outcomes.values()))
 
     @property
@@ -535,7 +535,7 @@ class _Session:
     code: int
     tail: str
     seconds: float
-    tests: dict[str, Outcome]
+    tests: dict[str, RecordedOutcome]
     modules: list[tuple[str, str]]
     arguments: list[str]
     """What pytest was to collect, after its own settings had their say."""
@@ -572,7 +572,7 @@ def _run_tests(command: _Command, stage: _Stage, subject: str) -> _Session:
 
 def _read_records(stage: _Stage, ended: _Ended) -> _Session:
     """One account for each process of the run; xdist's workers and their master say the same."""
-    tests: dict[str, Outcome] = {}
+    tests: dict[str, RecordedOutcome] = {}
     modules: list[tuple[str, str]] = []
     account: dict[str, Any] = {}
     for path in sorted(stage.records.glob("*.json")):
@@ -582,7 +582,7 @@ def _read_records(stage: _Stage, ended: _Ended) -> _Session:
             file = stage.in_project(Path(told["file"]))
             test = stage.without_paths(f"{file}::{told['test']}" if told["test"] else file)
             reason = stage.without_paths(told["reason"])
-            tests[test] = Outcome(told["outcome"], told["error"], reason)
+            tests[test] = RecordedOutcome(told["outcome"], told["error"], reason)
     return _Session(
         code=ended.code or 0,
         tail=stage.without_paths(ended.tail),
@@ -735,7 +735,7 @@ def _end(session: _Session, test: str) -> str:
     return "not there" if "::" in test or not collected else "collected"
 
 
-def _reason(outcome: Outcome | None) -> str:
+def _reason(outcome: RecordedOutcome | None) -> str:
     return f"\n      {outcome.reason}" if outcome is not None and outcome.reason else ""
 
 

@@ -23,7 +23,7 @@ from kernelkit.bundle.bundle import Bundle, SourceFile
 from kernelkit.bundle.git import Provenance
 from kernelkit.config import load_config
 from kernelkit.errors import ConfigError, LocalError, VerificationError
-from kernelkit.notebook.edits import Plan, apply, plan, read_notebook, require_applicable
+from kernelkit.notebook.edits import SyncPlan, apply, plan, read_notebook, require_applicable
 from kernelkit.notebook.render import render
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -81,7 +81,7 @@ def add(notebook: Notebook, source: str, at: int | None = None, kind: str = "cod
     notebook["cells"].insert(len(notebook["cells"]) if at is None else at, cell)
 
 
-def planned(notebook: Notebook, project: Path, **options: Any) -> Plan:
+def planned(notebook: Notebook, project: Path, **options: Any) -> SyncPlan:
     return plan(json.dumps(notebook), load_config(project, environment={}, **options))
 
 
@@ -106,7 +106,7 @@ def test_an_untouched_notebook_changes_nothing_and_leaves_nothing(make_project: 
     before = files_of(project)
     for notebook in (rendered(project), as_an_editor_saves(rendered(project))):
         found = planned(notebook, project)
-        assert found == Plan((), (), found.unchanged, (), (), (), ())
+        assert found == SyncPlan((), (), found.unchanged, (), (), (), ())
         assert set(FORMS) <= set(found.unchanged)
         apply(found)
     assert files_of(project) == before
