@@ -54,6 +54,7 @@ PREDICTION_COLOR = (0.95, 0.55, 0.10)
 ENDED_COLOR = "#c2185b"
 DEFAULT_COLOR = "#12607a"
 DPI = 150
+LAYOUT = "constrained"
 RELIABILITY_BINS = 20
 
 
@@ -208,7 +209,7 @@ def _figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
     """Yield a figure, and save it at the end without version or date."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+        figure = Figure(figsize=size, dpi=DPI, layout=LAYOUT)
         yield figure
         with atomic_write(path) as temporary:
             figure.savefig(temporary, metadata={"Software": None})

@@ -79,7 +79,9 @@ def tiny_encoders() -> Iterator[None]:
         patch.setattr("src_salt.model._build_resnet", lambda _backbone, _weights: TinyEncoder())
         for backbone in list(WIDTHS):
             patch.setitem(WIDTHS, backbone, TINY_WIDTHS)
-        patch.setattr("src_salt.plots.DPI", 40)  # drawing takes longer than training
+        # Drawing takes longer than training, and most of that is the layout.
+        patch.setattr("src_salt.plots.DPI", 40)
+        patch.setattr("src_salt.plots.LAYOUT", "none")
         yield
 
 

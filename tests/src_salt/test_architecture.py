@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ INDEPENDENT = {
 FILES = sorted(PACKAGE.glob("*.py"))
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Every module that the file imports, at its top or inside a function."""
     found = set()

@@ -95,10 +95,10 @@ def test_missing_data_is_reported_in_one_line(
 
 
 def test_process_returns_the_exit_code(tmp_path: Path) -> None:
-    command = src_salt_command("--data-dir", tmp_path / "missing", "--output-dir", tmp_path)
+    command = src_salt_command("--data-dir", "d", "--output-dir", tmp_path, "--epochs", "0")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "there is no folder" in done.stderr
+    assert "epochs: must be a whole number of at least 1" in done.stderr
     assert done.stdout == ""
 
 

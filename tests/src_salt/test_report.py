@@ -134,8 +134,16 @@ def test_report_of_ordinary_and_extreme_results(
             assert pixels[..., :3].std() > 0.05  # something is drawn
 
 
-def test_page_needs_no_other_files(settings: Callable[..., Settings], tmp_path: Path) -> None:
-    outputs = write(tmp_path, results(3), evaluation_of(9), settings())
+@pytest.fixture(scope="module")
+def ordinary(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outputs, Settings]:
+    """A report of three epochs and nine images; do not change it."""
+    folder = tmp_path_factory.mktemp("report")
+    settings = Settings(data_dir=Path("data"), output_dir=folder)
+    return write(folder, results(3), evaluation_of(9), settings), settings
+
+
+def test_page_needs_no_other_files(ordinary: tuple[Outputs, Settings]) -> None:
+    outputs, _ = ordinary
     text = outputs.page.read_text(encoding="utf-8")
     page = Page(text)
     pngs = [path for path in outputs.results if path.suffix == ".png"]
@@ -167,12 +175,11 @@ def test_page_shows_the_results(settings: Callable[..., Settings], tmp_path: Pat
 
 
 def test_same_input_gives_the_same_bytes_with_any_style(
-    settings: Callable[..., Settings], tmp_path: Path
+    ordinary: tuple[Outputs, Settings], tmp_path: Path
 ) -> None:
-    given = results(3), evaluation_of(9)
-    plain = write(tmp_path / "a", *given, settings())
+    plain, settings = ordinary
     with matplotlib.rc_context({"font.size": 30, "savefig.facecolor": "red"}):
-        styled = write(tmp_path / "b", *given, settings())
+        styled = write(tmp_path, results(3), evaluation_of(9), settings)
         assert matplotlib.rcParams["font.size"] == 30
     for one, other in zip(plain.results, styled.results, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name
