@@ -59,7 +59,7 @@ class ReplaySession(EmulatedSession):
         recordings: Path,
         pushed: threading.Event | None,
     ) -> None:
-        """`pushed`: set when the faults of the push have been applied."""
+        """`pushed`: set once the faults that strike the push are applied."""
         super().__init__(version, isolation, limit)
         self._recording = recordings / _key(version, isolation)
         self._pushed = pushed

@@ -159,7 +159,7 @@ def test_faults_of_another_account_change_nothing(done, inject):
         head = f"POST {service}/{method} HTTP/1.1\r\nContent-Length: {len(body)}\r\n"
         requests_.append(f"{head}{key}\r\n{body}")
     before = [raw(done, request.encode()) for request in requests_]
-    inject(*({"fault": name, "account": "nobody", "times": 0} for name in catalog.FAULTS))
+    inject(*({"fault": name, "account": "another", "times": 0} for name in catalog.FAULTS))
     assert [raw(done, request.encode()) for request in requests_] == before
     assert {answer.split()[1] for answer in before} == {b"200", b"206", b"400", b"501"}
     assert not any(record["faults"] for record in done.journal()[-len(before) + 2 :])
@@ -171,7 +171,7 @@ def test_keys_select_the_requests(done, inject):
 
     inject("forbidden,at=2,times=2")
     assert codes(5) == [200, 403, 403, 200, 200]
-    inject("forbidden,times=0,account=nobody", "forbidden,times=0,kernel=another")
+    inject("forbidden,times=0,account=another", "forbidden,times=0,kernel=another")
     assert codes(1) == [200]
     inject("forbidden,kernel=my-kernel,account=done-before", {"fault": "server-error", "at": 2})
     assert codes(3) == [403, 502, 200]

@@ -16,7 +16,7 @@ def run(output_dir, seed, size, fail):
     (output / "sub").mkdir(exist_ok=True)
     (output / "sub" / "weights.bin").write_bytes(chance.randbytes(size))
     (output / "table.csv").write_text(f"id,rle_mask\na,{seed}\nb,\n")
-    (output / "beside.txt").write_text("not declared\n")
+    (output / "extra.txt").write_text("not declared\n")
     with zipfile.ZipFile(output / "models.zip", "w") as archive:
         archive.writestr("model.bin", chance.randbytes(size // 2))
     if fail:
