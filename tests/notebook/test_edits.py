@@ -549,8 +549,8 @@ def test_own_and_edited_cells_are_told_apart(plain: Path) -> None:
     template = "it differs from its template"
     assert [(cell.first_line, cell.reason) for cell in found.left] == [
         ("# Plain parcel", template),
-        ("# What this notebook was made from: held against the files below, and kept in "
-         "run-manifest.json.", template),
+        ("# What this notebook was rendered from. The check cell compares the files below with it.",
+         template),
         ("# Parameters", "papermill's parameters of one run"),
         ("result = None or kernelkit_run.call('parcel.main:run', parameters)", "your own cell"),
         ("kernelkit_run.check_sources()", "your own cell"),
