@@ -202,7 +202,7 @@ def test_one_cell_may_carry_many_files_packed(make_project: Make) -> None:
     found = planned(notebook, project)
     apply(found)
     assert changed(project, before) == {"pkg/shown.py": b"a = 2\n"}
-    assert ["the later counts" in note for note in found.notes] == [True]
+    assert ["the later one counts" in note for note in found.notes] == [True]
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.LNKTYPE])
@@ -210,8 +210,8 @@ def test_a_packed_cell_with_anything_but_files_is_refused(plain: Path, kind: byt
     notebook = rendered(plain)
     add(notebook, packed({"parcel/main.py": b""}, kind))
     found = planned(notebook, plain)
-    assert found.refused[0].reason == "only regular files are carried"
-    with pytest.raises(ConfigError, match="only regular files are carried"):
+    assert found.refused[0].reason == "only regular files can be carried"
+    with pytest.raises(ConfigError, match="only regular files can be carried"):
         apply(found)
 
 
@@ -281,7 +281,9 @@ def test_the_later_of_two_cells_counts_and_it_is_said(plain: Path) -> None:
     add(notebook, "%%writefile {SRC}/parcel/letters.py\nearly = 1", at=0)
     found = planned(notebook, plain)
     assert [change.after for change in found.changes] == [b"late = 1\n"]
-    assert [note.endswith("the later counts, as in a run") for note in found.notes] == [True] * 2
+    assert [note.endswith("the later one counts, as in a run") for note in found.notes] == [
+        True
+    ] * 2
 
 
 def test_the_second_sync_of_an_edit_has_nothing_to_do(plain: Path) -> None:
@@ -343,7 +345,7 @@ def test_a_sum_edited_to_please_the_check_hides_no_edit(plain: Path) -> None:
     edit(notebook, "BUNDLE = {", sums["parcel/letters.py"], new)
     found = planned(notebook, plain)
     assert [change.path for change in found.conflicts] == ["parcel/letters.py"]
-    assert "the sums in BUNDLE" in found.notes[0]
+    assert "the hashes in BUNDLE" in found.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -529,7 +531,7 @@ def test_more_than_assignments_among_the_parameters_is_left(plain: Path) -> None
         notebook = rendered(plain)
         edit(notebook, "data_dir = ", "epochs = 2", f"epochs = 2\n{extra}")
         (cell,) = planned(notebook, plain).left
-        assert cell.reason == "beside its assignments it differs from its template"
+        assert cell.reason == "besides its assignments it differs from its template"
 
 
 def test_own_and_edited_cells_are_told_apart(plain: Path) -> None:
@@ -547,15 +549,15 @@ def test_own_and_edited_cells_are_told_apart(plain: Path) -> None:
     template = "it differs from its template"
     assert [(cell.first_line, cell.reason) for cell in found.left] == [
         ("# Plain parcel", template),
-        ("# What this notebook was made from: held against the files below, and kept in "
-         "run-manifest.json.", template),
+        ("# What this notebook was rendered from. The check cell compares the files below with it.",
+         template),
         ("# Parameters", "papermill's parameters of one run"),
         ("result = None or kernelkit_run.call('parcel.main:run', parameters)", "your own cell"),
         ("kernelkit_run.check_sources()", "your own cell"),
         ("## Thoughts", "your own cell"),
         ("raw", "your own cell"),
     ]  # fmt: skip
-    missing = "no cell is as its template gives it: "
+    missing = "no cell equals its template: "
     assert found.notes == (f"{missing}run", f"{missing}results")
 
 
@@ -564,7 +566,7 @@ def test_an_edit_of_the_runtime_cannot_be_placed(plain: Path) -> None:
     edit(notebook, "/kernelkit_runtime.py", "SEARCH_DEPTH", "DEPTH")
     found = planned(notebook, plain)
     assert not found.changes
-    assert "the runtime is kernelkit's own" in found.left[0].reason
+    assert "the runtime belongs to kernelkit" in found.left[0].reason
 
 
 def test_code_beside_a_carried_file_is_said(make_project: Make) -> None:
@@ -572,7 +574,7 @@ def test_code_beside_a_carried_file_is_said(make_project: Make) -> None:
     notebook = rendered(project)
     edit(notebook, "'pkg/crlf.py'", "kernelkit_run", "print(1)\nkernelkit_run")
     (cell,) = planned(notebook, project).left
-    assert cell.reason == "beside the files that it carries it has code of your own"
+    assert cell.reason == "besides the files that it carries it has code of your own"
 
 
 DAMAGED: dict[str, str | bytes] = {
@@ -749,7 +751,7 @@ def test_the_command_refuses_with_its_code(plain: Path, cli: Cli, tmp_path: Path
     done = cli("sync", path, "--json", "--force", cwd=plain)
     assert json.loads(done.stdout)["written"] is True
     assert b"rstrip" in letters.read_bytes()
-    assert "is no file" in cli("sync", tmp_path, cwd=plain, expect=2).stderr
+    assert "is not a file" in cli("sync", tmp_path, cwd=plain, expect=2).stderr
     cli("sync", plain / "parcel" / "main.py", cwd=plain, expect=2)
 
 

@@ -203,7 +203,9 @@ def test_tests_that_prove_nothing(make: Make, files: dict[str, str], words: str)
 
 def test_a_test_that_hangs_is_named(make: Make) -> None:
     hanging = TEST + "\n\ndef test_waits():\n    import time\n    time.sleep(99)\n"
-    with pytest.raises(DeadlineError, match=r"the last one that started was tests/test_a\.py::test_waits"):
+    with pytest.raises(
+        DeadlineError, match=r"the last one that started was tests/test_a\.py::test_waits"
+    ):
         prove(make({"tests/test_a.py": hanging}), deadline=10)
 
 
