@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,6 +72,9 @@ STATE_WORDS = {
     "new_script": "queued",
 }
 """Kaggle's states that people read as another word; the others are words already."""
+
+ABORTED = ("papermill.exceptions.", "Exception encountered at ")
+"""Begin the traceback with which a log ends: the diagnosis is shorter, and `diagnose` shows it."""
 
 stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
@@ -237,6 +240,7 @@ class Reporter:
         self._quota: Quota | None = None
         self._started = time.monotonic()
         self._download: Progress | None = None
+        self._aborted = False
         self._bar: ProgressBar | None = None
 
     def __call__(self, event: Event) -> None:
@@ -285,7 +289,9 @@ class Reporter:
         if self._live:
             self._live.update(self._view())
         elif line and (event is None or is_epoch) and not mode.quiet:
-            stdout.print(Text(line), soft_wrap=True)
+            self._aborted = self._aborted or line.startswith(ABORTED)
+            if mode.verbose or not self._aborted:
+                stdout.print(Text(line), soft_wrap=True)
 
     def _show(self, progress: Progress) -> None:
         """Update the one bar of the download."""
@@ -379,13 +385,11 @@ def watching(on_interrupt: str) -> Iterator[Reporter]:
     live = Live(console=stdout, refresh_per_second=4) if visible else None
     reporter = Reporter(live)
     try:
-        if live:
-            with live:
+        with live or nullcontext():
+            try:
                 yield reporter
+            finally:
                 reporter.finish()
-        else:
-            yield reporter
-            reporter.finish()
     except KeyboardInterrupt:
         say(on_interrupt, to=stderr)
         document({"error": "interrupted", "next": on_interrupt, "exit_code": INTERRUPTED})
