@@ -230,13 +230,13 @@ ROWS = {
     "no-early-pool": Row("no max-pool after the stem: 3 times the work", adapt=_without_early_pool),
     "emptiness": Row("a second head predicts whether there is salt", adapt=_emptiness_head),
     "resized": Row("resized instead of padded by reflection", {"fit": "resize"}),
-    "bcedice": Row("BCE and Dice alone", loss="BCEDice"),
-    "lovasz-elu": Row("Lovász with elu + 1 alone", adapt=_with_loss(elu_hinge)),
+    "bcedice": Row("only BCE and Dice", loss="BCEDice"),
+    "lovasz-elu": Row("only Lovász with elu + 1", adapt=_with_loss(elu_hinge)),
     "with-elu": Row(
         "BCE, Dice and Lovász with elu + 1", adapt=_with_loss(with_bce_dice(elu_hinge))
     ),
     "with-lovasz": Row(
-        "BCE, Dice and Lovász of salt alone", adapt=_with_loss(with_bce_dice(lovasz_hinge))
+        "BCE, Dice and Lovász for salt only", adapt=_with_loss(with_bce_dice(lovasz_hinge))
     ),
     "then-lovasz": Row(
         "BCE and Dice, in the second half Lovász with elu + 1",

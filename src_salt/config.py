@@ -174,9 +174,13 @@ RECIPES = {recipe.name: recipe for recipe in (BASELINE, FAST, BEST)}
 
 def _unknown_experiment(name: str) -> str:
     known = [f"{backbone}_{loss}" for backbone in BACKBONES for loss in LOSSES]
+    return f"experiments: unknown name {name!r}.{_suggestion(name, known)}"
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"experiments: unknown name {name!r}.{hint} Allowed: {', '.join(known)}."
+    return f"{hint} Allowed: {', '.join(known)}."
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,9 @@ class Settings:
     output_dir: Path = field(metadata={"help": "folder for models, results and submission"})
     experiments: tuple[str, ...] = field(
         default=tuple(experiment.name for experiment in EXPERIMENTS),
-        metadata={"help": "names, separated by commas or spaces (default: all four)"},
+        metadata={
+            "help": "such as resnet34_BCEDice; separated by commas or spaces (default: all four)"
+        },
     )
     recipe: str = field(
         default="baseline",
@@ -247,9 +253,7 @@ class Settings:
     num_workers: int = field(
         default=2, metadata={"help": "processes that prepare batches; 0 uses the main process"}
     )
-    seed: int = field(
-        default=42, metadata={"help": "random seed of weights, order and augmentation"}
-    )
+    seed: int = field(default=42, metadata={"help": "random seed; it does not change the split"})
 
     def __post_init__(self) -> None:
         for name in ("data_dir", "output_dir", *OPTIONAL_FOLDERS):
@@ -301,11 +305,7 @@ class Settings:
         known = [entry.name for entry in fields(cls)]
         for name in parameters:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise SettingsError(
-                    f"{name}: no such parameter.{hint} Allowed: {', '.join(known)}."
-                )
+                raise SettingsError(f"{name}: no such parameter.{_suggestion(name, known)}")
         return cls(**parameters)
 
     @property

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -54,7 +54,7 @@ PREDICTION_COLOR = (0.95, 0.55, 0.10)
 ENDED_COLOR = "#c2185b"
 DEFAULT_COLOR = "#12607a"
 DPI = 150
-LAYOUT = "constrained"
+LAYOUT: Literal["constrained"] | None = "constrained"
 RELIABILITY_BINS = 20
 
 

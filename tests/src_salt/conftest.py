@@ -81,7 +81,7 @@ def tiny_encoders() -> Iterator[None]:
             patch.setitem(WIDTHS, backbone, TINY_WIDTHS)
         # Drawing takes longer than training, and most of that is the layout.
         patch.setattr("src_salt.plots.DPI", 40)
-        patch.setattr("src_salt.plots.LAYOUT", "none")
+        patch.setattr("src_salt.plots.LAYOUT", None)
         yield
 
 
