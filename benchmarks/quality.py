@@ -1,16 +1,15 @@
-"""Measure what each habit is worth on the real data: `python -m benchmarks.quality`.
+"""Measure what each part of a recipe contributes: `python -m benchmarks.quality`.
 
-Every row changes one habit of the recipe `best` and is trained with the same seeds, images and
-epochs as the recipe itself, so that differences are paired. Each training runs in a process of its
-own, `--jobs` at a time, which share the cores; what is measured is kept in a file and not measured
-again.
-Habits that were not worth their place live here alone and not in src_salt.
+Each row changes one part of the recipe `best`. It is trained with the same seeds, images and epochs
+as the recipe itself, so differences are paired. Each training runs in its own process, `--jobs` at
+a time. Results are stored in a file and not measured again.
+
+Parts that did not help exist only here, not in src_salt.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shlex
@@ -36,10 +35,18 @@ from src_salt.config import Settings
 from src_salt.data import LabelledImages, load_labelled, split
 from src_salt.device import pick_compute
 from src_salt.losses import bce_dice, lovasz_hinge
-from src_salt.metrics import Cut, Masks, Probabilities, cross_cut, iou, scores
+from src_salt.metrics import (
+    Masks,
+    Postprocessing,
+    Probabilities,
+    cross_fitted_masks,
+    image_scores,
+    iou,
+)
 from src_salt.model import DECODER_WIDTHS, WIDTHS
-from src_salt.train import Training
-from src_salt.transforms import restored
+from src_salt.outputs import sha256
+from src_salt.train import Trainer
+from src_salt.transforms import resize_to_original
 
 Loss = losses.Loss
 ROOT = Path(__file__).parent.parent
@@ -49,43 +56,43 @@ ROOT = Path(__file__).parent.parent
 class Row:
     """One line of the table."""
 
-    what: str
+    description: str
     changes: Mapping[str, Any] = field(default_factory=dict)
-    """Of the recipe."""
+    """Changed fields of the recipe."""
 
     recipe: str = "best"
-    experiment: str = "bcedice_symmetric"
+    loss: str = "BCEDiceSymmetric"
     settings: Mapping[str, Any] = field(default_factory=dict)
-    adapt: Callable[[Training], None] | None = None
-    """Changes the network, the loss or the optimiser before the first step."""
+    adapt: Callable[[Trainer], None] | None = None
+    """Changes the network, the loss or the optimizer before the first step."""
 
-    later_loss: Loss | None = None
-    """Takes the loss's place in the second half of the epochs."""
+    second_half_loss: Loss | None = None
+    """Replaces the loss in the second half of the epochs."""
 
     cycles: int = 1
-    """Of the learning rate; what the network predicts at the end of each is averaged."""
+    """Cycles of the learning rate; the predictions at the end of each cycle are averaged."""
 
     folds: int = 1
-    """So many networks, each trained without one of the folds; their predictions are averaged."""
+    """Number of networks, each trained without one fold; their predictions are averaged."""
 
 
 # --- losses -------------------------------------------------------------------------------------
 
 
 def elu_hinge(logits: Tensor, targets: Tensor) -> Tensor:
-    """The Lovász hinge with elu + 1 in place of relu, the competition's first place's."""
-    errors, truths = losses.worst_first(logits, targets)
-    return ((functional.elu(errors) + 1) * losses.jaccard_slopes(truths)).sum(dim=1).mean()
+    """The Lovász hinge with elu + 1 instead of relu, as the competition's winners used it."""
+    errors, truths = losses.sort_by_error(logits, targets)
+    return ((functional.elu(errors) + 1) * losses.jaccard_gradient(truths)).sum(dim=1).mean()
 
 
 def with_bce_dice(hinge: Loss) -> Loss:
-    """The sum, as `losses.bce_dice_symmetric` has it."""
+    """Return the sum of BCE-Dice and a hinge, as in `losses.bce_dice_symmetric`."""
     return lambda logits, targets: bce_dice(logits, targets) + hinge(logits, targets)
 
 
-def _loss(loss: Loss) -> Callable[[Training], None]:
-    def adapt(training: Training) -> None:
-        training.loss = loss
+def _with_loss(loss: Loss) -> Callable[[Trainer], None]:
+    def adapt(trainer: Trainer) -> None:
+        trainer.loss = loss
 
     return adapt
 
@@ -94,10 +101,10 @@ def _loss(loss: Loss) -> Callable[[Training], None]:
 
 
 class SqueezeExcitation(nn.Module):
-    """Channels weighed by what the whole picture holds, places by what they hold: scSE.
+    """scSE: attention over channels and over positions.
 
     Roy, Navab and Wachinger 2018, "Concurrent Spatial and Channel Squeeze & Excitation in Fully
-    Convolutional Networks", with the sum of the two, as the competition's leaders used it.
+    Convolutional Networks". The two are added, as the competition's leaders did.
     """
 
     def __init__(self, width: int) -> None:
@@ -109,26 +116,26 @@ class SqueezeExcitation(nn.Module):
             nn.Conv2d(width // 8, width, kernel_size=1),
             nn.Sigmoid(),
         )
-        self.places = nn.Sequential(nn.Conv2d(width, 1, kernel_size=1), nn.Sigmoid())
+        self.positions = nn.Sequential(nn.Conv2d(width, 1, kernel_size=1), nn.Sigmoid())
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, width, H, W) to the same shape."""
-        return features * (self.channels(features) + self.places(features))
+        """Weight features (B, width, H, W); the shape stays."""
+        return features * (self.channels(features) + self.positions(features))
 
 
 class HypercolumnHead(nn.Module):
-    """Logits from what every decoder block has to say of a place (Hariharan et al. 2015).
+    """Logits from the features of all decoder blocks (Hariharan et al. 2015).
 
-    The blocks are narrowed before they are enlarged, and the last doubling of the size is learned.
+    The number of channels is reduced before upsampling, and the last upsampling is learned.
     """
 
     def __init__(self, blocks: nn.ModuleList) -> None:
         super().__init__()
-        self.seen: list[Tensor] = []
+        self.features: list[Tensor] = []
         for block in blocks:
-            block.register_forward_hook(lambda _module, _inputs, out: self.seen.append(out))
-        self.narrowed = nn.ModuleList(nn.Conv2d(width, 32, 1) for width in DECODER_WIDTHS)
-        self.joined = nn.Sequential(
+            block.register_forward_hook(lambda _module, _inputs, out: self.features.append(out))
+        self.reduce = nn.ModuleList(nn.Conv2d(width, 32, 1) for width in DECODER_WIDTHS)
+        self.combine = nn.Sequential(
             nn.Conv2d(32 * len(DECODER_WIDTHS), 64, kernel_size=3, padding=1, bias=False),
             nn.BatchNorm2d(64),
             nn.ReLU(inplace=True),
@@ -137,105 +144,107 @@ class HypercolumnHead(nn.Module):
         )
 
     def forward(self, last: Tensor) -> Tensor:
-        """The last block's features (B, 64, 64, 64) to logits (B, 1, 128, 128)."""
+        """Convert the last block's features (B, 64, 64, 64) to logits (B, 1, 128, 128)."""
         columns = [
             functional.interpolate(narrow(features), last.shape[-2:], mode="bilinear")
-            for narrow, features in zip(self.narrowed, self.seen, strict=True)
+            for narrow, features in zip(self.reduce, self.features, strict=True)
         ]
-        self.seen.clear()
-        return self.joined(torch.cat(columns, dim=1))
+        self.features.clear()
+        return self.combine(torch.cat(columns, dim=1))
 
 
-def _with_scse(training: Training) -> None:
-    for block, width in zip(training.model.blocks, DECODER_WIDTHS, strict=True):
-        block.convolutions.append(training.compute.place(SqueezeExcitation(width)))
-    _renew_optimizer(training)
+def _with_scse(trainer: Trainer) -> None:
+    for block, width in zip(trainer.model.blocks, DECODER_WIDTHS, strict=True):
+        block.convolutions.append(trainer.compute.place(SqueezeExcitation(width)))
+    _rebuild_optimizer(trainer)
 
 
-def _with_hypercolumns(training: Training) -> None:
-    training.model.head = training.compute.place(HypercolumnHead(training.model.blocks))
-    _renew_optimizer(training)
+def _with_hypercolumns(trainer: Trainer) -> None:
+    trainer.model.head = trainer.compute.place(HypercolumnHead(trainer.model.blocks))
+    _rebuild_optimizer(trainer)
 
 
-def _with_both(training: Training) -> None:
-    _with_scse(training)
-    _with_hypercolumns(training)
+def _with_both(trainer: Trainer) -> None:
+    _with_scse(trainer)
+    _with_hypercolumns(trainer)
 
 
-def _without_early_pool(training: Training) -> None:
-    training.model.pool = nn.Identity()
+def _without_early_pool(trainer: Trainer) -> None:
+    trainer.model.pool = nn.Identity()
 
 
-def _emptiness_head(training: Training) -> None:
-    """Say from the deepest features whether there is salt, as a second task."""
-    deepest = training.model.stages[-1]
-    head = training.compute.place(nn.Linear(_deepest_width(training), 1))
-    training.model.emptiness = head
-    said: list[Tensor] = []
-    deepest.register_forward_hook(lambda _m, _i, out: said.__setitem__(slice(None), [out]))
-    loss = training.loss
+def _emptiness_head(trainer: Trainer) -> None:
+    """Predict from the deepest features whether there is salt, as a second task."""
+    deepest = trainer.model.stages[-1]
+    head = trainer.compute.place(nn.Linear(_deepest_width(trainer), 1))
+    trainer.model.emptiness = head
+    features: list[Tensor] = []
+    deepest.register_forward_hook(lambda _m, _i, out: features.__setitem__(slice(None), [out]))
+    loss = trainer.loss
 
     def with_emptiness(logits: Tensor, targets: Tensor) -> Tensor:
         value = loss(logits, targets)
         if not logits.requires_grad:
             return value
         present = targets.flatten(1).any(dim=1).float()
-        found = head(said[0].float().mean(dim=(2, 3)))[:, 0]
-        return value + 0.3 * functional.binary_cross_entropy_with_logits(found, present)
+        logit = head(features[0].float().mean(dim=(2, 3)))[:, 0]
+        return value + 0.3 * functional.binary_cross_entropy_with_logits(logit, present)
 
-    training.loss = with_emptiness
-    _renew_optimizer(training)
-
-
-def _deepest_width(training: Training) -> int:
-    return WIDTHS[training.experiment.backbone][-1]
+    trainer.loss = with_emptiness
+    _rebuild_optimizer(trainer)
 
 
-def _adamw(training: Training) -> None:
-    recipe = training.recipe
-    training.optimizer = AdamW(
-        training.model.parameters(),
+def _deepest_width(trainer: Trainer) -> int:
+    return WIDTHS[trainer.experiment.backbone][-1]
+
+
+def _adamw(trainer: Trainer) -> None:
+    recipe = trainer.recipe
+    trainer.optimizer = AdamW(
+        trainer.model.parameters(),
         lr=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         fused=True,
     )
-    training.scheduler = training.cycle(training.optimizer, training.settings.epochs)
+    trainer.scheduler = trainer.one_cycle(trainer.optimizer, trainer.settings.epochs)
 
 
-def _renew_optimizer(training: Training) -> None:
-    training.optimizer, training.scheduler = training.new_optimizer()
+def _rebuild_optimizer(trainer: Trainer) -> None:
+    trainer.optimizer, trainer.scheduler = trainer.build_optimizer()
 
 
 # --- the rows -----------------------------------------------------------------------------------
 
 ROWS = {
     "best": Row("the recipe `best`"),
-    "seed": Row("the seed's recipe", recipe="fast", experiment="bcedice"),
-    "batch16": Row("16 images a step", settings={"batch_size": 16}),
-    "adamw": Row("AdamW at 1e-3 in Muon's place", {"learning_rate": 1e-3}, adapt=_adamw),
+    "baseline": Row("the recipe `baseline`, on the fast path", recipe="fast", loss="BCEDice"),
+    "batch16": Row("16 images per step", settings={"batch_size": 16}),
+    "adamw": Row("AdamW at 1e-3 instead of Muon", {"learning_rate": 1e-3}, adapt=_adamw),
     "rate1": Row("a third of the learning rate", {"learning_rate": 1e-3}),
     "rate10": Row("three times the learning rate", {"learning_rate": 1e-2}),
-    "full": Row("vertical flips and right angles too", {"augmentation": "full"}),
-    "plain": Row("the seed's decoder", {"normalised_decoder": False}),
+    "full": Row("also vertical flips and right angles", {"augmentation": "full"}),
+    "plain": Row("the baseline's decoder", {"normalized_decoder": False}),
     "scse": Row("scSE in every decoder block", adapt=_with_scse),
     "hypercolumns": Row("the head sees every decoder block", adapt=_with_hypercolumns),
     "scse-hypercolumns": Row("both of these", adapt=_with_both),
     "no-early-pool": Row("no max-pool after the stem: 3 times the work", adapt=_without_early_pool),
-    "emptiness": Row("a second head says whether there is salt", adapt=_emptiness_head),
-    "resized": Row("resized, where `best` pads by reflection", {"fit": "resize"}),
-    "bcedice": Row("BCE and Dice alone", experiment="bcedice"),
-    "lovasz-elu": Row("Lovász with elu + 1 alone", adapt=_loss(elu_hinge)),
-    "with-elu": Row("BCE, Dice and Lovász with elu + 1", adapt=_loss(with_bce_dice(elu_hinge))),
+    "emptiness": Row("a second head predicts whether there is salt", adapt=_emptiness_head),
+    "resized": Row("resized instead of padded by reflection", {"fit": "resize"}),
+    "bcedice": Row("only BCE and Dice", loss="BCEDice"),
+    "lovasz-elu": Row("only Lovász with elu + 1", adapt=_with_loss(elu_hinge)),
+    "with-elu": Row(
+        "BCE, Dice and Lovász with elu + 1", adapt=_with_loss(with_bce_dice(elu_hinge))
+    ),
     "with-lovasz": Row(
-        "BCE, Dice and Lovász of salt alone", adapt=_loss(with_bce_dice(lovasz_hinge))
+        "BCE, Dice and Lovász for salt only", adapt=_with_loss(with_bce_dice(lovasz_hinge))
     ),
     "then-lovasz": Row(
         "BCE and Dice, in the second half Lovász with elu + 1",
-        experiment="bcedice",
-        later_loss=elu_hinge,
+        loss="BCEDice",
+        second_half_loss=elu_hinge,
     ),
-    "cycles": Row("two cycles of the rate, the two ends averaged", cycles=2),
-    "folds": Row("three networks of two thirds of the images each, averaged", folds=3),
+    "cycles": Row("two cycles of the rate, averaged", cycles=2),
+    "folds": Row("three networks on two thirds of the images each, averaged", folds=3),
 }
 
 
@@ -243,65 +252,68 @@ ROWS = {
 
 
 def train(row: Row, settings: Settings) -> dict[str, float]:
-    """Train one row, and score the weights of its last epoch on the validation images."""
+    """Train one row, and return the scores of its last epoch's weights on validation."""
     began = time.monotonic()
-    plain, flipped, truths = predictions(row, settings)
-    found: dict[str, float] = {"seconds": time.monotonic() - began}
-    found |= _values("plain", Cut().masks(plain), truths)
-    found |= _values("flipped", Cut().masks(flipped), truths)
-    return found | _values("cut", cross_cut(flipped, truths), truths)
+    plain, flipped, truths = train_and_predict(row, settings)
+    result: dict[str, float] = {"seconds": time.monotonic() - began}
+    result |= _scores_of("plain", Postprocessing().apply(plain), truths)
+    result |= _scores_of("flipped", Postprocessing().apply(flipped), truths)
+    return result | _scores_of("tuned", cross_fitted_masks(flipped, truths), truths)
 
 
-def predictions(row: Row, settings: Settings) -> tuple[Probabilities, Probabilities, Masks]:
-    """Train one row; what it says of the validation images, without and with flips; the truths."""
+def train_and_predict(row: Row, settings: Settings) -> tuple[Probabilities, Probabilities, Masks]:
+    """Train one row. Return predictions for validation without and with flips, and the truths."""
     images, validation = split(load_labelled(settings.data_dir), settings)
     predicted = [
         pair
-        for part in _parts(images, row.folds)
-        for pair in _predictions(row, settings, part, validation)
+        for part in _training_sets(images, row.folds)
+        for pair in _train_network(row, settings, part, validation)
     ]
     plain, flipped = (np.mean(view, axis=0) for view in zip(*predicted, strict=True))
     return plain, flipped, validation.masks > 0
 
 
-def _parts(images: LabelledImages, folds: int) -> list[LabelledImages]:
-    """The images of which each network is trained: all, or without one of the folds."""
+def _training_sets(images: LabelledImages, folds: int) -> list[LabelledImages]:
+    """Return the training images of each network: all, or all without one fold."""
     rows = range(len(images))
     left_out = range(folds) if folds > 1 else [-1]
-    return [images.taken([row for row in rows if row % folds != fold]) for fold in left_out]
+    return [images.subset([row for row in rows if row % folds != fold]) for fold in left_out]
 
 
-def _predictions(
+def _train_network(
     row: Row, settings: Settings, images: LabelledImages, validation: LabelledImages
 ) -> Iterator[tuple[Probabilities, Probabilities]]:
-    """Train a network; what it predicts at the end of each cycle, without and with flips."""
-    training = Training(settings.chosen[0], settings, images, validation)
+    """Train a network, and yield its predictions after each cycle, without and with flips."""
+    trainer = Trainer(settings.planned_experiments[0], settings, images, validation)
     if row.adapt is not None:
-        row.adapt(training)
+        row.adapt(trainer)
     for epochs in np.array_split(np.arange(settings.epochs), min(row.cycles, settings.epochs)):
         if row.cycles > 1:
-            training.scheduler = training.cycle(training.optimizer, len(epochs))
+            trainer.scheduler = trainer.one_cycle(trainer.optimizer, len(epochs))
         for epoch in epochs:
-            if row.later_loss is not None and epoch >= settings.epochs / 2:
-                training.loss = row.later_loss
-            training.one_epoch()
-        yield _predicted(training, flip=False), _predicted(training, flip=True)
+            if row.second_half_loss is not None and epoch >= settings.epochs / 2:
+                trainer.loss = row.second_half_loss
+            trainer.run_epoch()
+        yield _predict(trainer, flip=False), _predict(trainer, flip=True)
 
 
-def _values(name: str, masks: Masks, truths: Masks) -> dict[str, float]:
+def _scores_of(name: str, masks: Masks, truths: Masks) -> dict[str, float]:
     ious = iou(torch.from_numpy(masks), torch.from_numpy(truths))
-    return {f"{name}_iou": ious.mean().item(), f"{name}_score": float(scores(masks, truths).mean())}
+    return {
+        f"{name}_iou": ious.mean().item(),
+        f"{name}_score": float(image_scores(masks, truths).mean()),
+    }
 
 
 @torch.inference_mode()
-def _predicted(training: Training, flip: bool) -> Probabilities:
-    model = training.model.eval()
+def _predict(trainer: Trainer, flip: bool) -> Probabilities:
+    model = trainer.model.eval()
     parts = []
-    for images, _ in training.validation:
-        with training.compute.autocast():
+    for images, _ in trainer.validation:
+        with trainer.compute.autocast():
             views = [model(images), *([model(images.flip(-1)).flip(-1)] if flip else [])]
         probabilities = torch.sigmoid(torch.stack(views).float()).mean(dim=0)
-        parts.append(restored(probabilities, training.recipe.fit).cpu().numpy())
+        parts.append(resize_to_original(probabilities, trainer.recipe.fit).cpu().numpy())
     return np.concatenate(parts)
 
 
@@ -309,7 +321,7 @@ def _predicted(training: Training, flip: bool) -> Probabilities:
 
 
 def main() -> None:
-    """Measure what is not measured yet, and print the table."""
+    """Measure all missing results, and print the table."""
     options = _options()
     if options.one:
         name, seed = options.one
@@ -333,13 +345,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--limit-train", type=int, default=700)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at a time")
     parser.add_argument(
-        "--kept",
+        "--results",
         type=Path,
         default=ROOT / "build" / "quality.jsonl",
         metavar="FILE",
-        help="what was measured: a line for each training",
+        help="file for results, with one line per training",
     )
-    parser.add_argument("--one", nargs=2, metavar=("ROW", "SEED"), help="train it here, and say")
+    parser.add_argument(
+        "--one", nargs=2, metavar=("ROW", "SEED"), help="train one row in this process"
+    )
     return parser.parse_args()
 
 
@@ -350,7 +364,7 @@ def _settings(name: str, seed: int, options: argparse.Namespace) -> Settings:
         {
             "data_dir": options.data,
             "output_dir": ROOT / "build" / "quality",
-            "experiments": f"{options.backbone}_{row.experiment}",
+            "experiments": f"{options.backbone}_{row.loss}",
             "recipe": recipe,
             "pretrained": False,
             "num_workers": 0,
@@ -364,30 +378,28 @@ def _settings(name: str, seed: int, options: argparse.Namespace) -> Settings:
 
 
 def _key(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """What decides a result: with other code or in another number format it is measured anew."""
+    """Return what affects a result. Other code or another dtype cause a new measurement."""
     settings = _settings(name, seed, options)
     return {
         "row": name,
         "experiments": list(settings.experiments),
         "data": str(options.data),
-        "number_format": str(pick_compute(settings.training.on_device).number_format),
+        "dtype": str(pick_compute(settings.resolved_recipe.on_device).dtype),
         "code": _digest_of_code(),
-        **settings.decisive(),
+        **settings.fingerprint_fields(),
     }
 
 
 @cache
 def _digest_of_code() -> str:
-    digest = hashlib.sha256()
-    for path in [*sorted((ROOT / "src_salt").glob("*.py")), Path(__file__)]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    paths = [*sorted((ROOT / "src_salt").glob("*.py")), Path(__file__)]
+    return sha256(*(path.read_bytes() for path in paths))
 
 
 def _measure(name: str, seed: int, options: argparse.Namespace) -> None:
-    """Train in a process of its own, unless it was; add a line to what is kept."""
+    """Train in a new process and store the result, unless it is stored already."""
     key = _key(name, seed, options)
-    if _kept(key, options) is not None:
+    if _stored(key, options) is not None:
         return
     print(f"training {name}, seed {seed}\n", end="", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "benchmarks.quality", *sys.argv[1:], "--one", name, str(seed)]
@@ -395,52 +407,54 @@ def _measure(name: str, seed: int, options: argparse.Namespace) -> None:
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | threads, stdout=subprocess.PIPE, text=True, check=True
     )
-    found = json.loads(done.stdout.splitlines()[-1])
-    options.kept.parent.mkdir(parents=True, exist_ok=True)
-    with options.kept.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(key | {"found": found}) + "\n")
+    result = json.loads(done.stdout.splitlines()[-1])
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    with options.results.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(key | {"result": result}) + "\n")
 
 
-def _kept(key: Mapping[str, Any], options: argparse.Namespace) -> dict[str, float] | None:
-    if not options.kept.exists():
+def _stored(key: Mapping[str, Any], options: argparse.Namespace) -> dict[str, float] | None:
+    if not options.results.exists():
         return None
-    for line in options.kept.read_text(encoding="utf-8").splitlines():
+    for line in options.results.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
-        found: dict[str, float] = entry.pop("found")
+        result: dict[str, float] = entry.pop("result")
         if entry == key:
-            return found
+            return result
     return None
 
 
 def _table(options: argparse.Namespace) -> str:
-    """Means over the seeds, and the difference to `best` with the same seed."""
+    """Return means over the seeds, and differences to `best` with the same seed."""
     lines = [
         f"`{shlex.join(['python', '-m', 'benchmarks.quality', *sys.argv[1:]])}`",
         "",
-        "| row | what is changed | IoU | score | IoU, paired | score, paired | with flips "
-        "| and the cut | time, best = 1 |",
+        "| row | change | IoU | score | IoU, paired | score, paired | with flips "
+        "| and tuned threshold | time, best = 1 |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name in dict.fromkeys(["best", *options.rows]):
         pairs = [
-            (_found(name, seed, options), _found("best", seed, options)) for seed in options.seeds
+            (_measured(name, seed, options), _measured("best", seed, options))
+            for seed in options.seeds
         ]
         mine = {key: fmean(pair[0][key] for pair in pairs) for key in pairs[0][0]}
         gain = {key: fmean(pair[0][key] - pair[1][key] for pair in pairs) for key in mine}
         slower = mine["seconds"] / fmean(pair[1]["seconds"] for pair in pairs)
         lines.append(
-            f"| {name} | {ROWS[name].what} | {mine['plain_iou']:.3f} | {mine['plain_score']:.3f} "
+            f"| {name} | {ROWS[name].description} "
+            f"| {mine['plain_iou']:.3f} | {mine['plain_score']:.3f} "
             f"| {gain['plain_iou']:+.3f} | {gain['plain_score']:+.3f} "
-            f"| {mine['flipped_score']:.3f} | {mine['cut_score']:.3f} | {slower:.2f} |"
+            f"| {mine['flipped_score']:.3f} | {mine['tuned_score']:.3f} | {slower:.2f} |"
         )
     return "\n".join(lines)
 
 
-def _found(name: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
+def _measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
     key = _key(name, seed, options)
-    found = _kept(key, options)
-    assert found is not None, key
-    return found
+    result = _stored(key, options)
+    assert result is not None, key
+    return result
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""One recipe of src_salt measured in this process; `benchmarks.training` starts it, many times.
+"""Measures one recipe of src_salt in this process. `benchmarks.training` starts it many times.
 
-Run as `python -m benchmarks.workload JSON`, with the fields of `Case`, it prints one line of JSON:
-the fields of `Measured`.
+`python -m benchmarks.workload JSON` takes the fields of `Case` and prints the fields of `Measured`
+as one line of JSON.
 
-Nothing of src_salt is changed for it: `Watched` stands in for the batches, and sees when a pass
-begins and when the first step is over.
+It uses the code of src_salt without changes. `TimedBatches` wraps the batches and records when a
+pass begins and when the first step ends.
 """
 
 from __future__ import annotations
@@ -30,41 +30,41 @@ from benchmarks.launch import MAXRSS_UNIT
 from src_salt.config import Experiment, Settings
 from src_salt.data import LabelledImages, read_ids
 from src_salt.device import cpu_flags
-from src_salt.metrics import Cut, Probabilities
+from src_salt.metrics import Postprocessing, Probabilities
 from src_salt.outputs import Outputs
 from src_salt.predict import predict
 from src_salt.submission import write_submission
 from src_salt.synthetic import make_section
-from src_salt.train import Batches, Keeper, Training
+from src_salt.train import Batches, Checkpointer, Trainer
 
-DISTINCT = 64
-"""Made-up pictures that differ; more are copies, since a step takes as long for them."""
+DISTINCT_IMAGES = 64
+"""Number of different synthetic images. Further images are copies, which take as long."""
 
 EPOCHS = 10_000
-"""Announced to the schedule, which refuses to go past its end."""
+"""Length of the learning rate schedule, which cannot continue after its end."""
 
-SMALLEST = 40
-"""Pixels of a region that a chosen cut keeps; choosing it is no part of prediction."""
+MIN_AREA = 40
+"""Minimum area for recipes that tune it. Tuning is not part of prediction, so it is fixed here."""
 
-WRITTEN = 1024
-"""Masks written, at least, where writing is measured alone: a few are over too soon."""
+MIN_WRITTEN = 1024
+"""Minimum number of masks when writing is measured alone; fewer take too little time."""
 
 PEAK_SIDES = {"cpu": (1024,), "cuda": (4096, 8192, 16384)}
 PEAK_ROUNDS = 5
 
-TELLING_FLAGS = {"avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16"}
-"""Abilities of a processor that decide how fast it multiplies."""
+SHOWN_FLAGS = {"avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16"}
+"""CPU flags that affect the speed of matrix products."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured."""
+    """The recipe, network and data to measure."""
 
     recipe: str
     backbone: str
     loss: str
     images: int | None
-    """To train on and to predict, half as many to validate; None for what suits the device."""
+    """Images for training and for prediction; half as many for validation. None: by the device."""
 
     batch_size: int
     size: int
@@ -74,38 +74,38 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was seen. Rates are images a second."""
+    """The results. Rates are in images per second."""
 
     training: float
     validation: float
     prediction: float
-    """From bytes in memory to the checked csv."""
+    """From bytes in memory to the validated csv."""
 
     writing: float
-    """The part of it after the network: cutting masks, run-length texts, the csv and its check."""
+    """The part after the network: masks, run-length texts, the csv and its validation."""
 
     loading: float
-    """Training batches alone, made and not used."""
+    """Making training batches, without using them."""
 
     first_step: float
-    """Seconds from building `Training`, without weights to load, to the end of its first step."""
+    """Seconds from creating a `Trainer` without pretrained weights to the end of its first step."""
 
     copying: float
-    """Seconds for which the next epoch waits until the weights and the state are copied."""
+    """Seconds that the next epoch waits while weights and state are copied."""
 
-    keeping: float
-    """Seconds until weights and checkpoint are written, begun as the copying is."""
+    saving: float
+    """Seconds until weights and checkpoint are written, including the copying."""
 
     peak_bytes: int
-    """Memory of the device; on a CPU of this process, without its workers."""
+    """Peak memory of the device; on a CPU, of this process without its workers."""
 
     flops: int
-    """Of a training step, forward and back, for each image."""
+    """Operations per image of a training step, forward and backward."""
 
     peak_flops: float
-    """A second, of the fastest square matrix product in the same number format."""
+    """Operations per second of the fastest square matrix product in the same dtype."""
 
-    number_format: str
+    dtype: str
     images: int
     device: str
     flags: str
@@ -113,13 +113,13 @@ class Measured:
     threads: int
 
 
-class Watched:
-    """Batches that note when a pass over them begins, and when its first step ends."""
+class TimedBatches:
+    """Batches that record when a pass begins and when its first step ends."""
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
         self.limit: int | None = None
-        """Batches of a pass."""
+        """Maximum number of batches in a pass."""
 
         self.began = 0.0
         self.stepped = 0.0
@@ -131,49 +131,49 @@ class Watched:
         self.began = time.perf_counter()
         for number, batch in enumerate(islice(self.batches, self.limit)):
             yield batch
-            if number == 0 and not self.stepped:  # once: it stops a GPU
+            if number == 0 and not self.stepped:  # only once, since it stops a GPU
                 self.stepped = _now()
 
 
 def measure(case: Case) -> Measured:
-    """Train, validate and predict made-up pictures."""
+    """Train, validate and predict synthetic images."""
     on_gpu = torch.cuda.is_available()
-    # A CPU takes 64 within ten seconds; 3,200 are an epoch of the competition.
+    # A CPU needs ten seconds for 64; an epoch of the competition has 3,200.
     images = case.images or (3200 if on_gpu else 64)
-    train, validation = _pictures(images), _pictures(max(2, images // 2))
+    train, validation = _make_images(images), _make_images(max(2, images // 2))
     experiment = Experiment(case.backbone, case.loss)
     with tempfile.TemporaryDirectory() as folder:
         settings = _settings(case, Path(folder))
         began = _now()
-        training = Training(experiment, settings, train, validation)
-        batches, checks = Watched(training.batches), Watched(training.validation)
-        training.batches, training.validation = batches, checks  # type: ignore[assignment]
-        # What is not counted: a GPU tries its convolutions, also those of the last, smaller batch.
+        trainer = Trainer(experiment, settings, train, validation)
+        batches, checks = TimedBatches(trainer.batches), TimedBatches(trainer.validation)
+        trainer.batches, trainer.validation = batches, checks  # type: ignore[assignment]
+        # Warm-up: a GPU benchmarks its convolutions, also for the smaller last batch.
         batches.limit = checks.limit = None if on_gpu else 1
-        training.one_epoch()
+        trainer.run_epoch()
         batches.limit = checks.limit = None
-        training.one_epoch()
+        trainer.run_epoch()
         ended = _now()
-        training.batches, training.validation = batches.batches, checks.batches
-        copying, keeping = _keeping(training, Path(folder))
+        trainer.batches, trainer.validation = batches.batches, checks.batches
+        copying, saving = _time_checkpoint(trainer, Path(folder))
         peak_bytes = _peak_bytes()
-        predicting, writing = _prediction(training, settings, train)
+        predicting, writing = _time_prediction(trainer, settings, train)
         return Measured(
             training=len(train) / (checks.began - batches.began),
             validation=len(validation) / (ended - checks.began),
             prediction=1 / predicting,
             writing=1 / writing,
-            loading=len(train) / _seconds(lambda: _exhaust(batches)),
+            loading=len(train) / _seconds(lambda: _consume(batches)),
             first_step=batches.stepped - began,
             copying=copying,
-            keeping=keeping,
+            saving=saving,
             peak_bytes=peak_bytes,
-            flops=_flops(training, case.size),
-            peak_flops=_peak_flops(training.compute.device, training.compute.number_format),
-            number_format=_name(training.compute.number_format, on_gpu),
+            flops=_flops(trainer, case.size),
+            peak_flops=_peak_flops(trainer.compute.device, trainer.compute.dtype),
+            dtype=_dtype_name(trainer.compute.dtype, on_gpu),
             images=images,
-            device=torch.cuda.get_device_name() if on_gpu else "CPU",
-            flags=" ".join(sorted(cpu_flags() & TELLING_FLAGS)),
+            device=torch.cuda.get_device_dtype_name() if on_gpu else "CPU",
+            flags=" ".join(sorted(cpu_flags() & SHOWN_FLAGS)),
             torch=torch.__version__,
             threads=torch.get_num_threads(),
         )
@@ -192,10 +192,10 @@ def _settings(case: Case, folder: Path) -> Settings:
     )
 
 
-def _pictures(count: int) -> LabelledImages:
-    """Made-up images and masks; of five, two masks are empty, as of the competition's."""
+def _make_images(count: int) -> LabelledImages:
+    """Make synthetic images and masks; two of five masks are empty, as in the competition."""
     rng = np.random.default_rng(0)
-    sections = [make_section(rng, number % 5 > 1) for number in range(min(count, DISTINCT))]
+    sections = [make_section(rng, number % 5 > 1) for number in range(min(count, DISTINCT_IMAGES))]
     rows = np.arange(count) % len(sections)
     return LabelledImages(
         tuple(f"{number:010x}" for number in range(count)),
@@ -204,93 +204,95 @@ def _pictures(count: int) -> LabelledImages:
     )
 
 
-def _keeping(training: Training, folder: Path) -> tuple[float, float]:
-    """Seconds to copy, and to copy and write, what an epoch leaves that is the best one.
+def _time_checkpoint(trainer: Trainer, folder: Path) -> tuple[float, float]:
+    """Return the seconds to copy the state of a best epoch, and to copy and write it.
 
-    Then an epoch beside the writing, for the memory of both.
+    Then train an epoch during a write, so that the peak memory includes both.
     """
-    with Keeper(Outputs(folder), training.experiment.name, {}) as keeper:
-        del training.history[:-1]  # an epoch alone is the best one
+    with Checkpointer(Outputs(folder), trainer.experiment.name, {}) as checkpointer:
+        del trainer.history[:-1]  # a single epoch is the best one
         began = _now()
-        keeper.keep(training)
+        checkpointer.save(trainer)
         copying = _now() - began
-        keeper.settle(training)
-        keeping = _now() - began
-        keeper.keep(training)
-        training.one_epoch()
-    return copying, keeping
+        checkpointer.wait(trainer)
+        saving = _now() - began
+        checkpointer.save(trainer)
+        trainer.run_epoch()
+    return copying, saving
 
 
-def _prediction(
-    training: Training, settings: Settings, pictures: LabelledImages
+def _time_prediction(
+    trainer: Trainer, settings: Settings, data: LabelledImages
 ) -> tuple[float, float]:
-    """Seconds an image from bytes to the checked csv, and of that what follows the network.
+    """Return seconds per image from bytes to the validated csv, and of the part after the network.
 
-    The network's answer is thrown away, and blurred true masks are cut and written in its place:
-    a network that has hardly been trained answers with noise, whose texts are far longer.
+    The network's predictions are replaced with blurred true masks. An almost untrained network
+    predicts noise, whose run-length texts are much longer.
     """
-    recipe = settings.training
-    model = training.model.eval()
-    cut = Cut(smallest=SMALLEST) if recipe.chosen_cut else Cut()
-    answers = np.stack([cv2.blur(mask.astype(np.float32), (5, 5)) for mask in pictures.masks])
+    recipe = settings.resolved_recipe
+    model = trainer.model.eval()
+    postprocessing = (
+        Postprocessing(min_area=MIN_AREA) if recipe.tune_threshold else Postprocessing()
+    )
+    answers = np.stack([cv2.blur(mask.astype(np.float32), (5, 5)) for mask in data.masks])
     path = settings.output_dir / "submission.csv"
 
     def write(batches: Iterator[Probabilities], sample: Path) -> None:
-        masks = (mask for batch in batches for mask in cut.masks(batch))
+        masks = (mask for batch in batches for mask in postprocessing.apply(batch))
         write_submission(path, read_ids(sample), masks, sample)
 
     def replaced() -> Iterator[Probabilities]:
         first = 0
-        for batch in predict([model], pictures.images, settings, ""):
+        for batch in predict([model], data.images, settings, ""):
             yield answers[first : first + len(batch)]
             first += len(batch)
 
-    few = pictures.images[: settings.batch_size if training.compute.device.type == "cpu" else None]
-    _exhaust(predict([model], few, settings, ""))  # what is not counted
-    sample = _sample(settings.output_dir / "sample.csv", len(answers))
+    few = data.images[: settings.batch_size if trainer.compute.device.type == "cpu" else None]
+    _consume(predict([model], few, settings, ""))  # what is not counted
+    sample = _write_sample(settings.output_dir / "sample.csv", len(answers))
     predicting = _seconds(lambda: write(replaced(), sample)) / len(answers)
-    many = answers[np.arange(max(WRITTEN, len(answers))) % len(answers)]
-    sample = _sample(settings.output_dir / "many.csv", len(many))
+    many = answers[np.arange(max(MIN_WRITTEN, len(answers))) % len(answers)]
+    sample = _write_sample(settings.output_dir / "many.csv", len(many))
     return predicting, _seconds(lambda: write(iter([many]), sample)) / len(many)
 
 
-def _sample(path: Path, count: int) -> Path:
-    """A sample_submission.csv of so many pictures."""
+def _write_sample(path: Path, count: int) -> Path:
+    """Write a sample_submission.csv for a number of images."""
     path.write_text("\n".join(["id,rle_mask", *(f"{n:010x},1 1" for n in range(count)), ""]))
     return path
 
 
-def _flops(training: Training, size: int) -> int:
-    """Operations of a step for each image, as PyTorch counts them: convolutions, in effect.
+def _flops(trainer: Trainer, size: int) -> int:
+    """Return the operations per image of a step as PyTorch counts them, mostly of convolutions.
 
-    Of two images, which batch normalisation needs: the number grows with them.
+    Batch normalization needs two images, so the count of two is halved.
     """
-    device = training.compute.device
+    device = trainer.compute.device
     images = torch.rand(2, 3, size, size, device=device)
     masks = torch.ones(2, 1, size, size, device=device)
-    training.network.train()
+    trainer.network.train()
     with FlopCounterMode(display=False) as counter:
-        with training.compute.autocast():
-            logits = training.network(images)
-        training.loss(logits, masks).backward()  # type: ignore[no-untyped-call]
+        with trainer.compute.autocast():
+            logits = trainer.network(images)
+        trainer.loss(logits, masks).backward()  # type: ignore[no-untyped-call]
     return int(counter.get_total_flops()) // 2
 
 
-def _peak_flops(device: torch.device, number_format: torch.dtype) -> float:
-    """The most operations a second that a square matrix product reaches here and now."""
-    # float32 as convolutions have it, which on newer GPUs is TF32.
+def _peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the highest number of operations per second of a square matrix product."""
+    # Convolutions in float32 use TF32 on newer GPUs.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     best = 0.0
     for side in PEAK_SIDES[device.type]:
-        square = torch.rand(side, side, device=device).to(number_format)
-        torch.mm(square, square)  # not counted
+        square = torch.rand(side, side, device=device).to(dtype)
+        torch.mm(square, square)  # warm-up
         for _ in range(PEAK_ROUNDS):
             best = max(best, 2 * side**3 / _seconds(partial(torch.mm, square, square)))
     return best
 
 
-def _name(number_format: torch.dtype, on_gpu: bool) -> str:
-    name = str(number_format).removeprefix("torch.")
+def _dtype_name(dtype: torch.dtype, on_gpu: bool) -> str:
+    name = str(dtype).removeprefix("torch.")
     newer = on_gpu and torch.cuda.get_device_capability() >= (8, 0)
     tf32 = newer and name == "float32" and torch.backends.cudnn.allow_tf32
     return f"{name} (TF32)" if tf32 else name
@@ -302,7 +304,7 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT
 
 
-def _exhaust(batches: Iterator[object] | Watched) -> None:
+def _consume(batches: Iterator[object] | TimedBatches) -> None:
     for _ in batches:
         pass
 
@@ -314,7 +316,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _now() -> float:
-    """The clock, once a GPU has done what it was given."""
+    """Return the time after a GPU has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -226,7 +226,9 @@ def main() -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGHUP):  # so that `finally` blocks run
         signal.signal(number, signal.default_int_handler)
     try:
-        sys.exit(app(standalone_mode=False) or 0)  # the code of a typer.Exit, or None
+        sys.exit(
+            app(standalone_mode=False, prog_name="kernelkit") or 0
+        )  # the code of a typer.Exit, or None
     except BrokenPipeError:  # the reader of our output has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(INTERRUPTED)
@@ -427,7 +429,7 @@ def diagnose_command(
         str | None,
         typer.Argument(
             metavar="RUN, FOLDER OR LOG",
-            help="A run, a run folder, a log file, or - for stdin.",
+            help="A run, a folder, a log file, or - (stdin).",
             show_default="the latest run of this project",
         ),
     ] = None,

@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from kernelkit.doctor.checks import CheckResult
     from kernelkit.doctor.probe import Report
     from kernelkit.kaggle.types import LogEntry, Quota, Status
-    from kernelkit.notebook.edits import Plan
+    from kernelkit.notebook.edits import SyncPlan
     from kernelkit.notebook.render import Kernel, SizeEntry
     from kernelkit.runs.download import Progress, PulledRun
     from kernelkit.runs.history import Metric, RunDetails, RunDifference, RunRow
@@ -76,6 +76,9 @@ STATE_WORDS = {
     "new_script": "queued",
 }
 """Kaggle's states that people read as another word; the others are words already."""
+
+ABORTED = ("papermill.exceptions.", "Exception encountered at ")
+"""Begin the traceback with which a log ends: the diagnosis is shorter, and `diagnose` shows it."""
 
 stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
@@ -241,6 +244,7 @@ class Reporter:
         self._quota: Quota | None = None
         self._started = time.monotonic()
         self._download: Progress | None = None
+        self._aborted = False
         self._bar: ProgressBar | None = None
 
     def __call__(self, event: Event) -> None:
@@ -289,7 +293,9 @@ class Reporter:
         if self._live:
             self._live.update(self._view())
         elif line and (event is None or is_epoch) and not mode.quiet:
-            stdout.print(Text(line), soft_wrap=True)
+            self._aborted = self._aborted or line.startswith(ABORTED)
+            if mode.verbose or not self._aborted:
+                stdout.print(Text(line), soft_wrap=True)
 
     def _show(self, progress: Progress) -> None:
         """Update the one bar of the download."""
@@ -383,13 +389,11 @@ def watching(on_interrupt: str) -> Iterator[Reporter]:
     live = Live(console=stdout, refresh_per_second=4) if visible else None
     reporter = Reporter(live)
     try:
-        if live:
-            with live:
+        with live or nullcontext():
+            try:
                 yield reporter
+            finally:
                 reporter.finish()
-        else:
-            yield reporter
-            reporter.finish()
     except KeyboardInterrupt:
         say(on_interrupt, to=stderr)
         document({"error": "interrupted", "next": on_interrupt, "exit_code": INTERRUPTED})
@@ -679,7 +683,7 @@ def advice(notes: Sequence[str]) -> None:
         say(Text.assemble(("note: ", "bold yellow"), printable(line)), indent=6)
 
 
-def diffs(plan: Plan) -> None:
+def diffs(plan: SyncPlan) -> None:
     """The changes of a sync as unified diffs."""
     styles = {"+": "green", "-": "red", "@": "cyan", "\\": "dim"}
     for change in () if mode.quiet else plan.changes:
@@ -688,7 +692,7 @@ def diffs(plan: Plan) -> None:
             stdout.print(Text(printable(line), style=style), soft_wrap=True)
 
 
-def synced(plan: Plan, dry_run: bool) -> None:
+def synced(plan: SyncPlan, dry_run: bool) -> None:
     """What a sync wrote, and what a person has to copy by hand."""
     added = sum(change.added for change in plan.changes)
     counts = f"{counted(len(plan.changes) - added, 'file')} changed, {added} added"

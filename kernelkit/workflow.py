@@ -25,7 +25,7 @@ from kernelkit.errors import ConfigError, KernelkitError, RunFailedError
 from kernelkit.kaggle.local import local_kaggle
 from kernelkit.kaggle.types import LogEntry, Quota, State, Status
 from kernelkit.notebook import edits
-from kernelkit.notebook.edits import Plan
+from kernelkit.notebook.edits import SyncPlan
 from kernelkit.notebook.preflight import Problem, advise, check, require_no_problems
 from kernelkit.notebook.render import Kernel, render, write_kernel
 from kernelkit.runs import download, store
@@ -378,7 +378,7 @@ def submit(
     return submitted
 
 
-def plan_sync(config: Config, notebook: Path) -> Plan:
+def plan_sync(config: Config, notebook: Path) -> SyncPlan:
     """What an edited notebook changes in the package; nothing is written.
 
     Raises:
@@ -387,7 +387,7 @@ def plan_sync(config: Config, notebook: Path) -> Plan:
     return edits.plan(edits.read_notebook(notebook), config)
 
 
-def sync(plan: Plan, *, force: bool = False, dry_run: bool = False) -> None:
+def sync(plan: SyncPlan, *, force: bool = False, dry_run: bool = False) -> None:
     """Write the changed files into the package, all or none; a dry run only checks.
 
     Raises:

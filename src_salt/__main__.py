@@ -1,7 +1,7 @@
 """The command line: `python -m src_salt --data-dir D --output-dir O`.
 
-Its flags are the fields of `config.Settings`. Exit codes: 0 done, 2 something the user can mend,
-130 interrupted.
+Its options are the fields of `config.Settings`. Exit codes: 0 done, 2 an error that the user can
+fix, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from src_salt.config import SaltError, Settings
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Say it in two lines, where argparse would print the whole usage."""
-        self.exit(2, f"{self.prog}: error: {message}\n`{self.prog} --help` lists the options.\n")
+        """Print two lines instead of the whole usage."""
+        self.exit(2, f"{self.prog}: error: {message}\nRun `{self.prog} --help` for the options.\n")
 
 
 def parser() -> argparse.ArgumentParser:
-    """One flag for each setting; a flag that is left out leaves the setting's default."""
+    """Build a parser with one option per setting; an omitted option leaves the default."""
     result = _Parser(
         prog="python -m src_salt",
         description="Train and compare U-Nets for the TGS Salt competition, write a submission.",
@@ -34,11 +34,11 @@ def parser() -> argparse.ArgumentParser:
     types = typing.get_type_hints(Settings)
     for setting in dataclasses.fields(Settings):
         flag = "--" + setting.name.replace("_", "-")
-        result.add_argument(flag, **_argument(setting, types[setting.name]))
+        result.add_argument(flag, **_argument_options(setting, types[setting.name]))
     return result
 
 
-def _argument(setting: dataclasses.Field[Any], kind: Any) -> dict[str, Any]:
+def _argument_options(setting: dataclasses.Field[Any], kind: Any) -> dict[str, Any]:
     required = setting.default is dataclasses.MISSING
     text = setting.metadata["help"]
     if not required and setting.default is not None and kind != tuple[str, ...]:
@@ -55,10 +55,10 @@ def _argument(setting: dataclasses.Field[Any], kind: Any) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, run, and turn what the user can mend into one line and exit code 2."""
+    """Parse and run; return the exit code. An error that the user can fix is one line on stderr."""
     chosen = vars(parser().parse_args(arguments))
     try:
-        Settings.from_parameters(chosen)  # a typing mistake need not wait for torch to load
+        Settings.from_parameters(chosen)  # reject a wrong value before torch is imported
         from src_salt.main import run
 
         run(**chosen)
@@ -66,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"python -m src_salt: error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
-        print("python -m src_salt: error: nobody reads its output any more.", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at exit
+        print("python -m src_salt: error: stdout was closed.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("python -m src_salt: interrupted; finished experiments are kept.", file=sys.stderr)

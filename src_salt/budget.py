@@ -1,4 +1,4 @@
-"""The time a run may take: it ends by itself before the platform ends it."""
+"""The time limit of a run: training stops early enough to write a submission."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ import time
 from dataclasses import dataclass, field
 
 CLOSING_SECONDS = 60.0
-"""For what follows the last epoch besides prediction: pictures, tables, zips."""
+"""Reserved for plots, tables and zip files after the last prediction."""
 
-CAUTION = 1.15
-"""An epoch or a prediction may take this much longer than the one it is judged by."""
+SAFETY_FACTOR = 1.15
+"""An epoch or a prediction may take this many times as long as the last one."""
 
 
 @dataclass
 class Budget:
-    """Hours from the run's start, None for as long as it takes."""
+    """Hours since the start of the run; None means no limit."""
 
     hours: float | None = None
-    closing_images: int = 0
-    """Images that are predicted once training has ended."""
+    final_images: int = 0
+    """Number of images to predict after training."""
 
     started: float = field(default_factory=time.monotonic)
 
     epoch_seconds: float = 0.0
-    """What the last epoch took, of whichever experiment, with what it waited for the one before
-    to be written; 0 before the first."""
+    """Duration of the last epoch of any experiment, including the wait for the previous epoch's
+    files; 0 before the first epoch."""
 
     image_seconds: float = 0.0
-    """What one process took to predict an image, in the last validation."""
+    """Seconds that one process needed per image in the last validation."""
 
-    def allows_an_epoch(self) -> bool:
-        """Whether one more, with the closing, fits in; the first one always does."""
+    def allows_epoch(self) -> bool:
+        """Whether one more epoch fits into the time. The first epoch is always allowed."""
         return self.hours is None or not self.epoch_seconds or self.epochs_left() > 0
 
     def epochs_left(self) -> int:
-        """How many more epochs, with the closing, fit in; only where there is a limit."""
+        """Return how many more epochs fit. Only valid with a limit and after the first epoch."""
         assert self.hours is not None
-        closing = CLOSING_SECONDS + CAUTION * self.image_seconds * self.closing_images
+        closing = CLOSING_SECONDS + SAFETY_FACTOR * self.image_seconds * self.final_images
         left = self.hours * 3600 - (time.monotonic() - self.started) - closing
-        return max(0, int(left / (CAUTION * self.epoch_seconds)))
+        return max(0, int(left / (SAFETY_FACTOR * self.epoch_seconds)))

@@ -1,7 +1,8 @@
-"""Where an experiment stands after an epoch, on disk, so that a cut run can go on.
+"""Checkpoints: the complete state of an experiment, so that a run can resume.
 
-A checkpoint is written whole after each epoch and removed when its experiment is complete. It
-belongs to the settings, pictures and version of the package that wrote it, and no others use it.
+A checkpoint is written atomically after each epoch and deleted when its experiment is complete. It
+stores the fingerprint of its run: the settings, the data and the version of this package. Only a
+run with the same fingerprint resumes from it.
 """
 
 from __future__ import annotations
@@ -17,37 +18,67 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src_salt.outputs import whole
+from src_salt.config import OLD_RECIPES
+from src_salt.outputs import atomic_write
 
 State = dict[str, Any]
 
+OLD_FINGERPRINT_FIELDS = {
+    "recipe.normalised_decoder": "recipe.normalized_decoder",
+    "recipe.flip_views": "recipe.flip_tta",
+    "recipe.chosen_cut": "recipe.tune_threshold",
+}
+"""Fields of a fingerprint in earlier versions, and today's names."""
+
 
 class CheckpointError(Exception):
-    """A checkpoint that cannot be gone on from; the message says why."""
+    """A checkpoint cannot be resumed from; the message says why."""
 
 
-def write_checkpoint(path: Path, state: State, made_by: Mapping[str, Any]) -> None:
-    """Write the state and what decided it. OSError where the disk does not take it."""
-    with whole(path) as temporary:
-        torch.save({"made_by": dict(made_by), "state": state}, temporary)
+def write_checkpoint(path: Path, state: State, fingerprint: Mapping[str, Any]) -> None:
+    """Write a state and its fingerprint atomically.
+
+    Raises:
+        OSError, RuntimeError: the file cannot be written. PyTorch raises either.
+    """
+    with atomic_write(path) as temporary:
+        torch.save({"fingerprint": dict(fingerprint), "state": state}, temporary)
 
 
-def read_checkpoint(path: Path, made_by: Mapping[str, Any]) -> State:
-    """The state, on the CPU; CheckpointError if it is broken or was made by other settings."""
+def read_checkpoint(path: Path, fingerprint: Mapping[str, Any]) -> State:
+    """Read a state, with its tensors on the CPU.
+
+    Raises:
+        CheckpointError: the file is broken, or another fingerprint wrote it.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        earlier, state = content["made_by"], content["state"]
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        # Earlier versions called the fingerprint `made_by`.
+        stored = content["fingerprint"] if "fingerprint" in content else content["made_by"]
+        earlier, state = current_fingerprint(stored), content["state"]
+    except (
+        *(OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError),
+        pickle.UnpicklingError,
+    ) as error:
         raise CheckpointError(f"the checkpoint cannot be read: {error!r}") from error
-    differing = changes(earlier, made_by)
-    if differing:
-        raise CheckpointError(f"the checkpoint is of another run: {differing}")
+    changes = describe_changes(earlier, fingerprint)
+    if changes:
+        raise CheckpointError(f"the checkpoint is of another run: {changes}")
     result: State = state
     return result
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """`epochs was 1, is 2`, for every entry that differs."""
+def current_fingerprint(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace the names of earlier versions in a stored fingerprint with today's."""
+    result = {OLD_FINGERPRINT_FIELDS.get(name, name): value for name, value in stored.items()}
+    recipe = result.get("recipe.name")
+    if recipe in OLD_RECIPES:
+        result["recipe.name"] = OLD_RECIPES[recipe]
+    return result
+
+
+def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return `epochs was 1, is 2` for every field that differs, or an empty text."""
     names = sorted(set(before) | set(now))
     return "; ".join(
         f"{name} was {before.get(name)}, is {now.get(name)}"
@@ -57,7 +88,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def random_state() -> State:
-    """The states of every generator that training draws from, as plain values and tensors."""
+    """Return the state of every global random generator as plain values and tensors."""
     version, numbers, gauss = random.getstate()
     return {
         "python": [version, list(numbers), gauss],
@@ -68,7 +99,7 @@ def random_state() -> State:
 
 
 def restore_random_state(state: State) -> None:
-    """Set every generator as `random_state` found it."""
+    """Set every global random generator to a state that `random_state` returned."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
@@ -83,19 +114,22 @@ def _numpy_state() -> list[Any]:
     return [str(name), np.asarray(keys).tolist(), position, has_gauss, cached]
 
 
-def on_cpu(value: Any) -> Any:
-    """A copy of a state, in dictionaries and lists, that goes on holding what it holds now."""
+def copy_to_cpu(value: Any) -> Any:
+    """Copy nested dictionaries and lists; tensors are copied to the CPU.
+
+    Training may change the original while the copy is written.
+    """
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
-        return {name: on_cpu(entry) for name, entry in value.items()}
+        return {name: copy_to_cpu(entry) for name, entry in value.items()}
     if isinstance(value, list):
-        return [on_cpu(entry) for entry in value]
+        return [copy_to_cpu(entry) for entry in value]
     return value
 
 
-def as_bytes(weights: State) -> bytes:
-    """A state_dict on the CPU as a file's bytes, the same every time."""
-    content = io.BytesIO()  # a file's name would be written into the archive
+def to_bytes(weights: State) -> bytes:
+    """Serialize a state_dict on the CPU; equal weights give equal bytes."""
+    content = io.BytesIO()  # with a file, torch.save would store the file's name in the archive
     torch.save(weights, content)
     return content.getvalue()

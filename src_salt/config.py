@@ -1,49 +1,60 @@
 """Settings of a run and its experiments.
 
-Everything a user may choose is a field of `Settings`, with its default and its reason beside it.
-The command line, `main.run` and the tests all build this one object, so a value that is refused is
-refused in one place, before any work begins, with the field's name and what it allows.
+Every choice that a user has is a field of `Settings`, with its default and its help text. The
+command line, `main.run` and the tests all build this one object. An invalid value is therefore
+rejected in one place, before any work begins, with the field's name and the allowed values.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 BACKBONES = ("resnet34", "resnet50")
-LOSSES = ("bcedice", "lovasz", "bcedice_symmetric")
+LOSSES = ("BCEDice", "Lovasz", "BCEDiceSymmetric")
 
 OPTIONAL_FOLDERS = ("weights_dir", "resume_dir")
 
-SMALLEST_IMAGE = 32
-"""The encoder halves the picture five times: below 32 pixels nothing is left of it."""
+MIN_IMAGE_SIZE = 32
+"""In pixels. The encoder halves the image five times, so 32 pixels become one."""
+
+OLD_LOSSES = {"bcedice": "BCEDice", "lovasz": "Lovasz", "bcedice_symmetric": "BCEDiceSymmetric"}
+OLD_RECIPES = {"seed": "baseline"}
+"""Names of earlier versions, and today's. Settings, records and checkpoints may still use them."""
+
+OLD_EXPERIMENT = re.compile(
+    # The longest loss first: `bcedice` is also the beginning of another one.
+    f"({'|'.join(BACKBONES)})_({'|'.join(sorted(OLD_LOSSES, key=len, reverse=True))})(?![a-z])"
+)
 
 
 class SaltError(Exception):
-    """A fault outside the program: its text says what is wrong and what to do.
+    """An error that the user can fix. Its message says what is wrong and what to do.
 
     SaltError
-    ├── SettingsError          a parameter is unknown or has a value that is not allowed (config)
-    ├── DataError              the competition's files are missing or broken (data)
-    ├── WeightsError           the ImageNet weights cannot be had (model)
-    ├── TrainingError          a loss that is no number, or nothing to go on with (train)
-    │   OutOfMemory, WorkerDied  met on the way and made up for, if that is possible (train)
-    ├── OutputError            the disk takes no more (outputs)
-    └── SubmissionError        the written file is no valid submission (submission)
+    ├── SettingsError    a parameter is unknown, or its value is not allowed (config)
+    ├── DataError        the competition's files are missing or broken (data)
+    ├── WeightsError     the ImageNet weights are not available (model)
+    ├── TrainingError    a loss is not finite, or the weights cannot be written (train)
+    ├── OutOfMemory      a step does not fit into memory; a retry uses smaller pieces (train)
+    ├── WorkerDied       a data loader's process ended; a retry works without them (train)
+    ├── OutputError      the output folder cannot be written (outputs)
+    └── SubmissionError  the submission file is not valid (submission)
     """
 
 
 def first_line(error: Exception) -> str:
-    """What an error of a library says, without the pages that may follow."""
+    """Return the first line of an error's message; PyTorch appends pages of details."""
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
 class SettingsError(SaltError, ValueError):
-    """A parameter that is unknown, or a value that is not allowed."""
+    """A parameter is unknown, or its value is not allowed."""
 
 
 @dataclass(frozen=True)
@@ -53,145 +64,166 @@ class Experiment:
     backbone: str
     loss: str
     fold: int | None = None
-    """From 1, where there are several."""
+    """Number of the cross-validation fold, from 1; None without folds."""
 
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES or self.loss not in LOSSES:
-            raise SettingsError(_unknown_experiment(self.grid_name))
+            raise SettingsError(_unknown_experiment(self.base_name))
 
     @property
-    def grid_name(self) -> str:
-        """As the settings name it: `resnet34_bcedice`."""
+    def base_name(self) -> str:
+        """The name in the settings, without a fold: `resnet34_BCEDice`."""
         return f"{self.backbone}_{self.loss}"
 
     @property
     def name(self) -> str:
-        """As in file names and events: `resnet34_bcedice`, `resnet34_bcedice_fold2`."""
-        return self.grid_name + ("" if self.fold is None else f"_fold{self.fold}")
+        """The name in file names and events: `resnet34_BCEDice`, `resnet34_BCEDice_fold2`."""
+        return self.base_name + ("" if self.fold is None else f"_fold{self.fold}")
 
     @classmethod
-    def named(cls, name: str) -> Experiment:
-        """The experiment of that name; SettingsError with the nearest name if there is none."""
+    def from_name(cls, name: str) -> Experiment:
+        """Parse a name, also an old one. SettingsError suggests the closest known name."""
         backbone, _, loss = name.partition("_")
-        return cls(backbone, loss)
+        return cls(backbone, OLD_LOSSES.get(loss, loss))
 
 
 EXPERIMENTS = tuple(
-    Experiment(backbone, loss) for backbone in BACKBONES for loss in ("bcedice", "lovasz")
+    Experiment(backbone, loss) for backbone in BACKBONES for loss in ("BCEDice", "Lovasz")
 )
-"""The comparison of the project: two backbones, two losses."""
+"""The comparison of the project: two backbones with two losses each."""
+
+
+def current_experiment_name(text: str) -> str:
+    """Replace old experiment names in a text, such as a file name, with today's.
+
+    >>> current_experiment_name("best_model_resnet34_bcedice_fold2.pth")
+    'best_model_resnet34_BCEDice_fold2.pth'
+    """
+    return OLD_EXPERIMENT.sub(lambda match: f"{match[1]}_{OLD_LOSSES[match[2]]}", text)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an experiment is trained: everything besides its backbone, its loss and its length.
+    """How an experiment is trained, apart from its backbone, its loss and its number of epochs.
 
-    A recipe is data: `RECIPES` holds the three that a user names, and a measurement that leaves
-    one part out is `dataclasses.replace` of one of them (see docs/experiments.md).
+    `RECIPES` holds the three recipes that a user can name. To measure one part of a recipe, change
+    it with `dataclasses.replace` (see docs/experiments.md).
     """
 
     name: str
     on_device: bool
-    """Batches are made on the device from one uint8 copy of the data, in the narrowest number
-    format the device computes fast; else by albumentations, one by one, in float32."""
+    """True: batches are made on the device from one uint8 copy of the data, in the narrowest dtype
+    that the device computes fast. False: albumentations makes each sample, in float32."""
 
     augmentation: str
-    """`full` is the seed's; `mild` leaves out the vertical flip and the right angles."""
+    """`full`, or `mild` without vertical flips and rotations by 90 degrees."""
 
     fit: str
-    """How 101 pixels become the network's size: `resize`, or `reflect` to mirror what lies outside
-    of the picture, so that at 128 no pixel of it is computed anew."""
+    """How 101 pixels become the network's input: `resize`, or `reflect`, which pads the image with
+    its mirror image. At 128 pixels `reflect` leaves every original pixel as it is."""
 
-    normalised_decoder: bool
-    """Whether the decoder's convolutions are normalised over the batch, as the encoder's are."""
+    normalized_decoder: bool
+    """Whether the decoder uses batch normalization, as the encoder does."""
 
     optimizer: str
-    """`adam`, whose rate falls on a plateau, or `muon`, whose rate rises and falls in one cycle."""
+    """`adam` with a learning rate that drops on a plateau, or `muon` with a one-cycle schedule."""
 
     learning_rate: float
     weight_decay: float
     select_by: str
-    """The validation value whose best epoch is kept: a field of `train.Epoch`."""
+    """The validation metric that chooses the best epoch: a field of `train.Epoch`."""
 
-    flip_views: bool
-    """Predict the mirrored image too, and average."""
+    flip_tta: bool
+    """Test-time augmentation: also predict the mirrored image, and average the two."""
 
-    chosen_cut: bool
-    """Choose threshold and smallest region on validation; else one half, and nothing left out."""
+    tune_threshold: bool
+    """Choose threshold and minimum area on the validation images; otherwise 0.5 and no minimum."""
 
 
-SEED = Recipe(
-    name="seed",
+BASELINE = Recipe(
+    name="baseline",
     on_device=False,
     augmentation="full",
     fit="resize",
-    normalised_decoder=False,
+    normalized_decoder=False,
     optimizer="adam",
     learning_rate=1e-4,
     weight_decay=1e-5,
     select_by="val_iou",
-    flip_views=False,
-    chosen_cut=False,
+    flip_tta=False,
+    tune_threshold=False,
 )
-FAST = replace(SEED, name="fast", on_device=True)
+"""The recipe of the reference notebook."""
+
+FAST = replace(BASELINE, name="fast", on_device=True)
 BEST = Recipe(
     name="best",
     on_device=True,
     augmentation="mild",
     fit="reflect",
-    normalised_decoder=True,
+    normalized_decoder=True,
     optimizer="muon",
     learning_rate=3e-3,
     weight_decay=1e-2,
     select_by="val_score",
-    flip_views=True,
-    chosen_cut=True,
+    flip_tta=True,
+    tune_threshold=True,
 )
-RECIPES = {recipe.name: recipe for recipe in (SEED, FAST, BEST)}
+RECIPES = {recipe.name: recipe for recipe in (BASELINE, FAST, BEST)}
 
 
 def _unknown_experiment(name: str) -> str:
     known = [f"{backbone}_{loss}" for backbone in BACKBONES for loss in LOSSES]
+    return f"experiments: unknown name {name!r}.{_suggestion(name, known)}"
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"experiments: {name!r} is not known.{hint} Allowed: {', '.join(known)}."
+    return f"{hint} Allowed: {', '.join(known)}."
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What one run does. Immutable, and valid once it exists: construction raises SettingsError."""
+    """The settings of one run: immutable and validated.
 
-    data_dir: Path = field(metadata={"help": "the competition's folder, or one that contains it"})
-    output_dir: Path = field(metadata={"help": "where models, results and submission are written"})
+    Raises:
+        SettingsError: a value is not allowed; the message names the field.
+    """
+
+    data_dir: Path = field(metadata={"help": "folder with the competition's data, or its parent"})
+    output_dir: Path = field(metadata={"help": "folder for models, results and submission"})
     experiments: tuple[str, ...] = field(
         default=tuple(experiment.name for experiment in EXPERIMENTS),
-        metadata={"help": "names, with commas or spaces between (default: the grid of four)"},
+        metadata={
+            "help": "such as resnet34_BCEDice; separated by commas or spaces (default: all four)"
+        },
     )
     recipe: str = field(
-        default="seed",
+        default="baseline",
         metadata={
-            "help": "seed, fast (the seed's mathematics on a fast path) or best",
+            "help": "baseline, fast (baseline with a faster data path) or best",
             "metavar": "NAME",
         },
     )
-    epochs: int = field(default=20, metadata={"help": "epochs of each experiment"})
-    batch_size: int = field(default=32, metadata={"help": "images in a step, at least 2"})
+    epochs: int = field(default=20, metadata={"help": "number of epochs of each experiment"})
+    batch_size: int = field(default=32, metadata={"help": "images per step, at least 2"})
     learning_rate: float | None = field(
-        default=None, metadata={"help": "the first, of a cycle the highest (default: the recipe's)"}
+        default=None, metadata={"help": "initial or peak learning rate (default: the recipe's)"}
     )
     weight_decay: float | None = field(
-        default=None, metadata={"help": "of the weights (default: the recipe's)"}
+        default=None, metadata={"help": "weight decay (default: the recipe's)"}
     )
     image_size: int = field(
         default=128,
-        metadata={"help": "side of the network's input in pixels; the pictures' is 101"},
+        metadata={"help": "width and height of the network's input in pixels"},
     )
     pretrained: bool = field(
         default=True, metadata={"help": "start from torchvision's ImageNet weights"}
     )
     weights_dir: Path | None = field(
         default=None,
-        metadata={"help": "folder with torchvision's files (resnet34*.pth), not to download them"},
+        metadata={"help": "folder with torchvision's weight files (default: download them)"},
     )
     limit_train: int | None = field(
         default=None, metadata={"help": "train on the first N images of the split only"}
@@ -202,33 +234,33 @@ class Settings:
     folds: int = field(
         default=1,
         metadata={
-            "help": "1 for the 80:20 split, else so many networks for each experiment, each "
-            "validated on its own part, averaged in the submission"
+            "help": "1 for an 80:20 split; N for N networks per experiment, each with its own "
+            "validation fold, averaged in the submission"
         },
     )
     max_hours: float | None = field(
         default=None,
-        metadata={"help": "end by itself within this time, with a submission of what was reached"},
+        metadata={"help": "stop within this time, with a submission from what was trained"},
     )
     resume_dir: Path | None = field(
         default=None,
-        metadata={"help": "outputs of an earlier run, to go on from (default: output_dir alone)"},
+        metadata={"help": "outputs of an earlier run to resume (default: output_dir only)"},
     )
     processes: int = field(
         default=1,
-        metadata={"help": "that train a network together, one for each GPU, by torchrun"},
+        metadata={"help": "processes that train together by torchrun, one per GPU"},
     )
     num_workers: int = field(
-        default=2, metadata={"help": "processes that prepare batches; 0 prepares them in this one"}
+        default=2, metadata={"help": "processes that prepare batches; 0 uses the main process"}
     )
-    seed: int = field(
-        default=42, metadata={"help": "seed of weights, order and augmentation; not of the split"}
-    )
+    seed: int = field(default=42, metadata={"help": "random seed; it does not change the split"})
 
     def __post_init__(self) -> None:
         for name in ("data_dir", "output_dir", *OPTIONAL_FOLDERS):
             object.__setattr__(self, name, _path(name, getattr(self, name)))
         object.__setattr__(self, "experiments", _experiment_names(self.experiments))
+        if isinstance(self.recipe, str):
+            object.__setattr__(self, "recipe", OLD_RECIPES.get(self.recipe, self.recipe))
         if not isinstance(self.recipe, str) or self.recipe not in RECIPES:
             raise SettingsError(
                 f"recipe: must be one of {', '.join(RECIPES)}, not {self.recipe!r}."
@@ -242,9 +274,9 @@ class Settings:
 
     def _check_ranges(self) -> None:
         _at_least("epochs", self.epochs, 1)
-        # Batch normalisation needs two images to have a variance.
+        # Batch normalization needs at least two images to compute a variance.
         _at_least("batch_size", self.batch_size, 2)
-        _at_least("image_size", self.image_size, SMALLEST_IMAGE)
+        _at_least("image_size", self.image_size, MIN_IMAGE_SIZE)
         _at_least("num_workers", self.num_workers, 0)
         _at_least("folds", self.folds, 1)
         _at_least("processes", self.processes, 1)
@@ -261,7 +293,7 @@ class Settings:
             raise SettingsError(f"max_hours: must be above 0, not {self.max_hours}.")
         if self.batch_size % self.processes:
             raise SettingsError(
-                f"batch_size: {self.batch_size} images cannot be shared evenly among "
+                f"batch_size: {self.batch_size} images cannot be split evenly among "
                 f"{self.processes} processes."
             )
         if self.weight_decay is not None and self.weight_decay < 0:
@@ -269,42 +301,38 @@ class Settings:
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> Settings:
-        """Settings from plain values; an unknown name is refused with the nearest known one."""
+        """Build settings from plain values. An error about an unknown name suggests a known one."""
         known = [entry.name for entry in fields(cls)]
         for name in parameters:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise SettingsError(
-                    f"{name}: no such parameter.{hint} Allowed: {', '.join(known)}."
-                )
+                raise SettingsError(f"{name}: no such parameter.{_suggestion(name, known)}")
         return cls(**parameters)
 
     @property
-    def chosen(self) -> tuple[Experiment, ...]:
-        """The experiments to run, in the order they were named, each with its folds."""
+    def planned_experiments(self) -> tuple[Experiment, ...]:
+        """The experiments of the run in order, one entry for each fold."""
         numbers = [None] if self.folds == 1 else list(range(1, self.folds + 1))
         return tuple(
-            replace(Experiment.named(name), fold=number)
+            replace(Experiment.from_name(name), fold=number)
             for name in self.experiments
             for number in numbers
         )
 
     @property
-    def training(self) -> Recipe:
-        """The recipe, with the learning rate and weight decay that were chosen in its place."""
+    def resolved_recipe(self) -> Recipe:
+        """The recipe with the learning rate and the weight decay of these settings, if given."""
         chosen = {name: getattr(self, name) for name in ("learning_rate", "weight_decay")}
         given = {name: value for name, value in chosen.items() if value is not None}
         return replace(RECIPES[self.recipe], **given)
 
-    def decisive(self) -> dict[str, Any]:
-        """What decides the result of an experiment: two runs that agree in it may share results.
+    def fingerprint_fields(self) -> dict[str, Any]:
+        """Return every value that affects an experiment's result.
 
-        Left out: where files lie, which other experiments run, how long they may, and how many
-        workers and processes help (the batches do not depend on it, but for a last one that
-        cannot be shared evenly).
+        Two runs with equal fields may share results. Left out: paths, the other experiments, the
+        time limit, and the number of workers and processes. Batches do not depend on those, except
+        a last batch that cannot be split evenly among the processes.
         """
-        elsewhere = {
+        excluded = {
             "data_dir",
             "output_dir",
             "resume_dir",
@@ -312,12 +340,25 @@ class Settings:
             "num_workers",
             "processes",
             "max_hours",
-            *("recipe", "learning_rate", "weight_decay"),  # they are in what follows
+            *("recipe", "learning_rate", "weight_decay"),  # part of the resolved recipe below
         }
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in elsewhere}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in excluded}
         values["weights_dir"] = None if self.weights_dir is None else str(self.weights_dir)
-        recipe = asdict(self.training)
+        recipe = asdict(self.resolved_recipe)
         return values | {f"recipe.{name}": value for name, value in recipe.items()}
+
+
+def renamed_values(parameters: Mapping[str, Any]) -> list[str]:
+    """Describe each old name among valid parameters: `recipe: 'seed' is now called 'baseline'`."""
+    notes = []
+    recipe = parameters.get("recipe")
+    if recipe in OLD_RECIPES:
+        notes.append(f"recipe: {recipe!r} is now called {OLD_RECIPES[recipe]!r}.")
+    for name in _split_names(parameters.get("experiments", ())):
+        current = Experiment.from_name(name).base_name
+        if current != name:
+            notes.append(f"experiments: {name!r} is now called {current!r}.")
+    return notes
 
 
 def _path(name: str, value: Any) -> Path | None:
@@ -325,22 +366,25 @@ def _path(name: str, value: Any) -> Path | None:
         return Path(value)
     if isinstance(value, Path) or (value is None and name in OPTIONAL_FOLDERS):
         return value
-    raise SettingsError(f"{name}: must be a folder's path, not {value!r}.")
+    raise SettingsError(f"{name}: must be the path of a folder, not {value!r}.")
 
 
 def _experiment_names(value: Any) -> tuple[str, ...]:
-    """Names from one comma-separated text or a list of such texts."""
+    """Validate names given as one comma-separated text or as a list of such texts."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise SettingsError(f"experiments: must be names of experiments, not {value!r}.")
-    names = tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
+    names = tuple(Experiment.from_name(name).base_name for name in _split_names(texts))
     if not names:
-        raise SettingsError("experiments: name at least one, or leave it out for the four.")
+        raise SettingsError("experiments: name at least one, or omit it to run all four.")
     if len(set(names)) < len(names):
-        raise SettingsError(f"experiments: each may be named once, not {', '.join(names)}.")
-    for name in names:
-        Experiment.named(name)
+        raise SettingsError(f"experiments: name each one only once, not {', '.join(names)}.")
     return names
+
+
+def _split_names(value: str | Sequence[str]) -> list[str]:
+    texts = [value] if isinstance(value, str) else value
+    return [part.strip() for text in texts for part in text.split(",") if part.strip()]
 
 
 def _number(name: str, value: Any) -> float:

@@ -1,19 +1,18 @@
-"""Finding, checking and reading the competition's files.
+"""Reading and checking the competition's files; split, datasets and data loaders.
 
-The competition's folder holds train.csv, sample_submission.csv and the pictures, as the zips that
-Kaggle mounts or unpacked:
+The competition's folder contains train.csv, sample_submission.csv and the images, either in the zip
+files that Kaggle mounts or unpacked:
 
     train.zip    images/<id>.png, masks/<id>.png   or  train/images, train/masks  or  images, masks
     test.zip     images/<id>.png                   or  test/images                or  images
 
-Unpacked into one folder, train and test share `images/`; the ids of the two csv files tell them
-apart. Nothing is ever written there, and every picture is read and checked before training begins:
-4,000 pairs and 18,000 test images are 265 MB as bytes, held in memory once.
+If both are unpacked into one folder, train and test share `images/`, and the ids in the two csv
+files separate them. Nothing is written to the folder. Every image is read and checked before
+training begins: 4,000 pairs and 18,000 test images take 265 MB of memory.
 """
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 import zipfile
 import zlib
@@ -32,38 +31,38 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src_salt.config import SaltError, Settings
-from src_salt.device import ALONE, Compute, Team
-from src_salt.outputs import progress
+from src_salt.device import SINGLE_PROCESS, Compute, DistributedContext
+from src_salt.outputs import progress, sha256
 from src_salt.transforms import (
     DRAWS,
-    PICTURE_SIZE,
-    Picture,
-    applied,
-    applied_to_image,
-    augmented,
-    augmented_batch,
+    IMAGE_SIZE,
+    Image,
+    apply_to_image,
+    apply_to_pair,
+    augment,
+    augment_batch,
     evaluation_transform,
-    fitted,
-    normalised,
+    normalize,
+    resize_to_input,
     training_transform,
 )
 
 SEARCH_DEPTH = 2
-"""Folders below data_dir in which the competition may lie (2026: input/competitions/<slug>)."""
+"""Levels below data_dir that are searched (Kaggle in 2026: input/competitions/<slug>)."""
 
 MARKERS = ("train.csv", "sample_submission.csv")
-"""Files by which the competition's folder is known."""
+"""Files that identify the competition's folder."""
 
 SPLIT_SEED = 42
 VALIDATION_SHARE = 0.2
 
 T = TypeVar("T")
 
-Pictures = npt.NDArray[np.uint8]
+Images = npt.NDArray[np.uint8]
 """Gray images or 0/1 masks, (N, 101, 101)."""
 
-Pairs = DataLoader[tuple[Tensor, Tensor]]
-"""Batches of images (B, 3, S, S) and masks (B, 1, S, S), float."""
+PairLoader = DataLoader[tuple[Tensor, Tensor]]
+"""Yields batches of images (B, 3, S, S) and masks (B, 1, S, S), float."""
 
 
 class DataError(SaltError):
@@ -72,36 +71,33 @@ class DataError(SaltError):
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Training pictures in the order of their ids."""
+    """Training images and masks, sorted by id when they come from the competition."""
 
     ids: tuple[str, ...]
-    images: Pictures
-    masks: Pictures
+    images: Images
+    masks: Images
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def taken(self, rows: Sequence[int]) -> LabelledImages:
-        """The given rows, in the given order."""
+    def subset(self, rows: Sequence[int]) -> LabelledImages:
+        """Return the given rows in the given order."""
         ids = tuple(self.ids[row] for row in rows)
         return LabelledImages(ids, self.images[list(rows)], self.masks[list(rows)])
 
     def fingerprint(self) -> str:
-        """Digest of ids and pixels: equal only if the data are."""
-        digest = hashlib.sha256("\n".join(self.ids).encode())
-        digest.update(self.images.tobytes())
-        digest.update(self.masks.tobytes())
-        return digest.hexdigest()
+        """Return the SHA-256 of ids and pixels."""
+        return sha256("\n".join(self.ids).encode(), self.images.tobytes(), self.masks.tobytes())
 
 
 @dataclass(frozen=True)
 class TestImages:
-    """Test pictures in the order of sample_submission.csv."""
+    """Test images in the order of sample_submission.csv."""
 
-    __test__ = False  # pytest would take the name for a test class
+    __test__ = False  # for pytest: this is not a test class
 
     ids: tuple[str, ...]
-    images: Pictures
+    images: Images
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -109,7 +105,7 @@ class TestImages:
 
 @dataclass(frozen=True)
 class Competition:
-    """Everything of the competition that a run needs, read and checked."""
+    """The competition's data, read and checked."""
 
     labelled: LabelledImages
     test: TestImages
@@ -117,13 +113,17 @@ class Competition:
 
 
 def load_competition(data_dir: Path) -> Competition:
-    """Find the competition at or below `data_dir` and read all of it; DataError for any fault."""
+    """Find the competition in or below `data_dir` and read all of it.
+
+    Raises:
+        DataError: a file is missing or broken.
+    """
     root = find_competition(data_dir)
     train_ids = read_ids(root / "train.csv")
     test_ids = read_ids(root / "sample_submission.csv")
     shared = sorted(set(train_ids) & set(test_ids))
     if shared:
-        raise DataError(f"{root}: {_listed(shared)} in train.csv and sample_submission.csv alike.")
+        raise DataError(f"{root}: {_shorten(shared)} in both train.csv and sample_submission.csv.")
     return Competition(
         labelled=_read_labelled(root, sorted(train_ids), set(test_ids)),
         test=_read_test(root, test_ids),
@@ -132,14 +132,18 @@ def load_competition(data_dir: Path) -> Competition:
 
 
 def load_labelled(data_dir: Path) -> LabelledImages:
-    """The training pictures alone, read and checked as `load_competition` does."""
+    """Read and check the training data only; errors as in `load_competition`."""
     root = find_competition(data_dir)
     test_ids = read_ids(root / "sample_submission.csv")
     return _read_labelled(root, sorted(read_ids(root / "train.csv")), set(test_ids))
 
 
 def find_competition(data_dir: Path) -> Path:
-    """The one folder with the competition's csv files, at most two levels below `data_dir`."""
+    """Return the one folder with the competition's csv files, at most two levels below.
+
+    Raises:
+        DataError: there is no such folder, or more than one.
+    """
     if not data_dir.is_dir():
         raise DataError(f"data_dir: there is no folder {data_dir}.")
     level = [data_dir]
@@ -148,19 +152,22 @@ def find_competition(data_dir: Path) -> Path:
         if len(found) == 1:
             return found[0]
         if found:
-            places = ", ".join(map(str, found))
-            raise DataError(f"data_dir: several folders hold a competition, name one: {places}.")
+            paths = ", ".join(map(str, found))
+            raise DataError(f"data_dir: several folders contain the data; choose one: {paths}.")
         level = sorted(child for folder in level for child in folder.iterdir() if child.is_dir())
     raise DataError(
         f"data_dir: no folder with {' and '.join(MARKERS)} "
-        f"in {data_dir} or {SEARCH_DEPTH} levels below."
+        f"in {data_dir} or up to {SEARCH_DEPTH} levels below."
     )
 
 
 def read_ids(path: Path) -> list[str]:
-    """The column `id` of a csv, in its order.
+    """Return the column `id` of a csv file, in the file's order.
 
-    Read as text: an id like `12e4567890` is a number to a csv reader that guesses.
+    Ids are read as text: type detection would turn an id such as `12e4567890` into a number.
+
+    Raises:
+        DataError: the file cannot be read, or an id is missing or appears twice.
     """
     try:
         table = pandas.read_csv(path, dtype=str, keep_default_na=False)
@@ -173,40 +180,40 @@ def read_ids(path: Path) -> list[str]:
         raise DataError(f"{path}: {'a row has no id' if ids else 'has no rows'}.")
     repeated = sorted(table["id"][table["id"].duplicated()].unique())
     if repeated:
-        raise DataError(f"{path}: {_listed(repeated)} more than once.")
+        raise DataError(f"{path}: {_shorten(repeated)} appears more than once.")
     return ids
 
 
-def _listed(names: Sequence[str]) -> str:
-    """The first few names and how many more: `id a, b, c and 7 more`."""
+def _shorten(names: Sequence[str]) -> str:
+    """Join the first three names, and count the rest: `a, b, c and 7 more`."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{', '.join(names[:3])}{more}"
 
 
-# --- where the pictures lie ---------------------------------------------------------------------
+# --- image folders ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class PictureFolder:
-    """PNG files by id, in a folder or in a zip's folder, and how to read one."""
+class ImageFolder:
+    """The PNG files of a folder, which may be inside a zip file."""
 
     where: str
     entries: dict[str, str]  # id -> file name
-    read: Callable[[str], bytes]  # by id
+    read: Callable[[str], bytes]  # id -> content of the file
 
-    def name(self, picture_id: str) -> str:
-        """The file's full name, for a message."""
-        return f"{self.where}/{self.entries.get(picture_id, picture_id + '.png')}"
+    def name(self, image_id: str) -> str:
+        """Return a file's full name for an error message."""
+        return f"{self.where}/{self.entries.get(image_id, image_id + '.png')}"
 
 
-def _open_folder(folder: Path) -> PictureFolder:
+def _open_folder(folder: Path) -> ImageFolder:
     paths = {path.stem: path for path in sorted(folder.glob("*.png")) if path.name[0] != "."}
-    entries = {picture_id: path.name for picture_id, path in paths.items()}
-    return PictureFolder(str(folder), entries, lambda picture_id: paths[picture_id].read_bytes())
+    entries = {image_id: path.name for image_id, path in paths.items()}
+    return ImageFolder(str(folder), entries, lambda image_id: paths[image_id].read_bytes())
 
 
-def _open_zip_folder(path: Path, folder: str) -> PictureFolder:
-    """The PNG files of one folder at the zip's root."""
+def _open_zip_folder(path: Path, folder: str) -> ImageFolder:
+    """Open a folder at the root of a zip file."""
     archive = _open_zip(path)
     entries: dict[str, str] = {}
     for name in archive.namelist():
@@ -214,12 +221,12 @@ def _open_zip_folder(path: Path, folder: str) -> PictureFolder:
         if str(entry.parent) != folder or entry.suffix != ".png" or entry.name[0] == ".":
             continue
         if entry.stem in entries:
-            raise DataError(f"{path}: holds {name} twice.")
+            raise DataError(f"{path}: contains {name} twice.")
         entries[entry.stem] = entry.name
-    return PictureFolder(
+    return ImageFolder(
         f"{path}/{folder}",
         entries,
-        lambda picture_id: archive.read(f"{folder}/{entries[picture_id]}"),
+        lambda image_id: archive.read(f"{folder}/{entries[image_id]}"),
     )
 
 
@@ -230,91 +237,94 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
         raise DataError(f"{path}: cannot be opened as a zip: {error}") from error
 
 
-def _locate(root: Path, side: str, kind: str) -> tuple[PictureFolder, bool]:
-    """Pictures of a side (train, test) and kind (images, masks); True if the sides share them."""
+def _find_images(root: Path, side: str, kind: str) -> tuple[ImageFolder, bool]:
+    """Find images or masks (`kind`) of train or test (`side`).
+
+    Also return whether train and test share the folder.
+    """
     if (root / f"{side}.zip").is_file():
         return _open_zip_folder(root / f"{side}.zip", kind), False
     for folder, shared in ((root / side / kind, False), (root / kind, True)):
         if folder.is_dir():
             return _open_folder(folder), shared
-    raise DataError(f"{root}: has neither {side}.zip nor a folder {side}/{kind} or {kind}.")
+    raise DataError(f"{root}: contains neither {side}.zip nor a folder {side}/{kind} or {kind}.")
 
 
 # --- reading and checking -----------------------------------------------------------------------
 
 
 def _read_labelled(root: Path, ids: Sequence[str], test_ids: set[str]) -> LabelledImages:
-    images, images_shared = _locate(root, "train", "images")
-    masks, _ = _locate(root, "train", "masks")
+    images, images_shared = _find_images(root, "train", "images")
+    masks, _ = _find_images(root, "train", "masks")
     image_ids = set(images.entries) - (test_ids if images_shared else set())
     _require(images, sorted(set(masks.entries) - image_ids), "mask without image")
     _require(masks, sorted(image_ids - set(masks.entries)), "image without mask")
     _require(images, [i for i in ids if i not in image_ids], "id of train.csv without image")
     return LabelledImages(
         tuple(ids),
-        _read_pictures(images, ids, _gray_image, "train images"),
-        _read_pictures(masks, ids, _binary_mask, "train masks"),
+        _read_images(images, ids, _to_gray_image, "train images"),
+        _read_images(masks, ids, _to_binary_mask, "train masks"),
     )
 
 
 def _read_test(root: Path, ids: Sequence[str]) -> TestImages:
-    images, _ = _locate(root, "test", "images")
+    images, _ = _find_images(root, "test", "images")
     missing = [i for i in ids if i not in images.entries]
     _require(images, missing, "id of sample_submission.csv without image")
-    return TestImages(tuple(ids), _read_pictures(images, ids, _gray_image, "test images"))
+    return TestImages(tuple(ids), _read_images(images, ids, _to_gray_image, "test images"))
 
 
-def _require(pictures: PictureFolder, missing: Sequence[str], fault: str) -> None:
+def _require(folder: ImageFolder, missing: Sequence[str], problem: str) -> None:
     if missing:
-        names = _listed([pictures.name(picture_id) for picture_id in missing])
-        raise DataError(f"{fault}: there is no {names}.")
+        names = _shorten([folder.name(image_id) for image_id in missing])
+        raise DataError(f"{problem}: there is no {names}.")
 
 
-def _read_pictures(
-    source: PictureFolder, ids: Sequence[str], convert: Callable[[Picture], Picture], title: str
-) -> Pictures:
-    """Every picture decoded, checked and converted: (N, 101, 101) of bytes."""
-    pictures = np.empty((len(ids), PICTURE_SIZE, PICTURE_SIZE), np.uint8)
-    for row, picture_id in enumerate(progress(ids, title)):
+def _read_images(
+    source: ImageFolder, ids: Sequence[str], convert: Callable[[Image], Image], title: str
+) -> Images:
+    """Read, check and convert the images of these ids, (N, 101, 101) bytes."""
+    images = np.empty((len(ids), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    for row, image_id in enumerate(progress(ids, title)):
         try:
-            pictures[row] = convert(_decode(source.read(picture_id)))
+            images[row] = convert(_decode(source.read(image_id)))
         except (ValueError, OSError, zipfile.BadZipFile, zlib.error, cv2.error) as error:
-            raise DataError(f"{source.name(picture_id)}: {error}") from error
-    return pictures
+            raise DataError(f"{source.name(image_id)}: {error}") from error
+    return images
 
 
 def _decode(content: bytes) -> npt.NDArray[Any]:
-    """The pixels as the file has them: masks are 16-bit, and 8 bits would still do for `> 0`."""
+    """Decode a PNG file without converting its pixels; the competition's masks have 16 bits."""
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
-        raise ValueError("corrupt, it cannot be decoded as a picture")
-    if pixels.shape[:2] != (PICTURE_SIZE, PICTURE_SIZE):
+        raise ValueError("is corrupt and cannot be decoded as an image")
+    if pixels.shape[:2] != (IMAGE_SIZE, IMAGE_SIZE):
         height, width = pixels.shape[:2]
-        raise ValueError(f"is {width}x{height} pixels, not {PICTURE_SIZE}x{PICTURE_SIZE}")
+        raise ValueError(f"is {width}x{height} pixels, not {IMAGE_SIZE}x{IMAGE_SIZE}")
     return pixels
 
 
-def _gray_image(pixels: npt.NDArray[Any]) -> Picture:
+def _to_gray_image(pixels: npt.NDArray[Any]) -> Image:
     if pixels.dtype != np.uint8:
-        raise ValueError(f"has {pixels.dtype} pixels; images have 8 bits")
-    return _one_channel(pixels)
+        raise ValueError(f"has {pixels.dtype} pixels, but images have 8 bits")
+    return _to_one_channel(pixels)
 
 
-def _binary_mask(pixels: npt.NDArray[Any]) -> Picture:
-    return (_one_channel(pixels) > 0).astype(np.uint8)
+def _to_binary_mask(pixels: npt.NDArray[Any]) -> Image:
+    return (_to_one_channel(pixels) > 0).astype(np.uint8)
 
 
-def _one_channel(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """(101, 101) of a picture whose channels are all the same."""
+def _to_one_channel(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return one channel (101, 101) of an image with equal channels."""
     if pixels.ndim == 2:
         return pixels
     if (pixels != pixels[..., :1]).any():
-        raise ValueError("has channels that differ; the competition's pictures are gray")
+        raise ValueError("has channels that differ, but the competition's images are gray")
     return pixels[..., 0]
 
 
-def coverage_classes(masks: Pictures) -> npt.NDArray[np.int64]:
-    """0 for an empty mask (N, 101, 101), else the tenth of the picture it covers, 1 to 10: (N,)."""
+def coverage_classes(masks: Images) -> npt.NDArray[np.int64]:
+    """Classify masks (N, 101, 101) by coverage: 0 if empty, otherwise the tenth, 1 to 10: (N,)."""
     covered = masks.mean(axis=(1, 2))
     classes: npt.NDArray[np.int64] = np.ceil(covered * 10).astype(np.int64)
     return classes
@@ -326,14 +336,17 @@ def coverage_classes(masks: Pictures) -> npt.NDArray[np.int64]:
 def split(
     labelled: LabelledImages, settings: Settings, fold: int | None = None
 ) -> tuple[LabelledImages, LabelledImages]:
-    """80% to train, 20% to validate: scikit-learn's split with seed 42 over the sorted ids.
+    """Split into training and validation images, independent of the run's seed.
 
-    With a fold (from 1) that part of `settings.folds` validates, and each has about the same share
-    of every coverage. The split does not move with the run's seed. The limits then take the first
-    rows of each side; without folds these come in a random order.
+    Without a fold, scikit-learn splits the sorted ids 80:20 with seed 42, in random order. With a
+    fold (from 1), that part of `settings.folds` is for validation, stratified by coverage. Then
+    `limit_train` and `limit_val` keep the first rows of each part.
+
+    Raises:
+        DataError: there are too few images.
     """
     if len(labelled) < 4:
-        raise DataError(f"train.csv: {len(labelled)} images are too few to split; 4 are needed.")
+        raise DataError(f"train.csv: {len(labelled)} images are too few to split. Provide 4.")
     if fold is None:
         train, validation = train_test_split(
             range(len(labelled)), test_size=VALIDATION_SHARE, random_state=SPLIT_SEED
@@ -341,23 +354,23 @@ def split(
     else:
         folds = StratifiedKFold(settings.folds, shuffle=True, random_state=SPLIT_SEED)
         with warnings.catch_warnings():
-            # A class smaller than the number of folds is not a fault here.
+            # A class with fewer images than folds is allowed.
             warnings.filterwarnings("ignore", "The least populated class", UserWarning)
             try:
                 parts = list(folds.split(labelled.images, coverage_classes(labelled.masks)))
-            except ValueError as error:  # scikit-learn's words: no class has an image for each
+            except ValueError as error:  # no class has enough images; scikit-learn explains it
                 raise DataError(f"train.csv: too few images for the folds. {error}") from error
         train, validation = (rows.tolist() for rows in parts[fold - 1])
     return (
-        labelled.taken(train[: settings.limit_train]),
-        labelled.taken(validation[: settings.limit_val]),
+        labelled.subset(train[: settings.limit_train]),
+        labelled.subset(validation[: settings.limit_val]),
     )
 
 
 class ImageDataset(Dataset[Tensor]):
-    """Images alone, at the network's size."""
+    """Images without masks, at the network's input size."""
 
-    def __init__(self, images: Pictures, size: int) -> None:
+    def __init__(self, images: Images, size: int) -> None:
         self.images = images
         self.transform = evaluation_transform(size)
 
@@ -365,11 +378,11 @@ class ImageDataset(Dataset[Tensor]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        return applied_to_image(self.transform, self.images[index])
+        return apply_to_image(self.transform, self.images[index])
 
 
 class EvaluationDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Images and masks as they are, at the network's size."""
+    """Images and masks without augmentation, at the network's input size."""
 
     def __init__(self, labelled: LabelledImages, size: int) -> None:
         self.labelled = labelled
@@ -379,11 +392,13 @@ class EvaluationDataset(Dataset[tuple[Tensor, Tensor]]):
         return len(self.labelled)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return applied(self.transform, self.labelled.images[index], self.labelled.masks[index])
+        return apply_to_pair(
+            self.transform, self.labelled.images[index], self.labelled.masks[index]
+        )
 
 
 class TrainingDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Augmented images and masks. Its index is a pair that `ShuffledDraws` makes."""
+    """Augmented images and masks. The index is a pair (row, seed) from `ShuffleSampler`."""
 
     def __init__(self, labelled: LabelledImages, size: int) -> None:
         self.labelled = labelled
@@ -395,76 +410,84 @@ class TrainingDataset(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, Tensor]:
         index, seed = draw
         image, mask = self.labelled.images[index], self.labelled.masks[index]
-        return augmented(self.transform, image, mask, seed)
+        return augment(self.transform, image, mask, seed)
 
 
-class ShuffledDraws(Sampler[tuple[int, int]]):
-    """Every index once an epoch, in random order, each with the seed of its augmentation.
+class ShuffleSampler(Sampler[tuple[int, int]]):
+    """Yields every row once per epoch in random order, each with a seed for its augmentation.
 
-    Drawn in the main process, so a batch is the same however many workers there are.
+    The main process draws the seeds, so batches do not depend on the number of workers.
     """
 
-    def __init__(self, length: int, seed: int, batch_size: int, team: Team) -> None:
-        self.length, self.batch_size, self.team = length, batch_size, team
+    def __init__(
+        self, length: int, seed: int, batch_size: int, context: DistributedContext
+    ) -> None:
+        self.length, self.batch_size, self.context = length, batch_size, context
         self.generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
-        return len(self.team.share(torch.arange(self.length), self.batch_size, fill=False))
+        return len(self.context.shard(torch.arange(self.length), self.batch_size, fill=False))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = torch.randperm(self.length, generator=self.generator)
         seeds = torch.randint(2**62, (self.length,), generator=self.generator)
         draws = torch.stack([order, seeds], dim=1)
-        return iter(self.team.share(draws, self.batch_size, fill=False).tolist())
+        return iter(self.context.shard(draws, self.batch_size, fill=False).tolist())
 
 
-def training_loader(labelled: LabelledImages, settings: Settings, team: Team = ALONE) -> Pairs:
-    """Shuffled and augmented batches, the same in every run with the same seed."""
+def training_loader(
+    labelled: LabelledImages, settings: Settings, context: DistributedContext = SINGLE_PROCESS
+) -> PairLoader:
+    """Return shuffled and augmented batches; equal seeds give equal batches."""
     dataset = TrainingDataset(labelled, settings.image_size)
-    # A last batch of a single image has no variance for batch normalisation to divide by.
-    lonely = len(dataset) % settings.batch_size == 1
-    draws = ShuffledDraws(len(dataset), settings.seed, settings.batch_size, team)
-    return _loader(dataset, settings, team, sampler=draws, drop_last=lonely)
+    # Batch normalization may not be able to compute a variance from a last batch of one image.
+    single = len(dataset) % settings.batch_size == 1
+    draws = ShuffleSampler(len(dataset), settings.seed, settings.batch_size, context)
+    return _loader(dataset, settings, context, sampler=draws, drop_last=single)
 
 
-def evaluation_loader(labelled: LabelledImages, settings: Settings, team: Team = ALONE) -> Pairs:
-    """Batches in the order of the rows, unaugmented."""
+def evaluation_loader(
+    labelled: LabelledImages, settings: Settings, context: DistributedContext = SINGLE_PROCESS
+) -> PairLoader:
+    """Return batches without augmentation, in the order of the rows."""
     dataset = EvaluationDataset(labelled, settings.image_size)
-    rows = team.share(torch.arange(len(dataset)), settings.batch_size, fill=True)
-    return _loader(dataset, settings, team, sampler=rows.tolist())
+    rows = context.shard(torch.arange(len(dataset)), settings.batch_size, fill=True)
+    return _loader(dataset, settings, context, sampler=rows.tolist())
 
 
-def image_loader(images: Pictures, settings: Settings) -> DataLoader[Tensor]:
-    """Batches of images (B, 3, S, S) in the order of the rows, made in this process.
+def image_loader(images: Images, settings: Settings) -> DataLoader[Tensor]:
+    """Return batches of images (B, 3, S, S) in order, without worker processes.
 
-    To resize and normalise takes far less than the network does, and a worker that dies would take
-    a trained run's submission along.
+    Resizing and normalizing takes far less time than the network, and without workers none can die
+    between training and the submission.
     """
-    alone = replace(settings, num_workers=0)
-    return _loader(ImageDataset(images, settings.image_size), alone, ALONE)
+    without_workers = replace(settings, num_workers=0)
+    return _loader(ImageDataset(images, settings.image_size), without_workers, SINGLE_PROCESS)
 
 
-def _loader(dataset: Dataset[T], settings: Settings, team: Team, **options: Any) -> DataLoader[T]:
+def _loader(
+    dataset: Dataset[T], settings: Settings, context: DistributedContext, **options: Any
+) -> DataLoader[T]:
     return DataLoader(
         dataset,
-        batch_size=settings.batch_size // team.size,
+        batch_size=settings.batch_size // context.world_size,
         num_workers=settings.num_workers,
         persistent_workers=settings.num_workers > 0,
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
-        # Its own generator, so that making batches takes nothing from the global random state.
+        # Its own generator, so that making batches does not change the global random state.
         generator=torch.Generator().manual_seed(settings.seed),
         **options,
     )
 
 
-def is_dead_worker(error: Exception) -> bool:
-    """Whether a process of a loader is gone: noticed by PyTorch, or met while it hands over."""
+def is_worker_failure(error: Exception) -> bool:
+    """Whether a worker process of a data loader ended; a broken connection is also a sign of it."""
     return isinstance(error, ConnectionError | EOFError) or "DataLoader worker" in str(error)
 
 
 def _start_worker(_worker_id: int) -> None:
-    """Workers are the parallelism: OpenCV's own threads inside each would only compete."""
+    """Turn off OpenCV's threads: the workers already use all cores."""
     cv2.setNumThreads(0)
 
 
@@ -472,11 +495,11 @@ def _start_worker(_worker_id: int) -> None:
 
 
 class DeviceBatches:
-    """Batches of images (B, 3, S, S) and masks (B, 1, S, S) from bytes that lie on the device.
+    """Batches of images (B, 3, S, S) and masks (B, 1, S, S), made on the device.
 
-    The data set is brought to the network's size and copied there once: 4,000 pairs of 128x128
-    take 131 MB. An epoch's order and random numbers are drawn together on the CPU, so they do not
-    depend on the device, and nothing within the epoch waits for it.
+    The data set is resized and copied to the device once, as bytes: 4,000 pairs of 128x128 take
+    131 MB. Order and random numbers of an epoch are drawn on the CPU at its start, so they do not
+    depend on the device, and the epoch does not wait for further copies.
     """
 
     def __init__(
@@ -484,15 +507,15 @@ class DeviceBatches:
         labelled: LabelledImages,
         settings: Settings,
         compute: Compute,
-        team: Team,
+        context: DistributedContext,
         augmentation: str | None = None,
     ) -> None:
-        size, fit = settings.image_size, settings.training.fit
-        images = fitted(labelled.images, size, fit)
-        masks = fitted(labelled.masks, size, fit, nearest=True)
+        size, fit = settings.image_size, settings.resolved_recipe.fit
+        images = resize_to_input(labelled.images, size, fit)
+        masks = resize_to_input(labelled.masks, size, fit, nearest=True)
         self.images = torch.from_numpy(images).to(compute.device)
         self.masks = torch.from_numpy(masks).to(compute.device)
-        self.batch_size, self.team = settings.batch_size, team
+        self.batch_size, self.context = settings.batch_size, context
         self.augmentation = augmentation
         self.generator = torch.Generator().manual_seed(settings.seed)
 
@@ -501,28 +524,31 @@ class DeviceBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self.augmentation is None:
-            for rows in self._shares(torch.arange(self._count()), fill=True):
+            for rows in self._shards(torch.arange(self._count()), fill=True):
                 yield self._batch(self.images[rows].float(), self.masks[rows].float())
             return
         order = torch.randperm(len(self.images), generator=self.generator)[: self._count()]
         draws = torch.rand((len(self.images), DRAWS), generator=self.generator)
         draws = draws.to(self.images.device)
-        for rows in self._shares(order, fill=False):
-            both = augmented_batch(
+        for rows in self._shards(order, fill=False):
+            both = augment_batch(
                 self.images[rows], self.masks[rows], draws[rows], self.augmentation
             )
             yield self._batch(both[:, 0], both[:, 1])
 
-    def _shares(self, rows: Tensor, fill: bool) -> Sequence[Tensor]:
-        """This process's rows of each batch, on the device."""
-        mine = self.team.share(rows, self.batch_size, fill).to(self.images.device)
-        return torch.split(mine, self.batch_size // self.team.size)
+    def _shards(self, rows: Tensor, fill: bool) -> Sequence[Tensor]:
+        """Return this process's rows of each batch, on the device."""
+        shard = self.context.shard(rows, self.batch_size, fill).to(self.images.device)
+        return torch.split(shard, self.batch_size // self.context.world_size)
 
     def _batch(self, pixels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        inputs = normalised(pixels).contiguous(memory_format=torch.channels_last)
+        inputs = normalize(pixels).contiguous(memory_format=torch.channels_last)
         return inputs, masks[:, None]
 
     def _count(self) -> int:
-        """Images of an epoch; a lonely last one has no variance to be normalised by."""
-        lonely = self.augmentation is not None and len(self.images) % self.batch_size == 1
-        return len(self.images) - lonely
+        """Return the images per epoch. Training leaves out a last batch of one image.
+
+        Batch normalization may not be able to compute a variance from it.
+        """
+        single = self.augmentation is not None and len(self.images) % self.batch_size == 1
+        return len(self.images) - single

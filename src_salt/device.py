@@ -1,4 +1,4 @@
-"""What computes: the device, its number format, and this process among several."""
+"""Device, dtype, and the processes of distributed training."""
 
 from __future__ import annotations
 
@@ -12,135 +12,139 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.distributed.nn.functional import all_gather as gather_with_gradients
-from torch.distributed.nn.functional import all_reduce as sum_with_gradients
+from torch.distributed.nn.functional import all_gather as all_gather_with_gradients
+from torch.distributed.nn.functional import all_reduce as all_reduce_with_gradients
 
 T = TypeVar("T")
 
 FAST_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
-"""Of the processors that multiply in bfloat16; the others imitate it, some fifteen times slower."""
+"""CPUs with one of these compute in bfloat16. Others emulate it, about fifteen times slower."""
 
 
 @dataclass(frozen=True)
-class Team:
-    """This process among those that train one network together; alone by default."""
+class DistributedContext:
+    """This process among the processes that train one network; by default there is only one."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
 
     @classmethod
-    def joined(cls) -> Team:
-        """The team that torchrun started this process in."""
+    def from_torchrun(cls) -> DistributedContext:
+        """Join the process group that torchrun started this process in."""
         if not distributed.is_initialized():
             distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         return cls(distributed.get_rank(), distributed.get_world_size())
 
     @property
-    def leads(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and prints events."""
         return self.rank == 0
 
-    def share(self, rows: Tensor, batch_size: int, fill: bool) -> Tensor:
-        """This process's rows, such that the team's batches are those of one process.
+    def shard(self, rows: Tensor, batch_size: int, fill: bool) -> Tensor:
+        """Return this process's part of each batch of `rows`.
 
-        Every process needs as many: a last batch that does not divide is filled up with its last
-        row, or else cut.
+        Together the processes get the same batches as a single process would. All get the same
+        number of rows: if the last batch cannot be split evenly, it repeats its last row (`fill`)
+        or loses the remainder.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return rows
-        mine = []
+        shards = []
         for batch in torch.split(rows, batch_size):
-            spare = len(batch) % self.size
-            if spare and fill:
-                batch = torch.cat([batch, batch[-1:].expand(self.size - spare)])
-            elif spare:
-                batch = batch[: len(batch) - spare]
-            mine.append(batch[self.rank :: self.size])
-        return torch.cat(mine)
+            remainder = len(batch) % self.world_size
+            if remainder and fill:
+                batch = torch.cat([batch, batch[-1:].expand(self.world_size - remainder)])
+            elif remainder:
+                batch = batch[: len(batch) - remainder]
+            shards.append(batch[self.rank :: self.world_size])
+        return torch.cat(shards)
 
-    def gathered(self, values: Tensor) -> Tensor:
-        """The whole batch of what each process has a `share` of, in its order, with gradients.
+    def all_gather(self, values: Tensor) -> Tensor:
+        """Return the whole batch, in its order and with gradients, from every process's shard.
 
-        Each process then computes the same loss of the whole batch. The gradients that flow back
-        here are the sum over the team, which the mean that DistributedDataParallel takes undoes.
+        Each process then computes the loss of the whole batch. The backward pass sums the
+        gradients of all processes here; DistributedDataParallel's mean cancels that sum.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return values
-        parts = gather_with_gradients(values.contiguous())  # type: ignore[no-untyped-call]
+        parts = all_gather_with_gradients(values.contiguous())  # type: ignore[no-untyped-call]
         return torch.stack(list(parts), dim=1).flatten(0, 1)
 
-    def agreed(self, answer: T) -> T:
-        """The leader's answer, in every process."""
-        if self.size == 1:
-            return answer
-        answers = [answer]
-        distributed.broadcast_object_list(answers, src=0)
-        return answers[0]
+    def broadcast(self, value: T) -> T:
+        """Return the main process's value in every process."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, src=0)
+        return values[0]
 
 
-ALONE = Team()
+SINGLE_PROCESS = DistributedContext()
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and in which number format a network runs."""
+    """The device and the dtype that a network runs with."""
 
     device: torch.device
-    number_format: torch.dtype
-    """Of convolutions; losses, normalisation and weights stay float32."""
+    dtype: torch.dtype
+    """Of convolutions. Losses, normalization and weights stay float32."""
 
     channels_last: bool
 
     def place(self, model: nn.Module) -> nn.Module:
-        """The model on the device, its convolutions' weights laid out for it."""
+        """Move a model to the device, with the memory format that its convolutions need."""
         model = model.to(self.device)
         if self.channels_last:
-            # torch annotates the overload with memory_format alone as untyped.
+            # PyTorch annotates the overload with memory_format alone as untyped.
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Half precision for what is computed inside, where there is any."""
-        half = self.number_format != torch.float32
-        # Of float32 torch would warn, even where nothing is to be done.
+        """Return a context that computes in half precision, if the dtype is one."""
+        half = self.dtype != torch.float32
+        # PyTorch warns about float32 here, even with enabled=False.
         return torch.autocast(
-            self.device.type, self.number_format if half else torch.bfloat16, enabled=half
+            self.device.type, self.dtype if half else torch.bfloat16, enabled=half
         )
 
     def scaler(self) -> GradScaler:
-        """float16 loses small gradients unless the loss is scaled; disabled it does nothing."""
-        return GradScaler(self.device.type, enabled=self.number_format == torch.float16)
+        """Return a gradient scaler: without it, float16 loses small gradients.
+
+        For other dtypes it is disabled and does nothing.
+        """
+        return GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
 
 def pick_device() -> torch.device:
-    """CUDA where there is one."""
+    """Return CUDA if it is available, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def pick_compute(on_device: bool, team: Team = ALONE) -> Compute:
-    """float32 for the seed's path, else the narrowest format that this device computes fast.
+def pick_compute(on_device: bool, context: DistributedContext = SINGLE_PROCESS) -> Compute:
+    """Return float32 for the baseline, otherwise the narrowest dtype that is fast here.
 
-    The processes of a team each have a GPU of their own, in the order of their ranks.
+    With several processes, rank N uses GPU N.
     """
     device = pick_device()
-    if device.type == "cuda" and team.size > 1:
-        device = torch.device("cuda", team.rank % torch.cuda.device_count())
+    if device.type == "cuda" and context.world_size > 1:
+        device = torch.device("cuda", context.rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     if not on_device:
         return Compute(device, torch.float32, channels_last=False)
-    return Compute(device, _number_format(device), channels_last=True)
+    return Compute(device, _fast_dtype(device), channels_last=True)
 
 
-def _number_format(device: torch.device) -> torch.dtype:
+def _fast_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
-        # A T4 imitates bfloat16: that is slow, so it is not counted.
+        # A T4 only emulates bfloat16, which is slow.
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float16
     return torch.bfloat16 if cpu_flags() & FAST_CPU_FLAGS else torch.float32
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
-    """The processor's abilities as Linux names them; nothing where there is no such file."""
+    """Return the CPU's feature flags as Linux names them; an empty set on other systems."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -148,73 +152,84 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
     return {word for line in lines if line.startswith("flags") for word in line.split()[2:]}
 
 
-def synchronised(model: nn.Module, team: Team) -> nn.Module:
-    """The model with batch normalisation over the whole team's batch."""
-    if team.size == 1:
+def sync_batch_norm(model: nn.Module, context: DistributedContext) -> nn.Module:
+    """Make batch normalization use the statistics of the whole batch of all processes."""
+    if context.world_size == 1:
         return model
     if torch.cuda.is_available():
         convert = nn.SyncBatchNorm.convert_sync_batchnorm
         converted: nn.Module = convert(model)  # type: ignore[no-untyped-call]
         return converted
-    for parent in model.modules():
-        for child in parent.children():
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
             if type(child) is nn.BatchNorm2d:
-                child.__class__ = _TeamBatchNorm2d
+                setattr(parent, name, _CpuSyncBatchNorm2d.from_batch_norm(child))
     return model
 
 
-class _TeamBatchNorm2d(nn.BatchNorm2d):
-    """PyTorch's SyncBatchNorm has no CPU form; a rehearsal of a team needs one."""
+class _CpuSyncBatchNorm2d(nn.BatchNorm2d):
+    """A synchronized batch normalization for the CPU, where PyTorch's own does not work."""
+
+    @classmethod
+    def from_batch_norm(cls, source: nn.BatchNorm2d) -> _CpuSyncBatchNorm2d:
+        """Take over the parameters and running statistics of a layer."""
+        layer = cls(source.num_features, source.eps, source.momentum)
+        layer.weight, layer.bias = source.weight, source.bias
+        layer.running_mean, layer.running_var = source.running_mean, source.running_var
+        layer.num_batches_tracked = source.num_batches_tracked
+        layer.train(source.training)
+        return layer
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape."""
+        """Normalize (B, C, H, W); the shape stays."""
         if not self.training:
             return super().forward(features)
-        tracked, mean_so_far, variance_so_far = (
+        tracked, running_mean, running_var = (
             self.num_batches_tracked,
             self.running_mean,
             self.running_var,
         )
         assert tracked is not None
-        assert mean_so_far is not None
-        assert variance_so_far is not None
+        assert running_mean is not None
+        assert running_var is not None
         assert self.momentum is not None
-        number_format, features = features.dtype, features.float()
+        dtype, features = features.dtype, features.float()
         count = features.numel() / features.shape[1] * distributed.get_world_size()
-        mean = _team_sum(features.sum((0, 2, 3))) / count
-        centred = features - mean[:, None, None]
-        variance = _team_sum(centred.square().sum((0, 2, 3))) / count
+        mean = _sum_over_processes(features.sum((0, 2, 3))) / count
+        centered = features - mean[:, None, None]
+        variance = _sum_over_processes(centered.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             tracked.add_(1)
-            mean_so_far.lerp_(mean, self.momentum)
-            variance_so_far.lerp_(variance * count / (count - 1), self.momentum)
+            running_mean.lerp_(mean, self.momentum)
+            running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = torch.rsqrt(variance + self.eps) * self.weight
-        result = centred * scale[:, None, None] + self.bias[:, None, None]
-        return result.to(number_format)
+        result = centered * scale[:, None, None] + self.bias[:, None, None]
+        return result.to(dtype)
 
 
-def _team_sum(values: Tensor) -> Tensor:
-    total: Tensor = sum_with_gradients(values)  # type: ignore[no-untyped-call]
+def _sum_over_processes(values: Tensor) -> Tensor:
+    total: Tensor = all_reduce_with_gradients(values)  # type: ignore[no-untyped-call]
     return total
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether it is that of an allocator, of a GPU or of a CPU."""
+    """Whether the memory of a GPU or of the machine was too small."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def seed_everything(seed: int, device: torch.device, exact: bool = True) -> None:
-    """Make what follows repeat itself: bit for bit on a CPU, closely on CUDA.
+def seed_everything(seed: int, device: torch.device, deterministic: bool = True) -> None:
+    """Seed every random generator: results repeat bit for bit on a CPU, and closely on CUDA.
 
     On CUDA the backward pass of bilinear upsampling adds in an arbitrary order. Its deterministic
-    form is several times slower, so strictness stays a matter of the CPU. Without `exact` CUDA may
-    also try which convolution is the fastest, and take another one in another run.
+    form is several times slower, so only the CPU uses deterministic algorithms. If
+    `deterministic` is false, CUDA may also benchmark its convolution algorithms and choose
+    different ones in different runs.
     """
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    torch.backends.cudnn.deterministic = exact
-    torch.backends.cudnn.benchmark = not exact
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
     torch.use_deterministic_algorithms(device.type == "cpu")
-    # Memory that nobody reads before writing it need not be filled: 4% of a step on a CPU.
+    # Filling uninitialized memory takes 4% of a step on a CPU, and no code reads that memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -1,8 +1,7 @@
-"""The grid of experiments: run, skip what is done, name the best."""
+"""The experiments of a run: train or reuse each one, and select the best."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,11 +10,11 @@ from typing import Any
 
 from src_salt import __version__
 from src_salt.budget import Budget
-from src_salt.checkpoint import changes
+from src_salt.checkpoint import current_fingerprint, describe_changes
 from src_salt.config import Experiment, Settings
 from src_salt.data import LabelledImages, split
-from src_salt.launch import launched
-from src_salt.outputs import Outputs, emit, sha256_of, write_json
+from src_salt.launch import train_distributed
+from src_salt.outputs import Outputs, emit, read_json, sha256_of_file, write_json
 from src_salt.train import (
     Epoch,
     Outcome,
@@ -34,10 +33,10 @@ class Result:
     experiment: Experiment
     history: tuple[Epoch, ...]
     selected_by: str = "val_iou"
-    """The field of `Epoch` whose highest value names the best one."""
+    """The field of `Epoch` whose highest value chooses the best epoch."""
 
     ended: str = ""
-    """Why it ended before its last epoch; empty if it is complete."""
+    """Why training stopped before the last epoch; empty if it is complete."""
 
     @property
     def best(self) -> Epoch:
@@ -46,63 +45,66 @@ class Result:
 
     @property
     def value(self) -> float:
-        """What the experiments are compared by, of the best epoch."""
+        """The value of the best epoch that experiments are compared by."""
         return float(getattr(self.best, self.selected_by))
 
 
 def run_experiments(
     settings: Settings, labelled: LabelledImages, outputs: Outputs, budget: Budget | None = None
 ) -> list[Result]:
-    """Every chosen experiment in its order, trained now or found complete from an earlier run.
+    """Train every planned experiment in order, or reuse its complete result of an earlier run.
 
-    Those for which the time does not suffice are left out, and one that breaks down later than in
-    its first epoch is taken as far as it came. TrainingError if none came to anything.
+    Experiments for which there is no time are skipped. One that fails after its first epoch is
+    kept with the epochs it has.
+
+    Raises:
+        TrainingError: no experiment has a result.
     """
     budget = budget or Budget()
     results: list[Result] = []
-    faults: list[str] = []
-    left_out: list[str] = []
-    for experiment in settings.chosen:
-        may_train = not results or budget.allows_an_epoch()
+    errors: list[str] = []
+    skipped: list[str] = []
+    for experiment in settings.planned_experiments:
+        may_train = not results or budget.allows_epoch()
         try:
-            result = _run_or_skip(experiment, settings, labelled, outputs, budget, may_train)
+            result = _train_or_reuse(experiment, settings, labelled, outputs, budget, may_train)
         except TrainingError as error:
-            faults.append(str(error))
+            errors.append(str(error))
             emit("failed", experiment=experiment.name, message=str(error))
             continue
         if result is None:
-            left_out.append(experiment.name)
+            skipped.append(experiment.name)
         else:
             results.append(result)
-    if left_out:
-        emit("out_of_time", experiments=left_out)
+    if skipped:
+        emit("out_of_time", experiments=skipped)
     if not results:
-        raise TrainingError(" ".join(faults))
+        raise TrainingError(" ".join(errors))
     return results
 
 
-def best_of(results: Sequence[Result]) -> list[Result]:
-    """The experiment with the highest validation value, all its folds; the first of several.
+def select_best(results: Sequence[Result]) -> list[Result]:
+    """Return all folds of the experiment with the highest validation value; the first of equals.
 
-    Of its folds those that are complete, where there are any: one that time has cut would spoil
-    the mean.
+    Folds that stopped early are left out if the experiment has complete ones, since they would
+    lower the mean.
     """
     groups = [
-        [result for result in group if not result.ended] or group for group in grouped(results)
+        [result for result in group if not result.ended] or group for group in group_folds(results)
     ]
-    # Where time ran out, one lucky fold must not win against five.
+    # The number of folds comes first: one lucky fold must not win against five.
     return max(groups, key=lambda group: (len(group), fmean(result.value for result in group)))
 
 
-def grouped(results: Sequence[Result]) -> list[list[Result]]:
-    """The folds of each experiment together, in the order of the run."""
+def group_folds(results: Sequence[Result]) -> list[list[Result]]:
+    """Group results by experiment, in the order of the run."""
     groups: dict[str, list[Result]] = {}
     for result in results:
-        groups.setdefault(result.experiment.grid_name, []).append(result)
+        groups.setdefault(result.experiment.base_name, []).append(result)
     return list(groups.values())
 
 
-def _run_or_skip(
+def _train_or_reuse(
     experiment: Experiment,
     settings: Settings,
     labelled: LabelledImages,
@@ -110,22 +112,25 @@ def _run_or_skip(
     budget: Budget,
     may_train: bool,
 ) -> Result | None:
-    """None where there is nothing of an earlier run, and no time."""
+    """Return None if there is neither an earlier result nor time to train."""
     started = time.monotonic()
     train, validation = split(labelled, settings, experiment.fold)
-    made_by = _made_by(settings, train, validation)
-    result, reason = _finished(experiment, made_by, outputs)
-    skipped = result is not None
+    fingerprint = _fingerprint(settings, train, validation)
+    result, reason = _load_finished(experiment, fingerprint, outputs)
+    reused = result is not None
     if result is None:
         if not may_train:
             return None
         if reason:
             emit("retrain", experiment=experiment.name, reason=reason)
-        # Gone before the weights are overwritten: an old record must never vouch for new weights.
+        # Before the weights are overwritten: an old record must not describe new weights.
         outputs.history(experiment.name).unlink(missing_ok=True)
-        outcome = _trained(experiment, settings, train, validation, outputs, made_by, budget)
-        result = Result(experiment, outcome.history, settings.training.select_by, outcome.ended)
-        _record(result, made_by, outputs)
+        outcome = _train_with_retries(
+            experiment, settings, train, validation, outputs, fingerprint, budget
+        )
+        select_by = settings.resolved_recipe.select_by
+        result = Result(experiment, outcome.history, select_by, outcome.ended)
+        _write_record(result, fingerprint, outputs)
     emit(
         "experiment",
         experiment=experiment.name,
@@ -133,44 +138,47 @@ def _run_or_skip(
         best_val_score=result.best.val_score,
         best_epoch=result.best.epoch,
         seconds=round(time.monotonic() - started, 2),
-        skipped=skipped,
+        skipped=reused,
         ended=result.ended,
     )
     return result
 
 
-def _trained(
+def _train_with_retries(
     experiment: Experiment,
     settings: Settings,
     train: LabelledImages,
     validation: LabelledImages,
     outputs: Outputs,
-    made_by: dict[str, Any],
+    fingerprint: dict[str, Any],
     budget: Budget,
 ) -> Outcome:
-    """Train, and begin again at the last checkpoint where memory or a worker gives out."""
-    parts = 1
+    """Train, and continue from the last checkpoint when memory runs out or a worker dies."""
+    accumulation_steps = 1
     while True:
         try:
             if settings.processes > 1:
-                return launched(experiment, settings, outputs, made_by, budget, parts)
+                return train_distributed(
+                    experiment, settings, outputs, fingerprint, budget, accumulation_steps
+                )
             return train_experiment(
-                experiment, settings, train, validation, outputs, made_by, budget, parts
+                *(experiment, settings, train, validation, outputs),
+                *(fingerprint, budget, accumulation_steps),
             )
         except OutOfMemory as error:
-            parts *= 2
-            # A piece of one image alone has no variance for batch normalisation to divide by.
-            if settings.batch_size // settings.processes < 2 * parts:
+            accumulation_steps *= 2
+            # Batch normalization may not be able to compute a variance from a single image.
+            if settings.batch_size // settings.processes < 2 * accumulation_steps:
                 raise TrainingError(
-                    f"{experiment.name}: out of memory with two images at once ({error}). "
-                    "A smaller image_size or backbone needs less."
+                    f"{experiment.name}: out of memory even with two images at once ({error}). "
+                    "A smaller image_size or backbone needs less memory."
                 ) from error
             emit(
                 "out_of_memory",
                 experiment=experiment.name,
                 message=str(error),
-                images_at_once=settings.batch_size // parts,
-                accumulated=parts,
+                images_at_once=settings.batch_size // accumulation_steps,
+                accumulated=accumulation_steps,
             )
         except WorkerDied as error:
             if settings.num_workers == 0:
@@ -179,15 +187,15 @@ def _trained(
             settings = replace(settings, num_workers=0)  # the batches stay the same
 
 
-def _made_by(
+def _fingerprint(
     settings: Settings, train: LabelledImages, validation: LabelledImages
 ) -> dict[str, Any]:
-    """What decides a result: the settings, the pictures and this package's version."""
+    """Return everything that affects a result: settings, images and the package's version."""
     data = {"train_data": train.fingerprint(), "val_data": validation.fingerprint()}
-    return settings.decisive() | data | {"version": __version__}
+    return settings.fingerprint_fields() | data | {"version": __version__}
 
 
-def _record(result: Result, made_by: dict[str, Any], outputs: Outputs) -> None:
+def _write_record(result: Result, fingerprint: dict[str, Any], outputs: Outputs) -> None:
     name = result.experiment.name
     record = {
         "experiment": name,
@@ -197,8 +205,8 @@ def _record(result: Result, made_by: dict[str, Any], outputs: Outputs) -> None:
         "best_epoch": result.best.epoch,
         "ended": result.ended,
         "weights": outputs.weights(name).name,
-        "weights_sha256": sha256_of(outputs.weights(name)),
-        "recipe": made_by,
+        "weights_sha256": sha256_of_file(outputs.weights(name)),
+        "recipe": fingerprint,
         "history": [asdict(epoch) for epoch in result.history],
     }
     write_json(outputs.history(name), record)
@@ -206,23 +214,29 @@ def _record(result: Result, made_by: dict[str, Any], outputs: Outputs) -> None:
         outputs.checkpoint(name).unlink(missing_ok=True)
 
 
-def _finished(
-    experiment: Experiment, made_by: dict[str, Any], outputs: Outputs
+def _load_finished(
+    experiment: Experiment, fingerprint: dict[str, Any], outputs: Outputs
 ) -> tuple[Result | None, str]:
-    """The result of an earlier run, or None and why it cannot be used ('' if there is none)."""
+    """Return the result of an earlier run, or None and why it cannot be used.
+
+    The reason is empty if there is no earlier run. A record with old names is written again.
+    """
     path = outputs.history(experiment.name)
     if not path.exists():
         return None, ""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        changed = changes(record["recipe"], made_by)
-        if changed:
-            return None, f"differs from the earlier run: {changed}"
-        if sha256_of(outputs.weights(experiment.name)) != record["weights_sha256"]:
+        record = read_json(path)
+        changes = describe_changes(current_fingerprint(record["recipe"]), fingerprint)
+        if changes:
+            return None, f"differs from the earlier run: {changes}"
+        if sha256_of_file(outputs.weights(experiment.name)) != record["weights_sha256"]:
             return None, "the weights are not those of the earlier run"
         history = tuple(Epoch(**epoch) for epoch in record["history"])
         if record["ended"]:
             return None, f"the earlier run ended early: {record['ended']}"
-        return Result(experiment, history, record["selected_by"]), ""
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        result = Result(experiment, history, record["selected_by"])
+        if record["experiment"] != experiment.name or record["recipe"] != fingerprint:
+            _write_record(result, fingerprint, outputs)
+        return result, ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return None, f"the earlier run cannot be used: {error!r}"

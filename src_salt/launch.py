@@ -1,15 +1,15 @@
-"""One experiment by several processes, started by torchrun: one for each GPU.
+"""Distributed training of one experiment: torchrun starts a process for each GPU.
 
     python -m torch.distributed.run --standalone --nproc-per-node 2 -m src_salt.launch JOB
 
-`launched` writes the job, starts the command above and reads the outcome. Each process reads the
-competition anew and trains its share of every batch (see `device.Team`); the first of them writes
-weights and checkpoint, and its lines appear in this process's output.
+`train_distributed` writes the job file, starts this command and reads the outcome. Each process
+reads the competition's data itself and trains on its shard of every batch (see
+`device.DistributedContext`). The main process writes weights and checkpoint; its events appear in
+the output of the process that called `train_distributed`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -24,56 +24,59 @@ from torch import distributed
 from src_salt.budget import Budget
 from src_salt.config import Experiment, Settings
 from src_salt.data import load_labelled, split
-from src_salt.device import Team
-from src_salt.outputs import Outputs, write_json
+from src_salt.device import DistributedContext
+from src_salt.outputs import Outputs, read_json, write_json
 from src_salt.train import Epoch, Outcome, OutOfMemory, TrainingError, WorkerDied, train_experiment
 
-FAULTS = {fault.__name__: fault for fault in (TrainingError, OutOfMemory, WorkerDied)}
+ERRORS = {error.__name__: error for error in (TrainingError, OutOfMemory, WorkerDied)}
 
 
-def launched(
+def train_distributed(
     experiment: Experiment,
     settings: Settings,
     outputs: Outputs,
-    made_by: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
     budget: Budget,
-    parts: int,
+    accumulation_steps: int,
 ) -> Outcome:
-    """What `train_experiment` does, by `settings.processes` processes; it raises the same."""
+    """Do what `train_experiment` does with `settings.processes` processes; same exceptions."""
     job = outputs.root / "checkpoints" / f"{experiment.name}_job.json"
-    answer = job.with_name(f"{experiment.name}_outcome.json")
-    answer.unlink(missing_ok=True)
+    outcome = job.with_name(f"{experiment.name}_outcome.json")
+    outcome.unlink(missing_ok=True)
     write_json(
         job,
         {
-            "settings": _plain(settings),
+            "settings": _plain_values(settings),
             "experiment": [experiment.backbone, experiment.loss, experiment.fold],
-            "made_by": dict(made_by),
+            "fingerprint": dict(fingerprint),
             "budget": asdict(budget),
-            "parts": parts,
-            "answer": str(answer),
+            "accumulation_steps": accumulation_steps,
+            "outcome": str(outcome),
         },
     )
     try:
-        status = _torchrun(settings.processes, job)
-        if not answer.exists():
+        status = _run_torchrun(settings.processes, job)
+        if not outcome.exists():
             raise TrainingError(
-                f"{experiment.name}: torchrun ended with status {status} and without an outcome; "
-                "its own lines say why. With processes = 1 it is not needed."
+                f"{experiment.name}: torchrun ended with status {status} and wrote no outcome. "
+                "Its output above shows the reason. processes = 1 works without torchrun."
             )
-        return _outcome(json.loads(answer.read_text(encoding="utf-8")), budget)
+        return _parse_outcome(read_json(outcome), budget)
     finally:
         job.unlink(missing_ok=True)
-        answer.unlink(missing_ok=True)
+        outcome.unlink(missing_ok=True)
 
 
-def _torchrun(processes: int, job: Path) -> int:
-    """Run it, and pass on what it prints as it comes: a notebook shows what Python prints."""
+def _run_torchrun(processes: int, job: Path) -> int:
+    """Run torchrun and return its exit status.
+
+    Its output is printed by this process, since a notebook shows only what Python prints.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(processes), "-m", "src_salt.launch", str(job)]
     package = Path(__file__).parent.parent
     environment = {
-        # torchrun's own default of one thread each leaves cores idle where there is no GPU.
+        # torchrun's default of one thread per process leaves cores idle without a GPU.
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
         **os.environ,
         "PYTHONPATH": os.pathsep.join(
@@ -93,38 +96,38 @@ def _torchrun(processes: int, job: Path) -> int:
             for line in running.stdout:
                 print(line, end="", flush=True)
         except BaseException:
-            running.terminate()  # torchrun then ends its own
+            running.terminate()  # torchrun then ends its processes
             running.wait()
             raise
     return running.returncode
 
 
-def _plain(settings: Settings) -> dict[str, Any]:
+def _plain_values(settings: Settings) -> dict[str, Any]:
     values = {entry.name: getattr(settings, entry.name) for entry in fields(settings)}
     return {
         name: str(value) if isinstance(value, Path) else value for name, value in values.items()
     }
 
 
-def _outcome(answer: Mapping[str, Any], budget: Budget) -> Outcome:
-    if "fault" in answer:
-        raise FAULTS[answer["fault"]](answer["message"])
-    budget.epoch_seconds, budget.image_seconds = answer["pace"]
-    history = tuple(Epoch(**epoch) for epoch in answer["history"])
-    return Outcome(history, answer["ended"])
+def _parse_outcome(content: Mapping[str, Any], budget: Budget) -> Outcome:
+    if "error" in content:
+        raise ERRORS[content["error"]](content["message"])
+    budget.epoch_seconds, budget.image_seconds = content["pace"]
+    history = tuple(Epoch(**epoch) for epoch in content["history"])
+    return Outcome(history, content["ended"])
 
 
-def _leave(*_: object) -> None:
-    """What torchrun asks of the others when one fails: the leader first finishes its writing."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it asks more than once
+def _exit_on_sigterm(*_: object) -> None:
+    """Exit when torchrun stops the others after a failure; the main process finishes its write."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it more than once
     sys.exit(1)
 
 
 def main() -> None:
-    """One of the processes."""
-    signal.signal(signal.SIGTERM, _leave)
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    team = Team.joined()
+    """Train as one of the processes."""
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    job = read_json(Path(sys.argv[1]))
+    context = DistributedContext.from_torchrun()
     settings = Settings.from_parameters(job["settings"])
     experiment = Experiment(*job["experiment"])
     labelled = load_labelled(settings.data_dir)
@@ -137,18 +140,19 @@ def main() -> None:
             train,
             validation,
             outputs,
-            made_by=job["made_by"],
+            fingerprint=job["fingerprint"],
             budget=budget,
-            parts=job["parts"],
-            team=team,
+            accumulation_steps=job["accumulation_steps"],
+            context=context,
         )
-    except tuple(FAULTS.values()) as fault:
-        # The whole team meets it, or torchrun ends those who wait for the one that did.
-        write_json(Path(job["answer"]), {"fault": type(fault).__name__, "message": str(fault)})
-        raise SystemExit(1) from fault
-    if team.leads:
+    except tuple(ERRORS.values()) as error:
+        # Any process may write this. Either all of them fail, or torchrun ends the others.
+        content = {"error": type(error).__name__, "message": str(error)}
+        write_json(Path(job["outcome"]), content)
+        raise SystemExit(1) from error
+    if context.is_main:
         write_json(
-            Path(job["answer"]),
+            Path(job["outcome"]),
             {
                 "history": [asdict(epoch) for epoch in outcome.history],
                 "ended": outcome.ended,

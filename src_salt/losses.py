@@ -1,7 +1,7 @@
-"""Losses of segmentation as pure functions.
+"""Segmentation losses as pure functions.
 
-Each takes logits (B, 1, H, W) and targets (B, 1, H, W) in {0, 1} and returns a scalar. All of them
-compute in float32, also where the model ran in half precision.
+Each takes logits (B, 1, H, W) and targets (B, 1, H, W) in {0, 1} and returns a scalar. All compute
+in float32, even if the model runs in half precision.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch.nn import functional
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 DICE_SMOOTH = 1.0
-"""Added to both sides of the Dice fraction, in pixels: an empty batch gives 0/0 without it."""
+"""Pixels added to numerator and denominator of Dice; without it, an empty batch gives 0/0."""
 
 
 def bce_dice(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy plus (1 - soft Dice); Dice is taken over the whole batch at once.
+    """Binary cross-entropy plus (1 - soft Dice), with Dice over the whole batch at once.
 
-    Over the batch, since the Dice of a single empty mask (39% of them are) has no slope until
-    every pixel is already right.
+    39% of the masks are empty. The Dice of a single empty mask has almost no gradient until every
+    pixel is correct, so Dice per image would not help.
     """
     logits, targets = logits.float(), targets.float()
     probabilities = torch.sigmoid(logits)
@@ -35,34 +35,34 @@ def bce_dice(logits: Tensor, targets: Tensor) -> Tensor:
 def lovasz_hinge(logits: Tensor, targets: Tensor) -> Tensor:
     """Lovász hinge, the mean over images (Berman, Triki and Blaschko 2018, algorithm 1).
 
-    All images of the batch are sorted together, which gives the same value as a loop over them.
+    All images of the batch are sorted in one call, which gives the same value as a loop.
     """
-    errors, truths = worst_first(logits, targets)
-    return (functional.relu(errors) * jaccard_slopes(truths)).sum(dim=1).mean()
+    errors, truths = sort_by_error(logits, targets)
+    return (functional.relu(errors) * jaccard_gradient(truths)).sum(dim=1).mean()
 
 
 def symmetric_lovasz_hinge(logits: Tensor, targets: Tensor) -> Tensor:
-    """The mean of the Lovász hinge for salt and of that for its absence.
+    """The mean of the Lovász hinges for salt and for background.
 
-    The first alone has in an image without salt a slope at its worst pixel only. Salt and its
-    absence make the same errors, so one order serves both.
+    In an image without salt, the hinge for salt has a gradient at its worst pixel only. Both hinges
+    have the same errors, so the pixels are sorted once.
     """
-    errors, truths = worst_first(logits, targets)
-    slopes = (jaccard_slopes(truths) + jaccard_slopes(1 - truths)) / 2
+    errors, truths = sort_by_error(logits, targets)
+    slopes = (jaccard_gradient(truths) + jaccard_gradient(1 - truths)) / 2
     return (functional.relu(errors) * slopes).sum(dim=1).mean()
 
 
-def worst_first(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Hinge errors and targets of each image's pixels, both (B, H * W), the largest error first."""
+def sort_by_error(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return hinge errors and targets of each image's pixels, both (B, H * W), by falling error."""
     logits, targets = logits.float().flatten(1), targets.float().flatten(1)
     errors = 1 - logits * (2 * targets - 1)
-    # Stable, so that pixels with equal errors keep their order and two runs agree.
+    # A stable order of equal errors makes runs repeatable.
     errors, order = errors.sort(dim=1, descending=True, stable=True)
     return errors, targets.gather(1, order)
 
 
-def jaccard_slopes(sorted_targets: Tensor) -> Tensor:
-    """Growth of the Jaccard loss as each next pixel (B, P), worst first, turns wrong."""
+def jaccard_gradient(sorted_targets: Tensor) -> Tensor:
+    """Return how much each pixel (B, P), worst first, adds to the Jaccard loss once it is wrong."""
     positives = sorted_targets.sum(dim=1, keepdim=True)
     intersection = positives - sorted_targets.cumsum(dim=1)
     union = positives + (1 - sorted_targets).cumsum(dim=1)
@@ -71,11 +71,11 @@ def jaccard_slopes(sorted_targets: Tensor) -> Tensor:
 
 
 def bce_dice_symmetric(logits: Tensor, targets: Tensor) -> Tensor:
-    """With the symmetric Lovász hinge: smooth far from the goal, and about IoU near it."""
+    """The sum of BCE-Dice, which is smooth, and the symmetric Lovász hinge, which optimizes IoU."""
     return bce_dice(logits, targets) + symmetric_lovasz_hinge(logits, targets)
 
 
 LOSS_FUNCTIONS: Mapping[str, Loss] = MappingProxyType(
-    {"bcedice": bce_dice, "lovasz": lovasz_hinge, "bcedice_symmetric": bce_dice_symmetric}
+    {"BCEDice": bce_dice, "Lovasz": lovasz_hinge, "BCEDiceSymmetric": bce_dice_symmetric}
 )
-"""By the name that an experiment gives."""
+"""The losses by their names in `config.LOSSES`."""

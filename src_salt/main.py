@@ -1,9 +1,8 @@
-"""The whole pipeline: `run(...)`, from the competition's folder to a submission."""
+"""The whole pipeline: `run` reads the competition's folder and writes a submission."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryFile
@@ -11,83 +10,84 @@ from typing import Any
 
 from torch import nn
 
-from src_salt.assess import Assessment, assess
 from src_salt.budget import Budget
-from src_salt.config import Settings, SettingsError
+from src_salt.config import Settings, SettingsError, renamed_values
 from src_salt.data import Competition, LabelledImages, TestImages, load_competition, split
 from src_salt.device import pick_device
-from src_salt.experiments import Result, best_of, run_experiments
-from src_salt.metrics import Cut
+from src_salt.evaluate import Evaluation, evaluate
+from src_salt.experiments import Result, run_experiments, select_best
+from src_salt.metrics import Postprocessing
 from src_salt.model import require_encoder_weights
-from src_salt.outputs import Outputs, emit, refused_writing, write_zip
+from src_salt.outputs import Outputs, convert_disk_errors, emit, write_zip
 from src_salt.predict import load_model, predict
 from src_salt.report import write_report
 from src_salt.submission import write_submission
 
 
 def run(data_dir: str | Path, output_dir: str | Path, **parameters: Any) -> dict[str, Any]:
-    """Train and compare the experiments, predict with the best, write everything.
+    """Train and compare the experiments, predict with the best one, and write all results.
 
-    `parameters` are the fields of `config.Settings` by name, as plain values. Prints one JSON line
-    for each event and returns a summary whose paths are relative to `output_dir`. Raises a
-    SaltError for anything that the user can mend; data and weights are checked before training.
+    `parameters` are plain values for the fields of `config.Settings`. Each event is printed as one
+    line of JSON. Data and weights are checked before training begins.
+
+    Returns:
+        A summary that can be written as JSON; its paths are relative to `output_dir`.
+
+    Raises:
+        SaltError: an error that the user can fix.
     """
     settings = Settings.from_parameters(
         {"data_dir": data_dir, "output_dir": output_dir, **parameters}
     )
     budget = Budget(settings.max_hours)
-    outputs = _prepared(settings.output_dir)
+    outputs = _prepare_outputs(settings.output_dir)
     competition = load_competition(settings.data_dir)
-    require_encoder_weights((chosen.backbone for chosen in settings.chosen), settings)
-    train, validation = split(competition.labelled, settings, settings.chosen[0].fold)
-    budget.closing_images = _closing_images(settings, competition)
-    taken = _taken_over(settings, outputs)
-    with refused_writing(outputs.root):
+    planned = settings.planned_experiments
+    require_encoder_weights((experiment.backbone for experiment in planned), settings)
+    train, validation = split(competition.labelled, settings, planned[0].fold)
+    budget.final_images = _count_final_images(settings, competition)
+    with convert_disk_errors(outputs.root):
+        adopted = None if settings.resume_dir is None else outputs.adopt(settings.resume_dir)
+        renamed = outputs.rename_old_files()
         outputs.remove_stale()
-    _announce(settings, train, validation, competition.test)
-    if taken is not None:
-        emit("taken_over", files=taken)
+    _report_start(settings, train, validation, competition.test)
+    _report_old_names(renamed_values(parameters), renamed | (adopted or {}))
+    if adopted is not None:
+        emit("taken_over", files=sorted(adopted.values()))
 
-    with refused_writing(outputs.root):
+    with convert_disk_errors(outputs.root):
         results = run_experiments(settings, competition.labelled, outputs, budget)
-    best = best_of(results)
+    best = select_best(results)
     models = [load_model(result.experiment, settings, outputs) for result in best]
-    assessed = assess(best, models, competition.labelled, settings)
-    with refused_writing(outputs.root):
-        _submit(models, assessed.cut, competition, settings, outputs)
-        write_report(results, assessed, settings, outputs)
-        _pack(results, outputs)
-    summary = _summary(results, assessed, outputs)
+    evaluation = evaluate(best, models, competition.labelled, settings)
+    with convert_disk_errors(outputs.root):
+        _write_submission(models, evaluation.postprocessing, competition, settings, outputs)
+        write_report(results, evaluation, settings, outputs)
+        _write_zips(results, outputs)
+    summary = _summarize(results, evaluation, outputs)
     emit("done", **summary)
     return summary
 
 
-def _taken_over(settings: Settings, outputs: Outputs) -> list[str] | None:
-    """Files of the run that this one goes on from, None where there is none."""
-    if settings.resume_dir is None:
-        return None
-    with refused_writing(outputs.root):
-        return outputs.take_over(settings.resume_dir)
+def _count_final_images(settings: Settings, competition: Competition) -> int:
+    """Count the images that a network predicts after training; a mirrored image counts again."""
+    views = 2 if settings.resolved_recipe.flip_tta else 1
+    return (len(competition.test) * settings.folds + len(competition.labelled)) * views
 
 
-def _closing_images(settings: Settings, competition: Competition) -> int:
-    """Images that go through a network once training has ended, every view of them counted."""
-    views = 2 if settings.training.flip_views else 1
-    once = len(competition.test) * settings.folds + len(competition.labelled)
-    return once * views
-
-
-def _prepared(folder: Path) -> Outputs:
+def _prepare_outputs(folder: Path) -> Outputs:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
-            pass  # before an epoch is trained, not after it
+            pass  # find out before the first epoch, not after it
     except OSError as error:
-        raise SettingsError(f"output_dir: {folder} cannot be made or written: {error}.") from error
+        raise SettingsError(
+            f"output_dir: {folder} cannot be created or written: {error}."
+        ) from error
     return Outputs(folder)
 
 
-def _announce(
+def _report_start(
     settings: Settings, train: LabelledImages, validation: LabelledImages, test: TestImages
 ) -> None:
     emit(
@@ -101,33 +101,44 @@ def _announce(
     )
 
 
-def _submit(
+def _report_old_names(notes: Sequence[str], files: dict[str, str]) -> None:
+    for note in notes:
+        emit("note", message=f"{note} The old name still works.")
+    renamed = {old: new for old, new in files.items() if old != new}
+    if renamed:
+        emit("renamed", files=renamed)
+
+
+def _write_submission(
     models: Sequence[nn.Module],
-    cut: Cut,
+    postprocessing: Postprocessing,
     competition: Competition,
     settings: Settings,
     outputs: Outputs,
 ) -> None:
     test = competition.test
     batches = predict(models, test.images, settings, "test")
-    masks = (mask for batch in batches for mask in cut.masks(batch))
+    masks = (mask for batch in batches for mask in postprocessing.apply(batch))
     write_submission(outputs.submission, test.ids, masks, competition.sample_submission)
 
 
-def _pack(results: list[Result], outputs: Outputs) -> None:
+def _write_zips(results: list[Result], outputs: Outputs) -> None:
     names = [result.experiment.name for result in results]
     models = [path(name) for name in names for path in (outputs.weights, outputs.history)]
     write_zip(outputs.models_zip, outputs.root, models)
     write_zip(outputs.results_zip, outputs.root, outputs.results)
 
 
-def _summary(results: list[Result], assessed: Assessment, outputs: Outputs) -> dict[str, Any]:
-    best = best_of(results)
+def _summarize(results: list[Result], evaluation: Evaluation, outputs: Outputs) -> dict[str, Any]:
+    best = select_best(results)
+    threshold = evaluation.postprocessing.threshold
+    min_area = evaluation.postprocessing.min_area
     return {
-        "best_experiment": best[0].experiment.grid_name,
+        "best_experiment": best[0].experiment.base_name,
         "best_val_iou": fmean(result.best.val_iou for result in best),
-        "best_val_score": assessed.score,
-        "cut": asdict(assessed.cut),
+        "best_val_score": evaluation.score,
+        "postprocessing": {"threshold": threshold, "min_area": min_area},
+        "cut": {"threshold": threshold, "smallest": min_area},  # the name in earlier versions
         "experiments": [
             {
                 "experiment": result.experiment.name,

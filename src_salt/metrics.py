@@ -1,6 +1,6 @@
-"""Intersection over union, the competition's score, and the cut that makes masks for it.
+"""IoU, the competition's score, and the post-processing of probabilities.
 
-Both metrics take masks (B, H, W) of bool, and give one value for each image: float (B,).
+Both metrics take masks (B, H, W) of bool and return one value per image: float (B,).
 """
 
 from __future__ import annotations
@@ -18,131 +18,138 @@ THRESHOLD = 0.5
 
 
 def iou(predictions: Tensor, truths: Tensor) -> Tensor:
-    """IoU of each image, (B,) float; an empty prediction of an empty mask is 1."""
+    """Return the IoU of each image, (B,) float. An empty prediction of an empty mask gives 1."""
     intersection, union = _overlap(predictions, truths)
     return torch.where(union == 0, 1.0, intersection / union.clamp(min=1))
 
 
 def competition_score(predictions: Tensor, truths: Tensor) -> Tensor:
-    """The competition's score of each image, (B,) float; the leaderboard shows the mean.
+    """Return the competition's score of each image, (B,) float; the leaderboard shows the mean.
 
-    The share of the thresholds 0.50, 0.55 … 0.95 that the IoU exceeds. For an empty mask that is 1
-    if the prediction is empty too, else 0. (The notebook version built on np.histogram gives 0.6
-    to an empty prediction of a mask that covers 79%; it should be 0.)
+    The score is the share of the thresholds 0.50, 0.55 … 0.95 that the IoU exceeds. For an empty
+    mask it is 1 if the prediction is empty too, otherwise 0. (The notebook version built on
+    np.histogram gives 0.6 to an empty prediction of a mask that covers 79%; it should be 0.)
     """
     return _score_of_overlap(*_overlap(predictions, truths))
 
 
 Probabilities = npt.NDArray[np.float32]
-"""Of salt at each pixel, (N, 101, 101)."""
+"""Probability of salt at each pixel, (N, 101, 101)."""
 
 Masks = npt.NDArray[np.bool_]
 """(N, 101, 101)."""
 
 THRESHOLDS = tuple(round(0.30 + 0.05 * step, 2) for step in range(9))
-SMALLEST_AREAS = (0, 10, 20, 40, 80, 160)
-"""What `best_cut` tries: probabilities, and pixels of the 10,201 of a picture."""
+MIN_AREAS = (0, 10, 20, 40, 80, 160)
+"""The values that `tune_threshold` tries. Areas are in pixels; an image has 10,201."""
 
 
 @dataclass(frozen=True)
-class Cut:
+class Postprocessing:
     """How probabilities become a mask."""
 
     threshold: float = THRESHOLD
     """A pixel is salt above this probability."""
 
-    smallest: int = 0
-    """Connected regions of fewer pixels are left out."""
+    min_area: int = 0
+    """Connected regions with fewer pixels are removed."""
 
-    def masks(self, probabilities: Probabilities) -> Masks:
-        """(N, H, W) of probabilities to masks of the same shape."""
+    def apply(self, probabilities: Probabilities) -> Masks:
+        """Convert probabilities (N, H, W) to masks of the same shape."""
         masks: Masks = probabilities > self.threshold
-        if self.smallest:
+        if self.min_area:
             for row, mask in enumerate(masks):
                 if mask.any():
-                    masks[row] = self._without_small(mask)
+                    masks[row] = self._without_small_regions(mask)
         return masks
 
-    def _without_small(self, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    def _without_small_regions(self, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         _, labels, regions, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8))
-        large = regions[:, cv2.CC_STAT_AREA] >= self.smallest
+        large = regions[:, cv2.CC_STAT_AREA] >= self.min_area
         large[0] = False  # the background
         kept: npt.NDArray[np.bool_] = large[labels]
         return kept
 
 
-CUTS = tuple(Cut(threshold, area) for area in SMALLEST_AREAS for threshold in THRESHOLDS)
+CANDIDATES = tuple(
+    Postprocessing(threshold, area) for area in MIN_AREAS for threshold in THRESHOLDS
+)
 
 
-def scores(masks: Masks, truths: Masks) -> npt.NDArray[np.float32]:
-    """`competition_score` of arrays, (N,)."""
-    found = competition_score(torch.from_numpy(masks), torch.from_numpy(truths))
-    values: npt.NDArray[np.float32] = found.numpy()
+def image_scores(masks: Masks, truths: Masks) -> npt.NDArray[np.float32]:
+    """Return the `competition_score` of NumPy masks, (N,)."""
+    scores = competition_score(torch.from_numpy(masks), torch.from_numpy(truths))
+    values: npt.NDArray[np.float32] = scores.numpy()
     return values
 
 
-def best_cut(probabilities: Probabilities, truths: Masks) -> tuple[Cut, dict[Cut, float]]:
-    """The cut with the highest mean score, and the score of every one that was tried.
+def tune_threshold(
+    probabilities: Probabilities, truths: Masks
+) -> tuple[Postprocessing, dict[Postprocessing, float]]:
+    """Return the post-processing with the highest mean score, and the score of each candidate.
 
-    Of several equal ones the nearest to the plain threshold of one half.
+    Of several equal ones, the one closest to a plain threshold of 0.5 wins.
     """
-    return _best(_scores_by_cut(probabilities, truths))
+    return _best(_score_table(probabilities, truths))
 
 
-def cross_cut(probabilities: Probabilities, truths: Masks) -> Masks:
-    """Masks of which none is cut by a cut that was chosen on its own image.
+def cross_fitted_masks(probabilities: Probabilities, truths: Masks) -> Masks:
+    """Return masks whose post-processing was tuned on other images.
 
-    Every second image is cut as is best for the others, so that a score of these masks does not
-    flatter the choice.
+    The images with even and with odd numbers each use the post-processing that is best for the
+    other half, so the score of these masks is not inflated by the tuning.
     """
-    table = _scores_by_cut(probabilities, truths)
+    table = _score_table(probabilities, truths)
     masks = np.zeros(probabilities.shape, np.bool_)
     for first in (0, 1):
-        mine, others = slice(first, None, 2), slice(1 - first, None, 2)
-        cut = _best(table[others])[0] if len(table) > 1 else Cut()
-        masks[mine] = cut.masks(probabilities[mine])
+        half, other_half = slice(first, None, 2), slice(1 - first, None, 2)
+        chosen = _best(table[other_half])[0] if len(table) > 1 else Postprocessing()
+        masks[half] = chosen.apply(probabilities[half])
     return masks
 
 
-def _best(table: npt.NDArray[np.float32]) -> tuple[Cut, dict[Cut, float]]:
-    tried = dict(zip(CUTS, table.mean(axis=0, dtype=np.float64).tolist(), strict=True))
-    best = max(tried, key=lambda cut: (tried[cut], -cut.smallest, -abs(cut.threshold - THRESHOLD)))
-    return best, tried
+def _best(table: npt.NDArray[np.float32]) -> tuple[Postprocessing, dict[Postprocessing, float]]:
+    means = table.mean(axis=0, dtype=np.float64).tolist()
+    scores = dict(zip(CANDIDATES, means, strict=True))
+    best = max(
+        scores, key=lambda one: (scores[one], -one.min_area, -abs(one.threshold - THRESHOLD))
+    )
+    return best, scores
 
 
-def _scores_by_cut(probabilities: Probabilities, truths: Masks) -> npt.NDArray[np.float32]:
-    """The competition's score of each image by each of `CUTS`, (N, cuts).
+def _score_table(probabilities: Probabilities, truths: Masks) -> npt.NDArray[np.float32]:
+    """Return the competition's score of each image for each of `CANDIDATES`, (N, candidates).
 
-    From the regions' sizes and overlaps, which are found once for each threshold: making the masks
-    of every cut takes thirty times as long.
+    The sizes and overlaps of the regions are computed once per threshold. Making the masks of
+    every candidate would take thirty times as long.
     """
-    both = np.zeros((len(truths), len(SMALLEST_AREAS), len(THRESHOLDS)), np.int64)
-    found = np.zeros_like(both)
-    for row, (picture, truth) in enumerate(zip(probabilities, truths, strict=True)):
+    intersection = np.zeros((len(truths), len(MIN_AREAS), len(THRESHOLDS)), np.int64)
+    predicted = np.zeros_like(intersection)
+    for row, (image, truth) in enumerate(zip(probabilities, truths, strict=True)):
         for column, threshold in enumerate(THRESHOLDS):
-            mask = (picture > threshold).view(np.uint8)
+            mask = (image > threshold).view(np.uint8)
             count, labels = cv2.connectedComponents(mask)
             sizes = np.bincount(labels.ravel(), minlength=count)[1:]
             overlaps = np.bincount(labels[truth], minlength=count)[1:]
-            for place, smallest in enumerate(SMALLEST_AREAS):
-                found[row, place, column] = sizes[sizes >= smallest].sum()
-                both[row, place, column] = overlaps[sizes >= smallest].sum()
-    either = truths.sum(axis=(1, 2))[:, None, None] + found - both
-    table = _score_of_overlap(torch.from_numpy(both), torch.from_numpy(either))
+            for index, min_area in enumerate(MIN_AREAS):
+                predicted[row, index, column] = sizes[sizes >= min_area].sum()
+                intersection[row, index, column] = overlaps[sizes >= min_area].sum()
+    union = truths.sum(axis=(1, 2))[:, None, None] + predicted - intersection
+    table = _score_of_overlap(torch.from_numpy(intersection), torch.from_numpy(union))
     values: npt.NDArray[np.float32] = table.reshape(len(truths), -1).numpy()
     return values
 
 
-def _score_of_overlap(both: Tensor, either: Tensor) -> Tensor:
-    """The competition's score for pixels in both masks and pixels in either, of any shape."""
-    # In whole numbers, IoU > k/20 is 20 * both > k * either: no rounding at the thresholds.
-    twentieths = torch.arange(10, 20, device=either.device)
-    hits = 20 * both[..., None] > twentieths * either[..., None]
-    return torch.where(either == 0, 1.0, hits.double().mean(dim=-1)).float()
+def _score_of_overlap(intersection: Tensor, union: Tensor) -> Tensor:
+    """Return the competition's score for numbers of pixels of any shape."""
+    # In integers, IoU > k/20 is 20 * intersection > k * union: no rounding at the thresholds.
+    twentieths = torch.arange(10, 20, device=union.device)
+    hits = 20 * intersection[..., None] > twentieths * union[..., None]
+    return torch.where(union == 0, 1.0, hits.double().mean(dim=-1)).float()
 
 
 def _overlap(predictions: Tensor, truths: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels in both and pixels in either, (B,) int64."""
-    both = (predictions & truths).flatten(1).sum(dim=1)
-    either = (predictions | truths).flatten(1).sum(dim=1)
-    return both, either
+    """Return the pixels of intersection and union of each image, (B,) int64 each."""
+    intersection = (predictions & truths).flatten(1).sum(dim=1)
+    union = (predictions | truths).flatten(1).sum(dim=1)
+    return intersection, union

@@ -1,4 +1,4 @@
-"""Muon, the optimiser of the recipe `best`."""
+"""Muon, the optimizer of the recipe `best`."""
 
 from __future__ import annotations
 
@@ -13,96 +13,97 @@ from torch.optim import AdamW
 
 MOMENTUM = 0.95
 NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315
-"""Coefficients a, b and c of the step from s to as + bs³ + cs⁵ (Jordan et al. 2024)."""
+"""Coefficients a, b and c of the iteration s ← as + bs³ + cs⁵ (Jordan et al. 2024)."""
 
 NEWTON_SCHULZ_STEPS = 5
-LEAST_NORM = 1e-7
+MIN_NORM = 1e-7
 
-UPDATE_SIZE = 0.2
-"""Root mean square of an update for a learning rate of 1: about that of AdamW, so that both may
-have the same rate (Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2)."""
+UPDATE_RMS = 0.2
+"""Root mean square of an update at a learning rate of 1. It is about that of AdamW, so both can use
+the same learning rate (Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2)."""
 
 
 class Muon(AdamW):
-    """Moves convolutions by their orthogonalised momentum, and all else as AdamW does.
+    """Updates convolutions with orthogonalized momentum, and all other parameters like AdamW.
 
     Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/: a weight (out, in, h, w) is
-    taken for a matrix (out, in * h * w), and of its momentum's singular values only the vectors
-    are kept, so that what few images ask for moves as far as what all of them do.
+    treated as a matrix (out, in * h * w). Its momentum keeps its singular vectors, and the singular
+    values become 1. A direction that few images contribute to therefore moves as far as one that
+    all images contribute to.
 
-    PyTorch's and timm's form multiply in bfloat16, which neither a T4 nor most CPUs can do other
-    than by imitation. This one stays in float32, and multiplies small matrices where they multiply
-    large ones (see `orthogonalised`).
+    PyTorch and timm multiply in bfloat16, which a T4 and most CPUs only emulate. This class uses
+    float32, and multiplies small matrices instead of large ones (see `orthogonalize`).
     """
 
     grad_scale: Tensor | None
-    """None where the GradScaler has divided by it already."""
+    """Set by a GradScaler; None if it has already divided the gradients."""
 
     found_inf: Tensor
-    """As grad_scale there only while a GradScaler steps: it leaves both to a fused optimiser."""
+    """Set by a GradScaler. Both attributes exist only during its step of a fused optimizer."""
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
         super().__init__(params, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
 
     def step(self) -> None:  # type: ignore[override]
-        """One step of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         with torch.no_grad():
             for group in self.param_groups:
-                for convolutions in _of_one_shape(group["params"]):
-                    self._step_of_convolutions(convolutions, group["lr"], group["weight_decay"])
-        super().step()  # AdamW passes over what has no gradient any more
+                for convolutions in _group_by_shape(group["params"]):
+                    self._step_convolutions(convolutions, group["lr"], group["weight_decay"])
+        super().step()  # AdamW skips the convolutions: their gradients are None now
 
-    def _step_of_convolutions(
+    def _step_convolutions(
         self, weights: Sequence[nn.Parameter], rate: float, decay: float
     ) -> None:
-        # Together, since on a GPU each small product costs little more than its start.
-        directions = orthogonalised(
+        # All at once: on a GPU, launching a small product costs more than computing it.
+        directions = orthogonalize(
             torch.stack([self._momentum(weight).flatten(1) for weight in weights])
         )
-        size = UPDATE_SIZE * math.sqrt(max(directions.shape[1:]))
+        size = UPDATE_RMS * math.sqrt(max(directions.shape[1:]))
         for weight, direction in zip(weights, directions, strict=True):
-            weight.mul_(1 - rate * decay * self._kept())
-            weight.sub_(direction.reshape(weight.shape) * (rate * size * self._kept()))
+            weight.mul_(1 - rate * decay * self._step_factor())
+            weight.sub_(direction.reshape(weight.shape) * (rate * size * self._step_factor()))
             weight.grad = None
 
     def _momentum(self, weight: nn.Parameter) -> Tensor:
-        """Nesterov's: what the momentum will be if the gradient stays as it is."""
+        """Update the momentum and return Nesterov's: the momentum after an equal next gradient."""
         state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)
-            state["step"] = torch.zeros(())  # AdamW expects one when it is loaded
+            state["step"] = torch.zeros(())  # AdamW expects it when a state is loaded
         gradient = weight.grad
         assert gradient is not None
-        if self._scaled():
+        if self._uses_scaler():
             scale = 1.0 if self.grad_scale is None else self.grad_scale
             gradient = torch.where(self.found_inf > 0, 0.0, gradient / scale)
         momentum: Tensor = state["momentum"]
-        momentum.lerp_(gradient, (1 - MOMENTUM) * self._kept())
+        momentum.lerp_(gradient, (1 - MOMENTUM) * self._step_factor())
         return gradient.lerp(momentum, MOMENTUM)
 
-    def _scaled(self) -> bool:
-        """Whether a GradScaler takes this step."""
+    def _uses_scaler(self) -> bool:
+        """Whether a GradScaler runs this step."""
         return getattr(self, "found_inf", None) is not None
 
-    def _kept(self) -> Any:
-        """0 where a scaled gradient has overflown and the step is passed over, else 1.
+    def _step_factor(self) -> Any:
+        """Return 0 if a scaled gradient overflowed and the step must be skipped, otherwise 1.
 
-        A tensor then, since to ask the GPU would stop it.
+        With a scaler this is a tensor, since reading its value would stop the GPU.
         """
-        return 1 - self.found_inf if self._scaled() else 1.0
+        return 1 - self.found_inf if self._uses_scaler() else 1.0
 
 
-def orthogonalised(matrices: Tensor) -> Tensor:
-    """Matrices (N, R, C) with all singular values brought near 1, from 0.7 to 1.2.
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Move all singular values of matrices (N, R, C) close to 1, to between 0.7 and 1.2.
 
-    Newton and Schulz's iteration X ← aX + b(XXᵀ)X + c(XXᵀ)²X is a product of polynomials of XXᵀ,
-    so it needs no more of X than that: for 512x4608 a good third of the work. The smallest singular
-    values get lost in the rounding of the squares, and would hardly have been raised.
+    The Newton-Schulz iteration X ← aX + b(XXᵀ)X + c(XXᵀ)²X multiplies X by polynomials of XXᵀ, so
+    it is enough to iterate on XXᵀ: for 512x4608 that is a little over a third of the work. The
+    smallest singular values are lost in the rounding of the squares, but the iteration would hardly
+    raise them anyway.
     """
     if matrices.shape[1] > matrices.shape[2]:
-        return orthogonalised(matrices.mT).mT
+        return orthogonalize(matrices.mT).mT
     norms = torch.linalg.matrix_norm(matrices, keepdim=True)
-    matrices = matrices / norms.clamp(min=LEAST_NORM)
+    matrices = matrices / norms.clamp(min=MIN_NORM)
     square = matrices @ matrices.mT
     product = factor = _factor(square)
     for _ in range(NEWTON_SCHULZ_STEPS - 1):
@@ -113,17 +114,17 @@ def orthogonalised(matrices: Tensor) -> Tensor:
 
 
 def _factor(square: Tensor) -> Tensor:
-    """aI + bS + cS², by which one step multiplies X."""
+    """Return aI + bS + cS², the factor of one step."""
     a, b, c = NEWTON_SCHULZ
     factor = torch.baddbmm(square, square, square, beta=b, alpha=c)
     factor.diagonal(dim1=1, dim2=2).add_(a)
     return factor
 
 
-def _of_one_shape(parameters: Iterable[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
-    """The convolutions' weights that have a gradient."""
-    alike: defaultdict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+def _group_by_shape(parameters: Iterable[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
+    """Group the weights of convolutions that have a gradient by their shape."""
+    groups: defaultdict[torch.Size, list[nn.Parameter]] = defaultdict(list)
     for parameter in parameters:
         if parameter.ndim == 4 and parameter.grad is not None:
-            alike[parameter.shape].append(parameter)
-    return alike.values()
+            groups[parameter.shape].append(parameter)
+    return groups.values()

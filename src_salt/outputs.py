@@ -1,7 +1,7 @@
-"""The folder of results: its names, files written whole, and the event lines.
+"""The output folder: file names, atomic writes, and the event lines on stdout.
 
-A file of a run either is complete or does not exist: it is written beside its place under another
-name and then renamed. A reader of a half-finished folder is therefore never misled.
+A file of a run is either complete or absent. Each file is written under a temporary name in the
+same folder and then renamed, so a reader never sees half of it.
 """
 
 from __future__ import annotations
@@ -20,33 +20,35 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from src_salt.config import SaltError
+from src_salt.config import SaltError, current_experiment_name
 
 T = TypeVar("T")
 
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)
-"""The earliest time a zip can hold: the same files then always give the same bytes."""
+"""The earliest time that a zip can store. A fixed time makes equal files give equal bytes."""
 
-
-TAKEN_OVER = {"models": (".pth", ".json"), "checkpoints": (".pt",)}
+RESUMABLE = {"models": (".pth", ".json"), "checkpoints": (".pt",)}
 """Suffixes of weights, records and checkpoints, by folder."""
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-"""Of an OSError that is over once something is deleted."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Error numbers that go away when the user deletes something."""
 
-UNFINISHED = re.compile(r"\..+\.(\d+)\.\w+")
-"""The name that a file has until it is `whole`, with the number of the process."""
+TEMPORARY_NAME = re.compile(r"\..+\.(\d+)\.\w+")
+"""The name that `atomic_write` uses before the rename, with the id of the process."""
 
 
 class OutputError(SaltError):
-    """The output folder takes no more; the message names the file."""
+    """The output folder cannot be written or read; the message names the file."""
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary path to write; renamed to `path` when the block ends well, else removed."""
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to, and rename it to `path` at the end of the block.
+
+    If the block raises, the temporary file is deleted and `path` stays as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process id keeps two runs apart; the suffix stays, since savefig reads the format there.
+    # The process id separates two runs; the suffix stays, since savefig reads the format from it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
@@ -56,45 +58,50 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def refused_writing(folder: Path) -> Iterator[None]:
-    """OutputError for what the disk refuses inside; nothing that was whole before is lost."""
+def convert_disk_errors(folder: Path) -> Iterator[None]:
+    """Turn an OSError inside the block into an OutputError that says how to continue."""
     try:
         yield
     except BrokenPipeError:
-        raise  # of whoever read the events
+        raise  # stdout was closed: not an error of the folder
     except OSError as error:
-        mend = "Make room" if error.errno in NO_ROOM else "Mend that"
+        advice = "Free some space" if error.errno in DISK_FULL else "Fix this"
         raise OutputError(
             f"{error.filename or folder}: cannot be written or read ({error.strerror or error}). "
-            f"{mend} and run again: experiments whose weights and record are whole in "
-            f"{folder / 'models'} are not trained anew."
+            f"{advice} and run again. Experiments with complete weights and a record in "
+            f"{folder / 'models'} are not trained again."
         ) from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole."""
-    with whole(path) as temporary:
+    """Write a file atomically."""
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 with the newlines as they are, on every platform."""
-    with whole(path) as temporary:
+    """Write UTF-8 atomically, with unchanged newlines on every platform."""
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write readable JSON; a value that is not finite raises ValueError."""
+    """Write indented JSON atomically; ValueError for a non-finite number."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read UTF-8 JSON; OSError or ValueError if that is not possible."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_zip(path: Path, root: Path, members: Iterable[Path]) -> None:
     """Pack files under their paths relative to `root`.
 
-    Names are sorted, times fixed and nothing is compressed: weights hardly shrink, pictures are
-    compressed already, and stored bytes do not depend on the version of zlib.
+    Names are sorted, times are fixed and nothing is compressed. Weights hardly shrink, PNG files
+    are compressed already, and stored bytes do not depend on the version of zlib.
     """
-    with whole(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for member in sorted(members):
             entry = zipfile.ZipInfo(member.relative_to(root).as_posix(), ZIP_TIME)
             entry.external_attr = 0o644 << 16
@@ -103,26 +110,35 @@ def write_zip(path: Path, root: Path, members: Iterable[Path]) -> None:
                 shutil.copyfileobj(source, target, 1 << 20)
 
 
-def sha256_of(path: Path) -> str:
-    """Digest of a file's bytes."""
+def sha256(*parts: bytes) -> str:
+    """Return the hexadecimal SHA-256 of the parts, one after another."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def emit(event: str, **values: Any) -> None:
-    """Print one event as one JSON line, at once: what somebody who watches the run reads."""
-    # In one piece: print would write the newline on its own, after what another process says.
+    """Print one event as one line of JSON and flush it, so that users can follow the run."""
+    # One write for the whole line: print would write the newline separately, and the output of
+    # another process could come between the two.
     print(json.dumps({"event": event, **values}, allow_nan=False) + "\n", end="", flush=True)
 
 
 def progress(items: Iterable[T], title: str) -> Iterable[T]:
-    """A progress bar on stderr, only where somebody watches: a batch log gets none."""
+    """Show a progress bar on stderr, but only in a terminal."""
     bar: Iterable[T] = tqdm(items, desc=title, leave=False, disable=None, dynamic_ncols=True)
     return bar
 
 
 class Outputs:
-    """Names of everything a run leaves in its output folder."""
+    """The paths of every file that a run writes into its output folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -148,25 +164,46 @@ class Outputs:
         return self.root / "models" / f"best_model_{experiment}.pth"
 
     def history(self, experiment: str) -> Path:
-        """The record of a finished experiment; its presence means that it is complete."""
+        """The record of a trained experiment; it exists only if the weights are complete."""
         return self.root / "models" / f"{experiment}_history.json"
 
     @property
     def results(self) -> tuple[Path, ...]:
         """Every file of the folder results/."""
         curves = (self.iou_plot, self.loss_plot, self.score_plot)
-        measured = (self.calibration_plot, self.coverage_plot)
+        analysis = (self.calibration_plot, self.coverage_plot)
         cases = (self.predictions_plot, self.best_cases, self.median_cases, self.worst_cases)
-        return (*curves, *measured, *cases, self.table_csv, self.table_markdown, self.page)
+        return (*curves, *analysis, *cases, self.table_csv, self.table_markdown, self.page)
 
     def checkpoint(self, experiment: str) -> Path:
-        """Where an unfinished experiment stands; gone once it is complete."""
+        """The state of an unfinished experiment; deleted once the experiment is complete."""
         return self.root / "checkpoints" / f"{experiment}.pt"
 
-    def take_over(self, earlier: Path) -> list[str]:
-        """Copy what an earlier run left of experiments that have nothing here; the files' names.
+    def rename_old_files(self) -> dict[str, str]:
+        """Give files with old experiment names today's names; return new names by old ones.
 
-        `earlier` is its output folder, or one with its models.zip. OutputError if there is none.
+        An old file stays as it is if a file with the new name exists.
+        """
+        renamed = {}
+        for folder in (self.root / name for name in RESUMABLE):
+            names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+            for name in names:
+                current = current_experiment_name(name)
+                # Compared as text: on a case-insensitive file system, `exists` sees the old file.
+                if current in names or name.startswith("."):
+                    continue
+                (folder / name).replace(folder / current)
+                renamed[f"{folder.name}/{name}"] = f"{folder.name}/{current}"
+        return renamed
+
+    def adopt(self, earlier: Path) -> dict[str, str]:
+        """Copy weights, records and checkpoints of an earlier run that are missing here.
+
+        `earlier` is the output folder of that run, or a folder with its models.zip. Old experiment
+        names become today's. Returns the new names by the names in the earlier run.
+
+        Raises:
+            OutputError: the folder does not exist.
         """
         if not earlier.is_dir():
             raise OutputError(f"resume_dir: there is no folder {earlier}.")
@@ -174,41 +211,47 @@ class Outputs:
         roots: list[Path | zipfile.Path] = [earlier]
         if packed.is_file():
             roots.append(zipfile.Path(packed))
-        taken = []
-        for folder in (root / name for root in roots for name in TAKEN_OVER):
+        present = {
+            path.parent / current_experiment_name(path.name)
+            for name in RESUMABLE
+            for path in (self.root / name).glob("*")
+        }
+        adopted = {}
+        for folder in (root / name for root in roots for name in RESUMABLE):
             for source in folder.iterdir() if folder.is_dir() else ():
-                target = self.root / folder.name / source.name
-                unfinished = source.name.startswith(".")  # what a run that was killed was writing
-                if target.exists() or unfinished or source.suffix not in TAKEN_OVER[folder.name]:
+                target = self.root / folder.name / current_experiment_name(source.name)
+                temporary = source.name.startswith(".")  # a killed run did not finish this file
+                if target in present or temporary or source.suffix not in RESUMABLE[folder.name]:
                     continue
+                present.add(target)
                 with (
-                    whole(target) as temporary,
-                    temporary.open("wb") as copy,
+                    atomic_write(target) as partial,
+                    partial.open("wb") as copy,
                     source.open("rb") as content,
                 ):
                     shutil.copyfileobj(content, copy)
-                taken.append(self.relative(target))
-        return sorted(taken)
+                adopted[f"{folder.name}/{source.name}"] = self.relative(target)
+        return adopted
 
     def remove_stale(self) -> None:
-        """Remove what a former run ended with, so that a run that fails leaves none of it.
+        """Delete the final files of an earlier run, so that a failing run leaves none behind.
 
-        Also what a run that was killed has not finished writing.
+        Also delete temporary files of processes that no longer exist.
         """
-        last = (self.submission, self.models_zip, self.results_zip, *self.results)
-        for path in last:
+        final = (self.submission, self.models_zip, self.results_zip, *self.results)
+        for path in final:
             path.unlink(missing_ok=True)
-        # Their names alone: the root may be a folder of the user's.
-        kinds = [path.with_name(f".{path.stem}.*{path.suffix}") for path in last]
-        for folder, suffixes in TAKEN_OVER.items():
-            kinds += [self.root / folder / f".*{suffix}" for suffix in suffixes]
-        for path in (path for kind in kinds for path in kind.parent.glob(kind.name)):
-            name = UNFINISHED.fullmatch(path.name)
+        # Only names that this package writes: the folder may contain files of the user.
+        patterns = [path.with_name(f".{path.stem}.*{path.suffix}") for path in final]
+        for folder, suffixes in RESUMABLE.items():
+            patterns += [self.root / folder / f".*{suffix}" for suffix in suffixes]
+        for path in (path for pattern in patterns for path in pattern.parent.glob(pattern.name)):
+            name = TEMPORARY_NAME.fullmatch(path.name)
             if name and not _is_alive(int(name[1])):
                 path.unlink(missing_ok=True)
 
     def relative(self, path: Path) -> str:
-        """The path as the run's summary names it."""
+        """The path relative to the output folder, with forward slashes."""
         return path.relative_to(self.root).as_posix()
 
 

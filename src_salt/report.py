@@ -1,7 +1,7 @@
-"""Tables of a run, and one page that holds all of its story.
+"""The report of a run: tables, and one HTML page with everything.
 
-They show what `Result` and `Assessment` hold, and compute no score anew. The same input gives the
-same bytes: there is no date in them and no time that was taken.
+It shows what `Result` and `Evaluation` contain and computes no scores. Equal input gives equal
+bytes, since the report contains no dates or durations.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import numpy.typing as npt
 import pandas
 from jinja2 import Environment, StrictUndefined
 
-from src_salt import pictures
-from src_salt.assess import Assessment
+from src_salt import plots
 from src_salt.config import Settings
-from src_salt.experiments import Result, best_of
+from src_salt.evaluate import Evaluation
+from src_salt.experiments import Result, select_best
 from src_salt.outputs import Outputs, write_text
-from src_salt.pictures import LABELS, by_coverage, label
+from src_salt.plots import LABELS, experiment_label, scores_by_coverage
 
 SELECTED_BY = {"val_iou": "validation IoU", "val_score": "validation score"}
-"""`Result.selected_by` in words."""
+"""Readable names of `Result.selected_by`."""
 
 SHOWN_CASES = 6
 
@@ -43,8 +43,8 @@ SHOWN_SETTINGS = (
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture of the page, and what it shows in words."""
+class ReportImage:
+    """An image of the page with its alternative text and caption."""
 
     path: Path
     alt: str
@@ -52,36 +52,36 @@ class Picture:
 
     @property
     def data_url(self) -> str:
-        """The file itself, so that the page needs no other."""
+        """The content of the file as a data URL, so that the page needs no other file."""
         return "data:image/png;base64," + base64.b64encode(self.path.read_bytes()).decode("ascii")
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading of the page with its pictures."""
+    """A heading of the page with its images."""
 
     title: str
-    pictures: Sequence[Picture]
+    images: Sequence[ReportImage]
     with_classes: bool = False
-    """Whether the table of the coverage classes stands below them."""
+    """Whether the table of coverage classes follows."""
 
 
 def write_report(
-    results: list[Result], assessed: Assessment, settings: Settings, outputs: Outputs
+    results: list[Result], evaluation: Evaluation, settings: Settings, outputs: Outputs
 ) -> None:
-    """The folder results/: tables, pictures, and the page that holds all of them."""
-    write_table(results, assessed, outputs.table_csv, outputs.table_markdown)
-    pictures.plot_iou_comparison(results, outputs.iou_plot)
-    pictures.plot_losses(results, outputs.loss_plot)
-    pictures.plot_scores(results, outputs.score_plot)
-    pictures.plot_calibration(assessed, outputs.calibration_plot)
-    pictures.plot_coverage(assessed, outputs.coverage_plot)
-    name = best_of(results)[0].experiment.grid_name
+    """Write the folder results/: tables, plots, and the page that combines them."""
+    write_table(results, evaluation, outputs.table_csv, outputs.table_markdown)
+    plots.plot_iou_comparison(results, outputs.iou_plot)
+    plots.plot_losses(results, outputs.loss_plot)
+    plots.plot_scores(results, outputs.score_plot)
+    plots.plot_calibration(evaluation, outputs.calibration_plot)
+    plots.plot_coverage(evaluation, outputs.coverage_plot)
+    name = select_best(results)[0].experiment.base_name
     groups = (
-        (outputs.predictions_plot, "From little salt to much", _spread(assessed)),
+        (outputs.predictions_plot, "From little salt to much", _spread(evaluation)),
         *(
-            (path, title, _ranked(assessed, place))
-            for path, title, place in (
+            (path, title, _ranked(evaluation, position))
+            for path, title, position in (
                 (outputs.best_cases, "Best cases", 0.0),
                 (outputs.median_cases, "Median cases", 0.5),
                 (outputs.worst_cases, "Worst cases", 1.0),
@@ -89,28 +89,28 @@ def write_report(
         ),
     )
     for path, title, rows in groups:
-        pictures.plot_predictions(_cases(assessed, rows), f"{title}, predicted by {name}", path)
-    write_page(outputs.page, results, assessed, settings, _sections(outputs))
+        plots.plot_predictions(_cases(evaluation, rows), f"{title}, predicted by {name}", path)
+    write_page(outputs.page, results, evaluation, settings, _sections(outputs))
 
 
-def _cases(assessed: Assessment, rows: npt.NDArray[np.int64]) -> list[pictures.Case]:
-    validation = assessed.validation
+def _cases(evaluation: Evaluation, rows: npt.NDArray[np.int64]) -> list[plots.Case]:
+    validation = evaluation.validation
     return [
-        pictures.Case(
+        plots.Case(
             image_id=validation.ids[row],
             image=validation.images[row],
             truth=validation.masks[row] > 0,
-            prediction=assessed.masks[row],
-            iou=float(assessed.ious[row]),
-            score=float(assessed.scores[row]),
+            prediction=evaluation.masks[row],
+            iou=float(evaluation.ious[row]),
+            score=float(evaluation.scores[row]),
         )
         for row in rows.tolist()
     ]
 
 
-def _spread(assessed: Assessment) -> npt.NDArray[np.int64]:
-    """Rows spread evenly from little salt to much, with as few empty ones as can be."""
-    salt = assessed.validation.masks.mean(axis=(1, 2))
+def _spread(evaluation: Evaluation) -> npt.NDArray[np.int64]:
+    """Return rows evenly spread from little to much salt, with as few empty masks as possible."""
+    salt = evaluation.validation.masks.mean(axis=(1, 2))
     by_salt = np.argsort(salt, kind="stable")
     empty = int((salt == 0).sum())
     shown_empty = max(1, SHOWN_CASES - (len(salt) - empty))
@@ -120,65 +120,65 @@ def _spread(assessed: Assessment) -> npt.NDArray[np.int64]:
     return rows
 
 
-def _ranked(assessed: Assessment, place: float) -> npt.NDArray[np.int64]:
-    """Rows about `place` of the order from best (0) to worst (1).
+def _ranked(evaluation: Evaluation, position: float) -> npt.NDArray[np.int64]:
+    """Return rows around a position in the order from best (0) to worst (1).
 
-    An empty picture that was left empty shows nothing: such are only taken where there is no other.
-    Of equal scores and IoUs the one with fewer wrong pixels is the better.
+    Images without predicted or true salt are used only if there are no others. Of equal scores and
+    IoUs, the one with fewer wrong pixels is better.
     """
-    truths = assessed.validation.masks > 0
-    wrong = (truths != assessed.masks).sum(axis=(1, 2))
-    order = np.lexsort((wrong, -assessed.ious, -assessed.scores))
-    shows = (truths | assessed.masks).any(axis=(1, 2))
-    order = order[shows[order]] if shows.any() else order
+    truths = evaluation.validation.masks > 0
+    wrong = (truths != evaluation.masks).sum(axis=(1, 2))
+    order = np.lexsort((wrong, -evaluation.ious, -evaluation.scores))
+    has_salt = (truths | evaluation.masks).any(axis=(1, 2))
+    order = order[has_salt[order]] if has_salt.any() else order
     count = min(SHOWN_CASES, max(1, len(order) // 3))
-    first = round(place * (len(order) - count))
+    first = round(position * (len(order) - count))
     rows: npt.NDArray[np.int64] = order[first : first + count]
     return rows
 
 
 def _sections(outputs: Outputs) -> list[Section]:
-    """What the page shows in pictures, in its order."""
-    cases = "Rows: the image, its truth, the prediction with the truth's edge."
+    """Return the sections of the page that show images."""
+    cases = "Rows: the image, the truth, the prediction with the edge of the truth."
     return [
         Section(
             "Curves",
             [
-                Picture(
+                ReportImage(
                     outputs.iou_plot,
-                    "Validation IoU of each run by epoch, and of the epochs kept",
-                    "IoU by epoch, at the network's size. A cross marks a run that ended early.",
+                    "Validation IoU of each run by epoch, and the IoU of the kept epochs",
+                    "IoU by epoch, at the network's input size. A cross marks an early end.",
                 ),
-                Picture(
+                ReportImage(
                     outputs.score_plot,
-                    "Competition's score on validation by epoch, and the learning rate",
-                    "The competition's score by epoch, of masks cut at one half, at full size.",
+                    "Competition score on validation by epoch, and the learning rate",
+                    "The competition's score by epoch, at full size with a threshold of 0.5.",
                 ),
-                Picture(
+                ReportImage(
                     outputs.loss_plot,
-                    "Training and validation loss by epoch, a panel for each experiment",
-                    "Loss by epoch. The scales of two losses cannot be compared.",
+                    "Training and validation loss by epoch, one panel for each experiment",
+                    "Loss by epoch. The scales of different losses cannot be compared.",
                 ),
             ],
         ),
         Section(
             "Calibration",
             [
-                Picture(
+                ReportImage(
                     outputs.calibration_plot,
-                    "Score over thresholds for each smallest region, and a reliability diagram",
-                    "Left: every cut tried on the same images. The highest point flatters itself "
-                    "a little. Right: on the dashed line a probability means what it says.",
+                    "Score by threshold for each minimum area, and a reliability diagram",
+                    "Left: every threshold and minimum area, tried on the same images, so the best "
+                    "score is slightly too high. Right: perfect calibration is the dashed line.",
                 )
             ],
         ),
         Section(
             "Coverage",
             [
-                Picture(
+                ReportImage(
                     outputs.coverage_plot,
-                    "Score and IoU for each tenth of coverage with salt",
-                    "A picture without salt scores all or nothing. Dashed: the mean of all.",
+                    "Score and IoU by coverage with salt, in steps of ten percent",
+                    "An image without salt scores 0 or 1. Dashed: the mean of all images.",
                 )
             ],
             with_classes=True,
@@ -186,17 +186,17 @@ def _sections(outputs: Outputs) -> list[Section]:
         Section(
             "Cases",
             [
-                Picture(outputs.best_cases, "Images with the highest scores", cases),
-                Picture(outputs.median_cases, "Images with middling scores", cases),
-                Picture(outputs.worst_cases, "Images with the lowest scores", cases),
-                Picture(outputs.predictions_plot, "Images from little salt to much", cases),
+                ReportImage(outputs.best_cases, "Images with the highest scores", cases),
+                ReportImage(outputs.median_cases, "Images with median scores", cases),
+                ReportImage(outputs.worst_cases, "Images with the lowest scores", cases),
+                ReportImage(outputs.predictions_plot, "Images from little salt to much", cases),
             ],
         ),
     ]
 
 
 def table(results: Sequence[Result]) -> pandas.DataFrame:
-    """One row for each run, fold by fold, best first."""
+    """Return one row for each result, best first. Each fold is a result."""
     rows = [
         {
             "experiment": result.experiment.name,
@@ -214,8 +214,10 @@ def table(results: Sequence[Result]) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-def write_table(results: Sequence[Result], assessed: Assessment, csv: Path, markdown: Path) -> None:
-    """The table as csv and as markdown."""
+def write_table(
+    results: Sequence[Result], evaluation: Evaluation, csv: Path, markdown: Path
+) -> None:
+    """Write the table as CSV and as Markdown."""
     frame = table(results)
     write_text(csv, frame.to_csv(index=False, lineterminator="\n"))
     lines = [
@@ -228,53 +230,54 @@ def write_table(results: Sequence[Result], assessed: Assessment, csv: Path, mark
             f"| {row.experiment} | {row.backbone} | {row.loss} | {row.best_val_iou:.4f} "
             f"| {row.best_val_score:.4f} | {row.best_epoch} | {row.epochs} | {ended} |"
         )
-    best = best_of(results)[0]
+    best = select_best(results)[0]
     lines += [
         "",
-        f"Best by {SELECTED_BY[best.selected_by]}: {best.experiment.grid_name}. The competition's "
-        f"score of its weights on the validation images at 101x101: {assessed.score:.4f}. "
-        + cut_in_words(assessed),
+        f"Best by {SELECTED_BY[best.selected_by]}: {best.experiment.base_name}. The competition's "
+        f"score of its weights on the validation images at 101x101: {evaluation.score:.4f}. "
+        + describe_postprocessing(evaluation),
         "",
     ]
     write_text(markdown, "\n".join(lines))
 
 
-def cut_in_words(assessed: Assessment) -> str:
-    """How the submission's masks are made, and how far the score on validation can be trusted."""
-    cut = assessed.cut
-    words = f"The submission marks as salt what is more probable than {cut.threshold:.2f}"
-    if cut.smallest:
-        words += f", without regions of fewer than {cut.smallest} pixels"
-    if assessed.chosen:
+def describe_postprocessing(evaluation: Evaluation) -> str:
+    """Describe how the submission's masks are made, and whether that was tuned on validation."""
+    threshold = evaluation.postprocessing.threshold
+    min_area = evaluation.postprocessing.min_area
+    text = f"In the submission, pixels with a probability above {threshold:.2f} are salt"
+    if min_area:
+        text += f", and regions of fewer than {min_area} pixels are removed"
+    if evaluation.tuned:
         return (
-            f"{words}. This cut was chosen on the validation images; the score shown is "
-            "cross-chosen: each half of them is cut as is best for the other half."
+            f"{text}. This was tuned on the validation images. The score shown is cross-fitted: "
+            "each half of the images uses what is best for the other half."
         )
-    return f"{words}. This cut was fixed beforehand."
+    return f"{text}. This was fixed before training."
 
 
 def write_page(
     path: Path,
     results: Sequence[Result],
-    assessed: Assessment,
+    evaluation: Evaluation,
     settings: Settings,
     sections: Sequence[Section],
 ) -> None:
-    """Everything in one HTML file that opens without a network and runs no script."""
-    best = best_of(results)
+    """Write one HTML file that needs no network and runs no scripts."""
+    best = select_best(results)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     text = environment.from_string(PAGE).render(
         best=best,
-        best_label=label(best[0].experiment).split(", fold")[0],
+        best_label=experiment_label(best[0].experiment).split(", fold")[0],
         selected_by=SELECTED_BY[best[0].selected_by],
         rows=sorted(results, key=lambda result: -result.value),
-        label=label,
-        assessed=assessed,
-        images=len(assessed.validation),
-        cut=cut_in_words(assessed),
-        coverage=by_coverage(assessed),
+        experiment_label=experiment_label,
+        evaluation=evaluation,
+        images=len(evaluation.validation),
+        postprocessing=describe_postprocessing(evaluation),
+        coverage=scores_by_coverage(evaluation),
         settings=_shown(settings),
         sections=sections,
     )
@@ -283,7 +286,9 @@ def write_page(
 
 def _shown(settings: Settings) -> dict[str, Any]:
     values = {name: getattr(settings, name) for name in SHOWN_SETTINGS}
-    values |= {name: getattr(settings.training, name) for name in ("learning_rate", "weight_decay")}
+    values |= {
+        name: getattr(settings.resolved_recipe, name) for name in ("learning_rate", "weight_decay")
+    }
     return {
         name.replace("_", " "): {True: "yes", False: "no"}[value]
         if isinstance(value, bool)
@@ -300,7 +305,7 @@ PAGE = """\
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>Salt: {{ best_label }}, score {{ "%.4f"|format(assessed.score) }}</title>
+<title>Salt: {{ best_label }}, score {{ "%.4f"|format(evaluation.score) }}</title>
 <style>
 :root {
   color-scheme: light dark;
@@ -360,35 +365,35 @@ figcaption { color: var(--soft); font-size: .92rem; max-width: 46rem; margin-top
 </style>
 </head>
 <body>
-<h1>{{ best_label }} finds salt with a score of {{ "%.4f"|format(assessed.score) }}</h1>
-<p>The best of the runs by {{ selected_by }}. Validation images: {{ images }}, each predicted by a
-network that was not trained on it.</p>
+<h1>{{ best_label }}: score {{ "%.4f"|format(evaluation.score) }}</h1>
+<p>This is the best run by {{ selected_by }}. There are {{ images }} validation images, each
+predicted by a network that was not trained on it.</p>
 <nav><a href="#runs">Runs</a>
 {% for section in sections %}
 <a href="#section{{ loop.index }}">{{ section.title }}</a>
 {% endfor %}
 <a href="#settings">Settings</a></nav>
 <dl class="facts">
-<div><dt>Competition's score</dt><dd>{{ "%.4f"|format(assessed.score) }}</dd></div>
-<div><dt>IoU</dt><dd>{{ "%.4f"|format(assessed.iou) }}</dd></div>
+<div><dt>Competition's score</dt><dd>{{ "%.4f"|format(evaluation.score) }}</dd></div>
+<div><dt>IoU</dt><dd>{{ "%.4f"|format(evaluation.iou) }}</dd></div>
 <div><dt>Networks averaged</dt><dd>{{ best|length }}</dd></div>
-<div><dt>Threshold</dt><dd>{{ "%.2f"|format(assessed.cut.threshold) }}</dd></div>
-<div><dt>Smallest region</dt><dd>{{ assessed.cut.smallest or "none" }}\
-{% if assessed.cut.smallest %} px{% endif %}</dd></div>
+<div><dt>Threshold</dt><dd>{{ "%.2f"|format(evaluation.postprocessing.threshold) }}</dd></div>
+<div><dt>Minimum area</dt><dd>{{ evaluation.postprocessing.min_area or "none" }}\
+{% if evaluation.postprocessing.min_area %} px{% endif %}</dd></div>
 </dl>
-<p>{{ cut }}</p>
+<p>{{ postprocessing }}</p>
 
 <h2 id="runs">All runs</h2>
 <div class="wide" tabindex="0" role="region" aria-label="All runs">
 <table>
-<caption>IoU and score are of the epoch whose weights are kept, cut at one half.</caption>
+<caption>IoU and score of the epoch whose weights are kept, with a threshold of 0.5.</caption>
 <thead><tr><th>run</th><th>selected by</th><th class="number">value</th>
 <th class="number">IoU</th><th class="number">score</th><th class="number">at epoch</th>
 <th class="number">epochs</th><th>ended</th></tr></thead>
 <tbody>
 {% for run in rows %}
 <tr{% if run in best %} class="best"{% endif %}>
-<td>{{ label(run.experiment) }}
+<td>{{ experiment_label(run.experiment) }}
 {% if run in best %}<span class="mark">&#9733; best</span>{% endif %}</td>
 <td>{{ run.selected_by }}</td>
 <td class="number">{{ "%.4f"|format(run.value) }}</td>
@@ -409,11 +414,11 @@ network that was not trained on it.</p>
 {% for section in sections %}
 
 <h2 id="section{{ loop.index }}">{{ section.title }}</h2>
-{% for picture in section.pictures %}
+{% for image in section.images %}
 <figure>
-<div class="wide" tabindex="0" role="region" aria-label="{{ picture.alt }}">
-<img src="{{ picture.data_url }}" alt="{{ picture.alt }}"></div>
-<figcaption>{{ picture.caption }}</figcaption>
+<div class="wide" tabindex="0" role="region" aria-label="{{ image.alt }}">
+<img src="{{ image.data_url }}" alt="{{ image.alt }}"></div>
+<figcaption>{{ image.caption }}</figcaption>
 </figure>
 {% endfor %}
 {% if section.with_classes %}

@@ -1,12 +1,11 @@
-"""One experiment: epochs, the best weights, a checkpoint after each epoch, the history.
+"""Training of one experiment: epochs, the best weights, checkpoints and the history.
 
-The best weights are written whenever validation improves. What an epoch changes is all in
-`Training`, so that a checkpoint of it is enough to go on, bit for bit on a CPU.
+The best weights are written whenever validation improves. `Trainer` holds everything that an epoch
+changes, so its checkpoint is enough to resume: on a CPU the result is the same bit for bit.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,50 +24,58 @@ from src_salt.budget import Budget
 from src_salt.checkpoint import (
     CheckpointError,
     State,
-    as_bytes,
-    on_cpu,
+    copy_to_cpu,
     random_state,
     read_checkpoint,
     restore_random_state,
+    to_bytes,
     write_checkpoint,
 )
 from src_salt.config import Experiment, SaltError, Settings, first_line
 from src_salt.data import (
     DeviceBatches,
     LabelledImages,
-    Pairs,
-    ShuffledDraws,
+    PairLoader,
+    ShuffleSampler,
     evaluation_loader,
-    is_dead_worker,
+    is_worker_failure,
     training_loader,
 )
 from src_salt.device import (
-    ALONE,
-    Team,
+    SINGLE_PROCESS,
+    DistributedContext,
     is_out_of_memory,
     pick_compute,
     seed_everything,
-    synchronised,
+    sync_batch_norm,
 )
 from src_salt.losses import LOSS_FUNCTIONS
 from src_salt.metrics import THRESHOLD, competition_score, iou
 from src_salt.model import UNet, load_encoder_weights
 from src_salt.muon import Muon
-from src_salt.outputs import NO_ROOM, Outputs, emit, progress, sha256_of, write_bytes
-from src_salt.transforms import restored
+from src_salt.outputs import (
+    DISK_FULL,
+    Outputs,
+    emit,
+    progress,
+    sha256,
+    sha256_of_file,
+    write_bytes,
+)
+from src_salt.transforms import resize_to_original
 
 PLATEAU_FACTOR = 0.1
 PLATEAU_PATIENCE = 5
-"""Epochs without a better validation IoU before the learning rate falls to a tenth."""
+"""Epochs without a better validation IoU before the learning rate drops to a tenth."""
 
 WARM_UP = 0.1
-"""Share of the steps in which one-cycle's learning rate rises."""
+"""Share of the steps in which the one-cycle schedule raises the learning rate."""
 
-Batches = Pairs | DeviceBatches
+Batches = PairLoader | DeviceBatches
 
 
 class TrainingError(SaltError):
-    """Training broke down; the message names experiment and epoch."""
+    """Training failed; the message names experiment and epoch."""
 
 
 class OutOfMemory(SaltError):
@@ -76,37 +83,37 @@ class OutOfMemory(SaltError):
 
 
 class WorkerDied(SaltError):
-    """A process that prepares batches is gone."""
+    """A worker process of a data loader ended."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of a history. IoU is the mean over images at the network's size, as losses are."""
+    """One entry of a history. Losses and IoU are means over images at the network's input size."""
 
     epoch: int  # from 1
     train_loss: float
     val_loss: float
-    train_iou: float  # of the augmented images, while the weights still move
+    train_iou: float  # of the augmented images, while the weights still change
     val_iou: float
-    val_score: float  # the competition's, of the masks at their full size of 101x101
+    val_score: float  # the competition's, of masks at the original 101x101 pixels
     learning_rate: float  # of the first step
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How far an experiment came."""
+    """The result of training an experiment."""
 
     history: tuple[Epoch, ...]
     ended: str
-    """Why it ended before its last epoch; empty if it is complete."""
+    """Why training stopped before the last epoch; empty if it is complete."""
 
 
-class Training:
-    """Everything of an experiment that changes while it is trained.
+class Trainer:
+    """Everything that training an experiment changes.
 
-    `parts` is the number of pieces in which a batch goes through the network: as many need less
-    memory, and their gradients are added up. Batch normalisation then sees the pieces, and Dice is
-    taken over each of them.
+    A batch goes through the network in `accumulation_steps` pieces whose gradients are added:
+    more pieces need less memory. Batch normalization and the Dice loss then see each piece, not
+    the whole batch.
     """
 
     def __init__(
@@ -115,45 +122,46 @@ class Training:
         settings: Settings,
         train: LabelledImages,
         validation: LabelledImages,
-        parts: int = 1,
-        team: Team = ALONE,
+        accumulation_steps: int = 1,
+        context: DistributedContext = SINGLE_PROCESS,
     ) -> None:
-        self.experiment, self.settings, self.recipe = experiment, settings, settings.training
-        self.parts, self.team = parts, team
-        self.compute = pick_compute(self.recipe.on_device, self.team)
-        seed_everything(settings.seed, self.compute.device, exact=not self.recipe.on_device)
-        with _faults_of_the_machine():
+        self.experiment, self.settings = experiment, settings
+        self.recipe = settings.resolved_recipe
+        self.accumulation_steps, self.context = accumulation_steps, context
+        self.compute = pick_compute(self.recipe.on_device, self.context)
+        seed_everything(settings.seed, self.compute.device, deterministic=not self.recipe.on_device)
+        with _convert_errors():
             weights = load_encoder_weights(experiment.backbone, settings)
-            model = UNet(experiment.backbone, self.recipe.normalised_decoder, weights)
-            self.model = self.compute.place(synchronised(model, self.team))
+            model = UNet(experiment.backbone, self.recipe.normalized_decoder, weights)
+            self.model = self.compute.place(sync_batch_norm(model, self.context))
             self.network: nn.Module = self.model
-            if self.team.size > 1:
+            if self.context.world_size > 1:
                 self.network = DistributedDataParallel(self.model)
             self.loss = LOSS_FUNCTIONS[experiment.loss]
-            self.batches, self.validation = self._batches(train, validation)
+            self.batches, self.validation = self._build_batches(train, validation)
             self.truths = torch.from_numpy(validation.masks).to(self.compute.device) > 0
-            self.optimizer, self.scheduler = self.new_optimizer()
+            self.optimizer, self.scheduler = self.build_optimizer()
             self.scaler = self.compute.scaler()
         self.history: list[Epoch] = []
         self.seconds_per_image = 0.0
         """Of one process, in the last validation."""
 
-    def _batches(
+    def _build_batches(
         self, train: LabelledImages, validation: LabelledImages
     ) -> tuple[Batches, Batches]:
         if not self.recipe.on_device:
             return (
-                training_loader(train, self.settings, self.team),
-                evaluation_loader(validation, self.settings, self.team),
+                training_loader(train, self.settings, self.context),
+                evaluation_loader(validation, self.settings, self.context),
             )
-        shared = self.settings, self.compute, self.team
+        shared = self.settings, self.compute, self.context
         return (
             DeviceBatches(train, *shared, augmentation=self.recipe.augmentation),
             DeviceBatches(validation, *shared),
         )
 
-    def new_optimizer(self) -> tuple[Optimizer, ReduceLROnPlateau | OneCycleLR]:
-        """The recipe's optimiser and schedule, at their beginning."""
+    def build_optimizer(self) -> tuple[Optimizer, ReduceLROnPlateau | OneCycleLR]:
+        """Create the recipe's optimizer and schedule in their initial state."""
         parameters = self.model.parameters()
         rate, decay = self.recipe.learning_rate, self.recipe.weight_decay
         fused = True if self.recipe.on_device else None
@@ -163,11 +171,11 @@ class Training:
                 adam, mode="max", factor=PLATEAU_FACTOR, patience=PLATEAU_PATIENCE
             )
         muon = Muon(parameters, lr=rate, weight_decay=decay)
-        return muon, self.cycle(muon, self.settings.epochs)
+        return muon, self.one_cycle(muon, self.settings.epochs)
 
-    def cycle(self, optimizer: Optimizer, epochs: int) -> OneCycleLR:
-        """The learning rate's rise and fall over so many epochs."""
-        # Each takes a step at least, without which its formula divides by zero.
+    def one_cycle(self, optimizer: Optimizer, epochs: int) -> OneCycleLR:
+        """Create a one-cycle schedule of the learning rate over a number of epochs."""
+        # Rise and fall need at least one step each; otherwise OneCycleLR divides by zero.
         steps = max(3, epochs * len(self.batches))
         warm_up = max(WARM_UP, 2 / steps)
         rate = self.recipe.learning_rate
@@ -176,22 +184,22 @@ class Training:
         )
 
     @property
-    def improved(self) -> bool:
+    def is_best(self) -> bool:
         """Whether the last epoch is the best so far."""
         return best_epoch(self.history, self.recipe.select_by) is self.history[-1]
 
-    def one_epoch(self) -> Epoch:
+    def run_epoch(self) -> Epoch:
         """Train on every image once, validate, and step the schedule.
 
         Raises:
-            TrainingError: a loss is no longer a number.
-            OutOfMemory: a step needs more memory than there is.
-            WorkerDied: a process that prepares batches was ended.
+            TrainingError: a loss is not finite.
+            OutOfMemory: a step needs more memory than is available.
+            WorkerDied: a worker process of the data loader ended.
         """
-        with _faults_of_the_machine():
-            return self._epoch()
+        with _convert_errors():
+            return self._run_epoch()
 
-    def _epoch(self) -> Epoch:
+    def _run_epoch(self) -> Epoch:
         number = len(self.history) + 1
         title = f"{self.experiment.name} epoch {number}"
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
@@ -202,7 +210,7 @@ class Training:
             progress(self.validation, f"{title} validation")
         )
         seconds = time.monotonic() - started
-        self.seconds_per_image = seconds * self.team.size / len(self.truths)
+        self.seconds_per_image = seconds * self.context.world_size / len(self.truths)
         self._require_finite(val_loss, "validation", number)
         epoch = Epoch(number, train_loss, val_loss, train_iou, val_iou, val_score, learning_rate)
         if isinstance(self.scheduler, ReduceLROnPlateau):
@@ -211,17 +219,18 @@ class Training:
         return epoch
 
     def _train_pass(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+        """Return mean loss and mean IoU."""
         self.network.train()
-        means = _Means()
+        means = _RunningMeans()
         for images, masks in batches:
             self.optimizer.zero_grad(set_to_none=True)
-            # A piece of one image alone may have no variance to be normalised by.
-            parts = max(1, min(self.parts, len(images) // 2))
-            pieces = images.tensor_split(parts), masks.tensor_split(parts)
-            for piece, its_masks in zip(*pieces, strict=True):
-                value, logits, targets = self._forward(self.network, piece, its_masks)
-                share = len(piece) / len(images)
-                self.scaler.scale(value * share).backward()  # type: ignore[no-untyped-call]
+            # Batch normalization may not be able to compute a variance from one image.
+            count = max(1, min(self.accumulation_steps, len(images) // 2))
+            pieces = images.tensor_split(count), masks.tensor_split(count)
+            for image_piece, mask_piece in zip(*pieces, strict=True):
+                value, logits, targets = self._forward(self.network, image_piece, mask_piece)
+                weight = len(image_piece) / len(images)
+                self.scaler.scale(value * weight).backward()  # type: ignore[no-untyped-call]
                 ious = iou(logits.detach()[:, 0] > 0, targets[:, 0] > 0)  # 0 is probability 0.5
                 means.add(len(targets), value * len(targets), ious.sum())
             self.scaler.step(self.optimizer)
@@ -235,15 +244,19 @@ class Training:
     def _validation_pass(
         self, batches: Iterable[tuple[Tensor, Tensor]]
     ) -> tuple[float, float, float]:
+        """Return mean loss, mean IoU and mean competition score."""
         model = self.model.eval()
-        means = _Means()
+        means = _RunningMeans()
         for images, masks in batches:
-            truths = self.truths[means.images : means.images + len(images) * self.team.size]
-            count = len(truths)  # the last batch of a team is filled up
-            value, logits, targets = self._forward(model, images, masks, count, self.parts)
+            first, size = means.images, len(images) * self.context.world_size
+            truths = self.truths[first : first + size]
+            count = len(truths)  # with several processes, the last batch may repeat its last image
+            value, logits, targets = self._forward(
+                model, images, masks, count, self.accumulation_steps
+            )
             ious = iou(logits[:, 0] > 0, targets[:, 0] > 0)
-            full = restored(torch.sigmoid(logits.float()), self.recipe.fit) > THRESHOLD
-            scores = competition_score(full, truths)
+            probabilities = resize_to_original(torch.sigmoid(logits.float()), self.recipe.fit)
+            scores = competition_score(probabilities > THRESHOLD, truths)
             means.add(count, value * count, ious.sum(), scores.sum())
         loss, mean_iou, score = means.read()
         return loss, mean_iou, score
@@ -254,15 +267,16 @@ class Training:
         images: Tensor,
         masks: Tensor,
         count: int | None = None,
-        parts: int = 1,
+        pieces: int = 1,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, logits and targets of a batch, over the whole team."""
+        """Return loss, logits and targets of a batch over all processes; `count` cuts the batch."""
         inputs = images.to(self.compute.device, non_blocking=True)
         targets = masks.to(self.compute.device, non_blocking=True)
         with self.compute.autocast():
-            pieces = [network(piece) for piece in inputs.tensor_split(min(parts, len(inputs)))]
-        logits = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        logits, targets = self.team.gathered(logits)[:count], self.team.gathered(targets)[:count]
+            parts = [network(part) for part in inputs.tensor_split(min(pieces, len(inputs)))]
+        logits = parts[0] if len(parts) == 1 else torch.cat(parts)
+        logits = self.context.all_gather(logits)[:count]
+        targets = self.context.all_gather(targets)[:count]
         return self.loss(logits, targets), logits, targets
 
     def _require_finite(self, value: float, side: str, number: int) -> None:
@@ -273,7 +287,7 @@ class Training:
             )
 
     def state(self) -> State:
-        """All of it as plain values and tensors."""
+        """Return the complete state as plain values and tensors."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -284,12 +298,12 @@ class Training:
             "history": [asdict(epoch) for epoch in self.history],
         }
 
-    def restore(self, state: State) -> None:
-        """Become what `state` was read from."""
+    def load_state(self, state: State) -> None:
+        """Load what `state` returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        if state["scaler"]:  # else written where float16 was not used
+        if state["scaler"]:  # empty if it was written without float16
             self.scaler.load_state_dict(state["scaler"])
         _generator(self.batches).set_state(state["order"])
         self.history = [Epoch(**epoch) for epoch in state["history"]]
@@ -302,248 +316,251 @@ def train_experiment(
     train: LabelledImages,
     validation: LabelledImages,
     outputs: Outputs,
-    made_by: Mapping[str, Any] | None = None,
+    fingerprint: Mapping[str, Any] | None = None,
     budget: Budget | None = None,
-    parts: int = 1,
-    team: Team = ALONE,
+    accumulation_steps: int = 1,
+    context: DistributedContext = SINGLE_PROCESS,
 ) -> Outcome:
-    """Train one experiment and keep its best weights in `outputs`.
+    """Train one experiment and write its best weights to `outputs`.
 
-    It seeds itself, so its result does not depend on what ran before it in this process. It goes
-    on from a checkpoint that `made_by`, what decides the result, has left. One process of a team
-    writes and speaks.
+    It seeds all random generators, so its result does not depend on what ran before it in this
+    process. With a `fingerprint` it writes checkpoints, and resumes from one with the same
+    fingerprint. With several processes, only the main one writes files and prints events.
 
     Raises:
-        TrainingError: a loss is no number, or weights cannot be written, and no epoch came before;
-            or those of the checkpoint cannot be written.
-        OutOfMemory: more `parts` are needed.
-        WorkerDied: a process that prepares batches was ended.
+        TrainingError: in the first epoch, the loss is not finite or the weights cannot be written;
+            or the checkpoint's weights cannot be written.
+        OutOfMemory: more `accumulation_steps` are needed.
+        WorkerDied: a worker process of the data loader ended.
     """
-    training = Training(experiment, settings, train, validation, parts, team)
-    with Keeper(outputs, experiment.name, made_by) as keeper:
+    trainer = Trainer(experiment, settings, train, validation, accumulation_steps, context)
+    with Checkpointer(outputs, experiment.name, fingerprint) as checkpointer:
         try:
-            if keeper.go_on(training) and team.leads:
-                emit("resume", experiment=experiment.name, epochs_done=len(training.history))
+            if checkpointer.resume(trainer) and context.is_main:
+                emit("resume", experiment=experiment.name, epochs_done=len(trainer.history))
         except CheckpointError as error:
-            if team.leads:
+            if context.is_main:
                 emit("retrain", experiment=experiment.name, reason=str(error))
-            training = Training(experiment, settings, train, validation, parts, team)
+            trainer = Trainer(experiment, settings, train, validation, accumulation_steps, context)
         try:
-            ended = _train_epochs(training, keeper, budget or Budget())
+            ended = _train_epochs(trainer, checkpointer, budget or Budget())
         except TrainingError as error:
             ended = str(error)
         except (OutOfMemory, WorkerDied):
-            # A team may not agree on anything any more: only some of it may have met this.
-            if team.size > 1 or not (ended := keeper.settle(training)):
+            # With several processes, only some may have failed, so they cannot communicate.
+            if context.world_size > 1 or not (ended := checkpointer.wait(trainer)):
                 raise
-        ended = " ".join(filter(None, [keeper.settle(training), ended]))
-    if not training.history:
+        ended = " ".join(filter(None, [checkpointer.wait(trainer), ended]))
+    if not trainer.history:
         raise TrainingError(ended)
-    return Outcome(tuple(training.history), ended)
+    return Outcome(tuple(trainer.history), ended)
 
 
-def _train_epochs(training: Training, keeper: Keeper, budget: Budget) -> str:
-    """All that are left, or as many as there is time for: then it says so, else nothing."""
-    team, epochs = training.team, training.settings.epochs
-    first = len(training.history) + 1
-    while len(training.history) < epochs:
-        if not team.agreed(budget.allows_an_epoch()) and training.history:
-            return f"out of time after epoch {len(training.history)}"
+def _train_epochs(trainer: Trainer, checkpointer: Checkpointer, budget: Budget) -> str:
+    """Train the remaining epochs, or as many as the budget allows. Return why it stopped early."""
+    context, epochs = trainer.context, trainer.settings.epochs
+    first = len(trainer.history) + 1
+    while len(trainer.history) < epochs:
+        if not context.broadcast(budget.allows_epoch()) and trainer.history:
+            return f"out of time after epoch {len(trainer.history)}"
         started = time.monotonic()
-        epoch = training.one_epoch()
-        keeper.keep(training)
+        epoch = trainer.run_epoch()
+        checkpointer.save(trainer)
         budget.epoch_seconds = time.monotonic() - started
-        budget.image_seconds = training.seconds_per_image
-        if team.leads:
-            _announce(epoch, training.experiment, epochs, budget.epoch_seconds)
+        budget.image_seconds = trainer.seconds_per_image
+        if context.is_main:
+            _report_epoch(epoch, trainer.experiment, epochs, budget.epoch_seconds)
             left = epochs - epoch.epoch
             if epoch.epoch == first and left and budget.hours is not None:
-                _announce_estimate(training.experiment, left, budget)
+                _report_estimate(trainer.experiment, left, budget)
     return ""
 
 
 def best_epoch(history: Sequence[Epoch], by: str = "val_iou") -> Epoch:
-    """The first epoch with the highest validation value: the one whose weights are kept."""
+    """Return the first epoch with the highest value of the field `by`; its weights are kept."""
     best: Epoch = max(history, key=lambda epoch: float(getattr(epoch, by)))
     return best
 
 
-class Keeper:
-    """Writes the best weights and the checkpoint of an experiment, and takes them up again.
+class Checkpointer:
+    """Writes the best weights and the checkpoint of an experiment, and resumes from them.
 
-    It writes beside the next epoch, so that no epoch waits for a disk that is quicker than itself.
-    Left by an error or an interrupt, it still finishes what it has begun to write.
+    A background thread writes while the next epoch trains. If the block ends with an error or an
+    interrupt, a write that has begun is still finished.
     """
 
     def __init__(
-        self, outputs: Outputs, experiment: str, made_by: Mapping[str, Any] | None
+        self, outputs: Outputs, experiment: str, fingerprint: Mapping[str, Any] | None
     ) -> None:
-        self.experiment, self.made_by = experiment, made_by
+        self.experiment, self.fingerprint = experiment, fingerprint
         self.weights, self.checkpoint = outputs.weights(experiment), outputs.checkpoint(experiment)
-        self.digest = ""
-        self.writer = ThreadPoolExecutor(1, "keeper")
-        self.writing: Future[tuple[str, str]] | None = None
-        """A warning and a fault, once it is done; only the leader of a team writes."""
+        self.weights_digest = ""
+        self.executor = ThreadPoolExecutor(1, "checkpointer")
+        self.pending: Future[tuple[str, str]] | None = None
+        """The write in progress; its result is a warning and an error. Main process only."""
 
         self.epoch = 0
-        """The last that was given to be written."""
+        """The last epoch that was given to `save`."""
 
-    def __enter__(self) -> Keeper:
+    def __enter__(self) -> Checkpointer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Not by shutdown, which joins the thread: a signal then makes Python 3.11 take it for over,
-        # and leave without it (https://github.com/python/cpython/issues/90882).
-        if self.writing is not None:
-            wait([self.writing])
-        self.writer.shutdown(wait=False)
+        # Do not use shutdown(wait=True), which joins the thread: after a signal, Python 3.11 takes
+        # the thread for finished (https://github.com/python/cpython/issues/90882).
+        if self.pending is not None:
+            wait([self.pending])
+        self.executor.shutdown(wait=False)
 
-    def keep(self, training: Training) -> None:
-        """Begin to write what the last epoch left, once the one before it is written.
+    def save(self, trainer: Trainer) -> None:
+        """Start writing the last epoch, after the previous write is finished.
 
         Raises:
-            TrainingError: the one before cannot be written; see `settle`.
-            OutOfMemory: there is no room for the copy that is written.
+            TrainingError: the previous write failed; see `wait`.
+            OutOfMemory: there is not enough memory for a copy of the state.
         """
-        fault = self.settle(training)
-        if fault:
-            raise TrainingError(fault)
-        self.epoch = len(training.history)
-        if training.team.leads:
-            with _faults_of_the_machine():
-                state = on_cpu(training.state())
-            self.writing = self.writer.submit(self._write, state, training.improved, self.epoch)
+        error = self.wait(trainer)
+        if error:
+            raise TrainingError(error)
+        self.epoch = len(trainer.history)
+        if trainer.context.is_main:
+            with _convert_errors():
+                state = copy_to_cpu(trainer.state())
+            self.pending = self.executor.submit(self._write, state, trainer.is_best, self.epoch)
 
-    def settle(self, training: Training) -> str:
-        """Wait for what is being written, and say why it cannot be, if so.
+    def wait(self, trainer: Trainer) -> str:
+        """Wait for the write in progress. Return why it failed, or an empty text.
 
-        The history is then without that epoch, and without one that was trained meanwhile.
+        After a failure, the epoch of that write and a later one are removed from the history.
         """
-        warning, fault = "", ""
-        if self.writing is not None:
-            warning, fault = self.writing.result()
-            self.writing = None
+        warning, error = "", ""
+        if self.pending is not None:
+            warning, error = self.pending.result()
+            self.pending = None
         if warning:
             emit("warning", experiment=self.experiment, message=warning)
-        fault = training.team.agreed(fault)
-        if fault:
-            del training.history[self.epoch - 1 :]
-        return fault
+        error = trainer.context.broadcast(error)
+        if error:
+            del trainer.history[self.epoch - 1 :]
+        return error
 
-    def _write(self, state: State, improved: bool, epoch: int) -> tuple[str, str]:
-        """Warning and fault. In a thread of its own, so it neither speaks nor raises."""
+    def _write(self, state: State, is_best: bool, epoch: int) -> tuple[str, str]:
+        """Write in the background thread. Return a warning and an error; never raise or emit."""
         warning = ""
         try:
-            content = as_bytes(state["model"]) if improved else None
+            content = to_bytes(state["model"]) if is_best else None
             if content is not None:
-                self.digest = hashlib.sha256(content).hexdigest()
+                self.weights_digest = sha256(content)
             warning = self._write_checkpoint(state, epoch)
             if content is not None:
                 self._write_weights(content)
         except (OSError, RuntimeError, MemoryError) as error:
-            kept = " Those before are kept." if epoch > 1 else ""
-            return warning, self._unwritten(epoch, error) + kept
+            kept = " The previous weights are kept." if epoch > 1 else ""
+            return warning, self._write_error(epoch, error) + kept
         return warning, ""
 
-    def _unwritten(self, epoch: int, error: Exception) -> str:
-        why = getattr(error, "strerror", None) or first_line(error)
-        return f"{self.experiment}: the weights of epoch {epoch} cannot be written ({why})."
+    def _write_error(self, epoch: int, error: Exception) -> str:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        return f"{self.experiment}: the weights of epoch {epoch} cannot be written ({reason})."
 
     def _write_weights(self, content: bytes) -> None:
         try:
             write_bytes(self.weights, content)
         except OSError as error:
-            # Results before the means to go on: a checkpoint is several times as large.
-            if error.errno not in NO_ROOM or not self.checkpoint.exists():
+            # Results are more important than the ability to resume, and a checkpoint is several
+            # times as large as the weights.
+            if error.errno not in DISK_FULL or not self.checkpoint.exists():
                 raise
             self.checkpoint.unlink()
             write_bytes(self.weights, content)
 
     def _write_checkpoint(self, state: State, epoch: int) -> str:
-        """A warning if it cannot be written: then the one before stays.
+        """Return a warning if the checkpoint cannot be written; the previous one then stays.
 
-        Before the weights: where a run is cut between the two, it holds both.
+        The checkpoint comes before the weights: if a run is killed in between, the checkpoint
+        contains both.
         """
-        if self.made_by is None:
+        if self.fingerprint is None:
             return ""
+        state = state | {"weights_sha256": self.weights_digest}
         try:
-            write_checkpoint(self.checkpoint, state | {"weights_sha256": self.digest}, self.made_by)
-        except (OSError, RuntimeError) as error:  # torch's writer turns one into the other
+            write_checkpoint(self.checkpoint, state, self.fingerprint)
+        except (OSError, RuntimeError) as error:  # torch.save turns some of one into the other
             return f"no checkpoint of epoch {epoch}: {first_line(error)}"
         return ""
 
-    def go_on(self, training: Training) -> bool:
-        """Whether there was a checkpoint to go on from.
+    def resume(self, trainer: Trainer) -> bool:
+        """Load the checkpoint if there is one. Return whether there was.
 
         Raises:
-            CheckpointError: it is of no use.
-            TrainingError: it is, but the weights that belong to it cannot be written.
+            CheckpointError: the checkpoint cannot be used.
+            TrainingError: it can, but its weights cannot be written.
         """
-        if self.made_by is None or not self.checkpoint.exists():
+        if self.fingerprint is None or not self.checkpoint.exists():
             return False
         try:
-            state = read_checkpoint(self.checkpoint, self.made_by)
-            training.restore(state)
-            self.digest = state["weights_sha256"]
-            complete = self.weights.exists() and sha256_of(self.weights) == self.digest
+            state = read_checkpoint(self.checkpoint, self.fingerprint)
+            trainer.load_state(state)
+            self.weights_digest = state["weights_sha256"]
+            complete = self.weights.exists() and sha256_of_file(self.weights) == self.weights_digest
         except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise CheckpointError(str(error)) from error
         if complete:
             return True
-        if not training.improved:
-            raise CheckpointError("the weights beside the checkpoint are not its own")
+        if not trainer.is_best:
+            raise CheckpointError("the weights file does not belong to the checkpoint")
         try:
-            write_bytes(self.weights, as_bytes(on_cpu(training.model.state_dict())))
+            write_bytes(self.weights, to_bytes(copy_to_cpu(trainer.model.state_dict())))
         except OSError as error:
-            raise TrainingError(self._unwritten(len(training.history), error)) from error
+            raise TrainingError(self._write_error(len(trainer.history), error)) from error
         return True
 
 
-class _Means:
-    """Means over images, summed on the device: reading a number there would stop the GPU."""
+class _RunningMeans:
+    """Means over images. The sums stay on the device, since reading a number stops a GPU."""
 
     def __init__(self) -> None:
         self.images = 0
         self.sums: Tensor | None = None
 
     def add(self, images: int, *sums: Tensor) -> None:
-        """Count in one batch by its sums over images."""
+        """Add a batch: its number of images, and its sums over them."""
         batch = torch.stack([value.detach().double() for value in sums])
         self.sums = batch if self.sums is None else self.sums + batch
         self.images += images
 
     def read(self) -> list[float]:
-        """The means, in the order of the sums."""
-        assert self.sums is not None, "a loader always gives at least one batch"
+        """Return the means, in the order of the sums."""
+        assert self.sums is not None, "a loader always yields at least one batch"
         means: list[float] = (self.sums / self.images).tolist()
         return means
 
 
 def _generator(batches: Batches) -> torch.Generator:
-    """The one that decides order and augmentation."""
+    """Return the generator that decides order and augmentation."""
     if isinstance(batches, DeviceBatches):
         return batches.generator
-    assert isinstance(batches.sampler, ShuffledDraws)
+    assert isinstance(batches.sampler, ShuffleSampler)
     return batches.sampler.generator
 
 
 @contextmanager
-def _faults_of_the_machine() -> Iterator[None]:
-    """Tell those that can be made up for from all other errors of PyTorch."""
+def _convert_errors() -> Iterator[None]:
+    """Turn PyTorch's errors about memory and workers into OutOfMemory and WorkerDied."""
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
         if is_out_of_memory(error):
             raise OutOfMemory(first_line(error)) from error
-        if is_dead_worker(error):
-            # PyTorch also raises from a signal, wherever this process then is: let it be here.
+        if is_worker_failure(error):
+            # PyTorch's signal handler raises a second error at any place: wait for it here.
             with suppress(RuntimeError):
                 time.sleep(1)
             raise WorkerDied(first_line(error)) from error
         raise
 
 
-def _announce(epoch: Epoch, experiment: Experiment, epochs: int, seconds: float) -> None:
+def _report_epoch(epoch: Epoch, experiment: Experiment, epochs: int, seconds: float) -> None:
     values = asdict(epoch)
     values.pop("epoch")
     emit(
@@ -556,7 +573,7 @@ def _announce(epoch: Epoch, experiment: Experiment, epochs: int, seconds: float)
     )
 
 
-def _announce_estimate(experiment: Experiment, epochs_left: int, budget: Budget) -> None:
+def _report_estimate(experiment: Experiment, epochs_left: int, budget: Budget) -> None:
     emit(
         "estimate",
         experiment=experiment.name,

@@ -1,8 +1,8 @@
-"""Everything that changes a picture: 101×101 to the network's input and back.
+"""Image transforms: 101×101 pixels to the network's input and back, and augmentation.
 
-Augmentation is albumentations' own. Each sample is drawn with a seed of its own (see
-`augmented`), because the library's random state belongs to the pipeline object: with it, a batch
-would depend on the number of workers and on which of them made it.
+The baseline augments with albumentations. Each sample gets its own seed (see `augment`), because
+the library keeps the random state in the pipeline object: with that state, a batch would depend on
+the number of workers and on which worker made it.
 """
 
 from __future__ import annotations
@@ -18,30 +18,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# On import albumentations asks PyPI for its newest version: two seconds and a warning without a
-# network, an advertisement with one. Its own switch for that is this variable.
+# On import, albumentations asks PyPI for its newest version. Without a network that takes two
+# seconds and prints a warning; this variable of the library turns it off.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations
 
-PICTURE_SIZE = 101
-"""Side of the competition's images and masks, in pixels."""
+IMAGE_SIZE = 101
+"""Width and height of the competition's images and masks, in pixels."""
 
 PADDED_SIZE = 128
-"""Side to which a picture is padded by reflection: the next that can be halved five times."""
+"""Size of a reflection-padded image: the next one that can be halved five times."""
 
-Picture = npt.NDArray[np.uint8]
+Image = npt.NDArray[np.uint8]
+"""One gray image or 0/1 mask (101, 101), or several (N, 101, 101)."""
 
 
 def training_transform(size: int) -> albumentations.Compose:
-    """Resize, augment and normalise: a (101, 101) pair to what `augmented` returns."""
+    """Resize, augment and normalize a pair of (101, 101) arrays; use it with `augment`."""
     return albumentations.Compose(
         [
             albumentations.Resize(size, size),
             albumentations.HorizontalFlip(p=0.5),
             albumentations.VerticalFlip(p=0.5),
             albumentations.RandomRotate90(p=0.5),
-            # ShiftScaleRotate in the form of albumentations 2: one scale for both axes, and the
-            # border mirrored, so that no black corner looks like the edge of a survey.
+            # ShiftScaleRotate in the form of albumentations 2: one scale for both axes, and a
+            # mirrored border, so that no black corner looks like the edge of a survey.
             albumentations.Affine(
                 translate_percent=(-0.0625, 0.0625),
                 scale=(0.9, 1.1),
@@ -51,14 +52,14 @@ def training_transform(size: int) -> albumentations.Compose:
                 p=0.5,
             ),
             albumentations.RandomBrightnessContrast(p=0.5),
-            albumentations.Normalize(),  # ImageNet's mean and deviation are its defaults
+            albumentations.Normalize(),  # its defaults are ImageNet's mean and standard deviation
             albumentations.ToTensorV2(),
         ]
     )
 
 
 def evaluation_transform(size: int) -> albumentations.Compose:
-    """Resize and normalise only."""
+    """Resize and normalize, without augmentation."""
     return albumentations.Compose(
         [
             albumentations.Resize(size, size),
@@ -68,104 +69,109 @@ def evaluation_transform(size: int) -> albumentations.Compose:
     )
 
 
-def augmented(
-    transform: albumentations.Compose, image: Picture, mask: Picture, seed: int
+def augment(
+    transform: albumentations.Compose, image: Image, mask: Image, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """`applied`, with every random choice decided by `seed` alone."""
+    """Do the same as `apply_to_pair`, with every random choice decided by `seed`."""
     transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
-    return applied(transform, image, mask)
+    return apply_to_pair(transform, image, mask)
 
 
-def applied(
-    transform: albumentations.Compose, image: Picture, mask: Picture
+def apply_to_pair(
+    transform: albumentations.Compose, image: Image, mask: Image
 ) -> tuple[Tensor, Tensor]:
-    """A gray (101, 101) image and its 0/1 mask as float tensors (3, S, S) and (1, S, S)."""
+    """Convert a gray (101, 101) image and its 0/1 mask to float tensors (3, S, S), (1, S, S)."""
     result = transform(image=cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), mask=mask)
     return result["image"], result["mask"][None].float()
 
 
-def applied_to_image(transform: albumentations.Compose, image: Picture) -> Tensor:
-    """A gray (101, 101) image as a float tensor (3, S, S)."""
+def apply_to_image(transform: albumentations.Compose, image: Image) -> Tensor:
+    """Convert a gray (101, 101) image to a float tensor (3, S, S)."""
     tensor: Tensor = transform(image=cv2.cvtColor(image, cv2.COLOR_GRAY2RGB))["image"]
     return tensor
 
 
-# --- the network's size, and back ---------------------------------------------------------------
+# --- resizing -----------------------------------------------------------------------------------
 
 
-def fitted(pictures: Picture, size: int, fit: str, nearest: bool = False) -> Picture:
-    """Pictures (N, 101, 101) at the network's size, (N, S, S), still bytes.
+def resize_to_input(images: Image, size: int, fit: str, nearest: bool = False) -> Image:
+    """Resize (N, 101, 101) bytes to the network's input size, (N, S, S) bytes.
 
-    `resize` is what albumentations' Resize does, bilinear for images and `nearest` for masks.
-    `reflect` mirrors the picture around itself: at 128 it leaves every pixel as it is, at 256 it
-    pads 202 pixels, and so on in proportion.
+    `resize` matches albumentations' Resize: bilinear, or `nearest` for masks. `reflect` pads with
+    the mirror image. At a size of 128 it keeps every original pixel; at 256 it pads around 202
+    pixels, and so on in proportion.
     """
-    inner, before = _inside(size, fit)
+    inner, before = _inner_region(size, fit)
     after = size - inner - before
     interpolation = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
-    result = np.empty((len(pictures), size, size), np.uint8)
-    for row, picture in enumerate(pictures):
-        resized = cv2.resize(picture, (inner, inner), interpolation=interpolation)
+    result = np.empty((len(images), size, size), np.uint8)
+    for row, image in enumerate(images):
+        resized = cv2.resize(image, (inner, inner), interpolation=interpolation)
         result[row] = cv2.copyMakeBorder(
             resized, before, after, before, after, cv2.BORDER_REFLECT_101
         )
     return result
 
 
-def restored(probabilities: Tensor, fit: str = "resize") -> Tensor:
-    """The inverse of `fitted`: (B, 1, S, S) at the network's size to (B, 101, 101)."""
-    inner, before = _inside(probabilities.shape[-1], fit)
+def resize_to_original(probabilities: Tensor, fit: str = "resize") -> Tensor:
+    """Reverse `resize_to_input`: (B, 1, S, S) to (B, 101, 101)."""
+    inner, before = _inner_region(probabilities.shape[-1], fit)
     inside = slice(before, before + inner)
-    size = (PICTURE_SIZE, PICTURE_SIZE)
+    size = (IMAGE_SIZE, IMAGE_SIZE)
     full = functional.interpolate(
         probabilities[..., inside, inside], size, mode="bilinear", align_corners=False
     )
     return torch.squeeze(full, dim=1)
 
 
-def _inside(size: int, fit: str) -> tuple[int, int]:
-    """Side of the picture within the network's input, and where it begins: 101 and 13 of 128."""
-    inner = round(size * PICTURE_SIZE / PADDED_SIZE) if fit == "reflect" else size
+def _inner_region(size: int, fit: str) -> tuple[int, int]:
+    """Return the size and the offset of the image in the network's input: 101 and 13 of 128."""
+    inner = round(size * IMAGE_SIZE / PADDED_SIZE) if fit == "reflect" else size
     return inner, (size - inner) // 2
 
 
-# --- the same augmentation, in batches on the device --------------------------------------------
+# --- augmentation in batches on the device ------------------------------------------------------
 
 MEAN = (0.485, 0.456, 0.406)
-DEVIATION = (0.229, 0.224, 0.225)
-"""Of ImageNet's channels, for pixels in 0…1, as torchvision's weights expect them."""
+STD = (0.229, 0.224, 0.225)
+"""Mean and standard deviation of ImageNet's channels, for pixels in 0…1."""
 
 TRANSLATE, SCALE, ROTATE, LIGHT = 0.0625, 0.1, math.radians(15), 0.2
-"""Greatest shift (share of the side), change of size, turn, change of brightness and contrast."""
+"""Largest shift (as a share of the size), scale change, rotation, and brightness change."""
 
 DRAWS = 11
-"""Random numbers that the augmentation of one image takes."""
+"""Random numbers per image that `augment_batch` needs."""
 
 
-def augmented_batch(images: Tensor, masks: Tensor, draws: Tensor, kind: str) -> Tensor:
-    """Augment (B, S, S) bytes of images and 0/1 masks at the network's size.
+def augment_batch(images: Tensor, masks: Tensor, draws: Tensor, kind: str) -> Tensor:
+    """Augment images and 0/1 masks, both (B, S, S) bytes at the network's input size.
 
-    `draws` are uniform numbers in [0, 1), (B, DRAWS), on the same device; they decide everything.
-    The distribution is that of `training_transform`, in another order of random numbers. `mild`
-    leaves out the vertical flip and the right angles. Returns both as float (B, 2, S, S): images
-    in 0…255 and masks in {0, 1}.
+    Args:
+        images: bytes, (B, S, S).
+        masks: 0 or 1, (B, S, S).
+        draws: uniform random numbers in [0, 1) on the same device, (B, DRAWS). They decide
+            everything, with the same distribution as `training_transform`.
+        kind: `full`, or `mild` without vertical flips and rotations by 90 degrees.
+
+    Returns:
+        Float (B, 2, S, S): images in 0…255 and masks in {0, 1}.
     """
     size = images.shape[-1]
     u = draws.T
     flip_x = torch.where(u[0] < 0.5, -1.0, 1.0)
     flip_y = torch.where(u[1] < 0.5, -1.0, 1.0)
-    # RandomRotate90 turns half of the pictures by a multiple of 90° drawn from all four.
+    # RandomRotate90 rotates half of the images, by a multiple of 90° drawn from all four.
     quarters = torch.where(u[2] < 0.5, (u[2] * 8).floor(), 0.0)
     if kind == "mild":
         flip_y, quarters = torch.ones_like(flip_y), torch.zeros_like(quarters)
     moved = (u[3] < 0.5).to(draws.dtype)
     scale = 1 + moved * SCALE * (2 * u[4] - 1)
     angle = moved * ROTATE * (2 * u[5] - 1)
-    # In whole pixels, cut towards zero; one pixel is 2/S where a side goes from -1 to 1.
+    # In whole pixels, rounded towards zero. The grid goes from -1 to 1, so a pixel is 2/S.
     shift = moved * (TRANSLATE * size * (2 * u[6:8] - 1)).trunc() * 2 / size
 
-    # From a place in the result back to the place in the source: shift, turn and size, then the
-    # right angles, then the flips.
+    # The grid maps a position in the result to a position in the source: first shift, rotation
+    # and scale, then the rotation by 90 degrees, then the flips.
     turn = angle + quarters * (math.pi / 2)
     cosine, sine = torch.cos(turn) / scale, torch.sin(turn) / scale
     rows = torch.stack([cosine, -sine, sine, cosine], dim=1).view(-1, 2, 2)
@@ -184,11 +190,10 @@ def augmented_batch(images: Tensor, masks: Tensor, draws: Tensor, kind: str) -> 
     return torch.stack([pixels.clamp(0, 255), (both[:, 1] >= 0.5).to(draws.dtype)], dim=1)
 
 
-def normalised(pixels: Tensor) -> Tensor:
-    """Gray pixels (B, S, S) in 0…255 to the network's input (B, 3, S, S)."""
-    # Numbers, not tensors: those would have to travel to the device for each batch.
+def normalize(pixels: Tensor) -> Tensor:
+    """Convert gray pixels (B, S, S) in 0…255 to the network's input (B, 3, S, S)."""
+    # Python numbers, not tensors: tensors would be copied to the device for each batch.
     channels = [
-        (pixels - 255 * mean) / (255 * deviation)
-        for mean, deviation in zip(MEAN, DEVIATION, strict=True)
+        (pixels - 255 * mean) / (255 * deviation) for mean, deviation in zip(MEAN, STD, strict=True)
     ]
     return torch.stack(channels, dim=1)

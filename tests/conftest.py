@@ -1,37 +1,44 @@
-"""What every test stands on: a clean environment, and the command line as a user calls it."""
+"""Fixtures of all tests: a clean environment, the command line, and a local Kaggle."""
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 import hypothesis
 import pytest
 
-# Waiting threads sleep: several times faster on a machine that does something else as well, and
-# the same bits. Before any test imports torch, and for every process that a test starts.
+from kernelkit.cli import main
+from tests.local_kaggle import PLUGIN, LocalKaggle, start_emulator
+
+# Waiting threads sleep: several times faster on a machine that does other work too, and the same
+# bits. Set before any test imports torch, and for every process that a test starts.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "tests" / "samples"
+KAGGLE = Path(sys.executable).with_name("kaggle")
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-# A machine that is busy is no fault of the code.
+# On a busy machine, an example may take any time.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory):
-    """No credentials and no settings of the person who runs the tests."""
+    """Hide the credentials and settings of the user who runs the tests."""
     for name in list(os.environ):
         if name.startswith(("KAGGLE_", "KERNELKIT_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
@@ -40,7 +47,46 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
 
 @pytest.fixture
 def cli() -> Cli:
-    """`cli("push", "--json", expect=9, cwd=…)` runs the command in a process of its own."""
+    """`cli("push", "--json", expect=9, cwd=…)` calls the command's `main` in this process."""
+
+    def call(
+        *arguments: str | Path,
+        expect: int = 0,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        command = ["kernelkit", *map(str, arguments)]
+        streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(cwd or ROOT)
+            patch.setattr(sys, "argv", command)
+            patch.setattr(sys, "stdout", streams[0])
+            patch.setattr(sys, "stderr", streams[1])
+            for name, value in (env or {}).items():
+                patch.setenv(name, value)
+            try:
+                with pytest.raises(SystemExit) as ended:
+                    main()
+            finally:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+        code = int(ended.value.code or 0)
+        printed = [_content(stream) for stream in streams]
+        assert code == expect, "\n".join([str(code), *printed])
+        return subprocess.CompletedProcess(command, code, *printed)
+
+    return call
+
+
+def _content(stream: io.TextIOWrapper) -> str:
+    stream.flush()
+    return cast(io.BytesIO, stream.buffer).getvalue().decode()
+
+
+@pytest.fixture
+def cli_process() -> Cli:
+    """Like `cli`, in a process of its own: for what signals, imports or encodings decide."""
 
     def call(
         *arguments: str | Path,
@@ -105,23 +151,121 @@ title = "Some kernel"
 
 
 @pytest.fixture(scope="session")
-def local_kaggle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a local Kaggle that runs beside the tests, with the samples' inputs."""
-    folder = tmp_path_factory.mktemp("local-kaggle")
-    ready = folder / "ready.json"
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "kernelkit.emulator", "--port", "0"),
-            *("--inputs", str(SAMPLES / "inputs"), "--ready-file", str(ready)),
-            *("--state", str(folder / "state")),
-        ],
-        stdout=subprocess.DEVNULL,
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of inputs by slug: those of the samples, a competition and a dataset."""
+    folder = tmp_path_factory.mktemp("inputs")
+    for source in (SAMPLES / "inputs").iterdir():
+        (folder / source.name).symlink_to(source)
+    for slug, text in {"some-competition": "rows", "some-dataset": "points"}.items():
+        (folder / slug / "deep").mkdir(parents=True)
+        (folder / slug / "data.txt").write_text(text)
+        (folder / slug / "deep" / "more.txt").write_text(text * 2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def replay_options(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Options of an emulator that replays runs. All workers of a test run share the recordings."""
+    base = tmp_path_factory.getbasetemp()
+    workers = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return ("--plugin", PLUGIN, "--replay", str(workers / "recorded-runs"))
+
+
+@pytest.fixture(scope="session")
+def emulator_server(
+    tmp_path_factory: pytest.TempPathFactory, inputs: Path, replay_options: tuple[str, ...]
+) -> Iterator[LocalKaggle]:
+    """The emulator that all tests of a worker share."""
+    emulator = start_emulator(tmp_path_factory.mktemp("emulator"), *replay_options, inputs=inputs)
+    yield emulator
+    code, stderr = emulator.stop()
+    assert code == 0
+    assert "Traceback" not in stderr
+
+
+_accounts = itertools.count(1)
+
+
+@pytest.fixture
+def emulator(emulator_server: LocalKaggle, request: pytest.FixtureRequest) -> Iterator[LocalKaggle]:
+    """The shared emulator with an account of the test's own; faults are removed at the end."""
+    name = "".join(c if c.isascii() and c.isalnum() else "-" for c in request.node.name[5:45])
+    yield emulator_server.as_account(f"a{next(_accounts)}-{name}")
+    emulator_server.remove_faults()
+
+
+@pytest.fixture(scope="session")
+def local_kaggle(emulator_server: LocalKaggle) -> str:
+    """The address of the shared emulator."""
+    return emulator_server.endpoint
+
+
+@pytest.fixture
+def launch(tmp_path: Path, inputs: Path) -> Iterator[Callable[..., LocalKaggle]]:
+    """Start emulators with other options, without a plugin; all of them end with the test."""
+    started: list[LocalKaggle] = []
+
+    def launcher(*options: str, **more: object) -> LocalKaggle:
+        folder = tmp_path / f"emulator{len(started)}"
+        emulator = start_emulator(folder, *options, **{"inputs": inputs, **more})
+        started.append(emulator)
+        return emulator
+
+    yield launcher
+    for emulator in started:
+        if emulator.process.poll() is None:
+            emulator.stop()
+        emulator.process.communicate()
+
+
+@pytest.fixture
+def kaggle(emulator: LocalKaggle, tmp_path: Path) -> Callable[..., str]:
+    """`kaggle("kernels", "status", …)` runs the official client against the emulator."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "KAGGLE_CONFIG_DIR": str(tmp_path / "config"),
+        "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+        "http_proxy": emulator.endpoint,
+        "no_proxy": "",
+        "KAGGLE_USERNAME": emulator.account,
+        "KAGGLE_KEY": "key",
+    }
+
+    def run(*arguments: str | Path, code: int = 0, **more: str) -> str:
+        done = subprocess.run(
+            [KAGGLE, *arguments],
+            env=environment | more,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    return run
+
+
+@pytest.fixture
+def kernel_folder(emulator: LocalKaggle, tmp_path: Path) -> Path:
+    """A kernel folder for the official client."""
+    folder = tmp_path / "kernel"
+    folder.mkdir()
+    cells = (
+        "print('hello'); open('out.txt', 'w').write('result')",
+        "import os; os.makedirs('sub'); [open(f'sub/{i}', 'w').write(str(i)) for i in range(25)];",
     )
-    try:
-        deadline = time.monotonic() + 30
-        while not ready.exists() and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.05)
-        yield json.loads(ready.read_text())["endpoint"]
-    finally:
-        process.terminate()
-        process.wait(30)
+    (folder / "book.ipynb").write_text(emulator.notebook(*cells))
+    metadata = {
+        "id": f"{emulator.account}/my-first-kernel",
+        "title": "My First Kernel",
+        "code_file": "book.ipynb",
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_internet": False,
+        "competition_sources": ["some-competition", "none-such"],
+    }
+    (folder / "kernel-metadata.json").write_text(json.dumps(metadata))
+    return folder

@@ -69,9 +69,9 @@ def test_both_ways_of_pulling_bring_the_same_files_home(tmp_path: Path) -> None:
     assert "| kaggle kernels output |" in done.stdout
 
 
-def test_recipes_are_measured_beside_the_seed(tmp_path: Path) -> None:
+def test_recipes_are_compared_with_the_baseline(tmp_path: Path) -> None:
     tiny = ["--images", "4", "--size", "32", "--batch-size", "2", "--workers", "0"]
-    chosen = ["--backbones", "resnet34", "--losses", "bcedice", "--recipes", "seed"]
+    chosen = ["--backbones", "resnet34", "--losses", "BCEDice", "--recipes", "baseline"]
     file = tmp_path / "tables.md"
     once = ["--repetitions", "1", "--markdown", str(file)]
     command = [sys.executable, "-m", "benchmarks.training", *tiny, *chosen, *once]
@@ -79,8 +79,8 @@ def test_recipes_are_measured_beside_the_seed(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     text = file.read_text(encoding="utf-8")
     assert text == done.stdout[:-1]
-    assert "- number formats: seed float32" in text
-    assert "- each measurement: 4 made-up images of 32x32, 2 to validate, batches of 2" in text
+    assert "- dtypes: baseline float32" in text
+    assert "- each measurement: 4 synthetic images of 32x32, 2 for validation, batches of 2" in text
     for title in ("Training", "Validation", "Prediction"):
         (line,) = re.findall(rf"## {title}\n.*?\n(\| resnet34 .*?)\n", text, re.DOTALL)
         assert "1.00 (1.00 to 1.00)" in line
@@ -91,26 +91,24 @@ def turn(rate: float, **others: object) -> dict[str, object]:
     """What a process says that did everything at one rate."""
     rates = dict.fromkeys(("training", "validation", "prediction"), rate)
     rest = {"writing": 10 * rate, "loading": 20 * rate, "first_step": 0.5, "peak_bytes": 7_000_000}
-    rest |= {"copying": 0.2, "keeping": 0.9}
-    means = {"flops": 1_000_000, "peak_flops": 1e9, "number_format": "float32", "device": "CPU"}
+    rest |= {"copying": 0.2, "saving": 0.9}
+    means = {"flops": 1_000_000, "peak_flops": 1e9, "dtype": "float32", "device": "CPU"}
     return rates | rest | means | others
 
 
 def test_rates_are_compared_turn_by_turn_and_with_the_measured_peak() -> None:
-    seed = Row("resnet34", "lovasz", "seed", (turn(10), turn(20), turn(30, peak_flops=5e8)))
-    fast = Row("resnet34", "lovasz", "fast", (turn(50), turn(60), turn(60, writing=90.0)))
-    broken = Row("resnet34", "lovasz", "best", (), "out of memory")
-    training, validation, prediction, faults = sections([seed, fast, broken])
-    # Turn by turn 5, 3 and 2 times the seed's; 60 images of 1 Mflop are 6% of 1 Gflop.
-    assert "| 60.0            | 50.0 to 60.0  | 3.00 (2.00 to 5.00) | 0.001" in training
-    assert (
-        "| 6%            | 5.0%   | 0.50         | 0.90   | 0.20           | 7       |" in training
-    )
+    baseline = Row("resnet34", "Lovasz", "baseline", (turn(10), turn(20), turn(30, peak_flops=5e8)))
+    fast = Row("resnet34", "Lovasz", "fast", (turn(50), turn(60), turn(60, writing=90.0)))
+    broken = Row("resnet34", "Lovasz", "best", (), "out of memory")
+    training, validation, prediction, faults = sections([baseline, fast, broken])
+    # Turn by turn 5, 3 and 2 times the baseline's; 60 images of 1 Mflop are 6% of 1 Gflop.
+    assert "| 60.0              | 50.0 to 60.0 | 3.00 (2.00 to 5.00) | 0.001" in training
+    assert "| 6%            | 5.0%   | 0.50         | 0.90   | 0.20   | 7       |" in training
     assert "at most 5.0% of a step, within the 10%" in training
-    assert "| 60.0            | 50.0 to 60.0  | 3.00 (2.00 to 5.00) |" in validation
+    assert "| 60.0              | 50.0 to 60.0 | 3.00 (2.00 to 5.00) |" in validation
     assert "| 500           | network |" in prediction
-    assert "- resnet34 lovasz best: out of memory" in faults
-    slow = Row("resnet34", "lovasz", "fast", (turn(50, loading=100.0, writing=60.0),))
+    assert "- resnet34 Lovasz best: out of memory" in faults
+    slow = Row("resnet34", "Lovasz", "fast", (turn(50, loading=100.0, writing=60.0),))
     training, _, prediction = sections([slow])
     assert "at most 50.0% of a step, **over** the 10%" in training
     assert "| 60            | writing |" in prediction

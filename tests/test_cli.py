@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import kernelkit
 from kernelkit.cli import app
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -29,17 +32,158 @@ TARGETS = [
 ]
 
 
+FORBIDDEN = ("pydantic", "kagglesdk", "requests", "rich", "nbformat", "kernelkit.config")
+"""Modules that no help text needs: they cost more time than all of typer."""
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command: str) -> None:
+def test_every_command_has_help_that_no_terminal_cuts(command: str) -> None:
     known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    assert len(known[command].help) > 20
+    summary = known[command].help.partition("\n")[0]
+    assert 10 < len(summary) < 45, summary
     for option in known[command].params:
-        assert option.help or option.name in ("project", "profile", "out"), option.name
+        assert option.help, option.name
+        assert len(option.help) <= 45, option.help
 
 
-def test_no_command_is_left_out(cli: Cli) -> None:
-    listed = re.findall(r"^  (\w+)  ", cli("--help").stdout, re.M)
-    assert listed == COMMANDS
+def test_no_command_is_left_out_and_no_summary_is_cut(cli: Cli) -> None:
+    text = cli("--help").stdout
+    assert re.findall(r"^  (\w+)  ", text, re.M) == COMMANDS
+    assert "..." not in text.partition("Commands:")[2]
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+def test_help_imports_little(arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "kernelkit", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = imported_modules(done.stderr)
+    assert "kernelkit.cli" in imported
+    assert not [name for name in imported if name.startswith(FORBIDDEN)]
+
+
+def imported_modules(import_times: str) -> set[str]:
+    """The modules in what `python -X importtime` prints."""
+    return {line.rpartition("|")[2].strip() for line in import_times.splitlines()}
+
+
+@pytest.mark.parametrize("flag", ["--version", "-V"])
+def test_the_version_is_printed(cli: Cli, flag: str) -> None:
+    assert cli(flag).stdout == f"kernelkit {kernelkit.__version__}\n"
+
+
+def test_h_is_help_for_each_command(cli: Cli) -> None:
+    assert cli("-h").stdout == cli("--help").stdout
+    assert cli("runs", "show", "-h").stdout == cli("runs", "show", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [("kernelkit re", {"render", "rehearse"}), ("kernelkit pull --fi", {"--file"})],
+)
+def test_completion_runs_no_project_code(
+    plain: Path, cli_process: Cli, line: str, expected: set[str]
+) -> None:
+    (plain / "parcel" / "__init__.py").write_text("raise SystemExit('imported')\n")
+    (plain / "pyproject.toml").write_text("[tool.kernelkit\nnot a valid file")
+    environment = {
+        "_KERNELKIT_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(line.count(" ")),
+        "PYTHONPROFILEIMPORTTIME": "1",
+    }
+    done = cli_process(cwd=plain, env=environment)
+    assert set(done.stdout.split()) == expected
+    imported = imported_modules(done.stderr)
+    assert "kernelkit.cli" in imported
+    assert not imported & {"parcel", "requests", "kagglesdk", "kernelkit.config"}
+
+
+def test_shared_options_work_before_and_after_the_command(
+    plain: Path, cli: Cli, tmp_path: Path
+) -> None:
+    first = ["--project", plain, "--set", "epochs=3", "--profile", "quick", "--json"]
+    last = ["--set", "epochs=4", "--set", "kernel.enable_internet=true", "--out", tmp_path / "out"]
+    before = cli(*first, "render", *last, cwd=tmp_path)
+    after = cli("render", *first, *last, cwd=tmp_path)
+    assert json.loads(before.stdout) == json.loads(after.stdout)
+    document = json.loads(after.stdout)
+    assert document["parameters"]["epochs"] == 4
+    assert document["kernel"]["enable_internet"] is True
+    assert document["profile"] == "quick"
+    assert json.loads(cli("--json", "runs", "--project", plain, cwd=tmp_path).stdout) == []
+
+
+def test_an_option_before_a_command_that_does_not_take_it(plain: Path, cli: Cli) -> None:
+    message = cli("--endpoint", "http://127.0.0.1:9", "render", cwd=plain, expect=2).stderr
+    assert "kernelkit render does not take --endpoint" in message
+
+
+def test_an_option_wins_over_the_environment(plain: Path, cli: Cli) -> None:
+    environment = {"KERNELKIT_ENDPOINT": "http://127.0.0.1:9"}
+    for arguments in (["--endpoint", "nowhere", "push"], ["push", "--endpoint", "nowhere"]):
+        message = cli(*arguments, cwd=plain, env=environment, expect=2).stderr
+        assert "the endpoint 'nowhere'" in message
+
+
+def test_the_project_is_found_from_a_subfolder(plain: Path, cli: Cli) -> None:
+    subfolder = plain / "parcel" / "deep"
+    subfolder.mkdir()
+    (plain / "parcel" / "pyproject.toml").write_text("[tool.other]\n")
+    cli("preflight", cwd=subfolder)
+    message = cli("preflight", "--project", ".", cwd=subfolder, expect=2).stderr
+    assert f"no pyproject.toml in {subfolder}" in message
+
+
+def test_an_error_names_the_folder_that_was_searched(cli: Cli, tmp_path: Path) -> None:
+    message = cli("preflight", cwd=tmp_path, expect=2).stderr
+    assert f"no pyproject.toml in {tmp_path} or the folders above it" in message
+    (tmp_path / "pyproject.toml").write_text("[tool.kernelkti]\n")
+    message = cli("preflight", cwd=tmp_path, expect=2).stderr
+    assert f"{tmp_path}/pyproject.toml has no [tool.kernelkit]" in message
+    assert 'did you mean "kernelkti"' in message
+
+
+def test_quiet_prints_the_result_alone(plain: Path, cli: Cli) -> None:
+    lines = cli("render", "--quiet", cwd=plain).stdout.splitlines()
+    assert len(lines) == 1
+    assert re.fullmatch(r".*/build/kernel  digest [0-9a-f]{12}", lines[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["render"], 0),
+        (["push"], 9),
+        (["preflight", "--bogus"], 2),
+        (["runs", "show"], 2),
+        (["doctor", "--probe"], 9),
+    ],
+)
+def test_json_prints_one_document_and_nothing_else(
+    plain: Path, cli: Cli, arguments: list[str], code: int
+) -> None:
+    done = cli(*arguments, "--json", cwd=plain, expect=code)
+    assert json.loads(done.stdout).get("exit_code", 0) == code
+    assert done.stderr == ""
+
+
+def test_json_on_a_terminal_is_one_document(plain: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "kernelkit", "--json", "render"]
+    process = subprocess.Popen(command, cwd=plain, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO: the other end is closed
+        while piece := os.read(ours, 65536):
+            shown += piece
+    os.close(ours)
+    assert process.wait(60) == 0
+    assert json.loads(shown)["folder"] == str(plain / "build" / "kernel")
 
 
 def test_make_help_lists_every_target() -> None:
@@ -103,9 +247,9 @@ def test_file_names_are_not_markup(plain: Path, cli: Cli) -> None:
     assert "parcel/[/b].txt" in cli("render", cwd=plain).stdout
 
 
-def test_an_old_terminal_gets_other_letters_and_no_fault(plain: Path, cli: Cli) -> None:
-    cli("render", "--help", cwd=plain, env={"PYTHONIOENCODING": "ascii"})
-    cli("doctor", cwd=plain, env={"PYTHONIOENCODING": "ascii"}, expect=9)
+def test_an_old_terminal_gets_other_letters_and_no_error(plain: Path, cli_process: Cli) -> None:
+    cli_process("render", "--help", cwd=plain, env={"PYTHONIOENCODING": "ascii"})
+    cli_process("doctor", cwd=plain, env={"PYTHONIOENCODING": "ascii"}, expect=9)
 
 
 def test_a_ledger_with_broken_folders_is_still_listed(plain: Path, cli: Cli) -> None:

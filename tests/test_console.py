@@ -165,3 +165,16 @@ def test_a_time_is_relative_and_a_state_is_one_word() -> None:
         *("queued", "running", "complete", "failed", "cancelled", "cancelled", "queued"),
     ]
     assert console.state_word(State.ERROR, "Your notebook hit a timeout") == "timed out"
+
+
+def test_the_traceback_at_the_end_of_a_log_is_left_to_diagnose(screen: StringIO) -> None:
+    lines = ("step 1", "papermill.exceptions.PapermillExecutionError: ", "RuntimeError: no")
+    reporter = console.Reporter()
+    for line in lines:
+        reporter(entry(f"{line}\n"))
+    assert screen.getvalue() == "step 1\n"
+    console.configure(verbose=True)
+    for line in lines:
+        reporter(entry(f"{line}\n"))
+    console.configure()
+    assert "RuntimeError: no" in screen.getvalue()

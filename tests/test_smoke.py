@@ -1,4 +1,4 @@
-"""The main job: src_salt through the notebook, the local Kaggle and back, against `python -m`."""
+"""The main job: src_salt in a notebook on the local Kaggle writes the same files as `python -m`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def flags(parameters: dict[str, object]) -> list[str]:
-    """The options of `python -m src_salt` for the parameters that a run has really used."""
+    """The options of `python -m src_salt` for the parameters that a run used."""
     options: list[str] = []
     for name, value in parameters.items():
         option = name.replace("_", "-")
@@ -54,8 +54,8 @@ def flags(parameters: dict[str, object]) -> list[str]:
     return options
 
 
-def test_the_notebook_gives_the_packages_own_bytes(cli: Cli, inputs: Path, tmp_path: Path) -> None:
-    names = ["resnet34_bcedice", "resnet34_lovasz"]
+def test_notebook_and_package_write_the_same_bytes(cli: Cli, inputs: Path, tmp_path: Path) -> None:
+    names = ["resnet34_BCEDice", "resnet34_Lovasz"]
     pulled = rehearse(cli, inputs, tmp_path / "out", experiments=names)
     manifest = json.loads((pulled / "run-manifest.json").read_text())
     assert manifest["versions"]["torch"].startswith("2.10.0")
@@ -73,9 +73,10 @@ def test_the_notebook_gives_the_packages_own_bytes(cli: Cli, inputs: Path, tmp_p
         assert f"best_model_{names[0]}.pth" in {Path(n).name for n in archive.namelist()}
 
 
-@pytest.mark.skipif(not (REAL_DATA / SLUG).is_dir(), reason="no data of the competition here")
-def test_the_same_on_real_data(cli: Cli, tmp_path: Path) -> None:
-    pulled = rehearse(cli, REAL_DATA, tmp_path, experiments=["resnet34_bcedice"])
+@pytest.mark.slow
+@pytest.mark.skipif(not (REAL_DATA / SLUG).is_dir(), reason="the real data is not available")
+def test_notebook_runs_on_real_data(cli: Cli, tmp_path: Path) -> None:
+    pulled = rehearse(cli, REAL_DATA, tmp_path, experiments=["resnet34_BCEDice"])
     sample = (REAL_DATA / SLUG / "sample_submission.csv").read_text().splitlines()
     submission = (pulled / "submission.csv").read_text().splitlines()
     assert [line.partition(",")[0] for line in submission] == [

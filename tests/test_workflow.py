@@ -187,8 +187,8 @@ def test_a_dropped_source_is_an_error_and_is_recorded(
     slug = f"dropped-{'aloud' if told else 'in-silence'}"
     names = [f'kernel.id="{slug}"', f'kernel.title="{slug.replace("-", " ")}"']
     names += ['kernel.dataset_sources=["ann/letters"]']
-    error = f"dropped-source,kind=dataset,kernel={slug},told={str(told).lower()}"
-    assert requests.post(f"{local_kaggle}/emulator/faults", json=[error], timeout=10).ok
+    fault = f"dropped-source,kind=dataset,kernel={slug},reported={str(told).lower()}"
+    assert requests.post(f"{local_kaggle}/emulator/faults", json=[fault], timeout=10).ok
     options = [part for name in names for part in ("--set", name)]
     refused = cli("push", *options, cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle}, expect=4)
     assert "dataset_sources: requested 'ann/letters', not attached" in refused.stderr
@@ -265,9 +265,10 @@ def test_two_rehearsals_do_not_share_a_folder(plain: Path, cli: Cli) -> None:
 def test_a_rehearsal_needs_no_account_of_the_owner(plain: Path, cli: Cli) -> None:
     inputs = Path(__file__).parent / "samples" / "inputs"
     named = ["--set", "kernel.id=ann/plain-parcel"]
-    told = cli("rehearse", "--json", "--inputs", inputs, *named, cwd=plain)
-    assert "as ann" in told.stderr
-    assert json.loads(told.stdout)["verified"] is True
+    printed = cli("rehearse", "--inputs", inputs, *named, cwd=plain).stdout
+    assert "as ann" in printed
+    folder = plain / "build" / "rehearsal" / "plain-parcel" / "v1"
+    assert printed.splitlines()[-1] == f"verified: {folder}"
 
 
 def test_results_that_nobody_can_show_do_not_cost_the_run(

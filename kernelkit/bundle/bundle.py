@@ -7,9 +7,11 @@ still be carried.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -178,13 +180,29 @@ def _parse(files: PackageFiles) -> tuple[dict[str, Module], dict[str, PythonSynt
     """The carried modules, and those that are not valid Python, each with its error."""
     modules: dict[str, Module] = {}
     unreadable: dict[str, PythonSyntaxError] = {}
-    for name in files.modules:
-        if files.is_carried(name):
-            try:
-                modules[name] = _module(files, name)
-            except PythonSyntaxError as error:
-                unreadable[name] = error
+    with _collection_paused():
+        for name in files.modules:
+            if files.is_carried(name):
+                try:
+                    modules[name] = _module(files, name)
+                except PythonSyntaxError as error:
+                    unreadable[name] = error
     return modules, unreadable
+
+
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Without the garbage collector, which would look at every node of every syntax tree in vain.
+
+    It takes a tenth of the time of 1,000 modules; trees have no cycles.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _module(files: PackageFiles, name: str) -> Module:
@@ -208,7 +226,8 @@ def _source_file(files: PackageFiles, path: str, module: Module | None = None) -
 def _add_imported_tests(files: PackageFiles, modules: dict[str, Module]) -> list[str]:
     """Tests are left out, except those that the package itself imports."""
     notes = []
-    pending = list(modules.values())
+    left_out_tests = [name for name in files.modules if files.reason(name) == TEST]
+    pending = list(modules.values()) if left_out_tests else []
     while pending:
         module = pending.pop()
         for found in module.imports:

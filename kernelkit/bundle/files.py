@@ -41,6 +41,11 @@ _DEFAULTS = {
     "a notebook": GitIgnoreSpec.from_lines(["*.ipynb"]),
     TEST: GitIgnoreSpec.from_lines(["test_*.py", "*_test.py", "conftest.py"]),
 }
+_PLAIN_MODULE = re.compile(
+    r"(?:(?!tests?/|__pycache__/)[A-Za-z_]\w*/)*(?!test_|conftest\.)[A-Za-z_]\w*(?<!_test)\.py"
+)
+"""Names that match no default, as most files of a package have: the patterns need no try."""
+
 _ONLY_BY_NAME = frozenset({_GIT, _KEY})  # `include = ["data/"]` does not mean the key in it
 _TEST_FOLDERS = frozenset({"test", "tests"})  # only with Python files: test data is not a test
 _PRIVATE_KEY = re.compile(rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----")
@@ -68,6 +73,22 @@ class _Entry:
         return PurePosixPath(self.name).suffix
 
 
+@dataclass(frozen=True)
+class _Content:
+    content: bytes
+    executable: bool
+
+    @classmethod
+    def read(cls, path: Path) -> _Content:
+        try:
+            mode = path.stat().st_mode
+            if not stat.S_ISREG(mode):
+                raise BundleError(f"{path} is not a regular file", "Move it out of the package.")
+            return cls(path.read_bytes(), bool(mode & stat.S_IXUSR))
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+
+
 @dataclass
 class PackageFiles:
     """The files below the packages. Each is carried, or has a reason why it is left out."""
@@ -86,7 +107,8 @@ class PackageFiles:
     """What a user should know about the choice of files."""
 
     _paths: list[str] = field(default_factory=list)
-    _contents: dict[str, bytes] = field(default_factory=dict)
+    _places: dict[str, Path] = field(default_factory=dict)
+    _read: dict[str, _Content] = field(default_factory=dict)
 
     @classmethod
     def find(cls, config: Config, roots: Mapping[str, str]) -> PackageFiles:
@@ -117,14 +139,18 @@ class PackageFiles:
         return path if root == "." else f"{root}/{path}"
 
     def content(self, path: str) -> bytes:
-        """The file's bytes, which are read once."""
-        if path not in self._contents:
-            self._contents[path] = _read(self.project / self.in_project(path))
-        return self._contents[path]
+        """The file's bytes."""
+        return self._content(path).content
 
     def is_executable(self, path: str) -> bool:
         """Whether its owner may run the file as a program."""
-        return bool((self.project / self.in_project(path)).stat().st_mode & stat.S_IXUSR)
+        return self._content(path).executable
+
+    def _content(self, path: str) -> _Content:
+        """What the file holds, which is read once."""
+        if path not in self._read:
+            self._read[path] = _Content.read(self._places[path])
+        return self._read[path]
 
     def is_carried(self, module: str) -> bool:
         """Whether a module that is on disk is carried."""
@@ -215,6 +241,7 @@ class PackageFiles:
         if reason is not None:
             self.left_out[entry.name] = reason
         self._paths.append(entry.path)
+        self._places[entry.path] = entry.file
         name = _module_name(entry.path)
         if name is None:
             return
@@ -228,8 +255,8 @@ class PackageFiles:
         """Finds a private key by its content: a .pem may also be a certificate."""
         if entry.suffix == ".py" or entry.suffix in COMPILED_SUFFIXES:
             return None
-        content = self._contents[entry.path] = _read(entry.file)
-        is_key = _PRIVATE_KEY.search(content) and not rules.includes_by_name(entry.name)
+        content = self._read[entry.path] = _Content.read(entry.file)
+        is_key = _PRIVATE_KEY.search(content.content) and not rules.includes_by_name(entry.name)
         return _KEY if is_key else None
 
     def _link_notes(self, links: list[str]) -> list[str]:
@@ -298,6 +325,8 @@ class _Rules:
         ]
 
     def _default(self, entry: _Entry) -> str | None:
+        if _PLAIN_MODULE.fullmatch(entry.below) and not entry.is_link:
+            return None
         real = entry.file.resolve().name if entry.is_link else ""
         for reason, spec in _DEFAULTS.items():
             if spec.match_file(entry.below) or (reason == _KEY and real and spec.match_file(real)):
@@ -333,15 +362,6 @@ def _refuse(error: OSError) -> None:
 def _refuse_endless_link(folder: Path) -> None:
     if folder.resolve() in folder.absolute().parents:
         raise BundleError(f"{folder} is a link to a folder above it")
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise BundleError(f"{path} is not a regular file", "Move it out of the package.")
-        return path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _module_name(path: str) -> str | None:

@@ -1,7 +1,7 @@
-"""What Kaggle's image has installed, and how the packages' imports stand to it.
+"""What is installed in Kaggle's image, and whether each import is available there.
 
-image.json is a snapshot. `examples/image` is a kernel that makes a new one (`kernelkit doctor
---probe` runs it); a project may name its own, `image = "…"` in [tool.kernelkit].
+image.json is a snapshot of the image. The kernel in `examples/image` makes a new one (`kernelkit
+doctor --probe` runs it); a project may name its own with `image = "…"` in [tool.kernelkit].
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ class Presence(StrEnum):
 
     PRESENT = "present"
     OTHER_VERSION = "other version"
-    """There, in another version than on this machine."""
+    """In the image, in another version than on this machine."""
 
     BY_PIP = "by pip"
-    """One of the project's own `pip` requirements may bring it."""
+    """One of the project's own `pip` requirements may install it."""
 
     ABSENT = "absent"
     UNKNOWN = "unknown"
-    """The snapshot is not complete and does not tell."""
+    """The snapshot is incomplete and does not list it."""
 
 
 @dataclass(frozen=True)
 class Availability:
-    """One module that is imported from elsewhere."""
+    """Whether one imported module is available in the image."""
 
     module: str
     places: tuple[str, ...]
@@ -54,25 +54,28 @@ class Availability:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Names are canonical (PEP 503); a version is None where only the name is known."""
+    """What is installed in an image.
+
+    Names are canonical (PEP 503); a version is None where only the name is known.
+    """
 
     complete: bool
     python: str
     distributions: Mapping[str, str | None]
     absent: frozenset[str]
     modules: Mapping[str, str]
-    """Top-level module → the distribution that brings it, where their names differ."""
+    """Top-level module → the distribution that installs it, where their names differ."""
 
 
 @cache
 def snapshot() -> Snapshot:
-    """The one that kernelkit ships."""
+    """The snapshot that kernelkit ships."""
     text = (resources.files("kernelkit.bundle") / "image.json").read_text(encoding="utf-8")
     return read_snapshot(json.loads(text))
 
 
 def load_snapshot(path: Path | None) -> Snapshot:
-    """A project's own, or the one that kernelkit ships.
+    """A project's own snapshot, or the one that kernelkit ships.
 
     Raises:
         ConfigError: the file is not what `examples/image` writes.
@@ -83,21 +86,21 @@ def load_snapshot(path: Path | None) -> Snapshot:
         return read_snapshot(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
-            f"{path} is no snapshot of an image: {error!r}",
+            f"{path} is not a snapshot of an image: {error!r}",
             "Make one with `kernelkit doctor --probe`.",
         ) from error
 
 
 def read_snapshot(document: Mapping[str, Any]) -> Snapshot:
-    """From what `examples/image` writes.
+    """Read what `examples/image` writes.
 
     Raises:
-        AttributeError, KeyError, TypeError, ValueError: it is something else.
+        AttributeError, KeyError, TypeError, ValueError: the document is something else.
     """
     complete, absent = document["complete"], document.get("absent", [])
     if not isinstance(complete, bool) or not isinstance(absent, list):
         raise TypeError('"complete" must be true or false, and "absent" a list')
-    Version(document["python"])  # markers of requirements are held against it
+    Version(document["python"])  # requirements are evaluated for it
     versions = [version for version in document["distributions"].values() if version is not None]
     if not all(isinstance(text, str) for text in (*versions, *document["modules"].values())):
         raise TypeError("versions and names of distributions must be text")
@@ -113,11 +116,14 @@ def read_snapshot(document: Mapping[str, Any]) -> Snapshot:
 def compare(
     third_party: Mapping[str, tuple[str, ...]], pip: Sequence[str], image: Snapshot | None = None
 ) -> list[Availability]:
-    """How each import stands to the image and to this machine; `pip` are requirements (PEP 508)."""
+    """Whether each import is in the image, and in which version there and here.
+
+    `third_party` maps a module to the places that import it; `pip` are requirements (PEP 508).
+    """
     image = image or snapshot()
     required = {canonicalize_name(r.name) for r in map(Requirement, pip) if _applies(r, image)}
     named = {name: canonicalize_name(_distribution(name, image)) for name in third_party}
-    # What the image knows by name brings what it always has, and nothing else.
+    # A distribution of the image installs the modules that it is known for, and no others.
     unclaimed = required - set(named.values()) - image.distributions.keys()
     findings = []
     for module, places in third_party.items():
@@ -153,7 +159,7 @@ def _applies(requirement: Requirement, image: Snapshot) -> bool:
 
 
 def _distribution(module: str, image: Snapshot) -> str:
-    """The distribution that brings a module: by the snapshot, by this machine, by its name."""
+    """The distribution of a module: by the snapshot, by this machine, or by its own name."""
     if module in image.modules:
         return image.modules[module]
     if canonicalize_name(module) in image.distributions:
@@ -174,5 +180,5 @@ def _local_version(distribution: str) -> str | None:
 
 
 def _public(version: str | None) -> str:
-    """Without the build's own mark: 2.10.0+cu128 is 2.10.0."""
+    """A version without its local part: 2.10.0+cu128 is 2.10.0."""
     return (version or "").partition("+")[0]

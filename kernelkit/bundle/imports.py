@@ -1,7 +1,7 @@
-"""What a module imports, read from its source by `ast`: nothing is ever executed.
+"""Reads what a module imports from its source with `ast`; no code is executed.
 
-Import statements are statements, so only statements are walked; calls that import by name are
-looked for where the source mentions one.
+Only statements are walked, because imports are statements. Calls that import by name are searched
+only where the source mentions such a function.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
+from functools import cache, cached_property
 
 from kernelkit.errors import BundleError
 
@@ -26,14 +26,11 @@ _BY_NAME = frozenset(
 )
 _BY_NAME_BYTES = (b'"-m"', b"'-m'", *(name.encode() for name in sorted(_BY_NAME)))
 _MAKES_MODULES = (b"sys.modules", b"__path__", b"meta_path")
-"""What a source mentions that gives birth to modules without files, as six.moves has them."""
+"""Words in a source that may create modules without files, as six.moves does."""
 
 _BINDS_UNSEEN = (b"__getattr__", b"globals()", b"vars()", b"locals()", b"exec(", b"setattr(")
-"""What a source mentions that binds names without naming them."""
+"""Words in a source that may bind names that the source does not show."""
 
-_NESTED = re.compile(
-    rb"(?:(?:^|\r)[ \t\f]+|[:;](?:[ \t\f]|\\\r?\n)*)(?:import|from)\b", re.MULTILINE
-)
 _COMPOUND = (
     *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.If, ast.Try, ast.TryStar),
     *(ast.With, ast.AsyncWith, ast.For, ast.AsyncFor, ast.While, ast.Match),
@@ -42,18 +39,18 @@ _TYPING_NAMES = re.compile(rb"\bTYPE_CHECKING\s+as\s+(\w+)")
 
 
 class PythonSyntaxError(BundleError):
-    """A file that no Python can read: a sample or a template, unless something imports it."""
+    """A file that is not valid Python: a sample or a template, unless something imports it."""
 
 
 class ImportKind(Enum):
-    """What becomes of the program when an import fails."""
+    """What happens to the program when an import fails."""
 
     NEEDED = "needed"
     OPTIONAL = "optional"
     """Under a `try` that catches the failure, under a condition, or by name."""
 
     TYPING = "typing"
-    """For type checkers alone: never executed."""
+    """Only for type checkers: never executed."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class Import:
     line: int
     kind: ImportKind
     names: tuple[str, ...] = ()
-    """What a `from` import takes out of the target; "*" for everything."""
+    """The names of a `from` import; "*" for everything."""
 
     @property
     def candidates(self) -> tuple[str, ...]:
@@ -74,15 +71,15 @@ class Import:
 
 @dataclass(frozen=True)
 class Signature:
-    """The names by which a function can be called."""
+    """The arguments of a function, by name."""
 
     accepted: frozenset[str]
     required: frozenset[str]
     open: bool
-    """It takes any other keyword too."""
+    """Whether it accepts any other keyword."""
 
     runs_when_called: bool
-    """False of a coroutine and of a generator, which have done nothing when a call returns."""
+    """False for coroutines and generators, which have not run when the call returns."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ class Module:
 
     name: str
     path: str
-    """As it is called in messages."""
+    """Relative to the project, for messages."""
 
     content: bytes
     summary: str
@@ -99,7 +96,7 @@ class Module:
 
     imports: tuple[Import, ...]
     dynamic: tuple[int, ...]
-    """Lines that import what only the run knows."""
+    """Lines that import a module whose name only the run knows."""
 
     @property
     def is_package(self) -> bool:
@@ -108,12 +105,12 @@ class Module:
 
     @cached_property
     def top_level_names(self) -> frozenset[str] | None:
-        """Names bound at its top, or made global below; None where Python cannot tell."""
+        """Names bound at the top level, or declared global below; None where that is unknown."""
         source = importlib.util.decode_source(self.content)
         try:
             with warnings.catch_warnings(action="ignore"):
                 top = symtable.symtable(source, self.path, "exec")
-        except (SyntaxError, RecursionError):  # faults that compiling finds, and parsing does not
+        except (SyntaxError, RecursionError):  # errors that only compiling finds
             return None
         names = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
         pending = top.get_children()
@@ -124,7 +121,7 @@ class Module:
         return frozenset(names)
 
     def may_bind(self, name: str) -> bool:
-        """Whether it has the name; True as well where only the run can tell."""
+        """Whether it may have the name; True also where only the run decides."""
         stars = any("*" in found.names for found in self.imports)
         unseen = stars or self.makes_modules or any(mark in self.content for mark in _BINDS_UNSEEN)
         dunder = name.startswith("__") and name.endswith("__")
@@ -132,7 +129,7 @@ class Module:
         return unseen or dunder or names is None or name in names
 
     def signature(self, function: str) -> Signature | None:
-        """Of a plain function; None where a decorator, a second binding or the run decides."""
+        """The arguments of a plain function; None if it is decorated, bound twice or unknown."""
         nodes = list(ast.walk(ast.parse(self.content)))
         bound = [node for node in nodes if function in _bound_names(node)]
         if len(bound) != 1 or not isinstance(bound[0], ast.FunctionDef | ast.AsyncFunctionDef):
@@ -158,7 +155,7 @@ class Module:
 
     @cached_property
     def makes_modules(self) -> bool:
-        """Modules below it may come from elsewhere than from files."""
+        """Whether it may create modules without files."""
         return any(mark in self.content for mark in _MAKES_MODULES)
 
 
@@ -166,11 +163,13 @@ def read_module(name: str, path: str, content: bytes, *, is_package: bool) -> Mo
     """Parse one file.
 
     Raises:
-        NoPythonError: with the line.
-        BundleError: it imports relatively beyond its package; with the line.
+        PythonSyntaxError: the file is not valid Python; the message has the line.
+        BundleError: a relative import leads out of the package; the message has the line.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # of the package's own business
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # warnings about the package concern its author
             tree = ast.parse(content, filename=path)
     except SyntaxError as error:
         line = f":{error.lineno}" if error.lineno else ""
@@ -195,8 +194,13 @@ def read_module(name: str, path: str, content: bytes, *, is_package: bool) -> Mo
 
 
 def with_parents(names: Iterable[str]) -> set[str]:
-    """The names and the packages around them, which an import loads first."""
-    return {name.rsplit(".", depth)[0] for name in names for depth in range(name.count(".") + 1)}
+    """The names, and the packages around them that an import loads first."""
+    return set().union(*map(_with_parents, names))
+
+
+@cache
+def _with_parents(name: str) -> frozenset[str]:
+    return frozenset(name.rsplit(".", depth)[0] for depth in range(name.count(".") + 1))
 
 
 def graph(modules: Mapping[str, Module], *, typing: bool = True) -> dict[str, frozenset[str]]:
@@ -229,7 +233,7 @@ def _behind_star(found: Import, modules: Mapping[str, Module]) -> list[str]:
 
 
 def reachable(links: Mapping[str, Collection[str]], starts: Iterable[str]) -> set[str]:
-    """Everything that `links` lead to, the starts and the packages around all of it included."""
+    """Everything that `links` lead to, including the starts and the packages around them."""
     pending = [name for name in with_parents(starts) if name in links]
     seen = set(pending)
     while pending:
@@ -240,7 +244,7 @@ def reachable(links: Mapping[str, Collection[str]], starts: Iterable[str]) -> se
 
 
 def in_order(links: Mapping[str, Collection[str]]) -> list[str]:
-    """Depth first along the imports, by name where they leave a choice; cycles are cut."""
+    """Sort modules so that imports come first, else by name; cycles are broken."""
     order: dict[str, None] = {}
     seen: set[str] = set()
     for start in sorted(links):
@@ -261,7 +265,7 @@ def in_order(links: Mapping[str, Collection[str]]) -> list[str]:
 def third_party(
     modules: Iterable[Module], own: Collection[str], kind: ImportKind
 ) -> dict[str, tuple[str, ...]]:
-    """Top-level names that come neither from `own` nor from Python → the places `path:line`."""
+    """Top-level names that are neither in `own` nor in Python → the places `path:line`."""
     places: dict[str, set[tuple[str, int]]] = {}
     for module in modules:
         for found in module.imports:
@@ -276,7 +280,7 @@ def third_party(
 
 
 def _bound_names(node: ast.AST) -> list[str]:
-    """What one node binds, in whatever scope."""
+    """The names that one node binds, in any scope."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [node.name]
     if isinstance(node, ast.alias):
@@ -285,7 +289,7 @@ def _bound_names(node: ast.AST) -> list[str]:
 
 
 def _yields(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether it is a generator: a `yield` of its own, not of a function in it."""
+    """Whether it is a generator: with a `yield` of its own, not of an inner function."""
     pending: list[ast.AST] = list(function.body)
     while pending:
         node = pending.pop()
@@ -300,7 +304,7 @@ def _statements(tree: ast.Module, content: bytes, package: str, path: str) -> It
     typing = {"TYPE_CHECKING", "MYPY"}
     if b"TYPE_CHECKING" in content:
         typing |= {name.decode() for name in _TYPING_NAMES.findall(content)}
-    nested = _NESTED.search(content) is not None  # most files import at their top alone
+    nested = _may_import_below_top(content)
     pending: list[tuple[list[ast.stmt], ImportKind]] = [(tree.body, ImportKind.NEEDED)]
     while pending:
         body, kind = pending.pop()
@@ -312,17 +316,33 @@ def _statements(tree: ast.Module, content: bytes, package: str, path: str) -> It
                 target = _absolute(node.module or "", node.level, package)
                 if target is None and kind is ImportKind.NEEDED:
                     raise BundleError(f"{path}:{node.lineno}: a relative import beyond the package")
-                if target is None:  # it fails, and the program is ready for that
+                if target is None:  # the import fails, and the program handles that
                     continue
                 yield Import(target, node.lineno, kind, tuple(a.name for a in node.names))
             elif nested and isinstance(node, _COMPOUND):
                 pending += _bodies(node, kind, typing)
 
 
+def _may_import_below_top(content: bytes) -> bool:
+    """Whether the words of an import follow white space, a colon or a semicolon.
+
+    Most files import only at the top level, and then their functions and classes need no walk.
+    """
+    for word in (b"import", b"from"):
+        at = content.find(word)
+        while at >= 0:
+            start = max(content.rfind(b"\n", 0, at), content.rfind(b"\r", 0, at)) + 1
+            before = content[start:at].rstrip(b" \t\f")
+            if start < at and (not before or before[-1:] in (b":", b";")):
+                return True
+            at = content.find(word, at + 1)
+    return False
+
+
 def _bodies(
     node: ast.stmt, kind: ImportKind, typing: Collection[str]
 ) -> Iterator[tuple[list[ast.stmt], ImportKind]]:
-    """The blocks of a compound statement, each with what an import in it would mean."""
+    """The blocks of a compound statement, each with the kind of an import in it."""
     first = last = kind
     if isinstance(node, ast.If):
         first, last = _kinds_under(node.test, kind, typing)
@@ -336,7 +356,7 @@ def _bodies(
 
 
 def _catches_failure(node: ast.stmt) -> bool:
-    """Whether a failed import in its body goes unnoticed."""
+    """Whether it catches a failed import in its body."""
     if isinstance(node, ast.Try | ast.TryStar):
         return any(
             (handler.type is None or _may_catch(handler.type))
@@ -351,7 +371,7 @@ def _catches_failure(node: ast.stmt) -> bool:
 
 
 def _may_catch(types: ast.expr) -> bool:
-    """Whether an ImportError is among them, by its classes or by a name only the run knows."""
+    """Whether they may include ImportError; an unknown name counts as one."""
     names = {node.id for node in ast.walk(types) if isinstance(node, ast.Name)}
     names |= {node.attr for node in ast.walk(types) if isinstance(node, ast.Attribute)}
     classes = [getattr(builtins, name, ImportError) for name in names]
@@ -363,7 +383,7 @@ def _may_catch(types: ast.expr) -> bool:
 def _kinds_under(
     test: ast.expr, kind: ImportKind, typing: Collection[str]
 ) -> tuple[ImportKind, ImportKind]:
-    """Of an `if` and of its `else`: what stands under a condition is optional."""
+    """The kinds of an `if` and its `else`: an import under a condition is optional."""
     tested = {getattr(node, "id", getattr(node, "attr", None)) for node in ast.walk(test)}
     if tested & set(typing):
         negated = isinstance(test, ast.UnaryOp)
@@ -382,7 +402,7 @@ def _weaker(one: ImportKind, other: ImportKind) -> ImportKind:
 
 
 def _absolute(module: str, level: int, package: str) -> str | None:
-    """The module that a `from` import names, by the rules of PEP 328; None beyond the top."""
+    """The module that a `from` import names (PEP 328); None beyond the top-level package."""
     if not level:
         return module
     base = package.split(".") if package else []
@@ -393,7 +413,7 @@ def _absolute(module: str, level: int, package: str) -> str | None:
 
 
 def _calls(tree: ast.Module, content: bytes, package: str) -> tuple[list[Import], list[int]]:
-    """Imports by a name that stands in the source, and the lines of those that do not tell."""
+    """Imports by a literal name, and the lines that import by a computed name."""
     by_name: list[Import] = []
     dynamic: list[int] = []
     if not any(mark in content for mark in _BY_NAME_BYTES):

@@ -1,11 +1,10 @@
-"""A failed run's log becomes a `Diagnosis`: what broke, at which line of the repository, and why.
+"""Turns the log of a failed run into a `Diagnosis`: the cause, the line in the repository, advice.
 
-Text comes in and a dataclass goes out; nothing here asks Kaggle or prints. A log is other people's
-text: only its end is read, line by line and each cut to a length, no pattern has nested repetition,
-and no control character leaves this module.
+This module neither calls Kaggle nor prints. It does not trust a log: it reads only the end, line by
+line, shortens long lines, uses no pattern with nested repetition, and removes control characters.
 
-The run's own manifest tells an error best (the plain traceback, whole); the log alone knows of a
-kernel that was killed, of a child process, and of cells by their numbers.
+The run's manifest is the best source for an error, because it has the whole plain traceback. Only
+the log shows that a kernel was killed, what a child process printed, and the numbers of cells.
 """
 
 from __future__ import annotations
@@ -32,13 +31,11 @@ from kernelkit.diagnosis.tracebacks import (
 from kernelkit.errors import ConfigError, LocalError
 from kernelkit.notebook.runtime import MANIFEST_MARK
 
-"""Begins the one log line in which a failed run prints its manifest."""
-
 TAIL_LINES = 20_000  # a run ends at its failure; a recursion of 3,000 frames in IPython has 15,000
 LINE_CHARACTERS = 1_000
-MOST_FRAMES, FIRST_FRAMES = 40, 10  # shown of a mutual recursion: its begin and its end
-MOST_RELATIVES = 20  # exceptions that hang on one another, in a chain or a group
-LAST_WORDS = 50  # lines of a log without a traceback in which a cause is looked for
+MOST_FRAMES, FIRST_FRAMES = 40, 10  # shown of a deep recursion: its beginning and its end
+MOST_RELATIVES = 20  # related exceptions, in a chain or a group
+LAST_LINES = 50  # of a log without a traceback, searched for a cause
 
 
 class Origin(StrEnum):
@@ -51,7 +48,7 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True)
 class Frame:
-    """One line of a traceback, or `times` of them: a recursion, or the depths of a library."""
+    """One call in a traceback, or `times` of them: a recursion, or calls within a library."""
 
     origin: Origin
     place: str
@@ -60,7 +57,7 @@ class Frame:
     line: int | None = None
     function: str = ""
     source: str = ""
-    """The line as the run had it, where the traceback shows it."""
+    """The line of code, if the traceback shows it."""
 
     times: int = 1
 
@@ -72,11 +69,11 @@ class Frame:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What is known of a failure."""
+    """What is known about a failure."""
 
     cause: FailureCause
     error: str
-    """`Type: message` as the run told it, with its further lines."""
+    """`Type: message` as the run printed it, with all its lines."""
 
     frames: tuple[Frame, ...]
     """From the outermost to the innermost."""
@@ -86,7 +83,7 @@ class Diagnosis:
 
     @property
     def headline(self) -> str:
-        """The error in one line: its type and the first words of its message."""
+        """The error in one line: its type and the first line of its message."""
         first, *rest = self.error.split("\n")
         words = (line.strip() for line in rest if any(map(str.isalnum, line)))
         return f"{first} {next(words, '')}".strip() if first.endswith(":") else first
@@ -103,12 +100,12 @@ class Diagnosis:
 
     @property
     def innermost(self) -> Frame | None:
-        """The frame of the project that is nearest to the error."""
+        """The innermost frame in the project."""
         return next((f for f in reversed(self.frames) if f.origin == Origin.PROJECT), None)
 
 
 _Roots = Mapping[str, Any]
-"""First part of a file's path in the run → the folder of the project that holds it."""
+"""First part of a file's path in the run → the project folder that contains it."""
 
 _CELLS = {
     "kernelkit_run.check_hardware": "the hardware cell",
@@ -119,17 +116,17 @@ _CELLS = {
     "kernelkit_run.show_results": "the results cell",
     "kernelkit_run.finish": "the manifest cell",
 }
-"""A call that only one cell of the templates makes → that cell."""
+"""A call that only one cell of the templates contains → that cell."""
 
 _HOSTS = frozenset({"PapermillExecutionError", "DeadKernelError", "CellTimeoutError"})
-"""Raised beside the kernel, in the process that runs the notebook: its frames tell nothing."""
+"""Raised in the process that runs the notebook: their frames do not help."""
 
-_PAPERMILL_WORDS = ("Kernel died", "Executing ", "Ending Cell ")
+_PAPERMILL_MESSAGES = ("Kernel died", "Executing ", "Ending Cell ")
 
 _CHILD_FAILED = frozenset({"CalledProcessError", "ChildFailedError", "ProcessExitedException"})
-"""They say that another process failed; what broke there, that process has printed before."""
+"""They report that another process failed; that process has printed the real error before."""
 
-# All other control characters, and those that turn or hide text.
+# All other control characters, and characters that reverse or hide text.
 _CONTROLS = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
 )
@@ -142,7 +139,7 @@ _LIBRARY_PATH = re.compile(
 )
 _CELL_PATH = re.compile(r"^<cell (\d+)>$|^<ipython-input-(\d+)-|/ipykernel_\d+/\d+\.py$")
 _REMOTE = frozenset({"RemoteTraceback", "_RemoteTraceback"})
-"""Not errors themselves: multiprocessing and concurrent.futures carry a worker's text in them."""
+"""Not errors: multiprocessing and concurrent.futures wrap the text of a worker's error in them."""
 
 
 def diagnose(
@@ -153,12 +150,12 @@ def diagnose(
     project: Path | None = None,
     failure: str = "",
 ) -> Diagnosis | None:
-    """What the log of a run tells of its failure; None where it tells of none.
+    """Explain the failure that the log of a run shows; None if it shows none.
 
-    `log` is Kaggle's JSON array of pieces, whole or cut, or the text itself. `manifest` is the
-    run-manifest.json (without it, the log's own line serves), `bundle` the bundle.json that was
-    sent, `project` the folder against which paths are told and files are compared, and `failure`
-    Kaggle's own words for a run that it calls failed.
+    `log` is Kaggle's JSON array of pieces, complete or not, or the text itself. `manifest` is the
+    run-manifest.json; without it, a line of the log serves. `bundle` is the bundle.json that was
+    sent. `project` is the folder whose files are compared with those of the run. `failure` is
+    Kaggle's message about a failed run.
     """
     text = _text(log)
     lines, printed = _tail(text)
@@ -171,8 +168,8 @@ def diagnose(
     if manifest.get("status") == "complete" and not failure:
         return None
     found = _find_failure(lines, manifest)
-    if failure and not (found and found.sure):  # stopped from outside, or nothing is left of it
-        words = _from_words(_clean(failure), lines, Facts.of(manifest, bundle))
+    if failure and not (found and found.sure):  # stopped from outside
+        words = _from_message(_clean(failure), lines, Facts.of(manifest, bundle))
         if words.cause != FailureCause.UNKNOWN or not found:
             return words
     return _explain(found, manifest, bundle, project) if found else None
@@ -232,7 +229,7 @@ def _same_run(manifest: Mapping[str, Any], bundle: Mapping[str, Any]) -> bool:
 
 @dataclass
 class _Failure:
-    """The fatal traceback with what it hangs on, in the order in which they were printed."""
+    """The fatal traceback and the related ones, in the order of the log."""
 
     chain: list[Traceback]
     cell: str = ""
@@ -241,7 +238,7 @@ class _Failure:
 
     @property
     def shown(self) -> Traceback:
-        """The one that tells most: where a worker broke, then the first member of a group."""
+        """The most helpful one: that of a worker, else the first member of a group."""
         workers = [one for one in self.chain if one.within == "worker"]
         if workers:
             return workers[-1]
@@ -253,7 +250,7 @@ class _Failure:
 
     @property
     def head(self) -> Traceback:
-        """The exception with which the run ended, of whatever parts it is made."""
+        """The exception that ended the run."""
         return next((one for one in reversed(self.chain) if not one.within), self.chain[-1])
 
 
@@ -262,7 +259,7 @@ def _follows(traceback: Traceback) -> bool:
 
 
 def _text(log: str) -> str:
-    """The log's text out of Kaggle's JSON; a log that is none comes back as it is."""
+    """The text in Kaggle's JSON; a log that is not JSON is returned unchanged."""
     decoder = json.JSONDecoder(strict=False)
     between = re.compile(r"[\s,\[\]]*+")
     pieces: list[str] = []
@@ -285,7 +282,7 @@ def _text(log: str) -> str:
 
 
 def _tail(text: str) -> tuple[list[str], Mapping[str, Any] | None]:
-    """The last lines, fit to be shown, and the manifest that is printed among them."""
+    """The last lines without control characters, and the manifest that is printed in them."""
     lines, manifest = [], None
     for line in text.rsplit("\n", TAIL_LINES)[-TAIL_LINES:]:
         if line.startswith(MANIFEST_MARK):
@@ -296,8 +293,8 @@ def _tail(text: str) -> tuple[list[str], Mapping[str, Any] | None]:
 
 
 def _clean(line: str) -> str:
-    """What a terminal would show of it in the end, with no power over the terminal."""
-    last = line.rstrip("\r").rpartition("\r")[2]  # progress bars write over themselves
+    """What a terminal would finally show of the line, without control characters."""
+    last = line.rstrip("\r").rpartition("\r")[2]  # a progress bar overwrites itself
     shown = TERMINAL_COMMANDS.sub("", last[: 2 * LINE_CHARACTERS]).replace("\t", "    ")
     return _CONTROLS.sub("�", shown[:LINE_CHARACTERS]).rstrip()
 
@@ -311,17 +308,17 @@ def _document(text: str) -> Mapping[str, Any] | None:
 
 
 def _find_failure(lines: list[str], manifest: Mapping[str, Any]) -> _Failure | None:
-    """The traceback that ended the run, from the manifest or the log, whichever knows it."""
+    """The traceback that ended the run, from the manifest or the log."""
     marks = [(n, found) for n, line in enumerate(lines) if (found := PAPERMILL.match(line))]
     began, cell = (marks[-1][0], marks[-1][1][1]) if marks else (len(lines), "")
     tracebacks = read_tracebacks(lines)
     dead = _dead_kernel(tracebacks, lines)
     if dead:
         return dead
-    told = [one for one in tracebacks if one.error and one.kind not in _HOSTS]
-    before = [one for one in told if one.start < began]
+    errors = [one for one in tracebacks if one.error and one.kind not in _HOSTS]
+    before = [one for one in errors if one.start < began]
     # IPython prints a group's traceback before papermill has the cell's end: it may stand before.
-    failure = _last_chain([one for one in told if one.start >= began] or before, cell)
+    failure = _last_chain([one for one in errors if one.start >= began] or before, cell)
     written = _from_manifest(manifest, cell)
     if written and (not marks or not failure or failure.shown.kind == written.shown.kind):
         failure = written
@@ -330,16 +327,16 @@ def _find_failure(lines: list[str], manifest: Mapping[str, Any]) -> _Failure | N
     child = _child(failure, before)
     failure = child or failure
     failure.sure = bool(marks or written)
-    if not failure.sure:  # then nobody knows where the message ends and the log goes on
+    if not failure.sure:  # then the end of the message is unknown
         last = failure.chain[-1]
         last.error = _first_line(last.error)
         if any(line.strip() for line in lines[last.end + 1 :]):
-            failure.notes.append("the log goes on after this: the run may have survived it")
+            failure.notes.append("the log continues after this: the run may have survived it")
     return failure
 
 
 def _dead_kernel(tracebacks: list[Traceback], lines: list[str]) -> _Failure | None:
-    """A kernel that was killed leaves no traceback of its own; a crash may have left one."""
+    """A kernel that was killed leaves no traceback; a crash may leave one."""
     pattern = re.compile(r"(?:[\w.]*\.)?((?:DeadKernel|CellTimeout)Error)\b")
     found = next((n for n in reversed(range(len(lines))) if pattern.match(lines[n])), None)
     if found is None:
@@ -348,9 +345,9 @@ def _dead_kernel(tracebacks: list[Traceback], lines: list[str]) -> _Failure | No
     failure = _Failure([crashes[-1] if crashes else Traceback(found, found, error=lines[found])])
     host = [one.start for one in tracebacks if one.kind in _HOSTS and one.end >= found]
     words = [line for line in lines[: min([found, *host])] if line.strip()]
-    words = [line for line in words if not line.startswith(_PAPERMILL_WORDS)]
+    words = [line for line in words if not line.startswith(_PAPERMILL_MESSAGES)]
     if words and not crashes:
-        failure.notes.append(f"the last thing the run printed: {words[-1].strip()}")
+        failure.notes.append(f"the last line of the run: {words[-1].strip()}")
     return failure
 
 
@@ -358,7 +355,7 @@ def _from_manifest(manifest: Mapping[str, Any], cell: str) -> _Failure | None:
     if manifest.get("status") != "failed":
         return None
     lines, _ = _tail(str(manifest.get("traceback") or ""))
-    if HEADER not in lines[0]:  # the line in the log holds only the end of a long traceback
+    if HEADER not in lines[0]:  # the log's line has only the end of a long traceback
         lines[0] = f"{HEADER}:"
     failure = _last_chain([one for one in read_tracebacks(lines) if one.error], cell)
     if failure:
@@ -372,7 +369,7 @@ def _last_chain(tracebacks: list[Traceback], cell: str = "") -> _Failure | None:
 
 
 def _chains(tracebacks: list[Traceback], cell: str) -> Iterator[_Failure]:
-    """The tracebacks with what each is chained to, the last ones first."""
+    """The tracebacks with those that each is chained to, the last one first."""
     end = len(tracebacks)
     for start in reversed(range(end)):
         if not tracebacks[start].link or start == 0:
@@ -381,13 +378,13 @@ def _chains(tracebacks: list[Traceback], cell: str) -> Iterator[_Failure]:
 
 
 def _child(failure: _Failure, before: list[Traceback]) -> _Failure | None:
-    """What broke in the process of which the error tells: it has printed that itself."""
+    """The failure in the child process that the error is about; it has printed that itself."""
     if failure.shown.kind not in _CHILD_FAILED:
         return None
     for child in _chains(before, failure.cell):
         paths = [call.path for call in child.shown.frames]
         if child.shown.kind not in _CHILD_FAILED and any(map(_SOURCES.search, paths)):
-            child.notes.append(f"in a process of its own; the run then ended: {failure.head.kind}")
+            child.notes.append(f"in a child process; the run then ended with {failure.head.kind}")
             return child
     return None
 
@@ -401,18 +398,18 @@ def _explain(
     shown = found.shown
     cause, next_step = find_cause(_causal_errors(found), Facts.of(manifest, bundle))
     roots = _mapping(bundle.get("roots"))
-    frames = _fold(_placed(call, roots, found.cell) for call in shown.frames)
+    frames = _fold(_frame_of(call, roots, found.cell) for call in shown.frames)
     notes = list(found.notes)
     notes += _relatives(found, roots)
     if len(frames) > MOST_FRAMES:
-        notes.append(f"{len(frames) - MOST_FRAMES} frames in the middle are left out")
+        notes.append(f"{len(frames) - MOST_FRAMES} frames in the middle are not shown")
         frames = [*frames[:FIRST_FRAMES], *frames[FIRST_FRAMES - MOST_FRAMES :]]
     notes += _changed_files(shown, bundle, project)
     return Diagnosis(cause, shown.error, tuple(frames), next_step, tuple(notes))
 
 
 def _relatives(found: _Failure, roots: _Roots) -> Iterator[str]:
-    """What else the run printed of the same failure, each in a line."""
+    """The other errors of the same failure, each in a line."""
     shown, head = found.shown, found.head
     relations = {"worker": "in a worker; the main process ended", "group": "part of"}
     for number, other in enumerate(found.chain):
@@ -429,19 +426,19 @@ def _relatives(found: _Failure, roots: _Roots) -> Iterator[str]:
         yield f"{relation}: {_first_line(other.error)}{f', at {place}' if place else ''}"
 
 
-def _from_words(failure: str, lines: list[str], facts: Facts) -> Diagnosis:
-    """What can be told of a failure without a traceback, from Kaggle's words or the log's last."""
-    last = [line for line in lines[-LAST_WORDS:] if line.strip()]
+def _from_message(failure: str, lines: list[str], facts: Facts) -> Diagnosis:
+    """Diagnose without a traceback, from Kaggle's message or the last lines of the log."""
+    last = [line for line in lines[-LAST_LINES:] if line.strip()]
     for words in [failure, *reversed(last)]:
         cause, next_step = find_cause([words], facts)
         if cause != FailureCause.OTHER:
             return Diagnosis(cause, words.strip(), (), next_step)
-    notes = (f"the last thing the run printed: {last[-1].strip()}",) if last else ()
+    notes = (f"the last line of the run: {last[-1].strip()}",) if last else ()
     return Diagnosis(FailureCause.UNKNOWN, failure, (), UNKNOWN_STEP, notes)
 
 
 def _causal_errors(found: _Failure) -> list[str]:
-    """The error, then what it was raised `from`; not what merely happened before it."""
+    """The error and what it was raised `from`, without errors that only happened before it."""
     direct = [
         one
         for one, after in zip(found.chain, found.chain[1:], strict=False)
@@ -451,7 +448,7 @@ def _causal_errors(found: _Failure) -> list[str]:
     return [one.error for one in (found.shown, found.head, *reversed(direct), *members)]
 
 
-def _placed(call: Call, roots: _Roots, cell: str) -> Frame:
+def _frame_of(call: Call, roots: _Roots, cell: str) -> Frame:
     function = call.function.partition("(")[0].strip()
     if own := _project_path(call.path, roots):
         return Frame(Origin.PROJECT, own, call.line, function, call.source, call.times)
@@ -465,7 +462,7 @@ def _placed(call: Call, roots: _Roots, cell: str) -> Frame:
 
 
 def _project_path(path: str, roots: _Roots) -> str | None:
-    """Where a file of the run lies in the project: below its root there."""
+    """The path in the project of a file of the run."""
     found = _SOURCES.search(path)
     if not found or found[1] == _RUNTIME_FILE:
         return None
@@ -477,7 +474,7 @@ def _below_root(path: str, roots: _Roots) -> str:
 
 
 def _library(path: str) -> str:
-    """The name that one imports: `torch`, `json`; the path itself where it is none's."""
+    """The name of the library as it is imported, such as `torch`; else the path."""
     if path.startswith("<frozen "):
         return path.removeprefix("<frozen ").partition(".")[0].rstrip(">")
     if path.endswith(f"/{_RUNTIME_FILE}"):
@@ -487,7 +484,7 @@ def _library(path: str) -> str:
 
 
 def _fold(frames: Iterable[Frame]) -> list[Frame]:
-    """Neighbours at one place become one; what stands above the first cell is left out."""
+    """Merge equal neighbors, and drop the library frames above the first cell."""
     folded: list[Frame] = []
     for frame in frames:
         if folded and replace(frame, times=1) == replace(folded[-1], times=1):
@@ -499,7 +496,7 @@ def _fold(frames: Iterable[Frame]) -> list[Frame]:
 
 
 def _address(traceback: Traceback, roots: _Roots) -> str:
-    """The project's line in a traceback that is nearest to its error."""
+    """The innermost line of the project in a traceback."""
     for call in reversed(traceback.frames):
         if own := _project_path(call.path, roots):
             return f"{own}:{call.line}"
@@ -509,7 +506,7 @@ def _address(traceback: Traceback, roots: _Roots) -> str:
 def _changed_files(
     shown: Traceback, bundle: Mapping[str, Any], project: Path | None
 ) -> Iterator[str]:
-    """A note for each file of the traceback that is no longer as it was sent."""
+    """A note for each file of the traceback that has changed since the run."""
     if project is None:
         return
     sent, roots = _digests(bundle), _mapping(bundle.get("roots"))
@@ -518,7 +515,7 @@ def _changed_files(
         own = _below_root(path, roots)
         try:
             now = hashlib.sha256((project / own).read_bytes()).hexdigest()
-        except (OSError, ValueError):  # a name that no file can have
+        except (OSError, ValueError):  # also a name that no file can have
             yield f"{own} is no longer in the project"
         else:
             if now != sent[path]:

@@ -1,7 +1,7 @@
-"""How errors read, what causes them, and what to do about it: a table, and the facts it quotes.
+"""A table of error messages with their causes and next steps, and the facts that it quotes.
 
-An error is `Type: message`, as Python prints it, or the words of whoever ended the run. Where the
-table quotes Kaggle, these are words that others have reported: [A].
+An error is `Type: message`, as Python prints it, or Kaggle's message about the run. [A] marks
+messages of Kaggle that other users have reported.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class FailureCause(StrEnum):
 
 @dataclass(frozen=True)
 class Rule:
-    """A cause, how its errors read, and one sentence on what to do.
+    """A cause, the pattern of its errors, and one sentence on what to do next.
 
-    `pattern` is searched in `Type: message`. Its named groups, and the phrases of `Facts`, stand in
-    `next_step` in braces.
+    `pattern` is searched in `Type: message`. `next_step` is a format string: its fields are the
+    pattern's named groups and the phrases of `Facts`.
     """
 
     cause: FailureCause
@@ -58,21 +58,21 @@ RULES = (
     ),
     _rule(
         FailureCause.MISSING_INPUT,
-        "Name the folder of inputs in KAGGLE_INPUT_DIR: this was no run on Kaggle.",
+        "Set KAGGLE_INPUT_DIR to the folder of inputs: this run was not on Kaggle.",
         r"kaggle://input/\S+ this machine has no /kaggle/input",
     ),
     # kernelkit_runtime, Run.check_hardware.
     _rule(
         FailureCause.WRONG_GPU,
-        "Look with `kernelkit doctor` whether GPU quota is left, and verify the account by phone; "
-        "for a run on a CPU set enable_gpu = false and machine_shape = ''.",
+        "Check with `kernelkit doctor` that GPU quota is left, and verify the account by phone. "
+        "To run on a CPU, set enable_gpu = false and machine_shape = ''.",
         r"asks for [^\n]* and the run has no GPU",
     ),
-    # CUDA's own words for a card older than torch was built for: a P100 (sm_60) with torch ≥ 2.8.
+    # CUDA's message for a card older than torch was built for: a P100 (sm_60) with torch ≥ 2.8.
     _rule(
         FailureCause.WRONG_GPU,
         'Set machine_shape = "NvidiaTeslaT4" in [tool.kernelkit.kernel]: the image\'s torch has no '
-        "code for the GPU that was given.",
+        "code for the GPU of this run.",
         r"no kernel image is available for execution on the device",
         r"the run has [^\n]*, and torch \S+ cannot compute there",
         r"CUDA driver version is insufficient",
@@ -88,7 +88,7 @@ RULES = (
         r"no CUDA-capable device is detected",
         r"on a CUDA device but torch\.cuda\.is_available\(\) is False",
     ),
-    # torch's allocator, CUDA, cuBLAS and cuDNN when they find no room; TensorFlow and JAX.
+    # torch's allocator, CUDA, cuBLAS, cuDNN, TensorFlow and JAX without enough memory.
     _rule(
         FailureCause.GPU_MEMORY,
         "{gpu_advice}",
@@ -108,8 +108,8 @@ RULES = (
         r"Unexpected bus error encountered in worker",
         r"Bus error[^\n]*shared memory",
     ),
-    # The kernel's own killer: signal 9, exit status 137, whoever reports it (subprocess, torchrun,
-    # torch's DataLoader, concurrent.futures, joblib, nbclient). Kaggle's words come last [A].
+    # Linux kills a process without memory: signal 9, exit status 137, as reported by subprocess,
+    # torchrun, torch's DataLoader, concurrent.futures, joblib, nbclient and, last, Kaggle [A].
     _rule(
         FailureCause.HOST_MEMORY,
         "{host_advice}",
@@ -127,11 +127,11 @@ RULES = (
         r"exit(?:ed with)? code 137\b",
         r"tried to allocate more memory than is available",
     ),
-    # nbclient, when the kernel is gone; it cannot know why.
+    # nbclient, when the kernel has died; it cannot know why.
     _rule(
         FailureCause.HOST_MEMORY,
         "Most likely the memory ran out (Kaggle has about 30 GB), though a crash of compiled code "
-        "looks the same: try smaller batches{batch} and fewer worker processes.",
+        "looks the same. Try smaller batches{batch} and fewer worker processes.",
         r"\bDeadKernelError\b",
     ),
     # errno 28 and 122; torch.save on a full disk.
@@ -144,7 +144,7 @@ RULES = (
         r"PytorchStreamWriter failed writing",
         r"inline_container\.cc:\d+\] ?\. unexpected pos",
     ),
-    # The resolver's words on Linux and macOS, requests and urllib3, urllib, huggingface_hub.
+    # The resolver's messages on Linux and macOS, requests and urllib3, urllib, huggingface_hub.
     _rule(
         FailureCause.NO_INTERNET,
         "{internet_advice}",
@@ -178,7 +178,7 @@ RULES = (
         r"ImportError: cannot import name '[^']*+' from (?:partially initialized module )?"
         r"'(?P<from_module>[^']++)'",
     ),
-    # kernelkit_runtime: check_sources, finish, call, and whatever else it refuses.
+    # kernelkit_runtime: check_sources, finish, call, and all its other errors.
     _rule(
         FailureCause.OWN_CHECK,
         "Change the package, not the cells, and push again: `kernelkit push`.",
@@ -186,41 +186,41 @@ RULES = (
     ),
     _rule(
         FailureCause.OWN_CHECK,
-        "Have the entry write them into kaggle://working, or change `outputs` in [tool.kernelkit].",
+        "Let the entry write them to kaggle://working, or change `outputs` in [tool.kernelkit].",
         r"RuntimeFault: The run ended without its declared outputs",
     ),
     _rule(
         FailureCause.OWN_CHECK,
-        "Rename the package: the image, or a source, holds another one of that name.",
+        "Rename the package: the image or a source has another package of that name.",
         r"RuntimeFault: \S+ came from \S+ not from ",
     ),
-    _rule(FailureCause.OWN_CHECK, "Do as the message says, and push again.", r"\bRuntimeFault\b"),
+    _rule(FailureCause.OWN_CHECK, "Follow the message, and push again.", r"\bRuntimeFault\b"),
     # faulthandler (ipykernel turns it on), subprocess and torch's DataLoader.
     _rule(
         FailureCause.CRASH,
-        "Compiled code broke, not Python: look at what the innermost line calls, and try it "
+        "Compiled code crashed, not Python: check what the innermost line calls, and try it "
         "without worker processes{workers}.",
         r"Fatal Python error",
         r"Segmentation fault",
         r"\bSIG(?:SEGV|ABRT|BUS|ILL)\b",
         r"illegal memory access",
     ),
-    # CUDA reports later than it breaks.
+    # CUDA reports an error later than it happens.
     _rule(
         FailureCause.OTHER,
-        "The line may be a later one than the faulty: try it on a CPU "
-        "(`kernelkit rehearse`), where an index out of range is named at once.",
+        "The error may have happened before this line: try it on a CPU "
+        "(`kernelkit rehearse`), where an index out of range is reported at once.",
         r"device-side assert triggered",
     ),
 )
-"""Tried in this order, on the error itself and then on what it came of."""
+"""Tried in this order, on the error itself and then on its causes."""
 
-OTHER_STEP = "Mend it, try it with `kernelkit rehearse`, and push again."
+OTHER_STEP = "Fix it, try it with `kernelkit rehearse`, and push again."
 UNKNOWN_STEP = "Read the end of the log: `kernelkit logs`, or the kernel's page on Kaggle."
 
 
 def find_cause(errors: Iterable[str], facts: Facts) -> tuple[FailureCause, str]:
-    """The cause of the first error that a rule knows, and one sentence on what to do next."""
+    """The cause of the first error that a rule matches, and one sentence on what to do next."""
     for error in errors:
         for rule in RULES:
             if match := rule.pattern.search(error):
@@ -230,20 +230,20 @@ def find_cause(errors: Iterable[str], facts: Facts) -> tuple[FailureCause, str]:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of the run, for the sentences on what to do next."""
+    """What is known about the run; the next steps quote it."""
 
     parameters: Mapping[str, Any]
     sources: frozenset[str]
     """Slugs of everything that the kernel declares as a source."""
 
     own: frozenset[str]
-    """Names that the package itself puts on the import path."""
+    """Names that the package adds to the import path."""
 
     internet: bool
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any], bundle: Mapping[str, Any]) -> Facts:
-        """From the manifests, either of which may be empty, or anybody's."""
+        """From the manifests; either may be empty, and their values are not trusted."""
         kernel = _mapping(bundle.get("kernel"))
         sources = [kernel.get(name) for name in kernel if name.endswith("_sources")]
         names = {str(name) for listed in sources if isinstance(listed, list) for name in listed}
@@ -258,12 +258,12 @@ class Facts:
         )
 
     def phrases(self, groups: Mapping[str, str | None]) -> dict[str, str]:
-        """All that may stand in braces in a rule's next step."""
+        """The fields of a rule's next step."""
         batch = self._smaller("batch_size")
         return {
             "batch": batch,
             "gpu_advice": f"Use smaller batches{batch or ' or images'}.",
-            "host_advice": "Hold less in memory at once (Kaggle has about 30 GB): smaller batches"
+            "host_advice": "Keep less in memory at once (Kaggle has about 30 GB): smaller batches"
             f"{batch}, fewer worker processes, files read when they are needed.",
             "workers": ": `--set num_workers=0`" if "num_workers" in self.parameters else "",
             "shorter": self._smaller("epochs"),
@@ -273,7 +273,7 @@ class Facts:
         }
 
     def _smaller(self, ending: str) -> str:
-        """A `--set` with half of the parameter, where there is one that can be halved."""
+        """A `--set` with half of the parameter, if there is one that can be halved."""
         for name, value in self.parameters.items():
             if name.endswith(ending) and type(value) is int and value > 1:
                 return f": `--set {name}={value // 2}`"
@@ -282,8 +282,8 @@ class Facts:
     def _source(self, slug: str) -> str:
         if slug in self.sources:
             return (
-                f"{slug} is declared: accept its rules on its page on Kaggle, and look whether it "
-                "holds the file under that path."
+                f"{slug} is declared: accept its rules on its page on Kaggle, and check that it "
+                "contains the file under that path."
             )
         return (
             f"Add {slug} to competition_sources or dataset_sources in [tool.kernelkit.kernel], and "
@@ -295,28 +295,28 @@ class Facts:
         top = name.partition(".")[0]
         if top in self.own:
             return (
-                f"{name} is the package's own: is its file in the package, and in `kernelkit "
-                "render`'s list?"
+                f"{name} belongs to the package: check that its file is in the package, and that "
+                "`kernelkit render` lists it."
             )
         if imported_from:
             return (
-                f"The image's {top} is another version than yours: use what both have, or carry "
-                "the version you need in a dataset."
+                f"The version of {top} in the image differs from yours: use what both have, or "
+                "attach the version that you need as a dataset."
             )
         return (
-            f"The run's Python has no {top}: attach it as a dataset, or do without it; for a "
-            "rehearsal, install it here."
+            f"The run's Python has no {top}: attach it as a dataset, or do without it. For a "
+            "rehearsal, install it on this machine."
         )
 
     def _internet(self) -> str:
         if self.internet:
             return (
-                "enable_internet is set already: verify the account by phone, and see whether the "
-                "host answers at all."
+                "enable_internet is set already: verify the account by phone, and check that the "
+                "host answers."
             )
         return (
-            "Set enable_internet = true in [tool.kernelkit.kernel], or attach as a dataset what is "
-            "fetched."
+            "Set enable_internet = true in [tool.kernelkit.kernel], or attach the downloads as a "
+            "dataset."
         )
 
 

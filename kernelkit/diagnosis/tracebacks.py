@@ -1,8 +1,8 @@
-"""The tracebacks in a text, as Python and IPython print them, in their order.
+"""Finds the tracebacks of Python and IPython in a text, in the order of the text.
 
-Chains, exception groups, workers whose traceback travels in a message (torch's DataLoader,
-multiprocessing), torchrun, recursion, syntax errors and faulthandler's crashes are understood. Each
-line is read once, and no pattern has nested repetition: time grows with the text, whatever it says.
+It reads chains, exception groups, workers whose traceback is part of a message (torch's DataLoader,
+multiprocessing), torchrun, recursion, syntax errors and crashes that faulthandler reports. It reads
+each line once, and no pattern has nested repetition, so that the time is linear in the text.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-MESSAGE_LINES = 30  # of an exception's words: a tree of inputs, torchrun's block
+MESSAGE_LINES = 30  # of an exception's message: a tree of inputs, torchrun's block
 
 # A whole command of a terminal after ESC: colors, cursor movements, titles, links.
 TERMINAL_COMMANDS = re.compile(
@@ -19,16 +19,16 @@ TERMINAL_COMMANDS = re.compile(
 
 _ERROR = re.compile(r"[^\W\d][\w.<>]*+(?::(?: |$)|$)")
 HEADER = "Traceback (most recent call last)"
-_IPYTHON_HEADER = re.compile(r"[^\W\d][\w.]*+\s+$")  # before the words of HEADER, with no colon
+_IPYTHON_HEADER = re.compile(r"[^\W\d][\w.]*+\s+$")  # before HEADER, without a colon
 PAPERMILL = re.compile(r'Exception encountered at "In \[(\d+| )\]":')
 _RANK = re.compile(r"\[(?:rank|default)\d+\]: ?")  # torch ≥ 2.4, torchrun
 _GROUP_MEMBER = re.compile(r"\s*\+[-+]*+ (?:\d+|\.\.\.) -+$")
 _GROUP_MARGIN = re.compile(r"\s*(?:\| ?|\+-+$)")
-_CHAIN_WORDS = {
+_CHAIN_MESSAGES = {
     "The above exception was the direct cause of the following exception:": "cause",
     "During handling of the above exception, another exception occurred:": "context",
 }
-_PROCESS_WORDS = re.compile(r"-- Process \d+ terminated with the following error:")
+_PROCESS_MESSAGE = re.compile(r"-- Process \d+ terminated with the following error:")
 _QUOTES = ('"""', "'''")
 _PLAIN_FRAME = re.compile(r'\s*File "([^"]+)", line (\d+)(?:, in (.+))?$')
 _CRASH_FRAME = re.compile(r'\s*File "([^"]+)", line (\d+) in (.+)$')
@@ -47,7 +47,7 @@ _NUMBERED_LINE = re.compile(r"\s*\d+(?: |$)")
 
 @dataclass
 class Call:
-    """One line of a traceback, as it names itself; `<cell 12>` is the path of a notebook's cell."""
+    """One call in a traceback; the path of a notebook's cell is `<cell 12>`."""
 
     path: str
     line: int | None
@@ -58,14 +58,24 @@ class Call:
 
 @dataclass(eq=False)
 class Traceback:
-    """One traceback as it was printed. `link` tells how it hangs on the one before it."""
+    """One traceback as it was printed."""
 
-    start: int = 0  # the number of its first line
-    end: int = 0  # and of that with the error; the words of the log go on where its message ends
+    start: int = 0
+    """Number of its first line."""
+
+    end: int = 0
+    """Number of the line with the error; its message may have further lines."""
+
     frames: list[Call] = field(default_factory=list)
     error: str = ""
-    link: str = ""  # "", "cause", "context", "member" (of a group), "message" (inside of one)
-    within: str = ""  # "group", or "worker": raised in another process, and brought here as text
+    """`Type: message`, with all lines of the message."""
+
+    link: str = ""
+    """Relation to the traceback before it: "", "cause", "context", "member" of its group, or part
+    of its "message"."""
+
+    within: str = ""
+    """"group", or "worker": raised in another process, whose text was printed here."""
 
     @property
     def kind(self) -> str:
@@ -81,27 +91,27 @@ def read_tracebacks(lines: list[str]) -> list[Traceback]:
 
 
 class _Reader:
-    """Reads tracebacks line by line; the line says what it is, the state what it may be."""
+    """Reads tracebacks line by line; the state says which lines can follow."""
 
     def __init__(self) -> None:
         self._current = Traceback()
         self._state = "outside"  # frames, message, crash
-        self._indent = 0  # of the current header: its error line is no deeper
+        self._indent = 0  # of the current header: its error line is not indented more
         self._ipython = False
         self._in_group = False
         self._link = self._within = ""  # of the next traceback
         self._previous = ""  # the last line that was not blank
         self._crash = ""
-        self._rank = ""  # which torch puts before every line of a traceback
+        self._rank = ""  # torch prints it before every line of a traceback
 
     def read(self, number: int, line: str) -> Traceback | None:
-        """Take the next line; the traceback that begins with it, if one does."""
+        """Read the next line; returns the traceback that begins with it, if one does."""
         rank = _RANK.match(line) if line.startswith("[") else None
         who = rank[0].rstrip() if rank else ""
         if HEADER in line:
             self._rank = who
         elif self._rank != who and self._state != "outside":
-            return None  # another rank's, in between
+            return None  # a line of another rank, in between
         line = self._without_margin(line[rank.end() :] if rank else line)
         words, previous = line.strip(), self._previous
         self._previous = words or previous
@@ -119,16 +129,16 @@ class _Reader:
             started = self._begin(number)
             started.error, started.end, self._state = self._crash, number, "crash"
             return started
-        elif words in _CHAIN_WORDS and self._current.error:
-            self._link, self._state = _CHAIN_WORDS[words], "outside"
+        elif words in _CHAIN_MESSAGES and self._current.error:
+            self._link, self._state = _CHAIN_MESSAGES[words], "outside"
         elif words in _QUOTES and self._within == "worker":
             self._within, self._state = "", "outside"
         else:
-            self._go_on(number, line)
+            self._continue(number, line)
         return None
 
     def _without_margin(self, line: str) -> str:
-        """The line without what an exception group puts before every line."""
+        """The line without the prefix of an exception group."""
         if not self._in_group or _GROUP_MEMBER.match(line) or not line:
             return line
         if margin := _GROUP_MARGIN.match(line):
@@ -144,11 +154,11 @@ class _Reader:
         if before.rstrip().endswith("Exception Group"):
             self._in_group = True
         inside = before.strip() in ("Original", "traceback :") or previous in _QUOTES
-        if inside or _PROCESS_WORDS.match(previous):
+        if inside or _PROCESS_MESSAGE.match(previous):
             self._link = "message" if self._state == "message" else ""
             self._within = "worker"
         elif self._state == "frames" and not (self._current.frames or self._current.error):
-            self._ipython, self._indent = ipython, indent  # papermill, or a group, announced it
+            self._ipython, self._indent = ipython, indent  # papermill or a group has announced it
             return None
         elif not self._link:
             self._within = ""
@@ -160,7 +170,7 @@ class _Reader:
         self._ipython, self._indent = ipython, indent
         return self._current
 
-    def _go_on(self, number: int, line: str) -> None:
+    def _continue(self, number: int, line: str) -> None:
         match self._state:
             case "frames":
                 self._frame_line(line)
@@ -192,12 +202,12 @@ class _Reader:
         current = self._current
         if line.strip():
             current.error += "\n" + line[self._indent :]
-        ended = not line.strip() and not current.error.endswith(":")  # some begin with a blank line
+        ended = not line.strip() and not current.error.endswith(":")
         if ended or current.error.count("\n") >= MESSAGE_LINES:
             self._state = "outside"
 
     def _crash_line(self, line: str) -> None:
-        if frame := _CRASH_FRAME.match(line):  # there the innermost call stands first
+        if frame := _CRASH_FRAME.match(line):  # faulthandler prints the innermost call first
             self._current.frames.insert(0, Call(frame[1], _int(frame[2]), frame[3]))
         else:
             self._state = "outside"
@@ -214,4 +224,4 @@ def _frame(line: str, *, old_ipython: bool) -> Call | None:
 
 
 def _int(digits: str) -> int:
-    return int(digits[:9])  # somebody else's text may hold a number of a million digits
+    return int(digits[:9])  # a log may contain a number of a million digits

@@ -1,7 +1,7 @@
-"""Whether a push would go well: this machine, the account and the project, looked at alone.
+"""Checks whether a push would succeed: this machine, the account and the project.
 
-Reads only. Every question ends in a `CheckResult`; what cannot be asked is unknown, and says why.
-Nothing here tells a secret: names of variables and files, never their content.
+The checks change nothing. Each ends in a `CheckResult`; one that cannot be made is unknown and says
+why. No result contains a secret: only names of variables and files, never their values.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ from kernelkit.notebook.preflight import check
 from kernelkit.notebook.render import render
 
 TESTED = {"kaggle": "2.2.4", "kagglesdk": "0.1.37"}
-"""The client and the SDK that kernelkit's tests run with."""
+"""The versions of the client and the SDK that kernelkit is tested with."""
 
-CLOCK_SECONDS = 300  # a signed address is refused by a clock that is further off
+CLOCK_SECONDS = 300  # Kaggle refuses a signed address if the clock differs more
 WORKING_BYTES = 20 * 10**9  # /kaggle/working, the most that a run can leave [D]
 LEAST_BYTES = 1 << 30  # of free disk
 LEAST_HOURS = 1.0  # of GPU quota
-LONGEST_LISTING = 5  # problems or names in one line
+LONGEST_LISTING = 5  # problems in one line
 
 
 class Health(StrEnum):
-    """What a finding says."""
+    """The result of a check, in one word."""
 
     GOOD = "good"
     BAD = "bad"
@@ -65,7 +65,7 @@ class Health(StrEnum):
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One line of the report; `exit_code` is 0 unless it is bad."""
+    """One line of the report. `exit_code` is 0 unless the result is bad."""
 
     subject: str
     health: Health
@@ -75,11 +75,11 @@ class CheckResult:
 
 
 class _UnknownError(Exception):
-    """A question that has no answer; its words say why."""
+    """A check that cannot be made; the message says why."""
 
 
-Question = tuple[str, Callable[[], str]]
-"""A subject, and what tells that it is good; else it raises."""
+Check = tuple[str, Callable[[], str]]
+"""A subject, and a function that returns what is good about it, or raises."""
 
 
 def examine(
@@ -90,35 +90,35 @@ def examine(
     environment: Mapping[str, str] = os.environ,
     clock: Callable[[], float] = time.time,
 ) -> list[CheckResult]:
-    """All findings, in the order in which they matter to a newcomer.
+    """All results, the basic ones first.
 
-    `config` may be the complaint about it: all the rest is told all the same.
+    `config` may be the error of loading it: the other checks are made all the same.
     """
-    findings = [_answer(*question) for question in _about_tools(endpoint, environment)]
-    findings += [_answer(*question) for question in _about_project(project, config, environment)]
+    results = [_check(*one) for one in _tool_checks(endpoint, environment)]
+    results += [_check(*one) for one in _project_checks(project, config, environment)]
     settings = config if isinstance(config, Config) else None
-    findings += [_answer(*question) for question in _about_key_files(endpoint, environment)]
+    results += [_check(*one) for one in _key_file_checks(endpoint, environment)]
     try:
         kaggle = connect(endpoint, environment, settings.kernel.owner if settings else None)
     except KernelkitError as error:
-        return [*findings, _bad("credentials", error), *_unasked(settings)]
-    return [*findings, *_about_account(kaggle, settings, environment, clock)]
+        return [*results, _bad("credentials", error), *_not_checked(settings)]
+    return [*results, *_check_account(kaggle, settings, environment, clock)]
 
 
-def _about_tools(endpoint: str | None, environment: Mapping[str, str]) -> Iterator[Question]:
+def _tool_checks(endpoint: str | None, environment: Mapping[str, str]) -> Iterator[Check]:
     yield "python", lambda: f"{platform.python_version()} on {platform.system()}"
     yield "kernelkit", lambda: kernelkit.__version__
     for name, tested in TESTED.items():
         yield name, partial(_version, name, tested)
-    kind = "the real Kaggle" if endpoint is None else "a local Kaggle, for rehearsals"
+    kind = "the real Kaggle" if endpoint is None else "a local Kaggle"
     yield "endpoint", lambda: f"{endpoint or PRODUCTION}, {kind}"
-    yield "environment", lambda: _no_diversion(environment)
+    yield "environment", lambda: _no_redirection(environment)
     yield "proxy", _proxy
 
 
-def _about_project(
+def _project_checks(
     project: Path, config: Config | ConfigError, environment: Mapping[str, str]
-) -> Iterator[Question]:
+) -> Iterator[Check]:
     if isinstance(config, ConfigError):
         yield "project", lambda: _raise(config)
     else:
@@ -129,43 +129,43 @@ def _about_project(
     yield "runs", lambda: _writable(project / "runs")
 
 
-def _about_key_files(endpoint: str | None, environment: Mapping[str, str]) -> Iterator[Question]:
+def _key_file_checks(endpoint: str | None, environment: Mapping[str, str]) -> Iterator[Check]:
     if endpoint is not None:
-        return  # a local Kaggle is never shown what lies in files
+        return  # a local Kaggle does not get credentials from files
     for path in key_files(environment):
         yield "key file", partial(_private, path)
 
 
-def _about_account(
+def _check_account(
     kaggle: Kaggle,
     config: Config | None,
     environment: Mapping[str, str],
     clock: Callable[[], float],
 ) -> Iterator[CheckResult]:
-    """What only Kaggle can tell. Where it does not answer once, it is not asked again."""
+    """The checks that call Kaggle. If Kaggle does not answer one, the others are not made."""
     skews: list[float] = []
-    kaggle.listen(lambda answer, _: skews.extend(_skew(answer, clock())))
-    yield _answer("credentials", partial(_account, kaggle, environment))
-    questions = [("quota", partial(_quota, kaggle, config))]
+    kaggle.listen(lambda response, _: skews.extend(_skew(response, clock())))
+    yield _check("credentials", partial(_account, kaggle, environment))
+    checks = [("quota", partial(_quota, kaggle, config))]
     if config:
-        questions.append(("kernel", partial(_kernel, kaggle, config)))
-        questions += [
-            (subject, partial(ask, kaggle, name)) for subject, ask, name in _sources(config)
-        ]
+        checks.append(("kernel", partial(_kernel, kaggle, config)))
+        checks += [(subject, partial(ask, kaggle, name)) for subject, ask, name in _sources(config)]
     silent = ""
-    for subject, question in questions:
+    for subject, question in checks:
         if silent:
-            yield CheckResult(subject, Health.UNKNOWN, f"not asked: {silent} was not answered")
+            yield CheckResult(
+                subject, Health.UNKNOWN, f"not checked: Kaggle did not answer ({silent})"
+            )
             continue
-        finding = _answer(subject, question)
-        silent = subject if finding.exit_code == UnreachableError.exit_code else ""
-        yield finding
-    yield _answer("clock", lambda: _clock(skews))
+        result = _check(subject, question)
+        silent = subject if result.exit_code == UnreachableError.exit_code else ""
+        yield result
+    yield _check("clock", lambda: _clock(skews))
     kaggle.listen(None)
 
 
 def _sources(config: Config) -> list[tuple[str, Callable[[Kaggle, str], str], str]]:
-    """Of each declared source: the subject, the question, and the name to ask it for."""
+    """For each declared source: the subject, the check, and the name to check."""
     kernel = config.kernel
     kinds: list[tuple[str, Callable[[Kaggle, str], str], tuple[str, ...]]] = [
         ("competition", _competition, kernel.competition_sources),
@@ -176,13 +176,13 @@ def _sources(config: Config) -> list[tuple[str, Callable[[Kaggle, str], str], st
     return [(f"{kind} {name}", ask, name) for kind, ask, names in kinds for name in names]
 
 
-def _unasked(config: Config | None) -> list[CheckResult]:
+def _not_checked(config: Config | None) -> list[CheckResult]:
     of_kernel = ["kernel", *(subject for subject, _, _ in _sources(config))] if config else []
-    why = "not asked: no account to ask with"
+    why = "not checked: no account"
     return [CheckResult(name, Health.UNKNOWN, why) for name in ("quota", *of_kernel, "clock")]
 
 
-def _answer(subject: str, question: Callable[[], str]) -> CheckResult:
+def _check(subject: str, question: Callable[[], str]) -> CheckResult:
     try:
         return CheckResult(subject, Health.GOOD, question())
     except _UnknownError as why:
@@ -202,48 +202,52 @@ def _raise(error: KernelkitError) -> str:
 
 
 def _code(error: KernelkitError) -> int | None:
-    """The HTTP status that a fault of a call stands for."""
-    answer = getattr(error.__cause__, "response", None)
-    return answer.status_code if isinstance(answer, requests.Response) else None
+    """The HTTP status of the response behind an error."""
+    response = getattr(error.__cause__, "response", None)
+    return response.status_code if isinstance(response, requests.Response) else None
 
 
 def _version(distribution: str, tested: str) -> str:
     try:
         version = importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        raise _UnknownError(f"not installed as a distribution; tested is {tested}") from None
+        raise _UnknownError(
+            f"not installed as a distribution; kernelkit is tested with {tested}"
+        ) from None
     if version != tested:
-        raise _UnknownError(f"{version}: not the tested version, which is {tested}")
+        raise _UnknownError(f"{version}; kernelkit is tested with {tested}")
     return f"{version}, the tested version"
 
 
-def _no_diversion(environment: Mapping[str, str]) -> str:
+def _no_redirection(environment: Mapping[str, str]) -> str:
     stated = environment.get("KAGGLE_API_ENVIRONMENT")
     if stated not in (None, "PROD"):
         raise ConfigError(
-            f"KAGGLE_API_ENVIRONMENT is {stated}: kernelkit does not heed it, and the official "
+            f"KAGGLE_API_ENVIRONMENT is {stated}: kernelkit ignores it, and the official "
             "`kaggle` command sends TEST to the real Kaggle",
-            "Unset it; a local Kaggle is named by --endpoint.",
+            "Unset it; to use a local Kaggle, set --endpoint.",
         )
     folder = environment.get("KAGGLE_CONFIG_DIR")
     if folder and not Path(folder).is_dir():
         raise ConfigError(
-            f"KAGGLE_CONFIG_DIR names {folder}, which is no folder",
-            "Unset it, or make the folder and put kaggle.json there.",
+            f"KAGGLE_CONFIG_DIR names {folder}, which is not a folder",
+            "Unset it, or create the folder with kaggle.json in it.",
         )
-    return f"KAGGLE_CONFIG_DIR is {folder}" if folder else "nothing in it diverts the client"
+    return f"KAGGLE_CONFIG_DIR is {folder}" if folder else "does not change the client"
 
 
 def _proxy() -> str:
-    """Hosts alone: a proxy's address may hold a password."""
+    """The hosts only: the address of a proxy may contain a password."""
     hosts = {scheme: urlsplit(url).hostname for scheme, url in urllib.request.getproxies().items()}
-    named = [f"{scheme} by {host}" for scheme, host in hosts.items() if scheme != "no" and host]
+    named = [
+        f"{scheme} through {host}" for scheme, host in hosts.items() if scheme != "no" and host
+    ]
     return ", ".join(named) or "none"
 
 
 def _size(config: Config) -> str:
     kernel = render(read_bundle(config), config)
-    return f"{', '.join(config.package)}, {len(kernel.payload):,} B as it is sent"
+    return f"{', '.join(config.package)}, {len(kernel.payload):,} B in the notebook"
 
 
 def _no_problems(config: Config, environment: Mapping[str, str]) -> str:
@@ -253,7 +257,7 @@ def _no_problems(config: Config, environment: Mapping[str, str]) -> str:
         shown = [f"{problem.subject}: {problem.message.strip()}" for problem in problems]
         more = [f"and {len(shown) - LONGEST_LISTING} more"] if len(shown) > LONGEST_LISTING else []
         raise PreflightError(
-            "; ".join([*shown[:LONGEST_LISTING], *more]), "All of it: kernelkit preflight"
+            "; ".join([*shown[:LONGEST_LISTING], *more]), "Show all problems: kernelkit preflight"
         )
     return "no problems"
 
@@ -262,26 +266,28 @@ def _git(project: Path) -> str:
     commit = ask_git(project, "rev-parse", "--short", "HEAD")
     changes = ask_git(project, "status", "--porcelain", "--", ".")
     if commit is None or changes is None:
-        raise _UnknownError("no repository with a commit: a run cannot name the code's commit")
+        raise _UnknownError("no repository with a commit: a run cannot record the commit")
     if changes:
         count = len(changes.splitlines())
-        return f"{commit}, with {count} path{'s' if count > 1 else ''} changed since"
-    return f"{commit}, nothing changed since"
+        return f"{commit}, with {count} changed file{'s' if count > 1 else ''}"
+    return f"{commit}, no changes"
 
 
 def _disk(folder: Path) -> str:
     free = shutil.disk_usage(_existing(folder)).free
     if free < LEAST_BYTES:
-        raise LocalError(f"{free >> 20} MiB free", "Make room for the outputs.")
+        raise LocalError(f"{free >> 20} MiB free", "Free some space for the outputs.")
     if free < WORKING_BYTES:
-        raise _UnknownError(f"{free >> 30} GiB free, and a run may leave up to 20 GB")
+        raise _UnknownError(f"{free >> 30} GiB free; the outputs of a run can be up to 20 GB")
     return f"{free >> 30} GiB free"
 
 
 def _writable(runs: Path) -> str:
     place = _existing(runs)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise LocalError(f"{place} cannot be written", "Runs are recorded there: mend its mode.")
+        raise LocalError(
+            f"{place} cannot be written", "Runs are recorded there: change its permissions."
+        )
     return f"{runs} can be written"
 
 
@@ -295,32 +301,32 @@ def _private(path: Path) -> str:
         raise CredentialsError(
             f"{path} can be read by others (mode {mode:03o})", f"chmod 600 {path}"
         )
-    return f"{path}, for its owner alone"
+    return f"{path}, readable only by its owner"
 
 
 def _account(kaggle: Kaggle, environment: Mapping[str, str]) -> str:
     credentials = kaggle.credentials
-    beside = [name for name in ("KAGGLE_USERNAME", "KAGGLE_KEY") if environment.get(name)]
+    unused = [name for name in ("KAGGLE_USERNAME", "KAGGLE_KEY") if environment.get(name)]
     stated = environment.get("KAGGLE_USERNAME", credentials.username)
     if credentials.token and stated.lower() != credentials.username.lower():
         raise CredentialsError(
-            f"{credentials.username} ({credentials.origin}), which wins over KAGGLE_USERNAME, "
+            f"{credentials.username} ({credentials.origin}), which overrides KAGGLE_USERNAME, "
             f"{stated}",
-            "Unset the one that is not meant.",
+            "Unset the wrong one.",
         )
-    also = f"; {' and '.join(beside)} not used" if credentials.token and beside else ""
+    also = f"; {' and '.join(unused)} not used" if credentials.token and unused else ""
     return f"{credentials.username} ({credentials.origin}){also}"
 
 
 def _quota(kaggle: Kaggle, config: Config | None) -> str:
     quota = kaggle.quota()
     refresh = f", refreshed {quota.refresh:%Y-%m-%d %H:%M} UTC" if quota.refresh else ""
-    words = f"{quota.used:.1f} of {quota.allowed:.1f} GPU hours used{refresh}"
+    used = f"{quota.used:.1f} of {quota.allowed:.1f} GPU hours used{refresh}"
     if quota.left < LEAST_HOURS and (config is None or config.kernel.wants_gpu):
         raise CapacityError(
-            f"{words}: {quota.left:.1f} left", "Wait for the refresh, or run on a CPU."
+            f"{used}: {quota.left:.1f} left", "Wait for the refresh, or run on a CPU."
         )
-    return words
+    return used
 
 
 def _kernel(kaggle: Kaggle, config: Config) -> str:
@@ -334,11 +340,13 @@ def _kernel(kaggle: Kaggle, config: Config) -> str:
     try:
         given = kaggle.kernel(owner, slug)
     except NotFoundError as error:
-        if _code(error) == 403:  # production answers so for what is not there, too [A]
-            raise _UnknownError(f"{owner}/{slug} is not shown (403): not there yet?") from error
-        return f"{owner}/{slug} is not there yet: the first push makes it"
+        if _code(error) == 403:  # production also returns 403 for a kernel that does not exist [A]
+            raise _UnknownError(
+                f"{owner}/{slug} is not accessible (403); it may not exist yet"
+            ) from error
+        return f"{owner}/{slug} does not exist yet: the first push creates it"
     privacy = "private" if given.is_private else "public"
-    return f"{owner}/{slug} is there, at version {given.version}, {privacy}"
+    return f"{owner}/{slug} exists, at version {given.version}, {privacy}"
 
 
 def _competition(kaggle: Kaggle, slug: str) -> str:
@@ -346,14 +354,14 @@ def _competition(kaggle: Kaggle, slug: str) -> str:
         kaggle.competition_access(slug)
     except NotFoundError as error:
         if _code(error) == 404:
-            raise RefusedError(f"there is no competition {slug} (404)", "Is its slug right?") from (
+            raise RefusedError(f"there is no competition {slug} (404)", "Check its slug.") from (
                 error
             )
         raise RefusedError(
-            f"its files are not given to {kaggle.credentials.username} ({_code(error)})",
+            f"{kaggle.credentials.username} cannot download its files ({_code(error)})",
             f"Accept its rules: https://www.kaggle.com/competitions/{slug}/rules",
         ) from error
-    return "its files are given: the rules are accepted"
+    return "its rules are accepted"
 
 
 def _dataset(kaggle: Kaggle, name: str) -> str:
@@ -361,9 +369,9 @@ def _dataset(kaggle: Kaggle, name: str) -> str:
     try:
         status = kaggle.dataset_status(owner, slug)
     except NotFoundError as error:
-        raise RefusedError(str(error), "Is its name right, and is it shared with you?") from error
+        raise RefusedError(str(error), "Check its name, and that it is shared with you.") from error
     if status in ("FAILED", "DELETED"):
-        raise RefusedError(f"it is {status}", "Upload it anew, or name another one.")
+        raise RefusedError(f"it is {status}", "Upload it again, or use another one.")
     if status != "READY":
         raise CapacityError(f"it is still being processed ({status})", "Wait until it is ready.")
     return "ready"
@@ -371,7 +379,7 @@ def _dataset(kaggle: Kaggle, name: str) -> str:
 
 def _notebook(kaggle: Kaggle, name: str) -> str:
     owner, slug = name.split("/")[:2]
-    return f"there, at version {kaggle.kernel(owner, slug).version}"
+    return f"exists, at version {kaggle.kernel(owner, slug).version}"
 
 
 def _model(kaggle: Kaggle, source: str) -> str:
@@ -379,15 +387,16 @@ def _model(kaggle: Kaggle, source: str) -> str:
         kaggle.model_access(source)
     except NotFoundError as error:
         raise RefusedError(
-            str(error), "Is its name right? Some ask on their page to accept a licence."
+            str(error),
+            "Check its name. Some models require a license, to be accepted on their page.",
         ) from error
-    return "its page is given; the variation and version are not asked for"
+    return "exists; the variation and version are not checked"
 
 
-def _skew(answer: requests.Response, now: float) -> list[float]:
-    """Seconds by which this machine's clock is ahead of the answer's Date."""
+def _skew(response: requests.Response, now: float) -> list[float]:
+    """Seconds by which this machine's clock is ahead of the response's Date."""
     try:
-        stated = email.utils.parsedate_to_datetime(answer.headers["Date"])
+        stated = email.utils.parsedate_to_datetime(response.headers["Date"])
     except (KeyError, ValueError, TypeError):
         return []
     return [now - stated.timestamp()]
@@ -395,7 +404,7 @@ def _skew(answer: requests.Response, now: float) -> list[float]:
 
 def _clock(skews: list[float]) -> str:
     if not skews:
-        raise _UnknownError("no answer of Kaggle's told its time")
+        raise _UnknownError("no response of Kaggle had a date")
     skew = min(skews, key=abs)
     if abs(skew) > CLOCK_SECONDS:
         side = "ahead of" if skew > 0 else "behind"

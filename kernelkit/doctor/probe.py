@@ -1,8 +1,8 @@
-"""What the real Kaggle does, found out by one tiny kernel, and kept without a secret.
+"""Finds out with one tiny kernel how the real Kaggle behaves, and records it without secrets.
 
-Half of what is known of Kaggle is hearsay. `probe` runs a private kernel on a CPU twice, the second
-time to fail, and holds what it sees against what kernelkit assumes. Every call is kept as a
-transcript of shapes: field names and types, values of a few harmless fields alone.
+Much of what kernelkit assumes about Kaggle is not documented. `probe` runs a private kernel on a
+CPU twice, the second time to fail, and compares what it sees with these assumptions. It records
+each call in a transcript: field names and types, and the values of a few harmless fields.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ORDINARY_VALUES = frozenset(
         *("totalTimeAllowed", "quotaRefreshTime", "pageSize", "fileName"),
     ]
 )
-"""Fields whose values are kept. Of all others, tokens and sources among them, only the types."""
+"""Fields whose values are recorded. Of all others, such as tokens and sources, only the types."""
 
 HEADERS = (
     *("content-type", "content-encoding", "content-length", "accept-ranges", "cache-control"),
@@ -50,24 +50,24 @@ HEADERS = (
 )
 PLAN = f"""\
 This pushes one tiny private kernel, {SLUG}, to {{account}} at {{endpoint}}:
-  - two new versions of it on a CPU, without internet, each of about a minute; no GPU quota is used
-  - the second one fails on purpose, to see what Kaggle keeps of a failed run
-  - each attaches {{sources}}, and writes down what is installed, the tree of
+  - two new versions run on a CPU without internet, for about a minute each; they use no GPU quota
+  - the second version fails on purpose, to see what Kaggle keeps of a failed run
+  - each version attaches {{sources}}, and writes down what is installed, the tree of
     /kaggle/input, the names (not the values) in its environment, and whether it has internet
-  - read besides: the quota, the kernel's metadata and source, status, log and outputs
-Nothing else is changed, and nothing is submitted. The kernel stays, private, until you delete it.
-All calls are kept in {{folder}}, without credentials, user names and signatures."""
+  - the probe reads the quota, and the kernel's metadata, source, status, log and outputs
+It changes nothing else and submits nothing. The kernel stays private until you delete it.
+The calls are recorded in {{folder}}, without credentials, user names and signatures."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a probe has found: good is as kernelkit assumes, bad is otherwise."""
+    """What a probe found: good means as kernelkit assumes, bad means different."""
 
     folder: Path
-    """transcript.json, report.json, image.json, and both runs' own folders."""
+    """It contains transcript.json, report.json, image.json and the folders of both runs."""
 
     image: Path | None
-    """A snapshot as `image.load_snapshot` reads it; None where the run left none."""
+    """A snapshot as `image.load_snapshot` reads it; None if the run wrote none."""
 
     findings: tuple[CheckResult, ...]
 
@@ -89,7 +89,7 @@ class _Attempt:
         return f"v{self.folder.version}"
 
     def read(self, name: str) -> Mapping[str, Any]:
-        """A JSON file among the outputs, empty where it was not kept."""
+        """A JSON file among the outputs; empty if it does not exist."""
         try:
             document = json.loads((self.folder.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -98,7 +98,7 @@ class _Attempt:
 
 
 def plan(kaggle: Kaggle, folder: Path, competitions: Sequence[str]) -> str:
-    """What `probe` is going to do, for a person to agree to."""
+    """What `probe` is going to do; the user has to agree."""
     return PLAN.format(
         account=kaggle.credentials.username,
         endpoint=kaggle.endpoint,
@@ -110,10 +110,10 @@ def plan(kaggle: Kaggle, folder: Path, competitions: Sequence[str]) -> str:
 def probe(
     kaggle: Kaggle, folder: Path, competitions: Sequence[str] = (), *, on_event: OnEvent = ignore
 ) -> Report:
-    """Push, watch and pull the probe twice into `folder`; the transcript is kept come what may.
+    """Push, watch and pull the probe twice into `folder`; the transcript is always written.
 
     Raises:
-        RefusedError: Kaggle refuses the push, or makes the kernel public: then nothing follows.
+        RefusedError: Kaggle refuses the push, or makes the kernel public; the probe then stops.
     """
     transcript = Transcript(kaggle.credentials)
     kaggle.listen(transcript)
@@ -127,7 +127,7 @@ def probe(
     finally:
         kaggle.listen(None)
         _write(folder / "transcript.json", transcript.document)
-    findings = tuple(_findings(good, bad, earlier, competitions, transcript))
+    findings = tuple(_results(good, bad, earlier, competitions, transcript))
     _write(folder / "report.json", transcript.redacted([asdict(found) for found in findings]))
     image = folder / "image.json" if good.read("image.json") else None
     if image:
@@ -164,9 +164,9 @@ def _attempt(
     owner = kaggle.credentials.username
     source = kaggle.kernel(owner, SLUG).source
     end = workflow.watch(kaggle, run, deadline=DEADLINE_SECONDS, on_event=on_event)
-    kaggle.kernel(owner, SLUG)  # its machine shape and image, now that it has run
+    kaggle.kernel(owner, SLUG)  # its machine shape and image, after the run
     for _ in kaggle.log_stream(owner, SLUG, run.version, STREAM_SECONDS):
-        pass  # of a run that has ended: its form is in the transcript
+        pass  # the transcript records the format of the log
     workflow.pull(kaggle, run, on_event=on_event)
     outputs = tuple(file.name for file in kaggle.outputs(owner, SLUG, run.version)[0])
     log = run.log.read_text(encoding="utf-8")
@@ -174,13 +174,13 @@ def _attempt(
 
 
 def project_folder() -> Path:
-    """The probe's project: in the package where a wheel installed it, else among the examples."""
+    """The probe's project: in an installed wheel within the package, else in examples/."""
     package = Path(kernelkit.__file__).parent
     inside = package / "probe_kernel"
     return inside if inside.is_dir() else package.parent / "examples" / "image"
 
 
-def _findings(
+def _results(
     good: _Attempt,
     bad: _Attempt,
     earlier: Status,
@@ -188,86 +188,94 @@ def _findings(
     transcript: Transcript,
 ) -> Iterator[CheckResult]:
     session = good.read("session.json")
-    yield _finding("run", good.end.state == State.COMPLETE, f"it ended {good.end.state}")
-    yield _finding("asked and given", not good.differences, "; ".join(good.differences) or "equal")
+    yield _result("run", good.end.state == State.COMPLETE, f"it ended {good.end.state}")
+    yield _result("requested settings", not good.differences, "; ".join(good.differences) or "kept")
     yield CheckResult("status", Health.GOOD, "; ".join(_statuses(transcript)))
-    yield _finding(
+    yield _result(
         "version label",
         earlier.state == good.end.state,
         f"after v{bad.folder.version} had ended {bad.end.state}, "
-        f"{good.step} is still told as {earlier.state}",
+        f"{good.step} is still reported as {earlier.state}",
     )
-    yield from _about_session(session, good, competitions)
-    yield from _about_read_back(good, transcript)
-    yield from _about_log_and_outputs(good, transcript)
-    yield from _about_failure(bad)
+    yield from _session_results(session, good, competitions)
+    yield from _read_back_results(good, transcript)
+    yield from _log_and_output_results(good, transcript)
+    yield from _failure_results(bad)
 
 
-def _about_session(
+def _session_results(
     session: Mapping[str, Any], good: _Attempt, competitions: Sequence[str]
 ) -> Iterator[CheckResult]:
     if not session:
-        yield CheckResult("session", Health.UNKNOWN, "the run left no session.json")
+        yield CheckResult("session", Health.UNKNOWN, "the run wrote no session.json")
         return
-    yield _finding(
-        "internet", session["internet"] is False, f"reached: {session['internet']}, asked: False"
+    yield _result(
+        "internet",
+        session["internet"] is False,
+        f"reached: {session['internet']}, wanted: False",
     )
     known = snapshot().python
-    yield _finding(
-        "python", session["python"].startswith(known), f"{session['python']}; assumed is {known}"
+    yield _result(
+        "python",
+        session["python"].startswith(known),
+        f"{session['python']}; expected {known}",
     )
     stamps = ", ".join(f"{name} {value}" for name, value in session["image"].items())
     yield CheckResult(
-        "image", Health.GOOD if stamps else Health.UNKNOWN, stamps or "no stamps in /etc"
+        "image", Health.GOOD if stamps else Health.UNKNOWN, stamps or "no versions in /etc"
     )
     yield _freeze(good.read("image.json"))
     for slug in competitions:
         yield _mount(slug, session["mounts"])
     names = [name for name in session["environment"] if name.startswith("KAGGLE_")]
-    yield CheckResult("environment", Health.GOOD, ", ".join(names) or "no KAGGLE_ names")
+    yield CheckResult("environment", Health.GOOD, ", ".join(names) or "no KAGGLE_ variables")
     form = session["container_name"]
-    yield _finding(
-        "session id", bool(form and "9" in form), f"the form of KAGGLE_CONTAINER_NAME is {form}"
+    yield _result(
+        "session id", bool(form and "9" in form), f"KAGGLE_CONTAINER_NAME has the format {form}"
     )
 
 
 def _freeze(document: Mapping[str, Any]) -> CheckResult:
     if not document:
-        return CheckResult("freeze", Health.UNKNOWN, "the run left no image.json")
+        return CheckResult("freeze", Health.UNKNOWN, "the run wrote no image.json")
     found, assumed = read_snapshot(document).distributions, snapshot().distributions
     other = [
         f"{name} {found.get(name, 'absent')} for {version}"
         for name, version in assumed.items()
         if version is not None and (found.get(name) or "").partition("+")[0] != version
     ]
-    words = f"{len(found)} distributions; of the versions assumed, "
-    return _finding("freeze", not other, words + (f"other: {', '.join(other)}" if other else "all"))
-
-
-def _mount(slug: str, mounts: Sequence[str]) -> CheckResult:
-    forms = {"2026": f"/competitions/{slug}/", "former": f"/input/{slug}/"}
-    seen = [name for name, end in forms.items() if any(path.endswith(end) for path in mounts)]
-    if seen:
-        return CheckResult(f"mount {slug}", Health.GOOD, f"in the form of {' and '.join(seen)}")
-    return CheckResult(
-        f"mount {slug}", Health.BAD, f"in no known form: {', '.join(mounts) or 'none'}"
+    words = f"{len(found)} distributions; of the assumed versions, "
+    return _result(
+        "freeze",
+        not other,
+        words + (f"different: {', '.join(other)}" if other else "all"),
     )
 
 
-def _about_read_back(good: _Attempt, transcript: Transcript) -> Iterator[CheckResult]:
+def _mount(slug: str, mounts: Sequence[str]) -> CheckResult:
+    layouts = {"2026": f"/competitions/{slug}/", "former": f"/input/{slug}/"}
+    seen = [name for name, end in layouts.items() if any(path.endswith(end) for path in mounts)]
+    if seen:
+        return CheckResult(f"mount {slug}", Health.GOOD, f"in the layout of {' and '.join(seen)}")
+    return CheckResult(
+        f"mount {slug}", Health.BAD, f"in no known layout: {', '.join(mounts) or 'none'}"
+    )
+
+
+def _read_back_results(good: _Attempt, transcript: Transcript) -> Iterator[CheckResult]:
     yield compare_sources(good.kernel.payload, good.source)
     answers = [e["values"] for e in transcript.of("GetKernel", "a run") if e["status"] == 200]
     for name in ("machineShape", "dockerImage"):
-        seen = [str(values.get(f"metadata.{name}", "not told")) for values in answers]
-        words = f"after the push {seen[0]}, after the end {seen[-1]}" if seen else "never told"
-        told = bool(seen) and seen[-1] != "not told"
-        yield CheckResult(name, Health.GOOD if told else Health.UNKNOWN, words)
+        seen = [str(values.get(f"metadata.{name}", "not reported")) for values in answers]
+        words = f"after the push {seen[0]}, after the end {seen[-1]}" if seen else "never reported"
+        reported = bool(seen) and seen[-1] != "not reported"
+        yield CheckResult(name, Health.GOOD if reported else Health.UNKNOWN, words)
 
 
 def compare_sources(sent: str, given: str) -> CheckResult:
-    """How the notebook that Kaggle gives back differs from the one that was sent."""
+    """How the notebook that Kaggle returns differs from the one that was sent."""
     if sent == given:
-        return CheckResult("read-back", Health.GOOD, "byte for byte as it was sent")
+        return CheckResult("read-back", Health.GOOD, "the same bytes")
     try:
         ours, theirs = json.loads(sent), json.loads(given)
         mine, yours = ours["cells"], theirs["cells"]
@@ -275,19 +283,17 @@ def compare_sources(sent: str, given: str) -> CheckResult:
         ids = [[cell.get("id") for cell in cells] for cells in (mine, yours)]
         added = sorted(theirs["metadata"].keys() - ours["metadata"].keys())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return CheckResult(
-            "read-back", Health.BAD, f"what is given back is no notebook ({error!r})"
-        )
+        return CheckResult("read-back", Health.BAD, f"Kaggle returned something else ({error!r})")
     words = [
-        "other bytes",
+        "different bytes",
         f"cells {'equal' if sources[0] == sources[1] else 'CHANGED'}",
         f"cell ids {'kept' if ids[0] == ids[1] else 'changed'}",
         f"metadata added: {', '.join(added) or 'none'}",
     ]
-    return _finding("read-back", sources[0] == sources[1], "; ".join(words))
+    return _result("read-back", sources[0] == sources[1], "; ".join(words))
 
 
-def _about_log_and_outputs(good: _Attempt, transcript: Transcript) -> Iterator[CheckResult]:
+def _log_and_output_results(good: _Attempt, transcript: Transcript) -> Iterator[CheckResult]:
     kinds = [
         e["headers"].get("content-type", "").partition(";")[0] or str(e["status"])
         for e in transcript.of("logs/stream", "a run")
@@ -295,43 +301,45 @@ def _about_log_and_outputs(good: _Attempt, transcript: Transcript) -> Iterator[C
     forms = list(dict.fromkeys(kinds))
     assumed = {"text/event-stream", "application/json"}
     health = Health.GOOD if set(forms) == assumed else Health.BAD
-    if set(forms) < assumed:  # a run of seconds may be over before anybody looks, or go on
+    if set(forms) < assumed:  # a run of seconds may end before the first look
         health = Health.UNKNOWN
-    told = f"forms seen, in their order: {', '.join(forms) or 'none'}"
-    yield CheckResult("log stream", health, told)
+    seen = f"formats, in this order: {', '.join(forms) or 'none'}"
+    yield CheckResult("log stream", health, seen)
     try:
         entries = json.loads(good.log)
         keys = sorted({key for entry in entries for key in entry})
-        yield _finding("kept log", keys == ["data", "stream_name", "time"], f"an array of {keys}")
+        yield _result("saved log", keys == ["data", "stream_name", "time"], f"an array of {keys}")
     except (ValueError, TypeError):
-        yield _finding("kept log", not good.log, "not kept" if not good.log else "no JSON array")
+        yield _result(
+            "saved log", not good.log, "not saved" if not good.log else "not a JSON array"
+        )
     expected = {"image.json", "session.json", "run-manifest.json"}
-    yield _finding("outputs", expected <= set(good.outputs), ", ".join(good.outputs) or "none")
+    yield _result("outputs", expected <= set(good.outputs), ", ".join(good.outputs) or "none")
     addresses = [e for e in transcript.of("GET file", "a run") if e["status"] == 200]
     hosts = sorted({e["host"] for e in addresses})
     queries = sorted({name for e in addresses for name in e["query"]})
-    words = f"from {', '.join(hosts)}, signed by {', '.join(queries) or 'nothing in the query'}"
+    words = f"from {', '.join(hosts)}, signed by {', '.join(queries) or 'nothing'}"
     yield CheckResult("downloads", Health.GOOD if hosts else Health.UNKNOWN, words)
 
 
-def _about_failure(bad: _Attempt) -> Iterator[CheckResult]:
-    yield _finding("failed run", bad.end.state == State.ERROR, f"it ended {bad.end.state}")
+def _failure_results(bad: _Attempt) -> Iterator[CheckResult]:
+    yield _result("failed run", bad.end.state == State.ERROR, f"it ended {bad.end.state}")
     yield CheckResult("failure message", Health.GOOD, bad.end.failure or "none")
-    yield _finding(
+    yield _result(
         "outputs of a failed run",
         "image.json" in bad.outputs,
-        (f"kept: {', '.join(bad.outputs) or 'none'}"),
+        (f"saved: {', '.join(bad.outputs) or 'none'}"),
     )
-    told = "this run was asked to fail" in bad.log
-    yield _finding("log of a failed run", told, "kept, with the error" if told else "not kept")
+    saved = "this run was asked to fail" in bad.log
+    yield _result("log of a failed run", saved, "saved, with the error" if saved else "not saved")
     status = bad.read("run-manifest.json").get("status")
-    words = {"failed": "not run", "complete": "run all the same"}.get(str(status), "not known")
+    words = {"failed": "not run", "complete": "run"}.get(str(status), "unknown")
     health = {"failed": Health.GOOD, "complete": Health.BAD}.get(str(status), Health.UNKNOWN)
     yield CheckResult("cells after the failing one", health, words)
 
 
 def _statuses(transcript: Transcript) -> Iterator[str]:
-    """Each change among the answers about the first run, with the seconds since its push."""
+    """Each change of the first run's status, with the seconds since its push."""
     pushed = [e["seconds"] for e in transcript.of("SaveKernel", "a run")]
     last = None
     for exchange in transcript.of("GetKernelSessionStatus", "a run"):
@@ -342,19 +350,19 @@ def _statuses(transcript: Transcript) -> Iterator[str]:
         last = seen
 
 
-def _finding(subject: str, good: bool, words: str) -> CheckResult:
+def _result(subject: str, good: bool, words: str) -> CheckResult:
     return CheckResult(subject, Health.GOOD if good else Health.BAD, words)
 
 
 class Transcript:
-    """A listener of a connection (`Connection.listen`) that keeps shapes, and no secret."""
+    """Records the shapes of all calls, without secrets; a listener for `Connection.listen`."""
 
     def __init__(
         self, credentials: Credentials, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.exchanges: list[dict[str, Any]] = []
         self.step = "before"
-        """What is going on; kept with each exchange."""
+        """The current step; recorded with each exchange."""
 
         self._clock = clock
         self._started = clock()
@@ -363,12 +371,12 @@ class Transcript:
             rf"(?<![A-Za-z0-9]){re.escape(credentials.username)}(?![A-Za-z0-9])", re.IGNORECASE
         )
 
-    def __call__(self, answer: requests.Response, streamed: bool) -> None:
-        """Keep one exchange; a body that is streamed is left to its reader."""
-        request = answer.request
+    def __call__(self, response: requests.Response, streamed: bool) -> None:
+        """Record one exchange; the body of a streamed response is left to its reader."""
+        request = response.request
         url = urlsplit(str(request.url))
         fields = _document(request.body)
-        body = None if streamed else _document(answer.content)
+        body = None if streamed else _document(response.content)
         exchange = {
             "step": self.step,
             "seconds": round(self._clock() - self._started, 2),
@@ -376,8 +384,8 @@ class Transcript:
             "host": url.hostname,
             "query": sorted(name for name, _ in parse_qsl(url.query, keep_blank_values=True)),
             "fields": shape(fields),
-            "status": answer.status_code,
-            "headers": {k.lower(): v for k, v in answer.headers.items() if k.lower() in HEADERS},
+            "status": response.status_code,
+            "headers": {k.lower(): v for k, v in response.headers.items() if k.lower() in HEADERS},
             "body": shape(body),
             "values": dict(_values(body)),
         }
@@ -385,15 +393,15 @@ class Transcript:
 
     @property
     def document(self) -> dict[str, Any]:
-        """All of it, for transcript.json."""
+        """The content of transcript.json."""
         return {"schema": 1, "kernelkit": kernelkit.__version__, "exchanges": self.exchanges}
 
     def of(self, call: str, step: str) -> list[dict[str, Any]]:
-        """The exchanges of one step whose call ends so."""
+        """The exchanges of a step whose call ends with `call`."""
         return [e for e in self.exchanges if e["call"].endswith(call) and e["step"] == step]
 
     def redacted(self, value: Any) -> Any:
-        """A document without the user's name, keys, addresses and long numbers in its texts."""
+        """A document without the user's name, keys, addresses and long numbers."""
         if isinstance(value, dict):
             return {key: self.redacted(item) for key, item in value.items()}
         if isinstance(value, list):
@@ -407,7 +415,7 @@ class Transcript:
 
 
 def shape(value: Any) -> Any:
-    """A JSON document with types for its values; of a list, the shape that its items share."""
+    """A JSON document with types instead of values; a list has the merged shape of its items."""
     if isinstance(value, dict):
         return {key: shape(item) for key, item in sorted(value.items())}
     if isinstance(value, list):
@@ -423,9 +431,9 @@ def shape(value: Any) -> Any:
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """Where the answers of two transcripts differ in shape: of each call and HTTP status.
+    """How the responses of two transcripts differ in shape, for each call and HTTP status.
 
-    What an answer has in one and never in the other; values, times and counts do not matter.
+    Reports fields that only one of them ever has; values, times and counts do not matter.
     """
     there, here = _summary(theirs), _summary(ours)
     found = []
@@ -441,12 +449,12 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]
 
 
 def _summary(transcript: Mapping[str, Any]) -> dict[str, dict[str, set[str]]]:
-    """Call and status → path in the answer → the types seen there."""
+    """Call and status → path in the response → the types at that path."""
     summary: dict[str, dict[str, set[str]]] = {}
     for exchange in transcript["exchanges"]:
         paths = summary.setdefault(f"{exchange['call']} {exchange['status']}", {})
         kind = exchange["headers"].get("content-type", "").partition(";")[0]
-        if not exchange["call"].startswith("GET file"):  # an output has the type of its name
+        if not exchange["call"].startswith("GET file"):  # the type of an output depends on its name
             paths.setdefault("content-type", set()).add(kind)
         for path, leaf in _leaves(exchange["body"]):
             paths.setdefault(path, set()).add(leaf)
@@ -465,7 +473,7 @@ def _leaves(value: Any, path: str = "body") -> Iterator[tuple[str, str]]:
 
 
 def _values(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Path → value of the ordinary fields."""
+    """Path → value, of the fields in ORDINARY_VALUES."""
     if isinstance(value, dict):
         for key, item in value.items():
             if key in ORDINARY_VALUES and not isinstance(item, dict | list):
@@ -478,7 +486,7 @@ def _values(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _call(method: str, path: str) -> str:
-    """The call's name: service and method, or what kind of address it is."""
+    """The call's name: service and method, or the kind of address."""
     found = re.search(r"/v1/([A-Za-z.]+/[A-Za-z]+)$", path)
     if method == "POST" and found:
         return found[1]
@@ -486,7 +494,7 @@ def _call(method: str, path: str) -> str:
 
 
 def _document(content: Any) -> Any:
-    """The JSON of a body, None where it is none."""
+    """The JSON of a body; None if it is not JSON."""
     try:
         return json.loads(content) if content else None
     except (ValueError, TypeError):

@@ -1,14 +1,13 @@
 """`python -m kernelkit.emulator`: serve a local Kaggle on loopback until stopped.
 
-Exit status 0 after SIGTERM or Ctrl-C; 2 for a wrong argument; 10 where this machine does not let
-it (the port is taken, nbclient is not installed).
+Exit status 0 after SIGTERM or Ctrl-C; 2 for a wrong argument; 10 if this machine prevents it (the
+port is taken, nbclient is not installed).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import importlib.util
 import json
 import math
@@ -19,111 +18,139 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from kernelkit.emulator import faults
-from kernelkit.emulator.api import Api
-from kernelkit.emulator.contest import DAILY, SCORING, Contest, Terms
-from kernelkit.emulator.faults import BadFault, House, Plan
-from kernelkit.emulator.journal import Journal
-from kernelkit.emulator.library import BadState, Library
-from kernelkit.emulator.metric import BadFile
-from kernelkit.emulator.runner import TIME_LIMIT, Isolation, Runner, why_no_namespace
-from kernelkit.emulator.server import Server
-from kernelkit.emulator.services import Services
-from kernelkit.emulator.state import GPU_HOURS, Kaggle, is_account
+from kernelkit.emulator.competitions import DAILY, SCORING, Competitions, CompetitionSettings
+from kernelkit.emulator.data_api import DataApi
+from kernelkit.emulator.datasets import Datasets
+from kernelkit.emulator.kernels_api import KernelsApi
+from kernelkit.emulator.metric import InvalidCsv
+from kernelkit.emulator.plugin import EmulatorPlugin, PluginError, load_plugin
+from kernelkit.emulator.runner import TIME_LIMIT, Isolation, SessionRunner, why_no_namespace
+from kernelkit.emulator.server import EmulatorServer
+from kernelkit.emulator.state import GPU_HOURS, EmulatedKaggle, is_account
+from kernelkit.emulator.storage import StateError, lock_file, write_json
 from kernelkit.emulator.uploads import Uploads
 
 USAGE, MACHINE = 2, 10
-"""Exit statuses, as kernelkit's own."""
+"""Exit statuses, the same as kernelkit's."""
 MARK = "emulator.json"
-"""The file in a state folder that tells that it is one, and that is locked while it is in use."""
+"""A file that marks a folder as a state folder. It is locked while an emulator uses the folder."""
 FORMAT = {"format": 1}
 
 
+class PortError(Exception):
+    """The port cannot be used; the message says why."""
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, listen, say so, serve, and clean up."""
-    options = _parse(arguments)
+    """Parse the options, listen, announce the address, serve, and clean up."""
+    try:
+        options, plugin_class = _parse(arguments)
+    except PluginError as error:
+        return _fail(f"--plugin {error}", USAGE)
     if missing := [m for m in ("nbclient", "ipykernel") if importlib.util.find_spec(m) is None]:
         return _fail(f"{' and '.join(missing)} not installed: pip install 'kernelkit[emulator]'")
     isolation = _isolation(options.isolation)
     if isolation is None:
         return MACHINE
-    with _state_folder(options.state) as folder:
-        terms = _terms(options)
-        not_accepted = terms.rules_not_accepted
+    with _state_folder(options.state) as folder, contextlib.ExitStack() as stack:
         try:
-            _claim(folder)
-            library = Library(folder / "_datasets", options.inputs, dict(options.dataset_pending))
-            kaggle = Kaggle(
-                folder, options.inputs, options.mounts, options.gpu_quota, library, not_accepted
-            )
-            contest = Contest(folder / "_submissions", options.inputs, options.solutions, terms)
-            uploads = Uploads(folder / "_uploads")
-        except BadState as error:
+            _lock_state(folder)
+            server = stack.enter_context(_server(options, folder, plugin_class, isolation))
+        except StateError as error:
             return _fail(f"--state {error}")
-        except BadFile as error:
+        except (InvalidCsv, PluginError) as error:
             return _fail(str(error), USAGE)
-        try:
-            server = Server(options.port, kaggle, options.verbose)
-        except OSError as error:
-            return _fail(f"cannot listen on 127.0.0.1:{options.port}: {error.strerror}")
-        runner = Runner(kaggle, isolation, server.endpoint, options.time_limit)
-        server.api = Api(kaggle, runner, server.endpoint, options.user)
-        server.contest, server.uploads = contest, uploads
-        services = Services(kaggle, contest, uploads, library, server.endpoint)
-        server.api.calls |= services.calls
-        server.house = House(kaggle, runner, server.endpoint, server.die)
-        server.journal = Journal(folder / "journal.jsonl")
-        server.plan = Plan(options.seed, {name.rpartition("/")[2] for name in server.api.calls})
-        try:
-            server.plan.add(options.fault)
-        except BadFault as error:
-            server.server_close()
-            return _fail(f"--fault {error}", USAGE)
-        for version in kaggle.unfinished:
-            runner.launch(version)
-        heard, bell = _on_signals()  # before anybody learns our process id
+        except PortError as error:
+            return _fail(str(error))
+        for version in server.kaggle.unfinished:
+            server.runner.launch(version)
+        signaled, wake = _on_signals()  # before anyone can learn our process id
         if options.lifeline:
-            threading.Thread(target=_wait_for_end_of_input, args=(bell,), daemon=True).start()
+            threading.Thread(target=_wait_for_end_of_input, args=(wake,), daemon=True).start()
         threading.Thread(target=server.serve, daemon=True).start()
-        with server, _announced(server, options, isolation):
-            os.read(heard, 1)
+        with _announced(server, options, isolation):
+            os.read(signaled, 1)
             server.shutdown()
-            runner.stop()
+            server.runner.stop()
     return 0
 
 
-def _on_signals() -> tuple[int, int]:
-    """A pipe, reading end first, into which a signal to stop writes.
+def _server(
+    options: argparse.Namespace,
+    folder: Path,
+    plugin_class: type[EmulatorPlugin],
+    isolation: Isolation,
+) -> EmulatorServer:
+    """The server with everything that it serves.
 
-    The interpreter's own handler does that, in whichever thread the signal arrives; a handler in
-    Python would wait until the main thread, which waits for it, wakes.
+    Raises StateError, InvalidCsv, PluginError or PortError.
     """
-    heard, bell = os.pipe()
-    os.set_blocking(bell, False)
-    signal.set_wakeup_fd(bell)
+    settings = _competition_settings(options)
+    datasets = Datasets(folder / "_datasets", options.inputs, dict(options.dataset_pending))
+    kaggle = EmulatedKaggle(
+        folder,
+        options.inputs,
+        options.mounts,
+        options.gpu_quota,
+        datasets,
+        settings.rules_not_accepted,
+    )
+    submissions = folder / "_submissions"
+    competitions = Competitions(submissions, options.inputs, options.solutions, settings)
+    uploads = Uploads(folder / "_uploads")
+    try:
+        server = plugin_class.server_class(options.port, folder, options.verbose)
+    except OSError as error:
+        raise PortError(f"cannot listen on 127.0.0.1:{options.port}: {error.strerror}") from None
+    try:
+        server.kaggle, server.competitions, server.uploads = kaggle, competitions, uploads
+        data_api = DataApi(kaggle, competitions, uploads, datasets, server.endpoint)
+        server.plugin = plugin_class(options, server)
+        server.runner = SessionRunner(
+            kaggle, isolation, server.endpoint, options.time_limit, server.plugin.new_session
+        )
+        kernels_api = KernelsApi(kaggle, server.runner, server.endpoint, options.user)
+        server.calls = kernels_api.calls | data_api.calls
+        server.identify_account = kernels_api.account
+        server.plugin.configure()
+    except BaseException:
+        server.server_close()
+        raise
+    return server
+
+
+def _on_signals() -> tuple[int, int]:
+    """A pipe, reading end first, that gets a byte when a signal asks the emulator to stop.
+
+    The interpreter's C handler writes it in whichever thread the signal arrives. A Python handler
+    would have to wait for the main thread, which waits for the signal.
+    """
+    signaled, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    return heard, bell
+    return signaled, wake
 
 
-def _wait_for_end_of_input(bell: int) -> None:
-    """Whoever holds the other end may be killed and never say so: the pipe does."""
+def _wait_for_end_of_input(wake: int) -> None:
+    """Wait until standard input is closed, which also happens when its writer is killed."""
     while os.read(sys.stdin.fileno(), 1024):
         pass
-    os.write(bell, b"!")
+    os.write(wake, b"!")
 
 
 @contextlib.contextmanager
-def _announced(server: Server, options: argparse.Namespace, isolation: Isolation) -> Iterator[None]:
-    """Say where it listens, to people and in the ready file; take the file back at the end."""
+def _announced(
+    server: EmulatorServer, options: argparse.Namespace, isolation: Isolation
+) -> Iterator[None]:
+    """Print the address and write the ready file; remove the file at the end."""
     ready: Path | None = options.ready_file
     if ready is not None:
-        facts = {"endpoint": server.endpoint, "port": server.server_address[1], "pid": os.getpid()}
-        temporary = ready.with_name(f".{ready.name}.{os.getpid()}")
-        temporary.write_text(json.dumps({**facts, "user": options.user, "isolation": isolation}))
-        temporary.replace(ready)
+        port, pid = server.server_address[1], os.getpid()
+        details = {"endpoint": server.endpoint, "port": port, "pid": pid, "user": options.user}
+        write_json(ready, details | {"isolation": isolation})
     proxy = f"KAGGLE_API_ENVIRONMENT=LOCALHOST http_proxy={server.endpoint} no_proxy="
     credentials = f"KAGGLE_USERNAME={options.user} KAGGLE_KEY=any"
     print(f"Local Kaggle at {server.endpoint} (isolation: {isolation})")
@@ -145,28 +172,27 @@ def _state_folder(state: Path | None) -> Iterator[Path]:
         yield Path(folder).resolve()
 
 
-def _claim(folder: Path) -> None:
-    """Mark the folder as a state and hold it against a second emulator for as long as we live.
+def _lock_state(folder: Path) -> None:
+    """Mark the folder as a state folder and lock it until this process ends.
 
-    Raises BadState where another one holds it.
+    Raises StateError if another emulator uses it.
     """
-    file = os.open(folder / MARK, os.O_RDWR | os.O_CREAT, 0o644)  # closed, and free, at our death
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise BadState(f"{folder} is in use by another emulator") from None
+        file = lock_file(folder / MARK)
+    except BlockingIOError:
+        raise StateError(f"{folder} is in use by another emulator") from None
     os.ftruncate(file, 0)
     os.write(file, json.dumps(FORMAT).encode() + b"\n")
 
 
-def _isolation(asked: str) -> Isolation | None:
-    """What this machine gives; None, after saying why, where what was asked for cannot be had."""
-    if asked == "folders":
+def _isolation(option: str) -> Isolation | None:
+    """The isolation of runs; None, after a message, if this machine does not support the option."""
+    if option == "folders":
         return "folders"
     reason = why_no_namespace()
     if not reason:
         return "namespace"
-    if asked == "namespace":
+    if option == "namespace":
         _fail(f"no namespace on this machine: {reason}")
         return None
     print(f"No namespace on this machine ({reason}): runs get folders instead,", file=sys.stderr)
@@ -174,49 +200,62 @@ def _isolation(asked: str) -> Isolation | None:
     return "folders"
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
+def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, type[EmulatorPlugin]]:
+    """The options and the plugin, which may add options of its own. Raises PluginError."""
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--plugin")
+    name = first.parse_known_args(arguments)[0].plugin
+    plugin_class = load_plugin(name) if name else EmulatorPlugin
     parser = argparse.ArgumentParser(
         prog="kernelkit emulator",
         description="A local Kaggle.",
-        epilog=faults.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--port", type=_port, default=0, help="0 takes a free one (default)")
-    parser.add_argument("--inputs", type=_folder, help="folder of sub-folders named by slug")
-    parser.add_argument("--state", type=_state, help="keep versions, outputs, logs here")
-    parser.add_argument("--mounts", choices=["new", "old"], default="new")
-    parser.add_argument("--user", type=_user, default="rehearsal", help="whom a token belongs to")
-    parser.add_argument("--time-limit", type=_positive, default=TIME_LIMIT, metavar="SECONDS")
-    parser.add_argument("--gpu-quota", type=_hours, default=GPU_HOURS, metavar="HOURS")
-    parser.add_argument("--isolation", choices=["auto", "namespace", "folders"], default="auto")
-    parser.add_argument("--fault", action="append", default=[], metavar="NAME[,key=value]...")
-    parser.add_argument("--seed", type=int, default=0, help="of the faults that come by chance")
-    parser.add_argument("--ready-file", type=Path, help="written as JSON once it listens")
-    parser.add_argument("--lifeline", action="store_true", help="stop when standard input ends")
-    parser.add_argument("--verbose", action="store_true", help="log every request to stderr")
-    _add_contest(parser)
+    add = parser.add_argument
+    add("--port", type=_port, default=0, help="0 selects a free one (default)")
+    add("--inputs", type=_folder, help="folder of sub-folders named by slug")
+    add("--state", type=_state, help="keep versions, outputs, logs here")
+    add("--mounts", choices=["new", "old"], default="new", help="layout of /kaggle/input")
+    add("--user", type=_user, default="rehearsal", help="the account of every token")
+    add("--time-limit", type=_positive, default=TIME_LIMIT, metavar="SECONDS", help="of a run")
+    add("--gpu-quota", type=_hours, default=GPU_HOURS, metavar="HOURS", help="of an account")
+    add("--isolation", choices=["auto", "namespace", "folders"], default="auto")
+    add("--ready-file", type=Path, help="write this JSON file once it listens")
+    add("--lifeline", action="store_true", help="stop when standard input is closed")
+    add("--verbose", action="store_true", help="log every request to stderr")
+    add("--plugin", metavar="MODULE:CLASS", help="for tests: see kernelkit.emulator.plugin")
+    _add_competition_options(parser)
+    plugin_class.add_options(parser)
     options = parser.parse_args(arguments)
-    if options.solutions and options.inputs and _lies_in(options.solutions, options.inputs):
-        parser.error(f"{options.solutions} lies in the inputs: a run could read the solutions")
-    return options
+    if options.solutions and options.inputs and _is_mounted(options.solutions, options.inputs):
+        parser.error(f"{options.solutions} is in the inputs: a run could read the solutions")
+    return options, plugin_class
 
 
-def _add_contest(parser: argparse.ArgumentParser) -> None:
-    """The knobs of competitions and datasets."""
+def _add_competition_options(parser: argparse.ArgumentParser) -> None:
+    """The options of competitions and datasets."""
     add = parser.add_argument
     add("--solutions", type=_folder, help="folder of <slug>/solution.csv, never mounted")
     add("--scoring-seconds", type=_hours, default=SCORING, metavar="SECONDS", help="in PENDING")
     add("--daily-submissions", type=_count, default=DAILY, metavar="N", help="of one account")
-    add("--silent-limit", action="store_true", help="beyond it, answer as if it were entered")
-    knob: dict[str, Any] = {"action": "append", "default": [], "metavar": "SLUG"}
-    add("--rules-not-accepted", type=str.lower, help="of this competition", **knob)
-    add("--code-competition", type=str.lower, help="one that takes no uploads", **knob)
-    knob |= {"metavar": "OWNER/SLUG:SECONDS"}
-    add("--dataset-pending", type=_pending, help="READY after so long", **knob)
+    add("--silent-limit", action="store_true", help="accept more, but do not store them")
+    for name, explanation in {
+        "--rules-not-accepted": "of this competition",
+        "--code-competition": "one that takes no uploads",
+    }.items():
+        add(name, action="append", default=[], metavar="SLUG", type=str.lower, help=explanation)
+    add(
+        "--dataset-pending",
+        action="append",
+        default=[],
+        metavar="OWNER/SLUG:SECONDS",
+        type=_pending,
+        help="seconds until READY",
+    )
 
 
-def _terms(options: argparse.Namespace) -> Terms:
-    return Terms(
+def _competition_settings(options: argparse.Namespace) -> CompetitionSettings:
+    return CompetitionSettings(
         options.daily_submissions,
         options.silent_limit,
         options.scoring_seconds,
@@ -228,7 +267,7 @@ def _terms(options: argparse.Namespace) -> Terms:
 def _port(text: str) -> int:
     port = int(text)
     if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"{port} is no port (0 to 65535)")
+        raise argparse.ArgumentTypeError(f"{port} is not a port (0 to 65535)")
     return port
 
 
@@ -239,17 +278,17 @@ def _folder(text: str) -> Path:
 
 
 def _state(text: str) -> Path:
-    """A folder that is empty or to be made, or the state of an earlier emulator."""
+    """A folder that is new or empty, or the state of an earlier emulator."""
     path = Path(text)
-    ours = not path.exists() or (path / MARK).is_file()
-    if not ours and (not path.is_dir() or any(path.iterdir())):
-        raise argparse.ArgumentTypeError(f"{text} is neither empty nor an emulator's state")
+    valid = not path.exists() or (path / MARK).is_file()
+    if not valid and (not path.is_dir() or any(path.iterdir())):
+        raise argparse.ArgumentTypeError(f"{text} is neither empty nor a state folder")
     return path
 
 
 def _user(text: str) -> str:
     if not is_account(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no account (letters, digits, - and _)")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an account (letters, digits, - and _)")
     return text
 
 
@@ -279,8 +318,8 @@ def _pending(text: str) -> tuple[str, float]:
     return name.lower(), _hours(seconds)
 
 
-def _lies_in(solutions: Path, inputs: Path) -> bool:
-    """Whether a run that gets the inputs, links followed, could read a solution."""
+def _is_mounted(solutions: Path, inputs: Path) -> bool:
+    """Whether a run could read a solution in its inputs, also through a link."""
     mounted = [inputs, *(path.resolve() for path in inputs.iterdir())]
     secret = [solutions, *(path.resolve() for path in solutions.glob("*/solution.csv"))]
     return any(path.is_relative_to(place) for path in secret for place in mounted)

@@ -1,13 +1,17 @@
 """The score of a submission, by the columns of the competition's solution.csv.
 
-One metric is known, that of the TGS Salt challenge, for the columns `id, rle_mask`. For each image
-it is the mean over t = 0.50, 0.55 … 0.95 of (IoU > t), and then the mean over the images. A truth
-without a pixel is worth 1 for a prediction without one, and 0 for any other. This is the plain
-formula over sets of pixels: the version that is copied around counts with np.histogram, which takes
-its range from the data and gives 0.6 for a blank prediction on a mask that covers 79% of the image.
+It knows one metric for run-length encoded masks, in the columns `id, rle_mask`: the mean average
+precision at different thresholds of the intersection over union (IoU). The score of an image is the
+mean over t = 0.50, 0.55 … 0.95 of (IoU > t); a submission gets the mean over its images. If the
+true mask is empty, an empty prediction scores 1 and any other 0. This is the plain formula over
+sets of pixels. The version that many notebooks copy counts with np.histogram, which takes its range
+from the data: it gives 0.6 for an empty prediction on a mask that covers 79% of the image.
 
-A mask is a Python integer with one bit a pixel: the tool's environment has no numpy. Whether IoU
-is more than t is decided in whole numbers, so that an IoU of exactly 0.60 is no hit at 0.60 [?].
+Runs count the pixels from 1, down each column, column by column. If the solution has the column
+`pixels`, the number of pixels of an image, runs beyond it are invalid.
+
+A mask is a Python integer with one bit per pixel, because the tool's environment has no numpy. IoU
+and t are compared as whole numbers, so an IoU of exactly 0.60 does not count at t = 0.60 [?].
 """
 
 from __future__ import annotations
@@ -17,62 +21,72 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-PIXELS = 101 * 101
-"""Of one image. Runs count them from 1, down each column and then column by column."""
+MAX_PIXELS = 2**26
+"""Pixels of an image if the solution does not say; limits the memory that a mask takes."""
 COLUMNS = ("id", "rle_mask")
 USAGES = ("Public", "Private", "Ignored")
-"""Which of the two scores a row is part of [D]; an ignored one is asked for and not scored."""
+"""The score that a row is part of [D]; ignored rows are required but not scored."""
 TWENTIETHS = range(10, 20)
 """The thresholds, times 20."""
 SHOWN = 3
-"""How many ids or rows an error names as examples."""
+"""Number of examples that an error names."""
 
 
-class BadFile(Exception):
-    """A solution or a submission that cannot be read or scored; the message says why."""
+class InvalidCsv(Exception):
+    """A solution or submission cannot be read or scored; the message says why."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """The truth by id, and which score each id is part of."""
+    """By id: the true mask, the score that it is part of, and the pixels of the image if given."""
 
     masks: dict[str, int]
     usage: dict[str, str]
+    pixels: dict[str, int]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """From 0 to 1; None where no row of the solution is part of that score."""
+    """From 0 to 1; None if no row of the solution is part of that score."""
 
     public: float | None
     private: float | None
 
 
 def read_solution(path: Path) -> Solution:
-    """solution.csv: the columns of a submission and `Usage`. BadFile where it is not that."""
+    """Read solution.csv: the columns of a submission, `Usage`, and optionally `pixels`.
+
+    Raises InvalidCsv.
+    """
     header, rows = _table(path)
-    if header != [*COLUMNS, "Usage"]:
-        known = ", ".join([*COLUMNS, "Usage"])
-        raise BadFile(f"no metric is known for the columns {', '.join(header)} (known: {known})")
-    masks, problems = _masks((row[0], row[1]) for row in rows)
+    known = [*COLUMNS, "Usage"]
+    if header not in (known, [*known, "pixels"]):
+        columns = f"{', '.join(header)} (known: {', '.join(known)})"
+        raise InvalidCsv(f"no metric is known for the columns {columns}")
+    try:
+        pixels = {row[0]: int(row[3]) for row in rows} if "pixels" in header else {}
+    except ValueError as error:
+        raise InvalidCsv(f"pixels: {error}") from None
+    masks, problems = _masks(((row[0], row[1]) for row in rows), pixels)
     usage = {row[0]: row[2] for row in rows}
     if wrong := sorted({u for u in usage.values() if u not in USAGES}):
         problems.append(f"Usage is {', '.join(map(repr, wrong))}, not one of {', '.join(USAGES)}")
     if problems or not masks:
-        raise BadFile(". ".join(problems) or "there are no rows")
-    return Solution(masks, usage)
+        raise InvalidCsv(". ".join(problems) or "there are no rows")
+    return Solution(masks, usage, pixels)
 
 
 def score(solution: Solution, path: Path) -> Scores:
-    """Both scores of a submission. BadFile, with all that is wrong with it, where it has none.
+    """Both scores of a submission. Raises InvalidCsv, which lists all problems.
 
-    Header and number of columns must be the sample's, the order of the rows is ignored [D]; every
-    id must be there once and none besides. The words are ours where Kaggle's are not known [?].
+    Header and number of columns must match the sample; the order of the rows does not matter [D].
+    Every id of the solution must appear once, and no other. Where Kaggle's wording is unknown,
+    the messages are ours [?].
     """
     header, rows = _table(path)
     if header != list(COLUMNS):
-        raise BadFile(f"The columns must be {', '.join(COLUMNS)}, not {', '.join(header)}")
-    masks, problems = _masks((row[0], row[1]) for row in rows)
+        raise InvalidCsv(f"The columns must be {', '.join(COLUMNS)}, not {', '.join(header)}")
+    masks, problems = _masks(((row[0], row[1]) for row in rows), solution.pixels)
     missing = [key for key in solution.masks if key not in masks]
     unknown = [key for key in masks if key not in solution.masks]
     if missing:
@@ -81,12 +95,12 @@ def score(solution: Solution, path: Path) -> Scores:
     if unknown:
         problems.append(f"{len(unknown)} values in the 'id' column unknown: {_examples(unknown)}")
     if problems:
-        raise BadFile(". ".join(problems))
+        raise InvalidCsv(". ".join(problems))
     return Scores(*(_mean(solution, masks, usage) for usage in ("Public", "Private")))
 
 
 def image_hits(truth: int, prediction: int) -> int:
-    """At how many of the ten thresholds the IoU is above: the score of an image, times 10."""
+    """How many of the ten thresholds the IoU exceeds: the score of an image, times 10."""
     if not truth:
         return 0 if prediction else 10
     common = (truth & prediction).bit_count()
@@ -94,11 +108,11 @@ def image_hits(truth: int, prediction: int) -> int:
     return sum(20 * common > twentieths * either for twentieths in TWENTIETHS)
 
 
-def decode(rle: str) -> int:
+def decode(rle: str, pixels: int = MAX_PIXELS) -> int:
     """The pixels of `start length start length …` as bits; blank means none.
 
-    Raises ValueError where these are not pairs of whole numbers from 1 on, sorted, apart from each
-    other, and inside the image.
+    Raises ValueError unless these are pairs of positive whole numbers, sorted, without overlap, and
+    inside the image.
     """
     words = rle.split()
     if len(words) % 2 or not all(w.isascii() and w.isdigit() and len(w) < 10 for w in words):
@@ -110,22 +124,24 @@ def decode(rle: str) -> int:
         if start < end:
             raise ValueError(f"the run '{start} {length}' is not sorted or overlaps the one before")
         end = start + length
-        if end > PIXELS + 1:
-            raise ValueError(f"the run '{start} {length}' leaves the {PIXELS} pixels")
+        if end > pixels + 1:
+            raise ValueError(f"the run '{start} {length}' leaves the {pixels} pixels")
         mask |= ((1 << length) - 1) << (start - 1)
     return mask
 
 
 def _mean(solution: Solution, masks: dict[str, int], usage: str) -> float | None:
-    """Summed in whole numbers: the order of the rows leaves the last bit alone."""
+    """The mean. Sums whole numbers, so that the order of the rows cannot change the last bit."""
     keys = [key for key, value in solution.usage.items() if value == usage]
     if not keys:
         return None
     return sum(image_hits(solution.masks[key], masks[key]) for key in keys) / (10 * len(keys))
 
 
-def _masks(rows: Iterable[tuple[str, str]]) -> tuple[dict[str, int], list[str]]:
-    """Masks by id, and what is wrong with the rows."""
+def _masks(
+    rows: Iterable[tuple[str, str]], pixels: dict[str, int]
+) -> tuple[dict[str, int], list[str]]:
+    """Masks by id, and the problems of the rows."""
     masks: dict[str, int] = {}
     twice: list[str] = []
     illegal: list[str] = []
@@ -133,7 +149,7 @@ def _masks(rows: Iterable[tuple[str, str]]) -> tuple[dict[str, int], list[str]]:
         if key in masks:
             twice.append(key)
         try:
-            masks[key] = decode(rle)
+            masks[key] = decode(rle, pixels.get(key, MAX_PIXELS))
         except ValueError as error:
             masks[key] = 0
             illegal.append(f"{key}: {error}")
@@ -143,18 +159,18 @@ def _masks(rows: Iterable[tuple[str, str]]) -> tuple[dict[str, int], list[str]]:
 
 
 def _table(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a csv, all as long as the header. BadFile where it is none."""
+    """Header and rows of a csv, all as long as the header. Raises InvalidCsv."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(_rows(file))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise BadFile(f"The file is not a csv: {error}") from None
+        raise InvalidCsv(f"The file is not a csv: {error}") from None
     if not rows:
-        raise BadFile("The file is empty")
+        raise InvalidCsv("The file is empty")
     width = len(rows[0])
     for number, row in enumerate(rows, 1):
         if len(row) != width:
-            raise BadFile(f"Row {number} has {len(row)} columns but {width} are expected")
+            raise InvalidCsv(f"Row {number} has {len(row)} columns but {width} are expected")
     return rows[0], rows[1:]
 
 

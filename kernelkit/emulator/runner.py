@@ -1,13 +1,13 @@
-"""Runs the versions that were pushed: one child process each, watched by a thread of its own.
+"""Runs pushed versions: one child process each, watched by a thread of its own.
 
-A run sees Kaggle's folders and environment, and nothing of the caller: see `sandbox`. Where
-namespaces cannot be had, `folders` is the fallback: the same folders under other names, which
-KAGGLE_INPUT_DIR, KAGGLE_WORKING_DIR and KAGGLE_TEMP_DIR tell the notebook. There the inputs are
-links and can be written to, the network stays open, and a process that makes itself a session of
-its own outlives a stopped run.
+A run sees Kaggle's folders and environment, and nothing of the caller: see `sandbox`. Without
+namespaces, runs get `folders` instead: the same folders under other names, which the notebook
+reads from KAGGLE_INPUT_DIR, KAGGLE_WORKING_DIR and KAGGLE_TEMP_DIR. Then the inputs are links that
+a run could write through, the network stays open, and a process that starts its own session
+outlives a stopped run.
 
-A run that asks for a GPU gets this machine's, or none where there is none: it is for the notebook
-to notice. A run that asks for none sees none, as on Kaggle.
+A run that asks for a GPU gets the GPU of this machine, or none if there is none; the notebook has
+to notice. A run that does not ask for one sees none, as on Kaggle.
 """
 
 from __future__ import annotations
@@ -23,195 +23,225 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 from kernelkit.emulator import sandbox
-from kernelkit.emulator.state import Kaggle, OutputFile, Status, Version
+from kernelkit.emulator.session import SessionOrder
+from kernelkit.emulator.state import EmulatedKaggle, KernelVersion, StoredFile, WorkerStatus
 
 Isolation = Literal["namespace", "folders"]
 
 TIME_LIMIT = 12 * 3600.0
 """Seconds: Kaggle's limit for CPU and GPU sessions [A]."""
 STOPPING = 10.0
-"""Seconds until all killed runs must be gone; it takes milliseconds."""
+"""Seconds to wait for killed runs; killing takes milliseconds."""
 
 _PASSED_NAMES = {"LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH"}
 _PASSED_PREFIXES = ("LC_", "OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "NUMEXPR_", "VECLIB_")
 _PASSED_GPU = ("CUDA_", "CUBLAS_", "NVIDIA_")
-"""What a run inherits of the environment: numbers of threads (other counts give other last bits),
-language and GPU. No credentials and no PYTHONPATH, because nothing else passes."""
+"""The variables that a run inherits: language, GPU, and numbers of threads, because another number
+changes the last bits of results. Credentials and PYTHONPATH do not pass."""
 
-_POLITE = {"OMP_WAIT_POLICY": "passive"}
-"""Threads that wait sleep, where OpenMP lets them spin: on a machine that is shared with anything
-else a training step is then several times faster (two at once on two cores: 130 ms an image
-instead of 640), with the same bits. Whoever sets it otherwise is heard."""
+_OPENMP = {"OMP_WAIT_POLICY": "passive"}
+"""Threads that wait sleep, where OpenMP would let them spin. On a machine that does other work too,
+a training step is then several times faster (two runs at once on two cores: 130 ms an image instead
+of 640) with the same bits. The caller's own setting takes precedence."""
 
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
-class Scratch:
+class ScratchFolders:
     """Folders that live as long as the run."""
 
     folder: Path
 
     @property
-    def layout(self) -> dict[str, str]:
-        """The folders by their names in `sandbox.Layout`."""
-        return {name: str(self.folder / name) for name in ("root", "temp", "tmp", "home")}
+    def root(self) -> Path:
+        """The mount point of the sandbox's root."""
+        return self.folder / "root"
+
+    @property
+    def temp(self) -> Path:
+        """/kaggle/temp."""
+        return self.folder / "temp"
+
+    @property
+    def tmp(self) -> Path:
+        """/tmp."""
+        return self.folder / "tmp"
+
+    @property
+    def home(self) -> Path:
+        """HOME."""
+        return self.folder / "home"
 
     @property
     def inputs(self) -> Path:
-        """Only for the fallback: links to the declared inputs."""
+        """Links to the declared inputs; only used without a namespace."""
         return self.folder / "input"
 
     def make(self) -> None:
-        """All of them, empty."""
-        for folder in (*map(Path, self.layout.values()), self.inputs):
+        """Create them all, empty."""
+        for folder in (self.root, self.temp, self.tmp, self.home, self.inputs):
             folder.mkdir(parents=True)
+
+    def layout(
+        self, inputs: dict[str, Path], working: Path, internet: bool
+    ) -> sandbox.SandboxLayout:
+        """The sandbox made of these folders."""
+        keep = sandbox.interpreter_folders()
+        return sandbox.SandboxLayout(
+            root=self.root,
+            inputs=inputs,
+            working=working,
+            temp=self.temp,
+            tmp=self.tmp,
+            home=self.home,
+            hide=tuple(sandbox.folders_to_hide(Path.home(), sys.path, keep)),
+            keep=tuple(keep),
+            internet=internet,
+        )
 
 
 @dataclass(frozen=True)
-class Fate:
-    """An end that was decided elsewhere than in the notebook."""
+class ForcedEnd:
+    """How a run ends if its notebook does not decide that."""
 
-    status: Status
+    status: WorkerStatus
     failure: str = ""
     keeps_outputs: bool = True
 
 
-CANCELLED = Fate(Status.CANCEL_ACKNOWLEDGED)
+CANCELLED = ForcedEnd(WorkerStatus.CANCEL_ACKNOWLEDGED)
 
 
-class Run:
-    """One version's child process, from its start to its end."""
+class EmulatedSession:
+    """One run of a version, from its start to its end."""
 
-    def __init__(self, version: Version, isolation: Isolation, limit: float) -> None:
+    def __init__(self, version: KernelVersion, isolation: Isolation, limit: float) -> None:
+        """`limit`: seconds after which the run is ended."""
         self.version = version
-        self.ended: dict[str, str] | None = None
-        self._doomed = False
-        self._isolation = isolation
+        self.isolation: Isolation = isolation
         self._limit = limit
-        self._scratch = Scratch(version.folder / "scratch")
+        self._scratch = ScratchFolders(version.folder / "scratch")
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._kernel_group: int | None = None
-        self._fate: Fate | None = None
+        self._end: ForcedEnd | None = None
+        self._forced_end: ForcedEnd | None = None
+        self._killed = False
 
-    def execute(self, kaggle: Kaggle, endpoint: str) -> None:
-        """Run the notebook to its end, whichever that is. Body of a thread."""
-        end = Fate(Status.ERROR, "The session could not be started")
+    def execute(self, kaggle: EmulatedKaggle, endpoint: str) -> None:
+        """Run the notebook to its end, however it ends. Body of a thread."""
+        end = ForcedEnd(WorkerStatus.ERROR, "The session could not be started")
         try:
-            self._scratch.make()
-            self._converse(kaggle, endpoint)
-            end = self._outcome()
+            self.run_notebook(kaggle, endpoint)
+            died = "The session died; see system.log in the run's folder."
+            end = self._forced_end or self._end or ForcedEnd(WorkerStatus.ERROR, died)
         finally:
-            shutil.rmtree(self._scratch.folder, ignore_errors=True)
             outputs = list_outputs(self.version.working) if end.keeps_outputs else ()
             kaggle.finish(self.version, end.status, end.failure, outputs)
 
-    def kill(self, fate: Fate) -> None:
-        """End the run and everything it has started; `fate` is then its end."""
+    def kill(self, end: ForcedEnd) -> None:
+        """End the run and everything that it has started."""
         with self._lock:
-            if self.ended is None:
-                self._fate, self._doomed = self._fate or fate, True
+            if self._end is None:
+                self._forced_end, self._killed = self._forced_end or end, True
             if self._process is not None:
                 self._kill_groups(self._process.pid)
 
-    def condemn(self, fate: Fate) -> None:
-        """Let the notebook go on; whatever becomes of it, `fate` will be its end."""
+    def override_end(self, end: ForcedEnd) -> None:
+        """Let the notebook go on, but report `end` when it has ended."""
         with self._lock:
-            self._fate = self._fate or fate
+            self._forced_end = self._forced_end or end
 
-    def _converse(self, kaggle: Kaggle, endpoint: str) -> None:
-        """Give the child its order and follow its report until it and all of its own are gone."""
-        words = f"Your notebook exceeded the time limit of {self._limit:g} seconds."
-        timer = threading.Timer(self._limit, self.kill, (Fate(Status.ERROR, words),))
-        timer.daemon = True  # starts with the kernel; how long that may take, the session limits
-        with (self.version.folder / "system.log").open("wb") as system_log:
-            process = self._spawn(system_log, endpoint)
-            with process, (self.version.folder / "log.jsonl").open("w") as log:
-                self._follow(process, timer, kaggle, log)
+    @property
+    def is_killed(self) -> bool:
+        """Whether the run has to end now."""
+        return self._killed
+
+    def run_notebook(self, kaggle: EmulatedKaggle, endpoint: str) -> None:
+        """Execute the notebook and report its start, log and end (`follow`). May be overridden.
+
+        Writes outputs to `version.working`. Returns when nothing of the run is left.
+        """
+        try:
+            self._scratch.make()
+            with (self.version.folder / "system.log").open("wb") as system_log:
+                self._run_child(kaggle, endpoint, system_log)
+        finally:
+            shutil.rmtree(self._scratch.folder, ignore_errors=True)
+
+    def follow(self, report: Iterable[bytes], kaggle: EmulatedKaggle) -> None:
+        """Take over a report, line by line: the start of the run, its log and its end.
+
+        A line is JSON: {"event": "running", "kernel": …}, {"event": "end", "status": …,
+        "failure": …}, or an entry of the log.
+        """
+        message = f"Your notebook exceeded the time limit of {self._limit:g} seconds."
+        timer = threading.Timer(self._limit, self.kill, (ForcedEnd(WorkerStatus.ERROR, message),))
+        timer.daemon = True
+        with (self.version.folder / "log.jsonl").open("w") as log:
+            for line in report:
+                if not line.endswith(b"\n"):  # killed while it wrote
+                    break
+                record = json.loads(line)
+                match record.get("event"):
+                    case "running":
+                        self._kernel_group = record["kernel"]
+                        kaggle.start(self.version)
+                        timer.start()  # now: how long a kernel may take to start, `session` limits
+                    case "end":
+                        self._end = ForcedEnd(WorkerStatus(record["status"]), record["failure"])
+                    case _:
+                        log.write(line.decode())
+                        log.flush()
+                        kaggle.add_log(self.version, record)
         timer.cancel()
-        self._bury(process)
 
-    def _spawn(self, system_log: IO[bytes], endpoint: str) -> subprocess.Popen[bytes]:
+    def _run_child(self, kaggle: EmulatedKaggle, endpoint: str, system_log: IO[bytes]) -> None:
+        """Start the child and follow it until it and all its processes are gone."""
         with self._lock:
-            if self._isolation == "folders":
+            if self.isolation == "folders":
                 system_log.write(b"No namespace: folders, open network, inputs not protected.\n")
                 system_log.flush()
-            environment = self._environment(endpoint)
-            process = spawn_session(self._order(), environment, system_log)
+            process = spawn_session(self._order(), self._environment(endpoint), system_log)
             self._process = process
-            if self._doomed:
+            if self._killed:
                 self._kill_groups(process.pid)
-        return process
-
-    def _follow(
-        self,
-        process: subprocess.Popen[bytes],
-        timer: threading.Timer,
-        kaggle: Kaggle,
-        log: IO[str],
-    ) -> None:
-        for line in process.stdout or ():
-            if not line.endswith(b"\n"):  # killed while it spoke
-                return
-            record = json.loads(line)
-            match record.get("event"):
-                case "running":
-                    self._kernel_group = record["kernel"]
-                    kaggle.start(self.version)
-                    timer.start()
-                case "end":
-                    self.ended = record
-                case _:
-                    log.write(line.decode())
-                    log.flush()
-                    kaggle.add_log(self.version, record)
-
-    def _bury(self, process: subprocess.Popen[bytes]) -> None:
-        """After the end: what a session that did not end by itself may have left."""
+        with process:
+            self.follow(process.stdout or (), kaggle)
         with self._lock:
             self._process = None
-            if self.ended is None:
+            if self._end is None:  # it did not end by itself, and may have left processes
                 self._kill_groups(process.pid)
 
     def _kill_groups(self, session: int) -> None:
-        """The session, and in the fallback its kernel too, which leads a group of its own.
+        """Kill the session and, without a namespace, its kernel, which leads its own group.
 
-        In a namespace the kernel's number means nothing out here, and the session's death is
-        enough. The kernel goes last, so that the session cannot report its end as a failure.
+        In a namespace the kernel's number means nothing outside, and the death of the session is
+        enough. The kernel comes last, so that the session cannot report its end as a failure.
         """
         groups = [session]
-        if self._isolation == "folders" and self._kernel_group is not None:
+        if self.isolation == "folders" and self._kernel_group is not None:
             groups.append(self._kernel_group)
         for group in groups:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
 
-    def _outcome(self) -> Fate:
-        if self._fate:
-            return self._fate
-        if self.ended:
-            return Fate(Status(self.ended["status"]), self.ended["failure"])
-        return Fate(Status.ERROR, "The session died; see system.log in the run's folder.")
-
-    def _order(self) -> dict[str, Any]:
-        folder = self.version.folder
-        order: dict[str, Any] = {
-            "notebook": str(folder / "source.ipynb"),
-            "executed": str(folder / "executed.ipynb"),
-        }
-        if self._isolation == "folders":
+    def _order(self) -> SessionOrder:
+        folder, working = self.version.folder, self.version.working
+        notebook, executed = str(folder / "source.ipynb"), str(folder / "executed.ipynb")
+        if self.isolation == "folders":
             self._link_inputs()
-            return order | {"cwd": str(self.version.working)}
-        inputs = {str(mount.target): str(mount.source) for mount in self.version.mounts}
-        working, internet = str(self.version.working), self.version.push.enable_internet
-        layout = {**self._scratch.layout, **_machine(), "inputs": inputs, "working": working}
-        return order | {"cwd": "/kaggle/working", "layout": layout | {"internet": internet}}
+            return SessionOrder(notebook, executed, str(working))
+        inputs = {str(mount.target): mount.source for mount in self.version.mounts}
+        layout = self._scratch.layout(inputs, working, self.version.push.enable_internet)
+        return SessionOrder(notebook, executed, "/kaggle/working", layout)
 
     def _link_inputs(self) -> None:
         for mount in self.version.mounts:
@@ -220,100 +250,108 @@ class Run:
             link.symlink_to(mount.source)
 
     def _environment(self, endpoint: str) -> dict[str, str]:
-        """Kaggle's variables [A], but for those that are secrets there."""
+        """Kaggle's variables [A], except those that are secrets there."""
         own = {
             "KAGGLE_KERNEL_RUN_TYPE": "Batch",
             "KAGGLE_URL_BASE": endpoint,
             "KAGGLE_CONTAINER_NAME": f"kaggle-local-{self.version.session_id}",
         }
-        if self._isolation == "namespace":
+        if self.isolation == "namespace":
             own |= {"HOME": "/root", "USER": "root"}
         else:
-            folders = self._scratch.layout
-            own |= {"HOME": folders["home"], "TMPDIR": folders["tmp"]}
-            own |= {"KAGGLE_TEMP_DIR": folders["temp"]}
+            own |= {"HOME": str(self._scratch.home), "TMPDIR": str(self._scratch.tmp)}
+            own |= {"KAGGLE_TEMP_DIR": str(self._scratch.temp)}
             own |= {"KAGGLE_INPUT_DIR": str(self._scratch.inputs)}
             own |= {"KAGGLE_WORKING_DIR": str(self.version.working)}
         return _inherited(gpu=self.version.push.wants_gpu) | own
 
 
-class Runner:
+NewSession = Callable[[KernelVersion, Isolation, float], EmulatedSession]
+
+
+class SessionRunner:
     """All runs of one local Kaggle."""
 
     def __init__(
-        self, kaggle: Kaggle, isolation: Isolation, endpoint: str, time_limit: float = TIME_LIMIT
+        self,
+        kaggle: EmulatedKaggle,
+        isolation: Isolation,
+        endpoint: str,
+        time_limit: float = TIME_LIMIT,
+        new_session: NewSession = EmulatedSession,
     ) -> None:
         self._kaggle = kaggle
         self._isolation: Isolation = isolation
         self._endpoint = endpoint
         self._time_limit = time_limit
+        self._new_session = new_session
         self._lock = threading.Lock()
-        self._runs: dict[Run, threading.Thread] = {}
+        self._sessions: dict[EmulatedSession, threading.Thread] = {}
         self._stopped = False
 
-    def launch(self, version: Version) -> None:
-        """Start the version's run and return at once."""
+    def launch(self, version: KernelVersion) -> None:
+        """Start the run of a version and return at once."""
         limit = min(self._time_limit, version.push.timeout or self._time_limit)
-        run = Run(version, self._isolation, limit)
-        thread = threading.Thread(target=self._execute, args=(run,), name=str(version.folder))
+        session = self._new_session(version, self._isolation, limit)
+        thread = threading.Thread(target=self._execute, args=(session,), name=str(version.folder))
         thread.daemon = True
         with self._lock:
-            self._runs[run] = thread
+            self._sessions[session] = thread
             if self._stopped:
-                run.kill(CANCELLED)
+                session.kill(CANCELLED)
             thread.start()
 
-    def cancel(self, version: Version) -> bool:
-        """End the version's run; False where there is none to end."""
-        run = self._find(version)
-        if run is not None:
-            run.kill(CANCELLED)
-        return run is not None
+    def cancel(self, version: KernelVersion) -> bool:
+        """End the run of a version; False if it does not run."""
+        session = self._find(version)
+        if session is not None:
+            session.kill(CANCELLED)
+        return session is not None
 
-    def condemn(self, version: Version, fate: Fate, seconds: float = 0) -> None:
-        """Decide how the version's run ends: after `seconds`, or (0) when its notebook does."""
-        run = self._find(version)
-        if run is None:
+    def force_end(self, version: KernelVersion, end: ForcedEnd, seconds: float = 0) -> None:
+        """Decide how a run ends: after `seconds`, or (0) when its notebook has ended."""
+        session = self._find(version)
+        if session is None:
             return
         if not seconds:
-            run.condemn(fate)
+            session.override_end(end)
             return
-        timer = threading.Timer(seconds, run.kill, (fate,))
+        timer = threading.Timer(seconds, session.kill, (end,))
         timer.daemon = True
         timer.start()
 
-    def _find(self, version: Version) -> Run | None:
+    def _find(self, version: KernelVersion) -> EmulatedSession | None:
         with self._lock:
-            return next((run for run in self._runs if run.version is version), None)
+            return next((s for s in self._sessions if s.version is version), None)
 
     def stop(self) -> None:
-        """End all runs, and return when they are gone; say so if one is not, which none can be."""
+        """End all runs and wait until they are gone; print a message for one that is not."""
         with self._lock:
             self._stopped = True
-            runs = dict(self._runs)
-        for run in runs:
-            run.kill(CANCELLED)
+            sessions = dict(self._sessions)
+        for session in sessions:
+            session.kill(CANCELLED)
         deadline = time.monotonic() + STOPPING
-        for run, thread in runs.items():
+        for session, thread in sessions.items():
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
-                print(f"still not gone: {run.version.folder}", file=sys.stderr)
+                print(f"still running: {session.version.folder}", file=sys.stderr)
 
-    def _execute(self, run: Run) -> None:
+    def _execute(self, session: EmulatedSession) -> None:
         try:
-            run.execute(self._kaggle, self._endpoint)
+            session.execute(self._kaggle, self._endpoint)
         finally:
             with self._lock:
-                del self._runs[run]
+                del self._sessions[session]
 
 
 def spawn_session(
-    order: dict[str, Any], environment: dict[str, str], system_log: IO[bytes]
+    order: SessionOrder, environment: dict[str, str], system_log: IO[bytes]
 ) -> subprocess.Popen[bytes]:
-    """A child that carries out `order` (see `session`). Its stdin stays open: its lifeline."""
+    """A child that carries out `order`. It ends when its standard input is closed."""
     process = subprocess.Popen(
         [sys.executable, "-m", "kernelkit.emulator.session"],
-        cwd=_PACKAGE_ROOT,  # -m looks there first: no need for PYTHONPATH, which cells would see
+        cwd=_PACKAGE_ROOT,  # -m looks there first, so cells need not see a PYTHONPATH
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -321,46 +359,39 @@ def spawn_session(
         start_new_session=True,
     )
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # died at once: the end of its report will tell
-        process.stdin.write(json.dumps(order).encode() + b"\n")
+    with contextlib.suppress(BrokenPipeError):  # it died at once; its missing report shows that
+        process.stdin.write(order.to_json().encode() + b"\n")
         process.stdin.flush()
     return process
 
 
 def why_no_namespace() -> str:
-    """Try the sandbox for real; the reason if this machine does not allow it, else nothing."""
+    """Try the sandbox; the reason if this machine does not allow it, else an empty string."""
     if not sys.platform.startswith("linux"):
         return f"{sys.platform} has no namespaces"
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as system_log:
-        scratch = Scratch(Path(folder) / "scratch")
+        scratch = ScratchFolders(Path(folder) / "scratch")
         scratch.make()
-        layout = {**scratch.layout, **_machine(), "inputs": {}, "internet": False}
-        layout["working"] = str(scratch.inputs)
-        process = spawn_session({"layout": layout}, _inherited(gpu=False), system_log)
+        order = SessionOrder(layout=scratch.layout({}, scratch.inputs, internet=False))
+        process = spawn_session(order, _inherited(gpu=False), system_log)
         with process:
             process.wait()
         system_log.seek(0)
-        words = system_log.read().decode(errors="replace").strip().splitlines()
-    return "" if process.returncode == 0 else (words or ["the sandbox failed"])[-1]
+        lines = system_log.read().decode(errors="replace").strip().splitlines()
+    return "" if process.returncode == 0 else (lines or ["the sandbox failed"])[-1]
 
 
-def list_outputs(working: Path) -> tuple[OutputFile, ...]:
-    """Every regular file below, by its relative name, sorted. Links are neither files nor ways."""
+def list_outputs(working: Path) -> tuple[StoredFile, ...]:
+    """Every regular file of a folder by its relative name, sorted. Links are left out."""
     found = []
     for folder, _, names in os.walk(working):
         for path in (Path(folder, name) for name in names):
-            with contextlib.suppress(OSError):  # in a folder that the run has closed to us
-                facts = path.lstat()
-                if stat.S_ISREG(facts.st_mode):
+            with contextlib.suppress(OSError):  # in a folder that the run has made unreadable
+                details = path.lstat()
+                if stat.S_ISREG(details.st_mode):
                     name = path.relative_to(working).as_posix()
-                    found.append(OutputFile(name, facts.st_size, facts.st_mtime))
+                    found.append(StoredFile(name, details.st_size, details.st_mtime))
     return tuple(sorted(found, key=lambda output: output.name))
-
-
-def _machine() -> dict[str, list[str]]:
-    keep = sandbox.interpreter_folders()
-    hide = sandbox.folders_to_hide(Path.home(), sys.path, keep)
-    return {"hide": list(map(str, hide)), "keep": list(map(str, keep))}
 
 
 def _inherited(*, gpu: bool) -> dict[str, str]:
@@ -370,6 +401,6 @@ def _inherited(*, gpu: bool) -> dict[str, str]:
         for name, value in os.environ.items()
         if name in _PASSED_NAMES or name.startswith(prefixes)
     }
-    # The kernel's interpreter is also what `!python` and `!pip` mean, as on Kaggle.
+    # `!python` and `!pip` mean the interpreter of the kernel, as on Kaggle.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return {**_POLITE, **passed, "PATH": path, **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})}
+    return {**_OPENMP, **passed, "PATH": path, **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})}

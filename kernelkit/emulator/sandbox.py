@@ -1,21 +1,21 @@
 """A private Linux namespace that looks like Kaggle's container. Standard library only.
 
 `enter()` moves the calling process into new user, mount, process, IPC and (without internet)
-network namespaces, as `unshare -Urmnpi` does: no privileges are needed, and being root changes
-nothing. The new root is an empty tmpfs; this machine's folders are bound into it read-only, and
-then Kaggle's are laid over: /kaggle/{input,working,temp}, an own /tmp, HOME=/root. /kaggle need
-not exist on this machine and is not made there.
+network namespaces, as `unshare -Urmnpi` does. It needs no privileges and works the same for root.
+The new root is an empty tmpfs. This machine's folders are bound into it read-only; Kaggle's folders
+come on top: /kaggle/{input,working,temp}, a private /tmp, HOME=/root. /kaggle is not created on
+this machine.
 
-What will surprise you:
+What may surprise you:
 - The process is uid 0 inside, as on Kaggle, and owns only the files of the user who started it.
-- Programs started in the sandbox cannot mount: CAP_SYS_ADMIN leaves the bounding set, which is
-  what keeps the inputs read-only for root too.
-- Folders in `hide` (the caller's home, the checkout) are empty inside, except for what `keep`
-  names (the interpreter). A notebook that needs the checkout fails here, as it would on Kaggle.
-- This machine's own folders are read-only: `pip install` into the interpreter fails, where
-  Kaggle's throw-away image would take it.
+- Programs in the sandbox cannot mount, because CAP_SYS_ADMIN is removed from the bounding set. This
+  keeps the inputs read-only for root too.
+- Folders in `hide` (the caller's home, the checkout) are empty inside, except for those in `keep`
+  (the interpreter). A notebook that needs the checkout fails here, as it would on Kaggle.
+- This machine's folders are read-only: `pip install` into the interpreter fails, while Kaggle's
+  disposable image allows it.
 
-Needs Linux 5.12 (mount_setattr) and a kernel that lets this user make user namespaces.
+Needs Linux 5.12 (mount_setattr) and a kernel that lets this user create user namespaces.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SYS_MOUNT_SETATTR = 442  # the same on every architecture: younger than the comm
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
 DOCKER_CAPABILITIES = frozenset({0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31})
-"""What root keeps in a container by default: chown, kill, setuid … but not CAP_SYS_ADMIN."""
+"""What root keeps in a container by default: chown, kill, setuid …, without CAP_SYS_ADMIN."""
 LAST_CAPABILITY = 63
 
 _long = ctypes.c_long
@@ -56,11 +56,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What the sandbox shows. All paths are this machine's, `inputs` maps names to folders."""
+class SandboxLayout:
+    """What the sandbox shows. All paths are this machine's; `inputs` maps names to folders."""
 
     root: Path
-    """An empty folder on which the new root is built; stays empty outside the sandbox."""
+    """An empty folder that becomes the new root; it stays empty outside the sandbox."""
     inputs: dict[str, Path]
     working: Path
     temp: Path
@@ -70,13 +70,24 @@ class Layout:
     keep: tuple[Path, ...]
     internet: bool
 
+    @classmethod
+    def from_json(cls, record: Any) -> SandboxLayout:
+        """The layout that `json.dumps(asdict(layout), default=os.fspath)` has written."""
+        return cls(
+            inputs={name: Path(folder) for name, folder in record["inputs"].items()},
+            hide=tuple(map(Path, record["hide"])),
+            keep=tuple(map(Path, record["keep"])),
+            internet=record["internet"],
+            **{name: Path(record[name]) for name in ("root", "working", "temp", "tmp", "home")},
+        )
 
-def enter(layout: Layout) -> None:
+
+def enter(layout: SandboxLayout) -> None:
     """Return as a process inside the sandbox.
 
-    The calling process stays outside and ends with the exit status of the process that returns
-    here. When that one ends, or the process group is killed, everything inside is killed. Needs
-    a process without other threads. Raises OSError where this machine does not allow it.
+    The calling process stays outside and ends with the exit status of the process that returns.
+    When that one ends, or its process group is killed, everything inside is killed. The calling
+    process must not have other threads. Raises OSError if this machine does not allow a sandbox.
     """
     _unshare(internet=layout.internet)
     _follow(os.fork())
@@ -95,9 +106,9 @@ def _follow(child: int) -> None:
 
 
 def _init(child: int) -> None:
-    """In the parent, process 1: bury orphans until `child` ends. In the child: return.
+    """In the parent, process 1: reap orphans until `child` ends. In the child: return.
 
-    When process 1 ends, the kernel kills whatever else is left in its namespace.
+    When process 1 ends, the kernel kills the rest of its namespace.
     """
     if not child:
         return
@@ -116,14 +127,14 @@ def _unshare(*, internet: bool) -> None:
     uid, gid = os.geteuid(), os.getegid()
     flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC
     _call(_libc.unshare, flags | (0 if internet else CLONE_NEWNET))
-    # An ordinary user may map only itself, and its group only after giving setgroups away.
+    # An ordinary user can map only its own ids, and its group only after denying setgroups.
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
     Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
 
 
-def _build(layout: Layout) -> None:
-    """The new root, and the step into it."""
+def _build(layout: SandboxLayout) -> None:
+    """Build the new root and enter it."""
     _mount(None, Path("/"), MS_REC | MS_PRIVATE)
     root = layout.root
     _mount("tmpfs", root, 0, "tmpfs", "mode=755")
@@ -138,7 +149,7 @@ def _build(layout: Layout) -> None:
 
 
 def _bind_machine(root: Path) -> None:
-    """Every entry of / under the new root, read-only but for devices; a /proc of our own."""
+    """Bind every entry of /, read-only except for devices, and mount a private /proc."""
     own = {"proc", "kaggle", "tmp", "lost+found"}
     for entry in sorted(Path("/").iterdir()):
         target = root / entry.name
@@ -153,7 +164,7 @@ def _bind_machine(root: Path) -> None:
     _mount("tmpfs", root / "dev/shm", 0, "tmpfs")
     (root / "proc").mkdir()
     _mount("proc", root / "proc", 0, "proc")
-    # Files there belong to the real root: started by root, a run could change this machine.
+    # Files there belong to the real root: a run started by root could change this machine.
     for name in ("bus", "fs", "irq", "sys", "sysrq-trigger"):
         path = root / "proc" / name
         if path.exists():
@@ -161,8 +172,8 @@ def _bind_machine(root: Path) -> None:
             _read_only(path)
 
 
-def _hide(root: Path, layout: Layout) -> None:
-    """An own /tmp and HOME, nothing in the caller's folders, the interpreter laid back."""
+def _hide(root: Path, layout: SandboxLayout) -> None:
+    """A private /tmp and HOME, empty folders in place of the caller's, the interpreter on top."""
     _bind(layout.tmp, root / "tmp")
     _bind(layout.home, root / "root")
     for folder in layout.hide:
@@ -179,7 +190,7 @@ def _inside(root: Path, folder: Path) -> Path:
     return root / folder.relative_to("/")
 
 
-def _kaggle_folders(root: Path, layout: Layout) -> None:
+def _kaggle_folders(root: Path, layout: SandboxLayout) -> None:
     kaggle = root / "kaggle"
     _bind(layout.working, kaggle / "working")
     _bind(layout.temp, kaggle / "temp")
@@ -192,7 +203,7 @@ def _kaggle_folders(root: Path, layout: Layout) -> None:
 
 
 def _bind(source: Path, target: Path) -> None:
-    """Show `source`, with all that is mounted below it, at `target`."""
+    """Show `source`, with everything mounted below it, at `target`."""
     if source.is_dir():
         target.mkdir(parents=True, exist_ok=True)
     else:
@@ -209,7 +220,7 @@ def _mount(
 
 
 def _read_only(target: Path) -> None:
-    """Recursive, and adds to a mount's other attributes, which a remount would have to repeat."""
+    """Recursive. Keeps the other attributes of a mount, which a remount would have to repeat."""
     attributes = struct.pack("=QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)
     arguments = (_long(AT_FDCWD), os.fsencode(target), _long(AT_RECURSIVE), attributes)
     size = _long(len(attributes))
@@ -218,7 +229,7 @@ def _read_only(target: Path) -> None:
 
 
 def _loopback_up() -> None:
-    """A new network namespace has `lo`, but down; the Jupyter kernel is reached over it."""
+    """Enable `lo`, which is off in a new network namespace: the Jupyter kernel needs it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
         request = struct.pack("16sH14x", b"lo", 0)
         flags = struct.unpack("16sH14x", fcntl.ioctl(handle, SIOCGIFFLAGS, request))[1]
@@ -226,28 +237,28 @@ def _loopback_up() -> None:
 
 
 def _drop_capabilities() -> None:
-    """For every program started from now on. This process keeps its own until it ends."""
+    """For every program started from now on. This process keeps its capabilities."""
     for capability in range(LAST_CAPABILITY + 1):
         if capability not in DOCKER_CAPABILITIES:
-            _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)  # EINVAL for those not invented yet
+            _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)  # EINVAL: unknown here
 
 
 def _call(function: Any, *arguments: Any, what: str = "") -> None:
-    """A C function that answers -1 and sets errno."""
+    """Call a C function that returns -1 and sets errno on failure. Raises OSError."""
     if function(*arguments) == -1:
         number = ctypes.get_errno()
         raise OSError(number, f"{what or function.__name__}: {os.strerror(number)}")
 
 
 def folders_to_hide(home: Path, search_path: Iterable[str], keep: Iterable[Path]) -> list[Path]:
-    """The caller's own folders: the home, and what is importable without being installed.
+    """The caller's folders: the home, and what is importable without being installed.
 
-    The latter are a checkout, an editable install or PYTHONPATH: Kaggle has none of them.
+    The latter is a checkout, an editable install or PYTHONPATH; Kaggle has none of them.
     """
     kept = [folder.resolve() for folder in keep]
     outside = (Path(entry).resolve() for entry in search_path if entry)
     checkout = [p for p in outside if not any(p.is_relative_to(folder) for folder in kept)]
-    covered = [Path("/root"), Path("/tmp")]  # these are laid over anyway
+    covered = [Path("/root"), Path("/tmp")]  # they get private folders anyway
     for folder in sorted({home.resolve(), *checkout}):  # sorted: parents first
         inside = any(folder.is_relative_to(other) for other in covered)
         if folder.is_dir() and not inside and not _is_system(folder):
@@ -256,10 +267,10 @@ def folders_to_hide(home: Path, search_path: Iterable[str], keep: Iterable[Path]
 
 
 def interpreter_folders() -> list[Path]:
-    """What the running interpreter consists of; a venv's base may lie in somebody's home.
+    """The folders of the running interpreter; the base of a venv may be in a home folder.
 
-    Under the names by which it is found as well as the real ones: the way from a venv's `python`
-    to the base can lead through links that lie in a folder that is hidden.
+    Both under the names by which they are found and under their real ones: the path from the
+    `python` of a venv to its base can lead through links in a hidden folder.
     """
     found = {Path(sys.prefix), Path(sys.base_prefix)}
     link = Path(sys.executable)
@@ -270,7 +281,7 @@ def interpreter_folders() -> list[Path]:
 
 
 def _is_system(folder: Path) -> bool:
-    """Folders that are never emptied, whatever the search path says."""
+    """Folders that are never hidden, even if they are on the search path."""
     system = {"bin", "boot", "dev", "etc", "lib", "lib64", "opt", "proc", "run", "sbin", "sys"}
     top = folder.parts[1:2]
     return not top or top[0] in system or folder in (Path("/usr"), Path("/var"))

@@ -1,14 +1,14 @@
 """The child process of one run: enters the sandbox, executes the notebook, reports.
 
-Started by `runner` as `python -m kernelkit.emulator.session`. It reads one line of JSON, its
-order, from stdin, and writes lines of JSON to stdout: log entries as they are printed, and
-`{"event": "running" | "end", ...}`. Its stderr is the run's system log.
+`runner` starts it as `python -m kernelkit.emulator.session`. It reads its order, one line of JSON,
+from stdin and writes lines of JSON to stdout: log entries as they are printed, and
+`{"event": "running" | "end", ...}`. Its stderr is the system log of the run.
 
-Stdin stays open as a lifeline: when it ends, the emulator is gone and the run ends too. That
-works the same on every system and however the emulator died.
+Stdin stays open: when it is closed, the emulator has ended, and the run ends too. This works on
+every system, however the emulator died.
 
 A notebook runs as papermill runs it, which is what Kaggle uses [A]: a kernelspec is required, the
-first failing cell ends the run and its traceback goes to stderr.
+first failing cell ends the run, and its traceback goes to stderr.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from kernelkit.emulator import sandbox
 
@@ -31,15 +32,44 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 PARTIAL_LINE = 1.0
-"""Seconds after which a line without its end is logged as it is (progress bars)."""
+"""Seconds after which an unfinished line is logged as it is (progress bars)."""
 STARTUP = 300
-"""Seconds a Jupyter kernel may take to answer, on a machine that is busy."""
+"""Seconds that a Jupyter kernel may take to start on a busy machine."""
+
+_TRIAL = """
+import importlib.util, sys
+if not all(map(importlib.util.find_spec, ("nbclient", "ipykernel"))):
+    sys.exit("nbclient and ipykernel cannot be found in the sandbox")
+"""
+"""Finding them shows that the interpreter works; importing them would take 0.3 s."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
-class Log:
-    """The run's log on the control channel: whole lines, and partial ones after a while."""
+@dataclass(frozen=True)
+class SessionOrder:
+    """What the child has to do. Without a notebook it only checks that a kernel could start."""
+
+    notebook: str = ""
+    executed: str = os.devnull
+    """Where the executed notebook is written."""
+    cwd: str = ""
+    layout: sandbox.SandboxLayout | None = None
+
+    def to_json(self) -> str:
+        """One line for the child."""
+        return json.dumps(asdict(self), default=os.fspath)
+
+    @classmethod
+    def from_json(cls, line: bytes) -> SessionOrder:
+        """The order that a line holds."""
+        record = json.loads(line)
+        layout = record.pop("layout")
+        return cls(**record, layout=sandbox.SandboxLayout.from_json(layout) if layout else None)
+
+
+class SessionLog:
+    """The log of the run on the control channel: whole lines, and partial ones after a while."""
 
     def __init__(self, control: BinaryIO) -> None:
         self._control = control
@@ -47,13 +77,13 @@ class Log:
         self._lock = threading.Lock()
         self._partial: dict[str, tuple[str, float]] = {}
 
-    def send(self, record: dict[str, Any]) -> None:
-        """One line of JSON, at once."""
+    def send(self, **record: object) -> None:
+        """Write one line of JSON at once."""
         self._control.write(json.dumps(record).encode() + b"\n")
         self._control.flush()
 
     def write(self, stream: str, text: str) -> None:
-        """Add what was printed: an entry for each whole line, the rest is kept."""
+        """Add printed text: whole lines become entries, the rest waits for its end."""
         with self._lock:
             begun, _ = self._partial.pop(stream, ("", 0.0))
             *lines, rest = (begun + text).split("\n")
@@ -63,7 +93,7 @@ class Log:
                 self._partial[stream] = (rest, time.monotonic())
 
     def flush(self, age: float = 0.0) -> None:
-        """Log the partial lines to which nothing was added for `age` seconds."""
+        """Log the partial lines that have not grown for `age` seconds."""
         with self._lock:
             for stream, (text, touched) in list(self._partial.items()):
                 if time.monotonic() - touched >= age:
@@ -78,30 +108,30 @@ class Log:
 
     def _entry(self, stream: str, data: str) -> None:
         elapsed = round(time.monotonic() - self._began, 6)
-        self.send({"stream_name": stream, "time": elapsed, "data": data})
+        self.send(stream_name=stream, time=elapsed, data=data)
 
 
-class Execution:
-    """A notebook being executed by nbclient."""
+class NotebookExecution:
+    """A notebook that nbclient executes."""
 
-    def __init__(self, notebook: NotebookNode, cwd: str, log: Log) -> None:
+    def __init__(self, notebook: NotebookNode, cwd: str, log: SessionLog) -> None:
         self._notebook = notebook
         self._cwd = cwd
         self._log = log
         self._kernel_group: int | None = None
 
     def run(self) -> tuple[str, str]:
-        """Execute all cells; the status that Kaggle gives and the failure in one line."""
+        """Execute all cells. Returns Kaggle's status and the failure in one line."""
         from nbclient.exceptions import CellExecutionError
 
         try:
             asyncio.run(self._client().async_execute())
         except CellExecutionError as error:
-            # papermill takes sys.exit(0) for a good end
+            # papermill accepts sys.exit(0)
             if error.ename == "SystemExit" and error.evalue in ("", "0"):
                 return "COMPLETE", ""
             return self._failed(f"{error.ename}: {error.evalue}", self._traceback())
-        except Exception as error:  # the kernel died or never came: the run has failed, not we
+        except Exception as error:  # the kernel died or did not start: the run has failed
             return self._failed(f"{type(error).__name__}: {error}", "")
         finally:
             self._log.flush()
@@ -109,7 +139,7 @@ class Execution:
         return "COMPLETE", ""
 
     def kill(self) -> None:
-        """End what the cells left running."""
+        """Kill what the cells have left running."""
         if self._kernel_group is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._kernel_group, signal.SIGKILL)
@@ -122,16 +152,16 @@ class Execution:
         execution = self
 
         class LoggingClient(NotebookClient):
-            """Logs at the same place as papermill's client."""
+            """Logs in the same place as papermill's client."""
 
             def process_message(
-                self, msg: dict[str, Any], cell: NotebookNode, cell_index: int
+                self, msg: Any, cell: NotebookNode, cell_index: int
             ) -> NotebookNode | None:
                 if msg["msg_type"] == "stream":
                     execution._log.write(msg["content"]["name"], msg["content"]["text"])
                 return super().process_message(msg, cell, cell_index)
 
-        # No kernel folders: "python3" is the interpreter that runs this, whatever is installed.
+        # Without kernel folders, "python3" always means the running interpreter.
         manager = AsyncKernelManager(
             kernel_name=self._kernel_name(), kernel_spec_manager=KernelSpecManager(kernel_dirs=[])
         )
@@ -143,7 +173,7 @@ class Execution:
             resources={"metadata": {"path": self._cwd}},
             on_notebook_start=lambda **_: self._started(manager),
         )
-        client.owns_km = True  # so that it shuts the kernel down and exit handlers run
+        client.owns_km = True  # it then shuts the kernel down, and exit handlers run
         return client
 
     def _kernel_name(self) -> str:
@@ -154,7 +184,7 @@ class Execution:
 
     def _started(self, manager: Any) -> None:
         self._kernel_group = manager.provisioner.pid
-        self._log.send({"event": "running", "kernel": self._kernel_group})
+        self._log.send(event="running", kernel=self._kernel_group)
 
     def _failed(self, failure: str, traceback: str) -> tuple[str, str]:
         self._log.write("stderr", traceback or f"{failure}\n")
@@ -162,7 +192,7 @@ class Execution:
         return "ERROR", failure
 
     def _traceback(self) -> str:
-        """As papermill shows the failing cell."""
+        """The failing cell as papermill shows it."""
         rule = "-" * 75
         for cell in self._notebook.cells:
             for output in cell.get("outputs", []):
@@ -175,46 +205,31 @@ class Execution:
 
 
 def main() -> None:
-    """Carry out one order. Exit status 0 means that an `end` was reported, whatever it says."""
-    order = json.loads(open(0, "rb", buffering=0, closefd=False).readline())  # noqa: SIM115
+    """Carry out one order. Exit status 0 means that an `end` was reported."""
+    line = open(0, "rb", buffering=0, closefd=False).readline()  # noqa: SIM115
+    order = SessionOrder.from_json(line)
     control = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what the kernel's process prints by itself goes to the system log
-    log = Log(control)
-    text = Path(order["notebook"]).read_text(encoding="utf-8") if "notebook" in order else ""
-    with Path(order.get("executed", os.devnull)).open("w", encoding="utf-8") as executed:
-        if "layout" in order:
-            _enter(order["layout"])
-        if "notebook" not in order:  # a trial: can a kernel be started in here?
-            os.execv(sys.executable, [sys.executable, "-c", "import nbclient, ipykernel.kernelapp"])
-        status, failure = _execute(text, order["cwd"], log, executed)
-        log.send({"event": "end", "status": status, "failure": failure})
+    os.dup2(2, 1)  # what the kernel's process prints itself goes to the system log
+    log = SessionLog(control)
+    text = Path(order.notebook).read_text(encoding="utf-8") if order.notebook else ""
+    with Path(order.executed).open("w", encoding="utf-8") as executed:
+        if order.layout:
+            sandbox.enter(order.layout)
+        if not order.notebook:  # a trial: can a kernel start in here?
+            os.execv(sys.executable, [sys.executable, "-c", _TRIAL])
+        status, failure = _execute(text, order.cwd, log, executed)
+        log.send(event="end", status=status, failure=failure)
 
 
-def _enter(layout: dict[str, Any]) -> None:
-    sandbox.enter(
-        sandbox.Layout(
-            root=Path(layout["root"]),
-            inputs={name: Path(folder) for name, folder in layout["inputs"].items()},
-            working=Path(layout["working"]),
-            temp=Path(layout["temp"]),
-            tmp=Path(layout["tmp"]),
-            home=Path(layout["home"]),
-            hide=tuple(map(Path, layout["hide"])),
-            keep=tuple(map(Path, layout["keep"])),
-            internet=layout["internet"],
-        )
-    )
-
-
-def _execute(text: str, cwd: str, log: Log, executed: Any) -> tuple[str, str]:
-    import nbformat  # only now: entering the sandbox wants a process without threads
+def _execute(text: str, cwd: str, log: SessionLog, executed: TextIO) -> tuple[str, str]:
+    import nbformat  # not earlier: the process must not have threads when it enters the sandbox
 
     try:
         notebook = nbformat.reads(text, as_version=4)
-    except Exception as error:  # nbformat raises of many kinds; each means an unreadable source
+    except Exception as error:  # nbformat raises many types; each means an unreadable source
         return "ERROR", f"{type(error).__name__}: {error}"
-    execution = Execution(notebook, cwd, log)
-    threading.Thread(target=_watch_lifeline, args=(execution,), daemon=True).start()
+    execution = NotebookExecution(notebook, cwd, log)
+    threading.Thread(target=_end_with_stdin, args=(execution,), daemon=True).start()
     threading.Thread(target=log.flush_forever, daemon=True).start()
     try:
         return execution.run()
@@ -222,7 +237,7 @@ def _execute(text: str, cwd: str, log: Log, executed: Any) -> tuple[str, str]:
         nbformat.write(notebook, executed)
 
 
-def _watch_lifeline(execution: Execution) -> None:
+def _end_with_stdin(execution: NotebookExecution) -> None:
     while os.read(0, 1):
         pass
     execution.kill()

@@ -1,13 +1,12 @@
-"""Files on their way in: an address to PUT to, and a token that names the file in a later call.
+"""Uploads: an address to PUT a file to, and a token that names the file in a later call.
 
-An upload can be cut and resumed, as Google's resumable uploads can [V, the client's upload code]:
-`Content-Range: bytes */N` asks how much has arrived (308, with `Range: bytes=0-K` once there is
-something), `bytes K+1-L/N` sends the rest. Uploads lie in the state folder and outlive a restart.
+A client can resume an upload, as with Google's resumable uploads [V, the client's upload code]:
+`Content-Range: bytes */N` asks how much has arrived (308, with `Range: bytes=0-K` if anything has),
+and `bytes K+1-L/N` sends the rest. Uploads are stored in the state folder and survive a restart.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import threading
@@ -15,11 +14,9 @@ from dataclasses import asdict, dataclass
 from io import BufferedIOBase
 from pathlib import Path
 
-from kernelkit.emulator.library import reading, write_record
-from kernelkit.emulator.state import Refusal
+from kernelkit.emulator.responses import BLOCK, RequestRefused
+from kernelkit.emulator.storage import read_json, reading, write_json
 
-BLOCK = 256 * 1024
-"""Bytes read and written at once."""
 MAX_UPLOAD = 20 * 2**30
 """Bytes of one file [?]."""
 MAX_NAME = 200
@@ -27,8 +24,8 @@ MAX_NAME = 200
 
 
 @dataclass(frozen=True)
-class Upload:
-    """A file that is announced. `purpose` says which call may take it, `size` is in bytes."""
+class AnnouncedUpload:
+    """A file that a client will send. `purpose`: the call that may use it. `size`: bytes."""
 
     token: str
     key: str
@@ -39,54 +36,58 @@ class Upload:
 
 
 @dataclass(frozen=True)
-class Received:
-    """The answer to a PUT: 200, 308 (go on) or 503 (incomplete), and how many bytes are here."""
+class UploadProgress:
+    """The response to a PUT: 200, 308 (continue) or 503 (incomplete), and the bytes received."""
 
     code: int
     size: int
 
 
 class Uploads:
-    """All uploads; `folder` holds one folder each. Token and key never stand for each other.
+    """All uploads; `folder` holds one folder each. A token cannot be used as a key, or vice versa.
 
-    Raises BadState.
+    Raises StateError.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
-        self._by_token: dict[str, Upload] = {}
+        self._by_token: dict[str, AnnouncedUpload] = {}
         for record in sorted(folder.glob("*/upload.json")):
             with reading(record):
-                upload = Upload(**json.loads(record.read_text(encoding="utf-8")))
+                upload = AnnouncedUpload(**read_json(record))
                 self._by_token[upload.token] = upload
 
-    def begin(self, account: str, purpose: str, name: str, size: int) -> Upload:
-        """Announce a file."""
+    def begin(self, account: str, purpose: str, name: str, size: int) -> AnnouncedUpload:
+        """Announce a file. Raises RequestRefused for an invalid name or size."""
         legal = name.isprintable() and 0 < len(name.encode()) <= MAX_NAME
         if not legal or not 0 <= size <= MAX_UPLOAD:
-            raise Refusal(400, "A file name and a valid contentLength are required")
+            raise RequestRefused(400, "A file name and a valid contentLength are required")
         key, token = secrets.token_hex(16), secrets.token_hex(20)
-        upload = Upload(token, key, account, purpose, name, size)
+        upload = AnnouncedUpload(token, key, account, purpose, name, size)
         folder = self._folder / key
         folder.mkdir(parents=True)
         (folder / "data").touch()
-        write_record(folder / "upload.json", asdict(upload))
+        write_json(folder / "upload.json", asdict(upload))
         with self._lock:
             self._by_token[token] = upload
         return upload
 
-    def receive(self, key: str, content_range: str, body: BufferedIOBase, length: int) -> Received:
-        """One PUT of `length` bytes. What arrives stays, also when the connection is cut."""
+    def receive(
+        self, key: str, content_range: str, body: BufferedIOBase, length: int
+    ) -> UploadProgress:
+        """Receive a PUT of `length` bytes. If the connection breaks, what has arrived is kept."""
         upload = self._by_key(key)
         path = self._folder / key / "data"
         with self._lock:
             here = path.stat().st_size
         if content_range == f"bytes */{upload.size}":
-            return Received(200 if here == upload.size else 308, here)
+            return UploadProgress(200 if here == upload.size else 308, here)
         start = _start(content_range, upload.size, length)
         if start > here or start + length > upload.size:
-            raise Refusal(400, f"{length} bytes from {start} do not fit: {here} of {upload.size}")
+            raise RequestRefused(
+                400, f"{length} bytes from {start} do not fit: {here} of {upload.size}"
+            )
         with path.open("r+b") as file:
             file.truncate(start)
             file.seek(start)
@@ -95,35 +96,35 @@ class Uploads:
                 file.flush()
                 length -= len(block)
         here = path.stat().st_size
-        return Received(200 if here == upload.size else 503, here)
+        return UploadProgress(200 if here == upload.size else 503, here)
 
-    def take(self, token: str, account: str, purpose: str) -> tuple[Upload, Path]:
-        """The whole file that a token means. Taking it twice is allowed [?]: who sends twice shows.
+    def take(self, token: str, account: str, purpose: str) -> tuple[AnnouncedUpload, Path]:
+        """The complete file of a token. A token can be used twice [?], so a double request shows.
 
-        Refusal where it is not the caller's, was announced for something else, or is not whole.
+        Raises RequestRefused if it belongs to another account or call, or is incomplete.
         """
         with self._lock:
             upload = self._by_token.get(token)
         if upload is None or upload.account != account or upload.purpose != purpose:
-            raise Refusal(400, "Invalid blob token")
+            raise RequestRefused(400, "Invalid blob token")
         path = self._folder / upload.key / "data"
         if path.stat().st_size != upload.size:
-            raise Refusal(400, f"The upload of {upload.name} is not complete")
+            raise RequestRefused(400, f"The upload of {upload.name} is not complete")
         return upload, path
 
-    def whose(self, key: str) -> str:
-        """The account that announced the upload at this address, or nothing."""
+    def owner(self, key: str) -> str:
+        """The account that announced the upload of this address; empty if unknown."""
         try:
             return self._by_key(key).account
-        except Refusal:
+        except RequestRefused:
             return ""
 
-    def _by_key(self, key: str) -> Upload:
+    def _by_key(self, key: str) -> AnnouncedUpload:
         with self._lock:
             for upload in self._by_token.values():
                 if upload.key == key:
                     return upload
-        raise Refusal(404, "Not found")
+        raise RequestRefused(404, "Not found")
 
 
 def _start(content_range: str, size: int, length: int) -> int:
@@ -135,4 +136,4 @@ def _start(content_range: str, size: int, length: int) -> int:
         first, last, whole = map(int, match.groups())
         if whole == size and last + 1 - first == length:
             return first
-    raise Refusal(400, f"Invalid Content-Range: {content_range}")
+    raise RequestRefused(400, f"Invalid Content-Range: {content_range}")

@@ -1,8 +1,17 @@
-"""A `Bundle` and Jinja templates become a notebook, and a notebook is read back.
+"""A `Bundle` and Jinja templates become a notebook, and an edited notebook becomes a package again.
 
-render     the notebook and its metadata
-runtime    the code that runs inside the notebook; standard library only
-preflight  problems that would cost a run, found before the push
-reader     the cells and the manifest of a notebook
-edits      edits made in a notebook, written back into the package
+manifest   the JSON that leaves with a notebook, typed: `Manifest`, `ManifestFile`,
+           `KernelMetadata`, `read_manifest`
+render     the notebook with its metadata: `render`, `Kernel`, `SizeEntry`, `write_kernel`,
+           `as_json`, `SIZE_LIMIT_BYTES`, `SIZE_CAP_BYTES`
+cells      how a file becomes a cell, and the notebook's JSON
+templates  finds, checks and renders the Jinja files
+layout     which files are compressed, and the size of each: the limit is here
+runtime    the code that runs inside the notebook; standard library only: `NotebookRun`
+preflight  problems that would cost a run, found before a push: `check`, `advise`, `Problem`
+reader     the cells and the manifest of a notebook: `read_cells`, `embedded_manifest`
+edits      edits made in a notebook: `read_notebook`, `plan`, `apply`, `SyncPlan`
+
+Other packages import these names from the modules. This file imports nothing, so that a command
+loads only what it uses.
 """

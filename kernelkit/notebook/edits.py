@@ -1,16 +1,16 @@
-"""An edited notebook comes home: what its cells carry, held against the package, as a `Plan`.
+"""Writes edits made in a notebook back into the package: `plan` compares, `apply` writes.
 
-The notebook was rendered here, edited in Kaggle's editor (or Colab's, or Jupyter's) and pulled. On
-the way outputs, cell ids and tags may be lost, cells reordered, added or deleted. Each file has
-three states: the base (its sha256 in the manifest that the notebook embeds), the notebook's, and
-the disk's.
+kernelkit rendered the notebook, and a user edited it in the editor of Kaggle, Colab or Jupyter and
+pulled it. Editors may lose outputs, cell ids and tags, and users reorder, add or delete cells. Each
+file has three states: the base (its sha256 in the manifest that the notebook embeds), the
+notebook's, and the disk's.
 
     notebook == base                     nothing to do
     notebook == disk                     nothing to do
     notebook != base, disk == base       a change
-    notebook != base, disk != base       a conflict: nothing at all is written
+    notebook != base, disk != base       a conflict: nothing is written
 
-Its paths are not trusted: a file outside the package folders of the project file is refused.
+The paths in a notebook are not trusted: a file outside the packages is refused.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from kernelkit.notebook.reader import (
 )
 from kernelkit.notebook.render import render
 
-MAX_NOTEBOOK_BYTES = 256 << 20  # its source is below 1 MB on Kaggle; the rest can only be outputs
+MAX_NOTEBOOK_BYTES = 256 << 20  # its source is below 1 MB on Kaggle; everything else is outputs
 
 _RUNTIME_FILE = f"{RUNTIME_MODULE}.py"
 _NEVER_SUFFIXES = frozenset({".pyc", ".pyo", ".ipynb"})
@@ -61,24 +61,24 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 
 @dataclass(frozen=True)
 class Change:
-    """One file that the notebook has otherwise than the render had it."""
+    """One file that was changed in the notebook since it was rendered."""
 
     path: str
     """As the notebook names it: `pkg/sub/mod.py`."""
 
     name: str
-    """Below the project's folder: `src/pkg/sub/mod.py`."""
+    """Relative to the project: `src/pkg/sub/mod.py`."""
 
     target: Path
     """The file to write, with links resolved."""
 
     cell: int
     before: bytes | None
-    """What lies on disk; None where there is no such file."""
+    """What is on disk; None where there is no such file."""
 
     after: bytes
     conflict: bool = False
-    """Whether the file on disk is not the one that was rendered, so that a write would lose it."""
+    """Whether the file on disk was changed as well, so that a write would lose that change."""
 
     @property
     def added(self) -> bool:
@@ -87,7 +87,7 @@ class Change:
 
     @cached_property
     def syntax_error(self) -> str | None:
-        """`file:line: words`, where an edited module is no valid Python: written all the same."""
+        """`file:line: message` if an edited module is not valid Python; it is written anyway."""
         if not self.path.endswith(".py"):
             return None
         try:
@@ -117,8 +117,8 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """A path that the notebook writes and that is no file of the package."""
+class RefusedPath:
+    """A path that the notebook writes and that is not a file of the package."""
 
     path: str
     cell: int
@@ -127,7 +127,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class LeftCell:
-    """A cell that has no place in the package; cells are counted from 1."""
+    """A cell that belongs to no file of the package; cells are counted from 1."""
 
     cell: int
     first_line: str
@@ -136,32 +136,32 @@ class LeftCell:
 
 @dataclass(frozen=True)
 class ParameterChange:
-    """A parameter that the notebook sets otherwise: the project file is the user's to change."""
+    """A parameter with another value in the notebook: the user changes the project file."""
 
     name: str
     before: str | None
     """As Python writes it; None where the notebook sets a new name."""
 
     after: str | None
-    """None where the notebook does not set it any more."""
+    """None where the notebook no longer sets it."""
 
     section: str
-    """The table of the project file in which it belongs."""
+    """The table of the project file that it belongs to."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class SyncPlan:
     """What an edited notebook means for the package."""
 
     changes: tuple[Change, ...]
     """By name; conflicts among them."""
 
-    refused: tuple[Refusal, ...]
+    refused: tuple[RefusedPath, ...]
     unchanged: tuple[str, ...]
-    """Paths of files that are on disk as the notebook has them, or that it has not touched."""
+    """Paths of files that are the same on disk, or were not changed in the notebook."""
 
     gone: tuple[str, ...]
-    """Paths of rendered files that no cell carries any more; on disk they stay."""
+    """Paths of rendered files that no cell carries any longer; on disk they stay."""
 
     left: tuple[LeftCell, ...]
     parameters: tuple[ParameterChange, ...]
@@ -169,12 +169,12 @@ class Plan:
 
     @property
     def conflicts(self) -> tuple[Change, ...]:
-        """The changes whose file was changed on disk as well, and otherwise."""
+        """The changes whose file was changed differently on disk."""
         return tuple(change for change in self.changes if change.conflict)
 
     @property
     def details(self) -> dict[str, Any]:
-        """All of it for a script."""
+        """The whole plan, for `--json`."""
         return {
             "changes": [
                 {
@@ -200,11 +200,11 @@ def read_notebook(path: Path) -> str:
     """The notebook's text.
 
     Raises:
-        ConfigError: there is no such file, it is too large, or it is no UTF-8 text.
+        ConfigError: there is no such file, it is too large, or it is not UTF-8 text.
     """
     try:
         if path.exists() and not path.is_file():
-            raise ConfigError(f"{path} is no file", PULL)
+            raise ConfigError(f"{path} is not a file", PULL)
         with path.open("rb") as stream:
             content = stream.read(MAX_NOTEBOOK_BYTES + 1)
         if len(content) > MAX_NOTEBOOK_BYTES:
@@ -215,69 +215,68 @@ def read_notebook(path: Path) -> str:
     except FileNotFoundError:
         raise ConfigError(f"there is no notebook {path}", PULL) from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not UTF-8, as every notebook is", PULL) from None
+        raise ConfigError(f"{path} is not UTF-8 text, so it is not a notebook", PULL) from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
 
 
-def plan(notebook: str, config: Config) -> Plan:
-    """Hold a notebook's text against the package on disk; nothing is written.
+def plan(notebook: str, config: Config) -> SyncPlan:
+    """Compare a notebook's text with the package on disk; nothing is written.
 
-    What the notebook carries is rendered once more: that tells the templates' cells from the
-    user's own, whatever has become of the package on disk since.
+    The files in the notebook are rendered again. That separates the cells of the templates from the
+    user's own, whatever has changed on disk since.
 
     Raises:
-        ConfigError: the text is no notebook, was not rendered by kernelkit, or carries another
+        ConfigError: the text is not a notebook, was not rendered by kernelkit, or carries another
             package than the project's.
-        MachineError: a file of the package cannot be read.
+        LocalError: a file of the package cannot be read.
     """
     cells = read_cells(notebook)
     package = _Package(embedded_manifest(cells), config)
     package.require_shared_name()
-    templates = _Templates(package, cells)
-    reader = _Reader(package, templates)
+    templates = _KnownCells(package, cells)
+    reader = _CellReader(package, templates)
     for cell in cells:
         reader.read(cell)
     return reader.plan()
 
 
-def require_applicable(plan: Plan, *, force: bool = False) -> None:
-    """Raise if this plan must not be written; `force` lets the notebook win a conflict.
+def require_applicable(plan: SyncPlan, *, force: bool = False) -> None:
+    """Raise if this plan must not be written; with `force` the notebook wins every conflict.
 
     Raises:
-        ConfigError: the notebook writes to a path that is no file of the package.
-        VerificationError: a conflict. Exit code 8 says that what came home does not match what is
-            here; nothing is wrong with the command line or the project file, which 2 would mean.
+        ConfigError: the notebook writes to a path that is not a file of the package.
+        VerificationError: a conflict. Its exit code is 8, because the notebook does not match the
+            disk; 2 would mean an error in the command line or the project file.
     """
     if plan.refused:
         raise ConfigError(
             "\n".join(f"cell {r.cell}: {r.path}: {r.reason}" for r in plan.refused),
-            "Nothing was written. Mend or delete the cell in the notebook.",
+            "Nothing was written. Fix or delete the cell in the notebook.",
             plan.details,
         )
     if plan.conflicts and not force:
         raise VerificationError(
             "\n".join(
-                f"{change.name} was changed in cell {change.cell}, and otherwise on disk since the "
-                "notebook was rendered"
+                f"{change.name} was changed in cell {change.cell}, and differently on disk since "
+                "the notebook was rendered"
                 for change in plan.conflicts
             ),
-            "Nothing was written. Bring the two together by hand, or let the notebook win: "
-            "--force.",
+            "Nothing was written. Merge the two by hand, or let the notebook win: --force.",
             plan.details,
         )
 
 
-def apply(plan: Plan, *, force: bool = False) -> None:
+def apply(plan: SyncPlan, *, force: bool = False) -> None:
     """Write every change into the package: all of them, or none.
 
-    Each file is written beside its place first, and put there when all have been written. An
-    interrupt in between leaves whole files; the same call then does the rest.
+    Every file is first written to a temporary file in its folder. Once all are written, they
+    replace the old ones. An interrupt in between leaves whole files; the same call then finishes.
 
     Raises:
         ConfigError: see `require_applicable`.
         VerificationError: see `require_applicable`.
-        MachineError: a file cannot be written.
+        LocalError: a file cannot be written.
     """
     require_applicable(plan, force=force)
     written: list[tuple[Path, Path]] = []
@@ -295,7 +294,7 @@ def apply(plan: Plan, *, force: bool = False) -> None:
     except OSError as error:
         raise LocalError(
             f"{error.filename or 'a file'} cannot be written: {error.strerror}",
-            "Mend that, then try again.",
+            "Fix that, then try again.",
         ) from error
     finally:
         for partial, _ in written:
@@ -305,7 +304,7 @@ def apply(plan: Plan, *, force: bool = False) -> None:
 
 @dataclass(frozen=True)
 class _Package:
-    """The package on disk, as the notebook's manifest and the project file speak of it."""
+    """The package on disk, by the notebook's manifest and the project file."""
 
     manifest: Manifest
     config: Config
@@ -323,27 +322,27 @@ class _Package:
 
     @cached_property
     def rendered(self) -> dict[str, str]:
-        """Path → sha256 of each file that the manifest names."""
+        """Path → sha256 of each file in the manifest."""
         return {file.path: file.sha256 for file in self.manifest.files}
 
     @cached_property
-    def sums_are_sound(self) -> bool:
-        """False where somebody has edited them, to please the check that the run makes."""
+    def hashes_are_original(self) -> bool:
+        """False if somebody edited them, for example to pass the source check of the run."""
         parts = [
             (file.path, digest_part(file.sha256, file.executable)) for file in self.manifest.files
         ]
         return digest_of(parts) == self.manifest.source_digest
 
     def change(self, path: str, cell: Cell, content: bytes) -> Change | None:
-        """What a file of the notebook means for the disk; None where there is nothing to do.
+        """The change that a file of the notebook makes on disk; None where it makes none.
 
         Raises:
-            PathError: the path is no file of the package.
+            PathError: the path is not a file of the package.
         """
-        base = self.rendered.get(path) if self.sums_are_sound else None
+        base = self.rendered.get(path) if self.hashes_are_original else None
         if base == _sha256(content):
             return None
-        name, target = self._place(path)
+        name, target = self._resolve(path)
         on_disk = _content(target)
         if on_disk == content:
             return None
@@ -351,21 +350,21 @@ class _Package:
         return Change(path, name, target, cell.number, on_disk, content, conflict)
 
     def has(self, path: str) -> bool:
-        """Whether the file lies on disk."""
+        """Whether the file is on disk."""
         try:
-            return self._place(path)[1].is_file()
+            return self._resolve(path)[1].is_file()
         except PathError:
             return False
 
-    def _place(self, path: str) -> tuple[str, Path]:
-        """Where a path of the notebook lies: below the project, and as a file without links.
+    def _resolve(self, path: str) -> tuple[str, Path]:
+        """The file of a path in the notebook: its name in the project, and with links resolved.
 
         Raises:
-            PathError: it is no place for a file of the package.
+            PathError: it is not a path of a file of the package.
         """
         pure = PurePosixPath(path)
         if "\\" in path or _DRIVE.match(path) or not path.isprintable():
-            raise PathError(path, "a path has forward slashes and printable characters alone")
+            raise PathError(path, "a path has only forward slashes and printable characters")
         if pure.is_absolute() or ".." in pure.parts or not pure.parts:
             raise PathError(path, "it leads out of the package")
         if path not in self.rendered:
@@ -373,7 +372,7 @@ class _Package:
         project = self.config.project.resolve()
         place = project / self._root(pure.parts[0]) / pure
         try:
-            target = place.resolve()  # through every link: this is where a write would end
+            target = place.resolve()  # through every link: a write would go there
             around = [
                 folder
                 for folder in ((project / name).resolve() for name in self.config.package)
@@ -384,11 +383,11 @@ class _Package:
         except (OSError, RuntimeError, ValueError) as error:  # an endless link, too long a name
             raise PathError(path, f"it cannot be followed: {error}") from None
         if not around:
-            raise PathError(path, f"it lies outside {', '.join(self.config.package)}")
+            raise PathError(path, f"it is outside {', '.join(self.config.package)}")
         if path not in self.rendered:
             _refuse_what_no_bundle_carries(path, target.relative_to(around[0]))
         if blocking:
-            raise PathError(path, f"{blocking[0]} stands in its place")
+            raise PathError(path, f"{blocking[0]} is in its place")
         return Path(os.path.relpath(place, project)).as_posix(), target
 
     def _root(self, top: str) -> str:
@@ -396,45 +395,44 @@ class _Package:
         return self.manifest.roots.get(top, ".")
 
 
-class _Templates:
-    """The cells that the templates give, learned by rendering what the notebook carries again.
+class _KnownCells:
+    """The cells that the templates give, found by rendering the files of the notebook again.
 
-    So they are known whatever has become of the package on disk since, and also where the notebook
-    has lost its tags.
+    This works whatever has changed on disk since, and also if the notebook has lost its tags.
     """
 
     def __init__(self, package: _Package, cells: list[Cell]) -> None:
         self.notes: list[str] = []
         self._parameters = set(package.manifest.parameters)
         self._cells = self._render(package, cells)
-        waiting = Counter(essence for _, essence in self._cells)
+        waiting = Counter(comparable for _, comparable in self._cells)
         self._known = set()
         for cell in cells:
-            essence = _essence(cell, package.manifest)
-            if waiting[essence]:
-                waiting[essence] -= 1
+            comparable = _comparable(cell, package.manifest)
+            if waiting[comparable]:
+                waiting[comparable] -= 1
                 self._known.add(cell.number)
-        self._missing = [cell for cell, essence in self._cells if waiting[essence]]
+        self._missing = [cell for cell, comparable in self._cells if waiting[comparable]]
 
-    def gives(self, cell: Cell) -> bool:
-        """Whether the cell is as a template gives it, and the first such."""
+    def has(self, cell: Cell) -> bool:
+        """Whether the cell is the first one that equals a template's cell."""
         return cell.number in self._known
 
     def resembling(self, cell: Cell) -> bool:
-        """Whether the cell is a missing one that was edited; that one is missed no longer."""
+        """Whether the cell is an edited cell of a template, which then counts as found."""
         for missing in self._missing:
             alike = cell.tags & missing.tags or cell.first_line == missing.first_line
             if alike and cell.kind == missing.kind:
-                self.miss_no_longer(missing.tags)
+                self.mark_found(missing.tags)
                 return True
         return False
 
-    def miss_no_longer(self, tags: frozenset[str]) -> None:
-        """The cell of these tags is there, edited."""
+    def mark_found(self, tags: frozenset[str]) -> None:
+        """The cell with these tags was found, edited."""
         self._missing = [cell for cell in self._missing if not cell.tags & tags]
 
     def missing(self) -> list[str]:
-        """Tags of the code cells that are not there; a file's own change tells of its cell."""
+        """Tags of the missing code cells; cells of files are reported as changes."""
         return [
             ", ".join(sorted(cell.tags))
             for cell in self._missing
@@ -443,7 +441,7 @@ class _Templates:
         ]
 
     def is_parameters(self, cell: Cell) -> bool:
-        """By its tag, or because it sets most of the parameters and does nothing else."""
+        """Whether it has the tag, or sets most of the parameters and does nothing else."""
         if "parameters" in cell.tags:
             return True
         found, other_code = assignments(cell)
@@ -451,10 +449,10 @@ class _Templates:
         return not other_code and bool(shared) and 2 * len(shared) >= len(self._parameters)
 
     def is_heading(self, cell: Cell) -> bool:
-        """Whether it tells of an edited module: it shows what the docstring was before."""
+        """Whether it is the heading of an edited module, whose docstring may have changed."""
         heads = {_head(known) for known, _ in self._cells if known.kind == "markdown"}
-        tells = any(path in cell.source for path in self._edited)
-        return cell.kind == "markdown" and tells and _head(cell) in heads
+        is_edited = any(path in cell.source for path in self._edited)
+        return cell.kind == "markdown" and is_edited and _head(cell) in heads
 
     def _render(self, package: _Package, cells: list[Cell]) -> list[tuple[Cell, tuple[str, str]]]:
         manifest = package.manifest
@@ -486,34 +484,34 @@ class _Templates:
         )
         if manifest.kernelkit != kernelkit.__version__:
             self.notes.append(
-                f"kernelkit {manifest.kernelkit} has rendered the notebook: cells of its "
-                "templates may be listed as well"
+                f"kernelkit {manifest.kernelkit} rendered the notebook: cells of its templates may "
+                "be listed as well"
             )
         try:
             kernel = render(bundle, config)
         except TemplateError as error:
             self.notes.append(f"cells of the templates are listed as well: {error}")
             return []
-        return [(cell, _essence(cell, kernel.manifest)) for cell in read_cells(kernel.notebook)]
+        return [(cell, _comparable(cell, kernel.manifest)) for cell in read_cells(kernel.notebook)]
 
 
 @dataclass
-class _Reader:
-    """Reads cell after cell, and keeps what each of them comes to."""
+class _CellReader:
+    """Reads one cell after the other and collects the plan."""
 
     package: _Package
-    templates: _Templates
+    templates: _KnownCells
     carried: dict[str, tuple[Cell, bytes]] = field(default_factory=dict)
     """Path → the last cell that writes it, and what."""
 
     left: list[LeftCell] = field(default_factory=list)
-    refused: list[Refusal] = field(default_factory=list)
+    refused: list[RefusedPath] = field(default_factory=list)
     parameters: list[ParameterChange] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def read(self, cell: Cell) -> None:
-        """Take one cell, in the order of a run."""
-        content, known = cell.content, self.templates.gives(cell)
+        """Read one cell, in the order of a run."""
+        content, known = cell.content, self.templates.has(cell)
         for path, file in content.files:
             self._carry(cell, path, file)
         if content.refused:
@@ -525,13 +523,13 @@ class _Reader:
         elif content.files:
             self._read_carrier(cell)
         elif self.templates.is_parameters(cell):
-            self.templates.miss_no_longer(frozenset({"parameters"}))
+            self.templates.mark_found(frozenset({"parameters"}))
             self._read_parameters(cell)
         else:
             self._read_other(cell)
 
-    def plan(self) -> Plan:
-        """Everything together, once all cells have been read."""
+    def plan(self) -> SyncPlan:
+        """The plan, once all cells are read."""
         unchanged: list[str] = []
         changes: dict[Path, Change] = {}
         for path, (cell, content) in self.carried.items():
@@ -540,17 +538,19 @@ class _Reader:
                 if change is None:
                     unchanged.append(path)
                 elif changes.setdefault(change.target, change).after != content:
-                    raise PathError(path, f"a link makes it {changes[change.target].path} too")
+                    raise PathError(
+                        path, f"a link makes it the same file as {changes[change.target].path}"
+                    )
             except PathError as error:
                 self._refuse(cell, error)
         gone = [path for path in self.package.rendered if path not in self.carried]
-        if not self.package.sums_are_sound:
+        if not self.package.hashes_are_original:
             self.notes.append(
-                "the sums in BUNDLE are not those of the render: whatever differs from the disk "
-                "is taken for a conflict"
+                "the hashes in BUNDLE were edited: every file that differs from the disk counts as "
+                "a conflict"
             )
-        missing = [f"no cell is as its template gives it: {t}" for t in self.templates.missing()]
-        return Plan(
+        missing = [f"no cell equals its template: {t}" for t in self.templates.missing()]
+        return SyncPlan(
             changes=tuple(sorted(changes.values(), key=lambda change: change.name)),
             refused=tuple(self.refused),
             unchanged=tuple(sorted(unchanged)),
@@ -561,7 +561,7 @@ class _Reader:
         )
 
     def _refuse(self, cell: Cell, error: PathError) -> None:
-        self.refused.append(Refusal(error.path, cell.number, str(error)))
+        self.refused.append(RefusedPath(error.path, cell.number, str(error)))
 
     def _leave(self, cell: Cell, reason: str) -> None:
         self.left.append(LeftCell(cell.number, cell.first_line, reason))
@@ -572,17 +572,17 @@ class _Reader:
         before = self.carried.get(path)
         if before is not None and before[1] != content:
             self.notes.append(
-                f"cells {before[0].number} and {cell.number} both write {path}: the later counts, "
-                "as in a run"
+                f"cells {before[0].number} and {cell.number} both write {path}: the later one "
+                "counts, as in a run"
             )
         self.carried[path] = (cell, content)
 
     def _read_carrier(self, cell: Cell) -> None:
         if any(path == _RUNTIME_FILE for path, _ in cell.content.files):
-            self.templates.miss_no_longer(frozenset({"runtime"}))
-            self._leave(cell, "the runtime is kernelkit's own, no file of the package")
+            self.templates.mark_found(frozenset({"runtime"}))
+            self._leave(cell, "the runtime belongs to kernelkit, not to the package")
         elif cell.content.other_code:
-            self._leave(cell, "beside the files that it carries it has code of your own")
+            self._leave(cell, "besides the files that it carries it has code of your own")
 
     def _read_parameters(self, cell: Cell) -> None:
         manifest, config = self.package.manifest, self.package.config
@@ -590,7 +590,7 @@ class _Reader:
         before = {name: repr(value) for name, value in manifest.parameters.items()}
         differing = [name for name in before | found if before.get(name) != found.get(name)]
         if other_code or not differing:
-            self._leave(cell, "beside its assignments it differs from its template")
+            self._leave(cell, "besides its assignments it differs from its template")
         if cell.tree is None:
             return
         profile = manifest.profile
@@ -621,7 +621,7 @@ def _refuse_what_no_bundle_carries(path: str, below: PurePosixPath | Path) -> No
 
 
 def _kernel_then(manifest: Manifest, now: KernelSettings) -> KernelSettings:
-    """The kernel's settings as they were rendered, where the notebook has valid ones."""
+    """The kernel's settings as they were rendered; the present ones if those are not valid."""
     fields = {name: getattr(manifest.kernel, name) for name in KernelSettings.model_fields}
     try:
         return KernelSettings.model_validate(fields)
@@ -630,12 +630,12 @@ def _kernel_then(manifest: Manifest, now: KernelSettings) -> KernelSettings:
 
 
 def _head(cell: Cell) -> str:
-    """The first line of a heading, without the summary behind a module's path."""
+    """The first line of a heading, without the summary after a module's path."""
     return cell.first_line.partition(":")[0]
 
 
 def _source_file(path: str, content: bytes) -> SourceFile:
-    """For a render: with the docstring's first line where it is a module that parses."""
+    """A file for rendering, with the first line of its docstring if it is a valid module."""
     name, _, suffix = path.rpartition(".")
     importable = suffix == "py" and all(part.isidentifier() for part in name.split("/"))
     try:
@@ -660,11 +660,11 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _essence(cell: Cell, manifest: Manifest) -> tuple[str, str]:
-    """A cell's kind and text without what differs from one render to the next.
+def _comparable(cell: Cell, manifest: Manifest) -> tuple[str, str]:
+    """A cell's kind and text, without everything that differs between two renders.
 
     That is the embedded manifest, and the digests, the version and the number of files wherever
-    they are shown. White space at the ends of lines is an editor's to take.
+    they occur. White space at the ends of lines is ignored, because editors remove it.
     """
     text = without_manifest(cell)
     facts = [manifest.digest, manifest.source_digest, manifest.kernelkit]
@@ -674,7 +674,7 @@ def _essence(cell: Cell, manifest: Manifest) -> tuple[str, str]:
 
 
 def _lines(content: bytes) -> list[str]:
-    """For a diff: cut at newlines alone, each with its own."""
+    """Lines for a diff: split only at newlines, which are kept."""
     if b"\0" in content:
         raise UnicodeDecodeError("utf-8", content, 0, 1, "a null byte")
     lines = content.decode().split("\n")

@@ -1,6 +1,6 @@
-"""What Kaggle would refuse, or run other than meant, found before anything is sent.
+"""Finds what Kaggle would refuse, or run in another way than the user wants, before a push.
 
-Every check is a pure function from a `Kernel` to the problems it sees; all are shown at once.
+Every check is a pure function from a `Kernel` to its problems. All problems are shown at once.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from kernelkit.notebook.render import SIZE_CAP_BYTES, SIZE_LIMIT_BYTES, Kernel
 
 LARGEST = 8  # files named, where the notebook is too large
 SHORTEST_NAME = 5  # characters, of title and slug alike
-PLACES = ("input", "working", "temp")  # what `runtime` resolves
+PLACES = ("input", "working", "temp")  # that the runtime resolves
 P100 = "NvidiaTeslaP100"  # CUDA capability 6.0, for which the image's torch has no code
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that stands against a push."""
+    """One reason not to push."""
 
     subject: str
-    """The key or file it is about."""
+    """The key or file that has the problem."""
 
     message: str
     remedy: str
 
 
 def check(kernel: Kernel, own: Collection[Credential] = ()) -> list[Problem]:
-    """Every problem of the kernel; an empty list where it may be pushed.
+    """Every problem of the kernel; an empty list means that it may be pushed.
 
-    `own` are this machine's credentials, which must not be among what is sent.
+    `own` are this machine's credentials, which must not be sent.
     """
     problems = [problem for look in CHECKS for problem in look(kernel)]
     return [*problems, *check_secrets(kernel, own)]
@@ -68,7 +68,7 @@ def _as_line(problem: Problem) -> str:
 
 
 def check_size(kernel: Kernel) -> Iterator[Problem]:
-    """The source as it is sent, under Kaggle's cap with room to spare."""
+    """The source, as it is sent, is well below Kaggle's limit."""
     size = len(kernel.payload)
     if size <= SIZE_LIMIT_BYTES:
         return
@@ -77,34 +77,34 @@ def check_size(kernel: Kernel) -> Iterator[Problem]:
     table = [f"{share.size:>12,} B  {share.path}\n" for share in largest]
     yield Problem(
         "notebook",
-        f"{size:,} B as it is sent; Kaggle's cap is {SIZE_CAP_BYTES:,} B, and "
-        f"{SIZE_LIMIT_BYTES:,} B is what is known to pass. The largest files:\n" + "".join(table),
+        f"{size:,} B as it is sent; Kaggle's limit is {SIZE_CAP_BYTES:,} B, and up to "
+        f"{SIZE_LIMIT_BYTES:,} B are known to pass. The largest files:\n" + "".join(table),
         ('Set layout = "auto"; l' if kernel.manifest.layout == "cells" else "L")
         + "eave files out (exclude, only_reachable = true), move data into a Kaggle dataset, or "
-        "what does not change into a wheel that the run installs",
+        "move code that does not change into a wheel that the run installs.",
     )
 
 
 def check_names(kernel: Kernel) -> Iterator[Problem]:
-    """Kaggle makes the slug of a new kernel from its title: both must agree."""
+    """The title and the slug agree: Kaggle makes the slug of a new kernel from its title."""
     title, slug = kernel.metadata.title, kernel.slug
     for subject, name in (("title", title), ("id", slug)):
         if len(name) < SHORTEST_NAME:
             yield Problem(
                 subject,
                 f'"{name}" has fewer than {SHORTEST_NAME} characters',
-                "Choose a longer one.",
+                "Choose a longer name.",
             )
     if slugify(title) != slug:
         yield Problem(
             "title",
-            f'"{title}" becomes the slug "{slugify(title)}", but the id says "{slug}"',
+            f'"{title}" becomes the slug "{slugify(title)}", but the id has "{slug}"',
             f'Set id = "{slugify(title)}", or a title that becomes "{slug}".',
         )
 
 
 def check_accelerator(kernel: Kernel) -> Iterator[Problem]:
-    """A GPU is asked for by name, and by one that the image's torch can use."""
+    """A GPU is requested by name, and the image's torch can use it."""
     fields = kernel.manifest.kernel
     if fields.enable_gpu and not fields.machine_shape:
         yield Problem(
@@ -116,12 +116,12 @@ def check_accelerator(kernel: Kernel) -> Iterator[Problem]:
     if fields.machine_shape == P100:
         yield Problem(
             "machine_shape",
-            "the image's torch has no code for a P100: it sees the card, and the first operation "
+            "the image's torch has no code for a P100: it finds the card, and the first operation "
             "fails",
             'Set machine_shape = "NvidiaTeslaT4".',
         )
     if kernel.manifest.wants_gpu and fields.enable_tpu:
-        yield Problem("enable_tpu", "asks for a TPU beside a GPU", "Choose one of them.")
+        yield Problem("enable_tpu", "requests a TPU in addition to a GPU", "Choose one of them.")
 
 
 def check_inputs(kernel: Kernel) -> Iterator[Problem]:
@@ -137,19 +137,19 @@ def check_inputs(kernel: Kernel) -> Iterator[Problem]:
             if place not in PLACES:
                 yield Problem(
                     f"parameters.{name}",
-                    f"kaggle://{address} is no place of a run",
-                    f"There are kaggle://{', kaggle://'.join(PLACES)}.",
+                    f"kaggle://{address} does not exist in a run",
+                    f"Use kaggle://{', kaggle://'.join(PLACES)}.",
                 )
             elif place == "input" and slug not in declared:
                 yield Problem(
                     f"parameters.{name}",
-                    f"wants kaggle://input/{slug}, which is no source of this kernel",
+                    f"needs kaggle://input/{slug}, which is not a source of this kernel",
                     "Add it to competition_sources, dataset_sources or kernel_sources.",
                 )
 
 
 def check_sources(kernel: Kernel) -> Iterator[Problem]:
-    """Datasets and kernels are named by their owner too: Kaggle drops what it cannot find."""
+    """Sources have the full form of their name: Kaggle drops those that it cannot find."""
     fields = kernel.manifest.kernel
     for kind, form in (
         ("dataset_sources", r"[^/]+/[^/]+(/\d+)?"),
@@ -159,16 +159,18 @@ def check_sources(kernel: Kernel) -> Iterator[Problem]:
     ):
         for source in getattr(fields, kind):
             if not re.fullmatch(form, source):
-                yield Problem(kind, f'"{source}" has not the form {FORMS[kind]}', "Mend the name.")
+                yield Problem(
+                    kind, f'"{source}" does not have the form {FORMS[kind]}', "Fix the name."
+                )
 
 
 def check_image(kernel: Kernel) -> Iterator[Problem]:
-    """What is imported is in the image, or is installed by the run, which needs the internet."""
+    """Imports are in the image, or the run installs them, which needs the internet."""
     fields, pip = kernel.manifest.kernel, kernel.manifest.pip
     if pip and not fields.enable_internet:
         yield Problem(
             "pip",
-            f"the run is to install {', '.join(pip)}, and has no internet",
+            f"the run installs {', '.join(pip)}, and has no internet",
             "Set enable_internet = true in [tool.kernelkit.kernel].",
         )
     for finding in image.compare(kernel.bundle.third_party, pip, kernel.image):
@@ -192,25 +194,25 @@ def check_parameters(kernel: Kernel) -> Iterator[Problem]:
         yield Problem(
             f"parameters.{name}",
             f"{entry} takes no such argument{near_miss(name, signature.accepted)}",
-            "Take it out of [tool.kernelkit.parameters], or give the function the argument.",
+            "Remove it from [tool.kernelkit.parameters], or add the argument to the function.",
         )
     for name in sorted(signature.required - given):
         yield Problem(
             f"parameters.{name}",
             f"{entry} cannot be called without it",
-            "Add it to [tool.kernelkit.parameters], or give the argument a default.",
+            "Add it to [tool.kernelkit.parameters], or give the argument a default value.",
         )
 
 
 def check_secrets(kernel: Kernel, own: Collection[Credential] = ()) -> Iterator[Problem]:
-    """No key, token or password in anything that would be sent; they are never shown."""
+    """Nothing that would be sent holds a key, token or password; secrets are never shown."""
     for finding in find_secrets(kernel, own):
         yield Problem(
             finding.where,
-            f"{finding.kind} would be sent along",
-            "Take it out: in the run, read it from Kaggle's secrets "
-            "(kaggle_secrets.UserSecretsClient) or from a private dataset. If it is no secret, end "
-            'the line with the comment "# pragma: allowlist secret", or, where no comment can '
+            f"{finding.kind} would be sent",
+            "Remove it: in the run, read it from Kaggle's secrets "
+            "(kaggle_secrets.UserSecretsClient) or from a private dataset. If it is not a secret, "
+            'end the line with the comment "# pragma: allowlist secret", or, where no comment can '
             f'stand, set allow_secrets = ["{finding.where}"] in [tool.kernelkit].',
         )
 
@@ -246,32 +248,32 @@ def _as_text(content: bytes) -> str:
 
 
 def advise(kernel: Kernel) -> list[str]:
-    """What a person should know, and what stops nothing."""
-    words = list(kernel.bundle.notes)
+    """What a user should know before a push; none of it stops one."""
+    advice = list(kernel.bundle.notes)
     required = {canonicalize_name(Requirement(text).name) for text in kernel.manifest.pip}
     for finding in image.compare(kernel.bundle.third_party, kernel.manifest.pip, kernel.image):
         place = finding.places[0]
         if finding.presence is Presence.OTHER_VERSION:
-            words.append(
+            advice.append(
                 f"{finding.distribution} is {finding.image_version} in Kaggle's image, "
                 f"{finding.local_version} here ({place})"
             )
         elif finding.presence is Presence.UNKNOWN:
-            words.append(
-                f'whether Kaggle\'s image has "{finding.module}" is not known ({place}): '
+            advice.append(
+                f'it is not known whether Kaggle\'s image has "{finding.module}" ({place}): '
                 'if not, add it to "pip" in [tool.kernelkit]'
             )
         elif finding.presence is Presence.BY_PIP and finding.distribution not in required:
-            words.append(
-                f'whether one of the requirements of "pip" brings "{finding.module}" is not known '
-                f"({place})"
+            advice.append(
+                f'it is not known whether one of the requirements of "pip" installs '
+                f'"{finding.module}" ({place})'
             )
     for finding in image.compare(kernel.bundle.optional, kernel.manifest.pip, kernel.image):
         if finding.presence is Presence.ABSENT:
-            words.append(
+            advice.append(
                 f'"{finding.module}" is not in Kaggle\'s image: {finding.places[0]} does without it'
             )
-    return words
+    return advice
 
 
 FORMS = {
@@ -293,7 +295,7 @@ CHECKS: tuple[Callable[[Kernel], Iterator[Problem]], ...] = (
 
 
 def _addresses(value: JsonValue) -> Iterator[str]:
-    """Every `kaggle://` address in a parameter, without that beginning."""
+    """Every `kaggle://` address in a parameter, without its scheme."""
     if isinstance(value, str) and value.startswith("kaggle://"):
         yield value.removeprefix("kaggle://")
     elif isinstance(value, list):

@@ -1,7 +1,7 @@
-"""An edited .ipynb becomes its cells, and what each of them carries into a package.
+"""Reads the cells of an edited .ipynb, and the files that each of them carries.
 
-Cells are read as text and by `ast`; nothing of a notebook is ever executed. The forms in which a
-cell carries a file are those of templates/42-module.py.j2 and of `kernelkit_run.unpack`.
+Cells are read as text and by `ast`; no code of a notebook is executed. The forms of a file in a
+cell are those of templates/42-module.py.j2 and of `kernelkit_run.unpack`.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from pydantic import ValidationError
 from kernelkit.errors import ConfigError
 from kernelkit.notebook.manifest import Manifest
 
-MAX_UNPACKED_BYTES = 256 << 20  # of one compressed cell: a small cell must not fill the memory
+MAX_UNPACKED_BYTES = 256 << 20  # of one compressed cell: a small cell must not fill memory
 
-PULL = "Name the .ipynb that `kaggle kernels pull OWNER/SLUG` has left."
+PULL = "Name the .ipynb that `kaggle kernels pull OWNER/SLUG` wrote."
 
 _WRITEFILE = re.compile(r"%%(?:writefile|file)\s(?P<arguments>.*)")
-# Below SRC, by its name or by the folder that it stands for: see templates/20-start.py.j2.
+# Below SRC, by its name or by its value: see templates/20-start.py.j2.
 _ADDRESS = re.compile(r"(?:\{SRC\}|\$SRC|/(?:.*/)?kernelkit-[0-9a-f]{12})/(?P<path>.+)")
 
 
 class PathError(Exception):
-    """A path at which no file of a package can lie; the message says why."""
+    """A path that cannot be a file of a package; the message is the reason."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(reason)
@@ -46,16 +46,16 @@ class PathError(Exception):
 
 @dataclass(frozen=True)
 class Carried:
-    """What one cell writes into a package, or why that cannot be known or taken."""
+    """The files that one cell writes into a package, or why they cannot be read or accepted."""
 
     files: tuple[tuple[str, bytes], ...] = ()
     """Path, as in the manifest, and content."""
 
     other_code: bool = False
-    """Whether the cell does something else besides."""
+    """Whether the cell also does something else."""
 
     unreadable: str = ""
-    """Why it cannot be known without running the cell; empty where it can."""
+    """Why the files cannot be read without running the cell; empty where they can."""
 
     refused: PathError | None = None
 
@@ -88,7 +88,7 @@ class Cell:
 
     @cached_property
     def tree(self) -> ast.Module | None:
-        """None where it is no plain Python: a magic, a `!command`, a syntax error, Markdown."""
+        """None where it is not plain Python: a magic, a `!command`, a syntax error, Markdown."""
         if self.kind != "code":
             return None
         try:
@@ -102,19 +102,19 @@ def read_cells(notebook: str) -> list[Cell]:
     """The cells of a notebook's text.
 
     Raises:
-        ConfigError: it is no JSON, no notebook, or one of another nbformat than 4.
+        ConfigError: it is not JSON, not a notebook, or not nbformat 4.
     """
     try:
         document = json.loads(notebook)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"this is no notebook: no valid JSON ({error})", PULL) from None
+        raise ConfigError(f"this is not a notebook: invalid JSON ({error})", PULL) from None
     version = document.get("nbformat") if isinstance(document, dict) else None
     if not isinstance(version, int):
-        raise ConfigError("this is no notebook: its JSON names no nbformat", PULL)
+        raise ConfigError("this is not a notebook: its JSON has no nbformat", PULL)
     if version != 4:
         raise ConfigError(
-            f"the notebook has nbformat {version}, which is not read here",
-            "Bring it to nbformat 4: jupyter nbconvert --to notebook FILE.",
+            f"the notebook has nbformat {version}; kernelkit reads nbformat 4",
+            "Convert it: jupyter nbconvert --to notebook FILE.",
         )
     cells = document.get("cells")
     if not isinstance(cells, list):
@@ -123,10 +123,10 @@ def read_cells(notebook: str) -> list[Cell]:
 
 
 def embedded_manifest(cells: list[Cell]) -> Manifest:
-    """What the notebook says that it was rendered from: the last one, as in a run.
+    """The manifest in the notebook; of several the last one, as in a run.
 
     Raises:
-        ConfigError: no cell holds one that can be read.
+        ConfigError: no cell holds a readable manifest.
     """
     for cell in reversed(cells):
         statement = _embedded(cell)
@@ -136,14 +136,14 @@ def embedded_manifest(cells: list[Cell]) -> Manifest:
         if manifest is not None:
             return manifest
     raise ConfigError(
-        "kernelkit has not rendered this notebook: no cell of it holds a readable BUNDLE",
-        "Sync a notebook that `kernelkit push` or `kernelkit render` has made, and leave the cell "
-        "that sets BUNDLE as it is.",
+        "kernelkit has not rendered this notebook: no cell holds a readable BUNDLE",
+        "Sync a notebook from `kernelkit push` or `kernelkit render`, and leave the cell that sets "
+        "BUNDLE as it is.",
     )
 
 
 def without_manifest(cell: Cell) -> str:
-    """The cell's text, less the statement that embeds the manifest."""
+    """The cell's text without the statement that embeds the manifest."""
     statement = _embedded(cell)
     if statement is None:
         return cell.source
@@ -190,7 +190,7 @@ def _names(targets: list[ast.expr]) -> list[str]:
 
 
 def _literal(node: ast.expr) -> Any:
-    """The value of a Python literal; None where it is none."""
+    """The value of a Python literal; None where it is not one."""
     try:
         value = ast.literal_eval(node)
         repr(value)  # Python refuses to write very long integers
@@ -213,22 +213,22 @@ def _as_manifest(value: object) -> Manifest | None:
 
 
 def _shown(node: ast.expr) -> str:
-    """A value as `repr` writes it, an expression as it stands."""
+    """A value as `repr` writes it, an expression as it is written."""
     value = _literal(node)
     plain = isinstance(node, ast.Constant) and node.value is None
     return repr(value) if value is not None or plain else ast.unparse(node)
 
 
 class _UnreadableError(Exception):
-    """A cell that carries files, and whose content cannot be read; the message says why."""
+    """A cell that carries files that cannot be read; the message is the reason."""
 
 
 def _carried(cell: Cell) -> Carried:
     """Every file that a cell writes into the package.
 
     Raises:
-        _UnreadableError: it would write one, and what cannot be read without running it.
-        PathError: its archive holds other things than files.
+        _UnreadableError: it writes a file that cannot be read without running the cell.
+        PathError: its archive holds something that is not a regular file.
     """
     if cell.kind != "code":
         return Carried()
@@ -252,10 +252,10 @@ def _plain(path: str) -> str:
 
 
 def _written(arguments: str, source: str) -> tuple[tuple[str, bytes], ...]:
-    """What a `%%writefile` cell writes; nothing, where that is no place of kernelkit's.
+    """What a `%%writefile` cell writes; nothing if the path is not one of kernelkit's.
 
-    The magic adds a missing last newline, and an editor trims what is too many: such a file ends
-    in exactly one. No render puts a carriage return into such a cell, so one is an editor's.
+    The magic adds a missing last newline, and editors remove additional ones: such a file ends in
+    exactly one. A render puts no carriage return into such a cell, so an editor added it.
     """
     try:
         words = shlex.split(arguments, posix=False)  # as IPython does: a backslash stays
@@ -272,7 +272,7 @@ def _written(arguments: str, source: str) -> tuple[tuple[str, bytes], ...]:
     try:
         return ((_plain(address["path"]), f"{body}\n".encode() if body else b""),)
     except UnicodeEncodeError:
-        raise _UnreadableError("it holds a character that UTF-8 does not have") from None
+        raise _UnreadableError("it has a character that UTF-8 cannot encode") from None
 
 
 def _call_of_the_run(statement: ast.stmt) -> ast.Call | None:
@@ -310,7 +310,7 @@ def _evaluated(call: ast.Call) -> list[tuple[str, bytes]]:
 
 
 def _value(node: ast.expr) -> Any:
-    """The value of the few expressions in which a cell carries bytes; nothing is executed."""
+    """The value of the few expressions that carry bytes in a cell; nothing is executed."""
     methods: dict[str, Callable[..., Any]] = {
         "zlib.decompress": _inflated,
         "base64.b64decode": base64.b64decode,
@@ -325,7 +325,7 @@ def _value(node: ast.expr) -> Any:
                 return owner.join(*given)
             if name == "encode" and isinstance(owner, str) and given in ([], ["utf-8"]):
                 return owner.encode()
-            raise ValueError(f"no call of {name}() is read here")
+            raise ValueError(f"a call of {name}() cannot be read")
     return ast.literal_eval(node)
 
 
@@ -349,7 +349,7 @@ def _unpacked(packed: bytes) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(fileobj=io.BytesIO(packed), mode="r:xz") as archive:
         for member in archive:
             if not member.isreg():
-                raise PathError(member.name, "only regular files are carried")
+                raise PathError(member.name, "only regular files can be carried")
             size += member.size
             if size > MAX_UNPACKED_BYTES:
                 raise ValueError(f"more than {MAX_UNPACKED_BYTES >> 20} MiB")

@@ -1,8 +1,8 @@
-"""The run side: finds the inputs, checks the hardware, calls the entry, writes the run manifest.
+"""Runs inside the notebook: finds inputs, checks hardware, calls the entry, writes the manifest.
 
-This file travels inside the notebook as the module `kernelkit_runtime`. It needs the standard
-library only, and knows of the build side nothing but the manifest (`bundle.json`) it is given.
-A cell that fails, whichever it is, leaves a manifest that says so.
+The notebook carries this file as the module `kernelkit_runtime`. It uses only the standard library,
+and all it knows about the build is the manifest (`bundle.json`) that the notebook embeds. Any cell
+that fails leaves a run manifest with the error.
 """
 
 from __future__ import annotations
@@ -25,52 +25,90 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypedDict
 
 MANIFEST_NAME = "run-manifest.json"
 MANIFEST_MARK = "kernelkit-manifest "
-"""Begins the one log line that carries the manifest of a failed run."""
+"""The beginning of the one log line that holds the manifest of a failed run."""
 
 SEARCH_DEPTH = 4  # /kaggle/input/competitions/<slug>/<folder of the archive>/
-TREE_LINES = 60  # enough to see what was mounted, short enough for a log
-MANIFEST_LINE_CHARACTERS = 6000  # of a traceback: its end tells most, and a log line stays readable
-MAX_RESULTS = 20  # tables and pictures shown in the notebook
-MAX_PICTURE_BYTES = 1_000_000  # a larger one would bloat the executed notebook
-PIP_CHARACTERS = 2000  # of its complaint: the end tells why
+TREE_LINES = 60  # enough to show what is mounted, and short enough for a log
+MANIFEST_LINE_CHARACTERS = 6000  # of a traceback: its end matters most
+MAX_RESULTS = 20  # tables and images shown in the notebook
+MAX_IMAGE_BYTES = 1_000_000  # a larger one would bloat the executed notebook
+PIP_CHARACTERS = 2000  # of its output: the end has the reason
 NVIDIA_SMI_TIMEOUT_SECONDS = 30
 CHUNK_BYTES = 1 << 20
 
+Parameter: TypeAlias = "str | int | float | bool | list[Parameter] | dict[str, Parameter] | None"
+"""A JSON value."""
+
 
 class RuntimeFault(Exception):
-    """The run cannot go on, and its message says why and what to do."""
+    """The run cannot continue; the message has the reason and the next step."""
 
 
-class Run:
+class Hardware(TypedDict, total=False):
+    """What the run's machine has."""
+
+    machine: str
+    cpus: int | None
+    gpus: list[str]
+    gpu_checked: bool
+
+
+class OutputDocument(TypedDict, total=False):
+    """One output in run-manifest.json; the last two keys describe a csv."""
+
+    path: str
+    size: int
+    sha256: str | None
+    rows: int | None
+    ids_sha256: str | None
+
+
+class RunManifestDocument(TypedDict):
+    """What run-manifest.json holds."""
+
+    schema: int
+    digest: str
+    status: str
+    error: str | None
+    traceback: str | None
+    parameters: Mapping[str, Parameter]
+    outputs: list[OutputDocument]
+    versions: dict[str, str]
+    hardware: Hardware
+    started: str
+    seconds: float
+
+
+class NotebookRun:
     """One run of a kernel, from its first cell to its last.
 
-    `bundle` is the manifest of the build side, `source_dir` the folder where the notebook has
-    written the sources: it becomes the first entry of `sys.path`.
+    `bundle` is the embedded manifest. `source_dir` is the folder where the notebook writes the
+    sources; it becomes the first entry of `sys.path`.
     """
 
     def __init__(self, bundle: Mapping[str, Any], source_dir: str | Path) -> None:
         self.bundle = bundle
         self.source_dir = Path(source_dir)
-        self.input_dir = _place("KAGGLE_INPUT_DIR", "/kaggle/input")
-        self.working_dir = _place("KAGGLE_WORKING_DIR", "/kaggle/working") or Path.cwd()
-        self.temp_dir = _place("KAGGLE_TEMP_DIR", "/kaggle/temp") or Path(tempfile.gettempdir())
-        self.hardware: dict[str, Any] = {}
-        self.parameters: dict[str, Any] = {}
+        self.input_dir = _folder("KAGGLE_INPUT_DIR", "/kaggle/input")
+        self.working_dir = _folder("KAGGLE_WORKING_DIR", "/kaggle/working") or Path.cwd()
+        self.temp_dir = _folder("KAGGLE_TEMP_DIR", "/kaggle/temp") or Path(tempfile.gettempdir())
+        self.hardware: Hardware = {}
+        self.parameters: Mapping[str, Parameter] = {}
         self._started = time.time()
-        self._watch_cells()
+        self._register_cells()
 
-    def check_hardware(self) -> dict[str, Any]:
-        """What the run really has, after a real operation on the device that was asked for.
+    def check_hardware(self) -> Hardware:
+        """The machine's hardware; a requested GPU must really compute.
 
         Raises:
-            RuntimeFault: a GPU was asked for, and there is none or it cannot compute.
+            RuntimeFault: the kernel requests a GPU, and there is none or it cannot compute.
         """
         session = re.search(r"\d+$", os.environ.get("KAGGLE_CONTAINER_NAME", ""))
-        if session:  # the one way to learn by which number Kaggle would end this run [A]
+        if session:  # Kaggle cancels a run by this number, and shows it nowhere else
             print("kernelkit session", session[0], flush=True)
         self.hardware = {
             "machine": platform.machine(),
@@ -92,40 +130,40 @@ class Run:
         return self.hardware
 
     def write_source(self, path: str, content: bytes) -> None:
-        """Write one file of the package that a `%%writefile` cell could not carry exactly."""
+        """Write one file of the package that a `%%writefile` cell would not write exactly."""
         target = self.source_dir / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
         print(f"Writing {target}")
 
     def unpack(self, archive: str) -> None:
-        """Write the files of the packages that are carried compressed: a .tar.xz in base64."""
+        """Write the files that are carried compressed: a .tar.xz in base64."""
         with tarfile.open(fileobj=io.BytesIO(base64.b64decode(archive)), mode="r:xz") as tar:
             tar.extractall(self.source_dir, filter="data")
             print(f"Writing {len(tar.getnames())} files to {self.source_dir}")
 
     def pip_install(self, requirements: list[str]) -> None:
-        """Install what the image does not have.
+        """Install the project's own requirements.
 
         Raises:
-            RuntimeFault: pip does not succeed; the message is its own.
+            RuntimeFault: pip fails; the message holds its output.
         """
         command = [sys.executable, "-m", "pip", "install", "--quiet", *requirements]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            words = (done.stderr or done.stdout).strip()[-PIP_CHARACTERS:]
-            raise RuntimeFault(f"pip could not install {', '.join(requirements)}:\n{words}")
+            output = (done.stderr or done.stdout).strip()[-PIP_CHARACTERS:]
+            raise RuntimeFault(f"pip could not install {', '.join(requirements)}:\n{output}")
         importlib.invalidate_caches()
         print(f"installed {', '.join(requirements)}")
 
     def check_sources(self) -> None:
-        """Hold every source on disk against the manifest, and let workers import them too.
+        """Compare every source on disk with the manifest, and make all of them importable.
 
         Raises:
             RuntimeFault: a file is missing or differs.
         """
         wrong = [
-            f"{file['path']}: {'is missing' if found is None else 'has other content'}"
+            f"{file['path']}: {'is missing' if found is None else 'has different content'}"
             for file in self.bundle["files"]
             if (found := _sha256(self.source_dir / file["path"])) != file["sha256"]
         ]
@@ -133,7 +171,7 @@ class Run:
             raise RuntimeFault(
                 "The sources on disk are not those of the package:\n  "
                 + "\n  ".join(wrong)
-                + "\nWas a cell edited or skipped? Edit the package, and render anew."
+                + "\nWas a cell edited or skipped? Edit the package and render it again."
             )
         for file in self.bundle["files"]:
             if file.get("executable"):
@@ -141,41 +179,41 @@ class Run:
         source_dir = str(self.source_dir)
         if source_dir not in sys.path:
             sys.path.insert(0, source_dir)
-        # The kernel may have imported its own copy of a package that travels in here.
+        # The kernel may have imported its own copy of a package that is carried here.
         for name in self._foreign_modules():
             del sys.modules[name]
-        # Spawned workers and `python -m` start without this notebook's sys.path.
+        # Spawned workers and `python -m` do not inherit sys.path.
         inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
         if source_dir not in inherited:
             os.environ["PYTHONPATH"] = os.pathsep.join([source_dir, *inherited])
         importlib.invalidate_caches()
         print(f"{len(self.bundle['files'])} files, each with the sha256 of the package")
 
-    def resolve(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters with every `kaggle://` address turned into a path of this run.
+    def resolve(self, parameters: Mapping[str, Parameter]) -> Mapping[str, Parameter]:
+        """The parameters, with every `kaggle://` address replaced by a path of this run.
 
-        `kaggle://input/<slug>` is looked for in the mounts of 2026, then in the former ones, then
-        by a bounded search; `kaggle://working` and `kaggle://temp` are the folders of that name.
+        `kaggle://input/<slug>` is looked up in the mounts of 2026, then in the older ones, then by
+        a bounded search. `kaggle://working` and `kaggle://temp` are the folders of that name.
 
         Raises:
-            RuntimeFault: an input is not there; the message shows what is.
+            RuntimeFault: an input is missing; the message lists what is mounted.
         """
         self.parameters = {name: self._resolve(value) for name, value in parameters.items()}
         for name, value in self.parameters.items():
             print(f"{name} = {value!r}")
         return self.parameters
 
-    def call(self, entry: str, parameters: Mapping[str, Any]) -> Any:
+    def call(self, entry: str, parameters: Mapping[str, Parameter]) -> object:
         """Import "package.module:function" from the sources and call it with the parameters.
 
-        `sys.exit(0)`, with which many programs end, is a good end.
+        `sys.exit(0)`, with which many programs end, is a success.
 
         Raises:
             RuntimeFault: another copy of one of the packages was imported.
         """
         module_name, _, function = entry.partition(":")
         module = importlib.import_module(module_name)
-        self._require_own_copies()  # before hours are spent on the wrong code
+        self._require_own_copies()  # before the run spends hours on the wrong code
         os.chdir(self.working_dir)
         result = None
         try:
@@ -183,11 +221,11 @@ class Run:
         except SystemExit as end:
             if end.code not in (None, 0):
                 raise
-        self._require_own_copies()  # what was imported on the way counts too
+        self._require_own_copies()  # modules that the run imported later count too
         return result
 
     def show_results(self) -> None:
-        """Show each table (Markdown) and picture (PNG) that the run left in its working folder."""
+        """Show each table (Markdown) and image (PNG) in the working folder."""
         from IPython.display import Image, Markdown, display
 
         found = [path for path in sorted(self.working_dir.rglob("*")) if path.is_file()]
@@ -195,16 +233,16 @@ class Run:
         for path in results[:MAX_RESULTS]:
             if path.suffix == ".md":
                 display(Markdown(path.read_text(encoding="utf-8", errors="replace")))
-            elif path.stat().st_size <= MAX_PICTURE_BYTES:
+            elif path.stat().st_size <= MAX_IMAGE_BYTES:
                 display(Image(path.read_bytes()))
         if len(results) > MAX_RESULTS:
-            print(f"… and {len(results) - MAX_RESULTS} more tables and pictures")
+            print(f"… and {len(results) - MAX_RESULTS} more tables and images")
 
-    def finish(self) -> dict[str, Any]:
-        """Write the manifest of a run that came to its end.
+    def finish(self) -> RunManifestDocument:
+        """Write the manifest of a complete run.
 
         Raises:
-            RuntimeFault: a declared output is not there.
+            RuntimeFault: a declared output is missing.
         """
         missing = [
             name for name in self.bundle["outputs"] if not (self.working_dir / name).is_file()
@@ -216,10 +254,10 @@ class Run:
             )
         manifest = self._write_manifest("complete", None)
         for output in manifest["outputs"]:
-            print(f"{output['sha256'][:12]}  {output['size']:>12,} B  {output['path']}")
+            print(f"{str(output['sha256'])[:12]}  {output['size']:>12,} B  {output['path']}")
         return manifest
 
-    def _resolve(self, value: Any) -> Any:
+    def _resolve(self, value: Parameter) -> Parameter:
         if isinstance(value, list):
             return [self._resolve(item) for item in value]
         if isinstance(value, dict):
@@ -274,7 +312,7 @@ class Run:
             raise RuntimeFault(f"{name} came from {origin}, not from {self.source_dir}")
 
     def _foreign_modules(self) -> list[str]:
-        """Loaded modules that the packages hold too, and that come from elsewhere."""
+        """Loaded modules of the packages that were not imported from the carried sources."""
         paths = [file["path"] for file in self.bundle["files"] if file["path"].endswith(".py")]
         modules = {path[:-3].removesuffix("/__init__").replace("/", ".") for path in paths}
         packages = {p[:-12].replace("/", ".") for p in paths if p.endswith("/__init__.py")}
@@ -288,11 +326,11 @@ class Run:
                 found.append(name)
         return found
 
-    def _watch_cells(self) -> None:
-        """Have IPython tell of every cell's end, so that any failing cell leaves a manifest."""
+    def _register_cells(self) -> None:
+        """Register for the end of every cell, so that any failing cell leaves a manifest."""
         try:
             from IPython.core.getipython import get_ipython
-        except ImportError:  # the module alone, in a test or a script
+        except ImportError:  # without a notebook, in a test or a script
             return
         shell = get_ipython()
         if shell is not None:
@@ -302,13 +340,15 @@ class Run:
         error = result.error_before_exec or result.error_in_exec
         if error is not None:
             manifest = self._write_manifest("failed", error)
-            for key in ("error", "traceback"):
-                manifest[key] = manifest[key][-MANIFEST_LINE_CHARACTERS:]
-            line = json.dumps(manifest, sort_keys=True, default=str)
+            ends = {
+                "error": str(manifest["error"])[-MANIFEST_LINE_CHARACTERS:],
+                "traceback": str(manifest["traceback"])[-MANIFEST_LINE_CHARACTERS:],
+            }
+            line = json.dumps({**manifest, **ends}, sort_keys=True, default=str)
             print(MANIFEST_MARK + line, flush=True)
 
-    def _write_manifest(self, status: str, error: BaseException | None) -> dict[str, Any]:
-        manifest = {
+    def _write_manifest(self, status: str, error: BaseException | None) -> RunManifestDocument:
+        manifest: RunManifestDocument = {
             "schema": 1,
             "digest": self.bundle["digest"],
             "status": status,
@@ -323,7 +363,7 @@ class Run:
         }
         target = self.working_dir / MANIFEST_NAME
         partial = target.with_suffix(".partial")
-        # A surrogate in somebody's error message must not cost the manifest: ASCII, escaped.
+        # ASCII with escapes: an error message may contain a surrogate.
         text = json.dumps(manifest, indent=1, sort_keys=True, default=str)
         partial.write_text(text + "\n", encoding="ascii")
         partial.replace(target)
@@ -333,8 +373,11 @@ class Run:
         return (name for name in self.bundle["outputs"] if (self.working_dir / name).is_file())
 
 
-def _place(variable: str, default: str) -> Path | None:
-    """The folder that the environment names, else Kaggle's own where it exists."""
+Run = NotebookRun  # as the template 30-hardware of kernelkit 0.1.0 calls it
+
+
+def _folder(variable: str, default: str) -> Path | None:
+    """The folder that the environment names, else Kaggle's own if it exists."""
     stated = os.environ.get(variable)
     if stated:
         return Path(stated)
@@ -342,7 +385,7 @@ def _place(variable: str, default: str) -> Path | None:
 
 
 def _nvidia_gpus() -> list[str]:
-    """Names of the GPUs as the driver tells them; PyTorch's word may be a wish (see P100)."""
+    """The names of the GPUs that the driver reports."""
     try:
         done = subprocess.run(
             ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
@@ -357,9 +400,9 @@ def _nvidia_gpus() -> list[str]:
 
 
 def _compute_on_gpu(asked: str, gpus: list[str]) -> bool:
-    """Multiply on every GPU: `torch.cuda.is_available()` is True on cards torch cannot use.
+    """Multiply on every GPU: `torch.cuda.is_available()` is True even on cards torch cannot use.
 
-    Returns False where the image has no PyTorch to check with.
+    Returns False without PyTorch.
     """
     try:
         import torch
@@ -380,17 +423,21 @@ def _compute_on_gpu(asked: str, gpus: list[str]) -> bool:
     return True
 
 
-def _describe(folder: Path, name: str) -> dict[str, Any]:
-    """Name, size in bytes and sha256 of an output; of a csv its rows and a hash of its ids too."""
+def _describe(folder: Path, name: str) -> OutputDocument:
+    """Name, size in bytes and sha256 of an output; for a csv also rows and a hash of the ids."""
     path = folder / name
-    described = {"path": name, "size": path.stat().st_size, "sha256": _sha256(path)}
+    described: OutputDocument = {
+        "path": name,
+        "size": path.stat().st_size,
+        "sha256": _sha256(path),
+    }
     return {**described, **_describe_csv(path)} if path.suffix == ".csv" else described
 
 
-def _describe_csv(path: Path) -> dict[str, Any]:
-    """Rows below the header, and the sha256 over the first column, a newline after each id.
+def _describe_csv(path: Path) -> OutputDocument:
+    """Rows below the header, and the sha256 over the first column, with a newline after each id.
 
-    Both are None where the file cannot be read as a UTF-8 csv: its sha256 must do.
+    Both are None where the file is not a UTF-8 csv.
     """
     ids, rows = hashlib.sha256(), 0
     try:
@@ -406,7 +453,7 @@ def _describe_csv(path: Path) -> dict[str, Any]:
 
 
 def _sha256(path: Path) -> str | None:
-    """Of a file's content, in hexadecimal; None where there is no such file."""
+    """SHA-256 of a file's content, in hexadecimal; None where there is no such file."""
     if not path.is_file():
         return None
     state = hashlib.sha256()
@@ -417,7 +464,7 @@ def _sha256(path: Path) -> str | None:
 
 
 def _versions(third_party: list[str]) -> dict[str, str]:
-    """Of Python and of the distributions behind the imported names, where they are installed."""
+    """Versions of Python and of the installed distributions that the package imports."""
     distributions = importlib.metadata.packages_distributions()
     names = {name for module in third_party for name in distributions.get(module, [])}
     return {
@@ -427,7 +474,7 @@ def _versions(third_party: list[str]) -> dict[str, str]:
 
 
 def _tree(folder: Path) -> str:
-    """The folder's content, a line each, `SEARCH_DEPTH` deep and `TREE_LINES` long."""
+    """What a folder holds, one line each, at most `SEARCH_DEPTH` deep and `TREE_LINES` long."""
     lines = []
     for path in sorted(folder.rglob("*")):
         depth = len(path.relative_to(folder).parts)

@@ -1,5 +1,6 @@
-"""`kernelkit prove`: the project's own tests, run against what the notebook writes.
+"""`kernelkit prove`: the project's own tests, run against the files that the notebook writes.
 
-prove          runs the tests twice and compares: `prove`, `Proof`
-pytest_plugin  records the outcome of every test
+prove          runs the tests twice and compares: `prove`, `Proof`, `without_accelerator`,
+               `DEADLINE_SECONDS`
+pytest_plugin  records the outcome of every test, inside the project's own pytest
 """

@@ -1,15 +1,14 @@
-"""The project's own tests, run against what the notebook wrote: the same results, or a failure.
+"""Runs the project's own tests with the package and with the files that the notebook writes.
 
-Two copies of the project are made, each in a temporary folder. In the first the package lies where
-it is. In the second it is missing, and its place on the import path takes the folder that the
-notebook has filled: its cells up to the check of the sources really run, in a fresh Jupyter kernel
-that knows nothing of the project. The same pytest command runs in both, and every test must come to
-the same end. Whatever the package reads beside itself is not there the second time: so it is on
-Kaggle.
+kernelkit makes two copies of the project in temporary folders. The first has the package in its
+place. The second lacks the package; instead, the import path has the folder that the notebook
+wrote: its cells up to the source check really run, in a fresh Jupyter kernel that knows nothing
+about the project. The same pytest command runs in both copies, and every test must have the same
+outcome. Files outside the package that it reads are missing in the second copy, as on Kaggle.
 
-What is not covered: what the notebook's `pip` cell would install, the versions of Kaggle's image,
-its hardware, and the metadata of an installed package (`importlib.metadata` finds what `--python`
-has installed).
+Not covered: what the notebook's `pip` cell would install, the versions of Kaggle's image, its
+hardware, and the metadata of an installed package (`importlib.metadata` finds what is installed for
+`--python`).
 """
 
 from __future__ import annotations
@@ -31,7 +30,8 @@ from functools import cached_property
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import Any
+
+from pydantic import BaseModel
 
 from kernelkit.bundle.bundle import RUNTIME_MODULE, Bundle
 from kernelkit.bundle.files import TEST
@@ -50,14 +50,14 @@ from kernelkit.notebook.render import Kernel
 DEADLINE_SECONDS = 600.0  # for the notebook, and for each of the two test runs
 KERNEL_START_SECONDS = 300  # on a machine that is busy
 ANSWER_SECONDS = 60  # for a Python to say what it has installed, on a cold disk
-LAST_CELL = "check"  # the tag of the cell that holds the sources against the manifest
-INSTALLING_CELL = "pip"  # it would change the environment of the person who proves
+LAST_CELL = "check"  # the tag of the cell that compares the sources with the manifest
+INSTALLING_CELL = "pip"  # it would change the environment of this machine
 PLUGIN = "kernelkit_pytest_plugin"
-SHOWN = 20  # differences told one by one; a script gets them all
+SHOWN = 20  # differences in a message; --json has all
 TAIL_LINES = 15
 
 LEFT_OUT_FOLDERS = frozenset({"__pycache__", "node_modules"})
-OUR_FOLDERS = frozenset({"build", "dist", "runs"})  # at the project's top, where git allows them
+OUTPUT_FOLDERS = frozenset({"build", "dist", "runs"})  # of the project, where git lists them
 
 # pytest's own exit codes.
 _TESTS_RAN = (0, 1, 2)  # 2 when a file could not be collected, too
@@ -70,14 +70,14 @@ _FACTS = (
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one test came to."""
+class RecordedOutcome:
+    """The outcome of one test."""
 
     outcome: str
     """passed, failed, error (outside the test itself), skipped, xfailed or xpassed."""
 
     error: str
-    """The type of the exception, where there was one."""
+    """The type of the exception; empty where there was none."""
 
     reason: str
     """One line."""
@@ -89,16 +89,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Proof:
-    """The tests came to the same ends with the package and with what the notebook wrote."""
+    """Every test had the same outcome with the package and with what the notebook wrote."""
 
     source_digest: str
-    """SHA-256 over every path and content that was proven; bundle.json holds it too."""
+    """SHA-256 over the path and content of every file, as in bundle.json."""
 
     arguments: tuple[str, ...]
-    """Of pytest."""
+    """The arguments for pytest."""
 
     outcomes: Mapping[str, str]
-    """Test → what it came to, both times. A file that could not be collected stands for itself."""
+    """Test → its outcome, both times. A file that cannot be collected is listed by its name."""
 
     python: str
     """The interpreter that ran the tests."""
@@ -111,8 +111,8 @@ class Proof:
 
     @property
     def numbers(self) -> dict[str, int]:
-        """Outcome → how many tests."""
-        return dict(Counter(told.partition(" ")[0] for told in self.outcomes.values()))
+        """RecordedOutcome → how many tests."""
+        return dict(Counter(outcome.partition(" ")[0] for outcome in self.outcomes.values()))
 
     @property
     def words(self) -> str:
@@ -131,7 +131,7 @@ class _Python:
 
 
 def without_accelerator(config: Config) -> Config:
-    """The same sources in a notebook that asks for no GPU, so that it runs here."""
+    """The same configuration without a GPU or TPU, so that the notebook runs here."""
     fields = {"enable_gpu": False, "enable_tpu": False, "machine_shape": ""}
     return config.model_copy(update={"kernel": config.kernel.model_copy(update=fields)})
 
@@ -151,11 +151,11 @@ def prove(
     (default: the interpreter that runs this). `deadline` is in seconds, for each of three steps.
 
     Raises:
-        VerificationError: a test ends otherwise, the notebook does not write the package, another
-            copy of it was imported, or none at all.
+        VerificationError: a test has another outcome, the notebook does not write the package, or
+            the tests imported another copy of it or none.
         ConfigError: there are no tests, or none passes with the package itself.
         TemplateError: the notebook has no cell that checks its sources.
-        MachineError: pytest, nbclient or ipykernel is missing.
+        LocalError: pytest, nbclient or ipykernel is missing.
         DeadlineError: a step took too long.
     """
     with tempfile.TemporaryDirectory(prefix="kernelkit-", ignore_cleanup_errors=True) as name:
@@ -172,19 +172,19 @@ def prove(
             package = _run_tests(command, first, "the package")
         _require_tests(package, runner)
         _require_own_copy(package, first, "the package")
-        on_event(f"with the package: {_told(package)}")
+        on_event(f"with the package: {_summary(package)}")
 
         with watch("notebook"):
             written = _run_notebook(kernel, notebook_runner, here / "n", deadline)
             _check_written(written, kernel.manifest)
         files = len(kernel.manifest.files)
-        on_event(f"the notebook has written {files} {'file' if files == 1 else 'files'}")
+        on_event(f"the notebook wrote {files} {'file' if files == 1 else 'files'}")
 
         second = _stage_with_notebook(layout, here / "b", written)
         with watch("tests with the notebook"):
             notebook = _run_tests(_moved(command, package, first, second), second, "the notebook")
         _require_ran(notebook)
-        on_event(f"with what the notebook wrote: {_told(notebook)}")
+        on_event(f"with what the notebook wrote: {_summary(notebook)}")
         _require_same(package, notebook)
         _require_own_copy(notebook, second, "the notebook")
         return Proof(
@@ -215,7 +215,7 @@ def _python_of_tests(wanted: str | None) -> _Python:
     path = shutil.which(wanted) if wanted else sys.executable
     if path is None:
         raise ConfigError(f"--python {wanted}: no such program", "Name a Python interpreter.")
-    path = str(Path(path).absolute())  # not resolved: a virtual environment is known by its link
+    path = str(Path(path).absolute())  # not resolved: the link identifies a virtual environment
     try:
         done = subprocess.run(
             [path, "-c", _FACTS],
@@ -229,7 +229,7 @@ def _python_of_tests(wanted: str | None) -> _Python:
         version, has_pytest, has_ipykernel = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError):
         raise ConfigError(
-            f"{path} does not answer as a Python does", "Name an interpreter: --python PATH."
+            f"{path} is not a Python interpreter", "Name an interpreter: --python PATH."
         ) from None
     if not has_pytest:
         raise LocalError(
@@ -245,7 +245,7 @@ def _unless_same(notebook: _Python, tests: _Python) -> str:
 
 
 def _python_of_notebook(tests: _Python) -> _Python:
-    """The tests' own, or ours where that one has no ipykernel."""
+    """The Python of the tests, or this one where that has no ipykernel."""
     ours = _Python(sys.executable, platform.python_version(), find_spec("ipykernel") is not None)
     chosen = tests if tests.has_ipykernel else ours
     missing = [] if find_spec("nbclient") else ["nbclient"]
@@ -262,18 +262,18 @@ def _python_of_notebook(tests: _Python) -> _Python:
 
 
 def _run_notebook(kernel: Kernel, python: _Python, folder: Path, deadline: float) -> Path:
-    """Run it up to the check of the sources; the folder into which it wrote them."""
+    """Run the notebook up to the source check; returns the folder that it wrote."""
     for name in ("cwd", "tmp", "jupyter/kernels/prove"):
         (folder / name).mkdir(parents=True)
     notebook = folder / "cwd" / "notebook.ipynb"
-    notebook.write_text(json.dumps(_up_to_check(json.loads(kernel.notebook))), encoding="utf-8")
+    notebook.write_text(_up_to_check(kernel.notebook), encoding="utf-8")
     specification = {
         "argv": [python.path, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         "display_name": "prove",
         "language": "python",
     }
     (folder / "jupyter/kernels/prove/kernel.json").write_text(json.dumps(specification))
-    # A process of its own: nbclient takes over the signals of the one that it runs in.
+    # In its own process, because nbclient installs signal handlers.
     command = [sys.executable, "-c", "from nbclient.cli import main; main()"]
     command += ["--inplace", "--allow-errors", f"--startup_timeout={KERNEL_START_SECONDS}"]
     command += ["--kernel_name=prove", str(notebook)]
@@ -281,21 +281,23 @@ def _run_notebook(kernel: Kernel, python: _Python, folder: Path, deadline: float
         "JUPYTER_PATH": str(folder / "jupyter"),
         "JUPYTER_CONFIG_DIR": str(folder / "jupyter"),
         "JUPYTER_RUNTIME_DIR": str(folder / "jupyter"),
-        "IPYTHONDIR": str(folder / "ipython"),  # a profile of the user's may change what cells do
+        "IPYTHONDIR": str(folder / "ipython"),  # a user's profile may change what cells do
         "KAGGLE_WORKING_DIR": str(folder / "cwd"),
     }
     ended = _run(command, notebook.parent, environment, folder / "log", deadline)
     if ended.code is None:
         raise DeadlineError(
-            f"the notebook was not done after {deadline:.0f} s", "Give it longer: --deadline."
+            f"the notebook did not finish within {deadline:.0f} s", "Give it more time: --deadline."
         )
     if ended.code:
         raise LocalError(f"the notebook could not be run:\n{ended.tail}")
-    _require_no_error(json.loads(notebook.read_text(encoding="utf-8")))
+    _require_no_error(notebook.read_text(encoding="utf-8"))
     return next((folder / "tmp").rglob(f"{RUNTIME_MODULE}.py")).parent
 
 
-def _up_to_check(notebook: dict[str, Any]) -> dict[str, Any]:
+def _up_to_check(text: str) -> str:
+    """A notebook without its `pip` cell and everything after the source check."""
+    notebook = json.loads(text)
     checks = [
         position
         for position, cell in enumerate(notebook["cells"])
@@ -307,31 +309,29 @@ def _up_to_check(notebook: dict[str, Any]) -> dict[str, Any]:
             f"Keep kernelkit's template 50-{LAST_CELL}.py.j2: it checks what the cells wrote.",
         )
     kept = notebook["cells"][: checks[-1] + 1]
-    return {
-        **notebook,
-        "cells": [c for c in kept if INSTALLING_CELL not in c["metadata"].get("tags", [])],
-    }
+    cells = [cell for cell in kept if INSTALLING_CELL not in cell["metadata"].get("tags", [])]
+    return json.dumps({**notebook, "cells": cells})
 
 
-def _require_no_error(notebook: dict[str, Any]) -> None:
-    for cell in notebook["cells"]:
+def _require_no_error(text: str) -> None:
+    for cell in json.loads(text)["cells"]:
         for output in cell.get("outputs", []):
             if output["output_type"] == "error":
                 raise VerificationError(
                     f"the notebook's cell {cell['id']} fails: {output['ename']}: "
                     f"{output['evalue']}",
-                    "Its sources are not written: render, and look at that cell.",
+                    "It does not write its sources: look at that cell of the rendered notebook.",
                 )
 
 
 def _check_written(folder: Path, manifest: Manifest) -> None:
-    """Not the notebook's own word for it: each file, read back here."""
+    """Read every file again, whatever the notebook itself reported."""
     for file in manifest.files:
         path = folder / file.path
         if not path.is_file() or sha256(path.read_bytes()).hexdigest() != file.sha256:
             raise VerificationError(
-                f"{file.path} is not written as the package has it",
-                "That is a fault of kernelkit or of a template: please report it.",
+                f"{file.path} differs from the package",
+                "That is a bug of kernelkit or of a template: please report it.",
             )
 
 
@@ -339,13 +339,13 @@ def _check_written(folder: Path, manifest: Manifest) -> None:
 
 
 class _Layout:
-    """Where the files of the package lie in the project, and where the notebook writes them."""
+    """Where the package's files are in the project, and where the notebook writes them."""
 
     def __init__(self, project: Path, bundle: Bundle) -> None:
         self.project = project
         self.carried = [PurePosixPath(file.path) for file in bundle.files]
         self.tests_inside = [PurePosixPath(p) for p, why in bundle.left_out.items() if why == TEST]
-        """Tests that live in the package's folder and are not carried."""
+        """Tests inside the package's folder that are not carried."""
 
         roots = sorted(bundle.roots.items())
         self.tops = {PurePosixPath(root, top): top for top, root in roots}
@@ -357,7 +357,7 @@ class _Layout:
         self.inside = sorted(carried | {p for p in present if self.in_notebook(p) is not None})
         """The package's files in the project, whether carried or not."""
 
-        self.beside = [path for path in listed if self.in_notebook(path) is None]
+        self.outside = [path for path in listed if self.in_notebook(path) is None]
 
     def in_project(self, path: PurePosixPath) -> PurePosixPath:
         """`pkg/mod.py` → `src/pkg/mod.py`."""
@@ -365,14 +365,14 @@ class _Layout:
         return home.parent / path
 
     def in_notebook(self, path: PurePosixPath) -> PurePosixPath | None:
-        """`src/pkg/mod.py` → `pkg/mod.py`; None for what is no part of the package."""
+        """`src/pkg/mod.py` → `pkg/mod.py`; None for a path outside the package."""
         for home in self.tops:
             if path.is_relative_to(home):
                 return path.relative_to(home.parent)
         return None
 
     def is_own(self, module: str) -> bool:
-        """Whether a module is carried, or belongs into a regular package that is."""
+        """Whether a module is carried, or belongs to a regular package that is carried."""
         parts = module.split(".")
         around = {".".join(parts[:depth]) for depth in range(1, len(parts))}
         return module in self._modules or bool(around & self._packages)
@@ -397,7 +397,7 @@ class _Stage:
     """The folders from which the package comes."""
 
     written: Path | None = None
-    """Where the notebook has written it; None where it lies in the project."""
+    """Where the notebook wrote the package; None where it is in the project."""
 
     @property
     def temp(self) -> Path:
@@ -422,7 +422,7 @@ class _Stage:
         return str(path)
 
     def without_paths(self, text: str) -> str:
-        """Words of a test without the name of a temporary folder."""
+        """A text without the names of temporary folders."""
         for folder in (self.written, self.folder, self.temp):
             text = text.replace(str(folder), "…") if folder else text
         return text
@@ -430,7 +430,7 @@ class _Stage:
 
 def _stage_with_package(layout: _Layout, folder: Path) -> _Stage:
     stage = folder / "project"
-    for path in layout.beside:
+    for path in layout.outside:
         _copy(layout.project, path, stage / path)
     for path in layout.inside:
         _copy_content(layout.project / path, stage / path)
@@ -441,7 +441,7 @@ def _stage_with_package(layout: _Layout, folder: Path) -> _Stage:
 def _stage_with_notebook(layout: _Layout, folder: Path, written: Path) -> _Stage:
     stage = folder / "project"
     stage.mkdir(parents=True)
-    for path in layout.beside:
+    for path in layout.outside:
         _copy(layout.project, path, stage / path)
     for path in layout.tests_inside:
         below = layout.in_notebook(path)
@@ -458,7 +458,7 @@ def _with_folders(stage: _Stage) -> _Stage:
 
 
 def _copy(project: Path, path: PurePosixPath, target: Path) -> None:
-    """Links out of the project stay links: a whole environment or data set may lie behind one."""
+    """Links out of the project stay links: they may lead to a whole environment or data set."""
     source = project / path
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -471,29 +471,29 @@ def _copy(project: Path, path: PurePosixPath, target: Path) -> None:
             shutil.copytree(source, target, ignore=ignored, symlinks=True)
         elif source.is_file():
             shutil.copy2(source, target)
-    except OSError as fault:
-        raise LocalError(f"{source} cannot be copied to {target.parent}: {fault}") from fault
+    except OSError as error:
+        raise LocalError(f"{source} cannot be copied to {target.parent}: {error}") from error
 
 
 def _copy_content(source: Path, target: Path) -> None:
-    """A file of the package: as in the notebook, no link is left of it."""
+    """Copy a file of the package; a link becomes a file, as in the notebook."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, target)
-    except OSError as fault:
-        raise LocalError(f"{source} cannot be copied to {target.parent}: {fault}") from fault
+    except OSError as error:
+        raise LocalError(f"{source} cannot be copied to {target.parent}: {error}") from error
 
 
 def _project_files(project: Path) -> list[PurePosixPath]:
-    """What belongs to the project: by git's word, or all but caches, environments and builds."""
+    """The project's files: as git lists them, or all except caches, environments and builds."""
     names = _listed_by_git(project) or [path.as_posix() for path in _walk(project)]
     paths = (PurePosixPath(name) for name in names)
-    return [path for path in paths if path.parts[0] not in OUR_FOLDERS or len(path.parts) == 1]
+    return [path for path in paths if path.parts[0] not in OUTPUT_FOLDERS or len(path.parts) == 1]
 
 
 def _listed_by_git(project: Path) -> list[str]:
-    told = ask_git(project, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    return [name for name in (told or "").split("\0") if name]
+    listed = ask_git(project, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    return [name for name in (listed or "").split("\0") if name]
 
 
 def _walk(project: Path) -> Iterator[Path]:
@@ -520,7 +520,7 @@ class _Command:
 
     deadline: float
     fixed: tuple[str, ...] = ()
-    """What must be said because the package is not where the project file expects it."""
+    """Options that are needed because the package is not where pytest's settings expect it."""
 
     def line(self) -> list[str]:
         line = [self.python, "-m", "pytest", "-p", PLUGIN, "-p", "no:cacheprovider"]
@@ -530,15 +530,15 @@ class _Command:
 
 @dataclass(frozen=True)
 class _Session:
-    """What one pytest run came to."""
+    """The result of one pytest run."""
 
     code: int
     tail: str
     seconds: float
-    tests: dict[str, Outcome]
+    tests: dict[str, RecordedOutcome]
     modules: list[tuple[str, str]]
     arguments: list[str]
-    """What pytest was to collect, after its own settings had their say."""
+    """What pytest collected from, including its own settings."""
 
     rootdir: str
     inifile: str | None
@@ -546,6 +546,24 @@ class _Session:
     @property
     def numbers(self) -> dict[str, int]:
         return dict(Counter(outcome.outcome for outcome in self.tests.values()))
+
+
+class _RecordedTest(BaseModel):
+    file: str
+    test: str
+    outcome: str
+    error: str
+    reason: str
+
+
+class _Record(BaseModel):
+    """What the plugin writes for one process."""
+
+    arguments: list[str] = []
+    rootdir: str = ""
+    inifile: str | None = None
+    tests: list[_RecordedTest] = []
+    modules: list[tuple[str, str]] = []
 
 
 def _install_plugin(folder: Path) -> Path:
@@ -556,63 +574,63 @@ def _install_plugin(folder: Path) -> Path:
 
 def _run_tests(command: _Command, stage: _Stage, subject: str) -> _Session:
     path = (*stage.imports, command.pytest_plugin)
-    environment = _environment(stage.temp, path) | {"KERNELKIT_WITNESS": str(stage.records)}
+    environment = _environment(stage.temp, path) | {"KERNELKIT_OUTCOMES": str(stage.records)}
     log = stage.folder.with_name("log")
     ended = _run(command.line(), stage.folder, environment, log, command.deadline)
     if ended.code is None:
         begun = stage.records / "running"
         test = begun.read_text(encoding="utf-8") if begun.is_file() else ""
         raise DeadlineError(
-            f"the tests with {subject} were not done after {command.deadline:.0f} s"
-            + (f"; the last one begun was {test}" if test else ""),
-            "Give them longer (--deadline), or name fewer tests.",
+            f"the tests with {subject} did not finish within {command.deadline:.0f} s"
+            + (f"; the last one that started was {test}" if test else ""),
+            "Give them more time (--deadline), or name fewer tests.",
         )
     return _read_records(stage, ended)
 
 
 def _read_records(stage: _Stage, ended: _Ended) -> _Session:
-    """One account for each process of the run; xdist's workers and their master say the same."""
-    tests: dict[str, Outcome] = {}
+    """Merge the records of all processes: each worker of xdist writes one."""
+    tests: dict[str, RecordedOutcome] = {}
     modules: list[tuple[str, str]] = []
-    account: dict[str, Any] = {}
+    record = _Record()
     for path in sorted(stage.records.glob("*.json")):
-        account = json.loads(path.read_text(encoding="utf-8"))
-        modules += [(name, file) for name, file in account["modules"]]
-        for told in account["tests"]:
-            file = stage.in_project(Path(told["file"]))
-            test = stage.without_paths(f"{file}::{told['test']}" if told["test"] else file)
-            reason = stage.without_paths(told["reason"])
-            tests[test] = Outcome(told["outcome"], told["error"], reason)
+        record = _Record.model_validate_json(path.read_bytes())
+        modules += record.modules
+        for recorded in record.tests:
+            file = stage.in_project(Path(recorded.file))
+            test = stage.without_paths(f"{file}::{recorded.test}" if recorded.test else file)
+            reason = stage.without_paths(recorded.reason)
+            tests[test] = RecordedOutcome(recorded.outcome, recorded.error, reason)
     return _Session(
         code=ended.code or 0,
         tail=stage.without_paths(ended.tail),
         seconds=ended.seconds,
         tests=tests,
         modules=modules,
-        arguments=account.get("arguments", []),
-        rootdir=account.get("rootdir", ""),
-        inifile=account.get("inifile"),
+        arguments=record.arguments,
+        rootdir=record.rootdir,
+        inifile=record.inifile,
     )
 
 
 def _moved(command: _Command, package: _Session, first: _Stage, second: _Stage) -> _Command:
-    """The same command where its paths lead into the package: that lies elsewhere now."""
-    moved = {told: _moved_path(told, package, first, second) for told in package.arguments}
-    if all(paths == [told] for told, paths in moved.items()):
+    """The same command, with paths into the package replaced: it is in another folder now."""
+    moved = {stated: _moved_path(stated, package, first, second) for stated in package.arguments}
+    if all(paths == [stated] for stated, paths in moved.items()):
         return command
-    stated: list[str] = []
+    arguments: list[str] = []
     before = ""
     for argument in command.arguments:
         is_text = before in ("-k", "-m")
-        stated += [argument] if is_text else moved.get(argument, [argument])
+        arguments += [argument] if is_text else moved.get(argument, [argument])
         before = argument
     if not set(moved).intersection(command.arguments):  # they came from pytest's settings
-        stated += [path for paths in moved.values() for path in paths]
+        arguments += [path for paths in moved.values() for path in paths]
     fixed = [f"--rootdir={_same_place(package.rootdir, first, second)}"]
     if package.inifile:
         fixed += ["-c", str(_same_place(package.inifile, first, second))]
     return _Command(
-        command.python, tuple(stated), command.pytest_plugin, command.deadline, tuple(fixed)
+        command.python, tuple(arguments), command.pytest_plugin, command.deadline, tuple(fixed)
     )
 
 
@@ -627,11 +645,11 @@ def _same_place(path: str, first: _Stage, second: _Stage) -> Path:
     return second.folder / below
 
 
-def _moved_path(told: str, package: _Session, first: _Stage, second: _Stage) -> list[str]:
-    name, separator, test = told.partition("::")
+def _moved_path(stated: str, package: _Session, first: _Stage, second: _Stage) -> list[str]:
+    name, separator, test = stated.partition("::")
     place = Path(os.path.normpath(first.folder / name))
     if not place.is_relative_to(first.folder) or not place.exists():
-        return [told]
+        return [stated]
     layout, written = first.layout, second.written
     below = PurePosixPath(place.relative_to(first.folder).as_posix())
     inside = layout.in_notebook(below)
@@ -643,16 +661,16 @@ def _moved_path(told: str, package: _Session, first: _Stage, second: _Stage) -> 
         if home.is_relative_to(below)
         and any(PurePosixPath(t.partition("::")[0]).is_relative_to(home) for t in package.tests)
     ]
-    unmoved = str(second.folder / below) if Path(name).is_absolute() else told
-    others = any(path.is_relative_to(below) for path in layout.beside)
+    unmoved = str(second.folder / below) if Path(name).is_absolute() else stated
+    others = any(path.is_relative_to(below) for path in layout.outside)
     return [*([unmoved] if others else []), *tops] if tops else [unmoved]
 
 
-# What came of them.
+# The comparison.
 
 
 def _require_tests(package: _Session, python: _Python) -> None:
-    """The tests must say something about the package itself before they can prove anything."""
+    """Raise unless the tests run with the package itself and at least one passes."""
     if package.code == _NO_TESTS or (package.code in _TESTS_RAN and not package.tests):
         raise ConfigError(
             "pytest finds no tests", "Name their folder or file: kernelkit prove tests"
@@ -660,37 +678,37 @@ def _require_tests(package: _Session, python: _Python) -> None:
     if package.code == _USAGE:
         raise ConfigError(
             f"pytest does not start:\n{package.tail}",
-            "Mend its arguments, its settings or the conftest.py.",
+            "Fix its arguments, its settings or the conftest.py.",
         )
     broke_off = package.code == _INTERRUPTED and not any("::" not in t for t in package.tests)
     if package.code not in _TESTS_RAN or broke_off:
         raise ConfigError(
-            f"pytest breaks off with the package itself (exit {package.code}):\n{package.tail}",
-            f"Mend that first: {python.path} -m pytest",
+            f"pytest stops early with the package itself (exit {package.code}):\n{package.tail}",
+            f"Fix that first: {python.path} -m pytest",
         )
     if not package.numbers.keys() & {"passed", "xpassed"}:
         failures = [f"{t}: {o} {o.reason}" for t, o in sorted(package.tests.items())[:SHOWN]]
         raise ConfigError(
-            "no test passes with the package itself, so none can prove anything:\n  "
+            "no test passes with the package itself, so there is nothing to compare:\n  "
             + "\n  ".join(failures),
-            f"Mend the tests first: {python.path} -m pytest. If they want another environment, "
-            "name its Python: --python PATH.",
+            f"Fix the tests first: {python.path} -m pytest. If they need another environment, name "
+            "its Python: --python PATH.",
         )
 
 
 def _require_ran(notebook: _Session) -> None:
     if notebook.code not in (*_TESTS_RAN, _NO_TESTS):
         raise VerificationError(
-            "with what the notebook wrote pytest breaks off, with the package it does not:\n"
+            "pytest stops early with what the notebook wrote, and not with the package:\n"
             f"{notebook.tail}",
             _REMEDY,
         )
 
 
 _REMEDY = (
-    "What the notebook lacks lies mostly beside the package: move it into the package's folder, or "
-    "mount it as a dataset. A test that fails only now and then: run it again, or leave it out "
-    "with --deselect."
+    "The notebook mostly lacks files outside the package: move them into the package's folder, or "
+    "mount them as a dataset. If a test fails only sometimes, run it again, or leave it out with "
+    "--deselect."
 )
 
 
@@ -699,7 +717,7 @@ def _require_same(package: _Session, notebook: _Session) -> None:
     differing = [name for name in names if _end(package, name) != _end(notebook, name)]
     if not differing:
         return
-    # A file that cannot be collected stands for the tests in it.
+    # A file that cannot be collected replaces the tests in it.
     lines = [
         f"{name}: {_end(package, name)} with the package, {_end(notebook, name)} with the notebook"
         + _reason(notebook.tests.get(name))
@@ -720,8 +738,8 @@ def _require_same(package: _Session, notebook: _Session) -> None:
         "pytest": notebook.tail,
     }
     raise VerificationError(
-        f"{len(differing)} of {len(names)} tests end otherwise with what the notebook wrote:\n  "
-        + "\n  ".join([*lines[:SHOWN], *more]),
+        f"{len(differing)} of {len(names)} tests have another outcome with what the notebook "
+        "wrote:\n  " + "\n  ".join([*lines[:SHOWN], *more]),
         _REMEDY,
         details,
     )
@@ -735,35 +753,35 @@ def _end(session: _Session, test: str) -> str:
     return "not there" if "::" in test or not collected else "collected"
 
 
-def _reason(outcome: Outcome | None) -> str:
+def _reason(outcome: RecordedOutcome | None) -> str:
     return f"\n      {outcome.reason}" if outcome is not None and outcome.reason else ""
 
 
 def _require_own_copy(session: _Session, stage: _Stage, subject: str) -> None:
-    """Both runs must have imported the copy that they are about."""
+    """Raise unless the tests imported the package, and from its own folder."""
     own = {(name, file) for name, file in session.modules if stage.layout.is_own(name)}
     if not own:
         raise VerificationError(
-            "these tests never import the package: they say nothing about it",
-            "Name tests that do. What only another process imports is not seen.",
+            "these tests never import the package",
+            "Name tests that import it. Imports in other processes are not recorded.",
         )
     for name, file in sorted(own):
         if not Path(file).resolve().is_relative_to(stage.home):
             raise VerificationError(
                 f"the tests with {subject} imported another copy: {name} came from {file}",
-                "Look for what puts that folder on sys.path: a conftest.py, pytest's "
+                "Find what puts that folder on sys.path: a conftest.py, pytest's "
                 '"pythonpath", or a .pth file of the environment.',
             )
 
 
-def _told(session: _Session) -> str:
+def _summary(session: _Session) -> str:
     return f"{_words(session.numbers)} in {session.seconds:.1f} s"
 
 
 def _words(numbers: Mapping[str, int], failed: str = "failed") -> str:
     kinds = {"passed": "passed", "failed": failed, "error": failed.replace("failed", "broken")}
     kinds |= {name: name for name in ("skipped", "xfailed", "xpassed")}
-    return ", ".join(f"{numbers[k]} {said}" for k, said in kinds.items() if k in numbers)
+    return ", ".join(f"{numbers[kind]} {word}" for kind, word in kinds.items() if kind in numbers)
 
 
 # Processes.
@@ -779,12 +797,12 @@ class _Ended:
 
 
 def _environment(temp: Path | None = None, path: Sequence[Path] = ()) -> dict[str, str]:
-    """Ours, without what would lead to the project or belongs to a pytest around us."""
-    strange = ("PYTEST_XDIST", "PYTEST_CURRENT_TEST")
+    """This process's environment, without PYTHONPATH and the variables of an outer pytest."""
+    outer = ("PYTEST_XDIST", "PYTEST_CURRENT_TEST")
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name != "PYTHONPATH" and not name.startswith(strange)
+        if name != "PYTHONPATH" and not name.startswith(outer)
     }
     if path:
         kept["PYTHONPATH"] = os.pathsep.join(map(str, path))
@@ -794,7 +812,7 @@ def _environment(temp: Path | None = None, path: Sequence[Path] = ()) -> dict[st
 def _run(
     command: list[str], cwd: Path, environment: Mapping[str, str], log: Path, deadline: float
 ) -> _Ended:
-    """Run to the end or the deadline, and leave no process of it behind."""
+    """Run to the end or the deadline, then end every process that it started."""
     started = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(

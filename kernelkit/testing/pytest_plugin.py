@@ -1,10 +1,12 @@
-"""The test side of `prove`: a pytest plugin that notes what came of every test, and from where.
+"""A pytest plugin for `prove`: records the outcome of every test, and the imported modules.
 
-This file travels to the tests as the module `kernelkit_pytest_plugin`; nothing here imports it. It
-needs pytest and the standard library only, and runs with the Python and pytest of the project.
+`prove` copies this file next to the tests as the module `kernelkit_pytest_plugin`; kernelkit itself
+never imports it. It uses only pytest and the standard library, and runs with the Python and pytest
+of the project.
 
-Each process of a test run (pytest-xdist has several) leaves one `<pid>.json` in the folder that the
-environment variable KERNELKIT_WITNESS names. `running` beside it names the test begun last.
+Each process of a test run (pytest-xdist has several) writes one `<pid>.json` into the folder that
+the environment variable KERNELKIT_OUTCOMES names. The file `running` in that folder names the test
+that started last.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ from typing import Any
 import pytest
 
 RANKS = ("skipped", "xfailed", "passed", "xpassed", "failed", "error")
-"""Outcomes of one test; of several (its phases, its subtests) the last in this order counts."""
+"""Outcomes of one test. If its phases or subtests differ, the last in this list counts."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Listen from now on."""
-    config.pluginmanager.register(OutcomeRecorder(config, Path(os.environ["KERNELKIT_WITNESS"])))
+    """Register the recorder."""
+    config.pluginmanager.register(OutcomeRecorder(config, Path(os.environ["KERNELKIT_OUTCOMES"])))
 
 
 class OutcomeRecorder:
@@ -35,18 +37,18 @@ class OutcomeRecorder:
         self._tests: dict[tuple[str, str], dict[str, str]] = {}
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """For the words about a run that never ended."""
+        """Note which test runs, for a run that never ends."""
         (self._folder / "running").write_text(nodeid, encoding="utf-8", errors="replace")
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: Any) -> Any:
-        """Only here the file of a test is certain: a nodeid may be relative to another folder."""
+        """Note the file of a test here: a nodeid may be relative to another folder."""
         outcome = yield
         _sign(outcome.get_result(), item, call.excinfo)
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_make_collect_report(self, collector: pytest.Collector) -> Any:
-        """A file that cannot be collected stands for all the tests in it."""
+        """Note the file that is collected."""
         outcome = yield
         report = outcome.get_result()
         _sign(report, collector, getattr(getattr(report, "call", None), "excinfo", None))
@@ -62,36 +64,36 @@ class OutcomeRecorder:
             self._note(report, "xpassed" if expected else "passed")
 
     def pytest_collectreport(self, report: Any) -> None:
-        """A module that fails, or skips itself."""
+        """A module that fails to import, or skips itself."""
         if report.outcome != "passed":
             self._note(report, "error" if report.outcome == "failed" else "skipped")
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
-        """Write everything down, whole or not at all."""
+        """Write the record, whole or not at all."""
         modules = [
             (name, file)
             for name, module in list(sys.modules.items())
             if isinstance(file := getattr(module, "__dict__", {}).get("__file__"), str)
         ]
-        account = {
+        record = {
             "arguments": [str(argument) for argument in self._config.args],
             "rootdir": str(self._config.rootpath),
             "inifile": str(self._config.inipath) if self._config.inipath else None,
-            "tests": [{"file": f, "test": t, **told} for (f, t), told in self._tests.items()],
+            "tests": [{"file": f, "test": t, **found} for (f, t), found in self._tests.items()],
             "modules": modules,
         }
         partial = self._folder / f"{os.getpid()}.partial"
-        partial.write_text(json.dumps(account), encoding="utf-8")
+        partial.write_text(json.dumps(record), encoding="utf-8")
         partial.replace(self._folder / f"{os.getpid()}.json")
 
     def _note(self, report: Any, outcome: str) -> None:
         file, _, test = report.nodeid.partition("::")
-        # A worker of xdist that died has signed nothing.
+        # A worker of xdist that died has noted nothing.
         signature = {
             "file": str(self._config.rootpath / file),
             "error": "",
-            "reason": _last_words(report),
+            "reason": _last_line(report),
             **getattr(report, "kernelkit_signature", {}),
         }
         key = (signature.pop("file"), test)
@@ -110,7 +112,7 @@ def _sign(report: Any, node: pytest.Item | pytest.Collector, error: Any) -> None
     report.kernelkit_signature = signature
 
 
-def _last_words(report: Any) -> str:
+def _last_line(report: Any) -> str:
     lines = [line for line in str(report.longreprtext).splitlines() if line.strip()]
-    told = [line[1:] for line in lines if line.startswith("E ")]
-    return (told or lines or [""])[-1].strip()
+    errors = [line[1:] for line in lines if line.startswith("E ")]
+    return (errors or lines or [""])[-1].strip()

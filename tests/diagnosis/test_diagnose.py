@@ -476,7 +476,7 @@ def test_a_killed_kernel_is_told_apart_from_a_crash() -> None:
     found = diagnose(log, manifest={"parameters": {"batch_size": 32}})
     assert found
     assert (found.cause, found.frames) == (FailureCause.HOST_MEMORY, ())
-    assert found.notes == ("the last thing the run printed: epoch 3",)
+    assert found.notes == ("the last line of the run: epoch 3",)
     crash = (
         "Fatal Python error: Segmentation fault\n\n"
         'Thread 0x00007f (most recent call first):\n  File "/x/threading.py", line 1 in wait\n\n'
@@ -497,7 +497,7 @@ def test_a_run_that_did_not_fail_is_left_in_peace() -> None:
     assert diagnose(survived, manifest={"status": "complete"}) is None
     found = diagnose(survived)
     assert found
-    assert found.notes == ("the log goes on after this: the run may have survived it",)
+    assert found.notes == ("the log continues after this: the run may have survived it",)
 
 
 def test_kaggles_words_tell_of_a_run_that_was_stopped() -> None:
@@ -622,15 +622,15 @@ TABLE = [
     (
         "ModuleNotFoundError: No module named 'pkg.new'",
         FailureCause.MISSING_MODULE,
-        "package's own",
+        "belongs to the package",
     ),
     (
         "ImportError: cannot import name 'new' from 'pkg.mod' (/tmp/x/pkg/mod.py)",
-        *(FailureCause.MISSING_MODULE, "package's own"),
+        *(FailureCause.MISSING_MODULE, "belongs to the package"),
     ),
     (
         "ImportError: cannot import name 'Mapping' from 'collections' (/usr/lib/collections.py)",
-        *(FailureCause.MISSING_MODULE, "another version"),
+        *(FailureCause.MISSING_MODULE, "differs from yours"),
     ),
     (
         "torch.AcceleratorError: CUDA error: no kernel image is available for execution on the "
@@ -668,7 +668,7 @@ TABLE = [
     (
         "RuntimeFault: kaggle://x: this run has no folder 'x'",
         FailureCause.OWN_CHECK,
-        "message says",
+        "Follow the message",
     ),
     ("RuntimeError: CUDA error: device-side assert triggered", FailureCause.OTHER, "on a CPU"),
     ("RuntimeError: asked to fail", FailureCause.OTHER, "rehearse"),
@@ -833,7 +833,7 @@ def test_a_failing_run_is_diagnosed_where_it_is_told(
     by_project = cli("diagnose", cwd=failing).stdout
     assert by_project.startswith("out of memory\nMemoryError: no room for 1\n")
     assert f"{place} in count" in by_project
-    assert "next:  Hold less in memory" in by_project
+    assert "next:  Keep less in memory" in by_project
     folder = failing / "runs" / "diagnosed-run" / "v1"
     (failing / "parcel" / "letters.py").write_text("")
     by_log = json.loads(cli("diagnose", folder / "diagnosed-run.log", "--json", cwd=failing).stdout)
@@ -853,7 +853,7 @@ def test_a_killed_run_is_diagnosed(failing: Path, cli: Cli) -> None:
     folder = failing / "build" / "rehearsal" / "plain-parcel" / "v1"
     found = workflow.diagnose_folder(folder)
     assert found
-    assert "the last thing the run printed" in found.notes[0]
+    assert "the last line of the run" in found.notes[0]
 
 
 def test_a_good_run_is_not_accused(cli: Cli, tmp_path: Path) -> None:

@@ -57,22 +57,22 @@ def diagnosed(
 
 
 def test_a_sound_project_on_a_local_kaggle(plain: Path, cli: Callable, local_kaggle: str) -> None:
-    told = cli("doctor", "--endpoint", local_kaggle, cwd=plain).stdout
-    assert re.search(r"good +quota +0\.0 of \d", told)
-    assert re.search(r"endpoint +http://127.*a local Kaggle", told)
-    assert re.search(r"good +competition letters +its files are given", told)
-    assert re.search(r"good +clock +within \d+ s", told)
-    assert " bad" not in told
+    printed = cli("doctor", "--endpoint", local_kaggle, cwd=plain).stdout
+    assert re.search(r"good +quota +0\.0 of \d", printed)
+    assert re.search(r"endpoint +http://127.*a local Kaggle", printed)
+    assert re.search(r"good +competition letters +its rules are accepted", printed)
+    assert re.search(r"good +clock +within \d+ s", printed)
+    assert " bad" not in printed
 
 
-def test_without_credentials_the_rest_is_still_told(plain: Path, cli: Callable) -> None:
+def test_without_credentials_the_other_checks_are_made(plain: Path, cli: Callable) -> None:
     document = json.loads(cli("doctor", "--json", cwd=plain, expect=9).stdout)
-    told = {finding["subject"]: finding for finding in document}
-    assert told["credentials"]["health"] == "bad"
-    assert "https://www.kaggle.com/settings" in told["credentials"]["remedy"]
-    assert told["project"]["health"] == "good"
-    assert "B free" in told["disk"]["words"]  # good or not is this machine's
-    assert {told[name]["health"] for name in ("quota", "kernel", "competition letters")} == {
+    printed = {finding["subject"]: finding for finding in document}
+    assert printed["credentials"]["health"] == "bad"
+    assert "https://www.kaggle.com/settings" in printed["credentials"]["remedy"]
+    assert printed["project"]["health"] == "good"
+    assert "B free" in printed["disk"]["words"]  # good or not is this machine's
+    assert {printed[name]["health"] for name in ("quota", "kernel", "competition letters")} == {
         "unknown"
     }
 
@@ -81,9 +81,9 @@ def test_a_broken_project_file_hides_nothing_else(
     plain: Path, cli: Callable, local_kaggle: str
 ) -> None:
     (plain / "pyproject.toml").write_text("[tool.kernelkit")
-    told = cli("doctor", "--endpoint", local_kaggle, cwd=plain, expect=2).stdout
-    assert re.search(r"bad +project .*TOML", told)
-    assert re.search(r"good +quota", told)
+    printed = cli("doctor", "--endpoint", local_kaggle, cwd=plain, expect=2).stdout
+    assert re.search(r"bad +project .*TOML", printed)
+    assert re.search(r"good +quota", printed)
 
 
 def test_every_source_is_asked_for(make_project: Project, strict: str) -> None:
@@ -120,7 +120,7 @@ def test_the_quota_of_gpus_is_no_matter_to_a_run_without(plain: Path, strict: st
 
 def test_the_kernel_that_is_there_and_whose_it_is(make_project: Project, local_kaggle: str) -> None:
     project = make_project({})
-    assert "not there yet" in diagnosed(project, local_kaggle)["kernel"].words
+    assert "does not exist yet" in diagnosed(project, local_kaggle)["kernel"].words
     config = load_config(project, endpoint=local_kaggle)
     push(config, connect_to(config))
     assert "at version 1, private" in diagnosed(project, local_kaggle)["kernel"].words
@@ -142,7 +142,7 @@ def test_a_clock_that_is_wrong(plain: Path, local_kaggle: str) -> None:
 def test_a_kaggle_that_does_not_answer_is_asked_once(plain: Path) -> None:
     found = diagnosed(plain, "http://127.0.0.1:9")
     assert found["quota"].exit_code == 9
-    assert found["kernel"].words == "not asked: quota was not answered"
+    assert found["kernel"].words == "not checked: Kaggle did not answer (quota)"
     assert found["clock"].health == Health.UNKNOWN
 
 
@@ -150,7 +150,7 @@ def test_two_accounts_at_once(plain: Path, local_kaggle: str) -> None:
     token = {"KAGGLE_API_TOKEN": "a-token-of-mine"}  # the local Kaggle's user is `rehearsal`
     found = diagnosed(plain, local_kaggle, {**token, "KAGGLE_USERNAME": "alice"})
     assert (found["credentials"].health, found["credentials"].exit_code) == (Health.BAD, 9)
-    assert "wins over KAGGLE_USERNAME, alice" in found["credentials"].words
+    assert "overrides KAGGLE_USERNAME, alice" in found["credentials"].words
     found = diagnosed(plain, local_kaggle, {**token, "KAGGLE_USERNAME": "rehearsal"})
     assert found["credentials"].health == Health.GOOD
     assert "a-token-of-mine" not in str(found)
@@ -175,10 +175,10 @@ def test_key_files_that_others_can_read(plain: Path) -> None:
     ("environment", "words"),
     [
         ({"KAGGLE_API_ENVIRONMENT": "TEST"}, "sends TEST to the real Kaggle"),
-        ({"KAGGLE_CONFIG_DIR": "/no/such/folder"}, "which is no folder"),
+        ({"KAGGLE_CONFIG_DIR": "/no/such/folder"}, "which is not a folder"),
     ],
 )
-def test_an_environment_that_diverts(
+def test_an_environment_that_changes_the_client(
     plain: Path, local_kaggle: str, environment: Mapping[str, str], words: str
 ) -> None:
     finding = diagnosed(plain, local_kaggle, environment)["environment"]
@@ -191,7 +191,7 @@ def test_a_proxy_is_named_without_its_password(
 ) -> None:
     monkeypatch.setenv("https_proxy", "http://me:password@proxy.example:8080")
     finding = diagnosed(plain, local_kaggle)["proxy"]
-    assert finding.words == "https by proxy.example"
+    assert finding.words == "https through proxy.example"
 
 
 def test_other_versions_than_the_tested_are_unknown(
@@ -199,11 +199,11 @@ def test_other_versions_than_the_tested_are_unknown(
 ) -> None:
     monkeypatch.setattr("kernelkit.doctor.checks.TESTED", {"kaggle": "0.1", "no-such-thing": "1"})
     found = diagnosed(plain, local_kaggle)
-    assert "not the tested version" in found["kaggle"].words
+    assert "kernelkit is tested with" in found["kaggle"].words
     assert found["kaggle"].health == found["no-such-thing"].health == Health.UNKNOWN
 
 
-def test_git_and_preflight_tell_where_the_project_stands(plain: Path, local_kaggle: str) -> None:
+def test_git_and_preflight_describe_the_project(plain: Path, local_kaggle: str) -> None:
     def git(*arguments: str) -> None:
         identity = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
         subprocess.run(["git", *identity, *arguments], cwd=plain, check=True, capture_output=True)
@@ -211,9 +211,9 @@ def test_git_and_preflight_tell_where_the_project_stands(plain: Path, local_kagg
     git("init")
     git("add", ".")
     git("commit", "-m", "first")
-    assert "nothing changed" in diagnosed(plain, local_kaggle)["git"].words
+    assert "no changes" in diagnosed(plain, local_kaggle)["git"].words
     (plain / "new.txt").write_text("new")
-    assert "1 path changed" in diagnosed(plain, local_kaggle)["git"].words
+    assert "1 changed file" in diagnosed(plain, local_kaggle)["git"].words
     config = load_config(plain, settings=["kernel.title=Otherwise"], endpoint=local_kaggle)
     found = {f.subject: f for f in examine(plain, config, local_kaggle, environment={})}
     assert found["preflight"].exit_code == 3
@@ -246,5 +246,5 @@ def test_the_report_is_a_table_in_words(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_complaint_about_the_project_is_a_finding(tmp_path: Path, local_kaggle: str) -> None:
-    found = examine(tmp_path, ConfigError("broken", "mend it"), local_kaggle, environment={})
-    assert CheckResult("project", Health.BAD, "broken", "mend it", 2) in found
+    found = examine(tmp_path, ConfigError("broken", "fix it"), local_kaggle, environment={})
+    assert CheckResult("project", Health.BAD, "broken", "fix it", 2) in found

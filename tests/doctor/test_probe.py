@@ -54,8 +54,8 @@ def probed(local_kaggle: str, tmp_path_factory: pytest.TempPathFactory) -> Probe
 def test_what_is_as_assumed_is_good(probed: Probed) -> None:
     good = {name for name, finding in probed.found.items() if finding.health == Health.GOOD}
     assert good >= {
-        *("run", "asked and given", "status", "version label", "internet", "mount letters"),
-        *("environment", "session id", "read-back", "kept log", "outputs"),
+        *("run", "requested settings", "status", "version label", "internet", "mount letters"),
+        *("environment", "session id", "read-back", "saved log", "outputs"),
         *("failed run", "outputs of a failed run", "log of a failed run"),
         *("cells after the failing one", "failure message"),
     }
@@ -177,11 +177,11 @@ def test_a_transcript_differs_from_another_in_shapes_alone(probed: Probed) -> No
 @pytest.mark.parametrize(
     ("given", "health", "words"),
     [
-        ('{"cells": [{"source": "a", "id": "1"}], "metadata": {}}', Health.GOOD, "byte for byte"),
+        ('{"cells": [{"source": "a", "id": "1"}], "metadata": {}}', Health.GOOD, "the same bytes"),
         ('{"cells": [{"source": ["a"], "id": "2"}], "metadata": {}}', Health.GOOD, "ids changed"),
         ('{"cells": [{"source": "b", "id": "1"}], "metadata": {}}', Health.BAD, "cells CHANGED"),
-        ("<html>", Health.BAD, "no notebook"),
-        ("[]", Health.BAD, "no notebook"),
+        ("<html>", Health.BAD, "something else"),
+        ("[]", Health.BAD, "something else"),
     ],
 )
 def test_what_is_read_back_against_what_was_sent(given: str, health: Health, words: str) -> None:
@@ -201,10 +201,10 @@ def test_a_refused_push_still_leaves_its_transcript(local_kaggle: str, tmp_path:
 
 def lies(endpoint: str, account: str, *faults: str) -> Kaggle:
     """A new account of the local Kaggle, to which alone it tells these lies."""
-    told = [f"{error},account={account}" for error in faults]
+    printed = [f"{error},account={account}" for error in faults]
     with requests.Session() as session:
         session.trust_env = False
-        session.post(f"{endpoint}/emulator/faults", json=told, timeout=30).raise_for_status()
+        session.post(f"{endpoint}/emulator/faults", json=printed, timeout=30).raise_for_status()
     return connect(endpoint, {"KAGGLE_USERNAME": account, "KAGGLE_KEY": KEY})
 
 
@@ -215,7 +215,7 @@ def test_what_a_strange_kaggle_does_is_reported(local_kaggle: str, tmp_path: Pat
     )
     found = {f.subject: f for f in probe(kaggle, tmp_path, ["letters"]).findings}
     assert found["status"].words.startswith("HTTP 403")
-    given = found["asked and given"]
+    given = found["requested settings"]
     assert given.health == Health.BAD
     assert "enable_internet: requested False, got True" in given.words
     assert "letters" in given.words
@@ -250,10 +250,10 @@ def test_a_no_at_the_terminal_pushes_nothing(plain: Path, local_kaggle: str) -> 
         text=True,
     )
     os.write(ours, b"n\n")
-    told, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=60)
     os.close(ours)
     os.close(theirs)
-    assert "Continue? [y/N]" in told
+    assert "Continue? [y/N]" in printed
     assert process.returncode == 130
     assert not (plain / "runs").exists()
 

@@ -1,4 +1,4 @@
-"""The command: what it prints, its exit codes, and what it leaves behind."""
+"""The command line: output, exit codes, and the files it leaves."""
 
 import ctypes
 import json
@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import requests
+
+import kernelkit.emulator
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def refuse(*arguments):
-    """Run a command line that cannot work: its exit code and words."""
+    """Run a command line that must fail: its exit code and message."""
     done = subprocess.run(
         [sys.executable, "-m", "kernelkit.emulator", *arguments],
         cwd=ROOT,
@@ -28,19 +29,21 @@ def refuse(*arguments):
     return done.returncode, done.stderr
 
 
-def test_ready_file_and_words(launch):
+def test_the_address_is_announced(launch):
     emulator = launch("--user", "somebody")
-    lines = emulator.facts.pop("lines")
-    assert emulator.facts == {
+    assert emulator.ready == {
         "endpoint": f"http://127.0.0.1:{emulator.port}",
         "port": emulator.port,
         "pid": emulator.process.pid,
         "user": "somebody",
-        "isolation": emulator.facts["isolation"],
+        "isolation": emulator.ready["isolation"],
     }
-    assert emulator.endpoint in lines[0]
-    assert f"KAGGLE_API_ENVIRONMENT=LOCALHOST http_proxy={emulator.endpoint} no_proxy= " in lines[1]
-    assert "KAGGLE_USERNAME=somebody KAGGLE_KEY=" in lines[1]
+    assert emulator.endpoint in emulator.lines[0]
+    assert (
+        f"KAGGLE_API_ENVIRONMENT=LOCALHOST http_proxy={emulator.endpoint} no_proxy= "
+        in emulator.lines[1]
+    )
+    assert "KAGGLE_USERNAME=somebody KAGGLE_KEY=" in emulator.lines[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -57,8 +60,8 @@ def test_a_stopped_emulator_cleans_up(launch, tmp_path, number):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="tgkill is Linux's")
-def test_a_signal_that_another_thread_gets_stops_it_too(launch):
-    """The system may choose any thread; the main one sleeps on."""
+def test_a_signal_to_another_thread_stops_it_too(launch):
+    """The system may deliver a signal to any thread, while the main thread sleeps."""
     emulator = launch()
     tasks = Path(f"/proc/{emulator.process.pid}/task").iterdir()
     server = max(int(task.name) for task in tasks)
@@ -68,7 +71,7 @@ def test_a_signal_that_another_thread_gets_stops_it_too(launch):
     assert (emulator.process.returncode, stderr) == (0, "")
 
 
-def test_state_can_be_read_by_a_person(launch):
+def test_the_state_folder_is_readable(launch):
     emulator = launch()
     emulator.run("my-kernel", "print('hi'); open('out', 'w').write('x')", machineShape="")
     folder = emulator.state / emulator.account / "my-kernel" / "v1"
@@ -90,58 +93,37 @@ def test_state_can_be_read_by_a_person(launch):
     assert (folder / "working" / "out").read_text() == "x"
 
 
-def test_a_taken_port():
+def test_a_used_port_is_reported():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        code, words = refuse("--port", str(port), "--isolation", "folders")
+        code, message = refuse("--port", str(port), "--isolation", "folders")
     assert code == 10
     assert (
-        words == f"kernelkit emulator: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+        message
+        == f"kernelkit emulator: cannot listen on 127.0.0.1:{port}: Address already in use\n"
     )
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["--inputs", "/no/such/folder"], "/no/such/folder is not a folder"),
-        (["--state", str(ROOT)], "is neither empty nor an emulator's state"),
-        (["--port", "70000"], "70000 is no port"),
+        (["--state", str(ROOT)], "is neither empty nor a state folder"),
+        (["--port", "70000"], "70000 is not a port"),
         (["--port", "many"], "--port"),
         (["--mounts", "future"], "invalid choice"),
-        (["--user", "../me"], "is no account"),
+        (["--user", "../me"], "is not an account"),
         (["--time-limit", "0"], "more than 0 seconds"),
+        (["--plugin", "nonsense"], "--plugin 'nonsense' is not MODULE:CLASS"),
+        (["--plugin", "no.such:Plugin"], "--plugin no.such cannot be imported"),
+        (["--plugin", "pathlib:Path"], "is not a subclass of kernelkit.emulator.plugin"),
+        (["--fault", "lost-after"], "unrecognized arguments: --fault"),
     ],
 )
-def test_wrong_arguments(arguments, words):
-    code, said = refuse(*arguments)
+def test_wrong_arguments_are_reported(arguments, message):
+    code, stderr = refuse(*arguments)
     assert code == 2
-    assert words in said
-
-
-def test_faults_by_the_front_door(tmp_path):
-    """`kernelkit emulator` hands them on, and its help has the whole table."""
-    command = [sys.executable, "-m", "kernelkit", "emulator", "--port", "0", "--seed", "3"]
-    done = subprocess.run([*command, "--fault", "forbiden"], cwd=ROOT, capture_output=True)
-    assert done.returncode == 2
-    assert b"--fault no fault 'forbiden'; did you mean forbidden?" in done.stderr
-    faults = ["--fault", "forbidden", "--fault", "quota-used", "--state", str(tmp_path / "state")]
-    process = subprocess.Popen(
-        [*command, *faults], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        endpoint = process.stdout.readline().split()[3]
-        url = f"{endpoint}/api/v1/kernels.KernelsApiService/GetAcceleratorQuotaStatistics"
-        gpu = requests.post(url, auth=("me", "key"), timeout=30).json()["gpuQuota"]
-        assert gpu["timeUsed"] == gpu["totalTimeAllowed"]
-        journal = (tmp_path / "state" / "journal.jsonl").read_text().splitlines()
-        assert json.loads(journal[0])["faults"] == ["quota-used"]
-    finally:
-        os.killpg(process.pid, signal.SIGINT)
-        process.communicate(timeout=30)
-    words = subprocess.run(
-        [sys.executable, "-m", "kernelkit.emulator", "--help"], cwd=ROOT, capture_output=True
-    )
-    assert b"expired-credentials  any " in words.stdout
+    assert message in stderr
 
 
 def test_it_listens_on_loopback_only(launch):
@@ -160,6 +142,14 @@ def test_it_listens_on_loopback_only(launch):
     assert [a for a in listening if a.endswith(hexadecimal)] == ["0100007F" + hexadecimal]
 
 
+def test_control_addresses_need_a_plugin(launch):
+    emulator = launch()
+    for method, path in [("GET", "journal"), ("POST", "faults"), ("DELETE", "faults")]:
+        answer = emulator.fetch(f"{emulator.endpoint}/emulator/{path}", method)
+        message = f"unimplemented: {method} /emulator/{path}"
+        assert (answer.status_code, answer.json()["message"]) == (501, message)
+
+
 def test_verbose_logs_requests(launch):
     emulator = launch("--verbose")
     emulator.call("GetKernel")
@@ -167,13 +157,13 @@ def test_verbose_logs_requests(launch):
 
 
 def test_it_shares_no_code_with_the_client():
-    """Shared code hides a shared mistake: nothing of kernelkit, kaggle or kagglesdk comes in."""
+    """Shared code would hide a shared mistake: it imports nothing of kernelkit or kaggle."""
     program = (
         "import sys, kernelkit.emulator.__main__, kernelkit.emulator.session as s;"
         "print([m for m in sys.modules if m.split('.')[0] in ('kaggle', 'kagglesdk', 'kernelkit')])"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    house = {"api", "delivery", "faults", "journal", "runner", "sandbox", "server", "session"}
-    house |= {"state", "__main__", "contest", "library", "metric", "services", "uploads"}
-    allowed = {"kernelkit", "kernelkit.emulator", *(f"kernelkit.emulator.{name}" for name in house)}
-    assert set(eval(done.stdout)) == allowed
+    package = Path(kernelkit.emulator.__file__).parent
+    own = {f"kernelkit.emulator.{path.stem}" for path in package.glob("*.py")}
+    own -= {"kernelkit.emulator.__init__"}
+    assert set(eval(done.stdout)) == {"kernelkit", "kernelkit.emulator", *own}

@@ -1,4 +1,4 @@
-"""The score: cases by hand, and what must hold of any masks."""
+"""The score: hand-computed cases, and properties of any masks."""
 
 import csv
 import random
@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelkit.emulator.metric import (
-    PIXELS,
-    BadFile,
+    InvalidCsv,
     Scores,
     decode,
     image_hits,
@@ -18,6 +17,7 @@ from kernelkit.emulator.metric import (
     score,
 )
 
+PIXELS = 101 * 101
 THRESHOLDS = [0.50, 0.55, 0.60, 0.65, 0.70, 0.75, 0.80, 0.85, 0.90, 0.95]
 masks = st.sets(st.integers(1, PIXELS), max_size=40)
 
@@ -27,7 +27,7 @@ def bits(pixels):
 
 
 def rle(pixels):
-    """Runs of a set of pixel numbers, counted one by one."""
+    """The runs of a set of pixel numbers, counted one by one."""
     runs = []
     for pixel in sorted(pixels):
         if runs and sum(runs[-1]) == pixel:
@@ -45,7 +45,7 @@ def write(path, header, rows):
 
 @pytest.fixture
 def solution(tmp_path):
-    """Four images: a square of 100 pixels, an empty one, a single pixel, one that is ignored."""
+    """Four images: a square of 100 pixels, an empty mask, a single pixel, an ignored one."""
     rows = [
         ("square", "1 100", "Public"),
         ("empty", "", "Private"),
@@ -75,18 +75,18 @@ def submit(solution, tmp_path, **changes):
         (0, 0),
     ],
 )
-def test_hits_of_a_part_of_the_square(found, hits):
+def test_an_image_scores_by_its_iou(found, hits):
     assert image_hits(decode("1 100"), decode(f"1 {found}" if found else "")) == hits
 
 
-def test_empty_masks():
+def test_an_empty_mask_scores_all_or_nothing():
     assert image_hits(0, 0) == 10
     assert image_hits(0, 1) == 0
     assert image_hits(1, 0) == 0
 
 
-def test_the_copied_formula_is_wrong_where_the_mask_is_large():
-    """np.histogram would give 0.6: a blank prediction on 79% of the image is worth nothing."""
+def test_an_empty_prediction_on_a_large_mask_scores_zero():
+    """The formula with np.histogram, which many notebooks copy, gives 0.6 here."""
     truth = decode(f"1 {round(0.79 * PIXELS)}")
     assert image_hits(truth, 0) == 0
     assert image_hits(truth, decode(f"1 {PIXELS}")) == 6  # IoU 0.79
@@ -105,12 +105,12 @@ def test_pixels_count_down_the_columns_from_one():
         *("1 10202", "5 2 1 1", "1 3 3 1", "1 3 1 3", "9999999999 1"),
     ],
 )
-def test_illegal_runs(text):
+def test_invalid_runs_are_rejected(text):
     with pytest.raises(ValueError, match=r"run|pairs"):
-        decode(text)
+        decode(text, PIXELS)
 
 
-def test_public_and_private(solution, tmp_path):
+def test_public_and_private_scores_are_separate(solution, tmp_path):
     assert submit(solution, tmp_path) == Scores(1.0, 1.0)
     assert submit(solution, tmp_path, square="1 76") == Scores(0.6, 1.0)
     assert submit(solution, tmp_path, empty="1 1", pixel="2 1") == Scores(1.0, 0.0)
@@ -125,7 +125,7 @@ def test_a_score_without_rows_is_none(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "words"),
+    ("rows", "message"),
     [
         ("", "The file is empty"),
         ("id,mask\n", "The columns must be id, rle_mask, not id, mask"),
@@ -139,43 +139,43 @@ def test_a_score_without_rows_is_none(tmp_path):
         ("id,rle_mask\n\udcff,\n", "The file is not a csv"),
     ],
 )
-def test_what_is_wrong_with_a_file(solution, tmp_path, rows, words):
+def test_a_problem_of_a_file_is_named(solution, tmp_path, rows, message):
     path = tmp_path / "submission.csv"
     path.write_bytes(rows.encode(errors="surrogateescape"))
-    with pytest.raises(BadFile) as caught:
+    with pytest.raises(InvalidCsv) as caught:
         score(solution, path)
-    assert words in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_all_that_is_wrong_is_said_at_once(solution, tmp_path):
+def test_all_problems_are_named_at_once(solution, tmp_path):
     path = tmp_path / "submission.csv"
     path.write_text("id,rle_mask\nsquare,1\nsquare,\nother,\n")
-    with pytest.raises(BadFile) as caught:
+    with pytest.raises(InvalidCsv) as caught:
         score(solution, path)
-    for words in ("duplicate", "not legal", "Unable to find", "unknown"):
-        assert words in str(caught.value)
+    for message in ("duplicate", "not legal", "Unable to find", "unknown"):
+        assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("header", "row", "words"),
+    ("header", "row", "message"),
     [
         (["id", "target", "Usage"], ("a", "1", "Public"), "no metric is known"),
         (["id", "rle_mask", "Usage"], ("a", "1", "Public"), "not pairs of whole numbers"),
         (["id", "rle_mask", "Usage"], ("a", "1 1", "public"), "Usage is 'public'"),
     ],
 )
-def test_a_solution_that_is_none(tmp_path, header, row, words):
-    with pytest.raises(BadFile, match=words):
+def test_an_invalid_solution_is_rejected(tmp_path, header, row, message):
+    with pytest.raises(InvalidCsv, match=message):
         read_solution(write(tmp_path / "solution.csv", header, [row]))
 
 
 @given(masks)
-def test_decoding_gives_the_pixels_back(pixels):
+def test_decoding_returns_the_encoded_pixels(pixels):
     assert decode(rle(pixels)) == bits(pixels)
 
 
 @given(masks, masks)
-def test_the_same_as_counted_with_sets(truth, prediction):
+def test_the_score_equals_a_count_with_sets(truth, prediction):
     either = len(truth | prediction)
     if not truth:
         expected = 0 if prediction else 10
@@ -187,7 +187,7 @@ def test_the_same_as_counted_with_sets(truth, prediction):
 
 
 @given(st.lists(st.tuples(masks, masks), min_size=1, max_size=6), st.randoms())
-def test_the_order_of_the_rows_is_ignored(tmp_path_factory, images, shuffler):
+def test_the_order_of_the_rows_does_not_matter(tmp_path_factory, images, shuffler):
     folder = tmp_path_factory.mktemp("order")
     known = [(str(i), rle(truth), "Public") for i, (truth, _) in enumerate(images)]
     sent = [(str(i), rle(guess)) for i, (_, guess) in enumerate(images)]
@@ -197,14 +197,29 @@ def test_the_order_of_the_rows_is_ignored(tmp_path_factory, images, shuffler):
     assert score(solution, write(folder / "b.csv", ["id", "rle_mask"], sent)) == straight
 
 
+@pytest.mark.slow
 def test_eighteen_thousand_rows_take_seconds(tmp_path):
-    """As many as the competition has, 40 runs each."""
+    """As many rows as the TGS Salt challenge has, with 40 runs each."""
     chance = random.Random(0)
     text = [rle({p + chance.randrange(200) for p in range(1, 10001, 250)}) for _ in range(50)]
     sent = [(f"{i:x}", text[i % 50]) for i in range(18000)]
     known = [(*row, "Private") for row in sent]
-    begun = time.process_time()
+    started = time.process_time()
     solution = read_solution(write(tmp_path / "s.csv", ["id", "rle_mask", "Usage"], known))
     scores = score(solution, write(tmp_path / "a.csv", ["id", "rle_mask"], sent))
     assert scores == Scores(None, 1.0)
-    assert time.process_time() - begun < 10
+    assert time.process_time() - started < 10
+
+
+def test_runs_must_stay_inside_images_of_known_size(tmp_path):
+    rows = [("small", "1 1", "Public", 4), ("large", "1 1", "Public", 9)]
+    path = write(tmp_path / "solution.csv", ["id", "rle_mask", "Usage", "pixels"], rows)
+    solution = read_solution(path)
+    sent = write(tmp_path / "a.csv", ["id", "rle_mask"], [("small", "4 1"), ("large", "9 1")])
+    assert score(solution, sent) == Scores(0.0, None)
+    sent = write(tmp_path / "b.csv", ["id", "rle_mask"], [("small", "5 1"), ("large", "9 1")])
+    with pytest.raises(InvalidCsv, match="small: the run '5 1' leaves the 4 pixels"):
+        score(solution, sent)
+    write(path, ["id", "rle_mask", "Usage", "pixels"], [("small", "1 1", "Public", "many")])
+    with pytest.raises(InvalidCsv, match=r"pixels: .*'many'"):
+        read_solution(path)

@@ -1,4 +1,4 @@
-"""What a notebook meets in a run, and how runs end."""
+"""Runs of notebooks: what they see, and how they end. These runs are never replayed."""
 
 import hashlib
 import json
@@ -48,9 +48,15 @@ def tree(folder):
 """
 
 
-def isolated(emulator):
-    """Skip where this machine has no namespaces; that ours does not work there is no reason."""
-    if emulator.facts["isolation"] != "namespace":
+@pytest.fixture
+def emulator(emulator):
+    """The shared emulator with an account whose runs are real."""
+    return emulator.as_account(f"live-{emulator.account}")
+
+
+def require_namespaces(emulator):
+    """Skip if this machine has no namespaces; fail if it has and the sandbox does not work."""
+    if emulator.ready["isolation"] != "namespace":
         allowed = ["unshare", "-Urmpinf", "mount", "-t", "tmpfs", "tmpfs", "/tmp"]
         able = shutil.which("unshare") and not subprocess.run(allowed, check=False).returncode
         assert not able, "namespaces work here, but not the sandbox"
@@ -58,14 +64,14 @@ def isolated(emulator):
 
 
 def living(marker):
-    """The processes whose command line holds `marker`."""
+    """The processes with `marker` in their command line."""
     command = ["ps", "-A", "-ww", "-o", "args="]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return [line for line in listing.splitlines() if marker in line]
 
 
 def gone(marker, seconds=10):
-    """Whether they all end in time."""
+    """Whether they all end within the time."""
     deadline = time.monotonic() + seconds
     while living(marker) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -74,7 +80,7 @@ def gone(marker, seconds=10):
 
 @pytest.fixture
 def port():
-    """A server of this machine that a notebook may try to reach."""
+    """A server on this machine that a notebook can try to reach."""
     with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -83,14 +89,14 @@ def port():
         thread.join()
 
 
-def test_the_world_of_a_run(launch, tmp_path, port):
-    """Folders, environment, network and protection, in one run."""
+def test_a_run_sees_kaggles_folders_and_environment(launch, tmp_path, port):
+    """Folders, environment, network and write protection, in one run."""
     home = tmp_path / "home"
     (home / ".kaggle").mkdir(parents=True)
     (home / ".kaggle" / "kaggle.json").write_text("secret")
     environment = {"PATH": os.environ["PATH"], "HOME": str(home), **SECRETS}
     emulator = launch(environment=environment)
-    isolated(emulator)
+    require_namespaces(emulator)
     had_kaggle = Path("/kaggle").exists()
     marker = ROOT / "written-by-a-run"
     seen = json.loads(
@@ -154,9 +160,10 @@ print(json.dumps({{
     assert "Connection refused" in "".join(executed["cells"][1]["outputs"][0]["text"])
 
 
-def test_internet_old_mounts_and_other_kernels(launch, port):
+@pytest.mark.slow
+def test_runs_with_internet_old_mounts_and_other_kernels(launch, port):
     emulator = launch("--mounts", "old")
-    isolated(emulator)
+    require_namespaces(emulator)
     emulator.run("the-writer", "open('made.txt', 'w').write('made')")
     seen = emulator.run(
         "the-reader",
@@ -202,7 +209,7 @@ def test_a_failing_cell_ends_the_run(emulator):
         ("{}", "Error"),
     ],
 )
-def test_what_papermill_would_not_run(emulator, text, failure):
+def test_a_notebook_that_papermill_rejects_fails(emulator, text, failure):
     source = text if isinstance(text, str) else emulator.notebook("print('ran')", **text)
     emulator.push("no-kernel", text=source)
     status, log = emulator.finish("no-kernel")
@@ -229,14 +236,15 @@ def test_what_papermill_would_not_run(emulator, text, failure):
         ),
     ],
 )
-def test_early_ends(emulator, cell, status):
+def test_a_run_can_end_early(emulator, cell, status):
     emulator.push("early-end", cell, "print('went on')")
     seen, log = emulator.finish("early-end")
     assert seen == status
     assert "went on\n" not in [entry["data"] for entry in log]
 
 
-def test_a_long_log_and_a_large_file_arrive_whole(emulator):
+@pytest.mark.slow
+def test_a_long_log_and_a_large_file_are_complete(emulator):
     size = 30_000_000
     printed = emulator.run(
         "much-output",
@@ -260,7 +268,8 @@ print('x' * 200_000)""",
     assert sum(len(json.loads(line)["data"]) for line in log) == len(printed)
 
 
-def test_spawned_workers(emulator):
+@pytest.mark.slow
+def test_a_run_can_spawn_workers(emulator):
     printed = emulator.run(
         "the-workers",
         "%%writefile job.py\ndef square(x):\n    return x * x\n",
@@ -287,8 +296,24 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("isolation", ["namespace", "folders"])
-@pytest.mark.parametrize("end", ["died", "timeout", "SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize(
+    ("isolation", "end"),
+    [
+        ("namespace", "died"),
+        ("namespace", "SIGTERM"),
+        ("folders", "SIGKILL"),
+        *(
+            pytest.param(isolation, end, marks=pytest.mark.slow)
+            for isolation, end in [
+                ("namespace", "timeout"),
+                ("namespace", "SIGKILL"),
+                ("folders", "died"),
+                ("folders", "timeout"),
+                ("folders", "SIGTERM"),
+            ]
+        ),
+    ],
+)
 def test_nothing_outlives_a_run(launch, isolation, end):
     if isolation == "namespace" and not LINUX:
         pytest.skip("no namespaces here")
@@ -296,7 +321,7 @@ def test_nothing_outlives_a_run(launch, isolation, end):
     options = ["--time-limit", "2"] if end == "timeout" else []
     emulator = launch("--isolation", isolation, *options)
     emulator.push("the-stray", STRAY.format(marker=marker, died=end == "died"))
-    if end == "died":  # a kernel that ends well takes its children along; this one cannot
+    if end == "died":  # a kernel that ends normally stops its children; this one cannot
         assert emulator.finish("the-stray")[0]["status"] == "ERROR"
         assert gone(marker)
         return
@@ -306,8 +331,8 @@ def test_nothing_outlives_a_run(launch, isolation, end):
     if end == "timeout":
         assert list(events) == []
         status = emulator.ask("GetKernelSessionStatus", "the-stray")
-        words = "Your notebook exceeded the time limit of 2 seconds."
-        assert status == {"status": "ERROR", "failureMessage": words}
+        message = "Your notebook exceeded the time limit of 2 seconds."
+        assert status == {"status": "ERROR", "failureMessage": message}
         assert gone(marker)
         return
     events.close()
@@ -320,10 +345,10 @@ def test_nothing_outlives_a_run(launch, isolation, end):
         assert record["status"] == "CANCEL_ACKNOWLEDGED"
 
 
-def test_the_fallback_to_folders(launch):
+def test_runs_without_namespaces_use_folders(launch):
     emulator = launch("--isolation", "folders", environment={**os.environ, **SECRETS})
-    assert emulator.facts["isolation"] == "folders"
-    assert "folders" in emulator.facts["lines"][0]
+    assert emulator.ready["isolation"] == "folders"
+    assert "folders" in emulator.lines[0]
     seen = json.loads(
         emulator.run(
             "in-folders",
@@ -349,20 +374,21 @@ print(json.dumps(seen | folders))
     assert "No namespace" not in json.dumps(list(emulator.events("in-folders")))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not LINUX or not shutil.which("unshare"), reason="needs unshare")
-def test_it_notices_by_itself_that_namespaces_are_refused(launch):
+def test_missing_namespaces_are_noticed(launch):
     forbid = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
     wrapped = ("unshare", "-Ur", "sh", "-c", forbid, "sh")
     if subprocess.run([*wrapped, "true"], capture_output=True).returncode:
         pytest.skip("cannot forbid namespaces here")
     emulator = launch(prefix=wrapped)
-    assert emulator.facts["isolation"] == "folders"
+    assert emulator.ready["isolation"] == "folders"
     assert emulator.run("still-runs", "print(1)") == "1\n"
     assert "No namespace on this machine (" in emulator.stop()[1]
 
 
 AS_NOBODY = """
-# $1: the interpreter's folder, which may lie in /root; $2: an empty folder to keep it in meanwhile
+# $1: the interpreter's folder, which may be in /root; $2: an empty folder that keeps it meanwhile
 mount --bind "$1" "$2"
 case "$1" in /root/*)
     mount -t tmpfs -o mode=755 tmpfs /root; mkdir -p "$1"; mount --bind "$2" "$1";;
@@ -372,12 +398,13 @@ exec setpriv --reuid 65534 --regid 65534 --clear-groups --no-new-privs --inh-cap
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not LINUX or os.geteuid() != 0, reason="becomes another user, so needs root")
 def test_an_ordinary_user_gets_a_namespace_too(launch, tmp_path):
     for name in ("home", "base", "emulator0"):
         (tmp_path / name).mkdir()
         os.chown(tmp_path / name, 65534, 65534)
-    for folder in (tmp_path, *tmp_path.parents[:3]):  # one more where tests run in parallel
+    for folder in (tmp_path, *tmp_path.parents[:3]):  # one more when tests run in parallel
         if folder.name != "tmp":
             folder.chmod(0o755)
     base = str(Path(sys.base_prefix).resolve())

@@ -1,12 +1,13 @@
-"""Kaggle's rules, without a process or a socket."""
+"""Kaggle's rules, without processes and sockets."""
 
 from dataclasses import replace
 
 import pytest
 
-from kernelkit.emulator.state import Kaggle, Push, Refusal, Status, slugify
+from kernelkit.emulator.responses import RequestRefused
+from kernelkit.emulator.state import EmulatedKaggle, SaveRequest, WorkerStatus, slugify
 
-PUSH = Push(
+PUSH = SaveRequest(
     owner="me",
     slug="my-kernel",
     kernel_id=None,
@@ -40,16 +41,16 @@ def inputs(tmp_path):
 
 @pytest.fixture
 def kaggle(tmp_path, inputs):
-    return Kaggle(tmp_path / "state", inputs)
+    return EmulatedKaggle(tmp_path / "state", inputs)
 
 
 def refusal(kaggle, push, account="me"):
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RequestRefused) as caught:
         kaggle.save(account, push)
     return caught.value.code, str(caught.value)
 
 
-def done(kaggle, push, status=Status.COMPLETE):
+def done(kaggle, push, status=WorkerStatus.COMPLETE):
     saved = kaggle.save("me", push)
     kaggle.start(saved.version)
     kaggle.finish(saved.version, status, "", ())
@@ -80,36 +81,36 @@ def test_each_push_is_a_version_of_one_kernel(kaggle):
 @pytest.mark.parametrize("label", ["v0", "v2", "1", "v", "latest", "v01", "V1"])
 def test_an_unknown_label_is_never_the_latest(kaggle, label):
     done(kaggle, PUSH)
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RequestRefused) as caught:
         kaggle.find("me", "me", "my-kernel", label)
     assert caught.value.code == 404
 
 
-def test_slug_follows_the_title(kaggle):
+def test_the_slug_follows_the_title(kaggle):
     saved = done(kaggle, replace(PUSH, title="Another Name"))
     assert saved.kernel.slug == "another-name"
-    with pytest.raises(Refusal):
+    with pytest.raises(RequestRefused):
         kaggle.find("me", "me", "my-kernel")
 
 
-def test_a_new_title_renames(kaggle):
+def test_a_new_title_renames_the_kernel(kaggle):
     first = done(kaggle, PUSH)
     renamed = done(kaggle, replace(PUSH, title="Better Name"))
     assert renamed.kernel is first.kernel
     assert renamed.version.number == 2
     assert kaggle.find("me", "me", "better-name")[0] is first.kernel
-    # and the name that is free again starts anew, without touching the old folder
+    # The old name can be used again for a new kernel, in another folder.
     again = done(kaggle, PUSH)
     assert again.version.number == 1
     assert again.version.folder != first.version.folder
 
 
-def test_a_title_that_is_taken_is_refused(kaggle):
+def test_a_used_title_is_refused(kaggle):
     done(kaggle, PUSH)
     assert refusal(kaggle, replace(PUSH, slug="other-kernel"))[0] == 409
 
 
-def test_the_id_wins_over_the_slug(kaggle):
+def test_the_id_takes_precedence_over_the_slug(kaggle):
     first = done(kaggle, PUSH)
     second = done(kaggle, replace(PUSH, slug="wrong-slug", kernel_id=first.kernel.kernel_id))
     assert second.kernel is first.kernel
@@ -132,29 +133,29 @@ def test_the_id_wins_over_the_slug(kaggle):
         ({"timeout": 0}, 400),
     ],
 )
-def test_refused(kaggle, change, code):
+def test_invalid_pushes_are_refused(kaggle, change, code):
     assert refusal(kaggle, replace(PUSH, **change))[0] == code
 
 
-def test_size_limit_in_kaggles_words(kaggle):
+def test_the_size_limit_has_kaggles_message(kaggle):
     assert done(kaggle, replace(PUSH, text="x" * 999_999)).version
-    words = "The kernel source must be less than 1 megabytes in size."
-    assert refusal(kaggle, replace(PUSH, text="x" * 1_000_000))[1] == words
+    message = "The kernel source must be less than 1 megabytes in size."
+    assert refusal(kaggle, replace(PUSH, text="x" * 1_000_000))[1] == message
 
 
 @pytest.mark.parametrize(("push", "most", "kind"), [(GPU, 2, "GPU"), (PUSH, 5, "CPU")])
-def test_capacity(kaggle, push, most, kind):
+def test_sessions_are_limited(kaggle, push, most, kind):
     saved = [kaggle.save("me", push) for _ in range(most)]
-    kaggle.start(saved[0].version)  # running and queued count alike
+    kaggle.start(saved[0].version)  # both running and queued runs count
     full = kaggle.save("me", push)
     assert full.error == f"Maximum batch {kind} session count of {most} reached."
     assert full.version is None
     assert kaggle.find("me", "me", "my-kernel")[0].latest.number == most
-    kaggle.finish(saved[0].version, Status.ERROR, "", ())
+    kaggle.finish(saved[0].version, WorkerStatus.ERROR, "", ())
     assert kaggle.save("me", push).version.number == most + 1
 
 
-def test_capacity_is_by_account_and_kind(kaggle):
+def test_the_session_limit_is_per_account_and_kind(kaggle):
     for _ in range(2):
         kaggle.save("me", GPU)
     assert kaggle.save("me", PUSH).version
@@ -162,22 +163,22 @@ def test_capacity_is_by_account_and_kind(kaggle):
     assert kaggle.save("me", replace(PUSH, enable_gpu=True)).error
 
 
-def test_gpu_quota(tmp_path):
-    kaggle = Kaggle(tmp_path, None, gpu_hours=0)
+def test_a_used_gpu_quota_refuses_gpu_runs(tmp_path):
+    kaggle = EmulatedKaggle(tmp_path, None, gpu_hours=0)
     assert kaggle.save("me", GPU).error == "Maximum weekly GPU quota of 0.00 hours reached."
     assert kaggle.save("me", PUSH).version
 
 
-def test_gpu_seconds_count(kaggle):
+def test_gpu_seconds_are_counted(kaggle):
     run = kaggle.save("me", GPU).version
     kaggle.start(run)
     run.started -= 100
-    assert 100 <= kaggle.quota("me").gpu_used < 110
-    kaggle.finish(run, Status.COMPLETE, "", ())
-    assert 100 <= kaggle.quota("me").gpu_used < 110
+    assert 100 <= kaggle.usage("me").gpu_used < 110
+    kaggle.finish(run, WorkerStatus.COMPLETE, "", ())
+    assert 100 <= kaggle.usage("me").gpu_used < 110
     done(kaggle, PUSH)
-    assert kaggle.quota("you").gpu_used == 0
-    assert kaggle.quota("me").refresh.weekday() == 5
+    assert kaggle.usage("you").gpu_used == 0
+    assert kaggle.usage("me").refresh.weekday() == 5
 
 
 def sources(kaggle, **names):
@@ -208,26 +209,26 @@ def test_sources_are_mounted_or_dropped(kaggle):
 
 
 def test_old_mounts(tmp_path, inputs):
-    kaggle = Kaggle(tmp_path / "state", inputs, mounts="old")
+    kaggle = EmulatedKaggle(tmp_path / "state", inputs, mounts="old")
     mounts, _ = sources(kaggle, competitions=("salt",), datasets=("you/weights",))
     assert mounts == {"salt": "salt", "weights": "weights"}
 
 
 def test_a_kernel_without_a_complete_run_is_no_source(kaggle):
-    done(kaggle, PUSH, Status.ERROR)
+    done(kaggle, PUSH, WorkerStatus.ERROR)
     assert sources(kaggle, kernels=("me/my-kernel",)) == ({}, {"Kernel": ["me/my-kernel"]})
 
 
-def test_private_kernels_are_their_owners(kaggle):
+def test_only_the_owner_finds_a_private_kernel(kaggle):
     done(kaggle, PUSH)
-    with pytest.raises(Refusal, match=r"kernels\.get"):
+    with pytest.raises(RequestRefused, match=r"kernels\.get"):
         kaggle.find("you", "me", "my-kernel")
     done(kaggle, replace(PUSH, is_private=False))
     assert kaggle.find("you", "me", "my-kernel")
 
 
-def test_the_last_session_is_one_that_started(kaggle):
-    """Right after a push GetKernel tells the machine of the version before."""
+def test_the_last_session_is_one_that_has_started(kaggle):
+    """Right after a push, GetKernel shows the machine of the previous version."""
     first = done(kaggle, GPU)
     second = kaggle.save("me", PUSH)
     assert second.kernel.last_session is first.version
@@ -241,5 +242,5 @@ def test_waiting_for_the_log(kaggle):
     entry = {"stream_name": "stdout", "time": 0.5, "data": "hello\n"}
     kaggle.add_log(version, entry)
     assert kaggle.wait_log(version, 0, timeout=0) == ([entry], False)
-    kaggle.finish(version, Status.COMPLETE, "", ())
+    kaggle.finish(version, WorkerStatus.COMPLETE, "", ())
     assert kaggle.wait_log(version, 1, timeout=60) == ([], True)

@@ -1,7 +1,8 @@
-"""The local Kaggle's answers against those of the real one, where a transcript of it is at hand.
+"""The local Kaggle's responses compared with the real ones, if a transcript of them exists.
 
-`kernelkit doctor --probe` leaves a transcript.json; put into the folder `transcripts` beside this
-file, it is held against a probe of the local Kaggle: the same calls must answer in the same shapes.
+`kernelkit doctor --probe` writes a transcript.json. Put it into the folder `transcripts` next to
+this file: the tests compare it with a probe of the local Kaggle, which must answer the same calls
+in the same shapes.
 """
 
 import json
@@ -17,20 +18,20 @@ NONE = pytest.param(None, marks=pytest.mark.skip(reason="no transcript of the re
 
 
 @pytest.fixture(scope="module")
-def ours(shared, tmp_path_factory):
-    """What a probe of the local Kaggle keeps."""
+def ours(emulator_server, tmp_path_factory):
+    """The transcript of a probe of the local Kaggle."""
     folder = tmp_path_factory.mktemp("probe")
     account = {"KAGGLE_USERNAME": "prober", "KAGGLE_KEY": "key"}
-    probe(connect(shared.endpoint, account), folder, ["some-competition"])
+    probe(connect(emulator_server.endpoint, account), folder, ["some-competition"])
     return json.loads((folder / "transcript.json").read_text())
 
 
-def test_the_local_kaggle_answers_as_itself(ours):
+def test_the_local_kaggle_equals_itself(ours):
     assert differences(ours, ours) == []
 
 
-def test_every_answer_counts(ours):
-    """Each call taken out of the one, or each field changed, is seen as a difference."""
+def test_every_changed_field_is_a_difference(ours):
+    """`differences` notices each field of each response."""
     for number, exchange in enumerate(ours["exchanges"]):
         for name in exchange["body"] or {}:
             changed = json.loads(json.dumps(ours))
@@ -41,6 +42,6 @@ def test_every_answer_counts(ours):
 
 
 @pytest.mark.parametrize("path", TRANSCRIPTS or [NONE])
-def test_the_local_kaggle_answers_as_the_real_one(path, ours):
+def test_the_local_kaggle_answers_like_the_real_one(path, ours):
     found = differences(json.loads(path.read_text()), ours)
     assert not found, "\n".join(found)

@@ -1,4 +1,4 @@
-"""The wire as the SDK and a plain HTTP client see it."""
+"""The HTTP interface, as the SDK and a plain HTTP client see it."""
 
 import base64
 import http.client
@@ -88,8 +88,8 @@ def test_round_trip_through_the_sdk(emulator, sdk):
         assert [r.status_code for r in response.history] == [302]
 
 
-def test_read_back(emulator, sdk):
-    request = save_request(emulator, "read-back", "1 + 1")
+def test_a_pushed_kernel_can_be_read_back(emulator, sdk):
+    request = save_request(emulator, "read-back", "print(1)")
     request.competition_data_sources = ["some-competition", "none-such"]
     request.dataset_data_sources = ["someone/some-dataset"]
     request.machine_shape = "NvidiaTeslaT4"
@@ -112,7 +112,7 @@ def test_read_back(emulator, sdk):
     assert kernel.blob.kernel_type == "notebook"
 
 
-def test_quota_and_token(emulator, sdk):
+def test_the_quota_and_a_token_can_be_read(emulator, sdk):
     quota = sdk.kernels.kernels_api_client.get_accelerator_quota_statistics()
     assert quota.gpu_quota.total_time_allowed.total_seconds() == 30 * 3600
     assert quota.gpu_quota.time_used.total_seconds() == 0
@@ -126,7 +126,7 @@ def test_quota_and_token(emulator, sdk):
     assert unsigned.json()["active"] is True
 
 
-def test_versions_are_pinned(emulator):
+def test_a_label_selects_a_version(emulator):
     for number in (1, 2):
         emulator.run("pinned-runs", f"open('v{number}.txt', 'w').write('{number}')")
     assert list(emulator.outputs("pinned-runs")) == ["v2.txt"]
@@ -143,7 +143,7 @@ def test_versions_are_pinned(emulator):
         assert (response.status_code, response.json()["code"]) == (404, 404)
 
 
-def test_pages(emulator):
+def test_listings_have_pages(emulator):
     emulator.run("many-files", "for i in range(205): open(f'f{i:03}', 'w').write('x' * i)")
     pages, token = [], ""
     while True:
@@ -165,7 +165,7 @@ def test_pages(emulator):
         assert emulator.call("ListKernelFiles", **fields).status_code == 400
 
 
-def test_odd_names_and_downloads(emulator):
+def test_odd_names_can_be_downloaded(emulator):
     emulator.run(
         "odd-names",
         "import os, pathlib",
@@ -189,7 +189,7 @@ def test_odd_names_and_downloads(emulator):
     assert emulator.fetch(other).status_code == 404
 
 
-def test_parts_of_a_download(emulator):
+def test_a_range_of_a_file_can_be_downloaded(emulator):
     emulator.run("big-file", "open('big', 'wb').write(bytes(range(256)) * 4096)")
     content = bytes(range(256)) * 4096
     url = emulator.outputs("big-file")["big"]
@@ -230,9 +230,9 @@ def test_a_running_run_has_a_log_but_no_outputs(emulator):
     )
     dropped = emulator.events("live-log")
     assert next(dropped)["data"] == "first\n"
-    dropped.close()  # a client that goes away harms nobody
+    dropped.close()  # a client that disconnects changes nothing
 
-    events = emulator.events("live-log")  # and a new stream starts from the beginning
+    events = emulator.events("live-log")  # a new stream starts from the beginning
     assert [next(events)["data"], next(events)["data"]] == ["first\n", "partial"]
     assert emulator.ask("GetKernelSessionStatus", "live-log") == {"status": "RUNNING"}
     listing = emulator.ask("ListKernelSessionOutput", "live-log")
@@ -261,7 +261,7 @@ def test_a_running_run_has_a_log_but_no_outputs(emulator):
         ({"Authorization": "Basic " + base64.b64encode(b"me:key").decode()}, 404),
     ],
 )
-def test_who_calls(emulator, headers, code):
+def test_credentials_are_checked(emulator, headers, code):
     response = emulator.call("GetKernel", headers=headers, userName="me", kernelSlug="none")
     assert (response.status_code, response.json()["code"]) == (code, code)
     assert response.json()["message"]
@@ -279,26 +279,26 @@ def test_who_calls(emulator, headers, code):
         (b"", 404),
     ],
 )
-def test_bodies(emulator, data, code):
+def test_request_bodies_are_checked(emulator, data, code):
     response = emulator.call("GetKernel", data=data)
     assert (response.status_code, response.json()["code"]) == (code, code)
 
 
-def test_wrong_types_in_a_push(emulator):
+def test_a_push_with_wrong_types_is_refused(emulator):
     for bad in ({"id": True}, {"isPrivate": "yes"}, {"kernelDataSources": [1]}, {"text": {}}):
         assert emulator.call("SaveKernel", **bad).status_code == 400
 
 
-def test_what_is_not_emulated_says_its_name(emulator):
+def test_an_unimplemented_call_is_named(emulator):
     response = emulator.call("ListCompetitions", "competitions.CompetitionApiService")
-    words = "unimplemented: competitions.CompetitionApiService/ListCompetitions"
-    assert (response.status_code, response.json()) == (501, {"code": 501, "message": words})
+    message = "unimplemented: competitions.CompetitionApiService/ListCompetitions"
+    assert (response.status_code, response.json()) == (501, {"code": 501, "message": message})
     for method, path in [("GET", "/"), ("PUT", "/x"), ("DELETE", "/api/v1/x"), ("HEAD", "/y")]:
         assert emulator.fetch(emulator.endpoint + path, method).status_code == 501
 
 
-def test_other_peoples_kernels(emulator):
-    emulator.push("my-secret", "1")
+def test_kernels_of_other_accounts_are_protected(emulator):
+    emulator.push("my-secret", "print(1)")
     stranger = emulator.as_account("stranger")
     mine = {"userName": emulator.account, "kernelSlug": "my-secret"}
     assert stranger.call("GetKernel", **mine).status_code == 403
@@ -308,7 +308,7 @@ def test_other_peoples_kernels(emulator):
 
 
 def test_one_connection_serves_many_calls(emulator):
-    """Errors, bodies that are too large and answers without a body leave it in step."""
+    """Also after errors, bodies that are too large, and responses without a body."""
     connection = http.client.HTTPConnection("127.0.0.1", emulator.port, timeout=30)
     path = "/api/v1/kernels.KernelsApiService/GetAcceleratorQuotaStatistics"
     absolute = "http://localhost" + path
@@ -343,7 +343,7 @@ def test_one_connection_serves_many_calls(emulator):
         (b"GET / HTTP/1.1\r\nX: " + b"x" * 70_000 + b"\r\n\r\n", b"431"),
     ],
 )
-def test_garbage_is_answered_in_json(emulator, raw, code):
+def test_malformed_requests_get_json_errors(emulator, raw, code):
     with socket.create_connection(("127.0.0.1", emulator.port), 10) as connection:
         connection.sendall(raw)
         connection.shutdown(socket.SHUT_WR)
@@ -352,7 +352,7 @@ def test_garbage_is_answered_in_json(emulator, raw, code):
     assert json.loads(answer.split(b"\r\n\r\n", 1)[1])["code"] == int(code)
 
 
-def test_many_clients_at_once(emulator):
+def test_many_clients_can_call_at_once(emulator):
     answers = []
 
     def ask():
@@ -366,8 +366,8 @@ def test_many_clients_at_once(emulator):
     assert answers == [404] * 80
 
 
-def test_pushes_at_one_moment_are_versions_of_their_own(launch):
-    """And a full house says so, in a 200."""
+def test_simultaneous_pushes_become_separate_versions(launch):
+    """The push beyond the session limit gets an error inside a 200."""
     emulator = launch()
     answers = []
 
@@ -387,10 +387,10 @@ def test_pushes_at_one_moment_are_versions_of_their_own(launch):
     assert status["status"] == "CANCEL_ACKNOWLEDGED"
 
 
-def test_the_time_limit_of_a_push(emulator):
+def test_a_push_can_set_a_time_limit(emulator):
     emulator.push("too-slow", "import time; time.sleep(600)", sessionTimeoutSeconds=1)
-    words = "Your notebook exceeded the time limit of 1 seconds."
-    assert emulator.finish("too-slow")[0] == {"status": "ERROR", "failureMessage": words}
+    message = "Your notebook exceeded the time limit of 1 seconds."
+    assert emulator.finish("too-slow")[0] == {"status": "ERROR", "failureMessage": message}
 
 
 def test_an_sdk_error_has_kaggles_message(emulator, sdk):

@@ -23,7 +23,7 @@ from kernelkit.bundle.bundle import Bundle, SourceFile
 from kernelkit.bundle.git import Provenance
 from kernelkit.config import load_config
 from kernelkit.errors import ConfigError, LocalError, VerificationError
-from kernelkit.notebook.edits import Plan, apply, plan, read_notebook, require_applicable
+from kernelkit.notebook.edits import SyncPlan, apply, plan, read_notebook, require_applicable
 from kernelkit.notebook.render import render
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -81,7 +81,7 @@ def add(notebook: Notebook, source: str, at: int | None = None, kind: str = "cod
     notebook["cells"].insert(len(notebook["cells"]) if at is None else at, cell)
 
 
-def planned(notebook: Notebook, project: Path, **options: Any) -> Plan:
+def planned(notebook: Notebook, project: Path, **options: Any) -> SyncPlan:
     return plan(json.dumps(notebook), load_config(project, environment={}, **options))
 
 
@@ -106,7 +106,7 @@ def test_an_untouched_notebook_changes_nothing_and_leaves_nothing(make_project: 
     before = files_of(project)
     for notebook in (rendered(project), as_an_editor_saves(rendered(project))):
         found = planned(notebook, project)
-        assert found == Plan((), (), found.unchanged, (), (), (), ())
+        assert found == SyncPlan((), (), found.unchanged, (), (), (), ())
         assert set(FORMS) <= set(found.unchanged)
         apply(found)
     assert files_of(project) == before
@@ -202,7 +202,7 @@ def test_one_cell_may_carry_many_files_packed(make_project: Make) -> None:
     found = planned(notebook, project)
     apply(found)
     assert changed(project, before) == {"pkg/shown.py": b"a = 2\n"}
-    assert ["the later counts" in note for note in found.notes] == [True]
+    assert ["the later one counts" in note for note in found.notes] == [True]
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.LNKTYPE])
@@ -210,8 +210,8 @@ def test_a_packed_cell_with_anything_but_files_is_refused(plain: Path, kind: byt
     notebook = rendered(plain)
     add(notebook, packed({"parcel/main.py": b""}, kind))
     found = planned(notebook, plain)
-    assert found.refused[0].reason == "only regular files are carried"
-    with pytest.raises(ConfigError, match="only regular files are carried"):
+    assert found.refused[0].reason == "only regular files can be carried"
+    with pytest.raises(ConfigError, match="only regular files can be carried"):
         apply(found)
 
 
@@ -281,7 +281,9 @@ def test_the_later_of_two_cells_counts_and_it_is_said(plain: Path) -> None:
     add(notebook, "%%writefile {SRC}/parcel/letters.py\nearly = 1", at=0)
     found = planned(notebook, plain)
     assert [change.after for change in found.changes] == [b"late = 1\n"]
-    assert [note.endswith("the later counts, as in a run") for note in found.notes] == [True] * 2
+    assert [note.endswith("the later one counts, as in a run") for note in found.notes] == [
+        True
+    ] * 2
 
 
 def test_the_second_sync_of_an_edit_has_nothing_to_do(plain: Path) -> None:
@@ -343,7 +345,7 @@ def test_a_sum_edited_to_please_the_check_hides_no_edit(plain: Path) -> None:
     edit(notebook, "BUNDLE = {", sums["parcel/letters.py"], new)
     found = planned(notebook, plain)
     assert [change.path for change in found.conflicts] == ["parcel/letters.py"]
-    assert "the sums in BUNDLE" in found.notes[0]
+    assert "the hashes in BUNDLE" in found.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -529,7 +531,7 @@ def test_more_than_assignments_among_the_parameters_is_left(plain: Path) -> None
         notebook = rendered(plain)
         edit(notebook, "data_dir = ", "epochs = 2", f"epochs = 2\n{extra}")
         (cell,) = planned(notebook, plain).left
-        assert cell.reason == "beside its assignments it differs from its template"
+        assert cell.reason == "besides its assignments it differs from its template"
 
 
 def test_own_and_edited_cells_are_told_apart(plain: Path) -> None:
@@ -547,15 +549,15 @@ def test_own_and_edited_cells_are_told_apart(plain: Path) -> None:
     template = "it differs from its template"
     assert [(cell.first_line, cell.reason) for cell in found.left] == [
         ("# Plain parcel", template),
-        ("# What this notebook was made from: held against the files below, and kept in "
-         "run-manifest.json.", template),
+        ("# What this notebook was rendered from. The check cell compares the files below with it.",
+         template),
         ("# Parameters", "papermill's parameters of one run"),
         ("result = None or kernelkit_run.call('parcel.main:run', parameters)", "your own cell"),
         ("kernelkit_run.check_sources()", "your own cell"),
         ("## Thoughts", "your own cell"),
         ("raw", "your own cell"),
     ]  # fmt: skip
-    missing = "no cell is as its template gives it: "
+    missing = "no cell equals its template: "
     assert found.notes == (f"{missing}run", f"{missing}results")
 
 
@@ -564,7 +566,7 @@ def test_an_edit_of_the_runtime_cannot_be_placed(plain: Path) -> None:
     edit(notebook, "/kernelkit_runtime.py", "SEARCH_DEPTH", "DEPTH")
     found = planned(notebook, plain)
     assert not found.changes
-    assert "the runtime is kernelkit's own" in found.left[0].reason
+    assert "the runtime belongs to kernelkit" in found.left[0].reason
 
 
 def test_code_beside_a_carried_file_is_said(make_project: Make) -> None:
@@ -572,7 +574,7 @@ def test_code_beside_a_carried_file_is_said(make_project: Make) -> None:
     notebook = rendered(project)
     edit(notebook, "'pkg/crlf.py'", "kernelkit_run", "print(1)\nkernelkit_run")
     (cell,) = planned(notebook, project).left
-    assert cell.reason == "beside the files that it carries it has code of your own"
+    assert cell.reason == "besides the files that it carries it has code of your own"
 
 
 DAMAGED: dict[str, str | bytes] = {
@@ -726,7 +728,7 @@ def test_the_command_shows_writes_and_says_what_is_left(
     assert files_of(plain) == before
     told = cli("sync", path, cwd=plain).stdout
     assert "+    return sorted(path.read_text().rstrip()" in told
-    assert "1 file changed, 1 added; review with git diff" in told
+    assert "1 file changed, 1 added; review with `git diff`" in told
     assert "parameters: epochs = 2 → 5: change it in [tool.kernelkit.parameters]" in told
     assert r"cell 22: !nvidia-smi # \x1b[31m [bold]  (your own cell)" in told
     assert "\x1b" not in told
@@ -744,11 +746,12 @@ def test_the_command_refuses_with_its_code(plain: Path, cli: Cli, tmp_path: Path
     told = json.loads(cli("sync", path, "--json", "--dry-run", cwd=plain, expect=8).stdout)
     assert told["changes"][0]["conflict"] is True
     assert letters.read_text() == "mine = 1\n"
+    shown = cli("sync", path, "--force", "--dry-run", cwd=plain).stdout
+    assert "parcel/letters.py: the notebook overwrites a change on disk" in shown
     done = cli("sync", path, "--json", "--force", cwd=plain)
     assert json.loads(done.stdout)["written"] is True
-    assert "parcel/letters.py: the change on disk gives way" in done.stderr
     assert b"rstrip" in letters.read_bytes()
-    assert "is no file" in cli("sync", tmp_path, cwd=plain, expect=2).stderr
+    assert "is not a file" in cli("sync", tmp_path, cwd=plain, expect=2).stderr
     cli("sync", plain / "parcel" / "main.py", cwd=plain, expect=2)
 
 

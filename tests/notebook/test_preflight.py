@@ -112,7 +112,7 @@ def test_a_project_may_name_its_own_snapshot_of_the_image(make_project: Make) ->
     (problem,) = problems(project)
     assert 'imports "numpy", which Kaggle\'s image does not have' in problem.message
     for name, words in {
-        "other.json": "no snapshot of an image",
+        "other.json": "not a snapshot of an image",
         "none.json": "no such file",
     }.items():
         project = make_project(files, keys=f'image = "{name}"')

@@ -203,6 +203,7 @@ def test_any_tree_renders_to_the_same_bytes_twice(files: dict[str, bytes]) -> No
     assert renders[0] == renders[1]
 
 
+OLD_TEMPLATES = Path(__file__).parent.parent / "samples" / "templates"
 SAMPLE = Path(__file__).parent.parent / "samples" / "plain"
 
 
@@ -293,6 +294,30 @@ def test_metadata_has_the_official_fields(plain: Path) -> None:
     assert (metadata["language"], metadata["kernel_type"]) == ("python", "notebook")
     assert metadata["enable_internet"] is False
     assert "docker_image" not in metadata
+
+
+def test_the_templates_of_an_earlier_version_still_render_and_run(
+    make_project: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A project may have copied the whole folder of kernelkit 0.1.0."""
+    main = (
+        "import json\nfrom pathlib import Path\n"
+        "def run(**parameters):\n"
+        "    Path('where.json').write_text(json.dumps(str(Path(__file__).parent)))\n"
+        "    Path('out.txt').write_text('')\n"
+    )
+    project = make_project({"pkg/main.py": main, "pkg/data.bin": b"\xff\xfe", "pkg/odd.py": "\r\n"})
+    stored = {path.name: path.read_text() for path in OLD_TEMPLATES.iterdir()}
+    assert len(stored) == 18
+    use_templates(project, stored)
+    for layout in ("compressed", "cells"):
+        config = load_config(project, environment={}).model_copy(update={"layout": layout})
+        rendered = workflow.render_kernel(config)
+        assert cells(rendered, "start")[0].startswith("# What this notebook was made from")
+        assert len(cells(rendered, "archive")) == (layout == "compressed")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    written = run_notebook(rendered, tmp_path / "working")
+    assert (written / "data.bin").read_bytes() == b"\xff\xfe"
 
 
 def test_what_a_template_includes_is_in_the_digest(plain: Path) -> None:

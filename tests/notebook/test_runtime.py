@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from kernelkit.notebook import runtime
-from kernelkit.notebook.runtime import Run, RuntimeFault
+from kernelkit.notebook.runtime import NotebookRun, RuntimeFault
 
 BUNDLE: dict[str, Any] = {
     "digest": "d" * 64,
@@ -27,21 +27,21 @@ BUNDLE: dict[str, Any] = {
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NotebookRun:
     for name in ("input", "working", "temp"):
         (tmp_path / name).mkdir()
         monkeypatch.setenv(f"KAGGLE_{name.upper()}_DIR", str(tmp_path / name))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("PYTHONPATH", "")
     monkeypatch.chdir(tmp_path)  # a call goes to the working folder, and stays there
-    return Run(BUNDLE, tmp_path / "src")
+    return NotebookRun(BUNDLE, tmp_path / "src")
 
 
 @pytest.mark.parametrize(
     "mount",
     ["competitions/salt", "datasets/ann/salt", "notebooks/ann/salt", "salt", "odd/deep/salt"],
 )
-def test_an_input_is_found_in_every_form_of_mount(run: Run, mount: str) -> None:
+def test_an_input_is_found_in_every_form_of_mount(run: NotebookRun, mount: str) -> None:
     assert run.input_dir is not None
     folder = run.input_dir / mount
     folder.mkdir(parents=True)
@@ -50,14 +50,14 @@ def test_an_input_is_found_in_every_form_of_mount(run: Run, mount: str) -> None:
     assert found == {"a": str(folder), "b": [str(folder / "x" / "y.csv")], "c": 3}
 
 
-def test_the_new_form_wins_over_the_old(run: Run) -> None:
+def test_the_new_form_wins_over_the_old(run: NotebookRun) -> None:
     assert run.input_dir is not None
     for mount in ("salt", "competitions/salt"):
         (run.input_dir / mount).mkdir(parents=True)
     assert run.resolve({"a": "kaggle://input/salt"})["a"].endswith("competitions/salt")
 
 
-def test_a_missing_input_shows_what_is_there(run: Run) -> None:
+def test_a_missing_input_shows_what_is_there(run: NotebookRun) -> None:
     assert run.input_dir is not None
     (run.input_dir / "competitions" / "pepper").mkdir(parents=True)
     with pytest.raises(RuntimeFault, match="no folder has that name") as caught:
@@ -65,7 +65,7 @@ def test_a_missing_input_shows_what_is_there(run: Run) -> None:
     assert "pepper/" in str(caught.value)
 
 
-def test_two_inputs_of_one_name_are_not_guessed_between(run: Run) -> None:
+def test_two_inputs_of_one_name_are_not_guessed_between(run: NotebookRun) -> None:
     assert run.input_dir is not None
     for owner in ("ann", "bob"):
         (run.input_dir / "datasets" / owner / "salt").mkdir(parents=True)
@@ -73,7 +73,7 @@ def test_two_inputs_of_one_name_are_not_guessed_between(run: Run) -> None:
         run.resolve({"a": "kaggle://input/salt"})
 
 
-def test_folders_of_the_run_and_addresses_that_are_none(run: Run) -> None:
+def test_folders_of_the_run_and_addresses_that_are_none(run: NotebookRun) -> None:
     given = {"a": "kaggle://working", "b": "kaggle://temp/x", "c": "https://x", "d": {"e": True}}
     found = run.resolve(given)
     assert found["a"] == str(run.working_dir)
@@ -88,10 +88,10 @@ def test_outside_kaggle_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_
     if Path("/kaggle/input").is_dir():
         pytest.skip("this machine has a /kaggle/input of its own")
     with pytest.raises(RuntimeFault, match="KAGGLE_INPUT_DIR"):
-        Run(BUNDLE, tmp_path).resolve({"a": "kaggle://input/salt"})
+        NotebookRun(BUNDLE, tmp_path).resolve({"a": "kaggle://input/salt"})
 
 
-def test_the_manifest_describes_a_csv_by_rows_and_ids(run: Run) -> None:
+def test_the_manifest_describes_a_csv_by_rows_and_ids(run: NotebookRun) -> None:
     with (run.working_dir / "out.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([["id", "x"], ["b", "1 2"], ["a", ""]])
     manifest = run.finish()
@@ -109,14 +109,14 @@ def test_the_manifest_describes_a_csv_by_rows_and_ids(run: Run) -> None:
     assert json.loads((run.working_dir / "run-manifest.json").read_text()) == manifest
 
 
-def test_a_missing_output_is_a_failure(run: Run) -> None:
+def test_a_missing_output_is_a_failure(run: NotebookRun) -> None:
     (run.working_dir / "other.txt").touch()
     with pytest.raises(RuntimeFault, match=r"out\.csv") as caught:
         run.finish()
     assert "other.txt" in str(caught.value)
 
 
-def test_sources_that_differ_stop_the_run(run: Run) -> None:
+def test_sources_that_differ_stop_the_run(run: NotebookRun) -> None:
     bundle = {
         **BUNDLE,
         "files": [
@@ -125,33 +125,33 @@ def test_sources_that_differ_stop_the_run(run: Run) -> None:
             {"path": "c.py", "sha256": hashlib.sha256(b"c").hexdigest()},
         ],
     }
-    strict = Run(bundle, run.source_dir)
+    strict = NotebookRun(bundle, run.source_dir)
     strict.write_source("a.py", b"a")
     strict.write_source("b.py", b"edited")
     with pytest.raises(RuntimeFault) as caught:
         strict.check_sources()
-    assert "b.py: has other content" in str(caught.value)
+    assert "b.py: has different content" in str(caught.value)
     assert "c.py: is missing" in str(caught.value)
     assert "a.py" not in str(caught.value)
     assert str(run.source_dir) not in sys.path
 
 
-def carrying(run: Run, *paths: str) -> Run:
+def carrying(run: NotebookRun, *paths: str) -> NotebookRun:
     """The run of a notebook that has written these modules."""
     files = [{"path": path, "sha256": hashlib.sha256(b"").hexdigest()} for path in paths]
     for path in paths:
         (run.source_dir / path).parent.mkdir(parents=True, exist_ok=True)
         (run.source_dir / path).touch()
-    return Run({**run.bundle, "files": files}, run.source_dir)
+    return NotebookRun({**run.bundle, "files": files}, run.source_dir)
 
 
-def test_another_copy_of_the_package_is_refused(run: Run) -> None:
+def test_another_copy_of_the_package_is_refused(run: NotebookRun) -> None:
     run = carrying(run, "colorsys.py")
     with pytest.raises(RuntimeFault, match="colorsys came from"):
         run.call("colorsys:rgb_to_hsv", {"r": 0, "g": 0, "b": 0})
 
 
-def test_the_kernels_own_copy_gives_way(run: Run) -> None:
+def test_the_kernels_own_copy_gives_way(run: NotebookRun) -> None:
     """A package that travels may be one that Jupyter itself has imported."""
     import tabnanny
 
@@ -166,7 +166,7 @@ def test_the_kernels_own_copy_gives_way(run: Run) -> None:
         sys.modules["tabnanny"] = tabnanny
 
 
-def test_what_is_executable_stays_so(run: Run) -> None:
+def test_what_is_executable_stays_so(run: NotebookRun) -> None:
     run = carrying(run, "pkg/tool.sh")
     run.bundle["files"][0]["executable"] = True
     run.check_sources()
@@ -174,7 +174,7 @@ def test_what_is_executable_stays_so(run: Run) -> None:
 
 
 def test_the_wrong_copy_is_refused_before_it_runs(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: NotebookRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import colorsys
 
@@ -185,7 +185,9 @@ def test_the_wrong_copy_is_refused_before_it_runs(
     assert not ran
 
 
-def test_the_programs_own_fault_is_told_as_it_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_programs_own_fault_is_told_as_it_is(
+    run: NotebookRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = carrying(run, "colorsys.py", "breaks.py")
     monkeypatch.delitem(sys.modules, "colorsys", raising=False)
     source = "def go():\n    import colorsys\n    raise ValueError('mine')\n"
@@ -195,7 +197,7 @@ def test_the_programs_own_fault_is_told_as_it_is(run: Run, monkeypatch: pytest.M
         run.call("breaks:go", {})
 
 
-def test_pip_says_what_it_could_not_install(run: Run) -> None:
+def test_pip_says_what_it_could_not_install(run: NotebookRun) -> None:
     run.pip_install(["pytest"])  # is there: nothing is fetched
     with pytest.raises(RuntimeFault, match=r"pip could not install \./no-such-folder"):
         run.pip_install(["./no-such-folder"])
@@ -203,7 +205,7 @@ def test_pip_says_what_it_could_not_install(run: Run) -> None:
 
 @pytest.mark.parametrize(("code", "good"), [("", True), ("0", True), ("1", False), ("'x'", False)])
 def test_an_exit_without_a_fault_is_a_good_end(
-    run: Run, monkeypatch: pytest.MonkeyPatch, code: str, good: bool
+    run: NotebookRun, monkeypatch: pytest.MonkeyPatch, code: str, good: bool
 ) -> None:
     run.source_dir.mkdir()
     monkeypatch.syspath_prepend(str(run.source_dir))
@@ -218,10 +220,12 @@ def test_an_exit_without_a_fault_is_a_good_end(
 
 
 def test_a_gpu_that_is_not_there_stops_the_run_with_words(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: NotebookRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "")  # no nvidia-smi, whatever this machine has
-    asking = Run({**BUNDLE, "wants_gpu": True, "kernel": {"machine_shape": "NvidiaTeslaT4"}}, "src")
+    asking = NotebookRun(
+        {**BUNDLE, "wants_gpu": True, "kernel": {"machine_shape": "NvidiaTeslaT4"}}, "src"
+    )
     with pytest.raises(RuntimeFault, match="asks for NvidiaTeslaT4 and the run has no GPU"):
         asking.check_hardware()
     assert run.check_hardware()["gpus"] == []

@@ -41,9 +41,10 @@ SLOW = "seconds=30.0"  # an epoch: long enough to be cancelled, and ended with t
 class Case:
     """One kernel of its own on the local Kaggle, and what befalls it."""
 
-    def __init__(self, project: Path, slug: str, endpoint: str) -> None:
-        self.project, self.slug, self.endpoint = project, slug, endpoint
-        self.owner = f"of-{slug}"  # five sessions are an account's most
+    slug = "some-push"  # the same in all tests, so that they share recorded runs
+
+    def __init__(self, project: Path, owner: str, endpoint: str) -> None:
+        self.project, self.owner, self.endpoint = project, owner, endpoint
         credentials = Credentials(self.owner, "the test", key="k")
         self.kaggle = Kaggle(credentials, endpoint, timeouts=QUICK)
         self.said: list[str] = []
@@ -56,8 +57,8 @@ class Case:
         )
 
     def lie(self, *faults: str) -> None:
-        details = [f"{fault},kernel={self.slug}" for fault in faults]
-        told = requests.post(f"{self.endpoint}/emulator/faults", json=details, timeout=10)
+        about = [f"{fault},account={self.owner}" for fault in faults]
+        told = requests.post(f"{self.endpoint}/emulator/faults", json=about, timeout=10)
         assert told.ok, told.text
 
     def be_honest(self) -> None:
@@ -91,8 +92,7 @@ class Case:
 @pytest.fixture
 def case(plain: Path, local_kaggle: str, request: pytest.FixtureRequest) -> Case:
     name = request.node.originalname.removeprefix("test_").replace("_", "-")[:40].strip("-")
-    slug = f"{name}-{zlib.crc32(request.node.name.encode()):x}"
-    return Case(plain, slug, local_kaggle)
+    return Case(plain, f"{name}-{zlib.crc32(request.node.name.encode()):x}", local_kaggle)
 
 
 def test_an_answer_lost_after_the_effect_is_adopted(case: Case) -> None:
@@ -262,7 +262,7 @@ def test_a_run_pushed_from_elsewhere_is_adopted_watched_and_pulled(
     case: Case, tmp_path: Path
 ) -> None:
     case.push()
-    there = Case(tmp_path / "clone", case.slug, case.endpoint)
+    there = Case(tmp_path / "clone", case.owner, case.endpoint)
     there.project.mkdir()
     for path in case.project.rglob("*"):
         if path.is_file() and "runs" not in path.parts:
@@ -281,7 +281,7 @@ def test_a_run_pushed_from_elsewhere_is_adopted_watched_and_pulled(
 
 
 def test_what_kaggle_gave_otherwise_is_told_the_gravest_first(case: Case) -> None:
-    case.lie("public", "internet-flipped", "dropped-source,told=false")
+    case.lie("public", "internet-flipped", "dropped-source,reported=false")
     with pytest.raises(RefusedError) as caught:
         case.push(SLOW)
     first, *others = caught.value.details["differences"]
@@ -306,7 +306,7 @@ def test_a_model_that_is_not_there_is_told_before_the_push(case: Case) -> None:
     assert case.versions == 0
 
 
-@pytest.mark.parametrize("fault", ["public", "dropped-source,kind=dataset,told=true"])
+@pytest.mark.parametrize("fault", ["public", "dropped-source,kind=dataset,reported=true"])
 def test_what_was_given_otherwise_is_not_used_for_the_next_push(case: Case, fault: str) -> None:
     sources = ['kernel.dataset_sources=["someone/letters"]'] if "dropped" in fault else []
     case.lie(fault)

@@ -1,52 +1,57 @@
+"""The command line of src_salt, mostly in this process."""
+
 from __future__ import annotations
 
+import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from src_salt.__main__ import main
 
-from .conftest import Run
+from .conftest import TINY_OPTIONS, finish_run, read_events, src_salt_command
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # as in this process: two threads give other last bits
 
 
-def salt(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "src_salt", *map(str, arguments)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: two threads give other last bits
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=240, env=env
+@pytest.mark.slow
+def test_command_line_and_function_write_the_same_files(
+    competition_dir: Path, tmp_path: Path
+) -> None:
+    """With the full ResNet-34."""
+    called = finish_run(competition_dir, tmp_path / "call", experiments="resnet34_BCEDice")
+    folders = ["--data-dir", competition_dir, "--output-dir", tmp_path / "cli"]
+    command = src_salt_command(*folders, *TINY_OPTIONS, "--experiments", "resnet34_BCEDice")
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, **ONE_THREAD}
     )
-
-
-TINY_FLAGS = [
-    "--experiments",
-    "resnet34_bcedice",
-    "resnet34_lovasz",
-    "--epochs",
-    "2",
-    "--batch-size",
-    "4",
-    "--image-size",
-    "32",
-    "--no-pretrained",
-    "--num-workers",
-    "0",
-]
-
-
-def test_the_command_line_is_run(finished: Run, competition_dir: Path, tmp_path: Path) -> None:
-    done = salt("--data-dir", competition_dir, "--output-dir", tmp_path, *TINY_FLAGS)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""  # no progress bars where nobody watches, no warnings
+    assert done.stderr == ""  # no progress bars without a terminal, and no warnings
     assert all(line.startswith('{"event": ') for line in done.stdout.splitlines())
     for name in ("submission.csv", "models.zip", "results.zip"):
-        assert (tmp_path / name).read_bytes() == (finished.folder / name).read_bytes()
+        assert (tmp_path / "cli" / name).read_bytes() == (called.folder / name).read_bytes()
 
 
-def test_help_names_every_flag_with_its_default() -> None:
-    text = salt("--help").stdout
+@pytest.mark.usefixtures("tiny_networks")
+def test_main_runs_the_pipeline(
+    competition_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = ["--data-dir", str(competition_dir), "--output-dir", str(tmp_path)]
+    names = ["--experiments", "resnet34_BCEDice", "resnet34_Lovasz", "--limit-train", "4"]
+    assert main([*folders, *TINY_OPTIONS, *names]) == 0
+    start, *_, done = read_events(capsys)
+    assert start["experiments"] == ["resnet34_BCEDice", "resnet34_Lovasz"]
+    assert (start["epochs"], start["train_images"]) == (2, 4)
+    assert done["event"] == "done"
+
+
+def test_help_lists_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
     for flag in ("--data-dir", "--limit-val", "--no-pretrained", "--weights-dir", "--seed"):
         assert flag in text
     assert "(default: 128)" in text
@@ -60,22 +65,27 @@ def test_help_names_every_flag_with_its_default() -> None:
         ("--data-dir d --output-dir o --epochs few", "argument --epochs: invalid int value: 'few'"),
         ("--data-dir d --output-dir o --epoch 3", "unrecognized arguments: --epoch 3"),
         (
-            "--data-dir d --output-dir o --experiments resnet34_bce",
-            "Did you mean 'resnet34_bcedice'?",
+            "--data-dir d --output-dir o --experiments resnet34_BCE",
+            "Did you mean 'resnet34_BCEDice'?",
         ),
     ],
 )
-def test_what_the_user_wrote_is_answered_in_two_lines(
-    flags: str, message: str, tmp_path: Path
+def test_wrong_option_is_reported_in_two_lines(
+    flags: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = salt(*flags.replace(" o", f" {tmp_path / 'o'}", 1).split())
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) <= 2
-    assert done.stdout == ""
+    arguments = flags.replace(" o", f" {tmp_path / 'o'}", 1).split()
+    try:
+        code: object = main(arguments)
+    except SystemExit as end:  # argparse's own errors
+        code = end.code
+    captured = capsys.readouterr()
+    assert code == 2
+    assert message in captured.err
+    assert len(captured.err.splitlines()) <= 2
+    assert captured.out == ""
 
 
-def test_a_fault_in_the_data_is_answered_in_one_line(
+def test_missing_data_is_reported_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing, output = tmp_path / "missing", tmp_path / "out"
@@ -84,21 +94,30 @@ def test_a_fault_in_the_data_is_answered_in_one_line(
     assert capsys.readouterr().err == expected
 
 
-def test_a_reader_who_leaves_is_no_fault_of_the_folder(
+def test_process_returns_the_exit_code(tmp_path: Path) -> None:
+    command = src_salt_command("--data-dir", "d", "--output-dir", tmp_path, "--epochs", "0")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "epochs: must be a whole number of at least 1" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.slow
+def test_closed_stdout_is_not_reported_as_a_disk_error(
     competition_dir: Path, tmp_path: Path
 ) -> None:
-    folders = ["--data-dir", str(competition_dir), "--output-dir", str(tmp_path)]
+    folders = ["--data-dir", competition_dir, "--output-dir", tmp_path]
     with subprocess.Popen(
-        [sys.executable, "-m", "src_salt", *folders, *TINY_FLAGS],
+        src_salt_command(*folders, *TINY_OPTIONS, "--experiments", "resnet34_BCEDice"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **ONE_THREAD},
     ) as running:
         assert running.stdout is not None
         assert running.stderr is not None
-        assert '"event": "start"' in running.stdout.readline()
+        assert json.loads(running.stdout.readline())["event"] == "start"
         running.stdout.close()
-        said = running.stderr.read()
+        message = running.stderr.read()
     assert running.returncode == 2
-    assert said == "python -m src_salt: error: nobody reads its output any more.\n"
+    assert message == "python -m src_salt: error: stdout was closed.\n"

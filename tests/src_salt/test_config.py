@@ -17,28 +17,28 @@ def make(**changes: Any) -> Settings:
     return Settings.from_parameters({**FOLDERS, **changes})
 
 
-def test_the_defaults_are_the_seeds_recipe() -> None:
+def test_defaults_are_the_baseline() -> None:
     settings = make()
-    names = ["resnet34_bcedice", "resnet34_lovasz", "resnet50_bcedice", "resnet50_lovasz"]
+    names = ["resnet34_BCEDice", "resnet34_Lovasz", "resnet50_BCEDice", "resnet50_Lovasz"]
     assert list(settings.experiments) == names
-    assert settings.chosen == EXPERIMENTS
+    assert settings.planned_experiments == EXPERIMENTS
     assert (settings.epochs, settings.batch_size, settings.image_size) == (20, 32, 128)
     assert (settings.recipe, settings.folds, settings.processes, settings.seed) == (
-        "seed",
+        "baseline",
         1,
         1,
         42,
     )
-    recipe = settings.training
+    recipe = settings.resolved_recipe
     assert (recipe.learning_rate, recipe.weight_decay) == (1e-4, 1e-5)
-    assert (recipe.augmentation, recipe.fit, recipe.normalised_decoder) == ("full", "resize", False)
+    assert (recipe.augmentation, recipe.fit, recipe.normalized_decoder) == ("full", "resize", False)
     assert (recipe.optimizer, recipe.select_by) == ("adam", "val_iou")
-    assert (recipe.on_device, recipe.flip_views, recipe.chosen_cut) == (False, False, False)
+    assert (recipe.on_device, recipe.flip_tta, recipe.tune_threshold) == (False, False, False)
     assert settings.pretrained is True
     assert settings.data_dir == Path("in")
 
 
-def test_settings_cannot_be_changed() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         make().epochs = 3  # type: ignore[misc]
 
@@ -46,27 +46,28 @@ def test_settings_cannot_be_changed() -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        "resnet50_lovasz,resnet34_bcedice",
-        ["resnet50_lovasz", "resnet34_bcedice"],
-        ["resnet50_lovasz, resnet34_bcedice"],
+        "resnet50_Lovasz,resnet34_BCEDice",
+        ["resnet50_Lovasz", "resnet34_BCEDice"],
+        ["resnet50_Lovasz, resnet34_BCEDice"],
     ],
 )
-def test_experiments_are_named_in_a_list_or_with_commas(value: Any) -> None:
-    chosen = make(experiments=value).chosen
-    assert chosen == (Experiment("resnet50", "lovasz"), Experiment("resnet34", "bcedice"))
+def test_experiments_are_a_list_or_separated_by_commas(value: Any) -> None:
+    chosen = make(experiments=value).planned_experiments
+    assert chosen == (Experiment("resnet50", "Lovasz"), Experiment("resnet34", "BCEDice"))
 
 
-def test_the_combined_loss_can_be_chosen_by_name() -> None:
-    assert make(experiments="resnet34_bcedice_symmetric").chosen[0].loss == "bcedice_symmetric"
+def test_combined_loss_has_a_name() -> None:
+    (experiment,) = make(experiments="resnet34_BCEDiceSymmetric").planned_experiments
+    assert experiment.loss == "BCEDiceSymmetric"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"epoch": 3}, "epoch: no such parameter. Did you mean 'epochs'?"),
-        ({"recipe": ["fast"]}, "recipe: must be one of seed, fast, best, not ['fast']"),
+        ({"recipe": ["fast"]}, "recipe: must be one of baseline, fast, best, not ['fast']"),
         ({"max_hours": 0}, "max_hours: must be above 0"),
-        ({"processes": 3, "batch_size": 8}, "cannot be shared evenly among 3"),
+        ({"processes": 3, "batch_size": 8}, "cannot be split evenly among 3"),
         ({"epochs": 0}, "epochs: must be a whole number of at least 1, not 0"),
         ({"epochs": True}, "epochs: must be a whole number of at least 1, not True"),
         ({"epochs": 1.5}, "epochs: must be a whole number"),
@@ -82,31 +83,34 @@ def test_the_combined_loss_can_be_chosen_by_name() -> None:
         ({"learning_rate": "1e-4"}, "learning_rate: must be a finite number"),
         ({"weight_decay": -1}, "weight_decay: must be 0 or above"),
         ({"pretrained": "no"}, "pretrained: must be true or false, not 'no'"),
-        ({"data_dir": ""}, "data_dir: must be a folder's path"),
-        ({"weights_dir": 3}, "weights_dir: must be a folder's path"),
+        ({"data_dir": ""}, "data_dir: must be the path of a folder"),
+        ({"weights_dir": 3}, "weights_dir: must be the path of a folder"),
         ({"experiments": []}, "experiments: name at least one"),
         ({"experiments": 3}, "experiments: must be names"),
-        ({"experiments": "resnet34_lovasz,resnet34_lovasz"}, "experiments: each may be named once"),
-        ({"experiments": ["resnet34_lovas"]}, "Did you mean 'resnet34_lovasz'?"),
-        ({"experiments": ["vgg16_lovasz"]}, "Allowed: resnet34_bcedice, "),
+        (
+            {"experiments": "resnet34_Lovasz,resnet34_Lovasz"},
+            "experiments: name each one only once",
+        ),
+        ({"experiments": ["resnet34_lovas"]}, "Did you mean 'resnet34_Lovasz'?"),
+        ({"experiments": ["vgg16_lovasz"]}, "Allowed: resnet34_BCEDice, "),
     ],
 )
-def test_a_bad_parameter_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(SettingsError) as refusal:
+def test_invalid_parameter_is_rejected_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError) as error:
         make(**changes)
-    assert message in str(refusal.value)
-    assert "\n" not in str(refusal.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_every_name_has_its_code() -> None:
+def test_every_loss_and_backbone_is_implemented() -> None:
     assert set(LOSS_FUNCTIONS) == set(LOSSES)
     assert set(WIDTHS) == set(BACKBONES)
 
 
-def test_the_recipe_leaves_out_what_decides_nothing() -> None:
-    other = make(data_dir="elsewhere", output_dir="x", num_workers=0, experiments="resnet34_lovasz")
-    assert make().decisive() == other.decisive()
+def test_fingerprint_has_only_what_affects_a_result() -> None:
+    other = make(data_dir="elsewhere", output_dir="x", num_workers=0, experiments="resnet34_Lovasz")
+    assert make().fingerprint_fields() == other.fingerprint_fields()
     longer = make(max_hours=3, processes=2, resume_dir="earlier")
-    assert make().decisive() == longer.decisive()
+    assert make().fingerprint_fields() == longer.fingerprint_fields()
     for change in ({"seed": 1}, {"recipe": "best"}, {"learning_rate": 2e-4}, {"folds": 5}):
-        assert make().decisive() != make(**change).decisive()
+        assert make().fingerprint_fields() != make(**change).fingerprint_fields()

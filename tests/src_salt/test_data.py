@@ -31,7 +31,7 @@ MakeSettings = Callable[..., Settings]
 
 
 def rewrite_zip(path: Path, change: Callable[[dict[str, bytes]], object]) -> None:
-    """Let `change` edit the zip's members, name to bytes, in place."""
+    """Let `change` edit the zip's members, a dictionary from names to bytes."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     change(members)
@@ -54,7 +54,7 @@ def unpack(folder: Path, train_to: str, test_to: str) -> None:
 
 
 @pytest.mark.parametrize("below", ["", "competitions", "competitions/tgs-salt"])
-def test_the_competition_is_found_up_to_two_levels_below(
+def test_competition_is_found_up_to_two_levels_below(
     below: str, competition_dir: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "input" / below
@@ -62,36 +62,36 @@ def test_the_competition_is_found_up_to_two_levels_below(
     assert find_competition(tmp_path / "input") == target
 
 
-def test_three_levels_below_is_too_deep(competition_dir: Path, tmp_path: Path) -> None:
+def test_three_levels_below_is_not_searched(competition_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(competition_dir, tmp_path / "a" / "b" / "c")
     with pytest.raises(DataError, match=r"train\.csv and sample_submission\.csv"):
         find_competition(tmp_path)
 
 
-def test_two_competitions_are_not_chosen_between(competition_dir: Path, tmp_path: Path) -> None:
+def test_two_competitions_are_an_error(competition_dir: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         shutil.copytree(competition_dir, tmp_path / name)
     with pytest.raises(DataError, match="several folders"):
         find_competition(tmp_path)
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no folder"):
         load_competition(tmp_path / "missing")
 
 
 @pytest.mark.parametrize(("train_to", "test_to"), [("train", "test"), ("", "test"), ("", "")])
-def test_unpacked_folders_give_what_the_zips_gave(
+def test_unpacked_folders_give_the_same_data_as_zips(
     train_to: str, test_to: str, competition_dir: Path, copied_dir: Path
 ) -> None:
-    unpack(copied_dir, train_to, test_to)  # the last form mixes train and test in one folder
+    unpack(copied_dir, train_to, test_to)  # the last case mixes train and test in one folder
     zipped, unpacked = load_competition(competition_dir), load_competition(copied_dir)
     assert unpacked.labelled.fingerprint() == zipped.labelled.fingerprint()
     assert unpacked.test.ids == zipped.test.ids
     assert np.array_equal(unpacked.test.images, zipped.test.images)
 
 
-def test_pictures_are_the_files_pixels(competition_dir: Path) -> None:
+def test_arrays_equal_the_pixels_of_the_files(competition_dir: Path) -> None:
     competition = load_competition(competition_dir)
     labelled = competition.labelled
     assert list(labelled.ids) == sorted(labelled.ids)
@@ -108,7 +108,7 @@ def test_pictures_are_the_files_pixels(competition_dir: Path) -> None:
     assert labelled.masks.max() == 1
 
 
-def test_reading_leaves_the_folder_as_it_was(copied_dir: Path) -> None:
+def test_reading_does_not_change_the_folder(copied_dir: Path) -> None:
     before = sorted((path.name, path.stat().st_mtime_ns) for path in copied_dir.iterdir())
     load_competition(copied_dir)
     assert sorted((p.name, p.stat().st_mtime_ns) for p in copied_dir.iterdir()) == before
@@ -121,7 +121,7 @@ def test_ids_that_look_like_numbers_stay_text(tmp_path: Path) -> None:
         assert read_ids(path) == ids
 
 
-def test_what_a_mac_adds_to_a_zip_is_no_picture(copied_dir: Path) -> None:
+def test_extra_files_of_macos_are_ignored(copied_dir: Path) -> None:
     def add(members: dict[str, bytes]) -> None:
         members["__MACOSX/images/._x.png"] = b"x"
         members["images/._x.png"] = b"x"
@@ -131,7 +131,7 @@ def test_what_a_mac_adds_to_a_zip_is_no_picture(copied_dir: Path) -> None:
     assert len(load_competition(copied_dir).labelled) == TRAIN
 
 
-# --- faults, each in real files -----------------------------------------------------------------
+# --- errors in real files -----------------------------------------------------------------------
 
 
 def first_of(folder: Path, kind: str) -> str:
@@ -141,31 +141,31 @@ def first_of(folder: Path, kind: str) -> str:
 
 @pytest.mark.parametrize("kind", ["images", "masks"])
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (lambda content: content[: len(content) // 2], "corrupt"),
         (lambda content: content[:-12], "corrupt"),
-        (lambda _: b"no picture", "corrupt"),
+        (lambda _: b"not an image", "corrupt"),
         (lambda _: b"", "."),
         (lambda _: png(101, 100), "is 100x101 pixels, not 101x101"),
     ],
 )
-def test_a_broken_picture_is_named(
-    kind: str, spoil: Callable[[bytes], bytes], message: str, copied_dir: Path
+def test_broken_image_is_named(
+    kind: str, damage: Callable[[bytes], bytes], message: str, copied_dir: Path
 ) -> None:
     name = first_of(copied_dir, kind)
 
     def change(members: dict[str, bytes]) -> None:
-        members[name] = spoil(members[name])
+        members[name] = damage(members[name])
 
     rewrite_zip(copied_dir / "train.zip", change)
-    with pytest.raises(DataError, match=message) as fault:
+    with pytest.raises(DataError, match=message) as error:
         load_competition(copied_dir)
-    assert f"train.zip/{name}: " in str(fault.value)
+    assert f"train.zip/{name}: " in str(error.value)
 
 
 @pytest.mark.parametrize("side", ["train", "test"])
-def test_flipped_bytes_inside_a_zip_are_noticed(side: str, copied_dir: Path) -> None:
+def test_changed_bytes_inside_a_zip_are_detected(side: str, copied_dir: Path) -> None:
     path = copied_dir / f"{side}.zip"
     content = bytearray(path.read_bytes())
     content[2000] ^= 0xFF
@@ -174,19 +174,19 @@ def test_flipped_bytes_inside_a_zip_are_noticed(side: str, copied_dir: Path) -> 
         load_competition(copied_dir)
 
 
-def test_a_16_bit_image_is_refused(copied_dir: Path) -> None:
+def test_16_bit_image_is_rejected(copied_dir: Path) -> None:
     name = first_of(copied_dir, "images")
-    spoilt = png(101, 101, dtype=np.uint16)
-    rewrite_zip(copied_dir / "train.zip", lambda members: members.update({name: spoilt}))
+    broken = png(101, 101, dtype=np.uint16)
+    rewrite_zip(copied_dir / "train.zip", lambda members: members.update({name: broken}))
     with pytest.raises(DataError, match=f"{name}: has uint16 pixels"):
         load_competition(copied_dir)
 
 
-def test_a_coloured_image_is_refused(copied_dir: Path) -> None:
+def test_color_image_is_rejected(copied_dir: Path) -> None:
     name = first_of(copied_dir, "images")
-    colours = np.random.default_rng(0).integers(0, 255, (101, 101, 3), dtype=np.uint8)
-    spoilt = bytes(cv2.imencode(".png", colours)[1])
-    rewrite_zip(copied_dir / "train.zip", lambda members: members.update({name: spoilt}))
+    colors = np.random.default_rng(0).integers(0, 255, (101, 101, 3), dtype=np.uint8)
+    broken = bytes(cv2.imencode(".png", colors)[1])
+    rewrite_zip(copied_dir / "train.zip", lambda members: members.update({name: broken}))
     with pytest.raises(DataError, match=f"{name}: has channels that differ"):
         load_competition(copied_dir)
 
@@ -195,7 +195,7 @@ def test_a_coloured_image_is_refused(copied_dir: Path) -> None:
     ("kind", "message"), [("images", "mask without image"), ("masks", "image without mask")]
 )
 @pytest.mark.parametrize("unpacked", [False, True])
-def test_a_missing_half_of_a_pair_is_named(
+def test_missing_image_or_mask_of_a_pair_is_named(
     kind: str, message: str, unpacked: bool, copied_dir: Path
 ) -> None:
     name = first_of(copied_dir, kind)
@@ -217,15 +217,19 @@ def test_a_missing_half_of_a_pair_is_named(
             lambda t: t + "ffffffffff,1 1\n",
             "id of sample_submission.*ffff",
         ),
-        ("train.csv", lambda t: t + t.splitlines()[1] + "\n", r"train\.csv: .* more than once"),
-        ("sample_submission.csv", lambda t: t + t.splitlines()[1] + "\n", "more than once"),
+        (
+            "train.csv",
+            lambda t: t + t.splitlines()[1] + "\n",
+            r"train\.csv: .* more than once",
+        ),
+        ("sample_submission.csv", lambda t: t + t.splitlines()[1] + "\n", "appears more than once"),
         ("train.csv", lambda t: t.replace("id,", "name,", 1), r"train\.csv: has no column 'id'"),
         ("train.csv", lambda t: t.splitlines()[0] + "\n", r"train\.csv: has no rows"),
         ("train.csv", lambda t: t + ",1 1\n", r"train\.csv: a row has no id"),
         ("train.csv", lambda _: "", r"train\.csv: cannot be read"),
     ],
 )
-def test_a_broken_csv_is_named(
+def test_broken_csv_is_named(
     file: str, edit: Callable[[str], str], message: str, copied_dir: Path
 ) -> None:
     path = copied_dir / file
@@ -234,15 +238,15 @@ def test_a_broken_csv_is_named(
         load_competition(copied_dir)
 
 
-def test_an_id_on_both_sides_is_refused(copied_dir: Path) -> None:
+def test_id_in_both_train_and_test_is_rejected(copied_dir: Path) -> None:
     shared = (copied_dir / "train.csv").read_text().splitlines()[1].split(",")[0]
     with (copied_dir / "sample_submission.csv").open("a") as file:
         file.write(f"{shared},1 1\n")
-    with pytest.raises(DataError, match=f"{shared} in train.csv and sample_submission.csv"):
+    with pytest.raises(DataError, match=f"{shared} in both train.csv and sample_submission.csv"):
         load_competition(copied_dir)
 
 
-def test_a_zip_that_is_none_and_one_that_is_missing(copied_dir: Path) -> None:
+def test_invalid_and_missing_zip_are_errors(copied_dir: Path) -> None:
     (copied_dir / "test.zip").write_bytes(b"PK not really")
     with pytest.raises(DataError, match=r"test\.zip: cannot be opened as a zip"):
         load_competition(copied_dir)
@@ -254,7 +258,7 @@ def test_a_zip_that_is_none_and_one_that_is_missing(copied_dir: Path) -> None:
 # --- split and loaders --------------------------------------------------------------------------
 
 
-def test_the_split_is_scikit_learns_over_the_sorted_ids(
+def test_split_is_scikit_learns_over_the_sorted_ids(
     labelled: LabelledImages, settings: MakeSettings
 ) -> None:
     train, validation = split(labelled, settings(seed=7))
@@ -265,7 +269,7 @@ def test_the_split_is_scikit_learns_over_the_sorted_ids(
     assert np.array_equal(validation.masks[1], labelled.masks[row])
 
 
-def test_the_limits_take_the_first_of_each_side(
+def test_limits_keep_the_first_images_of_each_part(
     labelled: LabelledImages, settings: MakeSettings
 ) -> None:
     whole = split(labelled, settings())
@@ -276,16 +280,16 @@ def test_the_limits_take_the_first_of_each_side(
 
 def test_three_images_are_too_few(labelled: LabelledImages, settings: MakeSettings) -> None:
     with pytest.raises(DataError, match="3 images are too few"):
-        split(labelled.taken([0, 1, 2]), settings())
+        split(labelled.subset([0, 1, 2]), settings())
 
 
 def epochs(labelled: LabelledImages, settings: Settings, count: int = 2) -> list[torch.Tensor]:
-    """All images of each epoch, (N, 3, S, S), in the order they came."""
+    """All images of each epoch, (N, 3, S, S), in the order of the loader."""
     loader = training_loader(labelled, settings)
     return [torch.cat([images for images, _ in loader]) for _ in range(count)]
 
 
-def test_batches_do_not_depend_on_the_workers(
+def test_batches_do_not_depend_on_the_number_of_workers(
     labelled: LabelledImages, settings: MakeSettings
 ) -> None:
     alone = epochs(labelled, settings())
@@ -299,12 +303,12 @@ def test_augmentation_differs_between_epochs_and_samples(
     labelled: LabelledImages, settings: MakeSettings
 ) -> None:
     row = int(labelled.images.std(axis=(1, 2)).argmax())
-    copies = labelled.taken([row] * 20)
+    copies = labelled.subset([row] * 20)
     first, second = epochs(copies, settings(num_workers=2))
     assert len({image.numpy().tobytes() for image in torch.cat([first, second])}) > 20
 
 
-def test_an_epoch_holds_every_image_once(labelled: LabelledImages, settings: MakeSettings) -> None:
+def test_epoch_contains_every_image_once(labelled: LabelledImages, settings: MakeSettings) -> None:
     loader = training_loader(labelled, settings())
     assert sorted(index for index, _ in loader.sampler) == list(range(len(labelled)))
     orders = [[index for index, _ in loader.sampler] for _ in range(2)]
@@ -312,15 +316,15 @@ def test_an_epoch_holds_every_image_once(labelled: LabelledImages, settings: Mak
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(8, [4, 4]), (9, [4, 4]), (10, [4, 4, 2])])
-def test_a_last_batch_of_one_is_dropped(
+def test_last_batch_of_one_image_is_dropped(
     count: int, sizes: list[int], labelled: LabelledImages, settings: MakeSettings
 ) -> None:
-    few = labelled.taken(range(count))
+    few = labelled.subset(range(count))
     assert [len(images) for images, _ in training_loader(few, settings())] == sizes
     assert sum(len(images) for images, _ in evaluation_loader(few, settings())) == count
 
 
-def test_datasets_travel_to_spawned_workers(labelled: LabelledImages) -> None:
+def test_datasets_can_be_pickled_for_spawned_workers(labelled: LabelledImages) -> None:
     dataset = TrainingDataset(labelled, 32)
     copy = pickle.loads(pickle.dumps(dataset))
     assert torch.equal(copy[3, 99][0], dataset[3, 99][0])

@@ -16,17 +16,17 @@ from src_salt.losses import (
 
 
 def maps(*rows: list[float]) -> Tensor:
-    """(B, 1, 1, W) from one list a picture."""
+    """A tensor (B, 1, 1, W) with one image per list."""
     return torch.tensor(rows).reshape(len(rows), 1, 1, -1)
 
 
 def lovasz_by_hand(logits: Tensor, targets: Tensor) -> Tensor:
-    """Each picture alone, each pixel alone: the loss grows by what the Jaccard index loses."""
+    """Loop over images and pixels: the loss grows by what the Jaccard index loses."""
     values = []
-    for picture, truth in zip(logits.flatten(1), targets.flatten(1), strict=True):
-        errors = 1 - picture * (2 * truth - 1)
+    for image, truth in zip(logits.flatten(1), targets.flatten(1), strict=True):
+        errors = 1 - image * (2 * truth - 1)
         wrong: set[int] = set()
-        before, value = 0.0, torch.zeros((), dtype=picture.dtype)
+        before, value = 0.0, torch.zeros((), dtype=image.dtype)
         salt = {i for i, pixel in enumerate(truth.tolist()) if pixel == 1}
         for pixel in torch.argsort(errors, descending=True, stable=True).tolist():
             wrong.add(pixel)
@@ -38,7 +38,7 @@ def lovasz_by_hand(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def test_bce_dice_by_hand() -> None:
-    # Logits 0 are probabilities 1/2: BCE is ln 2. Dice over both pictures: the overlap is
+    # Logits 0 are probabilities 1/2: BCE is ln 2. Dice over both images: the overlap is
     # 2 * (1/2 + 1/2) + 1 = 3, the total (4 * 1/2) + 2 + 1 = 5.
     value = bce_dice(maps([0.0, 0.0], [0.0, 0.0]), maps([1.0, 0.0], [1.0, 0.0]))
     assert value.item() == pytest.approx(math.log(2) + 1 - 3 / 5)
@@ -53,7 +53,7 @@ def test_bce_dice_by_hand_with_unequal_logits() -> None:
 
 def test_lovasz_by_hand() -> None:
     # Errors: pixel 0 (salt) 1 - 0.5 = 0.5; pixel 1 (salt) 1 + 1 = 2; pixel 2 (empty) 1 - 3 < 0.
-    # Sorted 2, 0.5, -2: the Jaccard loss goes 1/2, 1, 1, so 2 * 1/2 + 0.5 * 1/2 = 1.25.
+    # Sorted 2, 0.5, -2: the Jaccard loss is 1/2, 1, 1, so 2 * 1/2 + 0.5 * 1/2 = 1.25.
     assert lovasz_hinge(maps([0.5, -1.0, -3.0]), maps([1.0, 1.0, 0.0])).item() == 1.25
 
 
@@ -61,13 +61,13 @@ def test_lovasz_of_an_empty_mask_is_its_worst_pixel() -> None:
     assert lovasz_hinge(maps([-3.0, 1.0, -2.0]), maps([0.0, 0.0, 0.0])).item() == 2.0
 
 
-def test_lovasz_is_the_mean_over_pictures() -> None:
+def test_lovasz_is_the_mean_over_images() -> None:
     logits, targets = maps([0.5, -1.0, -3.0], [-3.0, 1.0, -2.0]), maps([1.0, 1, 0], [0.0, 0, 0])
     assert lovasz_hinge(logits, targets).item() == (1.25 + 2.0) / 2
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_lovasz_and_its_gradient_equal_the_loop(seed: int) -> None:
+def test_lovasz_and_its_gradient_equal_a_loop(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(6, 1, 7, 5, generator=generator)
     targets = (torch.rand(6, 1, 7, 5, generator=generator) > 0.6).float()
@@ -82,22 +82,22 @@ def test_lovasz_and_its_gradient_equal_the_loop(seed: int) -> None:
 
 
 def test_lovasz_of_hard_logits_is_twice_the_jaccard_loss() -> None:
-    # The extension meets the set function at its corners: every wrong pixel has error 2.
+    # At the corners the extension equals the set function: every wrong pixel has error 2.
     targets = maps([1.0, 1.0, 1.0, 0.0, 0.0])
     logits = maps([1.0, 1.0, -1.0, 1.0, -1.0])  # IoU 2/4
     assert lovasz_hinge(logits, targets).item() == pytest.approx(2 * (1 - 2 / 4))
 
 
 def test_symmetric_lovasz_by_hand() -> None:
-    # As above for salt: 1.25. Of its absence only pixel 2 is true: while pixels 1 and 0 turn
-    # wrong, the Jaccard loss goes 1/2, 2/3, so 2 * 1/2 + 0.5 * 1/6.
+    # Salt as above: 1.25. Background is only pixel 2: as pixels 1 and 0 become wrong, the Jaccard
+    # loss is 1/2, then 2/3, so 2 * 1/2 + 0.5 * 1/6.
     value = symmetric_lovasz_hinge(maps([0.5, -1.0, -3.0]), maps([1.0, 1.0, 0.0]))
     assert value.item() == pytest.approx((1.25 + 2 / 2 + 0.5 / 6) / 2)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_symmetric_lovasz_is_the_mean_of_both_sides(seed: int) -> None:
-    """Also where errors are equal, and with masks that are empty or full."""
+def test_symmetric_lovasz_is_the_mean_of_salt_and_background(seed: int) -> None:
+    """Also with equal errors, and with empty or full masks."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(6, 1, 7, 5, generator=generator).round(decimals=1)
     targets = (torch.rand(6, 1, 7, 5, generator=generator) > 0.6).float()
@@ -106,14 +106,14 @@ def test_symmetric_lovasz_is_the_mean_of_both_sides(seed: int) -> None:
     assert torch.allclose(symmetric_lovasz_hinge(logits, targets), sides / 2)
 
 
-def test_the_combination_is_the_sum() -> None:
+def test_combined_loss_is_the_sum() -> None:
     logits, targets = torch.randn(2, 1, 4, 4), torch.ones(2, 1, 4, 4)
     total = bce_dice(logits, targets) + symmetric_lovasz_hinge(logits, targets)
     assert torch.equal(bce_dice_symmetric(logits, targets), total)
 
 
 @pytest.mark.parametrize("name", LOSS_FUNCTIONS)
-def test_better_logits_lose_less_and_perfect_ones_nothing(name: str) -> None:
+def test_better_logits_have_a_lower_loss_and_perfect_ones_none(name: str) -> None:
     loss = LOSS_FUNCTIONS[name]
     targets = (torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)) > 0.5).float()
     right = 2 * targets - 1
@@ -123,7 +123,7 @@ def test_better_logits_lose_less_and_perfect_ones_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOSS_FUNCTIONS)
-def test_half_precision_is_computed_in_single(name: str) -> None:
+def test_half_precision_is_computed_in_float32(name: str) -> None:
     loss = LOSS_FUNCTIONS[name]
     logits, targets = torch.full((2, 1, 101, 101), 3.0), torch.ones(2, 1, 101, 101)
     assert loss(logits.bfloat16(), targets.bfloat16()).dtype == torch.float32

@@ -1,3 +1,5 @@
+"""The whole pipeline: what a run returns, prints and writes."""
+
 from __future__ import annotations
 
 import csv
@@ -16,14 +18,14 @@ from src_salt.model import WeightsError
 from src_salt.outputs import OutputError
 from src_salt.submission import decode
 
-from .conftest import TEST, TINY, Run, finish_run
+from .conftest import TEST, TINY, Run, finish_run, read_files
 
 EXPECTED = [
     "models.zip",
-    "models/best_model_resnet34_bcedice.pth",
-    "models/best_model_resnet34_lovasz.pth",
-    "models/resnet34_bcedice_history.json",
-    "models/resnet34_lovasz_history.json",
+    "models/best_model_resnet34_BCEDice.pth",
+    "models/best_model_resnet34_Lovasz.pth",
+    "models/resnet34_BCEDice_history.json",
+    "models/resnet34_Lovasz_history.json",
     "results.zip",
     "results/calibration.png",
     "results/cases_best.png",
@@ -39,18 +41,16 @@ EXPECTED = [
     "results/validation_iou_comparison.png",
     "submission.csv",
 ]
+ONE_EPOCH: dict[str, Any] = {"epochs": 1, "experiments": "resnet34_BCEDice"}
+
+pytestmark = pytest.mark.usefixtures("tiny_networks")
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+def test_run_writes_exactly_its_outputs(finished: Run) -> None:
+    assert sorted(read_files(finished.folder)) == EXPECTED
 
 
-def test_a_run_leaves_exactly_its_outputs(finished: Run) -> None:
-    assert sorted(contents(finished.folder)) == EXPECTED
-
-
-def test_the_summary_names_what_is_there(finished: Run) -> None:
+def test_summary_names_existing_files(finished: Run) -> None:
     summary = json.loads(json.dumps(finished.summary))
     assert [entry["experiment"] for entry in summary["experiments"]] == TINY["experiments"]
     best = max(summary["experiments"], key=lambda entry: entry["best_val_iou"])
@@ -64,9 +64,8 @@ def test_the_summary_names_what_is_there(finished: Run) -> None:
     assert all((finished.folder / path).is_file() for path in paths)
 
 
-def test_the_events_tell_the_run(finished: Run) -> None:
-    kinds = [event["event"] for event in finished.events]
-    assert kinds == ["start", *["epoch", "epoch", "experiment"] * 2, "done"]
+def test_events_describe_the_run(finished: Run) -> None:
+    assert finished.kinds == ["start", *["epoch", "epoch", "experiment"] * 2, "done"]
     start, epoch = finished.events[:2]
     assert start["experiments"] == TINY["experiments"]
     assert (start["train_images"], start["val_images"], start["test_images"]) == (16, 4, TEST)
@@ -78,7 +77,7 @@ def test_the_events_tell_the_run(finished: Run) -> None:
     assert finished.events[-1]["best_experiment"] == finished.summary["best_experiment"]
 
 
-def test_the_histories_hold_what_was_printed(finished: Run) -> None:
+def test_histories_equal_the_printed_epochs(finished: Run) -> None:
     for name in TINY["experiments"]:
         record = json.loads((finished.folder / f"models/{name}_history.json").read_text())
         printed = [e for e in finished.events if e["event"] == "epoch" and e["experiment"] == name]
@@ -87,13 +86,13 @@ def test_the_histories_hold_what_was_printed(finished: Run) -> None:
         assert record["best_val_iou"] == max(epoch["val_iou"] for epoch in record["history"])
 
 
-def test_the_weights_are_plain(finished: Run) -> None:
-    path = finished.folder / "models/best_model_resnet34_bcedice.pth"
+def test_weights_are_a_plain_state_dict(finished: Run) -> None:
+    path = finished.folder / "models/best_model_resnet34_BCEDice.pth"
     state = torch.load(path, weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in state.values())
 
 
-def test_the_submission_covers_the_sample(finished: Run, competition_dir: Path) -> None:
+def test_submission_has_the_ids_of_the_sample(finished: Run, competition_dir: Path) -> None:
     with (finished.folder / "submission.csv").open(newline="") as file:
         header, *rows = list(csv.reader(file))
     with (competition_dir / "sample_submission.csv").open(newline="") as file:
@@ -104,8 +103,8 @@ def test_the_submission_covers_the_sample(finished: Run, competition_dir: Path) 
         assert decode(rle, (101, 101)).shape == (101, 101)
 
 
-def test_the_zips_hold_the_folders(finished: Run) -> None:
-    files = contents(finished.folder)
+def test_zips_contain_the_folders(finished: Run) -> None:
+    files = read_files(finished.folder)
     for name in ("models", "results"):
         with zipfile.ZipFile(finished.folder / f"{name}.zip") as archive:
             assert archive.testzip() is None
@@ -113,57 +112,53 @@ def test_the_zips_hold_the_folders(finished: Run) -> None:
         assert packed == {path: files[path] for path in files if path.startswith(f"{name}/")}
 
 
-def test_two_runs_give_the_same_bytes(finished: Run, competition_dir: Path, tmp_path: Path) -> None:
-    again = finish_run(competition_dir, tmp_path / "again", num_workers=2)
-    assert contents(again.folder) == contents(finished.folder)
-
-
-def test_other_seeds_give_other_weights(
+def test_two_runs_write_the_same_bytes(
     finished: Run, competition_dir: Path, tmp_path: Path
 ) -> None:
-    other = finish_run(competition_dir, tmp_path, seed=1, epochs=1, experiments="resnet34_bcedice")
-    name = "models/best_model_resnet34_bcedice.pth"
+    again = finish_run(competition_dir, tmp_path / "again", num_workers=2)
+    assert read_files(again.folder) == read_files(finished.folder)
+
+
+def test_seed_changes_the_weights(finished: Run, competition_dir: Path, tmp_path: Path) -> None:
+    other = finish_run(competition_dir, tmp_path, seed=1, **ONE_EPOCH)
+    name = "models/best_model_resnet34_BCEDice.pth"
     assert (other.folder / name).read_bytes() != (finished.folder / name).read_bytes()
 
 
-def test_a_second_run_only_finishes(competition_dir: Path, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"epochs": 1, "experiments": "resnet34_bcedice"}
-    first = finish_run(competition_dir, tmp_path, **changes)
-    before = contents(tmp_path)
+def test_second_run_only_writes_missing_files(competition_dir: Path, tmp_path: Path) -> None:
+    first = finish_run(competition_dir, tmp_path, **ONE_EPOCH)
+    before = read_files(tmp_path)
     for name in ("submission.csv", "models.zip", "results.zip"):
         (tmp_path / name).unlink()
-    again = finish_run(competition_dir, tmp_path, **changes)
-    assert [event["event"] for event in again.events] == ["start", "experiment", "done"]
-    assert contents(tmp_path) == before
+    again = finish_run(competition_dir, tmp_path, **ONE_EPOCH)
+    assert again.kinds == ["start", "experiment", "done"]
+    assert read_files(tmp_path) == before
     assert again.summary == first.summary
 
 
-def test_the_submission_covers_every_id_of_a_limited_run(
-    competition_dir: Path, tmp_path: Path
-) -> None:
-    limits = {"epochs": 1, "experiments": "resnet34_bcedice", "limit_train": 4, "limit_val": 1}
-    limited = finish_run(competition_dir, tmp_path, **limits)
-    start = limited.events[0]
+def test_limits_do_not_shorten_the_submission(competition_dir: Path, tmp_path: Path) -> None:
+    run = finish_run(competition_dir, tmp_path, limit_train=4, limit_val=1, **ONE_EPOCH)
+    start = run.events[0]
     assert (start["train_images"], start["val_images"]) == (4, 1)
     assert len((tmp_path / "submission.csv").read_text().splitlines()) == TEST + 1
 
 
-@pytest.mark.parametrize("fault", ["data", "parameter", "weights", "resumed", "output folder"])
-def test_faults_show_before_anything_is_trained_or_removed(
-    fault: str, copied_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("problem", ["data", "parameter", "weights", "resumed", "output folder"])
+def test_errors_appear_before_anything_is_trained_or_deleted(
+    problem: str, copied_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
     output.mkdir()
     (output / "submission.csv").write_text("of an earlier run")
     changes: dict[str, Any] = {}
     kind: type[SaltError] = DataError
-    if fault == "data":
+    if problem == "data":
         (copied_dir / "test.zip").write_bytes((copied_dir / "test.zip").read_bytes()[:-40])
-    elif fault == "parameter":
+    elif problem == "parameter":
         changes, kind = {"epochs": 0}, SettingsError
-    elif fault == "weights":
+    elif problem == "weights":
         changes, kind = {"pretrained": True, "weights_dir": str(tmp_path)}, WeightsError
-    elif fault == "resumed":
+    elif problem == "resumed":
         changes, kind = {"resume_dir": str(tmp_path / "mistyped")}, OutputError
     else:
         (tmp_path / "file").write_text("")
@@ -174,23 +169,26 @@ def test_faults_show_before_anything_is_trained_or_removed(
     assert (tmp_path / "out" / "submission.csv").read_text() == "of an earlier run"
 
 
-def test_a_run_that_fails_leaves_no_stale_products(competition_dir: Path, tmp_path: Path) -> None:
+def test_failing_run_leaves_no_files_of_an_earlier_run(
+    competition_dir: Path, tmp_path: Path
+) -> None:
     (tmp_path / "results").mkdir()
     for name in ("submission.csv", "models.zip", "results/experiments.md", "results/mine.txt"):
         (tmp_path / name).write_text("of an earlier run")
     with pytest.raises(SaltError):
         finish_run(competition_dir, tmp_path, learning_rate=1e30, epochs=5)
-    left = contents(tmp_path)
-    assert "results/mine.txt" in left  # what is not ours stays
+    left = read_files(tmp_path)
+    assert "results/mine.txt" in left  # files of the user stay
     assert {"submission.csv", "models.zip", "results/experiments.md"}.isdisjoint(left)
 
 
 REAL = Path(__file__).parents[3] / "shared/data/tgs-salt-identification-challenge"
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real competition's data are not on this machine")
-def test_a_run_on_the_real_data(tmp_path: Path) -> None:
-    limits = {"epochs": 1, "experiments": "resnet34_bcedice", "limit_train": 8, "limit_val": 4}
-    real = finish_run(REAL, tmp_path, batch_size=32, **limits)
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.is_dir(), reason="the competition's real data is not available")
+def test_run_on_the_real_data(tmp_path: Path) -> None:
+    limits = {"limit_train": 8, "limit_val": 4, "batch_size": 32}
+    real = finish_run(REAL, tmp_path, **limits, **ONE_EPOCH)
     assert np.isfinite(real.summary["best_val_iou"])
     assert len((tmp_path / "submission.csv").read_text().splitlines()) == 501

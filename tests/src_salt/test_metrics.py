@@ -7,11 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from src_salt.metrics import Cut, best_cut, competition_score, cross_cut, iou, scores
+from src_salt.metrics import (
+    Postprocessing,
+    competition_score,
+    cross_fitted_masks,
+    image_scores,
+    iou,
+    tune_threshold,
+)
 
 
 def strip(*lengths: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Predictions and truths of (B, 1, 100): the first so many pixels are salt."""
+    """Predictions and truths (B, 1, 100) with the first pixels set, by number."""
     row = torch.arange(100)
     predictions, truths = zip(*((row < p, row < t) for p, t in lengths), strict=True)
     return torch.stack(predictions)[:, None], torch.stack(truths)[:, None]
@@ -56,11 +63,11 @@ def test_every_image_has_its_own_score() -> None:
     assert scores.tolist() == pytest.approx([1.0, 0.5, 0.0])
 
 
-# --- the cut ------------------------------------------------------------------------------------
+# --- post-processing ----------------------------------------------------------------------------
 
 
 def blobs(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities with regions of many sizes and heights, and truths that hold some of them."""
+    """Probabilities with regions of many sizes and values; the truths contain some of them."""
     rng = np.random.default_rng(0)
     probabilities = np.zeros((count, 101, 101), np.float32)
     truths = np.zeros((count, 101, 101), np.bool_)
@@ -72,40 +79,43 @@ def blobs(count: int) -> tuple[np.ndarray, np.ndarray]:
     return probabilities, truths
 
 
-def test_a_cut_leaves_out_small_regions_alone() -> None:
+def test_min_area_removes_only_small_regions() -> None:
     probabilities = np.zeros((1, 101, 101), np.float32)
     probabilities[0, :3, :3] = 0.9  # 9 pixels
-    probabilities[0, 50:60, 50:60] = 0.6  # 100, touching at a corner one of 4
+    probabilities[0, 50:60, 50:60] = 0.6  # 100 pixels, and a corner touches a region of 4
     probabilities[0, 60:62, 60:62] = 0.6
-    masks = Cut(0.5, 10).masks(probabilities)
+    masks = Postprocessing(0.5, 10).apply(probabilities)
     assert masks.sum() == 104
     assert not masks[0, :3, :3].any()
-    assert Cut(0.5, 105).masks(probabilities).sum() == 0
-    assert Cut(0.5, 0).masks(probabilities).sum() == 113
-    assert Cut(0.7, 0).masks(probabilities).sum() == 9
+    assert Postprocessing(0.5, 105).apply(probabilities).sum() == 0
+    assert Postprocessing(0.5, 0).apply(probabilities).sum() == 113
+    assert Postprocessing(0.7, 0).apply(probabilities).sum() == 9
 
 
-def test_the_best_cut_is_found_by_trying_every_one() -> None:
+def test_tuning_finds_the_best_candidate() -> None:
     probabilities, truths = blobs(12)
-    best, tried = best_cut(probabilities, truths)
+    best, tried = tune_threshold(probabilities, truths)
     slowly = {
-        cut: float(scores(cut.masks(probabilities), truths).mean(dtype=np.float64)) for cut in tried
+        one: float(image_scores(one.apply(probabilities), truths).mean(dtype=np.float64))
+        for one in tried
     }
     assert tried == pytest.approx(slowly)
     assert tried[best] == max(slowly.values())
-    assert tried[best] > tried[Cut(0.5, 0)]
+    assert tried[best] > tried[Postprocessing(0.5, 0)]
 
 
-def test_of_equal_cuts_the_plain_one_is_taken() -> None:
+def test_plain_threshold_wins_among_equal_candidates() -> None:
     truths = blobs(3)[1]
-    assert best_cut(truths.astype(np.float32), truths)[0].smallest == 0
-    assert best_cut(truths.astype(np.float32), truths)[0].threshold == 0.5
+    assert tune_threshold(truths.astype(np.float32), truths)[0].min_area == 0
+    assert tune_threshold(truths.astype(np.float32), truths)[0].threshold == 0.5
 
 
-def test_no_image_is_cut_by_a_cut_chosen_on_it() -> None:
+def test_cross_fitting_tunes_on_other_images() -> None:
     probabilities, truths = blobs(9)
-    masks = cross_cut(probabilities, truths)
+    masks = cross_fitted_masks(probabilities, truths)
     for first in (0, 1):
-        others = best_cut(probabilities[1 - first :: 2], truths[1 - first :: 2])[0]
-        assert np.array_equal(masks[first::2], others.masks(probabilities[first::2]))
-    assert np.array_equal(cross_cut(probabilities[:1], truths[:1]), Cut().masks(probabilities[:1]))
+        others = tune_threshold(probabilities[1 - first :: 2], truths[1 - first :: 2])[0]
+        assert np.array_equal(masks[first::2], others.apply(probabilities[first::2]))
+    assert np.array_equal(
+        cross_fitted_masks(probabilities[:1], truths[:1]), Postprocessing().apply(probabilities[:1])
+    )

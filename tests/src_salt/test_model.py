@@ -13,20 +13,20 @@ from src_salt.model import UNet, WeightsError, load_encoder_weights, require_enc
 MakeSettings = Callable[..., Settings]
 
 
-@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("backbone", ["resnet34", "resnet50"])
-def test_logits_have_the_size_of_the_input(backbone: str, normalised: bool) -> None:
-    model = UNet(backbone, normalised).eval()
+def test_logits_have_the_size_of_the_input(backbone: str, normalized: bool) -> None:
+    model = UNet(backbone, normalized).eval()
     for size in ((32, 32), (101, 101), (33, 70)):
         with torch.inference_mode():
             assert model(torch.zeros(1, 3, *size)).shape == (1, 1, *size)
 
 
-@pytest.mark.parametrize("normalised", [False, True])
-def test_every_parameter_learns(normalised: bool) -> None:
-    model = UNet("resnet34", normalised)
+@pytest.mark.parametrize("normalized", [False, True])
+def test_every_parameter_has_a_gradient(normalized: bool) -> None:
+    model = UNet("resnet34", normalized)
     norms = [part for part in model.blocks.modules() if isinstance(part, torch.nn.BatchNorm2d)]
-    assert len(norms) == (8 if normalised else 0)
+    assert len(norms) == (8 if normalized else 0)
     model(torch.rand(2, 3, 64, 64)).square().sum().backward()
     without = [name for name, value in model.named_parameters() if value.grad is None]
     assert without == []
@@ -50,19 +50,19 @@ def silence_skip(_block: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> t
     return below, torch.zeros_like(skip)
 
 
-def test_from_scratch_only_when_told_to(settings: MakeSettings) -> None:
+def test_no_weights_without_pretraining(settings: MakeSettings) -> None:
     assert load_encoder_weights("resnet34", settings(pretrained=False)) is None
 
 
-def test_weights_that_cannot_be_downloaded_say_what_to_do(
+def test_failed_download_says_what_to_do(
     settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # an empty cache
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # and nobody there to ask
-    with pytest.raises(WeightsError) as fault:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # and no server
+    with pytest.raises(WeightsError) as error:
         require_encoder_weights(["resnet34"], settings(pretrained=True))
     for advice in ("resnet34", "internet", "weights_dir", "pretrained to false"):
-        assert advice in str(fault.value)
+        assert advice in str(error.value)
 
 
 @pytest.fixture
@@ -74,7 +74,9 @@ def weights_dir(tmp_path: Path) -> Path:
     return folder
 
 
-def test_weights_from_a_folder_reach_the_encoder(weights_dir: Path, settings: MakeSettings) -> None:
+def test_weights_of_a_folder_are_loaded_into_the_encoder(
+    weights_dir: Path, settings: MakeSettings
+) -> None:
     chosen = settings(pretrained=True, weights_dir=str(weights_dir))
     given = torch.load(weights_dir / "resnet34-b627a593.pth", weights_only=True)
     model = UNet("resnet34", encoder_weights=load_encoder_weights("resnet34", chosen))
@@ -82,28 +84,28 @@ def test_weights_from_a_folder_reach_the_encoder(weights_dir: Path, settings: Ma
     assert torch.equal(model.stages[3][2].conv2.weight, given["layer4.2.conv2.weight"])
 
 
-def test_a_folder_without_or_with_two_weights(weights_dir: Path, settings: MakeSettings) -> None:
+def test_folder_with_no_or_two_files_is_rejected(weights_dir: Path, settings: MakeSettings) -> None:
     chosen = settings(pretrained=True, weights_dir=str(weights_dir))
-    with pytest.raises(WeightsError, match=r"holds 0 files resnet50\*\.pth"):
+    with pytest.raises(WeightsError, match=r"contains 0 files resnet50\*\.pth"):
         require_encoder_weights(["resnet34", "resnet50"], chosen)
     (weights_dir / "resnet34-other.pt").write_bytes(b"")
-    with pytest.raises(WeightsError, match=r"holds 2 files resnet34\*\.pth"):
+    with pytest.raises(WeightsError, match=r"contains 2 files resnet34\*\.pth"):
         require_encoder_weights(["resnet34"], chosen)
 
 
-@pytest.mark.parametrize("spoil", ["garbage", "other network", "missing layer"])
-def test_weights_of_something_else_are_refused(
-    spoil: str, weights_dir: Path, settings: MakeSettings
+@pytest.mark.parametrize("change", ["garbage", "other network", "missing layer"])
+def test_weights_of_another_network_are_rejected(
+    change: str, weights_dir: Path, settings: MakeSettings
 ) -> None:
     path = weights_dir / "resnet34-b627a593.pth"
-    if spoil == "garbage":
+    if change == "garbage":
         path.write_bytes(b"no weights")
-    elif spoil == "other network":
+    elif change == "other network":
         torch.save(torchvision.models.resnet18().state_dict(), path)
     else:
         state = torch.load(path, weights_only=True)
         del state["layer4.2.conv2.weight"]
         torch.save(state, path)
     chosen = settings(pretrained=True, weights_dir=str(weights_dir))
-    with pytest.raises(WeightsError, match="holds no torchvision weights of resnet34"):
+    with pytest.raises(WeightsError, match="does not contain torchvision's weights of resnet34"):
         require_encoder_weights(["resnet34"], chosen)

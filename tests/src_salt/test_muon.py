@@ -1,4 +1,4 @@
-"""The optimiser, beside PyTorch's own and the singular values themselves."""
+"""The optimizer, compared with PyTorch's own and with exact singular values."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from src_salt.muon import Muon, orthogonalised
+from src_salt.muon import Muon, orthogonalize
 
 RATE, DECAY = 0.01, 0.1
 
 
 class _Layer(nn.Module):
-    """What a convolution learns."""
+    """The parameters of a convolution."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -35,12 +35,12 @@ def _give(layer: _Layer, gradients: dict[str, Tensor], scale: float = 1.0) -> No
 
 
 @pytest.mark.parametrize("shape", [(16, 144), (144, 16), (1, 32), (24, 24)])
-def test_singular_values_come_near_one_and_their_vectors_stay(shape: tuple[int, int]) -> None:
-    """A matrix, three at once, and each in a scale of its own."""
+def test_singular_values_are_close_to_one_and_vectors_stay(shape: tuple[int, int]) -> None:
+    """For three matrices at once, each with another scale."""
     matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
     matrices *= torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
     left, values, right = torch.linalg.svd(matrices, full_matrices=False)
-    turned = left.mT @ orthogonalised(matrices) @ right.mT
+    turned = left.mT @ orthogonalize(matrices) @ right.mT
     found = turned.diagonal(dim1=1, dim2=2)
     torch.testing.assert_close(turned, torch.diag_embed(found), atol=1e-3, rtol=0)
     large = values > 0.05 * values[:, :1]
@@ -48,25 +48,25 @@ def test_singular_values_come_near_one_and_their_vectors_stay(shape: tuple[int, 
 
 
 @pytest.mark.parametrize("rank", [256, 8])
-def test_orthogonalised_is_the_iteration_of_its_source(rank: int) -> None:
-    """Jordan's X ← aX + b(XXᵀ)X + c(XXᵀ)²X, in float64 and by the letter."""
+def test_orthogonalize_equals_the_published_iteration(rank: int) -> None:
+    """Jordan's X ← aX + b(XXᵀ)X + c(XXᵀ)²X, computed directly in float64."""
     draw = torch.Generator().manual_seed(2)
     matrix = torch.randn(256, rank, generator=draw) @ torch.randn(rank, 2304, generator=draw)
     wanted = matrix.double() / matrix.double().norm()
     for _ in range(5):
         square = wanted @ wanted.T
         wanted = 3.4445 * wanted - 4.7750 * square @ wanted + 2.0315 * square @ square @ wanted
-    found = orthogonalised(matrix[None])[0].double()
+    found = orthogonalize(matrix[None])[0].double()
     assert (found - wanted).norm() < 1e-3 * wanted.norm()
 
 
-def test_a_gradient_of_nothing_moves_nothing() -> None:
-    """As of a network whose loss is flat: no division by zero."""
-    assert not orthogonalised(torch.zeros(2, 4, 9)).any()
+def test_zero_gradient_changes_nothing() -> None:
+    """There is no division by zero."""
+    assert not orthogonalize(torch.zeros(2, 4, 9)).any()
 
 
-def test_convolutions_move_as_with_the_muon_of_pytorch() -> None:
-    """Which takes matrices alone, and multiplies in bfloat16: hence the tolerance."""
+def test_convolutions_are_updated_like_pytorchs_muon() -> None:
+    """PyTorch's Muon accepts only matrices, and multiplies in bfloat16: hence the tolerance."""
     layer = _Layer()
     matrix = nn.Parameter(layer.weight.detach().flatten(1).clone())
     ours = Muon(layer.parameters(), lr=RATE, weight_decay=DECAY)
@@ -83,8 +83,8 @@ def test_convolutions_move_as_with_the_muon_of_pytorch() -> None:
         assert apart < 0.03 * (step + 1) * moved
 
 
-def test_all_else_moves_as_with_adamw() -> None:
-    """Biases and normalisation, exactly."""
+def test_other_parameters_are_updated_like_adamw() -> None:
+    """Biases and normalization, exactly."""
     layer, other = _Layer(), _Layer()
     ours = Muon(layer.parameters(), lr=RATE, weight_decay=DECAY)
     theirs = torch.optim.AdamW(
@@ -99,8 +99,8 @@ def test_all_else_moves_as_with_adamw() -> None:
     assert torch.equal(layer.bias, other.bias)
 
 
-def test_layers_of_one_shape_do_not_mix() -> None:
-    """They are orthogonalised in one product; alone each moves the same way."""
+def test_layers_of_equal_shape_are_independent() -> None:
+    """They are orthogonalized in one product; the result is the same as for one layer alone."""
     layers = _Layer(1), _Layer(2)
     alone = _Layer(2)
     together = Muon(
@@ -115,8 +115,8 @@ def test_layers_of_one_shape_do_not_mix() -> None:
     torch.testing.assert_close(layers[1].weight, alone.weight)
 
 
-def test_the_layout_in_memory_makes_no_difference() -> None:
-    """Channels last, as the fast path has them."""
+def test_memory_format_makes_no_difference() -> None:
+    """The fast path uses channels_last."""
     layer = _Layer()
     other = _Layer()
     laid_out = other.weight.detach().contiguous(memory_format=torch.channels_last)
@@ -129,10 +129,10 @@ def test_the_layout_in_memory_makes_no_difference() -> None:
 
 
 @pytest.mark.parametrize("unscaled", [False, True])
-def test_scaled_gradients_move_it_as_unscaled_ones(unscaled: bool) -> None:
-    """float16 on a T4: the scaler leaves it to a fused optimiser to divide by the scale.
+def test_scaled_gradients_give_the_same_update(unscaled: bool) -> None:
+    """With float16 on a T4, the scaler lets a fused optimizer divide by the scale.
 
-    Unless it was asked to divide before, for clipping.
+    If gradients are clipped, the scaler has divided them before.
     """
     layer, other = _Layer(), _Layer()
     scaled = Muon(layer.parameters(), lr=RATE, weight_decay=DECAY)
@@ -152,9 +152,9 @@ def test_scaled_gradients_move_it_as_unscaled_ones(unscaled: bool) -> None:
 
 
 @pytest.mark.parametrize("unscaled", [False, True])
-@pytest.mark.parametrize("overflown", [float("inf"), float("nan")])
-def test_an_overflow_passes_the_step_over(overflown: float, unscaled: bool) -> None:
-    """Weights and momentum stay as they are, to the bit; also after gradients were clipped."""
+@pytest.mark.parametrize("overflow", [float("inf"), float("nan")])
+def test_overflow_skips_the_step(overflow: float, unscaled: bool) -> None:
+    """Weights and momentum do not change, also if gradients are clipped."""
     layer = _Layer()
     optimizer = Muon(layer.parameters(), lr=RATE, weight_decay=DECAY)
     scaler = _scaler()
@@ -164,7 +164,7 @@ def test_an_overflow_passes_the_step_over(overflown: float, unscaled: bool) -> N
     before = [p.detach().clone() for p in layer.parameters()]
     momentum = optimizer.state[layer.weight]["momentum"].clone()
     broken = _gradients(1, layer)
-    broken["weight"][0, 0, 0, 0] = overflown
+    broken["weight"][0, 0, 0, 0] = overflow
     _give(layer, broken, scaler.get_scale())
     if unscaled:
         scaler.unscale_(optimizer)
@@ -175,17 +175,17 @@ def test_an_overflow_passes_the_step_over(overflown: float, unscaled: bool) -> N
     assert scaler.get_scale() == 2.0**9
 
 
-def test_it_goes_on_from_its_state_bit_for_bit() -> None:
-    """As from a checkpoint, with the momentum of convolutions in it."""
+def test_saved_state_continues_bit_for_bit() -> None:
+    """The state includes the momentum of convolutions."""
     layer = _Layer()
     optimizer = Muon(layer.parameters(), lr=RATE, weight_decay=DECAY)
     _give(layer, _gradients(0, layer))
     optimizer.step()
     other = _Layer(7)
     other.load_state_dict(layer.state_dict())
-    restored = Muon(other.parameters(), lr=RATE, weight_decay=DECAY)
-    restored.load_state_dict(deepcopy(optimizer.state_dict()))
-    for each, its_optimizer in ((layer, optimizer), (other, restored)):
+    resize_to_original = Muon(other.parameters(), lr=RATE, weight_decay=DECAY)
+    resize_to_original.load_state_dict(deepcopy(optimizer.state_dict()))
+    for each, its_optimizer in ((layer, optimizer), (other, resize_to_original)):
         _give(each, _gradients(1, each))
         its_optimizer.step()
     assert torch.equal(layer.weight, other.weight)

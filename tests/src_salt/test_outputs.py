@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from src_salt.outputs import emit, progress, whole, write_json, write_zip
+from src_salt.outputs import atomic_write, emit, progress, write_json, write_zip
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_failed_write_keeps_the_old_file_only(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("old")
 
     def fail() -> None:
-        with whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("half of the n")
             assert path.read_text() == "old"
             raise KeyboardInterrupt
@@ -27,16 +27,16 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_write_that_ends_well_makes_its_folder(tmp_path: Path) -> None:
+def test_write_creates_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "results" / "table.csv"
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("new")
         assert not path.exists()
     assert path.read_text() == "new"
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_zip_depends_on_names_and_contents_alone(tmp_path: Path) -> None:
+def test_zip_depends_only_on_names_and_contents(tmp_path: Path) -> None:
     members = [tmp_path / "models" / name for name in ("b.json", "a.pth")]
     members[0].parent.mkdir()
     for member in members:
@@ -52,32 +52,34 @@ def test_a_zip_depends_on_names_and_contents_alone(tmp_path: Path) -> None:
         assert archive.read("models/b.json") == b"b.json"
 
 
-def test_a_zip_with_a_missing_member_is_not_written(tmp_path: Path) -> None:
+def test_zip_with_a_missing_member_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_zip(tmp_path / "models.zip", tmp_path, [tmp_path / "missing"])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_json_is_always_legal(tmp_path: Path) -> None:
+def test_non_finite_json_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "x.json", {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_event_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_event_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     emit("epoch", epoch=1, note="two\nlines")
     out = capsys.readouterr().out
     assert out.count("\n") == 1
     assert json.loads(out) == {"event": "epoch", "epoch": 1, "note": "two\nlines"}
 
 
-@pytest.mark.parametrize("watched", [True, False])
-def test_progress_is_for_a_terminal(watched: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_bar_appears_only_in_a_terminal(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Stream(io.StringIO):
         def isatty(self) -> bool:
-            return watched
+            return terminal
 
     stream = Stream()
     monkeypatch.setattr(sys, "stderr", stream)
     assert list(progress([1, 2, 3], "epoch 1")) == [1, 2, 3]
-    assert ("epoch 1" in stream.getvalue()) is watched
+    assert ("epoch 1" in stream.getvalue()) is terminal

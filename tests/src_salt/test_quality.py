@@ -1,4 +1,4 @@
-"""The measurements of single habits, on a few made-up pictures."""
+"""The benchmark of the parts of a recipe, on a few synthetic images."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ import pytest
 from benchmarks import quality
 from src_salt.config import Settings
 from src_salt.data import LabelledImages
-from src_salt.train import Training
+from src_salt.train import Trainer
+
+pytestmark = pytest.mark.usefixtures("tiny_networks")
 
 SMALL = ["--epochs", "2", "--image-size", "32", "--limit-train", "8", "--jobs", "1"]
 SPECIAL = (
-    "seed",
+    "baseline",
     "adamw",
     "scse",
     "hypercolumns",
@@ -29,14 +31,14 @@ SPECIAL = (
     "cycles",
     "folds",
 )
-"""Rows that take some code."""
+"""Rows that have code of their own."""
 
-BESIDE = {"adamw": "rate1", "then-lovasz": "bcedice"}
-"""Rows from which they differ by that code alone; the others from `best`."""
+COMPARED_WITH = {"adamw": "rate1", "then-lovasz": "bcedice"}
+"""Rows that differ only by that code; otherwise `best`."""
 
 
 def settings_of(name: str, data: Path) -> Settings:
-    """As the command line makes them."""
+    """The settings that the command line makes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["quality", "--data", str(data), *SMALL])
         return quality._settings(name, 1, quality._options())
@@ -44,7 +46,7 @@ def settings_of(name: str, data: Path) -> Settings:
 
 @pytest.fixture(scope="module", autouse=True)
 def recipes() -> Iterator[None]:
-    """Rows add themselves to the recipes."""
+    """Restore the recipes, since rows add to them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quality.config, "RECIPES", dict(quality.config.RECIPES))
         yield
@@ -52,36 +54,38 @@ def recipes() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def predicted(competition_dir: Path) -> Callable[[str], Any]:
-    """What a row predicts once it is trained; each only once."""
+    """A function that trains a row and returns its predictions, once per row."""
     return cache(
-        lambda name: quality.predictions(quality.ROWS[name], settings_of(name, competition_dir))
+        lambda name: quality.train_and_predict(
+            quality.ROWS[name], settings_of(name, competition_dir)
+        )
     )
 
 
 @pytest.mark.parametrize("name", SPECIAL)
-def test_a_row_is_trained_in_its_own_way(name: str, predicted: Callable[[str], Any]) -> None:
+def test_row_changes_the_training(name: str, predicted: Callable[[str], Any]) -> None:
     plain, flipped, truths = predicted(name)
-    beside = predicted(BESIDE.get(name, "best"))
-    assert np.array_equal(truths, beside[2])
-    for probabilities, others in ((plain, beside[0]), (flipped, beside[1]), (flipped, plain)):
+    other = predicted(COMPARED_WITH.get(name, "best"))
+    assert np.array_equal(truths, other[2])
+    for probabilities, others in ((plain, other[0]), (flipped, other[1]), (flipped, plain)):
         assert probabilities.shape == truths.shape
         assert ((probabilities >= 0) & (probabilities <= 1)).all()
         assert not np.allclose(probabilities, others)
 
 
 @pytest.mark.parametrize("name", ["scse", "hypercolumns", "emptiness", "adamw"])
-def test_everything_that_a_row_adds_is_trained(name: str, pictures: LabelledImages) -> None:
+def test_added_layers_are_trained(name: str, easy_images: LabelledImages) -> None:
     settings = settings_of(name, Path("unread"))
-    training = Training(settings.chosen[0], settings, pictures, pictures)
+    trainer = Trainer(settings.planned_experiments[0], settings, easy_images, easy_images)
     adapt = quality.ROWS[name].adapt
     assert adapt is not None
-    adapt(training)
-    trained = {id(value) for group in training.optimizer.param_groups for value in group["params"]}
-    assert trained == {id(value) for value in training.model.parameters()}
-    assert training.scheduler.optimizer is training.optimizer
+    adapt(trainer)
+    trained = {id(value) for group in trainer.optimizer.param_groups for value in group["params"]}
+    assert trained == {id(value) for value in trainer.model.parameters()}
+    assert trainer.scheduler.optimizer is trainer.optimizer
 
 
-def test_the_loss_and_the_number_format_decide_what_is_kept(
+def test_loss_and_dtype_are_part_of_the_key(
     competition_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["quality", "--data", str(competition_dir), *SMALL])
@@ -93,15 +97,16 @@ def test_the_loss_and_the_number_format_decide_what_is_kept(
 
     best = key("best")
     assert key("best") == best != key("bcedice")
-    other = {"avx2"} if "bfloat16" in best["number_format"] else {"amx_bf16"}
+    other = {"avx2"} if "bfloat16" in best["dtype"] else {"amx_bf16"}
     monkeypatch.setattr("src_salt.device.cpu_flags", lambda: other)
     assert key("best") != best
 
 
-def test_the_command_keeps_what_it_measured(competition_dir: Path, tmp_path: Path) -> None:
-    kept = tmp_path / "kept.jsonl"
+@pytest.mark.slow
+def test_command_stores_its_results(competition_dir: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
     command = [sys.executable, "-m", "benchmarks.quality", "--data", str(competition_dir), *SMALL]
-    command += ["--rows", "plain", "--seeds", "1", "--kept", str(kept)]
+    command += ["--rows", "plain", "--seeds", "1", "--results", str(results)]
     first = subprocess.run(command, cwd=quality.ROOT, capture_output=True, text=True, check=True)
     lines = first.stdout.splitlines()
     assert [line.split("|")[1].strip() for line in lines[4:]] == ["best", "plain"]
@@ -109,12 +114,14 @@ def test_the_command_keeps_what_it_measured(competition_dir: Path, tmp_path: Pat
     again = subprocess.run(command, cwd=quality.ROOT, capture_output=True, text=True, check=True)
     assert again.stdout == first.stdout
     assert "training " not in again.stderr
-    entries = [json.loads(line) for line in kept.read_text().splitlines()]
+    entries = [json.loads(line) for line in results.read_text().splitlines()]
     assert len(entries) == 2
     for entry in entries:
-        values = entry["found"]
+        values = entry["result"]
         assert values.pop("seconds") > 0
         assert set(values) == {
-            f"{view}_{value}" for view in ("plain", "flipped", "cut") for value in ("iou", "score")
+            f"{view}_{value}"
+            for view in ("plain", "flipped", "tuned")
+            for value in ("iou", "score")
         }
         assert all(0 <= value <= 1 for value in values.values())

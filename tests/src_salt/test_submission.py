@@ -25,7 +25,7 @@ MASK = np.array([[1, 0, 0], [1, 0, 1]], dtype=bool)
 
 
 def encode_by_hand(mask: np.ndarray) -> str:
-    """Walk the pixels one by one, column after column, counting from 1."""
+    """Loop over the pixels, column by column, counting from 1."""
     runs: list[list[int]] = []
     height, width = mask.shape
     for position in range(height * width):
@@ -49,10 +49,10 @@ def test_decode_by_hand() -> None:
     assert not decode("", (2, 3)).any()
     assert np.argwhere(decode("1 1", (101, 101))).tolist() == [[0, 0]]
     assert np.argwhere(decode("2 1", (101, 101))).tolist() == [[1, 0]]  # one down, not one right
-    assert np.array_equal(decode("1 1 2 1 6 1", (2, 3)), MASK)  # runs that touch are legal
+    assert np.array_equal(decode("1 1 2 1 6 1", (2, 3)), MASK)  # adjacent runs are valid
 
 
-def test_every_small_mask_as_by_hand() -> None:
+def test_every_small_mask_equals_the_loop() -> None:
     for bits in itertools.product([False, True], repeat=6):
         mask = np.array(bits).reshape(2, 3)
         assert encode(mask) == encode_by_hand(mask)
@@ -67,13 +67,13 @@ def test_round_trip(mask: np.ndarray) -> None:
 @given(
     arrays.arrays(bool, st.tuples(st.integers(0, 4), st.integers(1, 9), st.integers(1, 9))),
 )
-def test_together_as_one_by_one(masks: np.ndarray) -> None:
+def test_encoding_together_equals_one_by_one(masks: np.ndarray) -> None:
     texts = encode_all(masks)
     assert texts == [encode_by_hand(mask) for mask in masks]
     assert np.array_equal(decode_all(texts, masks.shape[1:]), masks)
 
 
-def test_runs_do_not_go_on_into_the_next_picture() -> None:
+def test_runs_do_not_continue_in_the_next_image() -> None:
     full, empty = np.ones((3, 2), bool), np.zeros((3, 2), bool)
     masks = np.stack([full, full, empty, empty, full, empty])
     assert encode_all(masks) == ["1 6", "1 6", "", "", "1 6", ""]
@@ -83,7 +83,7 @@ def test_runs_do_not_go_on_into_the_next_picture() -> None:
         decode_all(["1 6", "5 3", "1 6"], (3, 2))
 
 
-def test_other_blanks_are_legal() -> None:
+def test_other_white_space_is_valid() -> None:
     assert np.array_equal(decode(" 1 2\t6  1 ", (2, 3)), MASK)
 
 
@@ -103,7 +103,7 @@ def test_other_blanks_are_legal() -> None:
         "9" * 30 + " 1",
     ],
 )
-def test_illegal_texts_are_refused(rle: str) -> None:
+def test_invalid_texts_are_rejected(rle: str) -> None:
     with pytest.raises(SubmissionError):
         decode(rle, (2, 3))
 
@@ -115,7 +115,7 @@ def sample(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_submission_has_the_samples_ids_in_their_order(sample: Path, tmp_path: Path) -> None:
+def test_submission_has_the_ids_of_the_sample_in_order(sample: Path, tmp_path: Path) -> None:
     full, empty = np.ones((101, 101), bool), np.zeros((101, 101), bool)
     path = tmp_path / "submission.csv"
     write_submission(path, ["b", "12e4567890", "a"], [full, empty, full], sample)
@@ -133,20 +133,20 @@ def test_every_mask_of_several_batches_is_written(tmp_path: Path) -> None:
     assert path.read_text().splitlines()[1:] == expected
 
 
-def test_a_mask_that_does_not_survive_is_named(
+def test_mask_that_changes_when_encoded_is_named(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The check is for faults that the encoder does not have: here it gets one.
+    # The encoder has no such error, so the test replaces it.
     monkeypatch.setattr(submission, "encode_all", lambda _masks: ["1 10201", "1 10200", ""])
     full, empty = np.ones((101, 101), bool), np.zeros((101, 101), bool)
     path = tmp_path / "out" / "submission.csv"
-    with pytest.raises(SubmissionError, match="mask of 12e4567890 does not survive"):
+    with pytest.raises(SubmissionError, match="mask of 12e4567890 changes when it is encoded"):
         write_submission(path, ["b", "12e4567890", "a"], [full, full, empty], sample)
     assert list(path.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("ids", [["a", "b", "12e4567890"], ["b", "12e4567890"], ["b", "x", "a"]])
-def test_other_ids_are_refused_and_nothing_is_left(
+def test_other_ids_are_rejected_and_no_file_is_left(
     ids: list[str], sample: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "out" / "submission.csv"
@@ -155,7 +155,7 @@ def test_other_ids_are_refused_and_nothing_is_left(
     assert list(path.parent.iterdir()) == []
 
 
-def test_too_few_masks_are_refused(sample: Path, tmp_path: Path) -> None:
+def test_too_few_masks_are_rejected(sample: Path, tmp_path: Path) -> None:
     path = tmp_path / "out" / "submission.csv"
     with pytest.raises(ValueError, match="shorter"):
         write_submission(path, ["b", "12e4567890", "a"], [np.zeros((101, 101), bool)], sample)
@@ -170,7 +170,7 @@ def test_too_few_masks_are_refused(sample: Path, tmp_path: Path) -> None:
         ("id,rle_mask\nb,\n12e4567890,\na,10201 2\n", "a: run-length text"),
     ],
 )
-def test_a_spoilt_file_is_refused(text: str, message: str, sample: Path, tmp_path: Path) -> None:
+def test_invalid_file_is_rejected(text: str, message: str, sample: Path, tmp_path: Path) -> None:
     path = tmp_path / "submission.csv"
     path.write_text(text)
     with pytest.raises(SubmissionError, match=message):

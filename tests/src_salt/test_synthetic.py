@@ -37,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_files_are_those_of_the_real_layout(made: Path) -> None:
+def test_files_have_the_real_layout(made: Path) -> None:
     assert sorted(path.name for path in made.iterdir()) == FILES
     train = rows(made / "train.csv")
     sample, depths = rows(made / "sample_submission.csv"), rows(made / "depths.csv")
@@ -52,7 +52,7 @@ def test_the_files_are_those_of_the_real_layout(made: Path) -> None:
     assert all(50 <= int(row[1]) <= 960 for row in depths[1:])
 
 
-def test_pictures_and_masks_are_stored_as_in_the_real_zips(made: Path) -> None:
+def test_images_and_masks_are_stored_as_in_the_real_zips(made: Path) -> None:
     train, test = members(made / "train.zip"), members(made / "test.zip")
     ids = [row[0] for row in rows(made / "train.csv")[1:]]
     expected = sorted(f"{kind}/{i}.png" for kind in ("images", "masks") for i in ids)
@@ -71,13 +71,13 @@ def test_pictures_and_masks_are_stored_as_in_the_real_zips(made: Path) -> None:
             assert set(np.unique(pixels).tolist()) <= values
 
 
-def test_the_masks_of_train_csv_are_those_of_the_pictures(made: Path) -> None:
+def test_train_csv_contains_the_masks_of_the_png_files(made: Path) -> None:
     train = members(made / "train.zip")
     for image_id, rle in rows(made / "train.csv")[1:]:
         assert np.array_equal(decode(rle, (101, 101)), train[f"masks/{image_id}.png"] > 0)
 
 
-def test_the_statistics_are_like_the_real_ones(made: Path) -> None:
+def test_statistics_are_close_to_the_real_data(made: Path) -> None:
     train = members(made / "train.zip")
     masks = np.array([train[name] > 0 for name in train if name.startswith("masks")])
     images = np.array([train[name] for name in train if name.startswith("images")], np.float64)
@@ -89,8 +89,8 @@ def test_the_statistics_are_like_the_real_ones(made: Path) -> None:
     assert 20 < np.median(images.std(axis=(1, 2, 3))) < 40
 
 
-def test_brightness_alone_does_not_find_the_salt(made: Path) -> None:
-    """Salt is a little brighter, but no threshold of the gray value beats the blank prediction."""
+def test_brightness_is_not_enough_to_find_the_salt(made: Path) -> None:
+    """Salt is a little brighter, but no gray threshold is better than an empty prediction."""
     train = members(made / "train.zip")
     names = [name for name in train if name.startswith("masks")]
     masks = np.array([train[name] > 0 for name in names])
@@ -99,10 +99,10 @@ def test_brightness_alone_does_not_find_the_salt(made: Path) -> None:
     for level in range(0, 256, 8):
         both = ((images > level) & masks).sum(axis=(1, 2))
         either = ((images > level) | masks).sum(axis=(1, 2))
-        assert np.where(either == 0, 1, both / np.maximum(either, 1)).mean() < 0.4  # blank: 0.39
+        assert np.where(either == 0, 1, both / np.maximum(either, 1)).mean() < 0.4  # empty: 0.39
 
 
-def test_the_seed_decides_every_byte(made: Path, tmp_path: Path) -> None:
+def test_seed_decides_every_byte(made: Path, tmp_path: Path) -> None:
     write_competition(tmp_path / "same", train=100, test=20, seed=5)
     write_competition(tmp_path / "other", train=100, test=20, seed=6)
     for name in FILES:
@@ -111,12 +111,12 @@ def test_the_seed_decides_every_byte(made: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("numbers", [{"train": 0, "test": 1}, {"train": 1, "test": 0}])
-def test_nothing_cannot_be_made(numbers: dict[str, int], tmp_path: Path) -> None:
+def test_zero_images_are_rejected(numbers: dict[str, int], tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="must be at least 1, not 0"):
         write_competition(tmp_path, **numbers)
 
 
-def test_the_command_line_makes_the_same_without_torch(tmp_path: Path) -> None:
+def test_command_line_writes_the_same_files_without_torch(tmp_path: Path) -> None:
     program = (
         "import sys; from src_salt.synthetic import main; "
         f"main([{str(tmp_path / 'cli')!r}, '--train', '4', '--test', '2', '--seed', '9']); "
@@ -128,7 +128,7 @@ def test_the_command_line_makes_the_same_without_torch(tmp_path: Path) -> None:
         assert (tmp_path / "cli" / name).read_bytes() == (tmp_path / "call" / name).read_bytes()
 
 
-def test_an_impossible_number_on_the_command_line(tmp_path: Path) -> None:
+def test_invalid_number_on_the_command_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "src_salt.synthetic", str(tmp_path / "x"), "--train", "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2

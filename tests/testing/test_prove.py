@@ -192,7 +192,7 @@ def test_another_copy_of_the_package_is_no_proof(make: Make, tmp_path: Path) -> 
         ({"tests/test_a.py": "def test_(:\n"}, "no test passes with the package itself"),
         ({"tests/test_a.py": "def test_it():\n    assert 0\n"}, "AssertionError"),
         ({"conftest.py": "import nothing_like_it\n", "tests/test_a.py": TEST}, "nothing_like_it"),
-        ({"tests/test_a.py": TEST + "    import os\n    os._exit(3)\n"}, "breaks off"),
+        ({"tests/test_a.py": TEST + "    import os\n    os._exit(3)\n"}, "stops early"),
     ],
     ids=["none", "syntax", "all-fail", "conftest", "exit"],
 )
@@ -203,7 +203,9 @@ def test_tests_that_prove_nothing(make: Make, files: dict[str, str], words: str)
 
 def test_a_test_that_hangs_is_named(make: Make) -> None:
     hanging = TEST + "\n\ndef test_waits():\n    import time\n    time.sleep(99)\n"
-    with pytest.raises(DeadlineError, match=r"the last one begun was tests/test_a\.py::test_waits"):
+    with pytest.raises(
+        DeadlineError, match=r"the last one that started was tests/test_a\.py::test_waits"
+    ):
         prove(make({"tests/test_a.py": hanging}), deadline=10)
 
 
@@ -239,7 +241,7 @@ def test_a_cell_that_changes_a_source_is_found(make: Make) -> None:
             "pyproject.toml": PROJECT_FILE.replace("entry =", 'templates = "mine"\nentry ='),
         }
     )
-    with pytest.raises(VerificationError, match=r"pkg/__init__\.py: has other content"):
+    with pytest.raises(VerificationError, match=r"pkg/__init__\.py: has different content"):
         prove(project)
 
 

@@ -1,4 +1,4 @@
-"""Writes down what a session on Kaggle is: its image, its mounts, the names in its environment."""
+"""Records what a session on Kaggle looks like: its image, mounts and environment variables."""
 
 import importlib.metadata
 import json
@@ -10,17 +10,17 @@ import socket
 from pathlib import Path
 
 STAMPS = {"commit": Path("/etc/git_commit"), "built": Path("/etc/build_date")}
-"""Files in which Kaggle's image tells its own version."""
+"""Files that contain the version of Kaggle's image."""
 
-ENTRIES = 40  # named of one folder; competitions mount thousands of files
-OUTSIDE = ("pypi.org", 443)  # what a session with internet reaches
+ENTRIES = 40  # listed of one folder; competitions mount thousands of files
+OUTSIDE = ("pypi.org", 443)  # a session with internet can connect to it
 OUTSIDE_SECONDS = 5
 
 
 def run(output_dir, stamp="", then_fail=False):
-    """Leave `image.json`, in the form of kernelkit's own, and `session.json` in the folder.
+    """Write `image.json`, in the format of kernelkit/bundle/image.json, and `session.json`.
 
-    `stamp` makes each run another one. `then_fail` ends it with an error, to see what stays.
+    `stamp` makes each run a new version. `then_fail` raises an error at the end.
     """
     snapshot = take()
     _write(Path(output_dir, "image.json"), snapshot)
@@ -31,27 +31,27 @@ def run(output_dir, stamp="", then_fail=False):
 
 
 def take():
-    """The snapshot of the image; names as the distributions spell them."""
+    """The installed distributions, named as they name themselves."""
     found = importlib.metadata.distributions()
     versions = {d.metadata["Name"]: d.version for d in found if d.metadata["Name"]}
-    brought = importlib.metadata.packages_distributions()
+    modules = importlib.metadata.packages_distributions()
     return {
         "source": f"a run of examples/image {stamps()}",
         "complete": True,
         "python": platform.python_version(),
         "distributions": dict(sorted(versions.items())),
         "absent": [],
-        "modules": {module: names[0] for module, names in sorted(brought.items())},
+        "modules": {module: names[0] for module, names in sorted(modules.items())},
     }
 
 
 def stamps():
-    """The image's version in its own words."""
+    """The version of the image, from the files in STAMPS."""
     return {name: path.read_text().strip() for name, path in STAMPS.items() if path.is_file()}
 
 
 def describe():
-    """The session. Of the environment the names alone: some of its values are secrets."""
+    """The session. Only the names of environment variables: some values are secrets."""
     inputs = Path(os.environ.get("KAGGLE_INPUT_DIR", "/kaggle/input"))
     return {
         "image": stamps(),
@@ -60,7 +60,7 @@ def describe():
         "mounts": sorted(_entries(inputs)),
         "environment": sorted(os.environ),
         "run_type": os.environ.get("KAGGLE_KERNEL_RUN_TYPE"),
-        "container_name": _form(os.environ.get("KAGGLE_CONTAINER_NAME")),
+        "container_name": _shape(os.environ.get("KAGGLE_CONTAINER_NAME")),
         "working_free_bytes": shutil.disk_usage(".").free,
         "internet": _reaches(OUTSIDE),
     }
@@ -80,8 +80,8 @@ def _entries(folder, depth=4):
         yield f"{folder}/ and {len(below) - ENTRIES} more"
 
 
-def _form(name):
-    """The form of a name without the name: "kernel-123" is "aaaaaa-999"."""
+def _shape(name):
+    """The shape of a name: "kernel-123" becomes "aaaaaa-999"."""
     return name and re.sub("[A-Z]", "A", re.sub("[a-z]", "a", re.sub("[0-9]", "9", name)))
 
 

@@ -1,0 +1,164 @@
+"""The cells of a notebook, how a file becomes a cell, and the notebook's JSON."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from json.encoder import encode_basestring
+
+from kernelkit.bundle.bundle import SourceFile
+
+_PROMPT = re.compile(r"^[^\S\n]*(?:>>>|\.\.\.|In \[\d+\]:)", re.MULTILINE)
+_PROMPT_MARKS = (">>>", "...", "In [")  # the search is only needed where one of them occurs
+_BLANK_LINE = re.compile(r"^[^\S\n]+$", re.MULTILINE)
+_SAFE_PATH = re.compile(r"[\w./-]+", re.ASCII)
+_BASE64_LINE = 100  # characters
+_COLLAPSED = frozenset({"start", "runtime", "archive"})  # rarely of interest to a reader
+
+
+@dataclass(frozen=True)
+class ModuleCell:
+    """One file of the packages, as its templates see it."""
+
+    path: str
+    summary: str
+    size: int
+    """In bytes."""
+
+    is_module: bool
+    form: str
+    """How it is carried: "writefile", "lines", "base64", "empty" or "compressed"."""
+
+    text: str = ""
+    """For "writefile" the content without its last newline, which IPython adds."""
+
+    lines: tuple[str, ...] = ()
+    base64: str = ""
+
+    @property
+    def heading(self) -> str:
+        """Its path, and the first line of its docstring."""
+        return f"{self.path}: {self.summary}" if self.summary else self.path
+
+    def compressed(self) -> ModuleCell:
+        """The same file, carried in the compressed cell."""
+        return ModuleCell(self.path, self.summary, self.size, self.is_module, "compressed")
+
+
+@dataclass(frozen=True)
+class RenderedCell:
+    """One cell of the notebook."""
+
+    id: str
+    tag: str
+    is_code: bool
+    source: str
+    path: str | None = None
+    """The file that it belongs to; None where it belongs to none."""
+
+    @cached_property
+    def sent(self) -> int:
+        """Bytes in the notebook as it is sent, including the comma and the space after it."""
+        node: dict[str, object] = {
+            "cell_type": "code" if self.is_code else "markdown",
+            **({"execution_count": None, "outputs": []} if self.is_code else {}),
+            "id": self.id,
+            "metadata": _metadata(self.tag),
+            "source": self.source,
+        }
+        return len(json.dumps(node)) + len(", ")
+
+
+def module_cell(file: SourceFile) -> ModuleCell:
+    """The simplest form that carries a file exactly."""
+    known = (file.path, file.summary, len(file.content), file.module is not None)
+    if not file.content:
+        return ModuleCell(*known, "empty")
+    try:
+        text = file.content.decode("utf-8")
+    except UnicodeDecodeError:
+        packed = base64.b64encode(zlib.compress(file.content, 9)).decode()
+        return ModuleCell(*known, "base64", base64=in_lines(packed, _BASE64_LINE))
+    if _writefile_is_exact(file.path, text):
+        return ModuleCell(*known, "writefile", text=text[:-1])
+    return ModuleCell(*known, "lines", lines=tuple(text.splitlines(keepends=True)))
+
+
+def notebook_json(cells: Iterable[RenderedCell]) -> str:
+    """The notebook as nbformat writes it: sorted keys, one space of indent, a last newline.
+
+    Written by hand, because Python's encoder takes ten times as long once it indents.
+    """
+    body = ",\n".join(map(_cell_json, cells))
+    return f'{{\n "cells": [\n{body}\n ],\n{_NOTEBOOK_METADATA}\n}}\n'
+
+
+def in_lines(text: str, length: int) -> str:
+    """Break a long text into lines of at most `length` characters."""
+    return "\n".join(text[i : i + length] for i in range(0, len(text), length))
+
+
+_NOTEBOOK_METADATA = """\
+ "metadata": {
+  "colab": {
+   "provenance": [],
+   "toc_visible": true
+  },
+  "kernelspec": {
+   "display_name": "Python 3",
+   "language": "python",
+   "name": "python3"
+  },
+  "language_info": {
+   "name": "python"
+  }
+ },
+ "nbformat": 4,
+ "nbformat_minor": 5"""
+"""papermill, which Kaggle runs, refuses a notebook without a kernelspec."""
+
+
+def _metadata(tag: str) -> dict[str, object]:
+    collapsed = {"_kg_hide-input": True, "jupyter": {"source_hidden": True}}  # Kaggle, JupyterLab
+    return {**(collapsed if tag in _COLLAPSED else {}), "tags": [tag]}
+
+
+@cache
+def _metadata_json(tag: str) -> str:
+    return json.dumps(_metadata(tag), indent=1, sort_keys=True).replace("\n", "\n   ")
+
+
+def _cell_json(cell: RenderedCell) -> str:
+    lines = ",\n    ".join(map(encode_basestring, cell.source.splitlines(keepends=True)))
+    source = f"[\n    {lines}\n   ]" if lines else "[]"
+    head = f'   "id": "{cell.id}",\n   "metadata": {_metadata_json(cell.tag)},\n'
+    if cell.is_code:
+        head = f'   "cell_type": "code",\n   "execution_count": null,\n{head}   "outputs": [],\n'
+    else:
+        head = f'   "cell_type": "markdown",\n{head}'
+    return f'  {{\n{head}   "source": {source}\n  }}'
+
+
+def _writefile_is_exact(path: str, text: str) -> bool:
+    """Whether every version of IPython writes this file exactly.
+
+    IPython adds a missing last newline and rejects an empty body. From 9.8 on it empties lines of
+    only white space, also inside strings. It removes what looks like a prompt, as in doctests,
+    before it sees the magic. An editor may trim newlines at the end and change carriage returns or
+    control characters, so files with those are carried in another form too.
+    """
+    return (
+        _SAFE_PATH.fullmatch(path) is not None
+        and text.endswith("\n")
+        and bool(text.strip())
+        and not text.endswith("\n\n")
+        and not text.startswith("\ufeff")
+        and text.replace("\n", "").replace("\t", "").isprintable()
+        and not (any(mark in text for mark in _PROMPT_MARKS) and _PROMPT.search(text))
+        and not (any(end in text for end in (" \n", "\t\n")) and _BLANK_LINE.search(text))
+    )

@@ -1,0 +1,224 @@
+"""Which files are carried in cells of their own, and which in the compressed cell.
+
+Kaggle limits the size of a notebook's source. With `layout = "auto"` the largest files go into the
+compressed cell until the rest fits.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import lzma
+import tarfile
+import zlib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from kernelkit.bundle.bundle import Bundle, SourceFile
+from kernelkit.notebook.cells import ModuleCell, RenderedCell, in_lines, module_cell
+from kernelkit.notebook.templates import Templates, is_module_template
+
+SIZE_CAP_BYTES = 1_000_000
+"""Kaggle: "The kernel source must be less than 1 megabytes in size.\""""
+
+SIZE_LIMIT_BYTES = 900_000
+"""Kaggle refused 1,353,126 bytes and accepted 878,947; where it draws the line is not known."""
+
+_ARCHIVE_LINE = 4000  # characters: each line costs fourteen bytes more in the JSON of a JSON
+_ARCHIVE_TIME = 946_684_800  # 2000-01-01: the same in every render, and a time that zip can write
+_MEMBER_BYTES = 100  # of the archive, for a file's name and header
+_ENVELOPE_BYTES = 500  # of the notebook, for its own metadata
+
+
+@dataclass(frozen=True)
+class SizeEntry:
+    """How many of the bytes that Kaggle limits one file takes, or everything else."""
+
+    path: str | None
+    """None for what belongs to no single file."""
+
+    size: int
+    """Bytes on disk."""
+
+    sent: int
+    """Bytes of its cells as they are sent."""
+
+    form: str
+    """How the notebook carries it (see `ModuleCell`); "archive" for the compressed cell,
+    "notebook" for all other cells."""
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A file that may be carried compressed."""
+
+    file: SourceFile
+    cells: int
+    """Bytes of its cells that are then not sent."""
+
+    packed: int
+    """Bytes that it takes in the archive, in base64, if it is compressed alone."""
+
+    def gain(self, ratio: float = 1.0) -> int:
+        """Bytes less to send, if an archive is `ratio` times as large as its files alone."""
+        return self.cells - round(self.packed * ratio)
+
+
+class Draft:
+    """A notebook for which it is still open what is carried compressed."""
+
+    def __init__(self, bundle: Bundle, templates: Templates, variables: Mapping[str, Any]) -> None:
+        self._bundle = bundle
+        self._templates = templates
+        self._variables = variables
+        self._groups = [
+            (per_module, list(names))
+            for per_module, names in groupby(templates.names, key=is_module_template)
+        ]
+        self._modules = {file.path: module_cell(file) for file in bundle.files}
+        self._attempts: dict[frozenset[str], list[RenderedCell]] = {}
+        self._rendered: dict[tuple[str, ...], list[RenderedCell]] = {}
+
+    def choose(self, layout: str) -> frozenset[str]:
+        """The paths of the files that are carried compressed."""
+        if layout == "cells":
+            return frozenset()
+        if layout == "compressed":
+            return frozenset(self._modules)
+        return self._largest()
+
+    def cells(self, compressed: frozenset[str]) -> list[RenderedCell]:
+        """The whole notebook."""
+        if compressed not in self._attempts:
+            self._attempts[compressed] = self._assemble(compressed)
+        return self._attempts[compressed]
+
+    def _assemble(self, compressed: frozenset[str]) -> list[RenderedCell]:
+        modules = [
+            module.compressed() if module.path in compressed else module
+            for module in self._modules.values()
+        ]
+        packed = [file for file in self._bundle.files if file.path in compressed]
+        variables = {**self._variables, "modules": modules, "archive": _archive(packed)}
+        cells: list[RenderedCell] = []
+        for per_module, names in self._groups:
+            if per_module:
+                for module in modules:
+                    cells += self._module_cells(module, names, variables)
+            else:
+                cells += self._render(names, variables)
+        return cells
+
+    def budget(
+        self, compressed: Collection[str], cells: Iterable[RenderedCell]
+    ) -> tuple[SizeEntry, ...]:
+        """How many bytes each file takes, the largest first, and everything else."""
+        sent: dict[str | None, int] = {}
+        archive = 0
+        for cell in cells:
+            if cell.tag == "archive":
+                archive += cell.sent
+            else:
+                sent[cell.path] = sent.get(cell.path, 0) + cell.sent
+        entries = [
+            SizeEntry(
+                path=path,
+                size=module.size,
+                sent=sent.get(path, 0),
+                form="compressed" if path in compressed else module.form,
+            )
+            for path, module in self._modules.items()
+        ]
+        entries.append(SizeEntry(None, 0, sent.get(None, 0), "notebook"))
+        if archive:
+            size = sum(self._modules[path].size for path in compressed)
+            entries.append(SizeEntry(None, size, archive, "archive"))
+        return tuple(sorted(entries, key=lambda entry: (-entry.sent, entry.path or "")))
+
+    def _largest(self) -> frozenset[str]:
+        """The largest files, as many as bring the notebook below the limit; the entry's last.
+
+        How much a file takes in the archive is first estimated from the file alone. One archive of
+        all candidates corrects the estimate, so that no more files than needed are compressed.
+        Where even all files are far from enough, none is compressed: preflight refuses that
+        notebook either way.
+        """
+        excess = self._excess(frozenset())
+        if excess <= 0:
+            return frozenset()
+        candidates: list[_Candidate] = []
+        missing = excess
+        for file in self._by_size():
+            if missing > 0 and (candidate := self._candidate(file)).gain() > 0:
+                candidates.append(candidate)
+                missing -= candidate.gain()
+        if missing > SIZE_LIMIT_BYTES:
+            return frozenset()
+        packed = len(_archive([candidate.file for candidate in candidates]))
+        ratio = packed / sum(candidate.packed for candidate in candidates) if candidates else 1.0
+        chosen: frozenset[str] = frozenset()
+        for candidate in candidates:
+            if excess <= 0:
+                excess = self._excess(chosen)
+                if excess <= 0:
+                    break
+            chosen |= {candidate.file.path}
+            excess -= candidate.gain(ratio)
+        return chosen
+
+    def _excess(self, compressed: frozenset[str]) -> int:
+        """By how many bytes the notebook is too large."""
+        cells = self.cells(compressed)
+        return sum(cell.sent for cell in cells) + _ENVELOPE_BYTES - SIZE_LIMIT_BYTES
+
+    def _by_size(self) -> list[SourceFile]:
+        """The largest first, the entry's module last."""
+        entry = self._bundle.entry.partition(":")[0]
+        return sorted(
+            self._bundle.files,
+            key=lambda file: (file.module == entry, -len(file.content), file.path),
+        )
+
+    def _candidate(self, file: SourceFile) -> _Candidate:
+        names = [name for per_module, group in self._groups if per_module for name in group]
+        module = self._modules[file.path]
+        variables = {**self._variables, "modules": list(self._modules.values()), "archive": ""}
+        before = self._module_cells(module, names, variables)
+        after = self._module_cells(module.compressed(), names, variables)
+        return _Candidate(
+            file,
+            sum(cell.sent for cell in before) - sum(cell.sent for cell in after),
+            (len(zlib.compress(file.content)) + _MEMBER_BYTES) * 4 // 3,
+        )
+
+    def _module_cells(
+        self, module: ModuleCell, names: list[str], variables: Mapping[str, Any]
+    ) -> list[RenderedCell]:
+        """The cells of one file, which are the same whatever form other files have."""
+        key = (module.path, module.form, *names)
+        if key not in self._rendered:
+            self._rendered[key] = self._render(names, {**variables, "module": module}, module.path)
+        return self._rendered[key]
+
+    def _render(
+        self, names: Iterable[str], variables: Mapping[str, Any], path: str | None = None
+    ) -> list[RenderedCell]:
+        cells = (self._templates.render(name, variables, path) for name in names)
+        return [cell for cell in cells if cell is not None]
+
+
+def _archive(files: list[SourceFile]) -> str:
+    """All files in one .tar.xz, which is smaller than each on its own; base64, in long lines."""
+    if not files:
+        return ""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for file in files:
+            member = tarfile.TarInfo(file.path)
+            member.size = len(file.content)
+            member.mtime = _ARCHIVE_TIME
+            tar.addfile(member, io.BytesIO(file.content))
+    text = base64.b64encode(lzma.compress(packed.getvalue())).decode()
+    return in_lines(text, _ARCHIVE_LINE)

@@ -1,1 +1,0 @@
-"""What the campaign of faults sends to the local Kaggle."""

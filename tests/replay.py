@@ -1,0 +1,151 @@
+"""The emulator's plugin that the tests use: fault injection, and replay of notebook runs.
+
+    python -m kernelkit.emulator --plugin tests.replay:RecordAndReplay --replay FOLDER
+
+A real notebook run takes seconds, most of them to start a Jupyter kernel. With `--replay`, the
+emulator keeps what a run has printed and written, in FOLDER. When the same notebook is pushed again
+with the same settings and sources, by any account and under any slug, the emulator replays the
+recording: the session goes from queued to running to its end in milliseconds, with the same log and
+the same files. The number of the session, which runs print, is replaced by the current one.
+
+The key of a recording is the whole source that was pushed, so a replayed run belongs to the digest
+in it. Everything else of the emulator is real: the API, the log stream, listings, downloads, forced
+ends. Several emulators can share FOLDER.
+
+These runs are not recorded, so they are always real:
+
+- runs of accounts whose names begin with `live-`;
+- runs that take longer than LONGEST, because a test that lets a notebook sleep wants it to run;
+- runs that were cancelled, killed or timed out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from kernelkit.emulator.responses import Reply
+from kernelkit.emulator.runner import EmulatedSession, Isolation
+from kernelkit.emulator.server import ApiCall, EmulatorServer
+from kernelkit.emulator.state import EmulatedKaggle, KernelVersion
+from tests.chaos.plugin import FaultInjection
+
+LONGEST = 5.0
+"""Seconds from the start of the first cell to the end of the last one."""
+PUSH = 1.0
+"""Seconds that a replay waits for the faults of its push, which may force its end."""
+_SESSION = "<number of the session>"
+_NAMES = ("owner", "slug", "kernel_id", "title", "text", "tags", "is_private")
+"""Fields of a push that do not change its run; `text` is hashed apart from them."""
+
+
+class ReplaySession(EmulatedSession):
+    """A run that is replayed if there is a recording, else executed and recorded."""
+
+    def __init__(
+        self,
+        version: KernelVersion,
+        isolation: Isolation,
+        limit: float,
+        recordings: Path,
+        pushed: threading.Event | None,
+    ) -> None:
+        """`pushed`: set once the faults that strike the push are applied."""
+        super().__init__(version, isolation, limit)
+        self._recording = recordings / _key(version, isolation)
+        self._pushed = pushed
+
+    def run_notebook(self, kaggle: EmulatedKaggle, endpoint: str) -> None:
+        if self._recording.is_dir():
+            if self._pushed is not None:
+                self._pushed.wait(PUSH)
+            self.follow(self._replayed(), kaggle)
+            return
+        super().run_notebook(kaggle, endpoint)
+        started, own_end = self.version.started, self._end
+        if own_end and not self._killed and started and time.time() - started < LONGEST:
+            with contextlib.suppress(OSError, shutil.Error):  # such as a FIFO among the outputs
+                self._record({"status": own_end.status, "failure": own_end.failure})
+
+    def _replayed(self) -> Iterator[bytes]:
+        """The recorded report; it ends early if the run is killed."""
+        yield _line({"event": "running", "kernel": None})
+        log = (self._recording / "log.jsonl").read_text(encoding="utf-8")
+        for line in log.replace(_SESSION, str(self.version.session_id)).splitlines():
+            if self.is_killed:
+                return
+            yield line.encode() + b"\n"
+        outputs = self._recording / "working"
+        # Without times and modes: these files are new.
+        shutil.copytree(
+            outputs, self.version.working, copy_function=shutil.copyfile, dirs_exist_ok=True
+        )
+        if not self.is_killed:
+            end = json.loads((self._recording / "end.json").read_text(encoding="utf-8"))
+            yield _line({"event": "end", **end})
+
+    def _record(self, end: dict[str, str]) -> None:
+        """Publish the recording as a whole; another emulator may have been faster."""
+        folder = self._recording.parent
+        with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as temporary:
+            recording = Path(temporary) / "recording"
+            shutil.copytree(self.version.working, recording / "working", symlinks=True)
+            log = (self.version.folder / "log.jsonl").read_text(encoding="utf-8")
+            log = log.replace(str(self.version.session_id), _SESSION)
+            (recording / "log.jsonl").write_text(log, encoding="utf-8")
+            (recording / "end.json").write_text(json.dumps(end), encoding="utf-8")
+            recording.rename(self._recording)
+
+
+class RecordAndReplay(FaultInjection):
+    """Fault injection, and replay of runs if `--replay` names a folder."""
+
+    def __init__(self, options: argparse.Namespace, server: EmulatorServer) -> None:
+        super().__init__(options, server)
+        self._thread = threading.local()
+        if options.replay:
+            options.replay.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def add_options(cls, parser: argparse.ArgumentParser) -> None:
+        super().add_options(parser)
+        parser.add_argument("--replay", type=Path, metavar="FOLDER", help="of recorded runs")
+
+    def respond(self, call: ApiCall, proceed: Callable[[ApiCall], Reply]) -> Reply:
+        """Let the replay of a push begin only when its response is ready.
+
+        A real run takes long enough to start; a replay could end before a fault forces its end.
+        """
+        self._thread.pushed = threading.Event()
+        try:
+            return super().respond(call, proceed)
+        finally:
+            self._thread.pushed.set()
+
+    def new_session(
+        self, version: KernelVersion, isolation: Isolation, limit: float
+    ) -> EmulatedSession:
+        if self.options.replay is None or version.push.owner.startswith("live-"):
+            return super().new_session(version, isolation, limit)
+        pushed = getattr(self._thread, "pushed", None)  # None for runs of an earlier emulator
+        return ReplaySession(version, isolation, limit, self.options.replay.resolve(), pushed)
+
+
+def _key(version: KernelVersion, isolation: Isolation) -> str:
+    settings = {name: value for name, value in asdict(version.push).items() if name not in _NAMES}
+    mounts = [[str(mount.target), str(mount.source)] for mount in version.mounts]
+    details = json.dumps([isolation, settings, mounts], sort_keys=True)
+    return hashlib.sha256(details.encode() + b"\n" + version.push.text.encode()).hexdigest()
+
+
+def _line(record: dict[str, object]) -> bytes:
+    return json.dumps(record).encode() + b"\n"
