@@ -1,8 +1,13 @@
-"""The house's plan, held: who may import whom."""
+"""The architecture: who may import whom, public names, unique class names, and sizes."""
 
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,109 +15,186 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "kernelkit"
 
-ROOMS = [  # a room imports only what stands before it
-    *("errors", "config", "imports", "bundle", "image", "runtime", "witness", "render", "secrets"),
-    *("notebook", "sync", "preflight", "prove", "client", "remote", "push", "places", "verify"),
-    *("outputs", "unpack", "submission", "ledger", "history", "causes", "tracebacks", "diagnose"),
-    *("doctor", "pipeline", "probe", "speak", "cli", "__main__"),
+LAYERS = [  # each imports only from those above it, and nothing from its own row
+    {"errors"},
+    {"storage"},
+    {"config"},
+    {"bundle"},
+    {"kaggle", "notebook"},
+    {"runs", "testing", "diagnosis", "project"},
+    {"workflow"},
+    {"campaigns", "doctor"},
+    {"console"},
+    {"cli"},
+    {"__main__"},
 ]
+ALONE = {"emulator"}
 
-CLIENT = ("answers", "connection", "credentials", "logs", "files", "kaggle", "competitions")
-
-NEVER = {
-    "errors": {"kernelkit"},
-    "imports": {"jinja2", "kaggle", "kagglesdk"},
-    "bundle": {"jinja2", "kaggle", "kagglesdk"},
-    "runtime": {"kernelkit", "jinja2", "nbformat", "pydantic", "rich"},
-    "witness": {"kernelkit"},
-    "prove": {"kernelkit.kaggle", "kernelkit.emulator", "kaggle", "kagglesdk"},
-    "render": {"kaggle", "kagglesdk", "kernelkit.kaggle"},
-    "notebook": {f"kernelkit.{room}" for room in ROOMS if room != "errors"},
-    "sync": {"kernelkit.kaggle", "kernelkit.runs.watch"},
-    "secrets": {"kernelkit.kaggle", "requests", "socket"},
-    "preflight": {"kernelkit.kaggle"},
-    "client": {"kernelkit.config", "kernelkit.notebook.render", "kernelkit.emulator"},
-    "remote": {"kaggle", "kagglesdk", "kernelkit.runs.verify"},
-    "push": {"kaggle", "kagglesdk", "kernelkit.runs.verify", "kernelkit.runs.store"},
-    "places": {"kernelkit"},
-    "verify": {"kernelkit.kaggle", "torch", "src_salt", "requests"},
-    "outputs": {"kaggle", "kagglesdk"},
-    "submission": {f"kernelkit.{room}" for room in ROOMS if room != "errors"},
-    "ledger": {f"kernelkit.{room}" for room in ROOMS} - {"kernelkit.errors"},
-    "history": {"kernelkit.runs.verify", "requests", "kagglesdk"},
-    "causes": {"kernelkit"},
-    "tracebacks": {"kernelkit"},
-    "diagnose": {"kernelkit.kaggle", "kernelkit.runs.watch", "requests"},
-    "doctor": {"kaggle", "kagglesdk", "kernelkit.runs.watch", "kernelkit.runs.store"},
-    "probe": {"kaggle", "kagglesdk", "kernelkit.emulator"},
-    "pipeline": {"kernelkit.cli", "kernelkit.console"},
-    "speak": {"kaggle", "kagglesdk"},
-    "cli": {"kaggle", "kagglesdk"},
+NEVER = {  # part → modules that it must not import, anywhere in its code
+    "errors": {"pydantic"},
+    "bundle": {"jinja2", "kagglesdk", "requests", "socket"},
+    "notebook": {"kagglesdk", "requests"},
+    "runs": {"kagglesdk", "requests", "rich"},
+    "diagnosis": {"kagglesdk", "requests", "rich"},
+    "testing": {"kagglesdk", "requests"},
+    "workflow": {"kagglesdk", "requests", "rich", "typer"},
+    "console": {"kagglesdk", "requests"},
+    "cli": {"kagglesdk", "requests"},
 }
 
+TOP_NAMES = 16
+WORKFLOW_LINES = 400
+UNTYPED_PER_1000_LINES = 4.0
+UNTYPED = re.compile(
+    r"\b(?:dict|Mapping|MutableMapping)\[str, (?:Any|object)\]|\bdict\[Any|(?:: |-> )dict\b(?!\[)"
+)
 
-def imports(path: Path) -> set[str]:
-    """Every module that a file imports, anywhere in it, `from x import y` also as x.y."""
-    names: set[str] = set()
+
+def part_of(path: Path) -> str:
+    """The module or package at the top of kernelkit that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def files() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def imports(path: Path) -> Iterator[tuple[str, str]]:
+    """Module and name of every import in a file; the name is empty for `import module`."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from ((alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            names |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+            yield from ((str(node.module), alias.name) for alias in node.names)
 
 
-def imports_of(room: str) -> set[str]:
-    """What a room imports: a module, or a folder of them."""
-    paths = [*PACKAGE.glob(f"{room}.py"), *PACKAGE.glob(f"{room}/*.py")]
-    assert paths, room
-    return {name for path in paths for name in imports(path)}
+def used_parts(path: Path) -> set[str]:
+    """The other parts of kernelkit that a file imports."""
+    found = set()
+    for module, name in imports(path):
+        parts = module.split(".")
+        if parts[0] == "kernelkit" and (len(parts) > 1 or name):
+            found.add(parts[1] if len(parts) > 1 else name)
+    return {part for part in found if is_part(part)} - {part_of(path)}
 
 
-def test_every_room_is_on_the_plan() -> None:
-    folders = {path.parent for path in PACKAGE.glob("*/*.py")}
-    found = {path.stem for path in [*PACKAGE.glob("*.py"), *folders]}
-    assert found - {"__init__", "emulator"} == set(ROOMS)
-    assert {path.stem for path in (PACKAGE / "client").glob("*.py")} == {*CLIENT, "__init__"}
+def is_part(name: str) -> bool:
+    return (PACKAGE / f"{name}.py").is_file() or (PACKAGE / name / "__init__.py").is_file()
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_only_what_stands_above_it(room: str) -> None:
-    used = imports_of(room)
-    ours = {name.split(".")[1] for name in used if name.startswith("kernelkit.")} & set(ROOMS)
-    ours.discard(room)
-    assert ours <= set(ROOMS[: ROOMS.index(room)])
+def test_every_part_has_a_layer() -> None:
+    assert {part_of(path) for path in files()} <= set().union(*LAYERS, ALONE)
 
 
-@pytest.mark.parametrize("part", CLIENT)
-def test_a_part_of_the_client_imports_only_what_stands_above_it(part: str) -> None:
-    used = imports(PACKAGE / "client" / f"{part}.py")
-    ours = {name.split(".")[2] for name in used if name.count(".") > 1 and ".client." in name}
-    assert ours <= set(CLIENT[: CLIENT.index(part)])
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_in_one_direction(path: Path) -> None:
+    part = part_of(path)
+    if part in ALONE:
+        assert used_parts(path) == set()
+        return
+    level = next(number for number, layer in enumerate(LAYERS) if part in layer)
+    assert used_parts(path) <= set().union(*LAYERS[:level])
 
 
-@pytest.mark.parametrize("room", sorted(NEVER))
-def test_a_room_keeps_out_what_it_must_not_know(room: str) -> None:
-    used = imports_of(room)
-    forbidden = {f"{name}." for name in NEVER[room]}
-    assert not {name for name in used if f"{name}.".startswith(tuple(forbidden))}
+@pytest.mark.parametrize("part", sorted(NEVER))
+def test_a_part_does_not_import_what_it_must_not_know(part: str) -> None:
+    for path in files():
+        if part_of(path) == part:
+            used = {module.split(".")[0] for module, _ in imports(path)}
+            assert not used & NEVER[part], path
 
 
-def test_the_local_kaggle_is_a_house_of_its_own() -> None:
-    for path in (PACKAGE / "emulator").glob("*.py"):
-        for name in imports(path):
-            assert not name.startswith(("kaggle", "src_salt")), path
-            inside = name.startswith("kernelkit.emulator") or not name.startswith("kernelkit")
-            assert inside, f"{path} imports {name}"
-    for path in [
-        *PACKAGE.glob("*.py"),
-        *(PACKAGE / "client").glob("*.py"),
-        *(ROOT / "src_salt").glob("*.py"),
-    ]:
-        assert not any("emulator" in name for name in imports(path)), path
+def test_only_kaggle_imports_the_sdk() -> None:
+    for path in files():
+        if any(module.split(".")[0] in ("kaggle", "kagglesdk") for module, _ in imports(path)):
+            assert part_of(path) == "kaggle", path
 
 
-def test_the_workload_knows_nothing_of_the_tool() -> None:
+@pytest.mark.parametrize(
+    "path", [PACKAGE / "notebook" / "runtime.py", PACKAGE / "testing" / "pytest_plugin.py"]
+)
+def test_code_that_runs_elsewhere_imports_nothing_from_kernelkit(path: Path) -> None:
+    assert not [module for module, _ in imports(path) if module.startswith("kernelkit")]
+
+
+def test_the_workload_and_the_tool_do_not_know_each_other() -> None:
     for path in (ROOT / "src_salt").glob("*.py"):
-        assert not any(name.startswith(("kernelkit", "kaggle")) for name in imports(path)), path
+        assert not [m for m, _ in imports(path) if m.startswith(("kernelkit", "kaggle"))], path
+    for path in files():
+        assert not [module for module, _ in imports(path) if module.startswith("src_salt")], path
+        if part_of(path) != "emulator":  # it scores submissions by the competition's own metric
+            assert "101" not in re.findall(r"\b\d+\b", path.read_text(encoding="utf-8")), path
+
+
+def public_names(package: str) -> set[str]:
+    """The modules and the names in backticks of a package's docstring."""
+    source = (PACKAGE / package / "__init__.py").read_text(encoding="utf-8")
+    docstring = ast.get_docstring(ast.parse(source)) or ""
+    modules = re.findall(r"^(\w+) {2,}\S", docstring, re.MULTILINE)
+    return {*modules, *re.findall(r"`(\w+)`", docstring)}
+
+
+PACKAGES = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_other_packages_import_only_public_names(package: str) -> None:
+    public = public_names(package)
+    for path in files():
+        if part_of(path) == package:
+            continue
+        for module, name in imports(path):
+            if module.split(".")[:2] == ["kernelkit", package]:
+                assert name in public, f"{path} imports {module}.{name}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_documents_each_module_and_imports_nothing(package: str) -> None:
+    source = (PACKAGE / package / "__init__.py").read_text(encoding="utf-8")
+    assert len(ast.parse(source).body) == 1  # the docstring
+    for path in (PACKAGE / package).glob("*.py"):
+        if not path.stem.startswith("__"):
+            assert re.search(rf"^ *{path.stem} {{2,}}\S", source, re.MULTILINE), path
+
+
+def test_class_names_are_unique() -> None:
+    names = defaultdict(list)
+    for path in files():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                names[node.name].append(str(path.relative_to(PACKAGE)))
+    assert {name: paths for name, paths in names.items() if len(paths) > 1} == {}
+
+
+def test_the_top_of_the_package_fits_on_half_a_screen() -> None:
+    names = [
+        path.name for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "py.typed")
+    ]
+    assert len(names) <= TOP_NAMES + 2, names  # __init__.py and __main__.py do not count
+    lines = (PACKAGE / "workflow.py").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= WORKFLOW_LINES
+
+
+def test_few_untyped_dictionaries_are_left() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in files()]
+    count = sum(len(UNTYPED.findall(text)) for text in texts)
+    lines = sum(len(text.splitlines()) for text in texts)
+    assert 1000 * count / lines < UNTYPED_PER_1000_LINES, f"{count} in {lines} lines"
+
+
+@pytest.mark.parametrize("module", ["kernelkit.cli", "kernelkit.workflow"])
+def test_the_sdk_is_imported_only_for_a_connection(module: str) -> None:
+    heavy = ["kagglesdk", "requests", "rich.markdown"]
+    heavy += ["pydantic", "nbformat"] if module == "kernelkit.cli" else []
+    code = f"import sys, {module}; print([n for n in {heavy} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_address_of_kaggle_is_that_of_the_sdk() -> None:
+    from kagglesdk import kaggle_env
+
+    from kernelkit.kaggle.types import PRODUCTION
+
+    assert kaggle_env.get_endpoint(kaggle_env.KaggleEnv.PROD) == PRODUCTION

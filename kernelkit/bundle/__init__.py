@@ -5,9 +5,11 @@ files    which files are carried: patterns, .gitignore, tests, data; `TEST`, `CO
 git      the commit and what git ignores: `Provenance`, `ask_git`
 checks   the entry and the imports: is everything there that the program needs?
 imports  the import graph: order, what the entry reaches, names from elsewhere; `Signature`
-image    compares imports with Kaggle's image: `compare`, `load_snapshot`, `Snapshot`,
-         `Availability`, `Presence`
-secrets  finds credentials in texts: `scan`, `NamedText`, `Secret`, `Credential`, `own_credentials`
+image    compares imports with Kaggle's image: `compare`, `load_snapshot`, `read_snapshot`,
+         `snapshot`, `Snapshot`, `Availability`, `Presence`
+secrets  finds credentials in texts: `scan`, `NamedText`, `SecretFinding`, `Credential`,
+         `own_credentials`
+secret_rules  what a credential looks like
 
 Other packages import these names from the modules. This file imports nothing, so that a command
 loads only what it uses.

@@ -1,18 +1,18 @@
 """The only door to Kaggle: typed calls of the official SDK, with timeouts and retries.
 
-Public names, by module (import them from there; this file imports nothing, because the SDK takes
-0.3 s to import and is needed only once a connection is made):
+connect       opens a connection: `connect`
+types         what is sent and received; needs no SDK: `Credentials`, `KernelInfo`, `LogEntry`,
+              `OutputFile`, `PushResponse`, `Quota`, `Scoring`, `State`, `Status`, `Submission`,
+              `Terms`, `Timeouts`, `PRODUCTION`
+kernels       the calls about kernels, datasets, models and the quota: `Kaggle`
+competitions  terms, sample, submissions and scores: `Competition`
+files         downloads one output: `download`, `Transfer`, `Stopped`
+logs          reads a log, live or finished: `parse_log`
+credentials   whose account this is: `key_files`
+local         starts a local Kaggle: `local_kaggle`
+connection    the SDK's client with timeouts; a local Kaggle stays on this machine
+answers       turns each failure of a call into a kernelkit error, or retries it
 
-    connect       connect
-    types         Credentials, KernelInfo, LogEntry, OutputFile, PushResponse, Quota, Scoring,
-                  State, Status, Submission, Terms, Timeouts, PRODUCTION
-    logs          parse_log
-    credentials   LOCAL_CREDENTIALS, find_credentials, key_files
-    connection    Connection
-    kernels       Kaggle: the calls about kernels, datasets, models and the quota
-    competitions  Competition: terms, sample, submissions and scores
-    files         Stopped, Transfer, WrongContentError, download
-
-`answers` turns every failure of a call into a kernelkit error, and decides what is retried. Nothing
-here prints.
+Nothing here prints. Other packages import these names from the modules. This file imports nothing:
+the SDK takes 0.3 s to import, and is needed only once a connection is made.
 """

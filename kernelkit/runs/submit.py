@@ -88,7 +88,7 @@ class Submitted:
 
 
 @dataclass(frozen=True)
-class _Candidate:
+class _SubmissionFile:
     """An output that is to be submitted, and where to."""
 
     run: RunAddress
@@ -186,7 +186,7 @@ def require_no_scoring_error(submitted: Submitted) -> None:
         )
 
 
-def _candidate(run: RunAddress, folder: RunFolder, options: SubmitOptions) -> _Candidate:
+def _candidate(run: RunAddress, folder: RunFolder, options: SubmitOptions) -> _SubmissionFile:
     verdict = verify(folder.path)
     end = folder.read_end()
     if end is None or not verdict.verified or not end.succeeded:
@@ -210,11 +210,11 @@ def _candidate(run: RunAddress, folder: RunFolder, options: SubmitOptions) -> _C
             f"which output is the submission? The run has: {', '.join(outputs) or 'none'}",
             "Name it: --file NAME.",
         )
-    return _Candidate(run, names[0], folder.path / files[0], files[0], outputs[files[0]])
+    return _SubmissionFile(run, names[0], folder.path / files[0], files[0], outputs[files[0]])
 
 
 def _submitted_before(
-    competition: Competition, root: Path, candidate: _Candidate
+    competition: Competition, root: Path, candidate: _SubmissionFile
 ) -> SubmissionRecord | None:
     """A submission of the same bytes from here, or of the same run from another machine."""
     same = (candidate.competition, candidate.run.endpoint, candidate.sha256)
@@ -226,7 +226,7 @@ def _submitted_before(
 
 
 def _submit(
-    competition: Competition, candidate: _Candidate, options: SubmitOptions, on_event: OnEvent
+    competition: Competition, candidate: _SubmissionFile, options: SubmitOptions, on_event: OnEvent
 ) -> SubmissionRecord:
     name, run = candidate.competition, candidate.run
     terms = competition.terms()
@@ -259,7 +259,7 @@ def _submit(
 
 
 def _require_scorable(
-    competition: Competition, candidate: _Candidate, options: SubmitOptions, on_event: OnEvent
+    competition: Competition, candidate: _SubmissionFile, options: SubmitOptions, on_event: OnEvent
 ) -> None:
     """Check the file against the competition's sample."""
     with tempfile.TemporaryDirectory(prefix="kernelkit-sample-") as folder:
