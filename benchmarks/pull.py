@@ -19,8 +19,9 @@ from benchmarks.measure import Spread, Usage, measured
 from benchmarks.report import circumstances, markdown_table
 from kernelkit import __version__, workflow
 from kernelkit.config import load_config
-from kernelkit.kaggle import Credentials, Kaggle
-from kernelkit.runs.store import Record
+from kernelkit.kaggle.kernels import Kaggle
+from kernelkit.kaggle.types import Credentials
+from kernelkit.runs.store import RunFolder
 
 MEMORY_LIMIT_MB = 150  # that a pull must stay under, whatever the size of what it brings
 
@@ -93,10 +94,10 @@ def _project(folder: Path, files: int, megabytes: int) -> Path:
     return folder
 
 
-def _run(project: Path, endpoint: str) -> Record:
+def _run(project: Path, endpoint: str) -> RunFolder:
     """A run that has ended, and was not pulled."""
     kaggle = Kaggle(Credentials("rehearsal", "the benchmark", key="no-secret"), endpoint)
-    record, _ = workflow.push(load_config(project, environment={}), kaggle)
+    record = workflow.push(load_config(project, environment={}), kaggle).folder
     end = workflow.watch(kaggle, record)
     if end.state != "complete":
         raise SystemExit(f"the run has failed: {end.failure}")
@@ -104,7 +105,7 @@ def _run(project: Path, endpoint: str) -> Record:
 
 
 def _measure(
-    project: Path, record: Record, endpoint: str, other: Path, rounds: int
+    project: Path, record: RunFolder, endpoint: str, other: Path, rounds: int
 ) -> dict[str, list[Usage]]:
     """Both clients in turns; each first time is not counted."""
     ours = [
@@ -124,10 +125,10 @@ def _measure(
             print(f"turn {turn} of {rounds}: {name}", file=sys.stderr, flush=True)
             taken = measured(command)
             usages[name] += [taken] if turn else []
-        wrong = _differences(record.folder, other)
+        wrong = _differences(record.path, other)
         if wrong:
             raise SystemExit(f"the clients have brought other files: {wrong}")
-        for path in record.folder.iterdir():
+        for path in record.path.iterdir():
             if path.name not in kept:
                 path.unlink()
         shutil.rmtree(other)

@@ -248,11 +248,12 @@ def render(
 ) -> None:
     """Write the notebook, metadata and manifest."""
     from kernelkit import console, workflow
+    from kernelkit.notebook.preflight import advise
 
     config = options.config()
     folder = out or config.project / "build" / "kernel"
     kernel = workflow.render_to(config, folder)
-    console.rendered(kernel, folder, workflow.compare_with_image(kernel), workflow.advise(kernel))
+    console.rendered(kernel, folder, workflow.compare_with_image(kernel), advise(kernel))
 
 
 @app.command()
@@ -260,11 +261,12 @@ def render(
 def preflight(options: Options) -> None:
     """Check for problems without pushing."""
     from kernelkit import console, workflow
+    from kernelkit.notebook.preflight import advise, require_no_problems
 
     config = options.config()
-    kernel = workflow.render(config)
-    workflow.require_no_problems(workflow.preflight(kernel, config.project))
-    console.no_problems(workflow.advise(kernel))
+    kernel = workflow.render_kernel(config)
+    require_no_problems(workflow.preflight(kernel, config.project))
+    console.no_problems(advise(kernel))
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -320,10 +322,10 @@ def push(
     config = options.config()
     kaggle = workflow.connect_to(config)
     with console.watching("interrupted: `kernelkit push` finds what was sent") as reporter:
-        record, outcome = workflow.push(
+        pushed = workflow.push(
             config, kaggle, again=again, wait=wait, deadline=deadline, on_event=reporter
         )
-    console.pushed(record, outcome)
+    console.pushed(pushed)
 
 
 @app.command()
@@ -332,8 +334,8 @@ def cancel(options: Options, name: RunName = "") -> None:
     """Cancel a run. Its outputs may be lost."""
     from kernelkit import console, workflow
 
-    kaggle, record = workflow.attach(options.config(), name)
-    console.state(record, workflow.cancel(kaggle, record))
+    kaggle, folder = workflow.attach(options.config(), name)
+    console.state(folder, workflow.cancel(kaggle, folder))
 
 
 @app.command()
@@ -345,9 +347,9 @@ def status(options: Options, name: RunName = "") -> None:
     """
     from kernelkit import console, workflow
 
-    kaggle, record = workflow.attach(options.config(), name)
-    now = workflow.status(kaggle, record)
-    console.state(record, now)
+    kaggle, folder = workflow.attach(options.config(), name)
+    now = workflow.status(kaggle, folder)
+    console.state(folder, now)
     console.require_no_failure(now)
 
 
@@ -361,13 +363,13 @@ def watch(options: Options, name: RunName = "", deadline: Deadline = None) -> No
     from kernelkit import console, workflow
 
     config = options.config()
-    kaggle, record = workflow.attach(config, name)
-    with console.watching(DETACHED.format(f" v{record.version}")) as reporter:
-        end = workflow.watch(kaggle, record, deadline=deadline, on_event=reporter)
+    kaggle, folder = workflow.attach(config, name)
+    with console.watching(DETACHED.format(f" v{folder.version}")) as reporter:
+        end = workflow.watch(kaggle, folder, deadline=deadline, on_event=reporter)
     diagnosis = None
     if console.has_failed(end):
-        diagnosis = workflow.diagnose_end(kaggle, record, end, config.project)
-    console.watched(record, end, diagnosis)
+        diagnosis = workflow.diagnose_end(kaggle, folder, end, config.project)
+    console.watched(folder, end, diagnosis)
     console.require_no_failure(end, diagnosis)
 
 
@@ -377,8 +379,8 @@ def logs(options: Options, name: RunName = "") -> None:
     """Print the log of a run."""
     from kernelkit import console, workflow
 
-    kaggle, record = workflow.attach(options.config(), name)
-    console.log(workflow.logs(kaggle, record))
+    kaggle, folder = workflow.attach(options.config(), name)
+    console.log(workflow.logs(kaggle, folder))
 
 
 @app.command()
@@ -395,7 +397,7 @@ def pull(
         list[str] | None,
         typer.Option(metavar="GLOB", help="Only outputs that match. Repeatable."),
     ] = None,
-    unpack: Annotated[
+    unpack_zips: Annotated[
         bool, typer.Option("--unpack", help="Unpack each verified zip into a folder.")
     ] = False,
 ) -> None:
@@ -406,16 +408,16 @@ def pull(
     are downloaded but not verified.
     """
     from kernelkit import console, workflow
-    from kernelkit.runs.download import Selection
+    from kernelkit.runs.download import Selection, unpack
 
     config = options.config()
-    kaggle, record = workflow.attach(config, name)
+    kaggle, folder = workflow.attach(config, name)
     selection = Selection(tuple(files or ()), tuple(only or ()))
-    with console.watching(DETACHED.format(f" v{record.version}")) as reporter:
-        pulled = workflow.pull(kaggle, record, selection, deadline=deadline, on_event=reporter)
+    with console.watching(DETACHED.format(f" v{folder.version}")) as reporter:
+        pulled = workflow.pull(kaggle, folder, selection, deadline=deadline, on_event=reporter)
     workflow.require_success(pulled, config.project)
-    if unpack:
-        workflow.unpack(pulled, on_event=reporter)
+    if unpack_zips:
+        unpack(pulled, on_event=reporter)
     console.conclude(pulled)
 
 
@@ -437,19 +439,19 @@ def diagnose_command(
     Shows the cause, the place in the repository and the next step. Needs no network.
     """
     from kernelkit import console, workflow
-    from kernelkit.diagnosis.diagnose import diagnose
+    from kernelkit.diagnosis.diagnose import diagnose, diagnose_folder, diagnose_log
 
     if source == "-":
         text = sys.stdin.buffer.read().decode(errors="replace")
         diagnosis = diagnose(text, project=_project_or_none(options))
     elif source and Path(source).is_dir():
-        diagnosis = workflow.diagnose_folder(Path(source), _project_or_none(options))
+        diagnosis = diagnose_folder(Path(source), _project_or_none(options))
     elif source and Path(source).is_file():
-        diagnosis = workflow.diagnose_log(Path(source), _project_or_none(options))
+        diagnosis = diagnose_log(Path(source), _project_or_none(options))
     else:
         config = options.config()
-        folder = workflow.find_record(config, source or "").folder
-        diagnosis = workflow.diagnose_folder(folder, config.project)
+        folder = workflow.find_folder(config, source or "")
+        diagnosis = diagnose_folder(folder.path, config.project)
     console.diagnosed(diagnosis)
 
 
@@ -474,14 +476,13 @@ def verify_command(
 
     Compares every output with the manifest that the run wrote. Needs no network.
     """
-    from kernelkit import console, workflow
-    from kernelkit.runs.verify import verify
+    from kernelkit import console
+    from kernelkit.runs.verify import require_verified, verify
 
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder", "Name one like runs/<slug>/v1.")
     verdict = verify(folder)
-    details = console.verdict_details(folder, verdict)
-    workflow.require_verified(verdict, folder, details)
+    require_verified(verdict, folder)
     console.verified(folder, verdict)
 
 
@@ -568,24 +569,24 @@ def submit(
     Checks the file before it is sent, and submits it only once.
     """
     from kernelkit import console, workflow
+    from kernelkit.runs.submit import SubmitOptions
 
     config = options.config()
-    record = workflow.find_record(config, name)
+    folder = workflow.find_folder(config, name)
+    submission = SubmitOptions(
+        message=message,
+        file=file,
+        competition=competition,
+        sample=sample,
+        data=inputs,
+        pixels=config.submission.pixels,
+        code=code,
+        again=again,
+    )
     kaggle = workflow.connect_to(config)
     with console.watching("interrupted: the same command finds the submission") as reporter:
         submitted = workflow.submit(
-            kaggle,
-            record,
-            message=message,
-            file=file,
-            competition=competition,
-            sample=sample,
-            data=inputs,
-            code=code,
-            again=again,
-            wait=wait,
-            deadline=deadline,
-            on_event=reporter,
+            kaggle, folder, submission, wait=wait, deadline=deadline, on_event=reporter
         )
     console.submitted(submitted)
 
@@ -632,7 +633,7 @@ def runs_show(options: Options, name: RunName = "") -> None:
     from kernelkit import console, workflow
     from kernelkit.runs import history
 
-    console.run(history.show(workflow.find_record(options.config(), name)))
+    console.run(history.show(workflow.find_folder(options.config(), name)))
 
 
 @runs_app.command("diff")
@@ -650,7 +651,7 @@ def runs_diff(
     from kernelkit.runs import history
 
     config = options.config()
-    found = history.diff(*(workflow.find_record(config, name) for name in (before, after)))
+    found = history.diff(*(workflow.find_folder(config, name) for name in (before, after)))
     console.difference(found)
 
 
@@ -696,7 +697,7 @@ def _probe(
     """Describe the probe, ask, run it. It works without a project."""
     from kernelkit import console
     from kernelkit.doctor.probe import plan, probe
-    from kernelkit.kaggle import connect
+    from kernelkit.kaggle.connect import connect
 
     kernel = None if isinstance(config, ConfigError) else config.kernel
     kaggle = connect(endpoint, local_user=kernel.owner if kernel else None)

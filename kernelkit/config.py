@@ -164,6 +164,13 @@ class KernelSettings(_Section):
         )
 
 
+class SubmissionSettings(_Section):
+    """`[tool.kernelkit.submission]`: what the check of a submission needs to know."""
+
+    pixels: int | None = Field(default=None, gt=0)
+    """Of one image, for run lengths: a run that ends outside is an error. None checks no end."""
+
+
 @dataclass(frozen=True)
 class DescribedParameter:
     """A parameter with what the project file says of it."""
@@ -196,11 +203,16 @@ class _ProjectFile(_Section):
     image: RelativePath | None = None
     allow_secrets: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = ()
     kernel: KernelSettings
+    submission: SubmissionSettings = SubmissionSettings()
     parameters: dict[str, Parameter] = Field(default_factory=dict)
     profiles: dict[str, _Profile] = Field(default_factory=dict)
 
 
-_SECTIONS: dict[tuple[str, ...], type[_Section]] = {(): _ProjectFile, ("kernel",): KernelSettings}
+_SECTIONS: dict[tuple[str, ...], type[_Section]] = {
+    (): _ProjectFile,
+    ("kernel",): KernelSettings,
+    ("submission",): SubmissionSettings,
+}
 
 
 class Config(_Section):
@@ -243,6 +255,7 @@ class Config(_Section):
     a secret, where no comment can say so; exact, without patterns."""
 
     kernel: KernelSettings
+    submission: SubmissionSettings = SubmissionSettings()
     distribution: str
     """[project] "name", empty without one."""
 
@@ -328,6 +341,7 @@ def load_config(
         image=_image_file(project, stated.image),
         allow_secrets=stated.allow_secrets,
         kernel=stated.kernel,
+        submission=stated.submission,
         distribution=distribution,
         parameters=stated.parameters,
         comments=parameter_comments(project, profile),

@@ -27,8 +27,10 @@ from rich.table import Table
 from rich.text import Text
 
 from kernelkit.errors import KernelkitError
+from kernelkit.storage import counted, human_size, read_model
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
     from rich.live import Live
     from rich.progress import Progress as ProgressBar
 
@@ -36,15 +38,17 @@ if TYPE_CHECKING:
     from kernelkit.diagnosis.diagnose import Diagnosis, Frame
     from kernelkit.doctor.checks import CheckResult
     from kernelkit.doctor.probe import Report
-    from kernelkit.kaggle import LogEntry, Quota, Status
+    from kernelkit.kaggle.types import LogEntry, Quota, Status
     from kernelkit.notebook.edits import Plan
     from kernelkit.notebook.render import Kernel, SizeEntry
-    from kernelkit.runs.download import Progress
-    from kernelkit.runs.push import Outcome
-    from kernelkit.runs.store import Record
-    from kernelkit.runs.verify import Verdict
+    from kernelkit.runs.download import Progress, PulledRun
+    from kernelkit.runs.history import Metric, RunDetails, RunDifference, RunRow
+    from kernelkit.runs.manifest import Verdict
+    from kernelkit.runs.push import Pushed
+    from kernelkit.runs.store import RunFolder
+    from kernelkit.runs.submit import Submitted
     from kernelkit.testing.prove import Proof
-    from kernelkit.workflow import Event, Pulled, Submitted
+    from kernelkit.workflow import Event
 
 TAIL_CHARACTERS = 1000  # of a log line under the live table
 TAIL_LINES = 6  # of the log under the live table
@@ -245,7 +249,7 @@ class Reporter:
 
     def __call__(self, event: Event) -> None:
         """Report one event of a step."""
-        from kernelkit.kaggle import LogEntry, Quota, Status
+        from kernelkit.kaggle.types import LogEntry, Quota, Status
         from kernelkit.runs.download import Progress
 
         if isinstance(event, LogEntry):
@@ -438,24 +442,25 @@ def proved(proof: Proof) -> None:
     document({**vars(proof), "numbers": proof.numbers})
 
 
-def pushed(record: Record, outcome: Outcome) -> None:
+def pushed(result: Pushed) -> None:
     """The result of a push."""
-    follow = "pull" if outcome == "reused" else "watch"
-    say(f"Follow it with: kernelkit {follow} v{record.version}")
-    document({**record.push, "outcome": outcome})
+    follow = "pull" if result.outcome == "reused" else "watch"
+    say(f"Follow it with: kernelkit {follow} v{result.folder.version}")
+    document({**result.folder.read().document, "outcome": result.outcome})
 
 
-def state(record: Record, now: Status) -> None:
+def state(folder: RunFolder, now: Status) -> None:
     """The state of a run, in one line."""
     word = state_word(now.state, now.failure)
-    say(f"{record.push['slug']} v{record.version}: {word}")
-    document({**record.push, "state": now.state, "failure": now.failure})
+    say(f"{folder.slug} v{folder.version}: {word}")
+    document({**folder.read().document, "state": now.state, "failure": now.failure})
 
 
-def watched(record: Record, end: Status, diagnosis: Diagnosis | None) -> None:
+def watched(folder: RunFolder, end: Status, diagnosis: Diagnosis | None) -> None:
     """How a run has ended, as a document; the reporter has shown it to people."""
     details = {"diagnosis": asdict(diagnosis)} if diagnosis else {}
-    document({**record.push, "state": end.state, "failure": end.failure, **details})
+    run = folder.read().document
+    document({**run, "state": end.state, "failure": end.failure, **details})
 
 
 def log(entries: Sequence[LogEntry]) -> None:
@@ -466,7 +471,7 @@ def log(entries: Sequence[LogEntry]) -> None:
         sys.stdout.write(lines_printable(text) if sys.stdout.isatty() else text)
 
 
-def conclude(pulled: Pulled) -> None:
+def conclude(pulled: PulledRun) -> None:
     """The end of a verified pull."""
     if not mode.quiet:
         outputs(pulled.verdict)
@@ -474,7 +479,7 @@ def conclude(pulled: Pulled) -> None:
     if pulled.partial:
         say("only the selected files were downloaded and verified", to=stderr)
     _verified_line(pulled.folder)
-    document(pulled.details)
+    document(pulled.document)
 
 
 def _verified_line(folder: Path) -> None:
@@ -482,17 +487,12 @@ def _verified_line(folder: Path) -> None:
     stdout.print(line, soft_wrap=True)
 
 
-def verdict_details(folder: Path, verdict: Verdict) -> dict[str, Any]:
-    """A verdict about a folder, for a script."""
-    return {"folder": str(folder), **vars(verdict), "verified": verdict.verified}
-
-
 def verified(folder: Path, verdict: Verdict) -> None:
     """The result of a verification without problems."""
     if not mode.quiet:
         outputs(verdict)
     _verified_line(folder)
-    document(verdict_details(folder, verdict))
+    document({"folder": str(folder), **verdict.document, "verified": verdict.verified})
 
 
 def diagnosed(diagnosis: Diagnosis | None) -> None:
@@ -533,8 +533,7 @@ def _place(frame: Frame) -> str:
 def outputs(verdict: Verdict) -> None:
     """The declared outputs with their sizes, and the files that are not declared."""
     rows = [
-        (str(output["path"]), human_size(output["size"]), str(output["sha256"])[:12])
-        for output in verdict.outputs
+        (output.path, human_size(output.size), output.sha256[:12]) for output in verdict.outputs
     ]
     _print_table(("output", "size", "sha256"), rows, right=("size",))
     if verdict.undeclared:
@@ -546,6 +545,8 @@ def outputs(verdict: Verdict) -> None:
 
 def results(folder: Path) -> None:
     """The tables that the run wrote, the paths of its images, and its duration."""
+    from kernelkit.runs.manifest import RUN_MANIFEST_NAME, RunManifest
+
     for path in _files(folder, "*.md"):
         from rich.markdown import Markdown
 
@@ -553,9 +554,9 @@ def results(folder: Path) -> None:
         stdout.print(Markdown("\n".join(map(printable, text.splitlines()))))
     for path in _files(folder, "*.png"):
         stdout.print(Text(printable(f"image: {path}")), soft_wrap=True)
-    manifest = json.loads((folder / "run-manifest.json").read_text(encoding="utf-8"))
+    manifest = read_model(folder / RUN_MANIFEST_NAME, RunManifest)
     total = time.monotonic() - STARTED
-    say(f"the run took {number(manifest.get('seconds'), 0)} s, this command {total:.0f} s")
+    say(f"the run took {number(manifest.seconds, 0)} s, this command {total:.0f} s")
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
@@ -564,12 +565,12 @@ def _files(folder: Path, pattern: str) -> list[Path]:
 
 def submitted(submitted: Submitted) -> None:
     """The state of a submission, and its scores."""
-    entry = submitted.entry
-    say(f"submission {entry['ref']} to {entry['competition']}: {entry['status']}")
-    if entry["status"] == "complete":
-        for title in ("public", "private"):
-            say(f"{title} score: {entry[f'{title}_score'] or 'not shown'}")
-    document(submitted.details)
+    record = submitted.record
+    say(f"submission {record.ref} to {record.competition}: {record.status}")
+    if record.status == "complete":
+        say(f"public score: {record.public_score or 'not shown'}")
+        say(f"private score: {record.private_score or 'not shown'}")
+    document(submitted.document)
 
 
 def budget(entries: Sequence[SizeEntry], size: int) -> None:
@@ -726,9 +727,9 @@ def _warn(message: str) -> None:
     say(printable(f"warning: {message}"), style="yellow")
 
 
-def runs(rows: Sequence[Mapping[str, Any]], folder: Path | None = None) -> None:
+def runs(rows: Sequence[RunRow], folder: Path | None = None) -> None:
     """A line for each version, the newest last, and advice about damaged folders."""
-    document(list(rows))
+    document([row.document for row in rows])
     if not rows:
         say(f"nothing was pushed from {folder or 'here'}")
         return
@@ -738,59 +739,58 @@ def runs(rows: Sequence[Mapping[str, Any]], folder: Path | None = None) -> None:
     )
     _print_table(headings, [_run_cells(row) for row in rows], right=("GPU s",))
     for row in rows:
-        if row["next"]:
-            say(printable(f"{row['run']} v{row['version']}: {row['next']}"), "yellow")
+        if row.next:
+            say(printable(f"{row.run} v{row.version}: {row.next}"), "yellow")
 
 
-def _run_cells(row: Mapping[str, Any]) -> list[str]:
-    owner, _, slug = str(row["run"]).rpartition("/")
-    unverified = ", not verified" if row["verified"] is False else ""
+def _run_cells(row: RunRow) -> list[str]:
+    owner, _, slug = row.run.rpartition("/")
+    unverified = ", not verified" if row.verified is False else ""
     cells = (
-        *(owner, slug, f"v{row['version']}", row["digest"], row["commit"], row["profile"]),
-        *(ago(row["pushed"]), f"{state_word(row['state'])}{unverified}"),
-        *(_metric(row["metric"]), _score(row), number(row["gpu_seconds"], 0)),
+        *(owner, slug, f"v{row.version}", row.digest, row.commit, row.profile),
+        *(ago(row.pushed), f"{state_word(row.state)}{unverified}", _metric(row.metric)),
+        _score(row.public_score, row.private_score, row.submission),
+        number(row.gpu_seconds, 0),
     )
     return [printable(str(cell or "")) for cell in cells]
 
 
-def run(details: Mapping[str, Any]) -> None:
+def run(details: RunDetails) -> None:
     """Everything known about one run."""
-    document(details)
-    say(printable(f"{details['run']} v{details['version']}"), style="bold")
+    document(details.document)
+    say(printable(f"{details.run} v{details.version}"), style="bold")
     for name in ("folder", "url", "digest", "commit", "profile", "pushed", "pulled", "state"):
-        if details[name]:
-            dirty = " (and uncommitted changes)" if name == "commit" and details["dirty"] else ""
-            value = details[name]
+        if value := getattr(details, name):
+            dirty = " (and uncommitted changes)" if name == "commit" and details.dirty else ""
             if name == "state":
                 value = state_word(value)
             elif name in ("pushed", "pulled"):
                 value = f"{value} ({ago(value)})"
             _print_line(f"  {name}: {value}{dirty}")
     for name in ("failure", "verified", "seconds", "gpu_seconds"):
-        if details[name] is not None and details[name] != "":
-            _print_line(f"  {name}: {details[name]}")
-    if details["metric"]:
-        metric = details["metric"]
-        where = f"{metric['experiment'] or 'the run'}, epoch {metric['epoch']}"
+        if (value := getattr(details, name)) is not None and value != "":
+            _print_line(f"  {name}: {value}")
+    if metric := details.metric:
+        where = f"{metric.experiment or 'the run'}, epoch {metric.epoch}"
         _print_line(f"  best: {_metric(metric)} ({where})")
     for title in ("parameters", "kernel", "hardware", "versions"):
-        if details[title]:
+        values = getattr(details, title)
+        if values:
             say(title, style="bold")
-        for name, value in details[title].items():
+        for name, value in values.items():
             if value not in ("", [], None):
                 _print_line(f"  {name} = {json.dumps(value, ensure_ascii=False)}")
-    if details["outputs"]:
+    if details.outputs:
         say("outputs", style="bold")
-    for output in details["outputs"]:
-        size = output.get("size")
-        size = human_size(size) if isinstance(size, int) else "?"
-        _print_line(f"  {output.get('path')}  {size}")
-    if details["submissions"]:
+    for output in details.outputs:
+        _print_line(f"  {output.path}  {human_size(output.size)}")
+    if details.submissions:
         say("submissions", style="bold")
-    for entry in details["submissions"]:
-        line = f"  {entry['ref']} to {entry['competition']}, {entry['submitted']}: {_score(entry)}"
-        _print_line(f"{line} {entry.get('error') or ''}".rstrip())
-    for problem in details["problems"]:
+    for one in details.submissions:
+        score = _score(one.public_score, one.private_score, one.status)
+        line = f"  {one.ref} to {one.competition}, {one.submitted}: {score} {one.error or ''}"
+        _print_line(line.rstrip())
+    for problem in details.problems:
         _warn(problem)
 
 
@@ -799,35 +799,32 @@ def _print_line(line: str) -> None:
     stdout.print(Text(printable(line)), soft_wrap=True)
 
 
-def difference(found: Mapping[str, Any]) -> None:
+def difference(found: RunDifference) -> None:
     """How two runs differ."""
-    document(found)
-    say(printable(f"{found['before']} → {found['after']}"), style="bold")
-    say("the same kernel" if found["same"] else "different kernels")
+    document(found.document)
+    say(printable(f"{found.before} → {found.after}"), style="bold")
+    say("the same kernel" if found.same else "different kernels")
     for title in ("parameters", "kernel", "settings", "versions", "results"):
-        if found[title]:
+        pairs = getattr(found, title)
+        if pairs:
             say(title, style="bold")
-        for name, (a, b) in found[title].items():
-            before, after = (
-                _metric(value) if name == "metric" else json.dumps(value, ensure_ascii=False)
-                for value in (a, b)
-            )
-            _print_line(f"  {name}: {before or 'none'} → {after or 'none'}")
-    if any(found["code"].values()):
+        for name, (a, b) in pairs.items():
+            _print_line(f"  {name}: {_value(a)} → {_value(b)}")
+    if found.code.any:
         say("code", style="bold")
-    for kind, paths in found["code"].items():
-        for path in paths:
+    for kind in ("added", "removed", "changed"):
+        for path in getattr(found.code, kind):
             _print_line(f"  {kind} {path}")
-    a, b = found["commits"]
-    if any(found["code"].values()) and a and b and a != b and not (a + b).count("+"):
+    a, b = found.commits
+    if found.code.any and a and b and a != b and not (a + b).count("+"):
         say(f"line by line: git diff {a} {b}", style="dim")
-    for problem in found["problems"]:
+    for problem in found.problems:
         _warn(problem)
 
 
 def has_failed(end: Status) -> bool:
     """Whether a run has ended, and not successfully."""
-    return end.state.finished and end.state != "complete"
+    return end.failed
 
 
 def require_no_failure(end: Status, diagnosis: Diagnosis | None = None) -> None:
@@ -869,21 +866,6 @@ def ago(when: object) -> str:
     return "just now"
 
 
-def human_size(size: int) -> str:
-    """Bytes as people read them: "340 B", "1.2 MB"."""
-    value = float(size)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} GB"
-
-
-def counted(number: int, noun: str) -> str:
-    """ "1 file", "2 files"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def printable(line: str) -> str:
     """Control characters as escapes, so that a notebook cannot control the terminal."""
     return "".join(
@@ -908,16 +890,20 @@ def number(value: Any, digits: int = 4) -> str:
         return "∞"
 
 
-def _metric(metric: Mapping[str, Any] | None) -> str:
-    return f"{metric['name']} {number(metric['value'])}" if metric else ""
+def _metric(metric: Metric | None) -> str:
+    return f"{metric.name} {number(metric.value)}" if metric else ""
 
 
-def _score(entry: Mapping[str, Any]) -> str:
+def _value(value: JsonValue) -> str:
+    """A value that differs between two runs; of a metric only its name and value."""
+    if isinstance(value, dict) and {"name", "value", "epoch"} <= value.keys():
+        return f"{value['name']} {number(value['value'])}"
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _score(public: str | None, private: str | None, state: str | None) -> str:
     """The scores of a submission as Kaggle shows them, or its state."""
-    scores = [entry.get("public_score"), entry.get("private_score")]
-    if any(scores):
-        return " / ".join(str(score or "?") for score in scores)
-    return str(entry.get("submission") or entry.get("status") or "")
+    return f"{public or '?'} / {private or '?'}" if public or private else state or ""
 
 
 def _epoch_line(event: Mapping[str, Any]) -> str:

@@ -1,38 +1,38 @@
-"""Every failure that kernelkit can end with, its exit code, and what to do next.
+"""Every way in which kernelkit can fail, with its exit code and the next step.
 
     KernelkitError
-    ├── ConfigError         2   the project file or the command line is wrong
-    ├── BundleError         2   the package cannot be carried as it is
-    ├── TemplateError       2   a template does not render
-    ├── PreflightError      3   Kaggle would refuse this kernel: nothing was sent
-    ├── RefusedError        4   Kaggle refused, or gave other than was asked
-    │   └── NotFoundError   4   there is no such kernel or version, or it is not ours to see
-    ├── CapacityError       5   try later
-    │   ├── SessionCapError 5   all sessions of this account are taken
-    │   ├── QuotaError      5   the week's accelerator hours are spent, or reserved
-    │   └── RateLimitedError 5  too many calls
-    ├── RunFailedError      6   the run itself failed
-    ├── DeadlineError       7   the deadline passed and the run goes on
-    ├── VerificationError   8   what was pulled, or written, is not what it must be
-    ├── UnreachableError    9   Kaggle does not answer
-    │   └── AnswerLostError 9   a push was sent, and its answer never came
-    ├── CredentialsError    9   none, or not accepted
-    └── MachineError       10   this machine: disk full, port taken, a program missing
+    ├── ConfigError          2   the project file or the command line is wrong
+    ├── BundleError          2   the package cannot be carried as it is
+    ├── TemplateError        2   a template does not render
+    ├── PreflightError       3   Kaggle would refuse this kernel: nothing was sent
+    ├── RefusedError         4   Kaggle refused, or changed the requested settings
+    │   └── NotFoundError    4   there is no such kernel or version, or it is private
+    ├── CapacityError        5   try later
+    │   ├── SessionCapError  5   all sessions of this account are taken
+    │   ├── QuotaError       5   the week's accelerator hours are spent, or reserved
+    │   └── RateLimitedError 5   too many calls
+    ├── RunFailedError       6   the run itself failed
+    ├── DeadlineError        7   the deadline passed, and the run continues
+    ├── VerificationError    8   what was pulled or written does not match its manifest
+    ├── UnreachableError     9   Kaggle does not answer
+    │   └── AnswerLostError  9   a push was sent, and its response never came
+    ├── CredentialsError     9   there are none, or Kaggle does not accept them
+    └── LocalError          10   this machine: disk full, port taken, a damaged file
 
-Exit code 0 is done, 1 a bug of ours (anything that is not in this tree), 130 interrupted.
+Exit code 0 means done, 1 a bug in kernelkit (any exception outside this tree), 130 interrupted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 
 class KernelkitError(Exception):
-    """A failure with words for a person: what was wrong, where, and what to do next.
+    """A failure that is explained to a person: what is wrong, where, and what to do next.
 
-    `next_step` is one sentence, or empty where there is nothing to advise. `about` is what a script
-    wants to know besides: the run that goes on, the problems one by one.
+    `next_step` is one sentence, or empty where there is nothing to advise. `details` are for
+    scripts: the run that continues, or the problems one by one.
     """
 
     exit_code = 1
@@ -44,87 +44,99 @@ class KernelkitError(Exception):
         self.next_step = next_step
         self.details = dict(details or {})
 
+    def with_message(
+        self, message: str, next_step: str | None = None, details: Mapping[str, Any] | None = None
+    ) -> Self:
+        """The same error in other words: its class and all other attributes stay."""
+        error = type(self).__new__(type(self), message)
+        error.__dict__.update(self.__dict__)
+        if next_step is not None:
+            error.next_step = next_step
+        if details is not None:
+            error.details = dict(details)
+        return error
+
 
 class ConfigError(KernelkitError):
-    """The project file, a profile, `--set` or the environment says something unusable."""
+    """The project file, a profile, `--set` or the environment contains something unusable."""
 
     exit_code = 2
 
 
 class BundleError(KernelkitError):
-    """The package holds something that a notebook cannot carry faithfully."""
+    """The package contains something that a notebook cannot carry faithfully."""
 
     exit_code = 2
 
 
 class TemplateError(KernelkitError):
-    """A template has a fault: its name and line are in the message."""
+    """A template has an error; the message names the template and the line."""
 
     exit_code = 2
 
 
 class PreflightError(KernelkitError):
-    """Kaggle would refuse the kernel, or run it other than meant; nothing was sent."""
+    """Kaggle would refuse the kernel, or run it differently; nothing was sent."""
 
     exit_code = 3
 
 
 class RefusedError(KernelkitError):
-    """Kaggle said no, dropped a part, or gave other than was asked."""
+    """Kaggle refused, dropped a part, or changed the requested settings."""
 
     exit_code = 4
 
 
 class NotFoundError(RefusedError):
-    """No such kernel or version, or it belongs to somebody else."""
+    """There is no such kernel or version, or this account may not see it."""
 
 
 class CapacityError(KernelkitError):
-    """The same call may pass later."""
+    """The same call may succeed later."""
 
     exit_code = 5
 
 
 class SessionCapError(CapacityError):
-    """As many sessions run as the account may have; queued ones count."""
+    """The account runs as many sessions as it may; queued ones count."""
 
 
 class QuotaError(CapacityError):
-    """Accelerator hours: spent until the week's refresh, or held back by the user's reserve."""
+    """The accelerator hours are spent until the weekly refresh, or the user reserves the rest."""
 
 
 class RateLimitedError(CapacityError):
-    """Too many calls. `retry_after` is what Kaggle asks for, in seconds, if it says so."""
+    """Too many calls. `retry_after` is how long Kaggle asks to wait, in seconds, if it says so."""
 
     retry_after: float | None = None
 
 
 class RunFailedError(KernelkitError):
-    """The run ended with an error: Kaggle says so, or the run's own manifest."""
+    """The run ended with an error: by Kaggle's status, or by the run's own manifest."""
 
     exit_code = 6
 
 
 class DeadlineError(KernelkitError):
-    """The time that was given is over; the run on Kaggle is untouched by that."""
+    """The deadline passed; the run on Kaggle continues."""
 
     exit_code = 7
 
 
 class VerificationError(KernelkitError):
-    """A pulled folder does not match its manifest, or a notebook not the package it carries."""
+    """A pulled folder does not match its manifest, or a notebook not its package."""
 
     exit_code = 8
 
 
 class UnreachableError(KernelkitError):
-    """No usable answer from Kaggle in the time that a call is given."""
+    """Kaggle gave no usable response within the time limit of a call."""
 
     exit_code = 9
 
 
 class AnswerLostError(UnreachableError):
-    """The push left this machine and no answer came back: it may have been accepted."""
+    """The push was sent and no response came: Kaggle may have accepted it."""
 
 
 class CredentialsError(KernelkitError):
@@ -134,6 +146,6 @@ class CredentialsError(KernelkitError):
 
 
 class LocalError(KernelkitError):
-    """This machine stands in the way."""
+    """A problem of this machine: its disk, a file, a program, a port."""
 
     exit_code = 10

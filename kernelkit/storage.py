@@ -1,111 +1,287 @@
-"""Names that somebody else chose, a run's outputs or a zip's members, as paths in a folder of ours.
+"""Low-level jobs on files, each written once: atomic writes, locks, JSON, safe paths, SHA-256.
 
-A name has a place where it names one file below the folder on every system that the folder may be
-carried to. Any other is left out, with the reason: that costs the files beside it nothing.
+`PathAllocator` turns names that somebody else chose, a run's outputs or a zip's members, into paths
+in a folder. A name is accepted if it means one file below the folder on every operating system.
+Any other name is refused with a reason, so that one bad name does not stop the other files.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import json
+import os
 import re
+import secrets
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, TypeVar
+
+from kernelkit.errors import LocalError
+
+if TYPE_CHECKING:  # pydantic takes 0.1 s to import, and `kernelkit --help` does not need it
+    from pydantic import BaseModel
+
+    Model = TypeVar("Model", bound=BaseModel)
 
 COMPONENT_BYTES = 255  # NAME_MAX of all common file systems
-PATH_BYTES = 1000  # PATH_MAX is 1024 on macOS, and 4096 on Linux
+PATH_BYTES = 1000  # PATH_MAX is 1024 on macOS and 4096 on Linux
+DOCUMENT_BYTES = 64 << 20  # a run manifest of 10,000 outputs has 3 MB
 
 _RESERVED = re.compile(r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[0-9¹²³])", re.IGNORECASE)
 _DRIVE = re.compile(r"[A-Za-z]:")
+
+
+class DocumentError(LocalError):
+    """A JSON file that is missing, damaged, or lacks a key. `reason` does not name the file."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+
+class MissingDocumentError(DocumentError):
+    """There is no such file."""
 
 
 class UnsafePathError(Exception):
     """A name that must not become a path; the message is the reason."""
 
 
-class PathAllocator:
-    """The names that a folder takes, each once. `ours` are those which nobody else may have."""
+def write_atomically(path: Path, content: str | bytes, *, durable: bool = False) -> None:
+    """Write a file completely or not at all; text is UTF-8 with the newlines as they are given.
 
-    def __init__(self, folder: Path, ours: Iterable[str] = ()) -> None:
+    Several processes may write the same path at once: the last one wins. With `durable`, the
+    content is on the disk before the file gets its name, so that it survives a power failure.
+
+    Raises:
+        OSError: the file cannot be written; a file that was there before is unchanged.
+    """
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")  # `path` may have the longest name
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with partial.open("wb") as stream:
+            stream.write(data)
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def as_json(document: object) -> str:
+    """JSON in the form that all files of kernelkit have."""
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def write_json(path: Path, document: object) -> None:
+    """Write a JSON file durably and completely; its folder is created where it is missing.
+
+    Raises:
+        LocalError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, as_json(document), durable=True)
+    except OSError as error:
+        raise LocalError(
+            f"{path} cannot be written: {error.strerror}", "Make room, then try again."
+        ) from error
+
+
+def read_model(path: Path, model: type[Model]) -> Model:
+    """Read a JSON file into a pydantic model.
+
+    Raises:
+        MissingDocumentError: there is no such file.
+        DocumentError: the file cannot be read, is not a JSON object, or a key of it is wrong.
+    """
+    try:
+        if path.stat().st_size > DOCUMENT_BYTES:
+            raise DocumentError(path, f"larger than {human_size(DOCUMENT_BYTES)}")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise MissingDocumentError(path, "missing") from None
+    except OSError as error:
+        raise DocumentError(path, f"cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise DocumentError(path, f"cannot be read ({error})") from error
+    return parse_model(text, model, path)
+
+
+def parse_model(text: str | bytes, model: type[Model], source: Path) -> Model:
+    """Read the text of a JSON file into a pydantic model; errors name `source` and the key.
+
+    Raises:
+        DocumentError: the text is not a JSON object, or a key of it is wrong.
+    """
+    from pydantic import ValidationError
+
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DocumentError(source, f"cannot be read ({error})") from error
+    if not isinstance(document, dict):
+        raise DocumentError(source, "is not a JSON object")
+    try:
+        return model.model_validate(document)
+    except (ValidationError, RecursionError) as error:
+        problems = error.errors(include_url=False) if isinstance(error, ValidationError) else []
+        lines = [
+            f'"{".".join(map(str, one["loc"]))}": {one["msg"].removeprefix("Value error, ")}'
+            for one in problems
+        ]
+        raise DocumentError(source, "; ".join(lines) or "nested too deeply") from error
+
+
+@contextmanager
+def locked(
+    folder: Path,
+    name: str = "",
+    *,
+    on_wait: Callable[[], None] = lambda: None,
+    on_unsupported: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
+    """Hold a lock on a folder, or on the file `name` in it, against other processes.
+
+    The folder is created where it is missing. If another process holds the lock, `on_wait` is
+    called first; it may raise to give up. A disk without locks is used without one, after
+    `on_unsupported` was called.
+
+    Raises:
+        LocalError: the folder cannot be opened.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if name:
+            held = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+        else:
+            held = os.open(folder, os.O_RDONLY)  # no lock file that a user would see
+    except OSError as error:
+        raise LocalError(f"{folder} cannot be written: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(held, fcntl.LOCK_EX)
+        except OSError:
+            on_unsupported()
+        yield
+    finally:
+        os.close(held)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def human_size(size: int) -> str:
+    """A size in bytes for people: `1.2 GB`."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size} B"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: `1 file`, `2,000 files`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+class PathAllocator:
+    """Gives each name a path in a folder, once. `reserved` names are refused."""
+
+    def __init__(self, folder: Path, reserved: Iterable[str] = ()) -> None:
         self._folder = folder
-        self._ours = {_folded(PurePosixPath(name)) for name in ours}
+        self._reserved = {_folded(PurePosixPath(name)) for name in reserved}
         self._files: dict[str, str] = {}
         self._folders: dict[str, str] = {}
 
     def take(self, name: str) -> Path:
-        """The path of a file of that name; nobody else gets it.
+        """Reserve and return the path of a file of that name.
 
         Raises:
-            NoPlace: there is none.
+            UnsafePathError: the name is not safe, or its path is taken.
         """
-        path = plain_path(name)
+        path = safe_path(name)
         if len(str(self._folder / path).encode()) > PATH_BYTES:
             raise UnsafePathError("its path is too long")
-        around = [_folded(parent) for parent in path.parents if parent.parts]
-        self._require_free(_folded(path), around)
+        parents = [_folded(parent) for parent in path.parents if parent.parts]
+        self._require_free(_folded(path), parents)
         self._require_no_link(path)
         self._files[_folded(path)] = name
-        self._folders |= dict.fromkeys(around, name)
+        self._folders |= dict.fromkeys(parents, name)
         return self._folder / path
 
-    def _require_free(self, path: str, around: list[str]) -> None:
-        if not self._ours.isdisjoint([path, *around]):
+    def _require_free(self, path: str, parents: list[str]) -> None:
+        if not self._reserved.isdisjoint([path, *parents]):
             raise UnsafePathError("kernelkit keeps a file of its own there")
         if path in self._files:
             raise UnsafePathError(
-                f"{self._files[path]!r} has its place (a disk may not tell them apart)"
+                f"{self._files[path]!r} has this path (some disks do not distinguish the two)"
             )
         if path in self._folders:
             raise UnsafePathError(f"it is a folder of {self._folders[path]!r}")
-        for parent in around:
+        for parent in parents:
             if parent in self._files:
                 raise UnsafePathError(f"{self._files[parent]!r} is a file")
 
     def _require_no_link(self, path: PurePosixPath) -> None:
-        """On the disk: a link would lead out of the folder."""
+        """A link on the disk would lead out of the folder."""
         for parent in path.parents:
             place = self._folder / parent
             if parent.parts and place.is_symlink():
                 raise UnsafePathError(f"{place} is a link")
             if parent.parts and place.exists() and not place.is_dir():
-                raise UnsafePathError(f"{place} is no folder")
+                raise UnsafePathError(f"{place} is not a folder")
         if (self._folder / path).is_symlink():
             raise UnsafePathError(f"{self._folder / path} is a link")
         if (self._folder / path).is_dir():
             raise UnsafePathError(f"{self._folder / path} is a folder")
 
 
-def plain_path(name: str) -> PurePosixPath:
-    """The relative path that a name means on every system.
+def safe_path(name: str) -> PurePosixPath:
+    """The relative path that a name means on every operating system.
 
     Raises:
-        NoPlace: it means none, or not the same one everywhere.
+        UnsafePathError: it means no such path, or not the same one everywhere.
     """
     path = PurePosixPath(name)
     if not path.parts:
         raise UnsafePathError("it is empty")
     if path.is_absolute() or _DRIVE.match(name) or "\\" in name:
-        raise UnsafePathError("it is no plain relative path")
+        raise UnsafePathError("it is not a plain relative path")
     for part in path.parts:
-        _require_plain(part)
+        _require_safe(part)
     return path
 
 
 def printable(name: str) -> str:
-    """A name as text that any file or terminal takes: what it cannot hold is escaped."""
+    """A name as text that any file or terminal can take: lone surrogates are escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _require_plain(part: str) -> None:
+def _require_safe(part: str) -> None:
     if part == "..":
         raise UnsafePathError("it leads out of the folder")
     try:
         size = len(part.encode())
     except UnicodeEncodeError:
-        raise UnsafePathError("it is no valid text") from None
+        raise UnsafePathError("it is not valid text") from None
     if size > COMPONENT_BYTES:
         raise UnsafePathError(f"a name in it is longer than {COMPONENT_BYTES} bytes")
     if any(unicodedata.category(character) == "Cc" for character in part):
-        raise UnsafePathError("it holds control characters")
+        raise UnsafePathError("it contains control characters")
     if part[-1] in ". ":
         raise UnsafePathError("a name in it ends in a dot or a space")
     if _RESERVED.fullmatch(part.split(".")[0].rstrip()):
@@ -113,5 +289,5 @@ def _require_plain(part: str) -> None:
 
 
 def _folded(path: PurePosixPath) -> str:
-    """Equal for paths that some disks take for one: by case, or by how accents are written."""
+    """Equal for paths that some disks do not distinguish: by case, or by the form of accents."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", str(path)).casefold())

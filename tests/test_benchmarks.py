@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 
 def run_rendered(project: Path, folder: Path) -> Outcome:
     folder.mkdir()
-    kernel = workflow.render(load_config(project, environment={}))
+    kernel = workflow.render_kernel(load_config(project, environment={}))
     return run_notebook(nbformat.reads(kernel.notebook, 4), folder)
 
 

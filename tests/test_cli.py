@@ -198,7 +198,7 @@ def test_push_without_credentials_says_what_to_do_in_two_lines(plain: Path, cli:
     assert told.stdout == ""
     error, step = told.stderr.splitlines()
     assert error == "error: no Kaggle credentials on this machine"
-    assert step.startswith("next:  Make a token at https://www.kaggle.com/settings")
+    assert step.startswith("next:  Create a token at https://www.kaggle.com/settings")
 
 
 def test_a_broken_project_file_is_exit_2_with_key_and_near_miss(plain: Path, cli: Cli) -> None:
@@ -256,7 +256,7 @@ def test_a_ledger_with_broken_folders_is_still_listed(plain: Path, cli: Cli) -> 
     folder = plain / "runs" / "plain-parcel" / "v1"
     folder.mkdir(parents=True)
     (folder / "push.json").write_text("{}")
-    assert "lacks 'owner'" in cli("runs", cwd=plain).stdout
+    assert '"owner": Field required' in cli("runs", cwd=plain).stdout
     cli("watch", cwd=plain, expect=10)
 
 

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.live import Live
 
 from kernelkit import console
-from kernelkit.kaggle import LogEntry, State
-from kernelkit.runs.verify import Verdict
+from kernelkit.kaggle.types import LogEntry, State
+from kernelkit.runs.history import RunRow
+from kernelkit.runs.manifest import Verdict
 
 HUGE = 10**400
 """JSON has integers that no float can hold."""
@@ -81,7 +82,9 @@ def test_a_log_does_not_steer_the_terminal(live: bool, monkeypatch: pytest.Monke
 
 
 def test_tables_and_pictures_are_files(screen: StringIO, tmp_path: Path) -> None:
-    (tmp_path / "run-manifest.json").write_text('{"seconds": 3}')
+    (tmp_path / "run-manifest.json").write_text(
+        '{"digest": "d", "status": "complete", "outputs": [], "seconds": 3}'
+    )
     (tmp_path / "folder.md").mkdir()
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "table.md").write_text("# Title\x1b[2J\n")
@@ -145,7 +148,7 @@ def test_a_narrow_terminal_loses_digests_before_names(monkeypatch: pytest.Monkey
         shown = StringIO()
         screen = Console(file=shown, force_terminal=True, color_system=None, width=width)
         monkeypatch.setattr(console, "stdout", screen)
-        console.runs([row])
+        console.runs([RunRow.model_validate(row)])
         assert name in shown.getvalue()
         assert max(map(len, shown.getvalue().splitlines())) <= width
         assert ("0123456789ab" not in shown.getvalue()) == dropped

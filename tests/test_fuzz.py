@@ -22,21 +22,24 @@ from rich.console import Console
 
 from kernelkit import console
 from kernelkit.bundle.bundle import read_bundle
-from kernelkit.config import checked_endpoint, load_config
+from kernelkit.config import KernelSettings, checked_endpoint, load_config
 from kernelkit.errors import ConfigError, KernelkitError
-from kernelkit.kaggle import (
-    Competition,
+from kernelkit.kaggle.competitions import Competition
+from kernelkit.kaggle.kernels import Kaggle
+from kernelkit.kaggle.logs import parse_log
+from kernelkit.kaggle.types import (
     Credentials,
-    Kaggle,
+    KernelInfo,
     LogEntry,
+    PushResponse,
     Quota,
+    Scoring,
     State,
     Status,
+    Submission,
+    Terms,
     Timeouts,
-    parse_log,
 )
-from kernelkit.kaggle.competitions import Scoring, Submission, Terms
-from kernelkit.kaggle.kernels import KernelInfo, PushResponse
 from kernelkit.notebook.preflight import advise, check
 from kernelkit.notebook.render import render
 from kernelkit.runs.watch import digest_of, progress
@@ -295,14 +298,7 @@ def kaggle(answer: Answer) -> Iterator[Kaggle]:
     server.server_close()
 
 
-FIELDS: dict[str, Any] = {
-    "title": "Some kernel",
-    "language": "python",
-    "kernel_type": "notebook",
-    **dict.fromkeys(("is_private", "enable_gpu", "enable_tpu", "enable_internet"), False),
-    **{f"{kind}_sources": [] for kind in ("dataset", "competition", "kernel", "model")},
-    "keywords": [],
-}
+SETTINGS = KernelSettings(id="some-kernel", title="Some kernel")
 SUBMISSION = {
     "ref": 5,
     "status": "COMPLETE",
@@ -316,7 +312,7 @@ Call = Callable[[Kaggle], object]
 CALLS: dict[str, tuple[Any, Call]] = {
     "save": (
         {"ref": "r", "url": "u", "versionNumber": 3, "error": "", "invalidDatasetSources": ["a"]},
-        lambda k: k.save_kernel("some-kernel", "{}", FIELDS),
+        lambda k: k.save_kernel("some-kernel", "{}", SETTINGS),
     ),
     "kernel": (
         {

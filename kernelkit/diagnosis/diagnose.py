@@ -29,6 +29,7 @@ from kernelkit.diagnosis.tracebacks import (
     Traceback,
     read_tracebacks,
 )
+from kernelkit.errors import ConfigError, LocalError
 from kernelkit.notebook.runtime import MANIFEST_MARK
 
 TAIL_LINES = 20_000  # a run ends at its failure; a recursion of 3,000 frames in IPython has 15,000
@@ -174,6 +175,54 @@ def diagnose(
         if diagnosis.cause != FailureCause.UNKNOWN or not found:
             return diagnosis
     return _explain(found, report, sent, project) if found else None
+
+
+def diagnose_folder(folder: Path, project: Path | None = None) -> Diagnosis | None:
+    """Why the run that left a pulled folder failed; None if nothing in it reports a failure.
+
+    Raises:
+        ConfigError: the folder has no log.
+        LocalError: the log cannot be read.
+    """
+    bundle, run = _read_document(folder / "bundle.json"), _read_document(folder / "run.json")
+    logs = [folder / f"{bundle.get('slug')}.log", *sorted(folder.glob("*.log"))]
+    log = next((path for path in logs if path.is_file()), None)
+    if log is None:
+        raise ConfigError(f"{folder} has no log", "Download it first: `kernelkit pull`.")
+    manifest = _read_document(folder / "run-manifest.json")
+    state = str(run.get("state", "complete"))
+    failed = state != "complete"
+    if run and not failed and manifest.get("status") != "failed":
+        return None
+    failure = str(run.get("failure") or f"Kaggle says {state}") if failed else ""
+    return diagnose(
+        _read_log(log), manifest=manifest, bundle=bundle, project=project, failure=failure
+    )
+
+
+def diagnose_log(path: Path, project: Path | None = None) -> Diagnosis | None:
+    """The same for a log file alone: Kaggle's JSON, or its text.
+
+    Raises:
+        LocalError: the log cannot be read.
+    """
+    bundle = _read_document(path.parent / "bundle.json")
+    return diagnose(_read_log(path), bundle=bundle, project=project)
+
+
+def _read_document(path: Path) -> Mapping[str, Any]:
+    """A JSON object, empty if there is none: a failed run may have left anything."""
+    try:
+        return _document(path.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _read_log(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8", errors="replace")
+    except OSError as error:
+        raise LocalError(f"{path} cannot be read: {error.strerror}") from error
 
 
 @dataclass

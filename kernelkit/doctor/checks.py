@@ -38,7 +38,10 @@ from kernelkit.errors import (
     RefusedError,
     UnreachableError,
 )
-from kernelkit.kaggle import Kaggle, connect, endpoint_of, key_files
+from kernelkit.kaggle.connect import connect
+from kernelkit.kaggle.credentials import key_files
+from kernelkit.kaggle.kernels import Kaggle
+from kernelkit.kaggle.types import PRODUCTION
 from kernelkit.notebook.preflight import check
 from kernelkit.notebook.render import render
 
@@ -108,7 +111,7 @@ def _tool_checks(endpoint: str | None, environment: Mapping[str, str]) -> Iterat
     for name, tested in TESTED.items():
         yield name, partial(_version, name, tested)
     kind = "the real Kaggle" if endpoint is None else "a local Kaggle"
-    yield "endpoint", lambda: f"{endpoint_of(endpoint)}, {kind}"
+    yield "endpoint", lambda: f"{endpoint or PRODUCTION}, {kind}"
     yield "environment", lambda: _no_redirection(environment)
     yield "proxy", _proxy
 

@@ -25,11 +25,11 @@ from kernelkit.bundle.image import read_snapshot, snapshot
 from kernelkit.config import load_config
 from kernelkit.doctor.checks import CheckResult, Health
 from kernelkit.errors import LocalError, RefusedError
-from kernelkit.kaggle import Credentials, Kaggle, State, Status
+from kernelkit.kaggle.kernels import Kaggle
+from kernelkit.kaggle.types import Credentials, State, Status
 from kernelkit.notebook.render import Kernel
-from kernelkit.runs import store as ledger
-from kernelkit.runs.store import Record
-from kernelkit.workflow import OnEvent, quiet
+from kernelkit.runs.store import RunFolder, find
+from kernelkit.workflow import OnEvent, ignore
 
 SLUG = "kernelkit-probe"
 DEADLINE_SECONDS = 3600  # for each of the two runs; a queue may be long
@@ -77,7 +77,7 @@ class _Attempt:
     """One version of the probe, from its push to its end."""
 
     kernel: Kernel
-    record: Record
+    folder: RunFolder
     differences: tuple[str, ...]
     source: str
     end: Status
@@ -86,12 +86,12 @@ class _Attempt:
 
     @property
     def step(self) -> str:
-        return f"v{self.record.version}"
+        return f"v{self.folder.version}"
 
     def read(self, name: str) -> Mapping[str, Any]:
         """A JSON file among the outputs; empty if it does not exist."""
         try:
-            document = json.loads((self.record.folder / name).read_text(encoding="utf-8"))
+            document = json.loads((self.folder.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return document if isinstance(document, dict) else {}
@@ -108,7 +108,7 @@ def plan(kaggle: Kaggle, folder: Path, competitions: Sequence[str]) -> str:
 
 
 def probe(
-    kaggle: Kaggle, folder: Path, competitions: Sequence[str] = (), *, on_event: OnEvent = quiet
+    kaggle: Kaggle, folder: Path, competitions: Sequence[str] = (), *, on_event: OnEvent = ignore
 ) -> Report:
     """Push, watch and pull the probe twice into `folder`; the transcript is always written.
 
@@ -123,7 +123,7 @@ def probe(
         good = _attempt(kaggle, folder, competitions, stamp, False, transcript, on_event)
         bad = _attempt(kaggle, folder, competitions, stamp, True, transcript, on_event)
         transcript.step = "labels"
-        earlier = workflow.status(kaggle, good.record)
+        earlier = workflow.status(kaggle, good.folder)
     finally:
         kaggle.listen(None)
         _write(folder / "transcript.json", transcript.document)
@@ -152,25 +152,25 @@ def _attempt(
     ]
     local = kaggle.endpoint if urlsplit(kaggle.endpoint).scheme == "http" else None
     config = load_config(project_folder(), settings=settings, endpoint=local, environment={})
-    kernel = workflow.render(config)
+    kernel = workflow.render_kernel(config)
     differences: list[str] = []
     try:
-        record = workflow.push(config, kaggle, folder, again=True, on_event=on_event)[0]
+        run = workflow.push(config, kaggle, folder, again=True, on_event=on_event).folder
     except RefusedError as error:
         differences = list(error.details.get("differences", []))
         if not differences or any("is_private" in difference for difference in differences):
             raise
-        record = ledger.find(folder, SLUG)
+        run = find(folder, SLUG)
     owner = kaggle.credentials.username
     source = kaggle.kernel(owner, SLUG).source
-    end = workflow.watch(kaggle, record, deadline=DEADLINE_SECONDS, on_event=on_event)
+    end = workflow.watch(kaggle, run, deadline=DEADLINE_SECONDS, on_event=on_event)
     kaggle.kernel(owner, SLUG)  # its machine shape and image, after the run
-    for _ in kaggle.log_stream(owner, SLUG, record.version, STREAM_SECONDS):
+    for _ in kaggle.log_stream(owner, SLUG, run.version, STREAM_SECONDS):
         pass  # the transcript records the format of the log
-    workflow.pull(kaggle, record, on_event=on_event)
-    outputs = tuple(file.name for file in kaggle.outputs(owner, SLUG, record.version)[0])
-    log = (record.folder / f"{SLUG}.log").read_text(encoding="utf-8")
-    return _Attempt(kernel, record, tuple(differences), source, end, outputs, log)
+    workflow.pull(kaggle, run, on_event=on_event)
+    outputs = tuple(file.name for file in kaggle.outputs(owner, SLUG, run.version)[0])
+    log = run.log.read_text(encoding="utf-8")
+    return _Attempt(kernel, run, tuple(differences), source, end, outputs, log)
 
 
 def project_folder() -> Path:
@@ -194,7 +194,7 @@ def _results(
     yield _result(
         "version label",
         earlier.state == good.end.state,
-        f"after v{bad.record.version} had ended {bad.end.state}, "
+        f"after v{bad.folder.version} had ended {bad.end.state}, "
         f"{good.step} is still reported as {earlier.state}",
     )
     yield from _session_results(session, good, competitions)

@@ -1,7 +1,7 @@
-"""A competition's calls: its terms, its sample, and a submission from the upload to the score.
+"""The calls about a competition: its terms, its sample, and a submission from upload to score.
 
-A submission is entered once. Where the answer to it is lost, the list of submissions tells whether
-it was taken: each carries a mark in its description, which names the run.
+A submission is made once. If the response to it is lost, the list of submissions shows whether it
+was accepted: the description of each contains a mark that names the run.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -27,54 +25,20 @@ from kernelkit.errors import (
     RefusedError,
     UnreachableError,
 )
-from kernelkit.kaggle.answers import TransientError, as_flag, as_int, as_text, words
+from kernelkit.kaggle.answers import TransientError, as_flag, as_int, as_text, calling
 from kernelkit.kaggle.connection import Connection
+from kernelkit.kaggle.types import Scoring, Submission, Terms
 
-PAGE_SIZE, PAGES = 100, 20  # a look through the list ends after 2,000
-UPLOAD_PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # s, before each attempt that brought nothing new
+PAGE_SIZE, PAGES = 100, 20  # a search through a list ends after 2,000 entries
+UPLOAD_PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # s, before each attempt after one without progress
 ENTER_ATTEMPTS = 2
 LISTED_SECONDS = 20
-"""How long a submission whose answer was lost is looked for before it is sent anew [?]."""
+"""How long to look for a submission whose response was lost, before it is sent again [?]."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 15.0  # between two questions for the score
-SAMPLE_BYTES = 1 << 30  # a larger sample is none
+SAMPLE_BYTES = 1 << 30  # a larger file is not a sample
 CHUNK_BYTES = 1 << 20
 
 T = TypeVar("T")
-
-
-class Scoring(StrEnum):
-    """Where a submission is; the words of SubmissionStatus, in small letters."""
-
-    PENDING = "pending"
-    COMPLETE = "complete"
-    ERROR = "error"
-
-
-@dataclass(frozen=True)
-class Submission:
-    """A submission as Kaggle has it. Scores are its own text, empty where it shows none."""
-
-    ref: int
-    status: Scoring
-    public_score: str = ""
-    private_score: str = ""
-    error: str = ""
-    description: str = ""
-    date: datetime | None = None
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What a competition takes."""
-
-    daily: int | None
-    """Submissions a day, None where Kaggle does not say."""
-    code_only: bool
-    """Whether it takes versions of kernels alone, and no files."""
-    entered: bool
-    """Whether this account has accepted its rules."""
-    closed: bool
-    """Whether Kaggle says that it takes no submissions [?]."""
 
 
 class Competition:
@@ -87,7 +51,7 @@ class Competition:
         self._clock, self._sleep = connection.timeouts.clock, connection.timeouts.sleep
 
     def terms(self) -> Terms:
-        """What it takes.
+        """What it accepts.
 
         Raises:
             NotFoundError: there is no such competition.
@@ -97,10 +61,10 @@ class Competition:
         return self._read("the competition", lambda: _terms(self._api.get_competition(request)))
 
     def left_today(self, daily: int | None) -> int | None:
-        """How many submissions may still be made today (UTC); None where that is not known.
+        """How many submissions may still be made today (UTC); None if that is unknown.
 
-        Failed ones do not count [V, SDK text]. Who has no team yet is answered with zeros [V, SDK
-        text]: then the list is counted against `daily`.
+        Failed ones do not count [V, SDK text]. An account without a team gets zeros [V, SDK text]:
+        then the submissions of today are counted and compared with `daily`.
         """
         request = competitions.ApiGetSubmissionLimitsRequest()
         request.competition_name = self.name
@@ -111,7 +75,7 @@ class Competition:
             if known:
                 return left
         except RefusedError:
-            pass  # a Kaggle without this call; the list tells as well
+            pass  # this Kaggle does not have the call; count the list instead
         if daily is None:
             return None
         today = datetime.now(UTC).date()
@@ -123,7 +87,7 @@ class Competition:
         return max(0, daily - made)
 
     def submissions(self) -> Iterator[Submission]:
-        """Those of this account or its team, the newest first."""
+        """The submissions of this account or its team, newest first."""
         request = competitions.ApiListSubmissionsRequest()
         request.competition_name, request.page_size = self.name, PAGE_SIZE
         for _ in range(PAGES):
@@ -139,7 +103,7 @@ class Competition:
         """One submission.
 
         Raises:
-            NotFoundError: neither by its number nor in the list.
+            NotFoundError: there is none with this number.
         """
         request = competitions.ApiGetSubmissionRequest()
         request.ref = ref
@@ -153,30 +117,30 @@ class Competition:
             raise
 
     def marked(self, mark: str) -> list[Submission]:
-        """Those whose description holds `mark`, the newest first."""
+        """The submissions whose description contains `mark`, newest first."""
         return [found for found in self.submissions() if mark in found.description]
 
     def submit_file(self, file: Path, description: str, mark: str) -> int:
-        """Upload a file and enter it, once; the submission's number.
+        """Upload a file and submit it once; returns the submission's number.
 
-        `mark` is a part of the description that names what is submitted.
+        `mark` is the part of the description that names what is submitted.
 
         Raises:
-            AnswerLostError: it was sent, and nobody knows whether it was taken.
+            AnswerLostError: it was sent, and whether it was accepted is unknown.
             CapacityError: the day's submissions are used up.
-            RefusedError: Kaggle says why not.
+            RefusedError: Kaggle refused it, with its reason.
         """
         known = {found.ref for found in self.marked(mark)}
         request = competitions.ApiCreateSubmissionRequest()
         request.competition_name = self.name
         request.blob_file_tokens = self._upload(file)
         request.submission_description = description
-        return self._enter(lambda: self._api.create_submission(request), mark, known)
+        return self._submit(lambda: self._api.create_submission(request), mark, known)
 
     def submit_version(
         self, owner: str, slug: str, version: int, file_name: str, description: str, mark: str
     ) -> int:
-        """Enter an output of a kernel's version, once, as a code competition takes it.
+        """Submit an output of a kernel's version once, as a code competition requires.
 
         Raises:
             AnswerLostError, CapacityError, RefusedError: as for a file.
@@ -187,14 +151,14 @@ class Competition:
         request.kernel_owner, request.kernel_slug = owner, slug
         request.kernel_version, request.file_name = version, file_name
         request.submission_description = description
-        return self._enter(lambda: self._api.create_code_submission(request), mark, known)
+        return self._submit(lambda: self._api.create_code_submission(request), mark, known)
 
     def scored(self, ref: int, deadline: float | None = None) -> Submission:
         """Wait until a submission is scored, or has failed. `deadline` is in seconds from now.
 
         Raises:
-            DeadlineError: it passed; the scoring goes on.
-            UnreachableError: no answer for too long.
+            DeadlineError: it passed; the scoring continues.
+            UnreachableError: Kaggle did not answer for too long.
         """
         started = answered = self._clock()
         pause = FIRST_PAUSE_SECONDS
@@ -204,26 +168,26 @@ class Competition:
                 answered = self._clock()
                 if found.status != Scoring.PENDING:
                     return found
-            except (UnreachableError, CapacityError, NotFoundError) as fault:
+            except (UnreachableError, CapacityError, NotFoundError) as error:
                 timeouts = self._connection.timeouts
-                new = isinstance(fault, NotFoundError)  # and may not show yet
-                bound = timeouts.grace if new else timeouts.outage
-                if self._clock() - answered > bound:
+                new = isinstance(error, NotFoundError)  # Kaggle may not show it yet
+                limit = timeouts.grace if new else timeouts.outage
+                if self._clock() - answered > limit:
                     raise
             if deadline is not None and self._clock() - started + pause > deadline:
                 raise DeadlineError(
-                    f"submission {ref} was not scored within {deadline:.0f} s; the scoring goes on",
-                    "Ask again with the same command: nothing is sent twice.",
+                    f"submission {ref} has no score after {deadline:.0f} s; the scoring continues",
+                    "Run the same command again: nothing is sent twice.",
                 )
             self._sleep(pause)
             pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
 
     def sample(self, folder: Path) -> Path:
-        """Download the competition's sample submission into `folder`; unzipped.
+        """Download the competition's sample submission into `folder`, and unzip it.
 
         Raises:
-            NotFoundError: none of its files is named like one, or they may not be seen.
-            MachineError: it cannot be written.
+            NotFoundError: none of its files has such a name, or this account may not see them.
+            LocalError: it cannot be written.
         """
         name = self._sample_name()
         request = competitions.ApiDownloadDataFileRequest()
@@ -231,11 +195,13 @@ class Competition:
         packed, target = folder / "sample.download", folder / "sample_submission.csv"
         try:
             self._read(name, lambda: _store(self._api.download_data_file(request), packed))
-            if not zipfile.is_zipfile(packed):  # Kaggle zips what is large, whatever its name [A]
+            if not zipfile.is_zipfile(
+                packed
+            ):  # Kaggle zips large files without changing the name [A]
                 return packed.replace(target)
             _unzip(packed, target)
-        except OSError as fault:
-            raise LocalError(f"{folder} cannot be written: {fault.strerror}") from fault
+        except OSError as error:
+            raise LocalError(f"{folder} cannot be written: {error.strerror}") from error
         return target
 
     def _sample_name(self) -> str:
@@ -252,10 +218,10 @@ class Competition:
             if not token:
                 break
             request.page_token = token
-        raise NotFoundError(f"{self.name} has no file that is named like a sample submission")
+        raise NotFoundError(f"{self.name} has no file with the name of a sample submission")
 
     def _upload(self, file: Path) -> str:
-        """Send a file; the token that names it. What has arrived of it is not sent again."""
+        """Upload a file and return its token. Bytes that have arrived are not sent again."""
         size = file.stat().st_size
         start = competitions.ApiStartSubmissionUploadRequest()
         start.competition_name, start.file_name = self.name, file.name
@@ -264,54 +230,54 @@ class Competition:
         upload = self._read(
             "the upload's address", lambda: self._api.start_submission_upload(start)
         )
-        arrived, vain = 0, 0
+        arrived, failures = 0, 0
         while True:
             try:
                 if self._put(file, upload.create_url, arrived, size):
                     return str(upload.token)
-                fault = TransientError(f"the upload of {file.name} stays incomplete")
-            except TransientError as cut:
-                fault = cut
-            vain += 1
-            if vain >= len(UPLOAD_PAUSES):
-                raise fault
-            self._sleep(UPLOAD_PAUSES[vain])
+                error = TransientError(f"the upload of {file.name} stays incomplete")
+            except TransientError as caught:
+                error = caught
+            failures += 1
+            if failures >= len(UPLOAD_PAUSES):
+                raise error
+            self._sleep(UPLOAD_PAUSES[failures])
             try:
                 now = self._arrived(upload.create_url, size)
             except TransientError:
                 continue
             if now >= size:
                 return str(upload.token)
-            vain, arrived = (0 if now > arrived else vain), now
+            failures, arrived = (0 if now > arrived else failures), now
 
     def _put(self, file: Path, url: str, start: int, size: int) -> bool:
-        """Send the bytes from `start` on; whether Kaggle has them all now."""
+        """Send the bytes from `start` on; returns whether Kaggle has all of them now."""
         part = {"Content-Range": f"bytes {start}-{size - 1}/{size}"} if start else {}
-        with words("the upload"), file.open("rb") as stream:
+        with calling("the upload"), file.open("rb") as stream:
             stream.seek(start)
-            answer = self._connection.files.put(url, data=stream, headers=part)
-            if answer.status_code == 503:  # incomplete [V, the official client]
+            response = self._connection.files.put(url, data=stream, headers=part)
+            if response.status_code == 503:  # incomplete [V, the official client]
                 return False
-            answer.raise_for_status()
-            return answer.status_code in (200, 201)
+            response.raise_for_status()
+            return response.status_code in (200, 201)
 
     def _arrived(self, url: str, size: int) -> int:
         """How many bytes Kaggle has of an upload, by Google's protocol [V, the official client]."""
-        with words("the upload"):
+        with calling("the upload"):
             headers = {"Content-Range": f"bytes */{size}"}
-            answer = self._connection.files.put(url, headers=headers, allow_redirects=False)
-            if answer.status_code == 308:
-                last = answer.headers.get("Range", "").rpartition("-")[2]
+            response = self._connection.files.put(url, headers=headers, allow_redirects=False)
+            if response.status_code == 308:
+                last = response.headers.get("Range", "").rpartition("-")[2]
                 return int(last) + 1 if last.isdecimal() else 0
-            answer.raise_for_status()
+            response.raise_for_status()
             return size
 
-    def _enter(self, call: Callable[[], Any], mark: str, known: set[int]) -> int:
+    def _submit(self, call: Callable[[], Any], mark: str, known: set[int]) -> int:
         attempt = 0
         while True:
             attempt += 1
             try:
-                with self._kaggles_words():
+                with self._competition_errors():
                     ref = self._connection.once("the submission", lambda: as_int(call().ref))
             except AnswerLostError as lost:
                 if (found := self._found(mark, known)) is not None:
@@ -321,16 +287,16 @@ class Competition:
             else:
                 found = ref or self._found(mark, known)
                 if found is None:
-                    # So it was answered beyond a daily limit [A, kaggle-cli #148].
+                    # Kaggle answers like this beyond a daily limit [A, kaggle-cli #148].
                     raise RefusedError(
-                        f"{self.name}: Kaggle answered as if it were entered, and lists no such "
-                        "submission. The day's limit may be used up",
+                        f"{self.name}: Kaggle reports success and lists no such submission. The "
+                        "day's limit may be used up",
                         _LOST,
                     )
                 return found
 
     def _found(self, mark: str, known: set[int]) -> int | None:
-        """The number of a submission that is new with this mark; None when it does not show."""
+        """The number of a new submission with this mark; None if it does not appear."""
         started, pause = self._clock(), FIRST_PAUSE_SECONDS
         while True:
             new = [found.ref for found in self.marked(mark) if found.ref not in known]
@@ -342,25 +308,25 @@ class Competition:
             pause *= 2
 
     def _read(self, what: str, call: Callable[[], T]) -> T:
-        with self._kaggles_words():
+        with self._competition_errors():
             return self._connection.read(f"{what} of {self.name}", call)
 
     @contextmanager
-    def _kaggles_words(self) -> Iterator[None]:
-        """What Kaggle says of competitions alone, by its words [A]."""
+    def _competition_errors(self) -> Iterator[None]:
+        """Recognize refusals that only competitions have, by their words [A]."""
         try:
             yield
-        except RefusedError as fault:
-            said = str(fault).lower()
-            if "submission limit" in said:
-                raise CapacityError(str(fault), "Try again after midnight UTC.") from fault
-            if "accept" in said and "rules" in said:
+        except RefusedError as error:
+            message = str(error).lower()
+            if "submission limit" in message:
+                raise CapacityError(str(error), "Try again after midnight UTC.") from error
+            if "accept" in message and "rules" in message:
                 page = f"https://www.kaggle.com/competitions/{self.name}/rules"
-                raise RefusedError(str(fault), f"Accept the rules: {page}") from fault
+                raise error.with_message(str(error), f"Accept the rules: {page}") from error
             raise
 
 
-_LOST = "Look at the competition's page; the same command finds what was entered."
+_LOST = "Look at the competition's page. The same command finds a submission that was accepted."
 
 
 def _terms(details: Any) -> Terms:
@@ -372,20 +338,20 @@ def _terms(details: Any) -> Terms:
     )
 
 
-def _limits(answer: Any) -> tuple[bool, int]:
-    """Whether the answer says anything, and how many submissions it leaves."""
-    left = as_int(answer.num_allowed_now)
-    return bool(left or answer.num_today or answer.limited_by_total), left
+def _limits(response: Any) -> tuple[bool, int]:
+    """Whether the response says anything, and how many submissions are left."""
+    left = as_int(response.num_allowed_now)
+    return bool(left or response.num_today or response.limited_by_total), left
 
 
-def _names(answer: Any) -> tuple[list[str], str]:
-    names = [as_text(file.name) for file in answer.files or []]
-    return names, as_text(answer.next_page_token)
+def _names(response: Any) -> tuple[list[str], str]:
+    names = [as_text(file.name) for file in response.files or []]
+    return names, as_text(response.next_page_token)
 
 
-def _page(answer: Any) -> tuple[list[Submission], str]:
-    found = [_submission(item) for item in answer.submissions or []]
-    return found, as_text(answer.next_page_token)
+def _page(response: Any) -> tuple[list[Submission], str]:
+    found = [_submission(item) for item in response.submissions or []]
+    return found, as_text(response.next_page_token)
 
 
 def _submission(item: Any) -> Submission:
@@ -416,18 +382,18 @@ def _store(response: requests.Response, target: Path) -> None:
         and "Content-Encoding" not in response.headers
         and size != int(expected)
     ):
-        raise TransientError(f"the sample: {size} of {expected} B came")
+        raise TransientError(f"the sample: only {size} of {expected} B arrived")
 
 
 def _unzip(packed: Path, target: Path) -> None:
-    """The one csv of a zip; its names are never used."""
+    """Extract the one csv of a zip, without using the name that the zip gives it."""
     try:
         with zipfile.ZipFile(packed) as archive:
             tables = [item for item in archive.infolist() if item.filename.lower().endswith(".csv")]
             if len(tables) != 1 or tables[0].file_size > SAMPLE_BYTES:
-                raise RefusedError("the sample is a zip that does not hold one csv")
+                raise RefusedError("the sample is a zip that does not contain exactly one csv")
             with archive.open(tables[0]) as source, target.open("wb") as stream:
                 while chunk := source.read(CHUNK_BYTES):
                     stream.write(chunk)
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as fault:
-        raise RefusedError(f"the sample is a zip that cannot be read ({fault})") from fault
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+        raise RefusedError(f"the sample is a zip that cannot be read ({error})") from error

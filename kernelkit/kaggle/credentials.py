@@ -1,4 +1,4 @@
-"""Whose account this is: found where the official client would find it."""
+"""Whose account this is: looked up where the official client would look."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from kagglesdk.kaggle_creds import KaggleCredentials
 from kagglesdk.security.types.oauth_service import IntrospectTokenRequest
 
 from kernelkit.errors import CredentialsError
-from kernelkit.kaggle.answers import TOKEN_PAGE, words
-from kernelkit.kaggle.connection import Connection, Credentials, open_sdk
+from kernelkit.kaggle.answers import TOKEN_PAGE, calling
+from kernelkit.kaggle.connection import Connection, open_sdk
+from kernelkit.kaggle.types import Credentials
 
-LOCAL_CREDENTIALS = ("rehearsal", "local")  # what a local Kaggle is given where nothing is set
+LOCAL_CREDENTIALS = ("rehearsal", "local")  # sent to a local Kaggle if the environment sets none
 
 
 def find_credentials(
@@ -27,13 +28,13 @@ def find_credentials(
 ) -> Credentials:
     """The credentials that the official client would use.
 
-    A local Kaggle is given those of the environment alone, never those in files; where there are
-    none it takes anybody, and `local_user` says whom. `renew` asks for a new access token where
-    the login has one to ask with.
+    For a local Kaggle only the environment counts, never a file. If it sets none, `local_user` is
+    the account: a local Kaggle accepts any. `renew` requests a new access token if the login has
+    a refresh token.
 
     Raises:
         CredentialsError: there are none, or Kaggle does not know them.
-        UnreachableError: a token's owner could not be asked for.
+        UnreachableError: Kaggle did not say whose token it is.
     """
     if endpoint is not None:
         return _local_credentials(endpoint, environment, local_user)
@@ -63,7 +64,7 @@ def _local_credentials(
 
 
 def _introspected(token: str, origin: str, endpoint: str | None) -> Credentials:
-    """A token says by itself nothing of its owner: ask."""
+    """A token does not contain the name of its owner, so ask Kaggle."""
     asking = Connection(Credentials("", origin, token=token), endpoint)
     request = IntrospectTokenRequest()
     request.token = token
@@ -71,13 +72,13 @@ def _introspected(token: str, origin: str, endpoint: str | None) -> Credentials:
     answer = asking.read("the token's owner", lambda: oauth.introspect_token(request))
     if not answer.active or not answer.username:
         raise CredentialsError(
-            f"the token in {origin} is not valid (any more)", "Make a new one: " + TOKEN_PAGE
+            f"the token in {origin} is invalid or expired", "Create a new one: " + TOKEN_PAGE
         )
     return Credentials(answer.username, origin, token=token)
 
 
 def _stored_key(environment: Mapping[str, str]) -> dict[str, str]:
-    """kaggle.json where the official client looks for it; empty where there is none."""
+    """kaggle.json, where the official client looks for it; empty if there is none."""
     for folder in _key_folders(environment):
         try:
             content = json.loads((folder / "kaggle.json").read_text(encoding="utf-8"))
@@ -95,7 +96,7 @@ def _key_folders(environment: Mapping[str, str]) -> list[Path]:
 
 
 def key_files(environment: Mapping[str, str]) -> list[Path]:
-    """The files on this machine that hold credentials, used or not."""
+    """The files on this machine that contain credentials, used or not."""
     login = Path.home() / ".kaggle"
     kept = [login / name for name in ("access_token", "access_token.txt", "credentials.json")]
     kept += [folder / "kaggle.json" for folder in _key_folders(environment)]
@@ -103,7 +104,7 @@ def key_files(environment: Mapping[str, str]) -> list[Path]:
 
 
 def stored_login(endpoint: str | None, *, renew: bool = False) -> Credentials:
-    """The login that `kaggle auth login` has kept, its access token made anew where it is over.
+    """The login that `kaggle auth login` stored, with a new access token if the old one expired.
 
     Raises:
         CredentialsError: there is none, or Kaggle does not renew it.
@@ -112,16 +113,17 @@ def stored_login(endpoint: str | None, *, renew: bool = False) -> Credentials:
         stored = KaggleCredentials.load(client=open_sdk(endpoint))
     except (ValueError, TypeError, AttributeError) as error:
         raise CredentialsError(
-            f"~/.kaggle/credentials.json cannot be read: {error}", "Log in anew: kaggle auth login."
+            f"~/.kaggle/credentials.json cannot be read: {error}",
+            "Log in again: kaggle auth login.",
         ) from error
     if stored is None:
         raise CredentialsError(
             "no Kaggle credentials on this machine",
-            f"Make a token at {TOKEN_PAGE} Then set KAGGLE_API_TOKEN, or put it into "
+            f"Create a token at {TOKEN_PAGE} Then set KAGGLE_API_TOKEN, or put it into "
             "~/.kaggle/access_token.",
         )
-    with words("the access token"):
-        if renew:  # the SDK believes a token for half an hour beyond its end
+    with calling("the access token"):
+        if renew:  # the SDK uses a token for half an hour after its end
             stored.refresh_access_token()
         token = stored.get_access_token()
     return Credentials(stored.get_username() or "", "kaggle auth login", token=token)

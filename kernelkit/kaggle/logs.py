@@ -1,4 +1,4 @@
-"""A run's log as Kaggle gives it: server-sent events while it runs, a JSON array afterwards."""
+"""A run's log as Kaggle sends it: server-sent events while it runs, a JSON array afterwards."""
 
 from __future__ import annotations
 
@@ -6,26 +6,18 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import requests
-import urllib3
+from kernelkit.kaggle.types import LogEntry
+
+if TYPE_CHECKING:
+    import requests
 
 CHUNK_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class LogEntry:
-    """A piece of a run's log. `seconds` counts from the start of the session."""
-
-    stream: str
-    seconds: float
-    text: str
-
-
 def parse_log(text: str) -> list[LogEntry]:
-    """The entries of a log that has ended: a JSON array, or plain lines where it is none."""
+    """The entries of a finished run's log: a JSON array, or else plain lines."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
@@ -36,6 +28,8 @@ def parse_log(text: str) -> list[LogEntry]:
 
 def events(response: requests.Response, end: float) -> Iterator[LogEntry]:
     """Server-sent events of a running session, until its end, a silence or the time `end`."""
+    import urllib3  # only here: `parse_log` is also used where no connection is made
+
     try:
         for line in _lines(response):
             if time.monotonic() > end:
@@ -47,11 +41,11 @@ def events(response: requests.Response, end: float) -> Iterator[LogEntry]:
                 return
             yield _event(payload)
     except urllib3.exceptions.HTTPError:
-        return  # a cut or a silence; the caller asks for the status and comes back
+        return  # the connection broke or fell silent; the caller asks for the status and reconnects
 
 
 def _lines(response: requests.Response) -> Iterator[bytes]:
-    """Lines as they come; `iter_lines` would hold each back until a chunk of bytes is full."""
+    """Lines as they arrive; `iter_lines` would delay each until a chunk of bytes is full."""
     pending = bytearray()
     while chunk := response.raw.read1(CHUNK_BYTES, decode_content=True):
         pending += chunk

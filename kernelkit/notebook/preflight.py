@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 
 from packaging.requirements import Requirement
@@ -20,6 +20,7 @@ from kernelkit.bundle import image
 from kernelkit.bundle.image import Presence
 from kernelkit.bundle.secrets import Credential, NamedText, SecretFinding, scan
 from kernelkit.config import near_miss
+from kernelkit.errors import PreflightError
 from kernelkit.notebook.reader import read_cells
 from kernelkit.notebook.render import SIZE_CAP_BYTES, SIZE_LIMIT_BYTES, Kernel
 
@@ -47,6 +48,23 @@ def check(kernel: Kernel, own: Collection[Credential] = ()) -> list[Problem]:
     """
     problems = [problem for look in CHECKS for problem in look(kernel)]
     return [*problems, *check_secrets(kernel, own)]
+
+
+def require_no_problems(problems: Sequence[Problem]) -> None:
+    """Check that a kernel has no problems.
+
+    Raises:
+        PreflightError: with every problem.
+    """
+    if problems:
+        lines = [_as_line(problem) for problem in problems]
+        details = {"problems": [asdict(problem) for problem in problems]}
+        raise PreflightError("\n".join(lines), "Nothing was sent.", details)
+
+
+def _as_line(problem: Problem) -> str:
+    after_table = problem.message.endswith("\n")
+    return f"{problem.subject}: {problem.message}{'' if after_table else '. '}{problem.remedy}"
 
 
 def check_size(kernel: Kernel) -> Iterator[Problem]:

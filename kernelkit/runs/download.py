@@ -1,42 +1,78 @@
-"""Bring home what a run left: every file of its listing that has a place here, several at once.
+"""Pull a run: download its outputs, several at once, verify them, and complete the folder.
 
-A file is checked as it comes: against the run's own manifest where that lists it, else against
-the size of the listing. What has come stays, so that the next pull goes on from there.
+Each file is checked as it arrives: against the run's own manifest if that lists it, else against
+the size in Kaggle's listing. Files that arrived stay, so that the next pull continues from there.
+`unpack` turns verified zips into folders.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
+import difflib
+import errno
 import queue
 import shutil
+import stat
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import kernelkit
 from kernelkit.errors import (
     CapacityError,
+    ConfigError,
     KernelkitError,
     LocalError,
     RefusedError,
     UnreachableError,
+    VerificationError,
 )
-from kernelkit.kaggle import Kaggle, OutputFile, Stopped, Transfer, download
-from kernelkit.runs.verify import MANIFEST_NAME, OWN_NAMES, PARTIAL_FOLDER, promised, unpacked_name
-from kernelkit.runs.watch import Run
-from kernelkit.storage import PathAllocator, UnsafePathError, printable
+from kernelkit.kaggle.types import OutputFile, State, Status
+from kernelkit.runs import store
+from kernelkit.runs.manifest import (
+    RUN_MANIFEST_NAME,
+    OutputEntry,
+    RunAddress,
+    RunEnd,
+    Verdict,
+)
+from kernelkit.runs.store import RunFolder
+from kernelkit.runs.verify import (
+    OWN_NAMES,
+    PARTIAL_FOLDER,
+    promised_outputs,
+    unpacked_name,
+    verify,
+)
+from kernelkit.storage import (
+    PathAllocator,
+    UnsafePathError,
+    human_size,
+    locked,
+    printable,
+    sha256_of,
+    write_atomically,
+)
 
-AT_ONCE = 4  # more brings nothing on a home's line, and Kaggle counts calls
-TICK_SECONDS = 0.2  # between two looks at how far it is
-SPARE_BYTES = 16 << 20  # left free on the disk: the log, the record, everybody else's
-MANIFEST_ATTEMPTS = 3  # an error page in its place would cost the verdict
-JOIN_SECONDS = 1.0  # for a download that was stopped; one in silence ends with the process
+if TYPE_CHECKING:
+    from kernelkit.kaggle.kernels import Kaggle
+
+AT_ONCE = 4  # more are not faster on a home connection, and Kaggle counts calls
+TICK_SECONDS = 0.2  # between two reports of the progress
+SPARE_BYTES = 16 << 20  # to leave free on the disk, for the log and other programs
+MANIFEST_ATTEMPTS = 3  # an error page instead of the manifest would spoil the verdict
+JOIN_SECONDS = 1.0  # for a download that was stopped; a silent one ends with the process
+
+MEMBERS = 200_000  # of a zip: the largest competitions have 22,000 images, a zip bomb has millions
+RATIO, RATIO_FROM_BYTES = 200, 1 << 30  # a run-length csv packs to 1:50; below 1 GB it is harmless
+COPY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -44,33 +80,38 @@ class Progress:
     """How far a pull is."""
 
     came: int
-    """Bytes that lie here."""
+    """Bytes on this disk."""
 
     size: int
     """Bytes of all files together, as far as their sizes are known."""
 
     files: int
-    """Of them whole."""
+    """Number of complete files."""
 
     of: int
+    """Number of all files."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which outputs are wanted: names, and patterns as a shell has them; none of both is all."""
+    """Which outputs to pull: names, and patterns as in a shell. Without any, all of them."""
 
     names: tuple[str, ...] = ()
     patterns: tuple[str, ...] = ()
 
     @property
     def everything(self) -> bool:
-        """Whether nothing is left out."""
+        """Whether all outputs are selected."""
         return not self.names and not self.patterns
 
     def takes(self, name: str) -> bool:
-        """Whether an output is wanted."""
+        """Whether an output is selected."""
         chosen = name in self.names or any(fnmatchcase(name, p) for p in self.patterns)
         return self.everything or chosen
+
+    def among(self, declared: Sequence[str]) -> list[str] | None:
+        """The declared outputs that are selected; None for all."""
+        return None if self.everything else [name for name in declared if self.takes(name)]
 
 
 EVERYTHING = Selection()
@@ -78,59 +119,213 @@ EVERYTHING = Selection()
 
 @dataclass(frozen=True)
 class DownloadResult:
-    """What a pull has brought."""
+    """What a download has fetched, and what it has not."""
 
     names: tuple[str, ...]
-    """Of the files that were wanted and are here."""
+    """Files on this disk."""
 
-    left_behind: dict[str, str]
-    """Name → why it has no place here: no other pull would change that."""
+    left_behind: Mapping[str, str]
+    """Name → why it cannot become a path here; another pull would not change that."""
 
-    refused: dict[str, str]
-    """Name → what Kaggle gave instead of the file, each time."""
+    refused: Mapping[str, str]
+    """Name → what Kaggle sent instead of the file, several times in a row."""
 
     left_out: tuple[str, ...]
-    """What was not wanted and is not here."""
+    """Files that were not selected and are not on this disk."""
+
+
+@dataclass(frozen=True)
+class PulledRun:
+    """A folder with what a run left, and the verdict about it."""
+
+    folder: Path
+    state: State
+    verdict: Verdict
+
+    left_behind: Mapping[str, str] = field(default_factory=dict)
+    """Files that stay on Kaggle, because their names cannot become paths here, and why."""
+
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Files that Kaggle lists and does not send, and what it sent instead."""
+
+    partial: bool = False
+    """Whether only some outputs were selected; nothing is known about the others."""
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """All of it for a script."""
+        return {
+            "folder": str(self.folder),
+            "state": self.state,
+            **self.verdict.document,
+            "verified": self.verdict.verified,
+            "left_behind": dict(self.left_behind),
+            "refused": dict(self.refused),
+            "partial": self.partial,
+        }
 
 
 OnEvent = Callable[[Progress | str], None]
 
 
-def pull(
+def pull_ended_run(
+    kaggle: Kaggle, folder: RunFolder, end: Status, selection: Selection, *, on_event: OnEvent
+) -> PulledRun:
+    """Download and verify the selected outputs of a run that has ended.
+
+    If everything is selected and sound, this writes run.json, which completes the folder.
+
+    Raises:
+        ConfigError: the run left nothing with the selected names.
+        UnreachableError, CapacityError: some files are missing; the next pull continues from there.
+        LocalError: the disk is full, or the folder cannot be written.
+    """
+    run = folder.address_at(kaggle.endpoint)
+    with _pull_lock(folder.path, on_event):
+        if folder.is_complete():  # through the pull that this one waited for
+            return use_complete(folder, selection, on_event=on_event)
+        return _pull(kaggle, folder, run, end, selection, on_event)
+
+
+def use_complete(folder: RunFolder, selection: Selection, *, on_event: OnEvent) -> PulledRun:
+    """Verify a complete folder again; nothing is downloaded.
+
+    Raises:
+        ConfigError: the run left nothing with the selected names.
+        LocalError: run.json or bundle.json is damaged.
+    """
+    on_event(f"{folder.path} is complete already")
+    state = recorded_state(folder)
+    end = folder.read_end()
+    left_behind = dict((end.left_behind if end else None) or {})
+    here = (path for path in folder.path.rglob("*") if path.is_file())
+    names = tuple(path.relative_to(folder.path).as_posix() for path in here)
+    declared = folder.read_bundle().outputs
+    _require_known(selection, DownloadResult(names, left_behind, {}, ()), declared, Status(state))
+    verdict = verify(folder.path, selection.among(declared), left_behind)
+    return PulledRun(folder.path, state, verdict, left_behind, partial=not selection.everything)
+
+
+def recorded_state(folder: RunFolder) -> State:
+    """The state in which a complete folder's run has ended.
+
+    Raises:
+        LocalError: run.json names no such state.
+    """
+    end = folder.read_end()
+    try:
+        return State(end.state if end else "")
+    except ValueError as error:
+        raise LocalError(f"{folder.path}/run.json: {error}", "Pull this version again.") from error
+
+
+def require_everything_sent(pulled: PulledRun) -> None:
+    """Check that Kaggle sent every file that it lists, also those that were not declared.
+
+    Raises:
+        RefusedError: with the files that it did not send.
+    """
+    if pulled.refused:
+        lines = [f"{name}: {reason}" for name, reason in pulled.refused.items()]
+        raise RefusedError(
+            "the declared outputs are verified, but Kaggle does not send other files that it "
+            "lists:\n" + "\n".join(lines),
+            "Pull again, or select the files you need with --only or --file.",
+            pulled.document,
+        )
+
+
+def _pull(
     kaggle: Kaggle,
-    run: Run,
+    folder: RunFolder,
+    run: RunAddress,
+    end: Status,
+    selection: Selection,
+    on_event: OnEvent,
+) -> PulledRun:
+    started = time.monotonic()
+    declared = folder.read_bundle().outputs
+    result = download_outputs(kaggle, run, folder.path, declared, selection, on_event=on_event)
+    _require_known(selection, result, declared, end)
+    missing = {**result.left_behind, **result.refused}
+    verdict = verify(folder.path, selection.among(declared), missing)
+    # A complete run that does not verify may be a bad download, and the log of a run that has just
+    # failed may still come: in both cases the next pull tries again.
+    failed = end.state != State.COMPLETE
+    settled = bool(result.names) or folder.age() > kaggle.timeouts.grace
+    sound = not verdict.problems or (failed and settled)
+    if sound and selection.everything and not result.refused:
+        record = RunEnd(
+            run=run,
+            endpoint=run.endpoint,
+            kernelkit=kernelkit.__version__,
+            state=end.state,
+            failure=end.failure,
+            pushed=folder.read().pushed,
+            pulled=datetime.now(UTC).isoformat(timespec="seconds"),
+            pull_seconds=round(time.monotonic() - started, 3),
+            files=result.names,
+            left_behind=dict(result.left_behind),
+            verified=verdict.verified,
+            verdict=verdict,
+        )
+        store.record_end(folder, record)
+    partial = not selection.everything
+    return PulledRun(folder.path, end.state, verdict, result.left_behind, result.refused, partial)
+
+
+def _require_known(
+    selection: Selection, result: DownloadResult, declared: Sequence[str], end: Status
+) -> None:
+    """Check that every selected name, and every pattern, matches an output of a complete run."""
+    known = {*result.names, *result.left_out, *result.left_behind, *result.refused, *declared}
+    unknown = [name for name in selection.names if name not in known]
+    unknown += [p for p in selection.patterns if not any(fnmatchcase(name, p) for name in known)]
+    if unknown and end.state == State.COMPLETE:
+        near = difflib.get_close_matches(unknown[0], known, 3) or sorted(known)[:10]
+        raise ConfigError(
+            f"the run left no {', '.join(unknown)}", f"Did you mean one of: {', '.join(near)}?"
+        )
+
+
+def download_outputs(
+    kaggle: Kaggle,
+    run: RunAddress,
     folder: Path,
     declared: Sequence[str] = (),
     selection: Selection = EVERYTHING,
     *,
     on_event: OnEvent,
 ) -> DownloadResult:
-    """Bring the wanted outputs of a run that has ended, and its log, into the run's folder.
+    """Download the selected outputs of a run that has ended, and its log, into the run's folder.
 
     Raises:
-        UnreachableError, CapacityError: not all came, for now; the next pull goes on there.
-        MachineError: the disk is full, or the folder cannot be written.
+        UnreachableError, CapacityError: some files are missing; the next pull continues from there.
+        LocalError: the disk is full, or the folder cannot be written.
     """
     listing = _Listing(kaggle, run, on_event)
     try:
-        placed, left_behind = _places(folder, listing.files, run, declared, on_event)
-        fetching = _Fetching(kaggle, folder, listing, on_event)
-        refused = _fetch_manifest(fetching, placed, folder)
-        checks = promised(folder) or {}
+        placed, left_behind = _allocate_paths(folder, listing.files, run, declared, on_event)
+        downloads = _Downloads(kaggle, folder, listing, on_event)
+        refused = _fetch_manifest(downloads, placed, folder)
+        entries = promised_outputs(folder) or {}
         wanted = {
-            _expected(file, checks.get(file.name)): target
+            _with_entry(file, entries.get(file.name)): target
             for file, target in placed.items()
-            if file.name != MANIFEST_NAME and selection.takes(file.name)
+            if file.name != RUN_MANIFEST_NAME and selection.takes(file.name)
         }
         here = {file for file, target in wanted.items() if _is_here(file, target)}
         missing = {file: target for file, target in wanted.items() if file not in here}
-        refused |= fetching.fetch(missing, done=here)
+        refused |= downloads.fetch(missing, done=here)
         for name, reason in refused.items():
-            _told(on_event, name, reason)
-        _write_log(folder / f"{run.slug}.log", listing.log)
-        _clear_partials(folder / PARTIAL_FOLDER, selection)
+            _report_left(on_event, name, reason)
+        write_atomically(folder / f"{run.slug}.log", listing.log.encode(errors="backslashreplace"))
+        _remove_partials(folder / PARTIAL_FOLDER, selection)
     except OSError as error:
-        raise _machine_error(folder, error) from error
+        raise LocalError(
+            f"{folder} cannot be written: {error.strerror}",
+            "Do not use what is there: it is incomplete. Make room, then pull again.",
+        ) from error
     here_now = {file.name for file, target in placed.items() if target.is_file()}
     return DownloadResult(
         tuple(file.name for file in placed if file.name in here_now),
@@ -140,36 +335,27 @@ def pull(
     )
 
 
-@contextmanager
-def alone(folder: Path, on_event: Callable[[str], None]) -> Iterator[None]:
-    """Hold a run's folder against other pulls of the same; waits for the one that has it."""
-    try:
-        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise LocalError(f"{folder} cannot be opened: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_event(f"another pull is at work in {folder}: waiting for its end")
-            fcntl.flock(held, fcntl.LOCK_EX)
-        except OSError:
-            on_event(f"{folder} lies on a disk without locks: let one pull at a time work there")
-        yield
-    finally:
-        os.close(held)
+def _pull_lock(folder: Path, on_event: Callable[[str], None]) -> AbstractContextManager[None]:
+    """Let one pull of a run follow another."""
+    return locked(
+        folder,
+        on_wait=lambda: on_event(f"waiting for another pull into {folder}"),
+        on_unsupported=lambda: on_event(
+            f"the disk of {folder} has no locks: run only one pull at a time there"
+        ),
+    )
 
 
 class _Listing:
-    """A run's outputs as Kaggle lists them; their addresses hold for a while only."""
+    """A run's outputs as Kaggle lists them; their addresses expire after a while."""
 
-    def __init__(self, kaggle: Kaggle, run: Run, on_event: OnEvent) -> None:
+    def __init__(self, kaggle: Kaggle, run: RunAddress, on_event: OnEvent) -> None:
         self._kaggle, self._run = kaggle, run
         self._lock = threading.Lock()
         files, self.log = kaggle.outputs(run.owner, run.slug, run.version)
         self._urls = {file.name: file.url for file in files}
         sizes = self._sizes(on_event) if files else {}
-        # Kaggle leaves out what is 0: where any size is given, none is an empty file's.
+        # Kaggle leaves out sizes of 0. So if any size is given, a missing one is 0.
         known = any(sizes.values())
         self.files = [replace(file, size=sizes.get(file.name) if known else None) for file in files]
 
@@ -177,13 +363,13 @@ class _Listing:
         try:
             return self._kaggle.output_sizes(self._run.owner, self._run.slug, self._run.version)
         except RefusedError as error:
-            on_event(f"the sizes of the outputs are not known: {error}")
+            on_event(f"the sizes of the outputs are unknown: {error}")
             return {}
 
     def renew(self, file: OutputFile) -> OutputFile:
-        """The same file by an address that was just given out."""
+        """The same file with a fresh address."""
         with self._lock:
-            if self._urls.get(file.name) == file.url:  # else another download has just asked
+            if self._urls.get(file.name) == file.url:  # else another thread has just renewed it
                 run = self._run
                 files, _ = self._kaggle.outputs(run.owner, run.slug, run.version)
                 self._urls = {file.name: file.url for file in files}
@@ -191,8 +377,8 @@ class _Listing:
 
 
 @dataclass
-class _Fetching:
-    """Downloads, several at once, in threads that a silent server cannot hold back at the end."""
+class _Downloads:
+    """Several downloads at once, in threads that a silent server cannot keep alive at the end."""
 
     kaggle: Kaggle
     folder: Path
@@ -204,11 +390,11 @@ class _Fetching:
     def fetch(
         self, files: dict[OutputFile, Path], done: Collection[OutputFile] = ()
     ) -> dict[str, str]:
-        """Fetch each file to its path; those that Kaggle does not give, and why.
+        """Download each file to its path; returns the files that Kaggle does not send, and why.
 
         Raises:
-            UnreachableError, CapacityError: after everything else has come, or nothing more does.
-            MachineError: at once.
+            UnreachableError, CapacityError: after all other files, or once nothing arrives.
+            LocalError: at once.
         """
         self._require_room(files)
         self._came = sum(file.size or 0 for file in done)
@@ -217,11 +403,11 @@ class _Fetching:
         refused: dict[str, str] = {}
         late: list[tuple[str, KernelkitError]] = []
         in_a_row = 0
-        with closing(self._outcomes(files, size, len(done), of)) as outcomes:
-            for number, (file, error) in enumerate(outcomes, 1):
+        with closing(self._results(files, size, len(done), of)) as results:
+            for number, (file, error) in enumerate(results, 1):
                 if error is None:
                     in_a_row = 0
-                    came = _bytes(files[file].stat().st_size)
+                    came = human_size(files[file].stat().st_size)
                     self.on_event(f"pulled {printable(file.name)} ({came})")
                 elif isinstance(error, RefusedError):
                     refused[file.name] = str(error)
@@ -231,7 +417,7 @@ class _Fetching:
                     if in_a_row == AT_ONCE:
                         break
                 elif isinstance(error, LocalError):
-                    raise self._still_to_come(error, files)
+                    raise self._no_room(error, files)
                 else:
                     raise error
                 self.on_event(Progress(self._came, size, len(done) + number - len(late), of))
@@ -239,15 +425,17 @@ class _Fetching:
             raise self._incomplete(late, files)
         return refused
 
-    def _outcomes(
+    def _results(
         self, files: dict[OutputFile, Path], size: int, done: int, of: int
     ) -> Generator[tuple[OutputFile, BaseException | None], None, None]:
-        """Each file as its download ends, and with what fault."""
+        """Each file as its download ends, with its error."""
+        from kernelkit.kaggle.files import Stopped, Transfer, download  # imports the SDK's client
+
         waiting: queue.SimpleQueue[OutputFile] = queue.SimpleQueue()
         ended: queue.SimpleQueue[tuple[OutputFile, BaseException | None]] = queue.SimpleQueue()
         for file in files:
             waiting.put(file)
-        transfer = Transfer(self._heard, self.listing.renew)
+        transfer = Transfer(self._add, self.listing.renew)
 
         def work() -> None:
             session = self.kaggle.file_session()
@@ -273,28 +461,28 @@ class _Fetching:
             left = len(files)
             while left:
                 try:
-                    outcome = ended.get(timeout=TICK_SECONDS)
+                    result = ended.get(timeout=TICK_SECONDS)
                 except queue.Empty:
                     self.on_event(Progress(self._came, size, done + len(files) - left, of))
                     continue
                 left -= 1
-                yield outcome
+                yield result
         finally:
             transfer.stop.set()
             end = time.monotonic() + JOIN_SECONDS
             for thread in threads:
                 thread.join(max(0.0, end - time.monotonic()))
 
-    def _heard(self, more: int) -> None:
+    def _add(self, more: int) -> None:
         with self._count:
             self._came += more
 
     def _partial(self, file: OutputFile) -> Path:
-        """Not beside the file: its name may have no room for another ending."""
+        """In a folder of its own: the file's name may be too long for another suffix."""
         return self.folder / PARTIAL_FOLDER / sha256(file.name.encode()).hexdigest()[:32]
 
     def _missing(self, files: dict[OutputFile, Path]) -> int:
-        """Bytes that are still to come."""
+        """Bytes that are not yet on this disk."""
         partials = [(file, self._partial(file)) for file in files if not files[file].is_file()]
         return sum(
             max(0, (file.size or 0) - (path.stat().st_size if path.is_file() else 0))
@@ -309,15 +497,15 @@ class _Fetching:
         missing, free = self._missing(files), shutil.disk_usage(self.folder).free
         if missing and missing + SPARE_BYTES > free:
             raise LocalError(
-                f"the disk of {self.folder} is too full: {_bytes(missing)} are to come, "
-                f"{_bytes(free)} are free, and {_bytes(SPARE_BYTES)} must be left",
-                f"Make room for {_bytes(missing + SPARE_BYTES - free)} more, then pull again.",
+                f"the disk of {self.folder} is too full: {human_size(missing)} are missing, "
+                f"{human_size(free)} are free, and {human_size(SPARE_BYTES)} must stay free",
+                f"Make room for {human_size(missing + SPARE_BYTES - free)} more, then pull again.",
             )
 
-    def _still_to_come(self, error: LocalError, files: dict[OutputFile, Path]) -> LocalError:
-        return LocalError(
-            f"{error}. {_bytes(self._missing(files))} are still to come",
-            "Nothing there counts as complete. Make room, then pull again: it goes on there.",
+    def _no_room(self, error: LocalError, files: dict[OutputFile, Path]) -> LocalError:
+        return error.with_message(
+            f"{error}. {human_size(self._missing(files))} are still missing",
+            "Make room, then pull again: it continues from there. Until then do not use the files.",
         )
 
     def _incomplete(
@@ -325,65 +513,66 @@ class _Fetching:
     ) -> KernelkitError:
         name, first = late[0]
         more = f", and {len(late) - 1} more" if len(late) > 1 else ""
-        return type(first)(
-            f"not everything came: {printable(name)}{more}. {first}",
-            f"{_bytes(self._missing(files))} are still to come. Pull again: it goes on there.",
+        return first.with_message(
+            f"not all files arrived: {printable(name)}{more}. {first}",
+            f"Pull again: it continues from there. {human_size(self._missing(files))} are missing.",
         )
 
 
-def _places(
-    folder: Path, files: Sequence[OutputFile], run: Run, declared: Sequence[str], on_event: OnEvent
+def _allocate_paths(
+    folder: Path,
+    files: Sequence[OutputFile],
+    run: RunAddress,
+    declared: Sequence[str],
+    on_event: OnEvent,
 ) -> tuple[dict[OutputFile, Path], dict[str, str]]:
-    """Where each file goes, and why some of them go nowhere."""
-    own = [*(OWN_NAMES - {MANIFEST_NAME}), f"{run.slug}.log"]
+    """The path of each file, and the files whose names cannot become paths, with the reason."""
+    own = [*(OWN_NAMES - {RUN_MANIFEST_NAME}), f"{run.slug}.log"]
     unpacked = [unpacked_name(name) for name in declared if name.endswith(".zip")]
     partials = [PARTIAL_FOLDER, *(f"{name}.partial" for name in [*own, *unpacked])]
-    places = PathAllocator(folder, [*own, *unpacked, *partials])
+    paths = PathAllocator(folder, [*own, *unpacked, *partials])
     placed: dict[OutputFile, Path] = {}
     left_behind: dict[str, str] = {}
     for file in files:
         try:
-            placed[file] = places.take(file.name)
+            placed[file] = paths.take(file.name)
         except UnsafePathError as error:
-            left_behind[printable(file.name)] = _told(on_event, file.name, str(error))
+            _report_left(on_event, file.name, str(error))
+            left_behind[printable(file.name)] = str(error)
     return placed, left_behind
 
 
-def _told(on_event: OnEvent, name: str, reason: str) -> str:
+def _report_left(on_event: OnEvent, name: str, reason: str) -> None:
     on_event(f"left on Kaggle: {printable(name)!r} ({reason})")
-    return reason
 
 
 def _fetch_manifest(
-    fetching: _Fetching, placed: dict[OutputFile, Path], folder: Path
+    downloads: _Downloads, placed: dict[OutputFile, Path], folder: Path
 ) -> dict[str, str]:
-    """The run's manifest before everything that it lists, always anew: it may have come wrong."""
-    found = {file: target for file, target in placed.items() if file.name == MANIFEST_NAME}
+    """Download the run's manifest first, and again each time: an earlier copy may be damaged."""
+    found = {file: target for file, target in placed.items() if file.name == RUN_MANIFEST_NAME}
     refused: dict[str, str] = {}
     for _ in range(MANIFEST_ATTEMPTS if found else 0):
-        refused = fetching.fetch(found)
-        if promised(folder) is not None:
+        refused = downloads.fetch(found)
+        if promised_outputs(folder) is not None:
             return {}
     return refused
 
 
-def _expected(file: OutputFile, check: Mapping[str, Any] | None) -> OutputFile:
-    """A file with what the run has written of it; its own word counts for more than a listing."""
-    return replace(file, size=check["size"], sha256=check["sha256"]) if check else file
+def _with_entry(file: OutputFile, entry: OutputEntry | None) -> OutputFile:
+    """A file with the size and SHA-256 from the run's manifest, which is more reliable."""
+    return replace(file, size=entry.size, sha256=entry.sha256) if entry else file
 
 
 def _is_here(file: OutputFile, target: Path) -> bool:
-    """Whether an earlier pull has brought it whole."""
+    """Whether an earlier pull has downloaded the complete file."""
     if file.size is None or not target.is_file() or target.stat().st_size != file.size:
         return False
-    if file.sha256 is None:
-        return True
-    with target.open("rb") as stream:
-        return file_digest(stream, "sha256").hexdigest() == file.sha256
+    return file.sha256 is None or sha256_of(target) == file.sha256
 
 
-def _clear_partials(folder: Path, selection: Selection) -> None:
-    """All has come that was wanted; of a part of the files, the others may still lie there."""
+def _remove_partials(folder: Path, selection: Selection) -> None:
+    """Everything selected is here; partial files of other outputs may still be of use."""
     if selection.everything:
         shutil.rmtree(folder)
     else:
@@ -391,22 +580,108 @@ def _clear_partials(folder: Path, selection: Selection) -> None:
             folder.rmdir()
 
 
-def _write_log(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    partial.replace(path)
+def unpack(pulled: PulledRun, *, on_event: Callable[[str], None]) -> list[Path]:
+    """Unpack each verified zip into a folder next to it, and return these folders.
+
+    Raises:
+        VerificationError: a zip is damaged or hostile; nothing of it is kept.
+        LocalError: the disk is full, or cannot be written.
+    """
+    zips = [entry.path for entry in pulled.verdict.outputs if entry.path.endswith(".zip")]
+    folders = []
+    for name in zips:
+        archive, folder = pulled.folder / name, pulled.folder / unpacked_name(name)
+        if not archive.is_file():
+            continue  # it was not selected
+        if folder.exists():
+            on_event(f"{folder} exists already")
+        else:
+            unpack_zip(archive, folder)
+            on_event(f"unpacked {folder}")
+        folders.append(folder)
+    return folders
 
 
-def _machine_error(folder: Path, error: OSError) -> LocalError:
-    return LocalError(
-        f"{folder} cannot be written: {error.strerror}",
-        "Nothing there counts as complete. Make room, then pull again.",
-    )
+def unpack_zip(archive: Path, folder: Path) -> None:
+    """Unpack a zip into a new folder, which appears only when it is complete.
+
+    Refused are names that lead elsewhere, links, encrypted members, members that share a path, and
+    content that would fill the disk.
+
+    Raises:
+        VerificationError: the zip is damaged or hostile.
+        LocalError: the disk is full, or cannot be written.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    try:
+        if partial.exists():
+            shutil.rmtree(partial)  # of a process that was killed
+        partial.mkdir()
+        try:
+            with zipfile.ZipFile(archive) as opened:
+                targets = dict(_targets(opened, partial))
+                _require_plausible(opened, archive)
+                for member, target in targets.items():
+                    _extract(opened, member, target)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except LocalError:
+        raise
+    except VerificationError as error:
+        raise error.with_message(
+            f"{archive} is not unpacked: {error}",
+            "Check how the run made this zip. Nothing of it was kept.",
+        ) from error
+    except Exception as error:  # hostile bytes raise any exception of their decoder
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise LocalError(
+                f"{folder} cannot be written: {error.strerror}", "Make room, then unpack again."
+            ) from error
+        raise VerificationError(
+            f"{archive} cannot be unpacked: {type(error).__name__}: {error}", "Pull it again."
+        ) from error
 
 
-def _bytes(size: int) -> str:
-    """For people: 1.2 GB."""
-    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size} B"
+def _targets(archive: zipfile.ZipFile, folder: Path) -> Iterator[tuple[zipfile.ZipInfo, Path]]:
+    """The path of each file; nothing is written before every member has one."""
+    paths = PathAllocator(folder)
+    for member in archive.infolist():
+        name = printable(member.filename)
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise VerificationError(f"{name!r} in it is a link")
+        if member.flag_bits & 1:
+            raise VerificationError(f"{name!r} in it is encrypted")
+        if not member.is_dir():
+            try:
+                yield member, paths.take(member.filename)
+            except UnsafePathError as error:
+                raise VerificationError(f"{name!r} in it cannot be a path: {error}") from error
+
+
+def _require_plausible(opened: zipfile.ZipFile, archive: Path) -> None:
+    """Compare what the members claim with their number, the zip's own size and the disk."""
+    members, packed = opened.infolist(), archive.stat().st_size
+    size = sum(member.file_size for member in members)
+    free = shutil.disk_usage(archive.parent).free
+    if len(members) > MEMBERS:
+        raise VerificationError(f"it contains {len(members):,} files")
+    if sum(member.compress_size for member in members) > packed:
+        raise VerificationError("its members overlap")
+    if size > RATIO_FROM_BYTES and size > RATIO * packed:
+        raise VerificationError(f"its {packed:,} B claim to contain {size:,} B")
+    if size + SPARE_BYTES > free:
+        raise LocalError(
+            f"{archive} contains {size:,} B, and {free:,} B are free on its disk",
+            "Make room, then unpack again.",
+        )
+
+
+def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
+    """Write the content of one file, without the owner, mode or time in the zip.
+
+    zipfile reads no more than the size that the member claims, and checks its CRC.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(member) as packed, target.open("xb") as stream:
+        shutil.copyfileobj(packed, stream, COPY_BYTES)

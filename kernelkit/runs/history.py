@@ -1,23 +1,37 @@
-"""What is known of the runs by their folders alone: a row of each, all of one, how two differ.
+"""What the folders alone say about the runs: a row for each, all of one, how two differ.
 
-Nothing is believed that does not belong: outputs of a folder that is not complete, and the manifest
-of another digest, say nothing here. What is damaged is told, and never stops the rest.
+Only files that belong to the run count: outputs of an incomplete folder and the manifest of another
+digest are ignored. A damaged file is reported as a problem, and the rest is still shown.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from kernelkit.errors import KernelkitError, LocalError
-from kernelkit.kaggle import LogEntry, parse_log
-from kernelkit.runs import store as ledger
-from kernelkit.runs.store import Record
+from kernelkit.kaggle.logs import parse_log
+from kernelkit.kaggle.types import LogEntry
+from kernelkit.notebook.manifest import MANIFEST_NAME, Manifest
+from kernelkit.runs import store
+from kernelkit.runs.manifest import (
+    END_NAME,
+    RUN_MANIFEST_NAME,
+    OutputEntry,
+    RunEnd,
+    RunManifest,
+    RunRecord,
+    SubmissionRecord,
+    Verdict,
+    finite,
+)
+from kernelkit.runs.store import RunFolder
 from kernelkit.runs.watch import progress
+from kernelkit.storage import DocumentError, MissingDocumentError, read_model
 
 METRICS = (
     ("val_iou", max),
@@ -27,205 +41,329 @@ METRICS = (
     ("val_accuracy", max),
     ("val_loss", min),
 )
-"""Keys of an epoch's event in the log, and the best of their values; the first found counts."""
+"""Keys of an epoch's event in the log, with the function that finds the best value; the first key
+that a run reports counts."""
 
-LOG_BYTES = 64 << 20  # a larger log is not looked through for a table
+LOG_BYTES = 64 << 20  # metrics are not read from a larger log
 HALF_WRITTEN, DAMAGED, NOT_PULLED = "half-written", "damaged", "not pulled"
 
+Pair = tuple[JsonValue, JsonValue]
+"""A value of the first run and of the second; None if a run has none."""
 
-def rows(root: Path) -> list[dict[str, Any]]:
-    """Every version below `root` as a row of a table, the newest last.
+Model = TypeVar("Model", bound=BaseModel)
 
-    A value that is not known is None. `next` says what to do about a folder that is not as it
-    should be.
-    """
-    submissions = ledger.submissions(root)
-    found = [_known(record, submissions) for record in ledger.versions(root)]
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """All of it for a script."""
+        return self.model_dump(mode="json")
+
+
+class Metric(_Frozen):
+    """The best value of a metric among all epochs."""
+
+    name: str
+    value: float
+    experiment: JsonValue = None
+    epoch: JsonValue = None
+
+
+class RunRow(_Frozen):
+    """One version in the table of all runs. A value that is unknown is None."""
+
+    run: str
+    """`owner/slug`."""
+
+    version: int
+    digest: str | None
+    """The first 12 characters, or all of them in `RunDetails`."""
+
+    commit: str | None
+    profile: str | None
+    pushed: str
+    """In UTC, ISO 8601."""
+
+    state: str
+    """Kaggle's state, or HALF_WRITTEN, DAMAGED or NOT_PULLED."""
+
+    verified: bool | None
+    metric: Metric | None
+    submission: str | None
+    public_score: str | None
+    private_score: str | None
+    gpu_seconds: float | None
+    next: str | None
+    """What to do about a damaged folder."""
+
+
+class RunDetails(RunRow):
+    """Everything that is known about one run."""
+
+    url: str | None
+    endpoint: str | None
+    folder: str
+    dirty: bool | None
+    failure: str | None
+    pulled: str | None
+    seconds: float | None
+    parameters: dict[str, JsonValue]
+    kernel: dict[str, JsonValue]
+    hardware: dict[str, JsonValue]
+    versions: dict[str, JsonValue]
+    outputs: tuple[OutputEntry, ...]
+    verdict: Verdict | None
+    submissions: tuple[SubmissionRecord, ...]
+    files: dict[str, str]
+    """Path → SHA-256 of every file of the package."""
+
+    problems: tuple[str, ...]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """All of it for a script."""
+        return {
+            **self.model_dump(mode="json"),
+            "outputs": [o.model_dump(mode="json", exclude_unset=True) for o in self.outputs],
+            "verdict": self.verdict.document if self.verdict else {},
+            "submissions": [submission.document for submission in self.submissions],
+        }
+
+
+class CodeDifference(_Frozen):
+    """Paths of the package's files that differ between two runs."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+
+    @property
+    def any(self) -> bool:
+        """Whether any file differs."""
+        return bool(self.added or self.removed or self.changed)
+
+
+class RunDifference(_Frozen):
+    """How two runs differ."""
+
+    before: str
+    after: str
+    same: bool
+    """Whether both have the same digest."""
+
+    commits: tuple[str | None, str | None]
+    parameters: dict[str, Pair]
+    kernel: dict[str, Pair]
+    settings: dict[str, Pair]
+    code: CodeDifference
+    versions: dict[str, Pair]
+    results: dict[str, Pair]
+    problems: tuple[str, ...] = Field(default=())
+
+
+def rows(root: Path) -> list[RunRow]:
+    """Every version below `root` as a row of a table, newest last."""
+    submissions = store.submissions(root)
+    found = [_read(folder, submissions) for folder in store.versions(root)]
     return [known.row() for known in sorted(found, key=lambda known: known.pushed)]
 
 
-def show(record: Record) -> dict[str, Any]:
-    """Everything that is known of one run."""
-    known = _known(record)
-    run, manifest = known.run, known.manifest
-    return {
-        **known.row(),
-        "url": known.push.get("url"),
-        "endpoint": known.push.get("endpoint"),
-        "folder": str(record.folder),
-        "digest": known.push.get("digest"),
-        "commit": _mapping(known.bundle.get("provenance")).get("commit"),
-        "dirty": _mapping(known.bundle.get("provenance")).get("dirty"),
-        "failure": run.get("failure"),
-        "pulled": run.get("pulled"),
-        "seconds": _number(manifest.get("seconds")),
-        "parameters": _mapping(manifest.get("parameters")) or known.parameters,
-        "kernel": _mapping(known.bundle.get("kernel")),
-        "hardware": _mapping(manifest.get("hardware")),
-        "versions": _mapping(manifest.get("versions")),
-        "outputs": known.outputs,
-        "verdict": _mapping(run.get("verdict")),
-        "submissions": known.submissions,
-        "files": known.files,
-        "problems": known.problems,
-    }
+def show(folder: RunFolder) -> RunDetails:
+    """Everything that is known about one run."""
+    known = _read(folder)
+    record, bundle, end, manifest = known.record, known.bundle, known.end, known.manifest
+    provenance = bundle.provenance if bundle else None
+    row = known.row().model_dump()
+    return RunDetails.model_validate(
+        {
+            **row,
+            "digest": record.digest if record else None,
+            "commit": provenance.commit if provenance else None,
+            "url": record.url if record else None,
+            "endpoint": record.endpoint if record else None,
+            "folder": str(folder.path),
+            "dirty": provenance.dirty if provenance else None,
+            "failure": end.failure if end else None,
+            "pulled": end.pulled if end else None,
+            "seconds": manifest.seconds if manifest else None,
+            "parameters": (manifest.parameters if manifest else {}) or known.parameters,
+            "kernel": known.kernel,
+            "hardware": manifest.hardware if manifest else {},
+            "versions": manifest.versions if manifest else {},
+            "outputs": manifest.outputs if manifest else (),
+            "verdict": end.verdict if end else None,
+            "submissions": known.submissions,
+            "files": known.files,
+            "problems": known.problems,
+        }
+    )
 
 
-def diff(before: Record, after: Record) -> dict[str, Any]:
-    """How two runs differ: per value a pair, None where one of them has none; code by its files."""
-    a, b = _known(before), _known(after)
-    return {
-        "before": a.name,
-        "after": b.name,
-        "same": a.push.get("digest") == b.push.get("digest"),
-        "commits": [a.commit, b.commit],
-        "parameters": _pairs(a.parameters, b.parameters),
-        "kernel": _pairs(*(_mapping(known.bundle.get("kernel")) for known in (a, b))),
-        "settings": _pairs(*({k: known.bundle.get(k) for k in _SETTINGS} for known in (a, b))),
-        "code": _files(a.files, b.files),
-        "versions": _pairs(*(_mapping(known.manifest.get("versions")) for known in (a, b))),
-        "results": _pairs(a.results, b.results),
-        "problems": [*a.problems, *b.problems],
-    }
+def diff(before: RunFolder, after: RunFolder) -> RunDifference:
+    """How two runs differ."""
+    a, b = _read(before), _read(after)
+    versions = [known.manifest.versions if known.manifest else {} for known in (a, b)]
+    return RunDifference(
+        before=a.name,
+        after=b.name,
+        same=a.digest == b.digest,
+        commits=(a.commit, b.commit),
+        parameters=_pairs(a.parameters, b.parameters),
+        kernel=_pairs(a.kernel, b.kernel),
+        settings=_pairs(a.settings, b.settings),
+        code=_code(a.files, b.files),
+        versions=_pairs(*versions),
+        results=_pairs(a.results, b.results),
+        problems=(*a.problems, *b.problems),
+    )
 
 
 _SETTINGS = ("kernelkit", "profile", "entry", "outputs", "pip", "layout")
 
 
 class _Known:
-    """The documents of a folder, each an empty one where it is missing or cannot be believed."""
+    """The files of a folder; None for a file that is missing, damaged, or of another run."""
 
-    def __init__(self, record: Record, submissions: Iterable[Mapping[str, Any]]) -> None:
-        self.record, self.problems = record, list[str]()
-        self.push: Mapping[str, Any] = {}
+    def __init__(self, folder: RunFolder, submissions: Iterable[SubmissionRecord]) -> None:
+        self.folder, self.problems = folder, list[str]()
+        self.record: RunRecord | None = None
         try:
-            self.push = record.push
+            self.record = folder.read()
         except LocalError as error:
             self.problems.append(f"{error} {error.next_step}")
-        complete = record.complete
-        self.bundle = self._document("bundle.json")
-        self.run = self._document("run.json") if complete else {}
-        manifest = self._document("run-manifest.json") if complete else {}
-        ours = manifest.get("digest") == self.push.get("digest")
-        self.manifest = manifest if ours else {}
-        if not self.push:
+        self.bundle = self._read(MANIFEST_NAME, Manifest)
+        self.end: RunEnd | None = folder.read_end()
+        manifest = self._read(RUN_MANIFEST_NAME, RunManifest) if self.end else None
+        ours = manifest is not None and manifest.digest == self.digest
+        self.manifest = manifest if ours else None
+        if self.record is None:
             self.state = HALF_WRITTEN
-        elif complete:
-            self.state = str(self.run.get("state"))
-        elif (record.folder / "run.json").exists():
+        elif self.end is not None:
+            self.state = self.end.state
+        elif (folder.path / END_NAME).exists():
             self.state = DAMAGED
-            self.problems.append(f"{record.folder}/run.json is damaged. Pull this version again.")
+            self.problems.append(f"{folder.path / END_NAME} is damaged. Pull this version again.")
         else:
             self.state = NOT_PULLED
-        slug = record.folder.parent.name
+        endpoint = self.record.endpoint if self.record else None
         self.submissions = [
-            dict(entry)
-            for entry in submissions
-            if (entry["slug"], entry["version"]) == (slug, record.version)
-            and entry["endpoint"] == self.push.get("endpoint")
+            submission
+            for submission in submissions
+            if (submission.slug, submission.version) == (folder.slug, folder.version)
+            and submission.endpoint == endpoint
         ]
 
     @property
     def name(self) -> str:
-        owner = f"{self.push['owner']}/" if self.push else ""
-        return f"{owner}{self.record.folder.parent.name}/v{self.record.version}"
+        return f"{self._kernel_name}/v{self.folder.version}"
+
+    @property
+    def digest(self) -> str | None:
+        return self.record.digest if self.record else None
 
     @property
     def pushed(self) -> str:
-        """When, in UTC; by the folder's own date where nothing is recorded."""
-        if isinstance(pushed := self.push.get("pushed"), str) and pushed:
-            return pushed
+        """When, in UTC; the folder's own date if nothing is recorded."""
+        if self.record and self.record.pushed:
+            return self.record.pushed
         try:
-            seconds = self.record.folder.stat().st_mtime
+            seconds = self.folder.path.stat().st_mtime
         except OSError:
             seconds = 0.0
         return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
     @property
     def commit(self) -> str | None:
-        """Of the sources, and whether they were changed since."""
-        provenance = _mapping(self.bundle.get("provenance"))
-        commit = provenance.get("commit")
-        if not isinstance(commit, str) or not commit:
+        """The commit of the sources, with a `+` if they had uncommitted changes."""
+        provenance = self.bundle.provenance if self.bundle else None
+        if provenance is None or not provenance.commit:
             return None
-        return f"{commit[:9]}{'+' if provenance.get('dirty') else ''}"
+        return f"{provenance.commit[:9]}{'+' if provenance.dirty else ''}"
 
     @property
-    def parameters(self) -> Mapping[str, Any]:
+    def parameters(self) -> Mapping[str, JsonValue]:
         """As they were sent."""
-        return _mapping(self.bundle.get("parameters"))
+        return self.bundle.parameters if self.bundle else {}
 
     @property
-    def outputs(self) -> list[dict[str, Any]]:
-        """What the run says that it left."""
-        return [dict(output) for output in _mappings(self.manifest.get("outputs"))]
+    def kernel(self) -> Mapping[str, JsonValue]:
+        return self.bundle.kernel.model_dump(mode="json", exclude_unset=True) if self.bundle else {}
+
+    @property
+    def settings(self) -> Mapping[str, JsonValue]:
+        document = self.bundle.document if self.bundle else {}
+        return {name: document.get(name) for name in _SETTINGS}
 
     @property
     def files(self) -> dict[str, str]:
-        """Path → sha256 of every file of the package."""
-        listed = _mappings(self.bundle.get("files"))
-        return {str(file.get("path")): str(file.get("sha256")) for file in listed}
+        return {file.path: file.sha256 for file in self.bundle.files} if self.bundle else {}
 
     @property
     def gpu_seconds(self) -> float | None:
-        """How long the run had a GPU, by its own account; Kaggle counts the session around it."""
-        seconds = _number(self.manifest.get("seconds"))
-        if seconds is None or _mapping(self.manifest.get("hardware")).get("gpus"):
-            return seconds
-        return 0.0
+        """How long the run says that it had a GPU; Kaggle counts the session around it."""
+        if self.manifest is None or self.manifest.seconds is None:
+            return None
+        return self.manifest.seconds if self.manifest.hardware.get("gpus") else 0.0
 
     @property
-    def results(self) -> dict[str, Any]:
-        """Metric, scores and GPU seconds."""
-        last: Mapping[str, Any] = self.submissions[-1] if self.submissions else {}
+    def results(self) -> Mapping[str, JsonValue]:
+        row = self.row()
         return {
-            "metric": self._metric(),
-            "submission": last.get("status"),
-            "public_score": last.get("public_score") or None,
-            "private_score": last.get("private_score") or None,
-            "gpu_seconds": self.gpu_seconds,
+            "metric": row.metric.document if row.metric else None,
+            "submission": row.submission,
+            "public_score": row.public_score,
+            "private_score": row.private_score,
+            "gpu_seconds": row.gpu_seconds,
         }
 
-    def row(self) -> dict[str, Any]:
-        verified = self.run.get("verified")
-        return {
-            "run": self.name.rpartition("/")[0],
-            "version": self.record.version,
-            "digest": str(self.push.get("digest", ""))[:12] or None,
-            "commit": self.commit,
-            "profile": self.push.get("profile"),
-            "pushed": self.pushed,
-            "state": self.state,
-            "verified": verified if isinstance(verified, bool) else None,
-            **self.results,
-            "next": self.problems[0] if self.problems else None,
-        }
+    def row(self) -> RunRow:
+        last = self.submissions[-1] if self.submissions else None
+        return RunRow(
+            run=self._kernel_name,
+            version=self.folder.version,
+            digest=self.digest[:12] or None if self.digest else None,
+            commit=self.commit,
+            profile=self.record.profile if self.record else None,
+            pushed=self.pushed,
+            state=self.state,
+            verified=self.end.verified if self.end else None,
+            metric=self._metric(),
+            submission=last.status if last else None,
+            public_score=last.public_score or None if last else None,
+            private_score=last.private_score or None if last else None,
+            gpu_seconds=self.gpu_seconds,
+            next=self.problems[0] if self.problems else None,
+        )
 
-    def _document(self, name: str) -> Mapping[str, Any]:
-        path = self.record.folder / name
+    @property
+    def _kernel_name(self) -> str:
+        return f"{self.record.owner}/{self.folder.slug}" if self.record else self.folder.slug
+
+    def _read(self, name: str, model: type[Model]) -> Model | None:
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, RecursionError) as error:
-            self.problems.append(f"{path} cannot be read: {type(error).__name__}")
-            return {}
-        return _mapping(document)
+            return read_model(self.folder.path / name, model)
+        except MissingDocumentError:
+            return None
+        except DocumentError as error:
+            self.problems.append(str(error))
+            return None
 
-    def _metric(self) -> dict[str, Any] | None:
-        """The best epoch of the log by the first of METRICS that it reports."""
+    def _metric(self) -> Metric | None:
+        """The best epoch in the log, by the first of METRICS that it reports."""
         events = self._epochs()
         for name, best in METRICS:
-            numbers = ((_number(event.get(name)), event) for event in events)
+            numbers = ((finite(event.get(name)), event) for event in events)
             found = [(value, event) for value, event in numbers if value is not None]
             if found:
                 value, event = best(found, key=lambda pair: pair[0])
-                where = {key: event.get(key) for key in ("experiment", "epoch")}
-                return {"name": name, "value": value, **where}
+                experiment, epoch = event.get("experiment"), event.get("epoch")
+                return Metric(name=name, value=value, experiment=experiment, epoch=epoch)
         return None
 
-    def _epochs(self) -> Sequence[Mapping[str, Any]]:
-        path = self.record.folder / f"{self.record.folder.parent.name}.log"
+    def _epochs(self) -> Sequence[Mapping[str, JsonValue]]:
+        path = self.folder.log
         try:
             if not self.manifest or path.stat().st_size > LOG_BYTES:
                 return []
@@ -238,45 +376,25 @@ class _Known:
         return [event for event in events if event and event["event"] == "epoch"]
 
 
-def _known(record: Record, submissions: Iterable[Mapping[str, Any]] | None = None) -> _Known:
-    folder = record.folder.parent
+def _read(folder: RunFolder, submissions: Iterable[SubmissionRecord] | None = None) -> _Known:
     if submissions is None:
-        submissions = ledger.submissions(folder.parent, folder.name)
-    with ledger.reading(record):
-        return _Known(record, submissions)
+        submissions = store.submissions(folder.root, folder.slug)
+    with folder.reading():
+        return _Known(folder, submissions)
 
 
-def _files(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, list[str]]:
+def _code(before: Mapping[str, str], after: Mapping[str, str]) -> CodeDifference:
     common = before.keys() & after.keys()
-    return {
-        "added": sorted(after.keys() - before.keys()),
-        "removed": sorted(before.keys() - after.keys()),
-        "changed": sorted(path for path in common if before[path] != after[path]),
-    }
+    return CodeDifference(
+        added=tuple(sorted(after.keys() - before.keys())),
+        removed=tuple(sorted(before.keys() - after.keys())),
+        changed=tuple(sorted(path for path in common if before[path] != after[path])),
+    )
 
 
-def _pairs(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _pairs(before: Mapping[str, JsonValue], after: Mapping[str, JsonValue]) -> dict[str, Pair]:
     return {
-        str(name): [before.get(name), after.get(name)]
-        for name in sorted({*before, *after}, key=str)
+        name: (before.get(name), after.get(name))
+        for name in sorted({*before, *after})
         if before.get(name) != after.get(name)
     }
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _mappings(value: Any) -> list[Mapping[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def _number(value: Any) -> float | None:
-    """A finite number, None where it is none: the value comes from a notebook."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None

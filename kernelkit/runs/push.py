@@ -1,17 +1,21 @@
-"""A push: look ahead, send exactly once, and hold what Kaggle made of it against what was asked.
+"""Push a kernel: decide whether a push is needed, check, send exactly once, record, verify.
 
-The answer to a push can be lost after its effect, and a push is a run that costs hours. So it is
-never simply sent again: the kernel is read back, by version and by the digest in its source.
+Kaggle's response to a push can be lost after Kaggle has accepted it, and a push starts a run that
+takes hours. So kernelkit never just sends again: it looks for the new version, and compares the
+digest in its source.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kernelkit.errors import (
     AnswerLostError,
@@ -23,44 +27,109 @@ from kernelkit.errors import (
     SessionCapError,
     UnreachableError,
 )
-from kernelkit.kaggle import Kaggle, KernelInfo, Timeouts
-from kernelkit.notebook.reader import read_cells
+from kernelkit.kaggle.types import KernelInfo, Timeouts
+from kernelkit.notebook.manifest import Manifest
+from kernelkit.notebook.reader import embedded_manifest, read_cells
 from kernelkit.notebook.render import Kernel
-from kernelkit.runs.watch import Run
+from kernelkit.runs import store
+from kernelkit.runs.manifest import RunAddress, RunRecord
+from kernelkit.runs.store import RunFolder
+from kernelkit.runs.verify import verify
+from kernelkit.runs.watch import read_status
+
+if TYPE_CHECKING:
+    from kernelkit.kaggle.kernels import Kaggle
 
 DATASET_SECONDS = 600  # for a dataset to become ready
-QUEUE_PAUSES = (30.0, 300.0)  # seconds between two tries for a free session: the first, the longest
-LIMITED_TRIES = 5  # of a push that is refused for too many calls
+QUEUE_PAUSES = (30.0, 300.0)  # seconds between two tries for a free session: first and longest
+RATE_LIMITED_TRIES = 5  # of a push that is refused for too many calls
+CHANGING_SOURCES = ("dataset_sources", "kernel_sources", "model_sources")
+"""Sources whose content can change while their name stays the same."""
+
+LATE_FIELDS = ("machine_shape", "docker_image")
+"""Settings that Kaggle shows only once the run has started; `watch` checks them."""
+
+PUSH_AGAIN = "Fix the cause, then push again: `kernelkit push --again`."
 
 OnEvent = Callable[[str], None]
 
 
 class Outcome(StrEnum):
-    """How a push has come to its version."""
+    """How a push came to its version."""
 
     PUSHED = "pushed"
     ADOPTED = "adopted"
-    """It was on Kaggle already: from another machine, or by a push whose answer was lost."""
+    """It already was on Kaggle: from another machine, or by a push whose response was lost."""
 
     REATTACHED = "reattached"
-    """A version pushed from here holds the same, and still runs."""
+    """A version pushed from here is identical, and still runs."""
 
     REUSED = "reused"
-    """A version pushed from here holds the same, and is complete and verified."""
+    """A version pushed from here is identical, complete and verified."""
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """A version that is now queued or running, and how it came about."""
+    """The folder of the version that a push came to, and how."""
 
-    run: Run
+    folder: RunFolder
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class SentVersion:
+    """A version that is now queued or running on Kaggle."""
+
+    run: RunAddress
     outcome: Outcome
     dropped: tuple[str, ...] = ()
-    """Sources that Kaggle left out at once."""
+    """Sources that Kaggle dropped at once."""
 
 
-def check_owner(kaggle: Kaggle, kernel: Kernel) -> None:
-    """A kernel can be pushed by its owner alone.
+def push_once(
+    kaggle: Kaggle,
+    kernel: Kernel,
+    root: Path,
+    *,
+    profile: str | None = None,
+    reserve: float = 0.0,
+    again: bool = False,
+    wait: bool = False,
+    deadline: float | None = None,
+    on_event: OnEvent,
+) -> Pushed:
+    """Push a kernel so that one version with its digest exists, and record it under `root`.
+
+    An identical version is not pushed again unless `again` is set: see `find_identical`. `wait`
+    waits for a free session, up to `deadline` seconds. `reserve` is in GPU hours (`check_remote`).
+
+    Raises:
+        CapacityError: no session, no quota, or too many calls; nothing was sent.
+        RefusedError: Kaggle changed the requested settings; the version runs and is recorded.
+        UnreachableError: the push was accepted and recorded, and could not be verified.
+    """
+    require_owner(kaggle, kernel)
+    with store.push_lock(root, kernel.slug, on_event):
+        current = current_kernel(kaggle, kernel.slug)
+        if not again and (found := find_identical(kaggle, kernel, root, current, on_event)):
+            return found
+        check_remote(kaggle, kernel, reserve, on_event)
+        on_event(
+            f"pushing {kernel.slug} as {kaggle.credentials.username} ({len(kernel.payload):,} B)"
+        )
+        hidden = _hidden_versions(kaggle, kernel, root)
+        known = max([current.version or 0, *hidden]) if current else 0
+        sent = send(kaggle, kernel, known, wait=wait, deadline=deadline, on_event=on_event)
+        folder = _record(root, kernel, sent.run, sent.outcome, profile, pushed=_now())
+    on_event(f"{sent.run.name} is pushed: {sent.run.url}")
+    require_unchanged_settings(kaggle, kernel, sent.run, folder, sent.dropped)
+    if late := [name for name in LATE_FIELDS if getattr(kernel.manifest.kernel, name)]:
+        on_event(f"not yet confirmed: {', '.join(late)} (Kaggle shows them once the run starts)")
+    return Pushed(folder, sent.outcome)
+
+
+def require_owner(kaggle: Kaggle, kernel: Kernel) -> None:
+    """Check that the account owns the kernel: nobody else can push it.
 
     Raises:
         RefusedError: its id names another owner than the credentials.
@@ -74,33 +143,133 @@ def check_owner(kaggle: Kaggle, kernel: Kernel) -> None:
         )
 
 
-def current(kaggle: Kaggle, slug: str) -> KernelInfo | None:
-    """The account's kernel of this name as Kaggle has it; None where there is none yet."""
+def current_kernel(kaggle: Kaggle, slug: str) -> KernelInfo | None:
+    """The account's kernel of this name as Kaggle has it; None if there is none yet."""
     try:
         return kaggle.kernel(kaggle.credentials.username, slug)
     except NotFoundError:
         return None
 
 
-def check_remote(kaggle: Kaggle, kernel: Kernel, reserve: float, on_event: OnEvent) -> None:
-    """Ask for what would make the run fail, or run without its data, before it costs anything.
-
-    `reserve` is in GPU hours, and is left untouched. A dataset that is being processed is waited
-    for. Where Kaggle does not answer that is told, and the push has the last word.
+def find_identical(
+    kaggle: Kaggle, kernel: Kernel, root: Path, current: KernelInfo | None, on_event: OnEvent
+) -> Pushed | None:
+    """The newest version with the same digest that has not failed, if there is one.
 
     Raises:
-        QuotaError: no more than the reserve is left.
-        RefusedError: a source is not there, or not ours to use, or has failed.
+        RefusedError: Kaggle changed its settings, so it cannot replace a push.
     """
-    for what, question in _questions(kaggle, kernel, reserve, on_event):
+    folders = list(_folders_of_account(kaggle, root, kernel.slug))
+    if found := _pushed_elsewhere(kaggle, kernel, root, current, folders, on_event):
+        return found
+    changing = [kind for kind in CHANGING_SOURCES if getattr(kernel.metadata, kind)]
+    note = f" (the content of {' and '.join(changing)} was not compared)" if changing else ""
+    for folder in reversed(folders):
+        record = folder.read()
+        if record.digest != kernel.digest:
+            continue
+        name = f"{kernel.slug} v{folder.version}"
+        if (end := folder.read_end()) is not None:
+            if end.succeeded and verify(folder.path).verified:
+                _require_no_differences(folder)
+                on_event(f"{name} is identical, complete and verified: nothing is pushed{note}")
+                return Pushed(folder, Outcome.REUSED)
+            continue
         try:
-            question()
+            fresh = folder.age() < kaggle.timeouts.grace
+            now = read_status(kaggle, folder.address_at(kaggle.endpoint), fresh=fresh)
+        except NotFoundError:
+            if current is not None and (current.version or 0) >= folder.version:
+                raise
+            on_event(f"{name} is no longer on Kaggle")  # deleted, or a fresh local Kaggle
+            continue
+        if not now.failed:
+            _require_no_differences(folder)
+            require_unchanged_settings(kaggle, kernel, record.address, folder)
+            on_event(f"{name} is identical and was already pushed")
+            return Pushed(folder, Outcome.REATTACHED)
+    return None
+
+
+def adopt(
+    kaggle: Kaggle, root: Path, owner: str | None, slug: str, version: int | None
+) -> RunFolder:
+    """Record a run that was pushed from elsewhere, by the manifest in its notebook.
+
+    Raises:
+        NotFoundError: Kaggle knows no such kernel or version.
+        RefusedError: Kaggle names no version.
+        ConfigError: its notebook was not made by kernelkit.
+    """
+    owner = owner or kaggle.credentials.username
+    info = kaggle.kernel(owner, slug, version)
+    version = version or info.version
+    if version is None:
+        raise RefusedError(f"Kaggle names no version of {owner}/{slug}")
+    manifest: Manifest = embedded_manifest(read_cells(info.source))
+    record = RunRecord(
+        owner=owner,
+        slug=slug,
+        version=version,
+        url=f"{kaggle.web}/code/{owner}/{slug}",
+        digest=manifest.digest,
+        endpoint=kaggle.endpoint,
+        outcome=Outcome.ADOPTED,
+        profile=manifest.profile,
+    )
+    return store.record_push(root, record, manifest)
+
+
+def require_unchanged_settings(
+    kaggle: Kaggle,
+    kernel: Kernel,
+    run: RunAddress,
+    folder: RunFolder,
+    dropped: Sequence[str] = (),
+) -> None:
+    """Compare what Kaggle made of a push with the request; differences are recorded.
+
+    Raises:
+        RefusedError: Kaggle changed settings, or dropped sources.
+        KernelkitError: Kaggle's version could not be read.
+    """
+    try:
+        differences = [*verify_push(kaggle, kernel, run), *dropped]
+    except KernelkitError as error:
+        raise error.with_message(
+            f"{run.name} is pushed and runs, but it could not be verified: {error}",
+            "Do not push again. Follow the run with `kernelkit watch`.",
+            folder.read().document,
+        ) from error
+    if differences:
+        record = folder.read().updated(differences=differences)
+        store.record_push(folder.root, record, folder.read_bundle())
+        raise RefusedError(
+            "Kaggle changed the requested settings:\n" + "\n".join(differences),
+            f"Version {run.version} runs all the same. {PUSH_AGAIN}",
+            record.document,
+        )
+
+
+def check_remote(kaggle: Kaggle, kernel: Kernel, reserve: float, on_event: OnEvent) -> None:
+    """Check, before anything is spent, for what would make the run fail or run without its data.
+
+    `reserve` is in GPU hours, and stays untouched. A dataset that Kaggle still processes is waited
+    for. If Kaggle does not answer a check, that is reported, and the push decides.
+
+    Raises:
+        QuotaError: not more than the reserve is left.
+        RefusedError: a source does not exist, may not be used, or has failed.
+    """
+    for what, check in _remote_checks(kaggle, kernel, reserve, on_event):
+        try:
+            check()
         except (QuotaError, _SourceError):
             raise
         except (RefusedError, RateLimitedError) as error:
             on_event(f"note: {what} could not be checked: {error}")
-        except UnreachableError as error:  # each further question would cost as long again
-            on_event(f"note: {what} and what follows could not be checked: {error}")
+        except UnreachableError as error:  # each further check would take as long again
+            on_event(f"note: {what} and the sources after it could not be checked: {error}")
             return
 
 
@@ -112,57 +281,118 @@ def send(
     wait: bool = False,
     deadline: float | None = None,
     on_event: OnEvent,
-) -> Pushed:
-    """Push, so that one version comes of it, and return that.
+) -> SentVersion:
+    """Push, so that exactly one new version exists, and return it.
 
-    `known` is the highest version that was there before: what is above it, with our digest, is
-    ours. With `wait` a full house is waited for, up to `deadline` seconds.
+    `known` is the highest version before the push: a higher one with this digest comes from the
+    push. With `wait`, wait for a free session, up to `deadline` seconds.
 
     Raises:
-        AnswerLostError: nobody knows whether it was taken.
-        CapacityError, RefusedError: Kaggle's answer; nothing was started.
+        AnswerLostError: whether Kaggle accepted the push is unknown.
+        CapacityError, RefusedError: Kaggle's response; nothing was started.
     """
-    pushed = _until_taken(kaggle, kernel, known, _Queue(wait, deadline, on_event, kaggle.timeouts))
-    for version in range(known + 1, pushed.run.version):
-        if _holds(kaggle, kernel, version):
+    sent = _until_accepted(kaggle, kernel, known, _Queue(wait, deadline, on_event, kaggle.timeouts))
+    for version in range(known + 1, sent.run.version):
+        if _has_digest(kaggle, kernel, version):
             on_event(
-                f"warning: v{version} has the same digest: it was pushed elsewhere meanwhile, and "
-                f"runs as well; kernelkit cancel {kernel.slug}/v{version} ends it"
+                f"warning: v{version} has the same digest: it was pushed from elsewhere meanwhile, "
+                f"and also runs. To cancel it: kernelkit cancel {kernel.slug}/v{version}"
             )
-    return pushed
+    return sent
 
 
-def run_of(kaggle: Kaggle, kernel: Kernel, version: int) -> Run:
-    """The run of a version that is on Kaggle already."""
-    owner = kaggle.credentials.username
-    url = f"{kaggle.web}/code/{owner}/{kernel.slug}"
-    return Run(owner, kernel.slug, version, url, kernel.digest, kaggle.endpoint)
-
-
-def verify_push(kaggle: Kaggle, kernel: Kernel, run: Run) -> list[str]:
-    """Where Kaggle gave other than was asked, the gravest first; waits until it shows the run."""
+def verify_push(kaggle: Kaggle, kernel: Kernel, run: RunAddress) -> list[str]:
+    """The settings that Kaggle changed, most serious first; waits until Kaggle shows the run."""
     started = kaggle.timeouts.clock()
     for pause in kaggle.timeouts.pauses():
         try:
-            given = kaggle.kernel(run.owner, run.slug)
-            if (given.version or 0) > run.version:
-                given = kaggle.kernel(run.owner, run.slug, run.version)
-            if (given.version or 0) >= run.version:
-                return list(_differences(kernel, run, given))
+            info = kaggle.kernel(run.owner, run.slug)
+            if (info.version or 0) > run.version:
+                info = kaggle.kernel(run.owner, run.slug, run.version)
+            if (info.version or 0) >= run.version:
+                return list(_differences(kernel, run, info))
         except NotFoundError:
-            pass  # a fresh kernel may take a while to show
+            pass  # a new kernel may take a while to appear
         if kaggle.timeouts.clock() - started > kaggle.timeouts.grace:
             break
         kaggle.timeouts.sleep(pause)
-    return [f"version {run.version} did not show within {kaggle.timeouts.grace:.0f} s of the push"]
+    grace = kaggle.timeouts.grace
+    return [f"version {run.version} did not appear within {grace:.0f} s of the push"]
+
+
+def _pushed_elsewhere(
+    kaggle: Kaggle,
+    kernel: Kernel,
+    root: Path,
+    current: KernelInfo | None,
+    folders: Sequence[RunFolder],
+    on_event: OnEvent,
+) -> Pushed | None:
+    """Adopt the current version if it is identical, unknown here, and has not failed."""
+    if current is None or not current.version or kernel.digest not in current.source:
+        return None
+    if current.version in {folder.version for folder in folders}:
+        return None
+    run = _address(kaggle, kernel, current.version)
+    if read_status(kaggle, run, fresh=False).failed:
+        return None
+    on_event(f"{run.name} is identical and was pushed from elsewhere: nothing is pushed")
+    folder = _record(root, kernel, run, Outcome.ADOPTED, None, pushed=None)
+    require_unchanged_settings(kaggle, kernel, run, folder)
+    return Pushed(folder, Outcome.ADOPTED)
+
+
+def _hidden_versions(kaggle: Kaggle, kernel: Kernel, root: Path) -> Iterator[int]:
+    """Versions with this digest that were just pushed: Kaggle may not show them yet.
+
+    Older ones do not count: a kernel that was deleted and created again counts from 1.
+    """
+    for folder in _folders_of_account(kaggle, root, kernel.slug):
+        identical = folder.read().digest == kernel.digest
+        if identical and folder.age() < kaggle.timeouts.grace:
+            yield folder.version
+
+
+def _folders_of_account(kaggle: Kaggle, root: Path, slug: str) -> Iterator[RunFolder]:
+    """The recorded versions that this account has pushed to this Kaggle."""
+    username = kaggle.credentials.username.lower()
+    for folder in store.folders(root, slug):
+        record = folder.read()
+        if record.endpoint == kaggle.endpoint and record.owner.lower() == username:
+            yield folder
+
+
+def _record(
+    root: Path,
+    kernel: Kernel,
+    run: RunAddress,
+    outcome: Outcome,
+    profile: str | None,
+    *,
+    pushed: str | None,
+) -> RunFolder:
+    record = RunRecord(**run.document, pushed=pushed, profile=profile, outcome=outcome)
+    return store.record_push(root, record, kernel.manifest)
+
+
+def _require_no_differences(folder: RunFolder) -> None:
+    """Settings that Kaggle changed stay changed: such a version cannot replace a push."""
+    record = folder.read()
+    if record.differences:
+        raise RefusedError(
+            f"{record.slug} v{folder.version} is identical, and Kaggle changed its settings:\n"
+            + "\n".join(record.differences),
+            f"Nothing was sent. {PUSH_AGAIN}",
+            record.document,
+        )
 
 
 class _SourceError(RefusedError):
-    """A source that the run would have to do without."""
+    """A source that the run would not have."""
 
 
 class _Queue:
-    """How often, and how long apart, a push that was refused for want of room is tried again."""
+    """How often and after which pauses to repeat a push that was refused for lack of capacity."""
 
     def __init__(
         self, wait: bool, deadline: float | None, on_event: OnEvent, timeouts: Timeouts
@@ -174,65 +404,68 @@ class _Queue:
         self._limited = 0
 
     def after(self, error: SessionCapError | RateLimitedError) -> None:
-        """Sleep for as long as is polite; or raise the fault, where it is not waited for."""
+        """Sleep for a suitable time, or raise the error if there is no reason to wait."""
         if isinstance(error, RateLimitedError):
             self._limited += 1
             pause = (error.retry_after or 0.0) + random.uniform(1, 4) * self._limited
-            patient = self._limited < LIMITED_TRIES and (self._wait or pause < self.timeouts.grace)
+            may_wait = self._wait or pause < self.timeouts.grace
+            may_wait = may_wait and self._limited < RATE_LIMITED_TRIES
         else:
-            pause, patient = random.uniform(0.8, 1.2) * self._pause, self._wait
+            pause, may_wait = random.uniform(0.8, 1.2) * self._pause, self._wait
             self._pause = min(self._pause * 1.5, self._longest)
-        if not patient or (self._end is not None and self.timeouts.clock() + pause > self._end):
+        if not may_wait or (self._end is not None and self.timeouts.clock() + pause > self._end):
             raise error
         self.on_event(f"{error}; trying again in {pause:.0f} s")
         self.timeouts.sleep(pause)
 
 
-def _until_taken(kaggle: Kaggle, kernel: Kernel, known: int, queue: _Queue) -> Pushed:
+def _until_accepted(kaggle: Kaggle, kernel: Kernel, known: int, queue: _Queue) -> SentVersion:
     lost = False
     while True:
         try:
-            saved = kaggle.save_kernel(kernel.slug, kernel.payload, kernel.metadata.document)
+            response = kaggle.save_kernel(kernel.slug, kernel.payload, kernel.metadata)
         except (SessionCapError, RateLimitedError) as error:
             queue.after(error)
         except AnswerLostError as error:
             grace = kaggle.timeouts.grace
-            queue.on_event(f"{error}; reading the kernel back, for up to {grace:.0f} s")
-            version = _version_taken(kaggle, kernel, known, error)
+            queue.on_event(f"{error}; looking for the new version for up to {grace:.0f} s")
+            version = _accepted_version(kaggle, kernel, known, error)
             if version is not None:
-                queue.on_event(f"it was taken, as version {version}")
-                return Pushed(run_of(kaggle, kernel, version), Outcome.ADOPTED)
+                queue.on_event(f"Kaggle had accepted it, as version {version}")
+                return SentVersion(_address(kaggle, kernel, version), Outcome.ADOPTED)
             if lost:
                 raise
             lost = True
-            queue.on_event("it was not taken: sending it again")
+            queue.on_event("Kaggle had not accepted it: sending it again")
         else:
-            run = run_of(kaggle, kernel, saved.version)
+            run = _address(kaggle, kernel, response.version, response.url)
             dropped = (
                 f"{kind}: Kaggle dropped {name!r}, and runs without it"
-                for kind, names in saved.dropped.items()
+                for kind, names in response.dropped.items()
                 for name in names
             )
-            return Pushed(replace(run, url=saved.url or run.url), Outcome.PUSHED, tuple(dropped))
+            return SentVersion(run, Outcome.PUSHED, tuple(dropped))
 
 
-def _version_taken(kaggle: Kaggle, kernel: Kernel, known: int, lost: AnswerLostError) -> int | None:
-    """The version that a push without an answer has made; None where, after the grace, none has."""
+def _accepted_version(
+    kaggle: Kaggle, kernel: Kernel, known: int, lost: AnswerLostError
+) -> int | None:
+    """The version that a push without a response made; None if none appears in the grace period."""
     started = kaggle.timeouts.clock()
     for pause in kaggle.timeouts.pauses():
         error: KernelkitError | None = None
         try:
-            given = current(kaggle, kernel.slug)
-            newest = (given.version or 0) if given else 0
-            if given and not newest and kernel.digest in given.source:
-                raise AnswerLostError(
-                    f"{lost}, and Kaggle names no version of what it has",
-                    "Look at the kernel's page before sending anything again.",
+            info = current_kernel(kaggle, kernel.slug)
+            newest = (info.version or 0) if info else 0
+            if info and not newest and kernel.digest in info.source:
+                raise lost.with_message(
+                    f"{lost}, and Kaggle names no version of the kernel that it has",
+                    "Look at the kernel's page before you send anything again.",
                 )
-            if given and newest > known and kernel.digest in given.source:
+            if info and newest > known and kernel.digest in info.source:
                 return newest
             for version in range(newest - 1, known, -1):
-                if _holds(kaggle, kernel, version):
+                if _has_digest(kaggle, kernel, version):
                     return version
         except AnswerLostError:
             raise
@@ -241,25 +474,37 @@ def _version_taken(kaggle: Kaggle, kernel: Kernel, known: int, lost: AnswerLostE
         if kaggle.timeouts.clock() - started > kaggle.timeouts.grace:
             if error is None:
                 return None
-            raise AnswerLostError(
-                f"{lost}, and it cannot be read back ({error})",
-                "Give the same command again once Kaggle answers: it adopts the run if there is "
+            raise lost.with_message(
+                f"{lost}, and the kernel cannot be read ({error})",
+                "Run the same command again once Kaggle answers: it adopts the run if there is "
                 "one, and sends the kernel only if there is none.",
             ) from error
         kaggle.timeouts.sleep(pause)
     raise AssertionError("the pauses never end")
 
 
-def _holds(kaggle: Kaggle, kernel: Kernel, version: int) -> bool:
-    """Whether a version carries the kernel's digest."""
+def _address(kaggle: Kaggle, kernel: Kernel, version: int, url: str = "") -> RunAddress:
+    owner = kaggle.credentials.username
+    return RunAddress(
+        owner=owner,
+        slug=kernel.slug,
+        version=version,
+        url=url or f"{kaggle.web}/code/{owner}/{kernel.slug}",
+        digest=kernel.digest,
+        endpoint=kaggle.endpoint,
+    )
+
+
+def _has_digest(kaggle: Kaggle, kernel: Kernel, version: int) -> bool:
+    """Whether a version on Kaggle contains the kernel's digest."""
     try:
-        given = kaggle.kernel(kaggle.credentials.username, kernel.slug, version)
+        info = kaggle.kernel(kaggle.credentials.username, kernel.slug, version)
     except NotFoundError:
         return False
-    return kernel.digest in given.source
+    return kernel.digest in info.source
 
 
-def _questions(
+def _remote_checks(
     kaggle: Kaggle, kernel: Kernel, reserve: float, on_event: OnEvent
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     fields = kernel.metadata
@@ -283,23 +528,25 @@ def _check_quota(kaggle: Kaggle, reserve: float, on_event: OnEvent) -> None:
     until = f", until {quota.refresh:%Y-%m-%d %H:%M} UTC" if quota.refresh else ""
     left = f"{quota.left:.1f} of {quota.allowed:.0f} GPU hours left{until}"
     if quota.left <= reserve:
-        held = f", and gpu_reserve_hours = {reserve:g}" if reserve else ""
-        raise QuotaError(f"{left}{held}", "Wait for the refresh, or use a CPU. Nothing was sent.")
+        reserved = f", and gpu_reserve_hours = {reserve:g}" if reserve else ""
+        raise QuotaError(
+            f"{left}{reserved}", "Wait for the refresh, or use a CPU. Nothing was sent."
+        )
     on_event(left)
 
 
 @contextmanager
-def _there(otherwise: str, remedy: str) -> Iterator[None]:
-    """For asking after a source: where Kaggle does not find it, the words and what to do."""
+def _require_source(problem: str, advice: str) -> Iterator[None]:
+    """Explain what it means if Kaggle does not find a source."""
     try:
         yield
     except NotFoundError as error:
-        raise _SourceError(f"{otherwise}: {error}", f"{remedy} Nothing was sent.") from error
+        raise _SourceError(f"{problem}: {error}", f"{advice} Nothing was sent.") from error
 
 
 def _check_competition(kaggle: Kaggle, slug: str) -> None:
     rules = f"https://www.kaggle.com/c/{slug}/rules."
-    with _there(
+    with _require_source(
         f"the competition {slug} gives you no data", f"Join it and accept its rules: {rules}"
     ):
         kaggle.competition_access(slug)
@@ -307,65 +554,64 @@ def _check_competition(kaggle: Kaggle, slug: str) -> None:
 
 def _check_dataset(kaggle: Kaggle, source: str, on_event: OnEvent) -> None:
     owner, slug = source.split("/")[:2]
-    started, told = kaggle.timeouts.clock(), ""
+    started, reported = kaggle.timeouts.clock(), ""
     for pause in kaggle.timeouts.pauses():
-        with _there(
-            f"there is no dataset {source}, or it is not yours to see",
-            "Mend dataset_sources, or ask its owner.",
+        with _require_source(
+            f"there is no dataset {source}, or you may not see it",
+            "Fix dataset_sources, or ask its owner.",
         ):
             now = kaggle.dataset_status(owner, slug)
         if now == "READY":
             return
         if now in ("FAILED", "DELETED"):
             raise _SourceError(
-                f"the dataset {source} is {now}", "Upload it anew. Nothing was sent."
+                f"the dataset {source} is {now}", "Upload it again. Nothing was sent."
             )
         if kaggle.timeouts.clock() - started > DATASET_SECONDS:
             raise _SourceError(
                 f"the dataset {source} is still {now} after {DATASET_SECONDS} s",
                 "Push again once it is ready. Nothing was sent.",
             )
-        if now != told:
+        if now != reported:
             on_event(f"waiting for the dataset {source}: {now}")
-            told = now
+            reported = now
         kaggle.timeouts.sleep(pause)
 
 
 def _check_kernel(kaggle: Kaggle, source: str) -> None:
     owner, slug = source.split("/")[:2]
-    missing = f"there is no kernel {source}, or it is not yours to see"
-    with _there(missing, "Mend kernel_sources."):
+    problem = f"there is no kernel {source}, or you may not see it"
+    with _require_source(problem, "Fix kernel_sources."):
         kaggle.kernel(owner, slug)
 
 
 def _check_model(kaggle: Kaggle, source: str) -> None:
-    missing = f"there is no model {source}, or it is not yours to use"
-    with _there(missing, "Mend model_sources, or accept the model's terms on its page."):
+    problem = f"there is no model {source}, or you may not use it"
+    with _require_source(problem, "Fix model_sources, or accept the model's terms on its page."):
         kaggle.model_access(source)
 
 
-def _differences(kernel: Kernel, run: Run, given: KernelInfo) -> Iterator[str]:
-    """What was asked against what was given; a privacy wider than asked comes first."""
-    asked = kernel.metadata
-    if given.is_private != asked.is_private:
-        yield f"is_private: asked {asked.is_private}, given {given.is_private}"
-    if run.digest not in given.source:
-        yield f"the notebook on Kaggle does not carry the digest {run.digest}"
+def _differences(kernel: Kernel, run: RunAddress, info: KernelInfo) -> Iterator[str]:
+    """Requested settings that Kaggle changed; a kernel that is public by mistake comes first."""
+    requested = kernel.metadata
+    if info.is_private != requested.is_private:
+        yield f"is_private: requested {requested.is_private}, got {info.is_private}"
+    if run.digest not in info.source:
+        yield f"the notebook on Kaggle does not contain the digest {run.digest}"
     else:
-        yield from _other_cells(kernel.notebook, given.source)
-    if given.enable_internet != asked.enable_internet:
-        yield f"enable_internet: asked {asked.enable_internet}, given {given.enable_internet}"
-    for kind, names in given.sources.items():
-        lost = sorted(
-            {name.lower() for name in getattr(asked, kind)} - {name.lower() for name in names}
-        )
-        yield from (f"{kind}: asked {name!r}, not given" for name in lost)
+        yield from _changed_cells(kernel.notebook, info.source)
+    if info.enable_internet != requested.enable_internet:
+        yield f"enable_internet: requested {requested.enable_internet}, got {info.enable_internet}"
+    for kind, names in info.sources.items():
+        wanted = {name.lower() for name in getattr(requested, kind)}
+        lost = sorted(wanted - {name.lower() for name in names})
+        yield from (f"{kind}: requested {name!r}, not attached" for name in lost)
 
 
-def _other_cells(sent: str, given: str) -> Iterator[str]:
-    """Kaggle adds metadata of its own: only the cells can be compared."""
+def _changed_cells(sent: str, received: str) -> Iterator[str]:
+    """Kaggle adds metadata of its own, so only the cells can be compared."""
     try:
-        theirs = [(cell.kind, cell.source.rstrip()) for cell in read_cells(given)]
+        theirs = [(cell.kind, cell.source.rstrip()) for cell in read_cells(received)]
     except KernelkitError as error:
         yield f"the notebook on Kaggle cannot be read: {error}"
         return
@@ -376,3 +622,7 @@ def _other_cells(sent: str, given: str) -> Iterator[str]:
     for number, (mine, its) in enumerate(zip(ours, theirs, strict=True), start=1):
         if mine != its:
             yield f"cell {number} on Kaggle differs from what was sent"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

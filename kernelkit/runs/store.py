@@ -1,55 +1,66 @@
-"""What ran, where, when, with which digest, and what came of it: the folders are the ledger.
+"""The folders under `runs/` are the record of every run: no other database exists.
 
-runs/<slug>/v<version>/bundle.json   what was sent, kept at the push
-                       push.json     the run's address, kept at the push
+runs/<slug>/v<version>/bundle.json   what was sent, written at the push
+                       push.json     the run's address, written at the push
                        …             the outputs and the log, as they are pulled
-                       run.json      last of all: its presence means complete
+                       run.json      written last: its presence means that the folder is complete
 runs/<slug>/submissions/v<version>-<ref>.json
                                      what was submitted of that version, and its scores
 
-A folder `v3.1` held a version 3 of another Kaggle before this one's came. A complete folder is
-never changed, so what happens to a version afterwards lies beside it.
+A folder such as `v3.1` contains a version 3 of another Kaggle, which was moved aside. A complete
+folder never changes, so submissions are stored outside it.
 
-Several processes may write at once: a document is written whole under a name of its own and then
-renamed, and so is a version's folder, under a lock.
+Several processes may write at once: each file, and each new folder, is written under a temporary
+name and then renamed, under a lock.
 """
 
 from __future__ import annotations
 
-import fcntl
 import itertools
-import json
-import os
+import math
 import re
-import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from kernelkit.errors import ConfigError, LocalError
+from kernelkit.errors import ConfigError, LocalError, RefusedError
+from kernelkit.notebook.manifest import MANIFEST_NAME, Manifest
+from kernelkit.runs.manifest import (
+    END_NAME,
+    PUSH_NAME,
+    RUN_MANIFEST_NAME,
+    RunAddress,
+    RunEnd,
+    RunManifest,
+    RunRecord,
+    SubmissionRecord,
+)
+from kernelkit.storage import (
+    DocumentError,
+    MissingDocumentError,
+    locked,
+    read_model,
+    write_json,
+)
 
 PUSH_LOCK = ".push.lock"
 
 _VERSION = re.compile(r"v([1-9][0-9]{0,8})")
-_ADDRESS: Mapping[str, type] = {
-    **dict.fromkeys(("owner", "slug", "url", "digest", "endpoint"), str),
-    "version": int,
-}
 
 
 @dataclass(frozen=True)
-class Name:
-    """What a person calls a run: `v3`, `slug`, `slug/v3`, `owner/slug`, `owner/slug/v3`."""
+class RunName:
+    """What people call a run: `v3`, `slug`, `slug/v3`, `owner/slug`, `owner/slug/v3`."""
 
     owner: str | None = None
     slug: str | None = None
     version: int | None = None
 
 
-def parse_name(text: str) -> Name:
+def parse_name(text: str) -> RunName:
     """Read the name of a run.
 
     Raises:
@@ -60,299 +71,330 @@ def parse_name(text: str) -> Name:
     words = path if version else [*path, last]
     if len(words) > 2 or not all(re.fullmatch(r"[A-Za-z0-9_-]+", word) for word in words):
         raise ConfigError(
-            f"{text!r} is no name of a run", "Write v3, slug, slug/v3, owner/slug or owner/slug/v3."
+            f"{text!r} is not the name of a run",
+            "Write v3, slug, slug/v3, owner/slug or owner/slug/v3.",
         )
     slug = words.pop().lower() if words else None
     owner = words.pop() if words else None
-    return Name(owner, slug, int(version[1]) if version else None)
+    return RunName(owner, slug, int(version[1]) if version else None)
 
 
 _HALF_WRITTEN = (
-    "Look on Kaggle whether that version ran, and move the folder away; if it did, take it up "
-    "anew: `kernelkit pull OWNER/SLUG/vN`."
+    "Check on Kaggle whether that version ran, and move the folder away. If it ran, adopt it: "
+    "`kernelkit pull OWNER/SLUG/vN`."
 )
 
 
 @dataclass(frozen=True)
-class Record:
-    """One version's folder, as far as it has come."""
+class RunFolder:
+    """The folder of one version. Its files are read when a method is called, never before."""
 
-    folder: Path
+    path: Path
 
     @property
     def version(self) -> int:
         """The number that Kaggle gave it."""
-        return int(self.folder.name[1:])
+        return int(self.path.name[1:])
 
     @property
-    def complete(self) -> bool:
-        """Whether everything was pulled and judged; a damaged run.json says nothing of the sort."""
-        try:
-            return isinstance(_read(self.folder / "run.json").get("state"), str)
-        except LocalError:
-            return False
+    def slug(self) -> str:
+        """The kernel's name."""
+        return self.path.parent.name
 
     @property
-    def error(self) -> str:
-        """Why this is no record of a push, and what to do about it; empty where it is one."""
+    def root(self) -> Path:
+        """The folder of all runs."""
+        return self.path.parent.parent
+
+    @property
+    def log(self) -> Path:
+        """Where the log is, once it was pulled."""
+        return self.path / f"{self.slug}.log"
+
+    def read(self) -> RunRecord:
+        """The run's address, as it was recorded at the push.
+
+        Raises:
+            LocalError: push.json is missing, damaged, or belongs to another version.
+        """
+        path = self.path / PUSH_NAME
         try:
-            self.push  # noqa: B018
+            record = read_model(path, RunRecord)
+        except MissingDocumentError:
+            raise LocalError(
+                f"{self.path} is half-written: it has no {PUSH_NAME}.", _HALF_WRITTEN
+            ) from None
+        except DocumentError as error:
+            raise error.with_message(f"{error}.", _HALF_WRITTEN) from error
+        if record.version != self.version:
+            raise LocalError(f"{path} belongs to version {record.version}.", _HALF_WRITTEN)
+        return record
+
+    def address_at(self, endpoint: str) -> RunAddress:
+        """The run's address, if it ran at `endpoint`: on another Kaggle it means another run.
+
+        Raises:
+            RefusedError: the run is on another Kaggle.
+            LocalError: push.json cannot be read.
+        """
+        record = self.read()
+        if record.endpoint != endpoint:
+            raise RefusedError(
+                f"{self.path} is a run of {record.endpoint}, not of {endpoint}",
+                "Set --endpoint to its address, or name another run.",
+            )
+        return record.address
+
+    def age(self) -> float:
+        """Seconds since the push was recorded; infinite for an adopted run."""
+        if self.read().pushed is None:
+            return math.inf
+        return max(0.0, time.time() - (self.path / PUSH_NAME).stat().st_mtime)
+
+    def problem(self) -> str:
+        """Why push.json cannot be read, with the next step; empty if it can."""
+        try:
+            self.read()
         except LocalError as error:
             return f"{error} {error.next_step}".strip()
         return ""
 
-    @property
-    def push(self) -> Mapping[str, Any]:
-        """The run's address, as it was kept at the push."""
-        path = self.folder / "push.json"
-        if not path.exists():
-            raise LocalError(f"{self.folder} is half-written: it has no push.json.", _HALF_WRITTEN)
+    def read_end(self) -> RunEnd | None:
+        """How the run ended; None while the folder is not complete, or if run.json is damaged."""
         try:
-            push = _read(path)
-        except LocalError as error:
-            raise LocalError(f"{error}.", _HALF_WRITTEN) from error
-        for name, kind in _ADDRESS.items():
-            if not isinstance(push.get(name), kind) or push[name] is True:
-                raise LocalError(f"{path} lacks {name!r}, or has it wrong.", _HALF_WRITTEN)
-        if push["version"] != self.version:
-            raise LocalError(f"{path} is of version {push['version']}.", _HALF_WRITTEN)
-        return push
+            return read_model(self.path / END_NAME, RunEnd)
+        except DocumentError:
+            return None
 
-    @property
-    def bundle(self) -> Mapping[str, Any]:
-        """The manifest of what was sent."""
-        return _read(self.folder / "bundle.json")
+    def is_complete(self) -> bool:
+        """Whether everything was pulled and verified."""
+        return self.read_end() is not None
 
-    @property
-    def run(self) -> Mapping[str, Any]:
-        """The end of it: state, times, verdict; empty while it is not complete."""
-        return _read(self.folder / "run.json") if self.complete else {}
+    def read_bundle(self) -> Manifest:
+        """The manifest of what was sent.
+
+        Raises:
+            DocumentError: bundle.json is missing or damaged.
+        """
+        return read_model(self.path / MANIFEST_NAME, Manifest)
+
+    def read_manifest(self) -> RunManifest:
+        """What the run says about itself.
+
+        Raises:
+            DocumentError: run-manifest.json is missing or damaged.
+        """
+        return read_model(self.path / RUN_MANIFEST_NAME, RunManifest)
+
+    def reading(self) -> AbstractContextManager[None]:
+        """A lock under which several files are read: no other process moves or closes the folder.
+
+        Raises:
+            LocalError: the folder cannot be opened.
+        """
+        return locked(self.path.parent)
 
 
-def record_push(
-    root: Path, slug: str, version: int, push: Mapping[str, Any], bundle: Mapping[str, Any]
-) -> Record:
-    """Open the folder of a version that Kaggle has taken.
+def record_push(root: Path, record: RunRecord, bundle: Manifest) -> RunFolder:
+    """Create the folder of a version that Kaggle has accepted.
 
-    A folder that is there already and is of another run (each Kaggle counts from 1, and a fresh
-    local one begins anew) is moved aside, whole. Where two processes record the same run, both get
-    its one folder, and what has been pulled into it stays.
+    If a folder of another run has the same name, it is moved aside: each Kaggle counts from 1, and
+    a fresh local Kaggle starts again. If two processes record the same run, both get its one
+    folder, and what was already pulled into it stays.
 
     Raises:
-        MachineError: it cannot be written.
+        LocalError: it cannot be written.
     """
-    record = Record(root / slug / f"v{version}")
-    with _locked(root / slug):
-        before = _address(record)
-        same = before is not None and all(before[name] == push.get(name) for name in _ADDRESS)
-        if same and not record.complete:
-            _write(record.folder / "push.json", {**(before or {}), **push})
-            _write(record.folder / "bundle.json", bundle)
-        elif not same or push.get("outcome") != "adopted":
-            _open(record.folder, push, bundle)
-    return record
+    folder = RunFolder(root / record.slug / f"v{record.version}")
+    with locked(root / record.slug):
+        before = _record_or_none(folder)
+        same = before is not None and before.address == record.address
+        if before is not None and same and not folder.is_complete():
+            write_json(folder.path / PUSH_NAME, before.updated(**record.document).document)
+            write_json(folder.path / MANIFEST_NAME, bundle.document)
+        elif not same or record.outcome != "adopted":
+            _create(folder.path, record, bundle)
+    return folder
 
 
-def _open(folder: Path, push: Mapping[str, Any], bundle: Mapping[str, Any]) -> None:
-    """Put a new folder in its place, whole; the slug's folder is locked."""
+def _create(path: Path, record: RunRecord, bundle: Manifest) -> None:
+    """Put a complete new folder in its place; the caller holds the lock of the slug's folder."""
     try:
-        for left in folder.parent.glob(".v*.new"):  # by whoever was killed just here
+        for left in path.parent.glob(".v*.new"):  # of a process that was killed at this point
             shutil.rmtree(left)
-        new = folder.with_name(f".{folder.name}.new")
-        _write(new / "bundle.json", bundle)
-        _write(new / "push.json", push)
-        _move_aside(folder)
-        new.rename(folder)
+        new = path.with_name(f".{path.name}.new")
+        write_json(new / MANIFEST_NAME, bundle.document)
+        write_json(new / PUSH_NAME, record.document)
+        _move_aside(path)
+        new.rename(path)
     except OSError as error:
-        raise LocalError(f"{folder} cannot be written: {error.strerror}") from error
+        raise LocalError(f"{path} cannot be written: {error.strerror}") from error
 
 
 @contextmanager
-def pushing(root: Path, slug: str, on_event: Callable[[str], None]) -> Iterator[None]:
-    """Two pushes of one kernel from here, one after the other: the second sees what the first did.
+def push_lock(root: Path, slug: str, on_event: Callable[[str], None]) -> Iterator[None]:
+    """Let one push of a kernel follow another, so that the second sees the first one's run.
 
-    A run that cannot be recorded must not be started: the folder is tried at once.
+    A run that cannot be recorded must not be started, so this also tries to write to the folder.
 
     Raises:
-        MachineError: the folder cannot be written.
+        LocalError: the folder cannot be written.
     """
-    path = root / slug / PUSH_LOCK
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.open("w")
-    except OSError as error:
-        raise LocalError(f"{root} cannot be written: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            on_event(f"another push of {slug} is under way: waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        _write(path.with_name(".probe"), {})
-        path.with_name(".probe").unlink()
+
+    def wait() -> None:
+        on_event(f"waiting for another push of {slug}")
+
+    with locked(root / slug, PUSH_LOCK, on_wait=wait):
+        probe = root / slug / ".probe"
+        write_json(probe, {})
+        probe.unlink()
         yield
 
 
-def record_end(record: Record, run: Mapping[str, Any]) -> None:
-    """Close a folder: nothing is written to it after this. `run["run"]` is the run's address.
+def record_end(folder: RunFolder, end: RunEnd) -> None:
+    """Complete a folder: nothing is written to it afterwards.
 
     Raises:
-        MachineError: it cannot be written, or another run has taken the folder's place meanwhile.
+        LocalError: it cannot be written, or another run has taken the folder's place.
     """
-    with _locked(record.folder.parent):
-        push, ended = record.push, run.get("run", {})
-        if any(push[name] != ended.get(name, push[name]) for name in _ADDRESS):
+    with locked(folder.path.parent):
+        record = folder.read()
+        if end.run is not None and end.run.address != record.address:
             raise LocalError(
-                f"{record.folder} belongs to another run by now",
-                f"What was pulled lies beside it: {record.folder}.1 or a later number.",
+                f"{folder.path} now belongs to another run",
+                f"Look for the pulled files in {folder.path}.1 or a later number.",
             )
-        _write(record.folder / "run.json", run)
+        write_json(folder.path / END_NAME, end.document)
 
 
 @contextmanager
-def reading(record: Record) -> Iterator[None]:
-    """While several documents of a folder are read: nobody moves it aside or closes it."""
-    with _locked(record.folder.parent):
-        yield
-
-
-@contextmanager
-def submitting(root: Path, on_event: Callable[[str], None]) -> Iterator[None]:
-    """One submission from here after the other: the second sees what the first has entered.
+def submission_lock(root: Path, on_event: Callable[[str], None]) -> Iterator[None]:
+    """Let one submission follow another, so that the second sees what the first submitted.
 
     Raises:
-        MachineError: the folder cannot be written.
+        LocalError: the folder cannot be written.
     """
-    with _locked(root, lambda: on_event("another submit goes on: waiting for it")):
+    with locked(root, on_wait=lambda: on_event("waiting for another submission")):
         yield
 
 
-def record_submission(root: Path, submission: Mapping[str, Any]) -> None:
-    """Keep a submission (anew, when its score is known) by its `slug`, `version` and `ref`."""
-    name = f"v{submission['version']}-{submission['ref']}.json"
-    _write(root / str(submission["slug"]) / "submissions" / name, submission)
+def record_submission(root: Path, submission: SubmissionRecord) -> None:
+    """Write a submission's file; it is written again when its score is known.
 
-
-def submissions(root: Path, slug: str | None = None) -> list[Mapping[str, Any]]:
-    """What was submitted from here, the newest last; a document that cannot be read is left out.
-
-    Each has `slug`, `version`, `ref`, `competition`, `endpoint`, `sha256` and `submitted`.
+    Raises:
+        LocalError: it cannot be written.
     """
-    kinds: dict[str, type] = dict.fromkeys(("slug", "competition", "endpoint", "sha256"), str)
-    kinds |= {"version": int, "ref": int, "submitted": str}
+    name = f"v{submission.version}-{submission.ref}.json"
+    write_json(root / submission.slug / "submissions" / name, submission.document)
+
+
+def submissions(root: Path, slug: str | None = None) -> list[SubmissionRecord]:
+    """What was submitted from here, newest last; a damaged file is left out."""
     found = []
     for path in root.glob(f"{slug or '*'}/submissions/v*.json"):
         try:
-            entry = _read(path)
-        except LocalError:
+            found.append(read_model(path, SubmissionRecord))
+        except DocumentError:
             continue
-        if all(isinstance(entry.get(name), kind) for name, kind in kinds.items()):
-            found.append(entry)
-    return sorted(found, key=lambda entry: (entry["submitted"], entry["ref"]))
+    return sorted(found, key=lambda submission: (submission.submitted, submission.ref))
 
 
-def find(root: Path, slug: str, version: int | None = None, owner: str | None = None) -> Record:
-    """A version's folder, or that of the latest one; `owner` where it must be theirs.
+def find(root: Path, slug: str, version: int | None = None, owner: str | None = None) -> RunFolder:
+    """The folder of a version, or of the latest one; with `owner`, only that account's runs count.
 
     Raises:
-        ConfigError: nothing was pushed from here by that name.
-        MachineError: its folder is half-written. An older one is never taken in its place.
+        ConfigError: nothing with that name was pushed from here.
+        LocalError: its folder is half-written. An older one never takes its place.
     """
-    folders = list(versions(root, slug))
-    known = [record for record in folders if not record.error]
-    meant = [record for record in folders if version in (None, record.version)]
-    if meant and meant[-1].error:
-        meant[-1].push  # noqa: B018
+    everything = list(versions(root, slug))
+    named = [folder for folder in everything if version in (None, folder.version)]
+    if named:
+        named[-1].read()
+    known = list(folders(root, slug))
     wanted = [
-        record
-        for record in known
-        if version in (None, record.version)
-        and (owner is None or str(record.push["owner"]).lower() == owner.lower())
+        folder
+        for folder in known
+        if version in (None, folder.version)
+        and (owner is None or folder.read().owner.lower() == owner.lower())
     ]
     if not wanted:
-        there = ", ".join(f"v{record.version}" for record in known)
+        there = ", ".join(f"v{folder.version}" for folder in known)
         name = f"{f'{owner}/' if owner else ''}{slug}{f' v{version}' if version else ''}"
         raise ConfigError(
-            f"{root} holds no {name}" + (f" (it has {there})" if there else ": nothing was pushed"),
-            "`kernelkit runs` lists them." if known else "Push first: `kernelkit push`.",
+            f"{root} has no run {name}" + (f" (only {there})" if there else ": nothing was pushed"),
+            "List the runs: `kernelkit runs`." if known else "Push first: `kernelkit push`.",
         )
     return wanted[-1]
 
 
-def records(root: Path, slug: str | None = None) -> Iterator[Record]:
-    """Every recorded version, by slug and then by number; half-written ones are left out."""
-    return (record for record in versions(root, slug) if not record.error)
+def folders(root: Path, slug: str | None = None) -> Iterator[RunFolder]:
+    """Every recorded version, by slug and then by number, without half-written ones."""
+    return (folder for folder in versions(root, slug) if not folder.problem())
 
 
-def versions(root: Path, slug: str | None = None) -> Iterator[Record]:
-    """The folder of every version, also of those whose push was not recorded to its end."""
+def versions(root: Path, slug: str | None = None) -> Iterator[RunFolder]:
+    """The folder of every version, including half-written ones."""
     slugs = [root / slug] if slug else sorted(path for path in root.glob("[!.]*") if path.is_dir())
-    for folder in slugs:
-        found = [Record(path) for path in folder.glob("v*") if _VERSION.fullmatch(path.name)]
-        yield from sorted(found, key=lambda record: record.version)
+    for parent in slugs:
+        found = [RunFolder(path) for path in parent.glob("v*") if _VERSION.fullmatch(path.name)]
+        yield from sorted(found, key=lambda folder: folder.version)
 
 
-@contextmanager
-def _locked(folder: Path, wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Alone with a folder among the processes of this machine; `wait` is called if another is."""
+def rehearsal_lock(out: Path) -> AbstractContextManager[None]:
+    """Refuse a second rehearsal in the same folder: it would remove the first one's results.
+
+    Raises:
+        LocalError: another rehearsal runs there.
+    """
+
+    def refuse() -> None:
+        raise LocalError(
+            f"another rehearsal is using {out}", "Wait for it, or name another folder: --out."
+        )
+
+    return locked(out, ".lock", on_wait=refuse)
+
+
+def remove_rehearsal(folder: Path, runs: Path) -> None:
+    """Remove the rehearsal before this one, and nothing else.
+
+    Raises:
+        ConfigError: `folder` is below `runs`, or contains other files than a rehearsal's.
+        LocalError: it cannot be removed.
+    """
+    if folder.resolve().is_relative_to(runs.resolve()):
+        raise ConfigError(f"--out {folder.parent} contains real runs", "Name another folder.")
+    if not folder.exists():
+        return
+    strange = [
+        path.name
+        for path in folder.iterdir()
+        if not (path / PUSH_NAME).is_file() and path.name != PUSH_LOCK
+    ]
+    if strange or folder.is_symlink():
+        raise ConfigError(
+            f"{folder} contains other files than a rehearsal's: "
+            + (", ".join(sorted(strange)) or "it is a link"),
+            "Move them away, or name another folder with --out.",
+        )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)  # the folder itself: no file of ours lies about
+        shutil.rmtree(folder)
     except OSError as error:
-        raise LocalError(f"{folder} cannot be written: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            wait()
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
+        raise LocalError(f"{folder} cannot be emptied: {error.strerror}") from error
 
 
-def _address(record: Record) -> Mapping[str, Any] | None:
-    """What is recorded of a push so far; None where nothing sound is."""
+def _record_or_none(folder: RunFolder) -> RunRecord | None:
     try:
-        return record.push
+        return folder.read()
     except LocalError:
         return None
 
 
-def _move_aside(folder: Path) -> None:
-    if not folder.exists():
+def _move_aside(path: Path) -> None:
+    if not path.exists():
         return
-    names = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
+    names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
     try:
-        folder.rename(next(name for name in names if not name.exists()))
+        path.rename(next(name for name in names if not name.exists()))
     except OSError as error:
-        raise LocalError(f"{folder} cannot be moved aside: {error.strerror}") from error
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise LocalError(f"{path} cannot be read: {error}") from error
-    if not isinstance(document, dict):
-        raise LocalError(f"{path} is no JSON object")
-    return document
-
-
-def _write(path: Path, document: Mapping[str, Any]) -> None:
-    """Whole or not at all, also when the power goes, and when another process does the same."""
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("w", encoding="utf-8", newline="\n") as stream:
-                stream.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise LocalError(
-            f"{path} cannot be written: {error.strerror}", "Make room, then try again."
-        ) from error
+        raise LocalError(f"{path} cannot be moved aside: {error.strerror}") from error

@@ -1,56 +1,40 @@
-"""A pulled folder and its `bundle.json` become a `Verdict`. No network; any old folder will do.
+"""Check a pulled folder: its files against `run-manifest.json`, and that against `bundle.json`.
 
-The run has written sha256 and size of each output into `run-manifest.json`; here they are computed
-anew from what lies on this disk. The two sides share no code, so that none can share a mistake.
+The run has written the SHA-256 and size of each output into `run-manifest.json`; here they are
+computed again from the files on this disk. The two sides share no code, so that they cannot share
+a mistake. No network is needed, and any old folder can be checked.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import json
-import re
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from kernelkit.storage import UnsafePathError, plain_path, printable
+from kernelkit.errors import LocalError, RunFailedError, VerificationError
+from kernelkit.notebook.manifest import MANIFEST_NAME, Manifest
+from kernelkit.runs.manifest import (
+    END_NAME,
+    PUSH_NAME,
+    RUN_MANIFEST_NAME,
+    OutputEntry,
+    RunEnd,
+    RunManifest,
+    Verdict,
+)
+from kernelkit.storage import DocumentError, printable, read_model, sha256_of
 
-MANIFEST_NAME = "run-manifest.json"
-OWN_NAMES = frozenset({"bundle.json", "push.json", "run.json", MANIFEST_NAME})
+OWN_NAMES = frozenset({MANIFEST_NAME, PUSH_NAME, END_NAME, RUN_MANIFEST_NAME})
 
 PARTIAL_FOLDER = ".partial"
-"""Where a pull keeps what is not whole yet."""
+"""Where a pull keeps incomplete downloads."""
 
 UNPACKED_SUFFIX = ".unpacked"
-"""Of the folder beside a zip that holds what was in it, in the place of `.zip`."""
+"""Replaces `.zip` in the name of the folder that contains an unpacked zip."""
 
-DOCUMENT_BYTES = 64 << 20  # a manifest of 10,000 outputs has 3 MB
-UNPACKED_BYTES = 1 << 40  # a zip that promises more is no result of a disk of 20 GB
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a folder holds the results of exactly the bundle that was sent."""
-
-    problems: tuple[str, ...]
-    """What does not match; empty where all does."""
-
-    run_error: str | None
-    """The error with which the run ended, by its own (matching) manifest or else by Kaggle."""
-
-    outputs: tuple[Mapping[str, Any], ...]
-    """What the manifest says of each declared output that was asked for."""
-
-    undeclared: tuple[str, ...]
-    """Files beyond the declared outputs: listed, no fault."""
-
-    @property
-    def verified(self) -> bool:
-        """The run came to its end, and everything is as it left it."""
-        return not self.problems and self.run_error is None
+UNPACKED_BYTES = 1 << 40  # a zip that claims more cannot come from a disk of 20 GB
 
 
 def verify(
@@ -58,200 +42,169 @@ def verify(
     names: Collection[str] | None = None,
     left_behind: Mapping[str, str] | None = None,
 ) -> Verdict:
-    """Hold a pulled folder against its manifests.
+    """Compare a pulled folder with its manifests.
 
-    `names` are the outputs that are asked for; all where it is left out. `left_behind` tells why a
-    file has not come.
+    `names` are the outputs to check, by default all. `left_behind` says why a file was not pulled.
     """
     problems: list[str] = []
-    bundle, manifest = _manifests(folder, problems)
-    outputs: list[Mapping[str, Any]] = []
+    bundle, manifest = _read_manifests(folder, problems)
+    outputs = manifest.outputs if manifest else ()
     run_error = None
     if bundle and manifest:
-        problems += _wrong_digest(bundle, manifest)
-        if manifest.get("status") == "failed":
-            error = manifest.get("error")
-            run_error = printable(error) if isinstance(error, str) and error else "no reason given"
-        elif manifest.get("status") != "complete":
-            problems.append(f"{MANIFEST_NAME}: status is {_short(manifest.get('status'))}")
-        outputs = _listed(manifest, problems)
-        problems += _not_listed(bundle, outputs, names) if run_error is None else []
-        run_error = run_error or _told_by_kaggle(folder)
-    paths = {str(output["path"]) for output in outputs}
-    outputs = [output for output in outputs if names is None or output["path"] in names]
+        problems += _digest_problems(bundle, manifest)
+        if manifest.failed:
+            run_error = printable(manifest.error) if manifest.error else "no reason given"
+        else:
+            problems += _missing_outputs(bundle, outputs, names)
+        run_error = run_error or _kaggle_error(folder)
+    paths = {output.path for output in outputs}
+    outputs = tuple(output for output in outputs if names is None or output.path in names)
     for output in outputs:
-        problems += _faults(folder, output, left_behind or {})
-    known = OWN_NAMES | paths | {f"{bundle.get('slug')}.log"}
+        problems += _output_problems(folder, output, left_behind or {})
+    known = OWN_NAMES | paths | {f"{bundle.slug if bundle else ''}.log"}
     unpacked = {unpacked_name(path) for path in paths if path.endswith(".zip")}
-    extra = _extra(folder, known, unpacked | {PARTIAL_FOLDER})
-    return Verdict(tuple(problems), run_error, tuple(outputs), tuple(extra))
+    undeclared = _undeclared(folder, known, unpacked | {PARTIAL_FOLDER})
+    return Verdict(
+        problems=tuple(problems),
+        run_error=run_error,
+        outputs=outputs,
+        undeclared=tuple(undeclared),
+    )
 
 
-def promised(folder: Path) -> dict[str, Mapping[str, Any]] | None:
-    """What the manifest says of each output, by path; None where it is not this run's."""
+def require_verified(verdict: Verdict, folder: Path) -> None:
+    """Check that a verdict is good.
+
+    Raises:
+        VerificationError: with every problem.
+        RunFailedError: the files are complete, and the run failed.
+    """
+    details = {"folder": str(folder), **verdict.document, "verified": verdict.verified}
+    if verdict.problems:
+        raise VerificationError(
+            f"{folder} does not match its manifest:\n" + "\n".join(verdict.problems),
+            "Do not use these files. Delete run.json there, if it exists, and pull again.",
+            details,
+        )
+    if verdict.run_error is not None:
+        raise RunFailedError(
+            f"the run in {folder} failed: {verdict.run_error}",
+            f"Find the cause: kernelkit diagnose {folder}",
+            details,
+        )
+
+
+def promised_outputs(folder: Path) -> dict[str, OutputEntry] | None:
+    """What the manifest says about each output, by path; None if it is not this run's manifest."""
     problems: list[str] = []
-    bundle, manifest = _manifests(folder, problems)
-    problems += _wrong_digest(bundle, manifest)
-    outputs = _listed(manifest, problems)
-    return None if problems else {str(output["path"]): output for output in outputs}
+    bundle, manifest = _read_manifests(folder, problems)
+    if bundle is None or manifest is None or bundle.digest != manifest.digest:
+        return None
+    return {output.path: output for output in manifest.outputs}
 
 
 def unpacked_name(zip_name: str) -> str:
-    """The folder for what is in a zip: `models.zip` and `models.unpacked`."""
+    """The folder for the content of a zip: `models.unpacked` for `models.zip`."""
     return zip_name.removesuffix(".zip") + UNPACKED_SUFFIX
 
 
-def _manifests(folder: Path, problems: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    return _document(folder / "bundle.json", problems), _document(folder / MANIFEST_NAME, problems)
-
-
-def _document(path: Path, problems: list[str]) -> dict[str, Any]:
+def _read_manifests(
+    folder: Path, problems: list[str]
+) -> tuple[Manifest | None, RunManifest | None]:
+    bundle = manifest = None
     try:
-        if path.stat().st_size > DOCUMENT_BYTES:
-            problems.append(f"{path.name}: larger than {DOCUMENT_BYTES >> 20} MB")
-            return {}
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        problems.append(f"{path.name}: missing")
-        return {}
-    except (OSError, ValueError, RecursionError) as fault:
-        problems.append(f"{path.name}: cannot be read ({fault})")
-        return {}
-    if not isinstance(document, dict) or not document:
-        problems.append(f"{path.name}: is no JSON object")
-        return {}
-    return document
-
-
-def _wrong_digest(bundle: Mapping[str, Any], manifest: Mapping[str, Any]) -> Iterator[str]:
-    sent, ran = bundle.get("digest"), manifest.get("digest")
-    if not isinstance(sent, str) or not sent or sent != ran:
-        yield f"{MANIFEST_NAME}: of another bundle (sent {_short(sent)}, ran {_short(ran)})"
-
-
-def _told_by_kaggle(folder: Path) -> str | None:
-    """How the run ended, where that is recorded and no success: it may come after the manifest."""
-    run = _document(folder / "run.json", [])
-    state, failure = run.get("state"), run.get("failure")
-    if not isinstance(state, str) or state == "complete":
-        return None
-    words = f": {failure}" if isinstance(failure, str) and failure else ""
-    return printable(f"Kaggle says {state}{words}")
-
-
-def _listed(manifest: Mapping[str, Any], problems: list[str]) -> list[Mapping[str, Any]]:
-    """The outputs that a manifest describes, each once, in the form that the run side writes."""
-    listed = manifest.get("outputs")
-    described = [_described(output) for output in listed] if isinstance(listed, list) else [None]
-    outputs = [output for output in described if output is not None]
-    paths = {output["path"] for output in outputs}
-    if len(paths) == len(described):
-        return outputs
-    problems.append(f"{MANIFEST_NAME}: its list of outputs is unusable")
-    return []
-
-
-def _described(output: Any) -> Mapping[str, Any] | None:
-    """One entry of that list with what is known of such entries; None where it is none."""
-    if not isinstance(output, dict):
-        return None
-    path, size, digest = (output.get(name) for name in ("path", "size", "sha256"))
-    rows, ids = output.get("rows"), output.get("ids_sha256")
-    usable = (
-        isinstance(path, str)
-        and (type(size) is int and size >= 0)
-        and isinstance(digest, str)
-        and re.fullmatch("[0-9a-f]{64}", digest)
-        and (rows is None or type(rows) is int)
-        and (ids is None or isinstance(ids, str))
-    )
+        bundle = read_model(folder / MANIFEST_NAME, Manifest)
+    except DocumentError as error:
+        problems.append(f"{MANIFEST_NAME}: {error.reason}")
     try:
-        plain_path(str(path))
-    except UnsafePathError:
+        manifest = read_model(folder / RUN_MANIFEST_NAME, RunManifest)
+    except DocumentError as error:
+        problems.append(f"{RUN_MANIFEST_NAME}: {error.reason}")
+    return bundle, manifest
+
+
+def _digest_problems(bundle: Manifest, manifest: RunManifest) -> Iterator[str]:
+    if not bundle.digest or bundle.digest != manifest.digest:
+        sent, ran = f"{bundle.digest!r:.80}", f"{manifest.digest!r:.80}"
+        yield f"{RUN_MANIFEST_NAME}: of another bundle (sent {sent}, ran {ran})"
+
+
+def _kaggle_error(folder: Path) -> str | None:
+    """How the run ended, if Kaggle reports a failure: that may happen after the manifest."""
+    try:
+        end = read_model(folder / END_NAME, RunEnd)
+    except LocalError:
         return None
-    table = {"rows": rows, "ids_sha256": ids} if "rows" in output else {}
-    return {"path": path, "size": size, "sha256": digest, **table} if usable else None
+    if end.succeeded:
+        return None
+    return printable(f"Kaggle says {end.state}{f': {end.failure}' if end.failure else ''}")
 
 
-def _not_listed(
-    bundle: Mapping[str, Any], outputs: list[Mapping[str, Any]], names: Collection[str] | None
-) -> list[str]:
-    """Declared outputs of which the manifest does not tell."""
-    declared = bundle.get("outputs")
-    if not isinstance(declared, list) or not all(isinstance(name, str) for name in declared):
-        return ["bundle.json: names no outputs"]
-    known = {output["path"] for output in outputs}
-    wanted = [name for name in declared if names is None or name in names]
-    return [f"{name}: not in the manifest" for name in wanted if name not in known]
-
-
-def _faults(
-    folder: Path, output: Mapping[str, Any], left_behind: Mapping[str, str]
+def _missing_outputs(
+    bundle: Manifest, outputs: Collection[OutputEntry], names: Collection[str] | None
 ) -> Iterator[str]:
-    """What is wrong with one output; the first fault is enough of it."""
-    name = str(output["path"])
-    path = folder / name
+    """Declared outputs that the manifest does not list."""
+    known = {output.path for output in outputs}
+    for name in bundle.outputs:
+        if name not in known and (names is None or name in names):
+            yield f"{name}: not in the manifest"
+
+
+def _output_problems(
+    folder: Path, output: OutputEntry, left_behind: Mapping[str, str]
+) -> Iterator[str]:
+    """The first problem of one output."""
+    name, path = output.path, folder / output.path
     if not path.is_file():
         yield f"{name}: {left_behind.get(name, 'missing')}"
-    elif path.stat().st_size != output["size"]:
-        yield f"{name}: {path.stat().st_size} B, the run wrote {output['size']} B"
-    elif _sha256(path) != output["sha256"]:
-        yield f"{name}: other content than the run wrote (sha256)"
+    elif path.stat().st_size != output.size:
+        yield f"{name}: {path.stat().st_size} B, the run wrote {output.size} B"
+    elif sha256_of(path) != output.sha256:
+        yield f"{name}: the content differs from what the run wrote (sha256)"
     elif path.suffix == ".zip":
-        yield from _zip_faults(name, path)
-    elif path.suffix == ".csv":
-        yield from _csv_faults(name, path, output)
+        yield from _zip_problems(name, path)
+    elif path.suffix == ".csv" and output.rows is not None:
+        # With rows = None the run could not read it as a csv either; its SHA-256 must do.
+        yield from _csv_problems(name, path, output)
 
 
-def _zip_faults(name: str, path: Path) -> Iterator[str]:
+def _zip_problems(name: str, path: Path) -> Iterator[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
             if size > UNPACKED_BYTES:
-                yield f"{name}: claims to hold {size:,} B, and is not tested"
+                yield f"{name}: claims to contain {size:,} B, and was not tested"
                 return
             broken = archive.testzip()
-    except zipfile.BadZipFile as fault:
-        yield f"{name}: no valid zip ({fault})"
-    except Exception as fault:  # hostile bytes raise whatever their decoder raises
-        yield f"{name}: cannot be tested as a zip ({type(fault).__name__}: {fault})"
+    except zipfile.BadZipFile as error:
+        yield f"{name}: not a valid zip ({error})"
+    except Exception as error:  # hostile bytes raise any exception of their decoder
+        yield f"{name}: cannot be tested as a zip ({type(error).__name__}: {error})"
     else:
         if broken:
             yield f"{name}: {printable(broken)} in it is damaged"
 
 
-def _csv_faults(name: str, path: Path, output: Mapping[str, Any]) -> Iterator[str]:
-    if output.get("rows") is None:
-        return  # the run could not read it as a csv either; its sha256 has been compared
-    ids, rows = hashlib.sha256(), -1  # the heading is no row
+def _csv_problems(name: str, path: Path, output: OutputEntry) -> Iterator[str]:
+    ids, rows = hashlib.sha256(), -1  # the header does not count
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             for row in csv.reader(stream):
                 rows += 1
                 if rows:
                     ids.update(f"{row[0] if row else ''}\n".encode())
-    except (UnicodeDecodeError, csv.Error) as fault:
-        yield f"{name}: no readable csv ({fault})"
+    except (UnicodeDecodeError, csv.Error) as error:
+        yield f"{name}: not a readable csv ({error})"
         return
-    if (max(rows, 0), ids.hexdigest()) != (output.get("rows"), output.get("ids_sha256")):
-        yield f"{name}: other rows or ids than the manifest says"
+    if (max(rows, 0), ids.hexdigest()) != (output.rows, output.ids_sha256):
+        yield f"{name}: rows or ids differ from the manifest"
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _extra(folder: Path, known: frozenset[str], skipped: Collection[str]) -> Iterator[str]:
+def _undeclared(folder: Path, known: Collection[str], skipped: Collection[str]) -> Iterator[str]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         inside = {parent.as_posix() for parent in name.parents}
         if name.as_posix() == PARTIAL_FOLDER:
-            yield f"{name} (downloads that were not finished)"
+            yield f"{name} (incomplete downloads)"
         elif path.is_file() and name.as_posix() not in known and inside.isdisjoint(skipped):
             yield printable(name.as_posix())
-
-
-def _short(value: Any) -> str:
-    """A value of a manifest for a message, whatever it is."""
-    return f"{value!r:.80}" if isinstance(value, str | int | float | None) else "no text"

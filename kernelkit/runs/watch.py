@@ -1,7 +1,7 @@
-"""A run's life after the button: where it is, its log, whether it has what was asked, its end.
+"""Follow a run: its state, its log, whether it has the requested hardware, and its end.
 
-What belongs to one version is asked for by that version. Kaggle answers for another one all the
-same, for a while after a push: the digest in a log's first line tells whose it is.
+Every call names the version. For a while after a push Kaggle may still answer for the version
+before; the digest in a log's first line shows whose log it is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kernelkit.errors import (
     CapacityError,
@@ -22,7 +22,15 @@ from kernelkit.errors import (
     RefusedError,
     UnreachableError,
 )
-from kernelkit.kaggle import Kaggle, LogEntry, Quota, State, Status, parse_log
+from kernelkit.kaggle.logs import parse_log
+from kernelkit.kaggle.types import LogEntry, Quota, State, Status
+from kernelkit.notebook.manifest import Manifest
+from kernelkit.runs.manifest import RunAddress
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from kernelkit.kaggle.kernels import Kaggle
 
 GPU_NAMES = {
     "NvidiaTeslaT4": "T4",
@@ -34,7 +42,7 @@ GPU_NAMES = {
     "NvidiaH100": "H100",
     "NvidiaRtxPro6000": "RTX PRO 6000",
 }
-"""What nvidia-smi calls the GPUs of a machine_shape."""
+"""The name of a machine_shape's GPU in the output of nvidia-smi."""
 
 _DIGEST_LINE = re.compile(r"kernelkit digest ([0-9a-f]{64})")
 _SESSION_LINE = re.compile(r"kernelkit session (\d+)")
@@ -42,43 +50,24 @@ _HARDWARE_LINE = re.compile(r"^hardware: (\{.*\})\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Run:
-    """The address of one run, and what was asked to run there."""
-
-    owner: str
-    slug: str
-    version: int
-    url: str
-    digest: str
-    endpoint: str
-
-    @property
-    def name(self) -> str:
-        """For people: `owner/slug v3`."""
-        return f"{self.owner}/{self.slug} v{self.version}"
-
-
-@dataclass(frozen=True)
 class RequestedHardware:
-    """What a run is to have, and Kaggle shows only once it has started."""
+    """Machine and image of a run, which Kaggle shows only after the run has started."""
 
     machine_shape: str
     docker_image: str
     wants_gpu: bool
 
     @classmethod
-    def of(cls, bundle: Mapping[str, Any]) -> RequestedHardware:
-        """As the manifest of what was sent has it."""
-        kernel = bundle.get("kernel", {})
-        shape, image = kernel.get("machine_shape") or "", kernel.get("docker_image") or ""
-        return cls(str(shape), str(image), bool(bundle.get("wants_gpu")))
+    def of(cls, bundle: Manifest) -> RequestedHardware:
+        """What the sent manifest requests."""
+        return cls(bundle.kernel.machine_shape, bundle.kernel.docker_image, bundle.wants_gpu)
 
 
-def status(kaggle: Kaggle, run: Run, *, fresh: bool) -> Status:
+def read_status(kaggle: Kaggle, run: RunAddress, *, fresh: bool) -> Status:
     """The state of exactly this version.
 
-    A `fresh` one, within the grace after its push, is queued where Kaggle does not show it yet, or
-    tells the end of another: of a run that has ended the log says whose it was.
+    A `fresh` run, within the grace period after its push, counts as queued while Kaggle does not
+    show it, or shows the end of the version before: the log of a finished run shows whose it was.
     """
     try:
         now = kaggle.status(run.owner, run.slug, run.version)
@@ -87,48 +76,50 @@ def status(kaggle: Kaggle, run: Run, *, fresh: bool) -> Status:
             return Status(State.QUEUED)
         if kaggle.kernel(run.owner, run.slug).version != run.version:
             raise
-        now = kaggle.status(run.owner, run.slug, None)  # a Kaggle that takes no versions here
+        now = kaggle.status(
+            run.owner, run.slug, None
+        )  # this Kaggle accepts no versions in the call
     if fresh and now.state.finished and digest_of(_kept_log(kaggle, run)) != run.digest:
         return Status(State.QUEUED)
     return now
 
 
-def watch(
+def watch_run(
     kaggle: Kaggle,
-    run: Run,
-    asked: RequestedHardware,
+    run: RunAddress,
+    requested: RequestedHardware,
     *,
     age: float = 0.0,
     deadline: float | None = None,
 ) -> Iterator[Status | LogEntry | Quota | str]:
-    """Follow a run to its end: each change of its state, each line of its log once, and words.
+    """Follow a run to its end: each change of its state, each line of its log once, and notes.
 
-    `age` is how long ago it was pushed, `deadline` how long from now it may take, in seconds. A
-    Kaggle that has answered once may fall silent for `patience.outage`; the watch goes on.
+    `age` is how long ago it was pushed, `deadline` how long from now it may take, in seconds. Once
+    Kaggle has answered, it may be unreachable for `timeouts.outage` before the watch gives up.
 
     Raises:
-        DeadlineError: it passed; the run goes on.
-        RefusedError: the run has another machine or image than was asked for; it goes on too.
-        UnreachableError: no answer at all, or none for too long.
+        DeadlineError: the deadline passed; the run continues.
+        RefusedError: Kaggle changed the machine or image; the run continues.
+        UnreachableError: Kaggle never answered, or was silent for too long.
     """
     clock = kaggle.timeouts.clock
     started = answered = clock()
     state: Status | None = None
     shown, pauses = "", kaggle.timeouts.pauses()
-    confirmed, asked_quota = False, -math.inf
+    confirmed, quota_read = False, -math.inf
     while True:
         limit = 0.0
         try:
             fresh = age + clock() - started < kaggle.timeouts.grace
-            current = status(kaggle, run, fresh=fresh)
+            current = read_status(kaggle, run, fresh=fresh)
             entries = _kept_log(kaggle, run) if current.state.finished else []
             if not confirmed and current.state == State.RUNNING:
-                confirmed = yield from _confirm(kaggle, run, asked, shown, settled=not fresh)
+                confirmed = yield from _confirm(kaggle, run, requested, shown, settled=not fresh)
         except (UnreachableError, CapacityError) as error:
             if state is None or clock() - answered > kaggle.timeouts.outage:
                 raise
             limit = (error.retry_after or 0.0) if isinstance(error, RateLimitedError) else 0.0
-            yield f"{error}; trying on"
+            yield f"{error}; trying again"
             current = state
         else:
             answered = clock()
@@ -140,10 +131,10 @@ def watch(
             yield from _unseen(entries, shown)
             if not confirmed:
                 text = "".join(entry.text for entry in entries)
-                yield from _confirm(kaggle, run, asked, text, settled=True)
+                yield from _confirm(kaggle, run, requested, text, settled=True)
             return
-        if asked.wants_gpu and clock() - asked_quota > kaggle.timeouts.quota:
-            asked_quota = clock()
+        if requested.wants_gpu and clock() - quota_read > kaggle.timeouts.quota:
+            quota_read = clock()
             yield from _quota(kaggle)
         left = math.inf if deadline is None else deadline - (clock() - started)
         if state.state == State.RUNNING and left > 0:
@@ -153,56 +144,56 @@ def watch(
         left = math.inf if deadline is None else deadline - (clock() - started)
         if left <= 0:
             raise DeadlineError(
-                f"{run.name} has not ended within {deadline:.0f} s; it goes on running",
-                f"Come back with `kernelkit watch v{run.version}`, or give a longer --deadline.",
+                f"{run.name} has not ended within {deadline:.0f} s; it keeps running",
+                f"Come back with `kernelkit watch v{run.version}`, or set a longer --deadline.",
             )
         kaggle.timeouts.sleep(min(max(next(pauses), limit), left))
 
 
 def confirm(
-    kaggle: Kaggle, run: Run, asked: RequestedHardware, text: str
+    kaggle: Kaggle, run: RunAddress, requested: RequestedHardware, text: str
 ) -> tuple[list[str], list[str]]:
-    """What differs of machine and image from what was asked, and what is confirmed.
+    """Which requested settings of machine and image Kaggle changed, and which it confirms.
 
-    `text` is the run's log as far as it is known: its hardware cell is the surest witness.
+    `text` is the run's log so far: the output of its hardware cell is the most reliable source.
     """
     given = kaggle.kernel(run.owner, run.slug)
-    if given.version != run.version:  # it tells of the current version's session alone
+    if given.version != run.version:  # Kaggle describes the session of the current version only
         given = replace(given, machine_shape="", docker_image="")
     different: list[str] = []
     confirmed: list[str] = []
     for name, want, got in (
-        ("machine_shape", asked.machine_shape, given.machine_shape),
-        ("docker_image", asked.docker_image, given.docker_image),
+        ("machine_shape", requested.machine_shape, given.machine_shape),
+        ("docker_image", requested.docker_image, given.docker_image),
     ):
         if want and got:
-            line = f"{name}: asked {want}, given {got}"
+            line = f"{name}: requested {want}, got {got}"
             (confirmed if want.lower() in got.lower() else different).append(line)
-    if not asked.wants_gpu and given.machine_shape.startswith("Nvidia"):
-        different.append(f"machine_shape: asked for no GPU, given {given.machine_shape}")
+    if not requested.wants_gpu and given.machine_shape.startswith("Nvidia"):
+        different.append(f"machine_shape: requested no GPU, got {given.machine_shape}")
     gpus = _gpus(text)
-    expected = GPU_NAMES.get(asked.machine_shape)
+    expected = GPU_NAMES.get(requested.machine_shape)
     if gpus is not None and expected:
-        line = f"GPU: asked {asked.machine_shape}, the run has {', '.join(gpus) or 'none'}"
+        line = f"GPU: requested {requested.machine_shape}, the run has {', '.join(gpus) or 'none'}"
         fits = bool(gpus) and all(expected in gpu for gpu in gpus)
         (confirmed if fits else different).append(line)
     return different, confirmed
 
 
-def cancel(kaggle: Kaggle, run: Run, *, age: float = math.inf) -> Status:
-    """End a run, and return the state in which it has ended.
+def cancel_run(kaggle: Kaggle, run: RunAddress, *, age: float = math.inf) -> Status:
+    """Cancel a run, and return its final state.
 
-    Kaggle ends a session by its number, which no call tells [V]: the run prints it itself.
+    Kaggle cancels a session by its number, which no call returns [V]; the run prints it in its log.
 
     Raises:
-        RefusedError: it cannot be ended from here, or Kaggle does not do it.
-        DeadlineError: it is asked for, and not done yet.
+        RefusedError: the run cannot be cancelled from here, or Kaggle refuses.
+        DeadlineError: Kaggle has not cancelled the run in time.
     """
-    now = status(kaggle, run, fresh=age < kaggle.timeouts.grace)
+    now = read_status(kaggle, run, fresh=age < kaggle.timeouts.grace)
     if now.state.finished:
         raise RefusedError(
-            f"{run.name} has ended already ({now.state}): nothing is cancelled",
-            f"What it left can be pulled: `kernelkit pull v{run.version}`.",
+            f"{run.name} has already ended ({now.state}): there is nothing to cancel",
+            f"Pull its outputs: `kernelkit pull v{run.version}`.",
         )
     text = "".join(
         entry.text for entry in _live_log(kaggle, run, "", kaggle.timeouts.longest_pause)
@@ -210,43 +201,43 @@ def cancel(kaggle: Kaggle, run: Run, *, age: float = math.inf) -> Status:
     session = _SESSION_LINE.search(text)
     if session is None:
         raise RefusedError(
-            f"{run.name} is {now.state}, and has not printed the number of its session: it cannot "
-            "be cancelled from here, and goes on",
-            f"Try again once its first lines are in the log, or stop it by hand: {run.url}",
+            f"{run.name} is {now.state} and has not printed the number of its session: it cannot "
+            "be cancelled from here, and keeps running",
+            f"Try again once the log has its first lines, or stop it by hand: {run.url}",
         )
     kaggle.cancel(int(session[1]))
     started = kaggle.timeouts.clock()
     for pause in kaggle.timeouts.pauses():
-        now = status(kaggle, run, fresh=False)
+        now = read_status(kaggle, run, fresh=False)
         if now.state == State.CANCEL_ACKNOWLEDGED:
             return now
         if now.state.finished:
             raise RefusedError(
                 f"{run.name} had ended before it was cancelled: {now.state}",
-                f"What it left can be pulled: `kernelkit pull v{run.version}`.",
+                f"Pull its outputs: `kernelkit pull v{run.version}`.",
             )
         if kaggle.timeouts.clock() - started > kaggle.timeouts.cancelling:
             break
         kaggle.timeouts.sleep(pause)
     raise DeadlineError(
-        f"Kaggle was asked to cancel {run.name}, and still says {now.state}",
-        f"Look again: `kernelkit status v{run.version}`. By hand: {run.url}",
+        f"Kaggle was asked to cancel {run.name}, and still reports {now.state}",
+        f"Check again with `kernelkit status v{run.version}`, or stop it by hand: {run.url}",
     )
 
 
 def digest_of(entries: list[LogEntry]) -> str | None:
-    """The digest that a log begins with: whose it is."""
+    """The digest in a log's first lines, which shows which kernel wrote it."""
     found = _DIGEST_LINE.search("".join(entry.text for entry in entries))
     return found[1] if found else None
 
 
-def log(kaggle: Kaggle, run: Run) -> list[LogEntry]:
-    """The log of exactly this version, as far as Kaggle keeps it."""
+def read_log(kaggle: Kaggle, run: RunAddress) -> list[LogEntry]:
+    """The log of exactly this version, as far as Kaggle has it."""
     return parse_log(kaggle.log(run.owner, run.slug, run.version))
 
 
-def progress(entry: LogEntry) -> Mapping[str, Any] | None:
-    """The event that a line of the log reports (`{"event": "epoch", …}`), None for other lines."""
+def progress(entry: LogEntry) -> Mapping[str, JsonValue] | None:
+    """The event in a line of the log (`{"event": "epoch", …}`); None for other lines."""
     text = entry.text.strip()
     if not text.startswith("{"):
         return None
@@ -258,11 +249,11 @@ def progress(entry: LogEntry) -> Mapping[str, Any] | None:
 
 
 def _confirm(
-    kaggle: Kaggle, run: Run, asked: RequestedHardware, text: str, *, settled: bool
+    kaggle: Kaggle, run: RunAddress, requested: RequestedHardware, text: str, *, settled: bool
 ) -> Generator[str, None, bool]:
-    """Whether everything asked for is confirmed; what Kaggle shows may be old until `settled`."""
+    """Whether all requested settings are confirmed; until `settled`, Kaggle may show old values."""
     try:
-        different, confirmed = confirm(kaggle, run, asked, text)
+        different, confirmed = confirm(kaggle, run, requested, text)
     except (UnreachableError, CapacityError, NotFoundError) as error:
         if settled:
             yield f"note: machine and image could not be confirmed: {error}"
@@ -270,8 +261,8 @@ def _confirm(
     hardware = _gpus(text) is not None
     if different and (settled or hardware):
         raise RefusedError(
-            f"{run.name} has other than was asked for:\n" + "\n".join(different),
-            f"If it still runs: `kernelkit cancel v{run.version}`. What it leaves can be pulled.",
+            f"Kaggle changed the requested settings of {run.name}:\n" + "\n".join(different),
+            f"Cancel it with `kernelkit cancel v{run.version}`, or pull its outputs.",
             {"differences": different},
         )
     if settled or (hardware and confirmed):
@@ -281,16 +272,16 @@ def _confirm(
     return False
 
 
-def _kept_log(kaggle: Kaggle, run: Run) -> list[LogEntry]:
-    """The log of a run that has ended; empty where Kaggle has none (yet)."""
+def _kept_log(kaggle: Kaggle, run: RunAddress) -> list[LogEntry]:
+    """The log of a run that has ended; empty while Kaggle has none."""
     try:
-        return log(kaggle, run)
+        return read_log(kaggle, run)
     except NotFoundError:
         return []
 
 
 def _quota(kaggle: Kaggle) -> Iterator[Quota]:
-    """The quota, where it can be had: it is beside the point of a watch."""
+    """The quota, if Kaggle reports it; a watch does not depend on it."""
     try:
         yield kaggle.quota()
     except KernelkitError:
@@ -298,7 +289,7 @@ def _quota(kaggle: Kaggle) -> Iterator[Quota]:
 
 
 def _gpus(text: str) -> list[str] | None:
-    """The GPUs that the hardware cell has found; None where it has not spoken."""
+    """The GPUs that the hardware cell found; None if it printed nothing."""
     line = _HARDWARE_LINE.search(text)
     try:
         gpus = json.loads(line[1])["gpus"] if line else None
@@ -307,21 +298,21 @@ def _gpus(text: str) -> list[str] | None:
     return [str(gpu) for gpu in gpus] if isinstance(gpus, list) else None
 
 
-def _require_own(run: Run, entries: list[LogEntry]) -> None:
+def _require_own(run: RunAddress, entries: list[LogEntry]) -> None:
     found = digest_of(entries)
     if found not in (None, run.digest):
         raise RefusedError(
-            f"Kaggle gives the log of another run for {run.name}: of digest {found[:12]}, not "
+            f"Kaggle sends the log of another run for {run.name}: its digest is {found[:12]}, not "
             f"{run.digest[:12]}",
             f"Look at {run.url}, then try again.",
         )
 
 
-def _live_log(kaggle: Kaggle, run: Run, shown: str, seconds: float) -> Iterator[LogEntry]:
-    """What the stream has beyond `shown`, once the digest shows that it is this run's.
+def _live_log(kaggle: Kaggle, run: RunAddress, shown: str, seconds: float) -> Iterator[LogEntry]:
+    """What the stream has beyond `shown`, once the digest shows that it is this run's log.
 
-    It replays from the first line whenever it is opened. Whatever is wrong with it, the status and
-    the log of the version have the last word.
+    A stream starts at the first line each time it is opened. Errors of the stream are ignored: the
+    status and the log of the finished version decide.
     """
     text, ours = "", False
     waiting: list[LogEntry] = []
@@ -345,13 +336,13 @@ def _live_log(kaggle: Kaggle, run: Run, shown: str, seconds: float) -> Iterator[
 
 
 def _unseen(entries: list[LogEntry], shown: str) -> Iterator[LogEntry]:
-    """What a log has beyond `shown`; from the line on where the two part, if they do."""
+    """What a log has beyond `shown`; if the two differ, everything from the first such line on."""
     whole = "".join(entry.text for entry in entries)
     skip = len(shown)
     if not whole.startswith(shown):
         pairs = enumerate(zip(whole, shown, strict=False))
-        parting = next((i for i, (a, b) in pairs if a != b), min(len(whole), len(shown)))
-        skip = whole.rfind("\n", 0, parting) + 1
+        differing = next((i for i, (a, b) in pairs if a != b), min(len(whole), len(shown)))
+        skip = whole.rfind("\n", 0, differing) + 1
     for entry in entries:
         beyond = entry.text[skip:]
         skip = max(0, skip - len(entry.text))

@@ -142,7 +142,7 @@ def source_of(text: str) -> str:
 
 def found(project: Path, *settings: str, own: tuple[Credential, ...] = ()) -> list[str]:
     config = load_config(project, settings=settings, environment={})
-    return [finding.where for finding in find_secrets(workflow.render(config), own)]
+    return [finding.where for finding in find_secrets(workflow.render_kernel(config), own)]
 
 
 @pytest.fixture
@@ -223,9 +223,9 @@ def test_what_the_project_file_allows_passes_and_only_that(make_project: Make) -
 
 
 def test_allowing_does_not_change_the_digest(make_project: Make) -> None:
-    plain = workflow.render(load_config(make_project({}), environment={}))
+    plain = workflow.render_kernel(load_config(make_project({}), environment={}))
     keys = 'allow_secrets = ["parameters.a"]'
-    allowed = workflow.render(load_config(make_project({}, keys=keys), environment={}))
+    allowed = workflow.render_kernel(load_config(make_project({}, keys=keys), environment={}))
     assert allowed.digest == plain.digest
 
 
@@ -242,7 +242,7 @@ def test_a_profile_is_read_too(make_project: Make) -> None:
     project = make_project({}, extra=extra)
     assert found(project) == []
     config = load_config(project, profile="p", environment={})
-    (finding,) = find_secrets(workflow.render(config))
+    (finding,) = find_secrets(workflow.render_kernel(config))
     assert finding == SecretFinding("parameters.wandb_key", None, "a Hugging Face token")
 
 
@@ -324,7 +324,7 @@ def test_a_push_looks_for_the_key_that_it_uses(
     make_project: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = make_project({"pkg/data.txt": f"a\nb {some(30, HEX)} c\n"})
-    kernel = workflow.render(load_config(project, environment={}))
+    kernel = workflow.render_kernel(load_config(project, environment={}))
     assert workflow.preflight(kernel, project) == []
     monkeypatch.setenv("KAGGLE_KEY", some(30, HEX))
     (problem,) = workflow.preflight(kernel, project)

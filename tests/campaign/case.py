@@ -22,8 +22,10 @@ import tenacity
 from kernelkit import workflow
 from kernelkit.config import Config, load_config
 from kernelkit.errors import KernelkitError
-from kernelkit.kaggle import Credentials, Kaggle, Timeouts
-from kernelkit.runs import store as ledger
+from kernelkit.kaggle.kernels import Kaggle
+from kernelkit.kaggle.types import Credentials, Timeouts
+from kernelkit.runs import store
+from kernelkit.runs.download import PulledRun
 from tests.campaign.plan import GIVEN_OTHERWISE, Plan, plan
 
 PROJECT = Path(__file__).parent / "project"
@@ -166,16 +168,16 @@ def _people(case: Case) -> list[Ended]:
     return [_wait(*terminal) for terminal in terminals]
 
 
-def _run(case: Case, machine: str) -> workflow.Pulled:
+def _run(case: Case, machine: str) -> PulledRun:
     return workflow.run(
         case.config(machine), case.kaggle(), on_event=lambda e: case.said.append(str(e))
     )
 
 
-def _bring_home(case: Case, machine: str) -> workflow.Pulled:
+def _bring_home(case: Case, machine: str) -> PulledRun:
     """What is pushed is pulled, whatever became of it; else it is run."""
     config, kaggle = case.config(machine), case.kaggle()
-    records = list(ledger.records(config.project / "runs", case.slug))
+    records = list(store.folders(config.project / "runs", case.slug))
     if not records:
         return workflow.run(config, kaggle, on_event=lambda e: case.said.append(str(e)))
     pulled = workflow.pull(kaggle, records[-1], on_event=lambda e: case.said.append(str(e)))
@@ -184,7 +186,7 @@ def _bring_home(case: Case, machine: str) -> workflow.Pulled:
 
 
 def _terminal(
-    case: Case, machine: str, action: Callable[[Case, str], workflow.Pulled]
+    case: Case, machine: str, action: Callable[[Case, str], PulledRun]
 ) -> tuple[Any, Connection]:
     ours, theirs = _fork.Pipe(duplex=False)
     process = _fork.Process(target=_in_terminal, args=(theirs, case, machine, action))
@@ -194,7 +196,7 @@ def _terminal(
 
 
 def _in_terminal(
-    pipe: Connection, case: Case, machine: str, action: Callable[[Case, str], workflow.Pulled]
+    pipe: Connection, case: Case, machine: str, action: Callable[[Case, str], PulledRun]
 ) -> None:
     try:
         pulled = action(case, machine)

@@ -879,5 +879,5 @@ def test_a_log_may_come_from_anywhere(cli: Cli, tmp_path: Path) -> None:
         check=True,
     )
     assert piped.stdout.decode() == told
-    with pytest.raises(ConfigError, match="holds no log"):
+    with pytest.raises(ConfigError, match="has no log"):
         workflow.diagnose_folder(tmp_path / "nowhere")

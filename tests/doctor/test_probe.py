@@ -21,7 +21,9 @@ from kernelkit.config import load_config
 from kernelkit.doctor.checks import CheckResult, Health
 from kernelkit.doctor.probe import Report, Transcript, compare_sources, differences, probe, shape
 from kernelkit.errors import RefusedError
-from kernelkit.kaggle import Credentials, Kaggle, connect
+from kernelkit.kaggle.connect import connect
+from kernelkit.kaggle.kernels import Kaggle
+from kernelkit.kaggle.types import Credentials
 
 USER, KEY = "salome-marten", "0123456789abcdef-the-key"
 
@@ -215,7 +217,7 @@ def test_what_a_strange_kaggle_does_is_reported(local_kaggle: str, tmp_path: Pat
     assert found["status"].words.startswith("HTTP 403")
     given = found["requested settings"]
     assert given.health == Health.BAD
-    assert "enable_internet: asked False, given True" in given.words
+    assert "enable_internet: requested False, got True" in given.words
     assert "letters" in given.words
     assert found["mount letters"].health == Health.BAD
     assert found["outputs of a failed run"].health == Health.BAD
@@ -224,7 +226,7 @@ def test_what_a_strange_kaggle_does_is_reported(local_kaggle: str, tmp_path: Pat
 
 def test_a_kernel_that_was_made_public_ends_the_probe(local_kaggle: str, tmp_path: Path) -> None:
     kaggle = lies(local_kaggle, "exposed", "public")
-    with pytest.raises(RefusedError, match="is_private: asked True, given False"):
+    with pytest.raises(RefusedError, match="is_private: requested True, got False"):
         probe(kaggle, tmp_path)
     exchanges = json.loads((tmp_path / "transcript.json").read_text(encoding="utf-8"))["exchanges"]
     assert sum(e["call"].endswith("/SaveKernel") for e in exchanges) == 1

@@ -11,8 +11,10 @@ import pytest
 import requests
 
 from kernelkit.errors import CredentialsError
-from kernelkit.kaggle import Credentials, Kaggle, Timeouts, connect
+from kernelkit.kaggle.connect import connect
 from kernelkit.kaggle.credentials import stored_login
+from kernelkit.kaggle.kernels import Kaggle
+from kernelkit.kaggle.types import Credentials, Timeouts
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def test_a_token_that_was_replaced_is_found(local_kaggle: str, expire: Callable[
     kaggle = connect(local_kaggle, environment)
     kaggle.quota()
     expire()
-    with pytest.raises(CredentialsError, match="not valid"):
+    with pytest.raises(CredentialsError, match="invalid or expired"):
         kaggle.quota()
     environment["KAGGLE_API_TOKEN"] = "second"
     kaggle.quota()

@@ -22,8 +22,9 @@ import pytest
 import requests
 
 from kernelkit.errors import CapacityError, KernelkitError, NotFoundError, UnreachableError
-from kernelkit.kaggle import OutputFile, Stopped, Transfer, download, files
-from kernelkit.kaggle.files import WrongContentError
+from kernelkit.kaggle import files
+from kernelkit.kaggle.files import Stopped, Transfer, WrongContentError, download
+from kernelkit.kaggle.types import OutputFile
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -251,7 +252,7 @@ def test_what_stays_is_an_error_and_leaves_no_file(
     with pytest.raises(error):
         fetch(store, tmp_path, **details)
     assert not (tmp_path / "sub" / "out.bin").exists()
-    assert len(store.asked) <= files.FAULTS_IN_A_ROW
+    assert len(store.asked) <= files.FAILURES_IN_A_ROW
 
 
 def test_retry_after_is_waited_for(store: Store, tmp_path: Path) -> None:
@@ -295,7 +296,7 @@ def test_without_any_length_nothing_counts_as_whole(store: Store, tmp_path: Path
         handler.wfile.write(CONTENT[:99])
 
     store.script = [until_closed] * 3
-    with pytest.raises(WrongContentError, match="how long"):
+    with pytest.raises(WrongContentError, match="length is unknown"):
         fetch(store, tmp_path, size=None, sha256=None)
     store.script = [until_closed]
     assert is_whole(fetch(store, tmp_path))
@@ -342,15 +343,16 @@ def test_a_full_disk_is_said_and_gone_on_from(store: Store, tmp_path: Path) -> N
     program = f"""
         import resource, requests
         from pathlib import Path
-        from kernelkit.kaggle import OutputFile, download
-        from kernelkit.errors import MachineError
+        from kernelkit.kaggle.files import download
+        from kernelkit.kaggle.types import OutputFile
+        from kernelkit.errors import LocalError
         resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
         session = requests.Session()
         session.trust_env = False
         try:
             download(session, OutputFile("out.bin", {store.url!r}, {len(CONTENT)}, {SHA256!r}),
                      Path({str(tmp_path)!r}, "sub", "out.bin"))
-        except MachineError as fault:
+        except LocalError as fault:
             print(fault.exit_code, fault)
     """
     done = subprocess.run(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kernelkit import kaggle as client
+from kernelkit.config import KernelSettings
 from kernelkit.errors import (
     AnswerLostError,
     CredentialsError,
@@ -22,31 +22,15 @@ from kernelkit.errors import (
     SessionCapError,
     UnreachableError,
 )
-from kernelkit.kaggle import (
-    Competition,
-    Credentials,
-    Kaggle,
-    State,
-    Timeouts,
-    connect,
-    parse_log,
-)
+from kernelkit.kaggle import types as client
+from kernelkit.kaggle.competitions import Competition
+from kernelkit.kaggle.connect import connect
+from kernelkit.kaggle.kernels import Kaggle
+from kernelkit.kaggle.logs import parse_log
+from kernelkit.kaggle.types import Credentials, State, Timeouts
 
 Cli = Callable[..., object]
-FIELDS = {
-    "title": "Some kernel",
-    "language": "python",
-    "kernel_type": "notebook",
-    "is_private": True,
-    "enable_gpu": False,
-    "enable_tpu": False,
-    "enable_internet": False,
-    "dataset_sources": [],
-    "competition_sources": [],
-    "kernel_sources": [],
-    "model_sources": [],
-    "keywords": [],
-}
+SETTINGS = KernelSettings(id="some-kernel", title="Some kernel")
 
 
 class Script:
@@ -101,7 +85,7 @@ def kaggle(script: Script) -> Iterator[Kaggle]:
 
 
 def push(kaggle: Kaggle) -> client.PushResponse:
-    return kaggle.save_kernel("some-kernel", "{}", FIELDS)
+    return kaggle.save_kernel("some-kernel", "{}", SETTINGS)
 
 
 def test_a_push_that_is_taken(kaggle: Kaggle, script: Script) -> None:
@@ -207,7 +191,7 @@ def test_every_page_of_outputs_is_read(kaggle: Kaggle, script: Script) -> None:
 
 
 def test_a_rehearsal_stays_on_this_machine(kaggle: Kaggle) -> None:
-    with pytest.raises(RefusedError, match="elsewhere"):
+    with pytest.raises(RefusedError, match="another machine"):
         kaggle.file_session().get("http://192.0.2.1/f")
     with pytest.raises(AssertionError):
         Kaggle(Credentials("ann", "the test", key="k"), "http://192.0.2.1:80")
@@ -249,7 +233,7 @@ def test_a_token_is_asked_for_its_owner(kaggle: Kaggle, script: Script) -> None:
     assert found.credentials.username == "ann"
     assert script.requests[0][1]["Authorization"] == "Bearer t"
     script.answers[:] = [(200, "application/json", b'{"active": false}')]
-    with pytest.raises(CredentialsError, match="not valid"):
+    with pytest.raises(CredentialsError, match="invalid or expired"):
         connect(kaggle.endpoint, {"KAGGLE_API_TOKEN": "t"})
 
 
@@ -284,20 +268,20 @@ def test_a_refused_upload_is_no_submission(kaggle: Kaggle, script: Script, tmp_p
 
 def test_a_call_that_this_kaggle_does_not_know(kaggle: Kaggle, script: Script) -> None:
     script.say({"code": 501, "message": "unimplemented: X"}, 501)
-    with pytest.raises(RefusedError, match="does not know the call"):
+    with pytest.raises(RefusedError, match="does not have the call"):
         kaggle.quota()
 
 
 def test_a_server_that_is_no_kaggle_is_called_so(kaggle: Kaggle, script: Script) -> None:
     script.say(b"<html>Unsupported method ('POST')</html>", 501, "text/html")
-    with pytest.raises(UnreachableError, match="is no Kaggle"):
+    with pytest.raises(UnreachableError, match="is not Kaggle"):
         kaggle.quota()
 
 
 def test_pages_that_go_round_are_refused(kaggle: Kaggle, script: Script) -> None:
     for token in ("a", "b", "a"):
         script.say({"files": [{"fileName": "f", "url": "u"}], "nextPageToken": token})
-    with pytest.raises(RefusedError, match="in a circle"):
+    with pytest.raises(RefusedError, match="has no end"):
         kaggle.outputs("ann", "k", 1)
 
 

@@ -45,7 +45,7 @@ FORMS = {
 
 
 def rendered(project: Path, **options: Any) -> Notebook:
-    kernel = workflow.render(load_config(project, environment={}, **options))
+    kernel = workflow.render_kernel(load_config(project, environment={}, **options))
     return json.loads(kernel.notebook)
 
 
@@ -335,7 +335,7 @@ def test_a_file_deleted_on_disk_or_new_on_both_sides_is_a_conflict(plain: Path) 
 def test_a_sum_edited_to_please_the_check_hides_no_edit(plain: Path) -> None:
     notebook = rendered(plain)
     edit(notebook, "/parcel/letters.py", "strip()", "rstrip()")
-    manifest = workflow.render(load_config(plain, environment={})).manifest
+    manifest = workflow.render_kernel(load_config(plain, environment={})).manifest
     sums = {file.path: file.sha256 for file in manifest.files}
     (change,) = planned(notebook, plain).changes
     assert not change.conflict

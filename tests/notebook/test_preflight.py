@@ -17,7 +17,7 @@ Make = Callable[..., Path]
 
 def problems(project: Path, *settings: str) -> list[Problem]:
     config = load_config(project, settings=settings, environment={})
-    return workflow.preflight(workflow.render(config), project)
+    return workflow.preflight(workflow.render_kernel(config), project)
 
 
 def subjects(project: Path, *settings: str) -> list[str]:
@@ -95,7 +95,7 @@ def test_what_is_optional_or_not_known_stops_nothing(make_project: Make) -> None
         }
     )
     assert subjects(project) == []
-    unknown, absent = workflow.advise(workflow.render(load_config(project, environment={})))
+    unknown, absent = workflow.advise(workflow.render_kernel(load_config(project, environment={})))
     assert '"nobody_knows_it"' in unknown
     assert "pkg/main.py:5" in unknown
     assert absent.endswith("is not in Kaggle's image: pkg/main.py:2 does without it")

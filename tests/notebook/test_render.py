@@ -57,7 +57,7 @@ AWKWARD = {
 
 
 def kernel_of(project: Path, **options: object) -> Kernel:
-    return workflow.render(load_config(project, environment={}, **options))  # type: ignore[arg-type]
+    return workflow.render_kernel(load_config(project, environment={}, **options))  # type: ignore[arg-type]
 
 
 def cells(kernel: Kernel, tag: str) -> list[str]:

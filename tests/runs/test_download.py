@@ -24,10 +24,12 @@ import pytest
 
 from kernelkit import workflow
 from kernelkit.errors import ConfigError, LocalError, RefusedError, UnreachableError
-from kernelkit.kaggle import Credentials, Kaggle, Timeouts, files
-from kernelkit.runs import download as outputs
+from kernelkit.kaggle import files
+from kernelkit.kaggle.kernels import Kaggle
+from kernelkit.kaggle.types import Credentials, Timeouts
+from kernelkit.runs import download
 from kernelkit.runs.download import Progress, Selection
-from kernelkit.runs.store import Record
+from kernelkit.runs.store import RunFolder
 from kernelkit.runs.verify import verify
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -72,14 +74,14 @@ class Shelf(ThreadingHTTPServer):
         manifest = {"digest": DIGEST, "status": "complete", "outputs": described, **more}
         self.files.append(("run-manifest.json", json.dumps(manifest).encode()))
 
-    def record(self, folder: Path, *declared: str, slug: str = "some-kernel") -> Record:
+    def record(self, folder: Path, *declared: str, slug: str = "some-kernel") -> RunFolder:
         """The folder of the run, as a push leaves it."""
         folder.mkdir(parents=True)
         address = {"owner": "ann", "slug": slug, "version": 2, "url": "u", "digest": DIGEST}
         (folder / "push.json").write_text(json.dumps({**address, "endpoint": self.endpoint}))
         bundle = {"digest": DIGEST, "slug": slug, "outputs": list(declared)}
         (folder / "bundle.json").write_text(json.dumps(bundle))
-        return Record(folder)
+        return RunFolder(folder)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -194,13 +196,13 @@ def test_thousands_of_files_come_quickly(shelf: Shelf, kaggle: Kaggle, tmp_path:
     pulled = workflow.pull(kaggle, record, on_event=heard.append)
     assert time.monotonic() - started < 60
     assert pulled.verdict.problems == ()
-    assert came(record.folder) == dict(shelf.files[:-1])
+    assert came(record.path) == dict(shelf.files[:-1])
     assert shelf.calls.count("ListKernelSessionOutput") == 6
     last = [event for event in heard if isinstance(event, Progress)][-1]
     assert (last.files, last.of) == (1000, 1000)
     assert last.came == last.size == sum(len(content) for _, content in shelf.files[:-1])
-    assert record.complete
-    assert not (record.folder / ".partial").exists()
+    assert record.is_complete()
+    assert not (record.path / ".partial").exists()
 
 
 HOSTILE = {
@@ -232,14 +234,14 @@ HOSTILE = {
     "Some-Kernel.log": "of its own",
     ".partial/x": "of its own",
     "good.unpacked/x": "of its own",
-    "GOOD.zip": "'good.zip' has its place",
+    "GOOD.zip": "'good.zip' has this path",
     "good.zip/x": "'good.zip' is a file",
     "sub": "is a folder of 'sub/fine.txt'",
-    "cafe\N{COMBINING ACUTE ACCENT}": "has its place",
+    "cafe\N{COMBINING ACUTE ACCENT}": "has this path",
     "link/x": "is a link",
     "linked.txt": "is a link",
     "folder": "is a folder",
-    "\ud800": "no valid text",
+    "\ud800": "not valid text",
 }
 
 
@@ -252,18 +254,18 @@ def test_no_name_leaves_the_folder_or_takes_a_place_that_is_taken(
     shelf.declare("good.zip")
     record = shelf.record(tmp_path / "deep" / "v2", "good.zip")
     (tmp_path / "elsewhere").mkdir()
-    (record.folder / "link").symlink_to(tmp_path / "elsewhere")
-    (record.folder / "linked.txt").symlink_to(tmp_path / "elsewhere" / "linked.txt")
-    (record.folder / "folder").mkdir()
-    before = (record.folder / "bundle.json").read_bytes()
+    (record.path / "link").symlink_to(tmp_path / "elsewhere")
+    (record.path / "linked.txt").symlink_to(tmp_path / "elsewhere" / "linked.txt")
+    (record.path / "folder").mkdir()
+    before = (record.path / "bundle.json").read_bytes()
     told: list[object] = []
     pulled = workflow.pull(kaggle, record, on_event=told.append)
     assert pulled.verdict.problems == ()
-    assert came(record.folder) == dict.fromkeys(fine, zipped(a="b"))
-    assert (record.folder / "bundle.json").read_bytes() == before
+    assert came(record.path) == dict.fromkeys(fine, zipped(a="b"))
+    assert (record.path / "bundle.json").read_bytes() == before
     assert list((tmp_path / "elsewhere").iterdir()) == []
     assert {path.name for path in tmp_path.iterdir()} == {"deep", "elsewhere"}
-    left_behind = json.loads((record.folder / "run.json").read_text())["left_behind"]
+    left_behind = json.loads((record.path / "run.json").read_text())["left_behind"]
     assert len(left_behind) == len(HOSTILE)
     for name, reason in HOSTILE.items():
         printable = name.encode("utf-8", "backslashreplace").decode()
@@ -279,8 +281,8 @@ def test_a_declared_output_without_a_place_is_a_failure(
     record = shelf.record(tmp_path / "v2", "out.csv", "OUT.csv")
     pulled = workflow.pull(kaggle, record)
     (problem,) = pulled.verdict.problems
-    assert "OUT.csv: 'out.csv' has its place" in problem
-    assert not record.complete
+    assert "OUT.csv: 'out.csv' has this path" in problem
+    assert not record.is_complete()
 
 
 @pytest.mark.parametrize("name", ["out.csv", "run-manifest.json", "beside.bin"])
@@ -293,7 +295,7 @@ def test_a_bad_download_is_made_anew(
     shelf.instead = {name: [answer] * 2}
     record = shelf.record(tmp_path / "v2", "out.csv")
     assert workflow.pull(kaggle, record).verdict.verified
-    assert came(record.folder) == dict(shelf.files[:2])
+    assert came(record.path) == dict(shelf.files[:2])
 
 
 def test_what_kaggle_never_gives_rightly(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
@@ -303,10 +305,10 @@ def test_what_kaggle_never_gives_rightly(shelf: Shelf, kaggle: Kaggle, tmp_path:
     record = shelf.record(tmp_path / "v2", "out.csv")
     pulled = workflow.pull(kaggle, record)
     (problem,) = pulled.verdict.problems
-    assert "out.csv: Kaggle does not give the file of 5 B: 33 B come" in problem
+    assert "out.csv: Kaggle does not send the file of 5 B: it sends 33 B" in problem
     assert set(pulled.refused) == {"out.csv", "page.bin"}
-    assert not record.complete
-    assert came(record.folder) == {"fine.bin": b"y"}
+    assert not record.is_complete()
+    assert came(record.path) == {"fine.bin": b"y"}
     shelf.instead, shelf.fetched = {}, []
     assert workflow.pull(kaggle, record).verdict.verified
     assert sorted(shelf.fetched) == ["out.csv", "page.bin", "run-manifest.json"]
@@ -321,15 +323,15 @@ def test_half_of_what_lies_beside_is_no_success(
     record = shelf.record(tmp_path / "v2", "out.csv")
     pulled = workflow.pull(kaggle, record)
     assert pulled.verdict.verified
-    assert not record.complete
-    with pytest.raises(RefusedError, match=r"page\.bin: Kaggle does not give the file of 99 B"):
+    assert not record.is_complete()
+    with pytest.raises(RefusedError, match=r"page\.bin: Kaggle does not send the file of 99 B"):
         workflow.require_success(pulled)
     shelf.instead = {"page.bin": [404] * 99}
     assert "refused (404)" in workflow.pull(kaggle, record).refused["page.bin"]
     workflow.require_success(workflow.pull(kaggle, record, Selection(names=("out.csv",))))
     shelf.instead = {}
     workflow.require_success(workflow.pull(kaggle, record))
-    assert record.complete
+    assert record.is_complete()
 
 
 def test_the_manifest_counts_for_more_than_the_listing(
@@ -340,7 +342,7 @@ def test_the_manifest_counts_for_more_than_the_listing(
     shelf.files[0] = ("out.csv", b"id\nb\n")  # of the same size
     record = shelf.record(tmp_path / "v2", "out.csv")
     assert "another sha256" in workflow.pull(kaggle, record).verdict.problems[0]
-    assert came(record.folder) == {}
+    assert came(record.path) == {}
 
 
 def test_expired_addresses_are_listed_again_once_for_all(
@@ -351,7 +353,7 @@ def test_expired_addresses_are_listed_again_once_for_all(
     shelf.expires = True
     record = shelf.record(tmp_path / "v2", "1.bin")
     assert workflow.pull(kaggle, record).verdict.verified
-    assert len(came(record.folder)) == 29
+    assert len(came(record.path)) == 29
     assert shelf.calls.count("ListKernelSessionOutput") == 2
 
 
@@ -363,7 +365,7 @@ def test_without_sizes_everything_comes_all_the_same(
     shelf.sizes = False
     record = shelf.record(tmp_path / "v2", "out.csv")
     assert workflow.pull(kaggle, record).verdict.verified
-    assert came(record.folder) == dict(shelf.files[:2])
+    assert came(record.path) == dict(shelf.files[:2])
 
 
 def test_a_part_alone(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
@@ -372,20 +374,20 @@ def test_a_part_alone(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
     record = shelf.record(tmp_path / "v2", "out.csv", "m.zip")
     pulled = workflow.pull(kaggle, record, Selection(names=("out.csv",)))
     assert (pulled.verdict.verified, pulled.partial) == (True, True)
-    assert [output["path"] for output in pulled.verdict.outputs] == ["out.csv"]
-    assert set(came(record.folder)) == {"out.csv"}
+    assert [output.path for output in pulled.verdict.outputs] == ["out.csv"]
+    assert set(came(record.path)) == {"out.csv"}
     workflow.pull(kaggle, record, Selection(patterns=("m*",)))
-    assert set(came(record.folder)) == {"out.csv", "m.zip", "m/a"}
+    assert set(came(record.path)) == {"out.csv", "m.zip", "m/a"}
     with pytest.raises(ConfigError, match=r"no ou\.csv") as caught:
         workflow.pull(kaggle, record, Selection(names=("ou.csv",)))
     assert "out.csv" in caught.value.next_step
     with pytest.raises(ConfigError, match=r"no \*\.md"):
         workflow.pull(kaggle, record, Selection(patterns=("*.md",)))
-    assert not record.complete
+    assert not record.is_complete()
     shelf.fetched = []
     assert workflow.pull(kaggle, record).verdict.verified
     assert sorted(shelf.fetched) == ["n/a", "run-manifest.json"]
-    assert record.complete
+    assert record.is_complete()
 
 
 def test_a_part_that_is_wrong(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
@@ -406,8 +408,8 @@ def test_a_run_that_failed_is_pulled_too(shelf: Shelf, kaggle: Kaggle, tmp_path:
     record = shelf.record(tmp_path / "v2", "out.csv")
     pulled = workflow.pull(kaggle, record)
     assert pulled.verdict.run_error == "RuntimeError: no"
-    assert came(record.folder) == {"half.bin": b"x"}
-    assert record.complete
+    assert came(record.path) == {"half.bin": b"x"}
+    assert record.is_complete()
 
 
 @pytest.mark.parametrize("state", ["CANCEL_ACKNOWLEDGED", "ERROR"])
@@ -416,7 +418,7 @@ def test_a_run_that_left_nothing(shelf: Shelf, kaggle: Kaggle, tmp_path: Path, s
     record = shelf.record(tmp_path / "v2", "out.csv")
     pulled = workflow.pull(kaggle, record)
     assert pulled.verdict.problems == ("run-manifest.json: missing",)
-    assert (record.complete, pulled.verdict.verified) == (True, False)
+    assert (record.is_complete(), pulled.verdict.verified) == (True, False)
 
 
 @pytest.mark.parametrize("manifest", [None, b"{}", b"{", HTML, b'{"digest": "of another"}'])
@@ -428,9 +430,9 @@ def test_without_the_runs_own_manifest_nothing_is_accepted(
     record = shelf.record(tmp_path / "v2", "out.csv")
     pulled = workflow.pull(kaggle, record)
     assert pulled.verdict.problems
-    assert not record.complete
+    assert not record.is_complete()
     assert shelf.fetched.count("run-manifest.json") == (
-        outputs.MANIFEST_ATTEMPTS if manifest else 0
+        download.MANIFEST_ATTEMPTS if manifest else 0
     )
 
 
@@ -441,11 +443,11 @@ def test_trouble_with_one_file_keeps_no_other_away(
     shelf.declare("1.bin")
     shelf.instead = {"3.bin": [500] * 5}
     record = shelf.record(tmp_path / "v2", "1.bin")
-    with pytest.raises(UnreachableError, match=r"not everything came: 3\.bin") as caught:
+    with pytest.raises(UnreachableError, match=r"not all files arrived: 3\.bin") as caught:
         workflow.pull(kaggle, record)
-    assert "3 B are still to come. Pull again" in caught.value.next_step
-    assert set(came(record.folder)) == {f"{n}.bin" for n in range(1, 20)} - {"3.bin"}
-    assert not record.complete
+    assert "continues from there. 3 B are missing" in caught.value.next_step
+    assert set(came(record.path)) == {f"{n}.bin" for n in range(1, 20)} - {"3.bin"}
+    assert not record.is_complete()
     shelf.fetched = []
     assert workflow.pull(kaggle, record).verdict.verified
     assert shelf.fetched == ["run-manifest.json", "3.bin"]
@@ -461,7 +463,7 @@ def test_when_nothing_comes_any_more_it_ends_soon(
     with pytest.raises(UnreachableError):
         workflow.pull(kaggle, record)
     tried = sum(99 - len(answers) for answers in shelf.instead.values())
-    assert tried <= 12 * files.FAULTS_IN_A_ROW
+    assert tried <= 12 * files.FAILURES_IN_A_ROW
 
 
 def test_a_disk_without_room_is_said_before_anything_comes(
@@ -470,7 +472,7 @@ def test_a_disk_without_room_is_said_before_anything_comes(
     shelf.files = [("big.bin", b"x" * 1000)]
     shelf.declare("big.bin")
     record = shelf.record(tmp_path / "v2", "big.bin")
-    monkeypatch.setattr(outputs, "SPARE_BYTES", 1 << 60)
+    monkeypatch.setattr(download, "SPARE_BYTES", 1 << 60)
     with pytest.raises(LocalError, match="are free") as caught:
         workflow.pull(kaggle, record)
     assert "Make room for" in caught.value.next_step
@@ -536,11 +538,11 @@ def test_what_was_killed_goes_on_where_it_was(
     said, _ = pulling.communicate(timeout=30)
     assert time.monotonic() - started < 5
     assert pulling.returncode == (130 if number == signal.SIGINT else -9), said
-    record = Record(folder_of(project))
-    assert set(came(record.folder)) >= {"table.csv", "letters.zip"}
-    assert not list(record.folder.glob("*.bin"))
-    assert not record.complete
-    assert any(".partial" in name for name in verify(record.folder).undeclared)
+    record = RunFolder(folder_of(project))
+    assert set(came(record.path)) >= {"table.csv", "letters.zip"}
+    assert not list(record.path.glob("*.bin"))
+    assert not record.is_complete()
+    assert any(".partial" in name for name in verify(record.path).undeclared)
     shelf.block_seconds, shelf.fetched = 0, []
     told: list[object] = []
     assert workflow.pull(kaggle, record, on_event=told.append).verdict.verified
@@ -548,8 +550,8 @@ def test_what_was_killed_goes_on_where_it_was(
     assert len(shelf.ranges) == 3
     assert {"table.csv", "letters.zip"}.isdisjoint(shelf.fetched)
     for name, content in shelf.files:
-        assert (record.folder / name).read_bytes() == content
-    assert record.complete
+        assert (record.path / name).read_bytes() == content
+    assert record.is_complete()
 
 
 def test_a_disk_that_fills_is_exit_10_and_gone_on_from(
@@ -558,17 +560,17 @@ def test_a_disk_that_fills_is_exit_10_and_gone_on_from(
     shelf.block_seconds = 0
     said, _ = (pulling := start(project, shelf, largest=1 << 20)).communicate(timeout=60)
     assert pulling.returncode == 10, said
-    assert "MB are still to come" in said
-    record = Record(folder_of(project))
-    assert not list(record.folder.glob("*.bin"))
-    assert not record.complete
+    assert "MB are still missing" in said
+    record = RunFolder(folder_of(project))
+    assert not list(record.path.glob("*.bin"))
+    assert not record.is_complete()
     assert workflow.pull(kaggle, record).verdict.verified
     assert shelf.ranges
-    assert all((record.folder / name).read_bytes() == content for name, content in shelf.files)
+    assert all((record.path / name).read_bytes() == content for name, content in shelf.files)
 
 
 def test_two_pulls_of_one_version_take_turns(shelf: Shelf, kaggle: Kaggle, project: Path) -> None:
-    record, told = Record(folder_of(project)), [[], []]
+    record, told = RunFolder(folder_of(project)), [[], []]
     verdicts: list[bool] = []
 
     def pull(number: int) -> None:
@@ -582,7 +584,7 @@ def test_two_pulls_of_one_version_take_turns(shelf: Shelf, kaggle: Kaggle, proje
     for thread in threads:
         thread.join(60)
     assert verdicts == [True, True]
-    assert "another pull is at work" in told[1][0]
+    assert "waiting for another pull" in told[1][0]
     assert "is complete already" in told[1][1]
     assert sorted(shelf.fetched) == sorted(name for name, _ in shelf.files)
 
@@ -591,7 +593,7 @@ def test_the_command_line(shelf: Shelf, project: Path, cli: Cli) -> None:
     shelf.block_seconds = 0
     here: dict[str, Any] = {"cwd": project, "env": {"KERNELKIT_ENDPOINT": shelf.endpoint}}
     told = cli("pull", "v2", "--file", "tabel.csv", expect=2, **here)
-    assert "Is it one of these: table.csv" in told.stderr
+    assert "Did you mean one of: table.csv" in told.stderr
     told = cli("pull", "v2", "--file", "table.csv", "--only", "*.zip", "--unpack", "--json", **here)
     details = json.loads(told.stdout)
     assert (details["verified"], details["partial"]) == (True, True)

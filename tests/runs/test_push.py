@@ -27,10 +27,9 @@ from kernelkit.errors import (
     RefusedError,
     SessionCapError,
 )
-from kernelkit.kaggle import Credentials, Kaggle, State, Timeouts
-from kernelkit.runs import push
-from kernelkit.runs import store as ledger
-from kernelkit.runs import watch as remote
+from kernelkit.kaggle.kernels import Kaggle
+from kernelkit.kaggle.types import Credentials, State, Timeouts
+from kernelkit.runs import push, store
 from kernelkit.runs.push import Outcome
 
 QUICK = Timeouts(
@@ -77,10 +76,10 @@ class Case:
             self.kaggle,
             on_event=lambda e: self.said.append(str(e)),
             **options,
-        )[1]
+        ).outcome
 
-    def record(self, version: int = 1) -> ledger.Record:
-        return ledger.find(self.project / "runs", self.slug, version)
+    def record(self, version: int = 1) -> store.RunFolder:
+        return store.find(self.project / "runs", self.slug, version)
 
     def watch(self, version: int = 1) -> State:
         on_event = self.said.append
@@ -100,7 +99,7 @@ def test_an_answer_lost_after_the_effect_is_adopted(case: Case) -> None:
     case.lie("lost-after", "stale-kernel,lasting=1")
     assert case.push() is Outcome.ADOPTED
     assert case.versions == 1
-    assert case.record().push["outcome"] == "adopted"
+    assert case.record().read().outcome == "adopted"
 
 
 @pytest.mark.parametrize("fault", ["lost-before", "server-error,call=SaveKernel,code=502"])
@@ -116,7 +115,7 @@ def test_what_cannot_be_read_back_is_adopted_by_the_next_push(case: Case) -> Non
     with pytest.raises(AnswerLostError) as caught:
         case.push()
     assert "adopts the run" in caught.value.next_step
-    assert not list(ledger.records(case.project / "runs"))
+    assert not list(store.folders(case.project / "runs"))
     case.be_honest()
     assert case.push() is Outcome.ADOPTED
     assert case.versions == 1
@@ -226,7 +225,7 @@ def test_what_is_complete_is_used_what_runs_is_followed(case: Case) -> None:
     assert case.versions == 1
     assert case.push("epochs=1", SLOW) is Outcome.PUSHED  # other parameters, another digest
     assert case.versions == 2
-    (case.record().folder / "table.csv").write_text("tampered")
+    (case.record().path / "table.csv").write_text("tampered")
     assert case.push(again=False) is Outcome.PUSHED  # what does not verify is no result
     assert case.versions == 3
 
@@ -251,7 +250,7 @@ def test_of_two_pushes_at_once_one_runs(case: Case) -> None:
 
 def test_the_same_pushed_from_another_machine_meanwhile_is_told(case: Case) -> None:
     case.push(SLOW)
-    kernel = workflow.render(case.config(SLOW))
+    kernel = workflow.render_kernel(case.config(SLOW))
     pushed = push.send(
         case.kaggle, kernel, known=0, on_event=case.said.append
     )  # it saw none before
@@ -271,10 +270,10 @@ def test_a_run_pushed_from_elsewhere_is_adopted_watched_and_pulled(
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
     _, record = workflow.attach(there.config(), f"{case.owner}/{case.slug}")
-    assert record.push["digest"] == case.record().push["digest"]
+    assert record.read().digest == case.record().read().digest
     assert workflow.pull(there.kaggle, record).verdict.verified
     assert there.push() is Outcome.REUSED
-    with pytest.raises(ConfigError, match="no name of a run"):
+    with pytest.raises(ConfigError, match="not the name of a run"):
         workflow.attach(there.config(), "a/b/c/d")
     with pytest.raises(NotFoundError):
         workflow.attach(there.config(), f"{case.owner}/no-such-kernel")
@@ -286,9 +285,9 @@ def test_what_kaggle_gave_otherwise_is_told_the_gravest_first(case: Case) -> Non
     with pytest.raises(RefusedError) as caught:
         case.push(SLOW)
     first, *others = caught.value.details["differences"]
-    assert first == "is_private: asked True, given False"
+    assert first == "is_private: requested True, got False"
     assert [line.partition(":")[0] for line in others] == ["enable_internet", "competition_sources"]
-    assert case.record().push["version"] == 1  # it runs, and is known
+    assert case.record().read().version == 1  # it runs, and is known
 
 
 def test_what_does_not_answer_is_asked_one_question_before_the_push(case: Case) -> None:
@@ -318,7 +317,7 @@ def test_what_was_given_otherwise_is_not_used_for_the_next_push(case: Case, faul
         assert "--again" in caught.value.next_step
     workflow.watch(case.kaggle, case.record())
     workflow.pull(case.kaggle, case.record())
-    with pytest.raises(RefusedError, match="other than was asked"):
+    with pytest.raises(RefusedError, match="Kaggle changed"):
         case.push(*sources)
     assert case.versions == 1
     case.be_honest()
@@ -327,23 +326,23 @@ def test_what_was_given_otherwise_is_not_used_for_the_next_push(case: Case, faul
 
 def test_a_kernel_that_is_made_anew_is_pushed_once(case: Case) -> None:
     case.push()
-    bundle, push = case.record().bundle, case.record().push
+    bundle, record = case.record().read_bundle(), case.record().read()
     case.watch()
-    for version, digest in ((7, "0" * 64), (8, push["digest"])):  # of the deleted kernel
-        old = {**push, "version": version, "digest": digest}
-        folder = ledger.record_push(case.project / "runs", case.slug, version, old, bundle).folder
-        os.utime(folder / "push.json", (0, 0))
+    for version, digest in ((7, "0" * 64), (8, record.digest)):  # of the deleted kernel
+        old = record.updated(version=version, digest=digest)
+        folder = store.record_push(case.project / "runs", old, bundle)
+        os.utime(folder.path / "push.json", (0, 0))
     case.lie("lost-after")
     assert case.push("epochs=3") is Outcome.ADOPTED
     assert case.versions == 2
     assert case.push() is Outcome.REATTACHED
-    assert any("v8 is not on Kaggle any more" in line for line in case.said)
+    assert any("v8 is no longer on Kaggle" in line for line in case.said)
 
 
 def test_a_cell_that_kaggle_has_otherwise_is_named(case: Case) -> None:
     case.push(SLOW)
-    run = remote.Run(**{k: case.record().push[k] for k in remote.Run.__dataclass_fields__})
-    kernel = workflow.render(case.config(SLOW))
+    run = case.record().read().address
+    kernel = workflow.render_kernel(case.config(SLOW))
     assert push.verify_push(case.kaggle, kernel, run) == []
     other = replace(kernel, notebook=kernel.notebook.replace("To run it:", "To run it all:", 1))
     assert other.notebook != kernel.notebook
@@ -356,7 +355,9 @@ def test_another_machine_than_asked_is_said_by_the_watch(case: Case) -> None:
     case.lie("other-machine,shape=NvidiaTeslaP100")
     case.push(*gpu)
     assert any("not yet confirmed: machine_shape" in line for line in case.said)
-    with pytest.raises(RefusedError, match="asked NvidiaTeslaT4, given NvidiaTeslaP100") as caught:
+    with pytest.raises(
+        RefusedError, match="requested NvidiaTeslaT4, got NvidiaTeslaP100"
+    ) as caught:
         case.watch()
     assert caught.value.exit_code == 4
 
@@ -385,7 +386,7 @@ def test_a_run_is_cancelled_or_it_is_said_why_not(case: Case) -> None:
     assert all("cannot be cancelled from here" in words for words in refused)
     assert end.state is State.CANCEL_ACKNOWLEDGED
     watching.join(20)
-    with pytest.raises(RefusedError, match="has ended already"):
+    with pytest.raises(RefusedError, match="has already ended"):
         workflow.cancel(case.kaggle, case.record())
 
 

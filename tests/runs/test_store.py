@@ -20,64 +20,68 @@ from hypothesis import strategies as st
 from kernelkit import console
 from kernelkit.cli import app
 from kernelkit.errors import ConfigError, LocalError
-from kernelkit.runs import history
-from kernelkit.runs import store as ledger
-from kernelkit.runs.store import Name, parse_name
+from kernelkit.notebook.manifest import Manifest
+from kernelkit.runs import history, store
+from kernelkit.runs.manifest import RunEnd, RunRecord, SubmissionRecord
+from kernelkit.runs.store import RunName, parse_name
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 DIGEST = "d" * 64
 
 
-def push(version: int = 1, **more: Any) -> dict[str, Any]:
+def push(version: int = 1, **more: Any) -> RunRecord:
     address = {"owner": "ann", "slug": "some-kernel", "version": version, "url": "u"}
-    return {**address, "digest": DIGEST, "endpoint": "http://127.0.0.1:1", "pushed": "2026", **more}
+    record = {**address, "digest": DIGEST, "endpoint": "http://127.0.0.1:1", "pushed": "2026"}
+    return RunRecord.model_validate({**record, **more})
 
 
-def bundle(**more: Any) -> dict[str, Any]:
+def bundle(**more: Any) -> Manifest:
     files = [{"path": "pkg/a.py", "sha256": "1", "size": 1}]
     commit = {"commit": "abcdef0123456789", "dirty": True}
-    return {
+    document = {
         **{"slug": "some-kernel", "digest": DIGEST, "parameters": {"epochs": 2}, "files": files},
         **{"provenance": commit, "outputs": ["out.txt"], "kernel": {"title": "Some"}, **more},
     }
+    return Manifest.model_validate(document)
 
 
-def complete(root: Path, version: int = 1, **more: Any) -> ledger.Record:
+def complete(root: Path, version: int = 1, **more: Any) -> store.RunFolder:
     """A run as it lies there after its pull."""
-    record = ledger.record_push(root, "some-kernel", version, push(version, **more), bundle())
+    record = store.record_push(root, push(version, **more), bundle())
     events = [
         {"event": "epoch", "experiment": "one", "epoch": epoch, "epochs": 3, "val_iou": value}
         for epoch, value in enumerate((0.25, 0.75, float("nan")), 1)
     ]
     lines = [{"stream_name": "stdout", "time": 1, "data": json.dumps(e) + "\n"} for e in events]
-    (record.folder / "some-kernel.log").write_text(json.dumps(lines))
+    (record.path / "some-kernel.log").write_text(json.dumps(lines))
     manifest = {
         **{"digest": DIGEST, "status": "complete", "seconds": 90.5, "versions": {"torch": "2.10"}},
         **{"hardware": {"gpus": ["Tesla T4"]}, "parameters": {"epochs": 2}},
-        "outputs": [{"path": "out.txt", "size": 3, "sha256": "0"}],
+        "outputs": [{"path": "out.txt", "size": 3, "sha256": "0" * 64}],
     }
-    (record.folder / "run-manifest.json").write_text(json.dumps(manifest))
-    ledger.record_end(record, {"state": "complete", "verified": True})
+    (record.path / "run-manifest.json").write_text(json.dumps(manifest))
+    store.record_end(record, RunEnd(state="complete", verified=True))
     return record
 
 
-def submission(version: int = 1, ref: int = 7, **more: Any) -> dict[str, Any]:
-    return {
+def submission(version: int = 1, ref: int = 7, **more: Any) -> SubmissionRecord:
+    document = {
         **{"slug": "some-kernel", "version": version, "ref": ref, "competition": "salt"},
         **{"endpoint": "http://127.0.0.1:1", "sha256": "5", "submitted": "2026", **more},
     }
+    return SubmissionRecord.model_validate(document)
 
 
 def test_a_row_tells_what_came_of_a_run(tmp_path: Path) -> None:
     complete(tmp_path, profile="smoke")
-    ledger.record_submission(tmp_path, submission(status="pending"))
-    ledger.record_submission(
+    store.record_submission(tmp_path, submission(status="pending"))
+    store.record_submission(
         tmp_path, submission(status="complete", public_score="0.7", private_score="0.8")
     )
-    ledger.record_submission(tmp_path, submission(version=2, ref=8))
-    ledger.record_submission(tmp_path, submission(ref=9, endpoint="another", public_score="1"))
+    store.record_submission(tmp_path, submission(version=2, ref=8))
+    store.record_submission(tmp_path, submission(ref=9, endpoint="another", public_score="1"))
     (row,) = history.rows(tmp_path)
-    assert row == {
+    assert row.document == {
         **{"run": "ann/some-kernel", "version": 1, "digest": DIGEST[:12], "commit": "abcdef012+"},
         **{"profile": "smoke", "pushed": "2026", "state": "complete", "verified": True},
         "metric": {"name": "val_iou", "value": 0.75, "experiment": "one", "epoch": 2},
@@ -88,32 +92,34 @@ def test_a_row_tells_what_came_of_a_run(tmp_path: Path) -> None:
 
 def test_the_newest_push_is_the_last_row(tmp_path: Path) -> None:
     for version, when in ((1, "2026-03"), (2, "2026-01"), (3, "2026-02")):
-        ledger.record_push(tmp_path, "some-kernel", version, push(version, pushed=when), bundle())
-    assert [row["version"] for row in history.rows(tmp_path)] == [2, 3, 1]
+        store.record_push(tmp_path, push(version, pushed=when), bundle())
+    assert [row.version for row in history.rows(tmp_path)] == [2, 3, 1]
 
 
 def test_a_manifest_of_another_digest_says_nothing(tmp_path: Path) -> None:
     record = complete(tmp_path)
-    path = record.folder / "run-manifest.json"
+    path = record.path / "run-manifest.json"
     path.write_text(path.read_text().replace(DIGEST, "e" * 64))
     (row,) = history.rows(tmp_path)
-    assert (row["metric"], row["gpu_seconds"]) == (None, None)
+    assert (row.metric, row.gpu_seconds) == (None, None)
 
 
 def test_two_runs_are_compared(tmp_path: Path) -> None:
     a, b = complete(tmp_path), complete(tmp_path, 2, digest="e" * 64)
     files = [{"path": "pkg/a.py", "sha256": "2"}, {"path": "pkg/b.py", "sha256": "1"}]
     other = bundle(files=files, parameters={"epochs": 3, "new": None}, kernel={"title": "Other"})
-    (b.folder / "bundle.json").write_text(json.dumps(other))
-    found = history.diff(a, b)
+    (b.path / "bundle.json").write_text(json.dumps(other.document))
+    found = history.diff(a, b).document
     assert (found["before"], found["after"]) == ("ann/some-kernel/v1", "ann/some-kernel/v2")
     assert found["parameters"] == {"epochs": [2, 3]}
     assert found["kernel"] == {"title": ["Some", "Other"]}
     assert found["code"] == {"added": ["pkg/b.py"], "removed": [], "changed": ["pkg/a.py"]}
     assert not found["same"]
     assert found["results"]["gpu_seconds"] == [90.5, None]
-    assert history.diff(a, a)["same"]
-    assert not any(history.diff(a, a)[name] for name in ("parameters", "kernel", "results"))
+    assert history.diff(a, a).same
+    assert not any(
+        getattr(history.diff(a, a), name) for name in ("parameters", "kernel", "results")
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,8 +129,12 @@ def test_two_runs_are_compared(tmp_path: Path) -> None:
         ("push.json", b'{"owner": "ann"', history.HALF_WRITTEN),
         ("push.json", b"[]", history.HALF_WRITTEN),
         ("push.json", b"\xff", history.HALF_WRITTEN),
-        ("push.json", json.dumps(push(2)).encode(), history.HALF_WRITTEN),
-        ("push.json", json.dumps(push(version=True)).encode(), history.HALF_WRITTEN),
+        ("push.json", json.dumps(push(2).document).encode(), history.HALF_WRITTEN),
+        (
+            "push.json",
+            json.dumps({**push().document, "version": True}).encode(),
+            history.HALF_WRITTEN,
+        ),
         ("run.json", b'{"state": "comp', history.DAMAGED),
         ("run.json", b"{}", history.DAMAGED),
         ("run.json", None, history.NOT_PULLED),
@@ -135,46 +145,46 @@ def test_a_half_written_folder_is_recognised(
     tmp_path: Path, name: str, content: bytes | None, state: str
 ) -> None:
     record = complete(tmp_path)
-    path = record.folder / name
+    path = record.path / name
     path.unlink() if content is None else path.write_bytes(content)
-    (record.folder / "run.json.0123abcd.partial").write_text('{"state": "complete"}')
+    (record.path / "run.json.0123abcd.partial").write_text('{"state": "complete"}')
     (row,) = history.rows(tmp_path)
-    assert row["state"] == state
-    assert (row["next"] is None) == (content is None and name == "run.json")
-    assert record.complete == (name != "run.json")
+    assert row.state == state
+    assert (row.next is None) == (content is None and name == "run.json")
+    assert record.is_complete() == (name != "run.json")
     if state == history.HALF_WRITTEN:
-        assert list(ledger.records(tmp_path)) == []
+        assert list(store.folders(tmp_path)) == []
         with pytest.raises(LocalError, match=r"half-written|push\.json"):
-            ledger.find(tmp_path, "some-kernel")
+            store.find(tmp_path, "some-kernel")
     else:
-        assert ledger.find(tmp_path, "some-kernel").folder == record.folder
+        assert store.find(tmp_path, "some-kernel").path == record.path
 
 
 def test_an_older_run_is_never_taken_for_a_half_written_one(tmp_path: Path) -> None:
     complete(tmp_path)
     (tmp_path / "some-kernel" / "v2").mkdir()
     with pytest.raises(LocalError, match="v2 is half-written") as told:
-        ledger.find(tmp_path, "some-kernel")
+        store.find(tmp_path, "some-kernel")
     assert "move the folder away" in told.value.next_step
-    assert ledger.find(tmp_path, "some-kernel", 1).version == 1
-    with pytest.raises(ConfigError, match=r"it has v1"):
-        ledger.find(tmp_path, "some-kernel", 3)
+    assert store.find(tmp_path, "some-kernel", 1).version == 1
+    with pytest.raises(ConfigError, match=r"only v1"):
+        store.find(tmp_path, "some-kernel", 3)
 
 
 def test_the_same_run_recorded_again_keeps_its_folder(tmp_path: Path) -> None:
-    record = ledger.record_push(tmp_path, "some-kernel", 1, push(profile="smoke"), bundle())
-    (record.folder / "out.txt.partial").write_text("as far as it came")
-    ledger.record_push(tmp_path, "some-kernel", 1, push(outcome="adopted"), bundle())
-    assert (record.folder / "out.txt.partial").exists()
-    assert record.push["profile"] == "smoke"
-    ledger.record_end(record, {"state": "complete"})
-    before = (record.folder / "push.json").read_bytes()
-    ledger.record_push(tmp_path, "some-kernel", 1, push(outcome="adopted"), bundle())
-    assert (record.folder / "push.json").read_bytes() == before
+    record = store.record_push(tmp_path, push(profile="smoke"), bundle())
+    (record.path / "out.txt.partial").write_text("as far as it came")
+    store.record_push(tmp_path, push(outcome="adopted"), bundle())
+    assert (record.path / "out.txt.partial").exists()
+    assert record.read().profile == "smoke"
+    store.record_end(record, RunEnd(state="complete"))
+    before = (record.path / "push.json").read_bytes()
+    store.record_push(tmp_path, push(outcome="adopted"), bundle())
+    assert (record.path / "push.json").read_bytes() == before
     # A fresh local Kaggle at the same address counts from 1 again: that is another run.
-    ledger.record_push(tmp_path, "some-kernel", 1, push(outcome="pushed"), bundle())
-    assert not record.complete
-    assert (record.folder.with_name("v1.1") / "run.json").exists()
+    store.record_push(tmp_path, push(outcome="pushed"), bundle())
+    assert not record.is_complete()
+    assert (record.path.with_name("v1.1") / "run.json").exists()
 
 
 def _write_much(root: Path, who: int, at_once: Any) -> None:
@@ -182,12 +192,12 @@ def _write_much(root: Path, who: int, at_once: Any) -> None:
     for turn in range(12):
         version, owner = turn % 3 + 1, f"ann{who % 2}"
         address = push(version, owner=owner, turn=turn)
-        with ledger.pushing(root, "some-kernel", lambda _: None):
-            record = ledger.record_push(root, "some-kernel", version, address, bundle(who=who))
-        ledger.record_submission(root, submission(version, ref=who, turn=turn))
+        with store.push_lock(root, "some-kernel", lambda _: None):
+            record = store.record_push(root, address, bundle(who=who))
+        store.record_submission(root, submission(version, ref=who, turn=turn))
         if turn % 4 == 3:
             with contextlib.suppress(LocalError):  # another run may have taken its place
-                ledger.record_end(record, {"state": "complete", "run": dict(address)})
+                store.record_end(record, RunEnd(state="complete", run=address.address))
 
 
 def test_many_processes_at_once_do_no_harm(tmp_path: Path) -> None:
@@ -201,7 +211,7 @@ def test_many_processes_at_once_do_no_harm(tmp_path: Path) -> None:
     seen = 0
     while any(writer.is_alive() for writer in writers):
         for row in history.rows(tmp_path):
-            assert row["state"] in ("complete", history.NOT_PULLED), row
+            assert row.state in ("complete", history.NOT_PULLED), row
             seen += 1
     for writer in writers:
         writer.join()
@@ -216,7 +226,7 @@ def test_many_processes_at_once_do_no_harm(tmp_path: Path) -> None:
             ended = json.loads((folder / "run.json").read_bytes())["run"]
             assert ended["owner"] == json.loads((folder / "push.json").read_bytes())["owner"]
     assert any((folder / "run.json").exists() for folder in folders)
-    assert len(ledger.submissions(tmp_path)) == 12
+    assert len(store.submissions(tmp_path)) == 12
     assert not list(tmp_path.rglob("*.partial")) + list(tmp_path.rglob(".probe*"))
 
 
@@ -233,18 +243,18 @@ def test_who_is_killed_while_writing_leaves_nothing_that_looks_complete(tmp_path
             os.kill(os.getpid(), 9)
 
         os.fsync = last_moment
-        ledger.record_end(ledger.record_push(tmp_path, "some-kernel", 2, push(2), bundle()), {})
+        store.record_end(store.record_push(tmp_path, push(2), bundle()), RunEnd(state="x"))
         os._exit(1)
     os.read(ready, 1)
     assert os.waitpid(child, 0)[1] == 9
     os.close(ready)
     os.close(go)
-    states = {row["version"]: row["state"] for row in history.rows(tmp_path)}
+    states = {row.version: row.state for row in history.rows(tmp_path)}
     assert states == {1: "complete"}
-    again = ledger.record_push(tmp_path, "some-kernel", 2, push(2), bundle())
-    assert again.error == ""
+    again = store.record_push(tmp_path, push(2), bundle())
+    assert again.problem() == ""
     assert {path.name for path in (tmp_path / "some-kernel").iterdir()} == {"v1", "v2"}
-    assert record.complete
+    assert record.is_complete()
 
 
 VALUES = st.recursive(
@@ -279,9 +289,9 @@ def test_no_folder_is_too_odd(
     """`runs`, `runs show` and `runs diff` speak of any folder, or say what is wrong with it."""
     root = tmp_path_factory.mktemp("odd", numbered=True)
     sound, record = complete(root, 2), complete(root)
-    ledger.record_submission(root, submission(status="complete", public_score="1"))
+    store.record_submission(root, submission(status="complete", public_score="1"))
     for name in DOCUMENTS:
-        path = record.folder / name
+        path = record.path / name
         change = data.draw(st.none() | CHANGES | st.binary(max_size=20) | VALUES, label=name)
         if isinstance(change, bytes):
             path.write_bytes(path.read_bytes()[: len(change)] + change)
@@ -292,20 +302,20 @@ def test_no_folder_is_too_odd(
     log = data.draw(st.none() | st.text(max_size=40) | VALUES.map(json.dumps))
     if log is not None:
         text = log.encode("utf-8", "surrogatepass")
-        (record.folder / "some-kernel.log").write_bytes(text)
+        (record.path / "some-kernel.log").write_bytes(text)
     console.runs(history.rows(root))
-    json.dumps(history.rows(root))
+    json.dumps([row.document for row in history.rows(root)])
     console.run(history.show(record))
     console.difference(history.diff(sound, record))
-    json.dumps([history.show(record), history.diff(record, sound)])
+    json.dumps([history.show(record).document, history.diff(record, sound).document])
     capsys.readouterr()
 
 
 @pytest.mark.parametrize("name", [*DOCUMENTS, "some-kernel.log"])
 def test_a_document_that_nests_too_deep_is_damaged(tmp_path: Path, name: str) -> None:
     record = complete(tmp_path)
-    (record.folder / ".." / "submissions").mkdir(exist_ok=True)
-    (record.folder / name).write_text("[" * 100_000)
+    (record.path / ".." / "submissions").mkdir(exist_ok=True)
+    (record.path / name).write_text("[" * 100_000)
     assert len(history.rows(tmp_path)) == 1
     history.show(record)
 
@@ -325,10 +335,10 @@ def test_the_command_lines(
     assert "best: val_iou 0.7500" in call("runs", "show", "some-kernel/v1")
     assert json.loads(call("runs", "diff", "v1", "--json"))["same"] is False
     shown = json.loads(call("runs", "show", "v1", "--json"))
-    assert shown["outputs"] == [{"path": "out.txt", "size": 3, "sha256": "0"}]
-    with pytest.raises(ConfigError, match="holds no") as error:
+    assert shown["outputs"] == [{"path": "out.txt", "size": 3, "sha256": "0" * 64}]
+    with pytest.raises(ConfigError, match="has no run") as error:
         call("runs", "show", "v9")
-    assert error.value.next_step == "`kernelkit runs` lists them."
+    assert error.value.next_step == "List the runs: `kernelkit runs`."
     (project / "runs" / "some-kernel" / "v3").mkdir()
     told = call("runs")
     lines = told.splitlines()[1:4]
@@ -341,15 +351,15 @@ def test_the_command_lines(
 @pytest.mark.parametrize(
     ("text", "name"),
     [
-        ("v3", Name(None, None, 3)),
-        ("3", Name(None, None, 3)),
-        ("some-kernel", Name(None, "some-kernel", None)),
-        ("some-kernel/v3", Name(None, "some-kernel", 3)),
-        ("Ann/Some-Kernel", Name("Ann", "some-kernel", None)),
-        ("ann/some-kernel/v12", Name("ann", "some-kernel", 12)),
+        ("v3", RunName(None, None, 3)),
+        ("3", RunName(None, None, 3)),
+        ("some-kernel", RunName(None, "some-kernel", None)),
+        ("some-kernel/v3", RunName(None, "some-kernel", 3)),
+        ("Ann/Some-Kernel", RunName("Ann", "some-kernel", None)),
+        ("ann/some-kernel/v12", RunName("ann", "some-kernel", 12)),
     ],
 )
-def test_a_run_is_named_as_people_do(text: str, name: Name) -> None:
+def test_a_run_is_named_as_people_do(text: str, name: RunName) -> None:
     assert parse_name(text) == name
 
 
@@ -357,5 +367,5 @@ def test_a_run_is_named_as_people_do(text: str, name: Name) -> None:
     "text", ["", "/", "a/b/c", "../x", "a b", "a//v1", "runs/some-kernel/v1/x"]
 )
 def test_what_names_no_run_is_said(text: str) -> None:
-    with pytest.raises(ConfigError, match="is no name of a run"):
+    with pytest.raises(ConfigError, match="is not the name of a run"):
         parse_name(text)

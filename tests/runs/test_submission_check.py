@@ -1,4 +1,4 @@
-"""A submission file against the sample: what would not be scored is told by its row and its id."""
+"""A submission file is compared with the sample: each problem names its row and its id."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelkit.errors import ConfigError
-from kernelkit.runs.submit import Check, check
+from kernelkit.runs.submit import SubmissionCheck, check
 
 PIXELS = 101 * 101
 SAMPLE = "id,rle_mask\na,1 1\nb,1 1\nc,1 1\nd,1 1\n"
@@ -19,37 +19,37 @@ GOOD = "id,rle_mask\na,\nb,1 1\nc,1 5 6 7\nd,10201 1\n"
 
 
 @pytest.fixture
-def held(tmp_path: Path):
-    """`held(submission)` or `held(submission, sample)`, as text or bytes."""
+def compare(tmp_path: Path):
+    """`compare(submission)` or `compare(submission, sample)`, as text or bytes."""
 
-    def hold(submission: str | bytes, sample: str | bytes = SAMPLE) -> Check:
+    def run(submission: str | bytes, sample: str | bytes = SAMPLE) -> SubmissionCheck:
         for name, content in (("submission.csv", submission), ("sample.csv", sample)):
             content = content.encode() if isinstance(content, str) else content
             (tmp_path / name).write_bytes(content)
         return check(tmp_path / "submission.csv", tmp_path / "sample.csv", PIXELS)
 
-    return hold
+    return run
 
 
-def test_a_good_one(held) -> None:
-    assert held(GOOD) == Check((), (), 4)
-    assert held(GOOD.replace("\n", "\r\n")) == Check((), (), 4)
-    assert held(GOOD, b"\xef\xbb\xbf" + SAMPLE.encode()).problems == ()
+def test_a_good_one(compare) -> None:
+    assert compare(GOOD) == SubmissionCheck((), (), 4)
+    assert compare(GOOD.replace("\n", "\r\n")) == SubmissionCheck((), (), 4)
+    assert compare(GOOD, b"\xef\xbb\xbf" + SAMPLE.encode()).problems == ()
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "complaint"),
+    ("before", "after", "problem_text"),
     [
         ("id,rle_mask", "id,mask", "row 1: the columns are ['id', 'mask'], the sample's are"),
         ("id,rle_mask", "rle_mask,id", "row 1: the columns are ['rle_mask', 'id']"),
         ("id,rle_mask\n", "", "row 1: the columns are ['a', '']"),
         ("b,1 1\n", "", "id 'b' is missing (row 3 of the sample)"),
-        ("b,1 1\n", "b,1 1\nb,1 1\n", "row 4 (id 'b'): the id is in row 3 already"),
+        ("b,1 1\n", "b,1 1\nb,1 1\n", "row 4 (id 'b'): the id is already in row 3"),
         ("b,1 1\n", "b,1 1\nx,1 1\n", "row 4 (id 'x'): the sample has no such id"),
         ("b,1 1", "B,1 1", "row 3 (id 'B'): the sample has no such id"),
         ("b,1 1", "b", "row 3 (id 'b'): 1 cells, not 2"),
         ("b,1 1", "b,1 1,2", "row 3 (id 'b'): 3 cells, not 2"),
-        ("b,1 1", "b,1", "row 3 (id 'b'): rle_mask: 1 numbers are no pairs"),
+        ("b,1 1", "b,1", "row 3 (id 'b'): rle_mask: 1 numbers are not pairs"),
         ("b,1 1", "b,1 x", "row 3 (id 'b'): rle_mask: '1 x' is not whole numbers"),
         ("b,1 1", "b,nan", "row 3 (id 'b'): rle_mask: 'nan' is not whole numbers"),
         ("b,1 1", "b,1.0 1", "'1.0 1' is not whole numbers"),
@@ -59,47 +59,47 @@ def test_a_good_one(held) -> None:
         ("b,1 1", "b,1 0", "the run '1 0' has a zero"),
         ("b,1 1", "b,5 2 1 2", "the run '1 2' is not sorted, or overlaps"),
         ("b,1 1", "b,1 5 5 2", "the run '5 2' is not sorted, or overlaps"),
-        ("b,1 1", "b,10201 2", "the run '10201 2' leaves the 10,201 pixels"),
+        ("b,1 1", "b,10201 2", "the run '10201 2' ends outside the 10,201 pixels"),
         ("b,1 1", "b,99999999999999 1", "is not whole numbers"),
-        ("b,1 1", 'b,"1 1', "row 3 or below: no readable csv"),
-        ("b,1 1", 'b,"1" 1', "row 3 or below: no readable csv"),
-        ("b,1 1", f"b,{'1 1 ' * 40_000}", "row 3 or below: no readable csv (field larger"),
+        ("b,1 1", 'b,"1 1', "row 3 or below: not a readable csv"),
+        ("b,1 1", 'b,"1" 1', "row 3 or below: not a readable csv"),
+        ("b,1 1", f"b,{'1 1 ' * 40_000}", "row 3 or below: not a readable csv (field larger"),
     ],
 )
-def test_what_would_not_be_scored(held, before: str, after: str, complaint: str) -> None:
+def test_a_problem_names_its_row(compare, before: str, after: str, problem_text: str) -> None:
     assert GOOD.count(before) == 1
-    problems = held(GOOD.replace(before, after)).problems
-    assert any(complaint in problem for problem in problems), problems
+    problems = compare(GOOD.replace(before, after)).problems
+    assert any(problem_text in problem for problem in problems), problems
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("content", "problem_text"),
     [
         (b"", "the file is empty"),
         (b"\xef\xbb\xbf" + GOOD.encode(), "begins with a byte-order mark"),
         (GOOD.encode("utf-16"), "row 1: not UTF-8"),
         (GOOD.replace("c,", "ç,").encode("latin-1"), "row 4 (id '\\udce7'): not UTF-8 text"),
         (GOOD.encode().replace(b"1 5", b"1\x005"), "row 4 (id 'c'): not UTF-8 text"),
-        (b"\n\n", "row 1: [] is no header"),
+        (b"\n\n", "row 1: [] is not the header"),
     ],
 )
-def test_what_is_no_text(held, content: bytes, complaint: str) -> None:
-    assert any(complaint in problem for problem in held(content).problems), held(content)
+def test_bytes_that_are_not_text_are_reported(compare, content: bytes, problem_text: str) -> None:
+    assert any(problem_text in problem for problem in compare(content).problems), compare(content)
 
 
-def test_another_order_and_empty_rows_are_notes(held) -> None:
-    found = held("id,rle_mask\na,\nc,\nb,\nd,\n\n")
+def test_another_order_and_empty_rows_are_notes(compare) -> None:
+    found = compare("id,rle_mask\na,\nc,\nb,\nd,\n\n")
     assert found.problems == ()
     assert found.notes == (
-        "row 3 (id 'c'): from here on the order is not the sample's",
+        "row 3 (id 'c'): from here on the order differs from the sample's",
         "row 6 is empty",
     )
 
 
-def test_of_many_complaints_a_few_are_told_and_the_rest_counted(held) -> None:
+def test_a_few_problems_of_each_kind_are_listed_and_the_rest_counted(compare) -> None:
     ids = [f"i{number}" for number in range(50)]
     sample = "id,rle_mask\n" + "".join(f"{name},\n" for name in ids)
-    found = held("id,rle_mask\n" + "".join(f"{name},0 0\n" for name in ids[:20]), sample)
+    found = compare("id,rle_mask\n" + "".join(f"{name},0 0\n" for name in ids[:20]), sample)
     assert found.rows == 20
     assert [problem for problem in found.problems if "…" in problem] == [
         "… and 17 more bad values of rle_mask",
@@ -109,45 +109,47 @@ def test_of_many_complaints_a_few_are_told_and_the_rest_counted(held) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "complaint"),
+    ("value", "problem_text"),
     [
-        *(("nan", "is no value"), ("", "is no value"), ("inf", "is no value")),
-        *(("yes", "is no number"), ("1e999", "is no number"), ("1_0", "is no number")),
+        *(("nan", "is not a value"), ("", "is not a value"), ("inf", "is not a value")),
+        *(("yes", "is not a number"), ("1e999", "is not a number"), ("1_0", "is not a number")),
     ],
 )
-def test_numbers_where_the_sample_has_numbers(held, value: str, complaint: str) -> None:
+def test_numbers_where_the_sample_has_numbers(compare, value: str, problem_text: str) -> None:
     sample = "id,p,word\n1,0.5,x\n2,0,y\n"
-    assert held("id,p,word\n1,.25,a\n2,1e-9,b\n", sample).problems == ()
-    assert complaint in held(f"id,p,word\n1,0.5,a\n2,{value},b\n", sample).problems[0]
-    if complaint == "is no number":
-        assert held(f"id,p,word\n1,1,{value}\n2,1,b\n", sample).problems == ()
+    assert compare("id,p,word\n1,.25,a\n2,1e-9,b\n", sample).problems == ()
+    assert problem_text in compare(f"id,p,word\n1,0.5,a\n2,{value},b\n", sample).problems[0]
+    if problem_text == "is not a number":
+        assert compare(f"id,p,word\n1,1,{value}\n2,1,b\n", sample).problems == ()
 
 
 @pytest.mark.parametrize(
     "sample", ["", "id\n", "id,p\n", "id,p\n1,1\n1,1\n", 'id,p\n1,"', "id,p\n1\n"]
 )
-def test_a_sample_that_is_none_is_said(held, sample: str) -> None:
-    with pytest.raises(ConfigError) as told:
-        held(GOOD, sample)
-    assert "--sample FILE" in told.value.next_step
+def test_an_unusable_sample_is_an_error(compare, sample: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compare(GOOD, sample)
+    assert "--sample FILE" in caught.value.next_step
 
 
-def test_the_real_size_is_checked_within_a_second(held) -> None:
+def test_the_real_size_is_checked_within_a_second(compare) -> None:
     rng = random.Random(0)
     ids = [f"{rng.getrandbits(40):010x}" for _ in range(18_000)]
     runs = " ".join(f"{start} 5" for start in range(1, 1000, 10))
     table = "id,rle_mask\n" + "".join(f"{name},{runs}\n" for name in ids)
     sample = "id,rle_mask\n" + "".join(f"{name},1 1\n" for name in ids)
     started = time.process_time()
-    assert held(table, sample) == Check((), (), 18_000)
-    assert time.process_time() - started < 5  # s, on a machine with much else to do; 0.5 alone
+    assert compare(table, sample) == SubmissionCheck((), (), 18_000)
+    assert time.process_time() - started < 5  # s, on a busy machine; 0.5 on a quiet one
 
 
 @given(
     st.binary(max_size=300)
     | st.text(max_size=300).map(lambda text: text.encode("utf-8", "replace"))
 )
-def test_no_file_is_too_odd(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_any_file_is_checked_without_a_crash(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
     folder = tmp_path_factory.mktemp("odd")
     (folder / "sample.csv").write_text(SAMPLE)
     for head in (b"", b"id,rle_mask\n"):
@@ -159,7 +161,7 @@ def test_no_file_is_too_odd(tmp_path_factory: pytest.TempPathFactory, content: b
 def test_runs_are_legal_when_no_pixel_is_named_twice(
     tmp_path_factory: pytest.TempPathFactory, runs: list[tuple[int, int]]
 ) -> None:
-    """By the set of pixels, rather than by ends of runs."""
+    """Compares with the set of pixels, and not with the ends of runs."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "sample.csv").write_text("id,rle_mask\na,1 1\n")
     text = " ".join(f"{start} {length}" for start, length in runs)

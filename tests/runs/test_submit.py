@@ -27,8 +27,12 @@ from kernelkit.errors import (
     UnreachableError,
     VerificationError,
 )
-from kernelkit.kaggle import Competition, Credentials, Kaggle, Timeouts, competitions
-from kernelkit.runs import store as ledger
+from kernelkit.kaggle import competitions
+from kernelkit.kaggle.competitions import Competition
+from kernelkit.kaggle.kernels import Kaggle
+from kernelkit.kaggle.types import Credentials, Timeouts
+from kernelkit.runs import store
+from kernelkit.runs.submit import SubmitOptions
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 IDS = [f"image{number}" for number in range(6)]
@@ -194,12 +198,12 @@ def kaggle(line: Line, request: pytest.FixtureRequest) -> Kaggle:
 
 
 @pytest.fixture
-def record(pulled: Path, line: Line, tmp_path: Path) -> ledger.Record:
+def record(pulled: Path, line: Line, tmp_path: Path) -> store.RunFolder:
     """A copy of the pulled run, as if it had come over the line."""
     shutil.copytree(pulled / "runs", tmp_path / "runs")
-    record = ledger.find(tmp_path / "runs", "salt-kernel")
-    push = {**record.push, "endpoint": line.endpoint}
-    (record.folder / "push.json").write_text(json.dumps(push))
+    record = store.find(tmp_path / "runs", "salt-kernel")
+    push = {**record.read().document, "endpoint": line.endpoint}
+    (record.path / "push.json").write_text(json.dumps(push))
     return record
 
 
@@ -211,164 +215,171 @@ def entered(kaggle: Kaggle, competition: str = "salt") -> list[Any]:
     return list(Competition(kaggle, competition).submissions())
 
 
-def test_a_submission_is_checked_entered_and_scored(kaggle: Kaggle, record: ledger.Record) -> None:
-    before = {path: path.stat().st_mtime_ns for path in record.folder.rglob("*")}
+def test_a_submission_is_checked_entered_and_scored(
+    kaggle: Kaggle, record: store.RunFolder
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in record.path.rglob("*")}
     told: list[str] = []
     done = workflow.submit(
-        kaggle, record, message="mine", on_event=lambda event: told.append(str(event))
+        kaggle,
+        record,
+        SubmitOptions(message="mine"),
+        on_event=lambda event: told.append(str(event)),
     )
     (there,) = entered(kaggle)
-    mark = f"kernelkit salt-kernel v1 {record.push['digest'][:12]}"
+    mark = f"kernelkit salt-kernel v1 {record.read().digest[:12]}"
     assert there.description == f"mine ({mark})"
     assert done.sent
-    assert (done.entry["ref"], done.entry["status"]) == (there.ref, "complete")
+    assert (done.record.ref, done.record.status) == (there.ref, "complete")
     # Private: images 0, 2, 4, of which image 0 alone is right; public: none is.
-    assert done.entry["private_score"] == there.private_score == "0.33333"
-    assert done.entry["public_score"] == "0.00000"
+    assert done.record.private_score == there.private_score == "0.33333"
+    assert done.record.public_score == "0.00000"
     assert "3 left today" in told
-    assert {path: path.stat().st_mtime_ns for path in record.folder.rglob("*")} == before
-    (kept,) = ledger.submissions(record.folder.parent.parent)
-    assert {**kept} == {**done.entry}
+    assert {path: path.stat().st_mtime_ns for path in record.path.rglob("*")} == before
+    (kept,) = store.submissions(record.root)
+    assert kept == done.record
 
 
-def test_the_same_file_is_not_sent_twice(kaggle: Kaggle, record: ledger.Record) -> None:
-    first = workflow.submit(kaggle, record, wait=False)
-    assert first.entry["status"] == "pending"
-    again = workflow.submit(kaggle, record)
-    assert (again.entry["ref"], again.sent) == (first.entry["ref"], False)
-    assert again.entry["private_score"] == "0.33333"
-    shutil.rmtree(record.folder.parent / "submissions")  # as from another machine
-    assert workflow.submit(kaggle, record).entry["ref"] == first.entry["ref"]
+def test_the_same_file_is_not_sent_twice(kaggle: Kaggle, record: store.RunFolder) -> None:
+    first = workflow.submit(kaggle, record, SubmitOptions(), wait=False)
+    assert first.record.status == "pending"
+    again = workflow.submit(kaggle, record, SubmitOptions())
+    assert (again.record.ref, again.sent) == (first.record.ref, False)
+    assert again.record.private_score == "0.33333"
+    shutil.rmtree(record.path.parent / "submissions")  # as from another machine
+    assert workflow.submit(kaggle, record, SubmitOptions()).record.ref == first.record.ref
     assert len(entered(kaggle)) == 1
-    assert workflow.submit(kaggle, record, again=True).sent
+    assert workflow.submit(kaggle, record, SubmitOptions(again=True)).sent
     assert len(entered(kaggle)) == 2
 
 
 @pytest.mark.parametrize("error", ["lost", "never", "no ref"])
 def test_a_submission_whose_answer_is_lost_is_entered_once(
-    error: str, line: Line, record: ledger.Record
+    error: str, line: Line, record: store.RunFolder
 ) -> None:
     kaggle = connected(line, f"ann-{error.replace(' ', '-')}")
     line.spoil["CreateSubmission"] = [error]
-    done = workflow.submit(kaggle, record)
+    done = workflow.submit(kaggle, record, SubmitOptions())
     (there,) = entered(kaggle)
-    assert (done.entry["ref"], done.sent) == (there.ref, True)
+    assert (done.record.ref, done.sent) == (there.ref, True)
     assert line.calls.count("CreateSubmission") == (2 if error == "never" else 1)
 
 
 def test_one_that_nobody_can_find_is_no_success(
-    line: Line, kaggle: Kaggle, record: ledger.Record
+    line: Line, kaggle: Kaggle, record: store.RunFolder
 ) -> None:
     line.spoil["CreateSubmission"] = ["never"] * 3
     with pytest.raises(UnreachableError, match="may have been accepted"):
-        workflow.submit(kaggle, record)
+        workflow.submit(kaggle, record, SubmitOptions())
     assert line.calls.count("CreateSubmission") == 2
-    assert ledger.submissions(record.folder.parent.parent) == []
+    assert store.submissions(record.root) == []
 
 
 def test_one_that_is_answered_and_not_entered_is_no_success(
-    line: Line, kaggle: Kaggle, record: ledger.Record
+    line: Line, kaggle: Kaggle, record: store.RunFolder
 ) -> None:
     line.spoil["CreateSubmission"] = ["in vain"]
     with pytest.raises(RefusedError, match="lists no such submission"):
-        workflow.submit(kaggle, record)
+        workflow.submit(kaggle, record, SubmitOptions())
     assert line.calls.count("CreateSubmission") == 1
-    assert ledger.submissions(record.folder.parent.parent) == []
+    assert store.submissions(record.root) == []
 
 
 @pytest.mark.parametrize("faults", [["half"], ["cut"], ["never", "", "half"], ["lost"]])
 def test_an_upload_goes_on_where_it_was(
-    faults: list[str], line: Line, record: ledger.Record, monkeypatch: pytest.MonkeyPatch
+    faults: list[str], line: Line, record: store.RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(competitions, "UPLOAD_PAUSES", (0.0,) * 6)
     kaggle = connected(line, "up-" + "-".join(faults))
     line.spoil["upload"] = list(faults)
-    assert workflow.submit(kaggle, record).entry["private_score"] == "0.33333"
+    assert workflow.submit(kaggle, record, SubmitOptions()).record.private_score == "0.33333"
 
 
 def test_an_upload_that_never_ends_is_given_up(
-    line: Line, kaggle: Kaggle, record: ledger.Record, monkeypatch: pytest.MonkeyPatch
+    line: Line, kaggle: Kaggle, record: store.RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(competitions, "UPLOAD_PAUSES", (0.0,) * 3)
     line.spoil["upload"] = ["never"] * 20
     with pytest.raises(UnreachableError):
-        workflow.submit(kaggle, record)
+        workflow.submit(kaggle, record, SubmitOptions())
     assert "CreateSubmission" not in line.calls
 
 
-def test_the_days_limit_is_asked_first(line: Line, kaggle: Kaggle, record: ledger.Record) -> None:
+def test_the_days_limit_is_asked_first(line: Line, kaggle: Kaggle, record: store.RunFolder) -> None:
     for _ in range(3):
-        workflow.submit(kaggle, record, again=True)
+        workflow.submit(kaggle, record, SubmitOptions(again=True))
     line.calls.clear()
     with pytest.raises(CapacityError, match="used up") as told:
-        workflow.submit(kaggle, record, again=True)
+        workflow.submit(kaggle, record, SubmitOptions(again=True))
     assert "after midnight UTC" in told.value.next_step
     assert not {"StartSubmissionUpload", "CreateSubmission"} & set(line.calls)
     line.spoil["GetSubmissionLimits"] = ["absent"]  # then the list is counted
-    with pytest.raises(CapacityError, match="3 a day"):
-        workflow.submit(kaggle, record, again=True)
+    with pytest.raises(CapacityError, match="3 per day"):
+        workflow.submit(kaggle, record, SubmitOptions(again=True))
 
 
 def test_a_file_that_would_not_be_scored_costs_nothing(
-    line: Line, kaggle: Kaggle, record: ledger.Record, tmp_path: Path
+    line: Line, kaggle: Kaggle, record: store.RunFolder, tmp_path: Path
 ) -> None:
     sample = tmp_path / "sample.csv"
     sample.write_text(SAMPLE + "image6,1 1\n")
     with pytest.raises(VerificationError, match="id 'image6' is missing"):
-        workflow.submit(kaggle, record, sample=sample)
+        workflow.submit(kaggle, record, SubmitOptions(sample=sample))
     (tmp_path / "salt").mkdir()
     (tmp_path / "salt" / "sample_submission.csv").write_text(SAMPLE.replace("image5", "image7"))
     with pytest.raises(VerificationError, match="image7"):
-        workflow.submit(kaggle, record, data=tmp_path)
+        workflow.submit(kaggle, record, SubmitOptions(data=tmp_path))
     assert not {"StartSubmissionUpload", "CreateSubmission"} & set(line.calls)
 
 
-def test_without_a_sample_nothing_is_sent(kaggle: Kaggle, record: ledger.Record) -> None:
-    with pytest.raises(NotFoundError, match="no file that is named like a sample") as told:
-        workflow.submit(kaggle, record, competition="bare")
+def test_without_a_sample_nothing_is_sent(kaggle: Kaggle, record: store.RunFolder) -> None:
+    with pytest.raises(NotFoundError, match="no file with the name of a sample") as told:
+        workflow.submit(kaggle, record, SubmitOptions(competition="bare"))
     assert "--sample FILE" in told.value.next_step
 
 
-def test_an_error_in_the_scoring_is_an_error_here(kaggle: Kaggle, record: ledger.Record) -> None:
+def test_an_error_in_the_scoring_is_an_error_here(kaggle: Kaggle, record: store.RunFolder) -> None:
     with pytest.raises(RefusedError, match="Unable to find 1 required key") as told:
-        workflow.submit(kaggle, record, competition="strict")
+        workflow.submit(kaggle, record, SubmitOptions(competition="strict"))
     assert told.value.details["status"] == "error"
-    (kept,) = ledger.submissions(record.folder.parent.parent)
-    assert "Unable to find" in kept["error"]
+    (kept,) = store.submissions(record.root)
+    assert "Unable to find" in (kept.error or "")
 
 
-def test_a_code_competition_takes_the_version(line: Line, record: ledger.Record) -> None:
-    owner = connected(line, str(record.push["owner"]))
-    done = workflow.submit(owner, record, competition="code-only")
-    assert done.entry["private_score"] == "0.33333"
+def test_a_code_competition_takes_the_version(line: Line, record: store.RunFolder) -> None:
+    owner = connected(line, str(record.read().owner))
+    done = workflow.submit(owner, record, SubmitOptions(competition="code-only"))
+    assert done.record.private_score == "0.33333"
     assert "CreateCodeSubmission" in line.calls
     assert "StartSubmissionUpload" not in line.calls
 
 
-def test_a_deadline_leaves_the_submission_alone(kaggle: Kaggle, record: ledger.Record) -> None:
-    with pytest.raises(DeadlineError, match="scoring goes on"):
-        workflow.submit(kaggle, record, deadline=0.1)
-    assert workflow.submit(kaggle, record).sent is False
+def test_a_deadline_leaves_the_submission_alone(kaggle: Kaggle, record: store.RunFolder) -> None:
+    with pytest.raises(DeadlineError, match="scoring continues"):
+        workflow.submit(kaggle, record, SubmitOptions(), deadline=0.1)
+    assert workflow.submit(kaggle, record, SubmitOptions()).sent is False
     assert len(entered(kaggle)) == 1
 
 
-def test_two_at_once_enter_one(kaggle: Kaggle, record: ledger.Record) -> None:
+def test_two_at_once_enter_one(kaggle: Kaggle, record: store.RunFolder) -> None:
     with ThreadPoolExecutor(4) as pool:
         made = [
             Kaggle(kaggle.credentials, kaggle.endpoint) for _ in range(4)
         ]  # a session each, as processes have
-        done = list(pool.map(lambda one: workflow.submit(one, record), made))
+        done = list(pool.map(lambda one: workflow.submit(one, record, SubmitOptions()), made))
     assert sorted(one.sent for one in done) == [False, False, False, True]
-    assert len({one.entry["ref"] for one in done}) == len(entered(kaggle)) == 1
+    assert len({one.record.ref for one in done}) == len(entered(kaggle)) == 1
 
 
-def test_what_is_meant_must_be_clear(kaggle: Kaggle, record: ledger.Record) -> None:
+def test_what_is_meant_must_be_clear(kaggle: Kaggle, record: store.RunFolder) -> None:
     with pytest.raises(ConfigError, match="which output"):
-        workflow.submit(kaggle, record, file="other.csv")
+        workflow.submit(kaggle, record, SubmitOptions(file="other.csv"))
     with pytest.raises(RefusedError, match="is a run of"):
         workflow.submit(
-            Kaggle(kaggle.credentials, kaggle.endpoint.replace("127.0.0.1", "localhost")), record
+            Kaggle(kaggle.credentials, kaggle.endpoint.replace("127.0.0.1", "localhost")),
+            record,
+            SubmitOptions(),
         )
-    (record.folder / "submission.csv").write_text(SAMPLE)
+    (record.path / "submission.csv").write_text(SAMPLE)
     with pytest.raises(VerificationError, match="not a complete and verified run"):
-        workflow.submit(kaggle, record)
+        workflow.submit(kaggle, record, SubmitOptions())

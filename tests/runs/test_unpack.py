@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernelkit.errors import LocalError, VerificationError
-from kernelkit.runs import unpack as unpacking
-from kernelkit.runs.unpack import unpack
+from kernelkit.runs import download
+from kernelkit.runs.download import unpack_zip
 
 Write = Callable[[zipfile.ZipFile], object]
 
@@ -34,7 +34,7 @@ def test_an_honest_zip_becomes_a_folder(tmp_path: Path) -> None:
     left = tmp_path / "some.unpacked.partial"  # of an unpacking that was killed
     left.mkdir()
     (left / "half").write_text("x")
-    unpack(made(tmp_path, write), tmp_path / "some.unpacked")
+    unpack_zip(made(tmp_path, write), tmp_path / "some.unpacked")
     found = {p.name: p.read_bytes() for p in (tmp_path / "some.unpacked").rglob("*") if p.is_file()}
     assert found == {"a.png": b"a" * 3_000_000, "read me.txt": b"hello"}
     assert {path.name for path in tmp_path.iterdir()} == {"some.zip", "some.unpacked"}
@@ -74,17 +74,17 @@ def too_good(archive: zipfile.ZipFile) -> None:
 @pytest.mark.parametrize(
     ("write", "reason"),
     [
-        (twice("fine", "../evil"), "'../evil' in it has no place"),
-        (twice("/etc/evil"), "no place"),
-        (twice("C:evil"), "no place"),
-        (twice("a", "A"), "'a' has its place"),
+        (twice("fine", "../evil"), "'../evil' in it cannot be a path"),
+        (twice("/etc/evil"), "cannot be a path"),
+        (twice("C:evil"), "cannot be a path"),
+        (twice("a", "A"), "'a' has this path"),
         (twice("a", "a/b"), "'a' is a file"),
         (twice("a/b", "a"), "is a folder"),
         (twice("nul.txt"), "device"),
         (link, "is a link"),
         (encrypted, "in it is encrypted"),
         (overlapping, "overlap"),
-        (too_good, "claim to hold"),
+        (too_good, "claim to contain"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -93,21 +93,21 @@ def test_a_zip_that_is_not_honest_leaves_nothing(tmp_path: Path, write: Write, r
     folder.mkdir()
     archive = made(folder, write)
     with pytest.raises(VerificationError, match=reason):
-        unpack(archive, folder / "some.unpacked")
+        unpack_zip(archive, folder / "some.unpacked")
     assert [path.name for path in folder.iterdir()] == ["some.zip"]
     assert [path.name for path in tmp_path.iterdir()] == ["inner"]
 
 
 def test_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpacking, "MEMBERS", 2)
+    monkeypatch.setattr(download, "MEMBERS", 2)
     with pytest.raises(VerificationError, match="3 files"):
-        unpack(made(tmp_path, twice("a", "b", "c")), tmp_path / "out")
+        unpack_zip(made(tmp_path, twice("a", "b", "c")), tmp_path / "out")
 
 
 def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpacking, "SPARE_BYTES", 1 << 60)
+    monkeypatch.setattr(download, "SPARE_BYTES", 1 << 60)
     with pytest.raises(LocalError, match="are free on its disk"):
-        unpack(made(tmp_path, twice("a")), tmp_path / "out")
+        unpack_zip(made(tmp_path, twice("a")), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["some.zip"]
 
 
@@ -127,7 +127,7 @@ def test_whatever_the_bytes_it_is_a_folder_or_a_clear_error(
         content = content[:at] + put + content[at + length :]
     archive.write_bytes(content)
     try:
-        unpack(archive, folder / "out")
+        unpack_zip(archive, folder / "out")
     except VerificationError:
         assert [path.name for path in folder.iterdir()] == ["some.zip"]
     else:

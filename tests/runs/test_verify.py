@@ -5,7 +5,6 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernelkit.notebook.runtime import _describe
-from kernelkit.runs.verify import promised, verify
+from kernelkit.runs.verify import promised_outputs, verify
 
 DIGEST = "d" * 64
 
@@ -68,7 +67,7 @@ def test_what_the_run_left_is_verified(pulled: Path) -> None:
     verdict = verify(pulled)
     assert verdict.verified
     assert verdict.undeclared == ("extra.txt",)
-    assert [output["path"] for output in verdict.outputs] == ["models.zip", "out.csv"]
+    assert [output.path for output in verdict.outputs] == ["models.zip", "out.csv"]
 
 
 def flip_a_byte(folder: Path) -> None:
@@ -102,23 +101,26 @@ def other_ids(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
-        (flip_a_byte, "models.zip: other content than the run wrote (sha256)"),
+        (flip_a_byte, "models.zip: the content differs from what the run wrote (sha256)"),
         (damage_inside, "models.zip: weights in it is damaged"),
-        (no_zip_at_all, "models.zip: no valid zip"),
+        (no_zip_at_all, "models.zip: not a valid zip"),
         (cut, "out.csv: 12 B, the run wrote 15 B"),
-        (other_ids, "out.csv: other rows or ids"),
+        (other_ids, "out.csv: rows or ids differ"),
         (lambda f: (f / "out.csv").unlink(), "out.csv: missing"),
         (lambda f: (f / "run-manifest.json").unlink(), "run-manifest.json: missing"),
         (lambda f: (f / "run-manifest.json").write_text("{"), "run-manifest.json: cannot be read"),
-        (lambda f: (f / "run-manifest.json").write_text("[]"), "run-manifest.json: is no JSON"),
+        (lambda f: (f / "run-manifest.json").write_text("[]"), "run-manifest.json: is not a JSON"),
         (lambda f: (f / "bundle.json").unlink(), "bundle.json: missing"),
         (lambda f: change_manifest(f, digest="e" * 64), "run-manifest.json: of another bundle"),
-        (lambda f: change_manifest(f, digest=None), "run-manifest.json: of another bundle"),
-        (lambda f: change_manifest(f, status="fine"), "status is 'fine'"),
+        (lambda f: change_manifest(f, digest=None), 'run-manifest.json: "digest": Input should be'),
+        (lambda f: change_manifest(f, status="fine"), '"status": Input should be'),
         (lambda f: change_manifest(f, outputs=[]), "models.zip: not in the manifest"),
-        (lambda f: change_manifest(f, outputs=None), "its list of outputs is unusable"),
-        (lambda f: change_manifest(f, outputs=[{"path": 3}]), "its list of outputs is unusable"),
-        (lambda f: write(f / "bundle.json", {"digest": DIGEST}), "bundle.json: names no outputs"),
+        (lambda f: change_manifest(f, outputs=None), '"outputs": Input should be'),
+        (lambda f: change_manifest(f, outputs=[{"path": 3}]), '"outputs.0.path": Input should be'),
+        (
+            lambda f: write(f / "bundle.json", {"digest": DIGEST}),
+            'bundle.json: "outputs": Field required',
+        ),
     ],
 )
 def test_whatever_is_not_as_the_run_left_it_is_told(
@@ -165,13 +167,13 @@ def test_an_entry_of_another_form_is_not_used(pulled: Path, entry: dict[str, Any
     change_manifest(pulled, outputs=[outputs[0], {**outputs[1], **entry}])
     verdict = verify(pulled)
     assert verdict.outputs == ()
-    assert any("its list of outputs is unusable" in problem for problem in verdict.problems)
+    assert any('"outputs.1.' in problem for problem in verdict.problems)
 
 
 def test_an_output_that_is_listed_twice(pulled: Path) -> None:
     outputs = json.loads((pulled / "run-manifest.json").read_text())["outputs"]
     change_manifest(pulled, outputs=[*outputs, outputs[0]])
-    assert any("unusable" in problem for problem in verify(pulled).problems)
+    assert any('"outputs": names a path twice' in problem for problem in verify(pulled).problems)
 
 
 @pytest.mark.parametrize(
@@ -232,8 +234,8 @@ def test_whatever_a_manifest_says_there_is_a_verdict(pulled: Path, manifest: obj
     write(pulled / "run-manifest.json", manifest)
     verdict = verify(pulled)
     assert not verdict.verified
-    promised(pulled)
-    told = json.dumps(asdict(verdict), ensure_ascii=False)
+    promised_outputs(pulled)
+    told = json.dumps(verdict.document, ensure_ascii=False)
     told.encode()  # as run.json is written
 
 
@@ -243,7 +245,7 @@ def test_a_zip_that_claims_too_much_is_not_tested(pulled: Path) -> None:
         archive.filelist[0].file_size = 1 << 50
         archive.filelist[0].extra = b""
     redescribe(pulled, "models.zip")
-    assert any("claims to hold" in problem for problem in verify(pulled).problems)
+    assert any("claims to contain" in problem for problem in verify(pulled).problems)
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -277,7 +279,7 @@ def test_what_was_not_fetched_is_named_with_its_reason(pulled: Path) -> None:
     (pulled / ".partial" / "abc").write_text("half")
     verdict = verify(pulled, left_behind={"out.csv": "it leads out"})
     assert verdict.problems == ("out.csv: it leads out",)
-    assert verdict.undeclared == (".partial (downloads that were not finished)",)
+    assert verdict.undeclared == (".partial (incomplete downloads)",)
     assert verify(pulled, names=["models.zip"]).verified
 
 

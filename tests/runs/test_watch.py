@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from kernelkit.errors import DeadlineError, UnreachableError
-from kernelkit.kaggle import Credentials, Kaggle, LogEntry, Status, Timeouts
-from kernelkit.runs import watch as remote
-from kernelkit.runs.watch import RequestedHardware, Run
+from kernelkit.kaggle.kernels import Kaggle
+from kernelkit.kaggle.types import Credentials, LogEntry, Status, Timeouts
+from kernelkit.runs import watch
+from kernelkit.runs.manifest import RunAddress
+from kernelkit.runs.watch import RequestedHardware
 
 DIGEST = "d" * 64
 FIRST = f"kernelkit digest {DIGEST}\n"
@@ -115,8 +117,10 @@ def kaggle(server: Server) -> Iterator[Kaggle]:
     http.server_close()
 
 
-def run_at(kaggle: Kaggle) -> Run:
-    return Run("ann", "some-kernel", 2, "u", DIGEST, kaggle.endpoint)
+def run_at(kaggle: Kaggle) -> RunAddress:
+    return RunAddress(
+        owner="ann", slug="some-kernel", version=2, url="u", digest=DIGEST, endpoint=kaggle.endpoint
+    )
 
 
 QUICK = Timeouts(retry=0, grace=1.5, outage=0.5, first_pause=0.05, longest_pause=0.1, cancelling=1)
@@ -126,7 +130,7 @@ CPU = RequestedHardware(machine_shape="", docker_image="", wants_gpu=False)
 def watched(kaggle: Kaggle, **options: Any) -> tuple[list[str], str]:
     """The states, and the log as a person has seen it."""
     states, log = [], ""
-    for event in remote.watch(kaggle, run_at(kaggle), CPU, **options):
+    for event in watch.watch_run(kaggle, run_at(kaggle), CPU, **options):
         if isinstance(event, Status):
             states.append(str(event.state))
         elif isinstance(event, LogEntry):
@@ -240,7 +244,7 @@ def test_a_fresh_push_may_not_show_for_a_while(kaggle: Kaggle, server: Server) -
 
 @pytest.mark.parametrize("text", ['{"a":' * 3000, '{"event": 3}', "{", "[]", ""])
 def test_a_line_that_is_no_event(text: str) -> None:
-    assert remote.progress(LogEntry("stdout", 0.0, text)) is None
+    assert watch.progress(LogEntry("stdout", 0.0, text)) is None
 
 
 def test_a_long_line_does_not_hold_up_the_log(kaggle: Kaggle, server: Server) -> None:

@@ -1,0 +1,196 @@
+"""What is sent to Kaggle and what comes back, as plain types; nothing here imports the SDK."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+PRODUCTION = "https://api.kaggle.com"
+"""The real Kaggle: the address that its runs are recorded with [V: the SDK's own constant]."""
+
+CONNECT_SECONDS = 5
+READ_SECONDS = 60  # Kaggle answers a push of 900 kB after several seconds
+
+
+class State(StrEnum):
+    """Where a run is; the names of KernelWorkerStatus in lower case."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETE = "complete"
+    ERROR = "error"
+    CANCEL_REQUESTED = "cancel_requested"
+    CANCEL_ACKNOWLEDGED = "cancel_acknowledged"
+    NEW_SCRIPT = "new_script"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the state can no longer change."""
+        return self in (State.COMPLETE, State.ERROR, State.CANCEL_ACKNOWLEDGED)
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run's state, and Kaggle's message if it failed."""
+
+    state: State
+    failure: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the run has ended without success."""
+        return self.state.finished and self.state != State.COMPLETE
+
+
+@dataclass(frozen=True)
+class PushResponse:
+    """Kaggle's response to a push that it accepted."""
+
+    url: str
+    version: int
+    dropped: Mapping[str, list[str]]
+    """Kind of source → names that Kaggle did not accept; the kernel runs without them."""
+
+
+@dataclass(frozen=True)
+class KernelInfo:
+    """A kernel as Kaggle has it, for comparison with what was requested."""
+
+    version: int | None
+    """The kernel's current version, whichever was asked for."""
+
+    source: str
+    is_private: bool | None
+    enable_internet: bool | None
+    machine_shape: str
+    """Of the last session [V, SDK text]: until a run has started, that of the run before it."""
+
+    docker_image: str
+    sources: Mapping[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Quota:
+    """Hours of an accelerator: used, and allowed until `refresh`."""
+
+    used: float
+    allowed: float
+    refresh: datetime | None = None
+
+    @property
+    def left(self) -> float:
+        """Hours that may still be used."""
+        return max(0.0, self.allowed - self.used)
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """A piece of a run's log. `seconds` counts from the start of the session."""
+
+    stream: str
+    seconds: float
+    text: str
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """One file among a run's outputs, and the address where it can be downloaded for a while."""
+
+    name: str
+    url: str
+
+    size: int | None = None
+    """In bytes; None if unknown."""
+
+    sha256: str | None = None
+    """From the run's own manifest; None for files that the manifest does not list."""
+
+
+class Scoring(StrEnum):
+    """Where a submission is; the names of SubmissionStatus in lower case."""
+
+    PENDING = "pending"
+    COMPLETE = "complete"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A submission as Kaggle has it. Scores are Kaggle's text, empty if it shows none."""
+
+    ref: int
+    status: Scoring
+    public_score: str = ""
+    private_score: str = ""
+    error: str = ""
+    description: str = ""
+    date: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a competition accepts."""
+
+    daily: int | None
+    """Submissions per day, None if Kaggle does not say."""
+    code_only: bool
+    """Whether it accepts versions of kernels only, and no files."""
+    entered: bool
+    """Whether this account has accepted its rules."""
+    closed: bool
+    """Whether Kaggle says that it accepts no submissions [?]."""
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Who calls: either a key or a token; `origin` says where they were found."""
+
+    username: str
+    origin: str
+    key: str | None = None
+    token: str | None = None
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """How long to wait for Kaggle, in seconds, and the clock that measures it."""
+
+    connect: float = CONNECT_SECONDS
+    read: float = READ_SECONDS
+    """Silence of one call before it counts as lost."""
+
+    retry: float = 20
+    """No attempt of a reading call begins later than this after the first. With the two timeouts of
+    a connection, a call takes less than 100 s in all."""
+
+    grace: float = 120
+    """After a push Kaggle may answer 403, 404 or with the version before [A]."""
+
+    outage: float = 600
+    """How long Kaggle may be unreachable during a watch, which takes hours."""
+
+    stream: float = 600
+    """For one live log, before the status is asked again: some streams do not report their end."""
+
+    first_pause: float = 0.5
+    longest_pause: float = 10.0
+    """Between two questions for the status."""
+
+    quota: float = 300
+    """Between two questions for the quota."""
+
+    cancelling: float = 60
+    """Until a session that was asked to end must have ended."""
+
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+    def pauses(self) -> Iterator[float]:
+        """Growing pauses, in seconds, without end."""
+        pause = self.first_pause
+        while True:
+            yield pause
+            pause = min(pause * 1.5, self.longest_pause)

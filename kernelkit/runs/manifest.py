@@ -1,0 +1,273 @@
+"""The JSON files of a run's folder as typed, frozen models.
+
+    push.json           RunRecord          the run's address, written at the push
+    run.json            RunEnd             how the run ended, and what was pulled
+    run-manifest.json   RunManifest        written by the run itself, in the notebook's last cell
+    submissions/*.json  SubmissionRecord   what was submitted of a version, and its scores
+
+The keys are a contract with scripts: keys are added, never renamed or removed. A model keeps keys
+that it does not know, so that a file of a newer version survives being written again. `bundle.json`
+is `kernelkit.notebook.manifest.Manifest`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
+
+from kernelkit.kaggle.types import Scoring, State
+from kernelkit.storage import UnsafePathError, safe_path
+
+RUN_MANIFEST_NAME = "run-manifest.json"
+PUSH_NAME, END_NAME = "push.json", "run.json"
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    __pydantic_extra__: dict[str, JsonValue] = Field(init=False)
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The JSON object, with the keys that were given."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+    @property
+    def complete_document(self) -> dict[str, Any]:
+        """The JSON object with every key, also those that were not given."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def updated(self, **changes: object) -> Self:
+        """A copy with other values.
+
+        Raises:
+            ValidationError: a value has the wrong type.
+        """
+        return type(self).model_validate({**self.document, **changes})
+
+
+def _or_none(value: object, handler: ValidatorFunctionWrapHandler) -> object:
+    """None for a value of the wrong type: for facts that a run reports and nothing depends on."""
+    try:
+        return handler(value)
+    except ValidationError:
+        return None
+
+
+def _objects(value: object) -> object:
+    return value if isinstance(value, Mapping) else {}
+
+
+Reported = WrapValidator(_or_none)
+Facts = Annotated[dict[str, JsonValue], BeforeValidator(_objects)]
+
+
+class RunAddress(_Document):
+    """Which run on which Kaggle, and the digest of the kernel that was sent."""
+
+    owner: str
+    slug: str
+    version: StrictInt
+    url: str
+    digest: str
+    endpoint: str
+
+    @property
+    def name(self) -> str:
+        """For people: `owner/slug v3`."""
+        return f"{self.owner}/{self.slug} v{self.version}"
+
+    @property
+    def address(self) -> RunAddress:
+        """The address alone."""
+        return RunAddress(
+            owner=self.owner,
+            slug=self.slug,
+            version=self.version,
+            url=self.url,
+            digest=self.digest,
+            endpoint=self.endpoint,
+        )
+
+
+class RunRecord(RunAddress):
+    """push.json: the run's address, and how it came to be recorded."""
+
+    pushed: Annotated[str | None, Reported] = None
+    """When, in UTC (ISO 8601); None for a run that was adopted."""
+
+    profile: Annotated[str | None, Reported] = None
+    outcome: Annotated[str | None, Reported] = None
+    """How the push came to this version: a value of `runs.push.Outcome`."""
+
+    differences: Annotated[tuple[str, ...] | None, Reported] = None
+    """Settings that Kaggle changed; absent where it changed none."""
+
+
+class OutputEntry(BaseModel):
+    """One declared output, as the run described it when it wrote it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    path: str
+    size: int = Field(ge=0)
+    """In bytes."""
+
+    sha256: str
+    rows: int | None = None
+    """Of a csv, below its header; None if the run could not read it as a csv."""
+
+    ids_sha256: str | None = None
+    """Over the first column of a csv, with a newline after each id."""
+
+    @field_validator("path")
+    @classmethod
+    def _safe(cls, path: str) -> str:
+        try:
+            safe_path(path)
+        except UnsafePathError as error:
+            raise ValueError(f"{path!r}: {error}") from None
+        return path
+
+    @field_validator("sha256")
+    @classmethod
+    def _hexadecimal(cls, sha256: str) -> str:
+        if not re.fullmatch("[0-9a-f]{64}", sha256):
+            raise ValueError("is not a SHA-256 in hexadecimal")
+        return sha256
+
+
+class RunManifest(_Document):
+    """run-manifest.json: what the run says about itself.
+
+    Digest, status and outputs are checked strictly, because the verdict depends on them. All other
+    values are facts for people: one of the wrong type counts as not reported.
+    """
+
+    digest: str
+    status: Literal["complete", "failed"]
+    outputs: tuple[OutputEntry, ...]
+    error: Annotated[str | None, Reported] = None
+    traceback: Annotated[str | None, Reported] = None
+    parameters: Facts = Field(default_factory=dict)
+    versions: Facts = Field(default_factory=dict)
+    hardware: Facts = Field(default_factory=dict)
+    started: Annotated[str | None, Reported] = None
+    seconds: Annotated[float | None, Reported] = None
+
+    @field_validator("outputs")
+    @classmethod
+    def _distinct(cls, outputs: tuple[OutputEntry, ...]) -> tuple[OutputEntry, ...]:
+        if len({output.path for output in outputs}) < len(outputs):
+            raise ValueError("names a path twice")
+        return outputs
+
+    @field_validator("seconds", mode="before")
+    @classmethod
+    def _number(cls, seconds: object) -> object:
+        return finite(seconds)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the run ended with an error."""
+        return self.status == "failed"
+
+
+class Verdict(_Document):
+    """Whether a folder contains the results of exactly the bundle that was sent."""
+
+    problems: tuple[str, ...]
+    """What does not match; empty if everything does."""
+
+    run_error: str | None
+    """The error with which the run ended: from its own manifest, or else from Kaggle."""
+
+    outputs: tuple[OutputEntry, ...]
+    """The declared outputs that were asked for, as the manifest describes them."""
+
+    undeclared: tuple[str, ...]
+    """Other files of the folder; they are not verified."""
+
+    @property
+    def verified(self) -> bool:
+        """Whether the run succeeded and every output is as the run wrote it."""
+        return not self.problems and self.run_error is None
+
+
+class RunEnd(_Document):
+    """run.json: how a run ended, and what was pulled. Its presence means a complete folder."""
+
+    state: str
+    """A value of `kaggle.types.State`."""
+
+    run: Annotated[RunAddress | None, Reported] = None
+    endpoint: Annotated[str | None, Reported] = None
+    kernelkit: Annotated[str | None, Reported] = None
+    failure: Annotated[str | None, Reported] = None
+    """Kaggle's message, if the run failed."""
+
+    pushed: Annotated[str | None, Reported] = None
+    pulled: Annotated[str | None, Reported] = None
+    pull_seconds: Annotated[float | None, Reported] = None
+    files: Annotated[tuple[str, ...] | None, Reported] = None
+    left_behind: Annotated[dict[str, str] | None, Reported] = None
+    verified: Annotated[StrictBool | None, Reported] = None
+    verdict: Annotated[Verdict | None, Reported] = None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether Kaggle reports success."""
+        return self.state == State.COMPLETE
+
+
+class SubmissionRecord(_Document):
+    """A submission that was made from here; its scores are Kaggle's text, empty until it shows any.
+
+    The file is rewritten when the score is known.
+    """
+
+    ref: StrictInt
+    competition: str
+    owner: Annotated[str | None, Reported] = None
+    slug: str
+    version: StrictInt
+    url: Annotated[str | None, Reported] = None
+    digest: Annotated[str | None, Reported] = None
+    endpoint: str
+    file: Annotated[str | None, Reported] = None
+    sha256: str
+    description: Annotated[str | None, Reported] = None
+    submitted: str
+    status: Annotated[str | None, Reported] = Scoring.PENDING.value
+    public_score: Annotated[str | None, Reported] = ""
+    private_score: Annotated[str | None, Reported] = ""
+    error: Annotated[str | None, Reported] = ""
+    asked: Annotated[str | None, Reported] = None
+    """When the score was read, in UTC; absent until then."""
+
+
+def finite(value: object) -> float | None:
+    """A finite number, None for anything else: the value comes from a notebook."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
