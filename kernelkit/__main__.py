@@ -1,4 +1,4 @@
-"""`python -m kernelkit` is the command `kernelkit`."""
+"""`python -m kernelkit` runs the command `kernelkit`."""
 
 from kernelkit.cli import main
 

@@ -169,7 +169,7 @@ def print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(help=kernelkit.__doc__)
+@app.callback(help=(kernelkit.__doc__ or "").partition("\n")[0])
 @shares(*DECLARED)
 def root(
     options: Options,

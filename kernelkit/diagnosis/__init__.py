@@ -1,6 +1,7 @@
-"""Why a run failed: a log becomes a cause, a place in the repository and a next step.
+"""Explains why a run failed: its log becomes a cause, a place in the repository and a next step.
 
 diagnose    reads a log: `diagnose`, `Diagnosis`
-rules       the known causes
-tracebacks  finds tracebacks in a log and maps them to the repository
+documents   reads bundle.json and run-manifest.json: `RunReport`, `SentBundle`
+rules       the known causes: `FailureCause`, `RULES`
+tracebacks  finds tracebacks in a log: `read_tracebacks`, `Traceback`
 """

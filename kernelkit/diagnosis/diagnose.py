@@ -19,6 +19,7 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from kernelkit.diagnosis.documents import RunReport, SentBundle
 from kernelkit.diagnosis.rules import UNKNOWN_STEP, Facts, FailureCause, find_cause
 from kernelkit.diagnosis.tracebacks import (
     HEADER,
@@ -104,7 +105,7 @@ class Diagnosis:
         return next((f for f in reversed(self.frames) if f.origin == Origin.PROJECT), None)
 
 
-_Roots = Mapping[str, Any]
+_Roots = Mapping[str, str]
 """First part of a file's path in the run → the project folder that contains it."""
 
 _CELLS = {
@@ -160,19 +161,20 @@ def diagnose(
     text = _text(log)
     lines, printed = _tail(text)
     digest = _DIGEST.search(text)
-    bundle = bundle or {}
-    if digest and bundle.get("digest", digest[1]) != digest[1]:
-        bundle = {}  # of another run
-    ours = (one for one in (manifest, printed) if one and _same_run(one, bundle))
-    manifest = next(ours, {})
-    if manifest.get("status") == "complete" and not failure:
+    sent = SentBundle.of(bundle or {})
+    if digest and sent.digest not in ("", digest[1]):
+        sent = SentBundle()  # of another run
+    reports = (RunReport.of(one) for one in (manifest, printed) if one)
+    same_run = (one for one in reports if sent == SentBundle() or one.digest == sent.digest)
+    report = next(same_run, RunReport())
+    if report.status == "complete" and not failure:
         return None
-    found = _find_failure(lines, manifest)
+    found = _find_failure(lines, report)
     if failure and not (found and found.sure):  # stopped from outside
-        words = _from_message(_clean(failure), lines, Facts.of(manifest, bundle))
-        if words.cause != FailureCause.UNKNOWN or not found:
-            return words
-    return _explain(found, manifest, bundle, project) if found else None
+        diagnosis = _from_message(_clean(failure), lines, Facts.of(report, sent))
+        if diagnosis.cause != FailureCause.UNKNOWN or not found:
+            return diagnosis
+    return _explain(found, report, sent, project) if found else None
 
 
 def diagnose_folder(folder: Path, project: Path | None = None) -> Diagnosis | None:
@@ -221,10 +223,6 @@ def _read_log(path: Path) -> str:
         return path.read_bytes().decode("utf-8", errors="replace")
     except OSError as error:
         raise LocalError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _same_run(manifest: Mapping[str, Any], bundle: Mapping[str, Any]) -> bool:
-    return not bundle or manifest.get("digest") == bundle.get("digest")
 
 
 @dataclass
@@ -307,7 +305,7 @@ def _document(text: str) -> Mapping[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def _find_failure(lines: list[str], manifest: Mapping[str, Any]) -> _Failure | None:
+def _find_failure(lines: list[str], report: RunReport) -> _Failure | None:
     """The traceback that ended the run, from the manifest or the log."""
     marks = [(n, found) for n, line in enumerate(lines) if (found := PAPERMILL.match(line))]
     began, cell = (marks[-1][0], marks[-1][1][1]) if marks else (len(lines), "")
@@ -319,7 +317,7 @@ def _find_failure(lines: list[str], manifest: Mapping[str, Any]) -> _Failure | N
     before = [one for one in errors if one.start < began]
     # IPython prints a group's traceback before papermill has the cell's end: it may stand before.
     failure = _last_chain([one for one in errors if one.start >= began] or before, cell)
-    written = _from_manifest(manifest, cell)
+    written = _from_report(report, cell)
     if written and (not marks or not failure or failure.shown.kind == written.shown.kind):
         failure = written
     if failure is None:
@@ -351,16 +349,16 @@ def _dead_kernel(tracebacks: list[Traceback], lines: list[str]) -> _Failure | No
     return failure
 
 
-def _from_manifest(manifest: Mapping[str, Any], cell: str) -> _Failure | None:
-    if manifest.get("status") != "failed":
+def _from_report(report: RunReport, cell: str) -> _Failure | None:
+    if report.status != "failed":
         return None
-    lines, _ = _tail(str(manifest.get("traceback") or ""))
+    lines, _ = _tail(report.traceback)
     if HEADER not in lines[0]:  # the log's line has only the end of a long traceback
         lines[0] = f"{HEADER}:"
     failure = _last_chain([one for one in read_tracebacks(lines) if one.error], cell)
     if failure:
         return failure
-    error = "\n".join(_tail(str(manifest.get("error") or "no reason given"))[0])
+    error = "\n".join(_tail(report.error or "no reason given")[0])
     return _Failure([Traceback(error=error)], cell)
 
 
@@ -391,16 +389,15 @@ def _child(failure: _Failure, before: list[Traceback]) -> _Failure | None:
 
 def _explain(
     found: _Failure,
-    manifest: Mapping[str, Any],
-    bundle: Mapping[str, Any],
+    report: RunReport,
+    bundle: SentBundle,
     project: Path | None,
 ) -> Diagnosis:
     shown = found.shown
-    cause, next_step = find_cause(_causal_errors(found), Facts.of(manifest, bundle))
-    roots = _mapping(bundle.get("roots"))
-    frames = _fold(_frame_of(call, roots, found.cell) for call in shown.frames)
+    cause, next_step = find_cause(_causal_errors(found), Facts.of(report, bundle))
+    frames = _fold(_frame_of(call, bundle.roots, found.cell) for call in shown.frames)
     notes = list(found.notes)
-    notes += _relatives(found, roots)
+    notes += _relatives(found, bundle.roots)
     if len(frames) > MOST_FRAMES:
         notes.append(f"{len(frames) - MOST_FRAMES} frames in the middle are not shown")
         frames = [*frames[:FIRST_FRAMES], *frames[FIRST_FRAMES - MOST_FRAMES :]]
@@ -470,7 +467,7 @@ def _project_path(path: str, roots: _Roots) -> str | None:
 
 
 def _below_root(path: str, roots: _Roots) -> str:
-    return PurePosixPath(str(roots.get(path.partition("/")[0], ".")), path).as_posix()
+    return PurePosixPath(roots.get(path.partition("/")[0], "."), path).as_posix()
 
 
 def _library(path: str) -> str:
@@ -503,34 +500,20 @@ def _address(traceback: Traceback, roots: _Roots) -> str:
     return ""
 
 
-def _changed_files(
-    shown: Traceback, bundle: Mapping[str, Any], project: Path | None
-) -> Iterator[str]:
+def _changed_files(shown: Traceback, bundle: SentBundle, project: Path | None) -> Iterator[str]:
     """A note for each file of the traceback that has changed since the run."""
     if project is None:
         return
-    sent, roots = _digests(bundle), _mapping(bundle.get("roots"))
     carried = {found[1] for call in shown.frames if (found := _SOURCES.search(call.path))}
-    for path in sorted(carried & sent.keys()):
-        own = _below_root(path, roots)
+    for path in sorted(carried & bundle.files.keys()):
+        own = _below_root(path, bundle.roots)
         try:
             now = hashlib.sha256((project / own).read_bytes()).hexdigest()
         except (OSError, ValueError):  # also a name that no file can have
             yield f"{own} is no longer in the project"
         else:
-            if now != sent[path]:
+            if now != bundle.files[path]:
                 yield f"{own} has changed since the run: its lines may have moved"
-
-
-def _digests(bundle: Mapping[str, Any]) -> dict[str, str]:
-    """Path → sha256 of the files that were sent."""
-    files = bundle.get("files")
-    listed = [_mapping(file) for file in files] if isinstance(files, list) else []
-    return {str(file["path"]): str(file.get("sha256")) for file in listed if "path" in file}
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _first_line(error: str) -> str:

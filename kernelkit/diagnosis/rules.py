@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+
+from kernelkit.diagnosis.documents import RunReport, SentBundle
 
 
 class FailureCause(StrEnum):
@@ -232,7 +233,7 @@ def find_cause(errors: Iterable[str], facts: Facts) -> tuple[FailureCause, str]:
 class Facts:
     """What is known about the run; the next steps quote it."""
 
-    parameters: Mapping[str, Any]
+    parameters: Mapping[str, object]
     sources: frozenset[str]
     """Slugs of everything that the kernel declares as a source."""
 
@@ -242,19 +243,13 @@ class Facts:
     internet: bool
 
     @classmethod
-    def of(cls, manifest: Mapping[str, Any], bundle: Mapping[str, Any]) -> Facts:
-        """From the manifests; either may be empty, and their values are not trusted."""
-        kernel = _mapping(bundle.get("kernel"))
-        sources = [kernel.get(name) for name in kernel if name.endswith("_sources")]
-        names = {str(name) for listed in sources if isinstance(listed, list) for name in listed}
-        files = bundle.get("files")
-        paths = [_mapping(file).get("path") for file in files] if isinstance(files, list) else []
-        own = {str(path).partition("/")[0].removesuffix(".py") for path in paths}
+    def of(cls, report: RunReport, bundle: SentBundle) -> Facts:
+        """From what the run reported and what was sent."""
         return cls(
-            _mapping(manifest.get("parameters")) or _mapping(bundle.get("parameters")),
-            frozenset(name.rpartition("/")[2] for name in names),
-            frozenset(own),
-            kernel.get("enable_internet") is True,
+            report.parameters or bundle.parameters,
+            bundle.sources,
+            frozenset(path.partition("/")[0].removesuffix(".py") for path in bundle.files),
+            bundle.enable_internet,
         )
 
     def phrases(self, groups: Mapping[str, str | None]) -> dict[str, str]:
@@ -318,7 +313,3 @@ class Facts:
             "Set enable_internet = true in [tool.kernelkit.kernel], or attach the downloads as a "
             "dataset."
         )
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

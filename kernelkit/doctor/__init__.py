@@ -1,5 +1,5 @@
-"""Checks of this machine, the account and the project; the probe of the real Kaggle.
+"""Checks of this machine, the account and the project, and the probe of the real Kaggle.
 
-checks  every check that `kernelkit doctor` makes
-probe   pushes a tiny kernel to find out how Kaggle behaves
+checks  the checks of `kernelkit doctor`: `examine`, `CheckResult`, `Health`
+probe   pushes a tiny kernel to find out how Kaggle behaves: `plan`, `probe`, `Report`
 """
