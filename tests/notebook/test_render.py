@@ -142,6 +142,21 @@ def run_notebook(kernel: Kernel, folder: Path) -> Path:
     return Path(json.loads((folder / "where.json").read_text()))
 
 
+@pytest.mark.parametrize("layout", ["cells", "compressed"])
+def test_the_notebook_is_valid_and_written_as_nbformat_writes_it(
+    make_project: Make, layout: str
+) -> None:
+    files = {f"pkg/{name}": text for name, text in AWKWARD.items()}
+    project = make_project({**files, "pkg/main.py": '"""Größe."""\ndef run(): ...\n'})
+    config = load_config(project, environment={}).model_copy(update={"layout": layout})
+    notebook = workflow.render(config).notebook
+    nbformat.validate(nbformat.reads(notebook, as_version=nbformat.NO_CONVERT))
+    document = json.loads(notebook)
+    assert notebook == json.dumps(document, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+    ids = [cell["id"] for cell in document["cells"]]
+    assert len(set(ids)) == len(ids)
+
+
 def test_every_awkward_file_survives_byte_for_byte(
     make_project: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
