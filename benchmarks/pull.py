@@ -1,7 +1,7 @@
-"""Measure a pull of large outputs beside the official client: `python -m benchmarks.pull`.
+"""Compare a pull of large outputs with the official client: `python -m benchmarks.pull`.
 
 A local Kaggle runs a kernel that writes random bytes. Then `kernelkit pull` and
-`kaggle kernels output` bring them home in turns, each a fresh process into an empty folder;
+`kaggle kernels output` download them in turns, each a fresh process into an empty folder;
 kernelkit's time includes its verification of every file.
 """
 
@@ -22,7 +22,7 @@ from kernelkit.config import load_config
 from kernelkit.kaggle import Credentials, Kaggle
 from kernelkit.runs.store import Record
 
-MEMORY_LIMIT_MB = 150  # that a pull must stay under, whatever the size of what it brings
+MEMORY_LIMIT_MB = 150  # the limit for a pull, whatever the size of the outputs
 
 PROJECT = """
 [tool.kernelkit]
@@ -126,7 +126,7 @@ def _measure(
             usages[name] += [taken] if turn else []
         wrong = _differences(record.folder, other)
         if wrong:
-            raise SystemExit(f"the clients have brought other files: {wrong}")
+            raise SystemExit(f"the clients downloaded different files: {wrong}")
         for path in record.folder.iterdir():
             if path.name not in kept:
                 path.unlink()

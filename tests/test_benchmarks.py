@@ -60,7 +60,7 @@ def test_what_a_notebook_ran_into_is_said(tmp_path: Path) -> None:
     assert found == Outcome(error="ZeroDivisionError: division by zero")
 
 
-def test_both_ways_of_pulling_bring_the_same_files_home(tmp_path: Path) -> None:
+def test_both_ways_of_pulling_download_the_same_files(tmp_path: Path) -> None:
     small = ["--files", "2", "--megabytes", "1", "--rounds", "1", "--folder", str(tmp_path)]
     command = [sys.executable, "-m", "benchmarks.pull", *small]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
@@ -69,7 +69,7 @@ def test_both_ways_of_pulling_bring_the_same_files_home(tmp_path: Path) -> None:
     assert "| kaggle kernels output |" in done.stdout
 
 
-def test_recipes_are_measured_beside_the_seed(tmp_path: Path) -> None:
+def test_recipes_are_compared_with_the_seed(tmp_path: Path) -> None:
     tiny = ["--images", "4", "--size", "32", "--batch-size", "2", "--workers", "0"]
     chosen = ["--backbones", "resnet34", "--losses", "bcedice", "--recipes", "seed"]
     file = tmp_path / "tables.md"

@@ -192,7 +192,7 @@ def _parse(files: PackageFiles) -> tuple[dict[str, Module], dict[str, PythonSynt
 
 @contextmanager
 def _collection_paused() -> Iterator[None]:
-    """Without the garbage collector, which would look at every node of every syntax tree in vain.
+    """Without the garbage collector, which would visit every node of every syntax tree.
 
     It takes a tenth of the time of 1,000 modules; trees have no cycles.
     """

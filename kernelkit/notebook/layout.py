@@ -138,7 +138,7 @@ class Draft:
         return tuple(sorted(entries, key=lambda entry: (-entry.sent, entry.path or "")))
 
     def _largest(self) -> frozenset[str]:
-        """The largest files, as many as bring the notebook below the limit; the entry's last.
+        """The largest files, as many as the notebook needs to be below the limit; the entry's last.
 
         How much a file takes in the archive is first estimated from the file alone. One archive of
         all candidates corrects the estimate, so that no more files than needed are compressed.
