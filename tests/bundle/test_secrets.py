@@ -204,11 +204,11 @@ def test_what_the_comment_allows_passes_and_only_that(make_project: Make) -> Non
     line = f'x("{AWS}")'
     project = make_project(
         {
-            "pkg/beside.py": f"def f(x):\n    {line}  # pragma: allowlist secret\n    {line}\n",
+            "pkg/same_line.py": f"def f(x):\n    {line}  # pragma: allowlist secret\n    {line}\n",
             "pkg/above.py": f"def f(x):\n    # pragma: allowlist nextline secret\n    {line}\n",
         }
     )
-    assert found(project) == ["pkg/beside.py:3"]
+    assert found(project) == ["pkg/same_line.py:3"]
 
 
 def test_what_the_project_file_allows_passes_and_only_that(make_project: Make) -> None:
