@@ -1,4 +1,4 @@
-"""Rendering beside the tools nearest to it, and src_salt beside the seed's path: `make bench`.
+"""Compares rendering with similar tools, and src_salt with the reference: `make bench`.
 
 `packages` and `checks` write the packages to be rendered, `tools` knows how each tool is called and
 how its result is run, `measure` takes the time, `report` makes the tables, `__main__` does it all.

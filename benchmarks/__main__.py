@@ -1,4 +1,4 @@
-"""Measure rendering beside its peers, and see whose result runs: `make bench`."""
+"""Compare rendering with other tools, and run what each of them wrote: `make bench`."""
 
 from __future__ import annotations
 
@@ -99,24 +99,24 @@ def _whole_processes(
 ) -> list[report.Row]:
     """Build once, not counted, then in turns; then run what was built."""
     outs = [project.folder.with_name(f"{project.folder.name}-made") for project in projects]
-    faults: dict[str, str] = {}
+    errors: dict[str, str] = {}
     usages: dict[str, list[Usage]] = {tool.name: [] for tool in tools}
     for turn in range(repetitions + 1):
         _say(f"{modules} modules: turn {turn} of {repetitions}")
         for tool, project, out in zip(tools, projects, outs, strict=True):
             taken = usages[tool.name]
             slow = any(usage.wall > SLOW_SECONDS for usage in taken)
-            if tool.name in faults or (slow and len(taken) > SLOW_REPETITIONS):
+            if tool.name in errors or (slow and len(taken) > SLOW_REPETITIONS):
                 continue
             try:
                 taken.append(measured(tool.command(project, out)))
             except CommandFailed as error:
-                faults[tool.name] = str(error)
+                errors[tool.name] = str(error)
     expected = Package().run(projects[0])
     rows = []
     for tool, out in zip(tools, outs, strict=True):
-        if tool.name in faults:
-            rows.append(report.Row(modules, tool.name, (), 0, "not built", faults[tool.name]))
+        if tool.name in errors:
+            rows.append(report.Row(modules, tool.name, (), 0, "not built", errors[tool.name]))
             continue
         _say(f"{modules} modules: run what {tool.name} made")
         verdict, note = _verdict(tool.run(out), expected)
@@ -173,9 +173,9 @@ def _column(name: str, found: Outcome, note: str = "") -> report.Column:
     return report.Column(name, found.result or {}, found.error or note)
 
 
-def _say(words: str) -> None:
-    """How far it is, beside the result: some minutes pass."""
-    print(words, file=sys.stderr, flush=True)
+def _say(message: str) -> None:
+    """Report progress on stderr: a benchmark takes minutes."""
+    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Starts one command and says what it took. Run as `python -I -S launch.py COMMAND…`.
 
-A process of its own, because Linux counts the memory of whoever starts a command as the command's
-own until it runs: a large benchmark would lend its size to everything it measures.
+It is a process of its own, because Linux counts the memory of a parent process as the child's until
+the child runs its program: a large benchmark would add its size to everything it measures.
 
 Prints one line of JSON: seconds on the clock and on the processor, peak memory in bytes (of the
 command, or of the largest process that it started and waited for), exit status.
@@ -19,7 +19,7 @@ MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes; getrusage(2) of 
 
 
 def main() -> None:
-    """Run the command with its words on stderr."""
+    """Run the command with its output on stderr."""
     began = time.perf_counter()
     process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=2)
     limit = threading.Timer(LIMIT_SECONDS, process.kill)

@@ -69,7 +69,7 @@ def measured(command: list[str]) -> Usage:
     """
     launcher = [sys.executable, "-I", "-S", str(Path(__file__).parent / "launch.py")]
     done = subprocess.run([*launcher, *command], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode != 0:  # there is no such program
+    if done.returncode != 0:  # the program does not exist
         raise CommandFailed(last_line(done.stderr))
     found = json.loads(done.stdout)
     if found["status"] != 0:  # below 0 the signal, as when it took too long
@@ -78,7 +78,7 @@ def measured(command: list[str]) -> Usage:
 
 
 def render_alone(project: Path, repetitions: int) -> tuple[Spread, Spread]:
-    """Seconds of `pipeline.render`, without the interpreter's start and the imports.
+    """Seconds of `workflow.render`, without the interpreter's start and the imports.
 
     On the clock and on the processor: they part where the core is shared with other work.
     """

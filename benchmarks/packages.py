@@ -123,7 +123,7 @@ def count_$noun$index(value: int) -> int:
     """Count the letters of the $noun that the value picks.
 
     A $noun without letters counts as one: the $place has always been written down,
-    even where nobody has $verb it.
+    even where no one has $verb it.
     """
     letters = Counter("$place and $other"[: 3 + value % 7])
     most, times = letters.most_common(1)[0]
@@ -285,7 +285,7 @@ def _module_source(number: int) -> str:
 
 
 def _imports(number: int, pick: random.Random) -> tuple[str, list[str]]:
-    """The statements that import other modules, and the names that they bring."""
+    """The statements that import other modules, and the names that they bind."""
     lines, names = [], []
     part = number // MODULES_OF_A_PART
     if part:

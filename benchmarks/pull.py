@@ -1,7 +1,7 @@
-"""Measure a pull of large outputs beside the official client: `python -m benchmarks.pull`.
+"""Compare a pull of large outputs with the official client: `python -m benchmarks.pull`.
 
 A local Kaggle runs a kernel that writes random bytes. Then `kernelkit pull` and
-`kaggle kernels output` bring them home in turns, each a fresh process into an empty folder;
+`kaggle kernels output` download them in turns, each a fresh process into an empty folder;
 kernelkit's time includes its verification of every file.
 """
 
@@ -23,7 +23,7 @@ from kernelkit.kaggle.kernels import Kaggle
 from kernelkit.kaggle.types import Credentials
 from kernelkit.runs.store import RunFolder
 
-MEMORY_LIMIT_MB = 150  # that a pull must stay under, whatever the size of what it brings
+MEMORY_LIMIT_MB = 150  # the limit for a pull, whatever the size of the outputs
 
 PROJECT = """
 [tool.kernelkit]
@@ -127,7 +127,7 @@ def _measure(
             usages[name] += [taken] if turn else []
         wrong = _differences(record.path, other)
         if wrong:
-            raise SystemExit(f"the clients have brought other files: {wrong}")
+            raise SystemExit(f"the clients downloaded different files: {wrong}")
         for path in record.path.iterdir():
             if path.name not in kept:
                 path.unlink()

@@ -183,7 +183,7 @@ def _mark(column: Column, check: str) -> str:
 
 
 def markdown_table(head: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table whose columns stand in line."""
+    """A Markdown table with aligned columns."""
     widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
     rule = ["-" * width for width in widths]
     return "\n".join(
@@ -195,7 +195,7 @@ def markdown_table(head: list[str], lines: list[list[str]]) -> str:
 
 
 def _processor() -> str:
-    """The processor's name, where the system tells it."""
+    """The processor's name, if the system reports it."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

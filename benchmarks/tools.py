@@ -51,14 +51,14 @@ class Project:
 
     folder: Path
     hidden_modules: tuple[str, ...] = ()
-    """Modules that no import statement names: a tool that can be told of them is told."""
+    """Modules that no import statement names, for a tool that accepts a list of them."""
 
     data_suffixes: tuple[str, ...] = ()
-    """Of package data, for a tool that must be told."""
+    """Suffixes of package data, for a tool that needs a list of them."""
 
 
 class Package:
-    """No tool at all: the package itself, which the others are held against."""
+    """The package itself, with which the tools are compared."""
 
     name = "the package itself"
 

@@ -60,7 +60,7 @@ def test_what_a_notebook_ran_into_is_said(tmp_path: Path) -> None:
     assert found == Outcome(error="ZeroDivisionError: division by zero")
 
 
-def test_both_ways_of_pulling_bring_the_same_files_home(tmp_path: Path) -> None:
+def test_both_ways_of_pulling_download_the_same_files(tmp_path: Path) -> None:
     small = ["--files", "2", "--megabytes", "1", "--rounds", "1", "--folder", str(tmp_path)]
     command = [sys.executable, "-m", "benchmarks.pull", *small]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)

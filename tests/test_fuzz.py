@@ -181,7 +181,7 @@ def settle(project: Path, profile: str | None, given: list[str]) -> None:
         max_size=2,
     ),
 )
-def test_a_project_file_loads_or_is_told_wrong(
+def test_a_project_file_loads_or_is_a_clear_error(
     plain: Path, content: bytes, profile: str | None, given_: list[str]
 ) -> None:
     (plain / "pyproject.toml").write_bytes(content)
@@ -207,7 +207,9 @@ HUGE = "0x" + "f" * 5000
         (KEYS, KEYS + f"gpu_reserve_hours = {HUGE}\n"),
     ],
 )
-def test_what_is_too_long_or_too_deep_is_told(plain: Path, old: str, new: str) -> None:
+def test_a_value_that_is_too_long_or_too_deep_is_a_clear_error(
+    plain: Path, old: str, new: str
+) -> None:
     path = plain / "pyproject.toml"
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(ConfigError):
@@ -215,13 +217,13 @@ def test_what_is_too_long_or_too_deep_is_told(plain: Path, old: str, new: str) -
 
 
 @pytest.mark.parametrize("setting", [f"epochs={HUGE}", f"kernel.id={HUGE}"])
-def test_a_setting_that_is_too_long_is_told(plain: Path, setting: str) -> None:
+def test_a_setting_that_is_too_long_is_a_clear_error(plain: Path, setting: str) -> None:
     with pytest.raises(ConfigError):
         settle(plain, None, [setting])
 
 
 @pytest.mark.parametrize("endpoint", ["http://[::1", "http://\u2100.com", "http://127.0.0.1:99999"])
-def test_an_endpoint_that_is_no_address_is_told(endpoint: str) -> None:
+def test_an_invalid_endpoint_is_a_clear_error(endpoint: str) -> None:
     with pytest.raises(ConfigError, match="no http address"):
         checked_endpoint(endpoint)
 
@@ -242,7 +244,7 @@ def snapshots(draw: st.DrawFn) -> Any:
 
 @settings(max_examples=40, suppress_health_check=SHARED)
 @given(snapshot=snapshots())
-def test_a_snapshot_of_an_image_is_read_or_told_wrong(plain: Path, snapshot: Any) -> None:
+def test_a_snapshot_of_an_image_is_read_or_is_a_clear_error(plain: Path, snapshot: Any) -> None:
     path = plain / "pyproject.toml"
     text = path.read_text()
     if "image.json" not in text:

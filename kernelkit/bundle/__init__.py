@@ -1,4 +1,4 @@
-"""A package on disk becomes a `Bundle`: its files, in the order of their imports, and a digest.
+"""A package on disk becomes a `Bundle`: its files, sorted by imports, and a digest.
 
 bundle   `read_bundle`, `Bundle`, `SourceFile`, `RUNTIME_MODULE`, `digest_of`, `digest_part`
 files    which files are carried: patterns, .gitignore, tests, data; `TEST`, `COMPILED_SUFFIXES`

@@ -1,6 +1,6 @@
 """`read_bundle` reads the packages that the project file names into a `Bundle`.
 
-A bundle holds every carried file byte for byte, the modules in the order of their imports, and a
+A bundle holds every carried file byte for byte, the modules sorted by their imports, and a
 digest. Source is parsed and never imported: a package that cannot be imported on this machine can
 still be carried.
 """
@@ -133,7 +133,7 @@ def digest_part(sha256: str, executable: bool) -> str:
 
 
 def digest_of(parts: list[tuple[str, str]]) -> str:
-    """SHA-256 over named parts in the order of their names.
+    """SHA-256 over named parts, sorted by name.
 
     Each text is preceded by its length, so that different parts never make the same bytes.
     """
@@ -192,7 +192,7 @@ def _parse(files: PackageFiles) -> tuple[dict[str, Module], dict[str, PythonSynt
 
 @contextmanager
 def _collection_paused() -> Iterator[None]:
-    """Without the garbage collector, which would look at every node of every syntax tree in vain.
+    """Without the garbage collector, which would visit every node of every syntax tree.
 
     It takes a tenth of the time of 1,000 modules; trees have no cycles.
     """

@@ -11,14 +11,13 @@ import io
 import lzma
 import tarfile
 import zlib
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
 
 from kernelkit.bundle.bundle import Bundle, SourceFile
 from kernelkit.notebook.cells import ModuleCell, RenderedCell, in_lines, module_cell
-from kernelkit.notebook.templates import Templates, is_module_template
+from kernelkit.notebook.templates import Templates, TemplateVariables, is_module_template
 
 SIZE_CAP_BYTES = 1_000_000
 """Kaggle: "The kernel source must be less than 1 megabytes in size.\""""
@@ -69,7 +68,7 @@ class _Candidate:
 class Draft:
     """A notebook for which it is still open what is carried compressed."""
 
-    def __init__(self, bundle: Bundle, templates: Templates, variables: Mapping[str, Any]) -> None:
+    def __init__(self, bundle: Bundle, templates: Templates, variables: TemplateVariables) -> None:
         self._bundle = bundle
         self._templates = templates
         self._variables = variables
@@ -101,7 +100,7 @@ class Draft:
             for module in self._modules.values()
         ]
         packed = [file for file in self._bundle.files if file.path in compressed]
-        variables = {**self._variables, "modules": modules, "archive": _archive(packed)}
+        variables = replace(self._variables, modules=modules, archive=_archive(packed))
         cells: list[RenderedCell] = []
         for per_module, names in self._groups:
             if per_module:
@@ -138,7 +137,7 @@ class Draft:
         return tuple(sorted(entries, key=lambda entry: (-entry.sent, entry.path or "")))
 
     def _largest(self) -> frozenset[str]:
-        """The largest files, as many as bring the notebook below the limit; the entry's last.
+        """The largest files, as many as the notebook needs to be below the limit; the entry's last.
 
         How much a file takes in the archive is first estimated from the file alone. One archive of
         all candidates corrects the estimate, so that no more files than needed are compressed.
@@ -184,7 +183,7 @@ class Draft:
     def _candidate(self, file: SourceFile) -> _Candidate:
         names = [name for per_module, group in self._groups if per_module for name in group]
         module = self._modules[file.path]
-        variables = {**self._variables, "modules": list(self._modules.values()), "archive": ""}
+        variables = replace(self._variables, modules=list(self._modules.values()))
         before = self._module_cells(module, names, variables)
         after = self._module_cells(module.compressed(), names, variables)
         return _Candidate(
@@ -194,18 +193,16 @@ class Draft:
         )
 
     def _module_cells(
-        self, module: ModuleCell, names: list[str], variables: Mapping[str, Any]
+        self, module: ModuleCell, names: list[str], variables: TemplateVariables
     ) -> list[RenderedCell]:
         """The cells of one file, which are the same whatever form other files have."""
         key = (module.path, module.form, *names)
         if key not in self._rendered:
-            self._rendered[key] = self._render(names, {**variables, "module": module}, module.path)
+            self._rendered[key] = self._render(names, replace(variables, module=module))
         return self._rendered[key]
 
-    def _render(
-        self, names: Iterable[str], variables: Mapping[str, Any], path: str | None = None
-    ) -> list[RenderedCell]:
-        cells = (self._templates.render(name, variables, path) for name in names)
+    def _render(self, names: Iterable[str], variables: TemplateVariables) -> list[RenderedCell]:
+        cells = (self._templates.render(name, variables) for name in names)
         return [cell for cell in cells if cell is not None]
 
 

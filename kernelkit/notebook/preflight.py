@@ -14,7 +14,6 @@ from pathlib import PurePosixPath
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pydantic import JsonValue
-from slugify import slugify
 
 from kernelkit.bundle import image
 from kernelkit.bundle.image import Presence
@@ -87,6 +86,8 @@ def check_size(kernel: Kernel) -> Iterator[Problem]:
 
 def check_names(kernel: Kernel) -> Iterator[Problem]:
     """The title and the slug agree: Kaggle makes the slug of a new kernel from its title."""
+    from slugify import slugify  # its tables take 10 ms, and only a push needs them
+
     title, slug = kernel.metadata.title, kernel.slug
     for subject, name in (("title", title), ("id", slug)):
         if len(name) < SHORTEST_NAME:

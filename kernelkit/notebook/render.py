@@ -32,7 +32,7 @@ from kernelkit.notebook.manifest import (
     KernelMetadata,
     Manifest,
 )
-from kernelkit.notebook.templates import Templates, project_templates
+from kernelkit.notebook.templates import Templates, TemplateVariables, project_templates
 
 __all__ = [
     "SIZE_CAP_BYTES",
@@ -97,13 +97,13 @@ def render(bundle: Bundle, config: Config) -> Kernel:
     """
     templates = Templates(config)
     manifest = _manifest(bundle, config, templates.texts)
-    variables = {
-        "manifest": manifest.document,
-        "kernel": config.kernel,
-        "parameters": config.described_parameters,
-        "third_party": bundle.third_party,
-        "runtime_source": _runtime_source(),
-    }
+    variables = TemplateVariables(
+        manifest=manifest.document,
+        kernel=config.kernel,
+        parameters=config.described_parameters,
+        third_party=bundle.third_party,
+        runtime_source=_runtime_source(),
+    )
     draft = Draft(bundle, templates, variables)
     compressed = draft.choose(config.layout)
     cells = draft.cells(compressed)

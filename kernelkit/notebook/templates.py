@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import traceback
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,34 @@ import jinja2
 
 import kernelkit
 from kernelkit.bundle.bundle import digest_of
-from kernelkit.config import Config
+from kernelkit.config import Config, DescribedParameter, KernelSettings
 from kernelkit.errors import TemplateError
-from kernelkit.notebook.cells import RenderedCell
+from kernelkit.notebook.cells import ModuleCell, RenderedCell
 
 _TEMPLATE_NAME = re.compile(r"\d+-(?P<name>[a-z0-9-]+)\.(?P<kind>md|py)\.j2")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|$~])")
 _LONG_VALUE = 90  # characters; a longer value of the embedded manifest takes several lines
+
+
+@dataclass(frozen=True)
+class TemplateVariables:
+    """What a template may use; docs/templates.md describes each name."""
+
+    manifest: dict[str, Any]
+    """As JSON, because a template may ask for any key of bundle.json."""
+
+    kernel: KernelSettings
+    parameters: Sequence[DescribedParameter]
+    third_party: Mapping[str, tuple[str, ...]]
+    runtime_source: str
+    modules: Sequence[ModuleCell] = ()
+    archive: str = ""
+    module: ModuleCell | None = None
+    """None outside of `module` templates, where the name is undefined."""
+
+    def defined(self) -> dict[str, object]:
+        """The variables of one cell."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 class Templates:
@@ -40,9 +62,7 @@ class Templates:
 
         self._compiled: dict[str, jinja2.Template] = {}
 
-    def render(
-        self, name: str, variables: Mapping[str, Any], path: str | None = None
-    ) -> RenderedCell | None:
+    def render(self, name: str, variables: TemplateVariables) -> RenderedCell | None:
         """One cell; None where the template renders to nothing.
 
         Raises:
@@ -51,7 +71,7 @@ class Templates:
         try:
             if name not in self._compiled:
                 self._compiled[name] = self._environment.get_template(name)
-            source = self._compiled[name].render(variables).rstrip("\n")
+            source = self._compiled[name].render(variables.defined()).rstrip("\n")
             source.encode()
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(f"{error.name}:{error.lineno}: {error.message}") from None
@@ -60,6 +80,7 @@ class Templates:
         if not source:
             return None
         is_code = _part(name, "kind") == "py"
+        path = variables.module.path if variables.module else None
         return RenderedCell(_cell_id(name, path), _part(name, "name"), is_code, source, path)
 
 

@@ -315,7 +315,7 @@ def test_what_git_holds_is_carried_though_it_is_ignored(make_project: Make) -> N
     assert carried(project) == {"pkg/a.csv"}
 
 
-def test_a_test_that_the_package_imports_is_carried_and_told(make_project: Make) -> None:
+def test_a_test_that_the_package_imports_is_carried_and_reported(make_project: Make) -> None:
     project = make_project(
         {
             "pkg/__init__.py": "def check():\n    from .tests import all_of_them\n",
@@ -356,7 +356,7 @@ def test_packages_of_every_shape_at_once(make_project: Make) -> None:
     }
 
 
-def test_a_module_beside_the_package_is_offered(make_project: Make) -> None:
+def test_a_module_next_to_the_package_is_suggested(make_project: Make) -> None:
     project = make_project({"pkg/main.py": "import extra\ndef run(): ...\n", "extra.py": ""})
     with pytest.raises(BundleError) as caught:
         bundle_of(project)
@@ -364,7 +364,7 @@ def test_a_module_beside_the_package_is_offered(make_project: Make) -> None:
     assert "extra.py" in carried(project, package=("pkg", "extra.py"))
 
 
-def test_a_part_of_a_package_is_no_package(make_project: Make) -> None:
+def test_a_part_of_a_package_is_not_a_package(make_project: Make) -> None:
     project = make_project({"pkg/sub/__init__.py": ""})
     with pytest.raises(BundleError, match="a part of the package pkg"):
         bundle_of(project, package=("pkg/sub",))
@@ -419,7 +419,7 @@ def test_a_package_goes_before_a_module_of_its_name(make_project: Make) -> None:
     assert modules["pkg/mod.py"] is None
 
 
-def test_data_is_no_test_wherever_it_lies(make_project: Make) -> None:
+def test_data_is_never_a_test(make_project: Make) -> None:
     project = make_project(
         {
             "pkg/data/train/a.csv": "",
@@ -450,7 +450,7 @@ def test_keys_are_carried_by_their_name_alone(make_project: Make) -> None:
     assert carried(project, include=named) == {"pkg/conf/server.pem", "pkg/conf/prod.env"}
 
 
-def test_a_pattern_that_fits_nothing_is_told(make_project: Make) -> None:
+def test_a_pattern_that_matches_nothing_is_reported(make_project: Make) -> None:
     notes = bundle_of(
         make_project({"pkg/secret.txt": ""}), exclude=("pkg/secrt.txt",), include=("conf/",)
     ).notes
@@ -495,7 +495,7 @@ def test_git_and_we_agree_on_what_it_ignores(top: list[str], below: list[str]) -
         assert [path for path in files if not with_git.ignores(path)] == kept
 
 
-def test_git_that_does_not_answer_is_told(
+def test_git_that_does_not_answer_is_reported(
     make_project: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = make_project({"pkg/token.txt": "", ".gitignore": "token.txt\n"})
@@ -616,7 +616,7 @@ def test_the_digest_changes_exactly_with_the_content(
         "if 1:\n\x0c    import torch\n",
     ],
 )
-def test_an_import_is_found_wherever_it_stands(make_project: Make, source: str) -> None:
+def test_an_import_is_found_in_every_statement(make_project: Make, source: str) -> None:
     bundle = bundle_of(make_project({"pkg/a.py": source.encode()}))
     assert list(bundle.third_party) == ["torch"]
 
@@ -655,7 +655,7 @@ def test_a_handler_that_raises_forgives_nothing(make_project: Make) -> None:
     assert (list(bundle.third_party), list(bundle.optional)) == (["torch"], [])
 
 
-def test_a_link_out_of_the_project_is_told(make_project: Make, tmp_path: Path) -> None:
+def test_a_link_out_of_the_project_is_reported(make_project: Make, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "data.txt").touch()
     project = make_project({})

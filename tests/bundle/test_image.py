@@ -41,7 +41,7 @@ IMAGE = Snapshot(
         ("numpy", ["numpy==2"], False, Presence.BY_PIP),
     ],
 )
-def test_how_an_import_stands_to_the_image(
+def test_imports_are_compared_with_the_image(
     module: str, pip: list[str], complete: bool, presence: Presence
 ) -> None:
     image = Snapshot(complete, IMAGE.python, IMAGE.distributions, IMAGE.absent, IMAGE.modules)

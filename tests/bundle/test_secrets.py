@@ -1,4 +1,4 @@
-"""No secret stands here: each is made as the test runs, from parts that alone mean nothing."""
+"""This file holds no secret: each test makes its own from parts that mean nothing alone."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ ACCOUNT = {
     "client_email": "ann@project.iam.gserviceaccount.com",
 }
 
-PLANTED = {  # the text, and what in it is the secret or stands in its first line
+PLANTED = {  # the text, and the secret in it or a word of its first line
     "kaggle.json": (json.dumps({"username": "ann", "key": KEY}), KEY),
     "kaggle.json, indented": (json.dumps({"username": "ann", "key": KEY}, indent=2), KEY),
     "kaggle.json, turned": (json.dumps({"key": KEY, "username": "ann"}), KEY),
@@ -176,7 +176,7 @@ def test_the_command_line_says_where_and_never_what(
             assert len(mark) < 14 or mark not in said
 
 
-def test_ordinary_code_is_no_secret(make_project: Make) -> None:
+def test_ordinary_code_is_not_a_secret(make_project: Make) -> None:
     picture = base64.b64encode(random.Random(1).randbytes(300_000)).decode()
     hashes = "".join(f"{some(64, HEX)}  file{i}.png\n" for i in range(999))
     project = make_project(
@@ -204,11 +204,11 @@ def test_what_the_comment_allows_passes_and_only_that(make_project: Make) -> Non
     line = f'x("{AWS}")'
     project = make_project(
         {
-            "pkg/beside.py": f"def f(x):\n    {line}  # pragma: allowlist secret\n    {line}\n",
+            "pkg/same_line.py": f"def f(x):\n    {line}  # pragma: allowlist secret\n    {line}\n",
             "pkg/above.py": f"def f(x):\n    # pragma: allowlist nextline secret\n    {line}\n",
         }
     )
-    assert found(project) == ["pkg/beside.py:3"]
+    assert found(project) == ["pkg/same_line.py:3"]
 
 
 def test_what_the_project_file_allows_passes_and_only_that(make_project: Make) -> None:
@@ -256,7 +256,7 @@ def test_metadata_requirements_and_comments_are_read(make_project: Make) -> None
     assert found(make_project({}, extra=extra)) == ['the cell "parameters":1']
 
 
-def test_a_template_is_read_as_it_stands_in_its_file(make_project: Make) -> None:
+def test_a_template_is_scanned_as_it_is_in_its_file(make_project: Make) -> None:
     text = f'# A cell.\nlogin("h{"f_" + some(34)}")\n'
     files: dict[str, str | bytes] = {"cells/55-login.py.j2": text, "cells/part/x.txt": text}
     project = make_project(files, keys='templates = "cells"')

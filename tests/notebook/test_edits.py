@@ -1,4 +1,4 @@
-"""Edits made in a notebook come home: each form, each way to lose something, each way out."""
+"""Edits made in a notebook are synced: every form of a cell, every way to lose an edit."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_cells_in_another_order_are_the_same_cells(plain: Path) -> None:
     assert (found.changes, found.left, found.notes) == ((), (), ())
 
 
-def test_edited_cells_of_every_form_come_home_exactly(make_project: Make) -> None:
+def test_edited_cells_of_every_form_are_synced_exactly(make_project: Make) -> None:
     project = make_project(FORMS)
     before = files_of(project)
     notebook = as_an_editor_saves(rendered(project))
@@ -275,7 +275,7 @@ def test_a_new_module_is_added_and_a_deleted_cell_deletes_nothing(plain: Path) -
     assert (plain / "parcel" / "letters.py").is_file()
 
 
-def test_the_later_of_two_cells_counts_and_it_is_said(plain: Path) -> None:
+def test_the_later_of_two_cells_counts_and_a_note_says_so(plain: Path) -> None:
     notebook = rendered(plain)
     add(notebook, "%%writefile {SRC}/parcel/letters.py\nlate = 1")
     add(notebook, "%%writefile {SRC}/parcel/letters.py\nearly = 1", at=0)
@@ -313,10 +313,10 @@ def test_a_conflict_writes_nothing_at_all_unless_forced(plain: Path) -> None:
     assert [change.path for change in found.conflicts] == ["parcel/letters.py"]
     with pytest.raises(
         VerificationError, match=r"parcel/letters\.py was changed in cell 11"
-    ) as told:
+    ) as raised:
         apply(found)
-    assert "--force" in told.value.next_step
-    assert told.value.exit_code == 8
+    assert "--force" in raised.value.next_step
+    assert raised.value.exit_code == 8
     assert files_of(plain) == before
     apply(found, force=True)
     assert set(changed(plain, before)) == {"parcel/letters.py", "parcel/main.py"}
@@ -334,7 +334,7 @@ def test_a_file_deleted_on_disk_or_new_on_both_sides_is_a_conflict(plain: Path) 
     assert [change.path for change in found.conflicts] == ["parcel/letters.py", "parcel/new.py"]
 
 
-def test_a_sum_edited_to_please_the_check_hides_no_edit(plain: Path) -> None:
+def test_a_hash_edited_to_pass_the_check_hides_no_edit(plain: Path) -> None:
     notebook = rendered(plain)
     edit(notebook, "/parcel/letters.py", "strip()", "rstrip()")
     manifest = workflow.render_kernel(load_config(plain, environment={})).manifest
@@ -488,7 +488,7 @@ def test_a_write_that_fails_leaves_everything_as_it_was(
     assert files_of(plain) == before
 
 
-def test_a_syntax_error_comes_home_with_a_warning(plain: Path) -> None:
+def test_a_syntax_error_is_synced_with_a_warning(plain: Path) -> None:
     notebook = rendered(plain)
     edit(notebook, "/parcel/letters.py", "def read_letters(", "def read_letters(:")
     found = planned(notebook, plain)
@@ -497,7 +497,7 @@ def test_a_syntax_error_comes_home_with_a_warning(plain: Path) -> None:
     assert b"(:" in (plain / "parcel" / "letters.py").read_bytes()
 
 
-def test_changed_parameters_are_told_with_their_place(plain: Path) -> None:
+def test_changed_parameters_are_reported_with_their_section(plain: Path) -> None:
     notebook = as_an_editor_saves(rendered(plain))
     edit(notebook, "data_dir = ", "epochs = 2", "epochs = 5\nextra = 2 * 3")
     edit(notebook, "data_dir = ", "seconds = 0.0\n", "")
@@ -511,7 +511,7 @@ def test_changed_parameters_are_told_with_their_place(plain: Path) -> None:
     assert not found.left
 
 
-def test_parameters_that_the_project_file_has_by_now_are_not_told(plain: Path) -> None:
+def test_parameters_that_the_project_file_already_has_are_not_reported(plain: Path) -> None:
     notebook = rendered(plain)
     edit(notebook, "data_dir = ", "epochs = 2", "epochs = 5")
     path = plain / "pyproject.toml"
@@ -534,7 +534,7 @@ def test_more_than_assignments_among_the_parameters_is_left(plain: Path) -> None
         assert cell.reason == "besides its assignments it differs from its template"
 
 
-def test_own_and_edited_cells_are_told_apart(plain: Path) -> None:
+def test_own_and_edited_cells_are_distinguished(plain: Path) -> None:
     notebook = as_an_editor_saves(rendered(plain))
     edit(notebook, "result = kernelkit_run", "result = ", "result = None or ")
     edit(notebook, "BUNDLE = {", "\nprint(", "\nprint('mine', ")
@@ -569,7 +569,7 @@ def test_an_edit_of_the_runtime_cannot_be_placed(plain: Path) -> None:
     assert "the runtime belongs to kernelkit" in found.left[0].reason
 
 
-def test_code_beside_a_carried_file_is_said(make_project: Make) -> None:
+def test_code_in_the_cell_of_a_file_is_reported(make_project: Make) -> None:
     project = make_project(FORMS)
     notebook = rendered(project)
     edit(notebook, "'pkg/crlf.py'", "kernelkit_run", "print(1)\nkernelkit_run")
@@ -594,18 +594,18 @@ DAMAGED: dict[str, str | bytes] = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_what_is_no_notebook_of_ours_is_a_clear_error(
+def test_a_notebook_of_another_tool_is_a_clear_error(
     plain: Path, tmp_path: Path, name: str
 ) -> None:
     content = DAMAGED[name]
     path = tmp_path / "odd.ipynb"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as raised:
         workflow.plan_sync(load_config(plain, environment={}), path)
-    assert told.value.next_step
+    assert raised.value.next_step
 
 
-def test_what_is_no_file_or_too_large_is_a_clear_error(
+def test_a_missing_or_too_large_notebook_is_a_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for path in (tmp_path, tmp_path / "nowhere.ipynb", Path("a\0b"), Path("/dev/null")):
@@ -655,7 +655,7 @@ def test_a_manifest_may_name_several_packages(plain: Path) -> None:
 @example("a = 1\r\n")
 @example("   \n")
 @example("\n\n")
-def test_any_rendered_text_comes_home_as_it_was(text: str) -> None:
+def test_any_rendered_text_is_read_back_unchanged(text: str) -> None:
     """The cell of the edited file, put into the notebook of the one before."""
     config = load_config(SAMPLE, environment={})
     before, after = (
@@ -676,7 +676,7 @@ def test_any_rendered_text_comes_home_as_it_was(text: str) -> None:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(st.characters(codec="utf-8")))
-def test_any_text_typed_into_a_cell_comes_home(text: str) -> None:
+def test_any_text_typed_into_a_cell_is_synced(text: str) -> None:
     notebook = copy.deepcopy(NOTEBOOK)
     add(notebook, "%%writefile {SRC}/parcel/new.txt\n" + text)
     (change,) = planned(notebook, SAMPLE).changes
@@ -726,12 +726,12 @@ def test_the_command_shows_writes_and_says_what_is_left(
     shown = cli("sync", path, "--dry-run", cwd=plain).stdout
     assert "nothing was written" in shown
     assert files_of(plain) == before
-    told = cli("sync", path, cwd=plain).stdout
-    assert "+    return sorted(path.read_text().rstrip()" in told
-    assert "1 file changed, 1 added; review with `git diff`" in told
-    assert "parameters: epochs = 2 → 5: change it in [tool.kernelkit.parameters]" in told
-    assert r"cell 22: !nvidia-smi # \x1b[31m [bold]  (your own cell)" in told
-    assert "\x1b" not in told
+    output = cli("sync", path, cwd=plain).stdout
+    assert "+    return sorted(path.read_text().rstrip()" in output
+    assert "1 file changed, 1 added; review with `git diff`" in output
+    assert "parameters: epochs = 2 → 5: change it in [tool.kernelkit.parameters]" in output
+    assert r"cell 22: !nvidia-smi # \x1b[31m [bold]  (your own cell)" in output
+    assert "\x1b" not in output
     assert set(changed(plain, before)) == {"parcel/letters.py", "parcel/new.py"}
     assert "no file has changed" in cli("sync", path, cwd=plain).stdout
 
@@ -743,8 +743,8 @@ def test_the_command_refuses_with_its_code(plain: Path, cli: Cli, tmp_path: Path
     path.write_text(json.dumps(notebook))
     letters = plain / "parcel" / "letters.py"
     letters.write_text("mine = 1\n")
-    told = json.loads(cli("sync", path, "--json", "--dry-run", cwd=plain, expect=8).stdout)
-    assert told["changes"][0]["conflict"] is True
+    report = json.loads(cli("sync", path, "--json", "--dry-run", cwd=plain, expect=8).stdout)
+    assert report["changes"][0]["conflict"] is True
     assert letters.read_text() == "mine = 1\n"
     shown = cli("sync", path, "--force", "--dry-run", cwd=plain).stdout
     assert "parcel/letters.py: the notebook overwrites a change on disk" in shown

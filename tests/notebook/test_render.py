@@ -107,7 +107,7 @@ def test_profiles_differ_in_three_cells_alone(plain: Path) -> None:
         assert {"title", "start"} <= differing <= {"title", "parameters", "start"}
 
 
-def test_the_owner_is_no_part_of_the_digest(plain: Path) -> None:
+def test_the_owner_is_not_part_of_the_digest(plain: Path) -> None:
     named = kernel_of(plain, settings=["kernel.id=somebody/plain-parcel"])
     assert named.metadata.id == "somebody/plain-parcel"
     assert named.digest == kernel_of(plain).digest
@@ -142,7 +142,22 @@ def run_notebook(kernel: Kernel, folder: Path) -> Path:
     return Path(json.loads((folder / "where.json").read_text()))
 
 
-def test_every_awkward_file_survives_byte_for_byte(
+@pytest.mark.parametrize("layout", ["cells", "compressed"])
+def test_the_notebook_is_valid_and_written_as_nbformat_writes_it(
+    make_project: Make, layout: str
+) -> None:
+    files = {f"pkg/{name}": text for name, text in AWKWARD.items()}
+    project = make_project({**files, "pkg/main.py": '"""Größe."""\ndef run(): ...\n'})
+    config = load_config(project, environment={}).model_copy(update={"layout": layout})
+    notebook = workflow.render(config).notebook
+    nbformat.validate(nbformat.reads(notebook, as_version=nbformat.NO_CONVERT))
+    document = json.loads(notebook)
+    assert notebook == json.dumps(document, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+    ids = [cell["id"] for cell in document["cells"]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_every_awkward_file_is_carried_byte_for_byte(
     make_project: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     main = (
@@ -344,7 +359,7 @@ def forms(kernel: Kernel) -> dict[str, str]:
     return {share.path: share.form for share in kernel.budget if share.path}
 
 
-def test_as_few_files_as_the_cap_asks_for_are_compressed(make_project: Make) -> None:
+def test_no_more_files_than_needed_are_compressed(make_project: Make) -> None:
     sizes = {"pkg/huge.py": 500_000, "pkg/large.py": 300_000, "pkg/small.py": 50_000}
     main = "import json\nfrom . import huge\ndef run(**parameters): ...\n" + noise(250_000, 9)
     files = {name: noise(size, size) for name, size in sizes.items()}
@@ -365,7 +380,7 @@ def test_as_few_files_as_the_cap_asks_for_are_compressed(make_project: Make) -> 
 
 
 @pytest.mark.parametrize("layout", ["cells", "compressed"])
-def test_a_layout_that_is_asked_for(
+def test_a_requested_layout(
     make_project: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
 ) -> None:
     """Both write the same files, and the source check passes."""

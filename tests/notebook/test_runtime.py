@@ -219,7 +219,7 @@ def test_an_exit_without_a_fault_is_a_good_end(
             run.call(f"{name}:go", {})
 
 
-def test_a_gpu_that_is_not_there_stops_the_run_with_words(
+def test_a_missing_gpu_stops_the_run_with_a_clear_error(
     run: NotebookRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "")  # no nvidia-smi, whatever this machine has

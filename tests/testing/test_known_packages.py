@@ -1,6 +1,6 @@
-"""Packages that everybody knows, carried by a notebook and proven there.
+"""Well-known packages, carried by a notebook and proven there.
 
-With the tests that they ship, where they ship some; else with a script of real use from `use/`.
+Each is proven by its own tests, or by a script from `use/` where it ships none.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ class Known:
     name: str
     entry: str
     shipped: tuple[str, ...] = ()
-    """Its own tests, below the package; without them a script of the same name is used."""
+    """Its own tests, relative to the package; without them the script of the same name runs."""
 
-    beside: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
     """More packages or modules of the same distribution."""
 
     bundled: int = 0
-    """Bytes of source that it has at least."""
+    """The least number of bytes of its source."""
 
     @property
     def packages(self) -> tuple[str, ...]:
-        return (self.name, *self.beside)
+        return (self.name, *self.more)
 
 
 KNOWN = [
-    Known("attrs", "attr._make:evolve", beside=("attr",)),
+    Known("attrs", "attr._make:evolve", more=("attr",)),
     Known("jaraco", "jaraco.text:unwrap"),
     Known("jinja2", "jinja2.compiler:generate"),
     Known("jsonschema", "jsonschema.validators:validate", ("tests/test_types.py",)),
@@ -50,9 +50,16 @@ KNOWN = [
     Known("six", "six:ensure_str"),
     Known("text_unidecode", "text_unidecode:unidecode"),
 ]
+QUICK = ("six", "text_unidecode")
 
 
-@pytest.mark.parametrize("known", KNOWN, ids=lambda known: known.name)
+@pytest.mark.parametrize(
+    "known",
+    [
+        pytest.param(known, id=known.name, marks=() if known.name in QUICK else pytest.mark.slow)
+        for known in KNOWN
+    ],
+)
 def test_a_known_package_is_proven(known: Known, tmp_path: Path) -> None:
     project = tmp_path / known.name
     for package in known.packages:

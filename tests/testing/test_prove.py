@@ -57,13 +57,13 @@ def prove(project: Path, *arguments: str, **options) -> workflow.Proof:
     return workflow.prove(load_config(project), arguments, **options)
 
 
-def test_a_file_beside_the_package_is_missed(cli) -> None:
+def test_a_file_next_to_the_package_is_missing_in_the_notebook(cli) -> None:
     done = cli("prove", "--project", SAMPLES / "reads_beside", "--json", expect=8)
-    told = json.loads(done.stdout)
-    assert [found["test"] for found in told["differences"]] == [
+    report = json.loads(done.stdout)
+    assert [found["test"] for found in report["differences"]] == [
         "tests/test_nosy.py::test_its_settings"
     ]
-    (difference,) = told["differences"]
+    (difference,) = report["differences"]
     assert difference["package"] == "passed"
     assert difference["notebook"] == "failed (FileNotFoundError)"
     assert "settings.json" in difference["reason"]
@@ -83,15 +83,15 @@ def test_what_fails_in_both_is_the_same(cli) -> None:
         "proved: 6 tests, the same results from the package and from the notebook "
         "(1 passed, 1 failed in both, 2 broken in both, 1 skipped, 1 xfailed)"
     )
-    told = json.loads(done.stdout)
-    assert told["arguments"] == arguments  # pytest's, not ours
-    assert told["outcomes"]["tests/test_humble.py::test_fails"] == "failed (AssertionError)"
-    assert told["outcomes"]["tests/test_unreadable.py"] == "error (AttributeError)"
+    report = json.loads(done.stdout)
+    assert report["arguments"] == arguments  # pytest's, not ours
+    assert report["outcomes"]["tests/test_humble.py::test_fails"] == "failed (AssertionError)"
+    assert report["outcomes"]["tests/test_unreadable.py"] == "error (AttributeError)"
 
 
-def test_each_difference_is_told(make: Make) -> None:
+def test_each_difference_is_reported(make: Make) -> None:
     """Another exception is another result, and a file stands for the tests in it."""
-    beside = "import sys\nfrom pathlib import Path\n\nHERE = Path(__file__).parents[1]\n"
+    paths = "import sys\nfrom pathlib import Path\n\nHERE = Path(__file__).parents[1]\n"
     differing = (
         "import pkg\n\n\ndef test_fails_otherwise():\n"
         "    assert (pkg.HERE / 'settings').read_text() == 'b'\n\n\n"
@@ -99,7 +99,7 @@ def test_each_difference_is_told(make: Make) -> None:
     )
     project = make(
         {
-            "pkg/__init__.py": f"{beside}sys.path.append(str(HERE / 'extras'))\n{PACKAGE}",
+            "pkg/__init__.py": f"{paths}sys.path.append(str(HERE / 'extras'))\n{PACKAGE}",
             "pkg/late.py": "import importlib\n\nimportlib.import_module('helper_of_mine')\n",
             "extras/helper_of_mine.py": "",
             "settings": "a",
@@ -175,7 +175,7 @@ def test_pytest_may_find_the_package_by_itself(make: Make) -> None:
     }
 
 
-def test_another_copy_of_the_package_is_no_proof(make: Make, tmp_path: Path) -> None:
+def test_another_copy_of_the_package_is_refused(make: Make, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere" / "pkg"
     elsewhere.mkdir(parents=True)
     (elsewhere / "__init__.py").write_text(PACKAGE)
@@ -196,7 +196,7 @@ def test_another_copy_of_the_package_is_no_proof(make: Make, tmp_path: Path) -> 
     ],
     ids=["none", "syntax", "all-fail", "conftest", "exit"],
 )
-def test_tests_that_prove_nothing(make: Make, files: dict[str, str], words: str) -> None:
+def test_projects_without_usable_tests(make: Make, files: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         prove(make(files))
 

@@ -1,4 +1,4 @@
-"""Every sample is proven by its own tests: one tiny real package for one kind of trap."""
+"""Every sample is proven by its own tests: one tiny real package for each kind of trap."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ PROVEN = [
 ]
 
 
-@pytest.mark.parametrize("name", PROVEN)
+QUICK = ("awkward_source", "package_data", "pickling")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in PROVEN],
+)
 def test_a_sample_is_proven(name: str) -> None:
     proof = workflow.prove(load_config(SAMPLES / name))
     assert set(proof.numbers) == {"passed"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from kernelkit import workflow
 from kernelkit.config import load_config
 
@@ -11,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 QUICK = ("config", "losses", "metrics", "outputs", "rooms", "submission")
 
 
+@pytest.mark.slow
 def test_src_salt_is_proven() -> None:
     arguments = [f"tests/src_salt/test_{name}.py" for name in QUICK]
     proof = workflow.prove(load_config(ROOT), arguments)

@@ -1,3 +1,3 @@
-"""Traps for whoever carries packages elsewhere."""
+"""Traps for tools that carry packages elsewhere."""
 
 __version__ = "1.2.3"

@@ -1,4 +1,4 @@
-"""The entry: 16 checks, each a trap for whoever carries a package elsewhere.
+"""The entry: 16 checks, each a trap for a tool that carries a package elsewhere.
 
 A check imports what it needs and answers by itself; one that raises has failed.
 """
@@ -33,7 +33,7 @@ WORKERS_SECONDS = 60
 def run(text: str) -> dict[str, bool]:
     """Write what each check finds to result.json and return it.
 
-    `text` comes from whoever starts the checks, a script or a notebook's cell, where it is a string
+    `text` comes from the script or the notebook's cell that starts the checks; there it is a string
     of several lines.
     """
     results = {name: _passes(check) for name, check in _checks(text).items()}

@@ -1,3 +1,3 @@
-"""What a star import brings."""
+"""What a star import binds."""
 
 from sixteen.stars import *  # noqa: F403

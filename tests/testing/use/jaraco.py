@@ -1,4 +1,4 @@
-"""jaraco: a namespace without `__init__.py`, whose parts use each other, with a text beside."""
+"""jaraco: a namespace without `__init__.py`, whose parts use each other, with a text file."""
 
 import jaraco
 from jaraco import text

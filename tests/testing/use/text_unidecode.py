@@ -1,4 +1,4 @@
-"""text_unidecode: its table is a binary file beside the code."""
+"""text_unidecode: its table is a binary file next to the code."""
 
 import pytest
 from text_unidecode import unidecode
