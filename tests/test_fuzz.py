@@ -222,7 +222,7 @@ def test_a_setting_that_is_too_long_is_told(plain: Path, setting: str) -> None:
 
 @pytest.mark.parametrize("endpoint", ["http://[::1", "http://\u2100.com", "http://127.0.0.1:99999"])
 def test_an_endpoint_that_is_no_address_is_told(endpoint: str) -> None:
-    with pytest.raises(ConfigError, match="no http address"):
+    with pytest.raises(ConfigError, match="not an http address"):
         checked_endpoint(endpoint)
 
 
