@@ -82,7 +82,7 @@ def test_every_complaint_is_made_at_once(tmp_path: Path) -> None:
         ("[tool]\nkernelkit = 3", "must be a table"),
     ],
 )
-def test_a_broken_project_file_is_told_as_such(tmp_path: Path, content: str, part: str) -> None:
+def test_a_broken_project_file_is_reported_as_such(tmp_path: Path, content: str, part: str) -> None:
     (tmp_path / "pyproject.toml").write_text(content)
     assert part in complaint(tmp_path)
 
