@@ -1,7 +1,6 @@
-"""What the user wrote, as one frozen `Config`: project file, profile, `--set`, environment.
+"""The user's settings as one frozen `Config`: project file, profile, `--set`, environment.
 
-Every complaint about it is made here, all of them at once, each with its key and, where the key
-is a slip of the pen, the near miss.
+All problems are reported at once, each with its key, and with a suggestion for a misspelled key.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ RESERVED_NAMES = frozenset(
     | {"Path", "base64", "print", "str", "sys", "tempfile", "zlib"}
     | {"In", "Out", "exit", "quit", "get_ipython"}
 )
-"""Names that the notebook's own cells or IPython use: a parameter of that name would break them."""
+"""Names that the notebook's own cells or IPython use, so that no parameter may have them."""
 
 LONGEST_NAME, LONGEST_PATH = 255, 2048  # bytes, of a part and of all; Linux takes 4096 from "/" on
 
@@ -67,7 +66,7 @@ def _inside(value: str) -> str:
         raise ValueError("must be a path below the folder, with forward slashes")
     sizes = [len(part.encode(errors="surrogatepass")) for part in path.parts]
     if max(sizes) > LONGEST_NAME or sum(sizes) + len(sizes) > LONGEST_PATH:
-        raise ValueError("is longer than a disk takes")
+        raise ValueError("is longer than a disk accepts")
     return value
 
 
@@ -76,7 +75,7 @@ def _one_or_many(value: Any) -> Any:
 
 
 def is_pattern(line: str) -> bool:
-    """Whether a line can be read as .gitignore's are; git passes over those that cannot."""
+    """Whether a line is a valid pattern of .gitignore; git ignores invalid ones."""
     try:
         GitIgnoreSpec.from_lines([line]).match_file("any")
     except (ValueError, re.error):
@@ -93,15 +92,15 @@ def _pattern(value: str) -> str:
 def _requirement(value: str) -> str:
     try:
         if "file:" in (Requirement(value).url or ""):
-            raise ValueError("names a file of this machine, which no run has")
-    except InvalidRequirement as fault:
-        raise ValueError(f"is no requirement: {fault}".splitlines()[0]) from None
+            raise ValueError("names a file of this machine, which the run does not have")
+    except InvalidRequirement as error:
+        raise ValueError(f"is not a requirement: {error}".splitlines()[0]) from None
     return value
 
 
 def _outputs(values: tuple[str, ...]) -> tuple[str, ...]:
     if not values:
-        raise ValueError("must name at least one file: a run without outputs proves nothing")
+        raise ValueError("must name at least one file: a run without outputs cannot be verified")
     if len(set(values)) < len(values):
         raise ValueError("names a file twice")
     return values
@@ -125,11 +124,11 @@ class KernelSettings(_Section):
     """"owner/slug", or the slug alone: the owner then comes from the credentials."""
 
     title: str
-    """Kaggle makes the slug of a new kernel from it: both must agree."""
+    """Kaggle derives the slug of a new kernel from it, so both must agree."""
 
     is_private: bool = True
     enable_gpu: bool = False
-    """Deprecated by Kaggle in favour of `machine_shape`; sent all the same."""
+    """Deprecated by Kaggle in favor of `machine_shape`, but still sent."""
 
     enable_tpu: bool = False
     enable_internet: bool = False
@@ -173,7 +172,7 @@ class SubmissionSettings(_Section):
 
 @dataclass(frozen=True)
 class DescribedParameter:
-    """A parameter with what the project file says of it."""
+    """A parameter with its comments in the project file."""
 
     name: str
     value: Parameter
@@ -216,10 +215,10 @@ _SECTIONS: dict[tuple[str, ...], type[_Section]] = {
 
 
 class Config(_Section):
-    """Everything that decides what is rendered and where it goes."""
+    """All settings that decide what is rendered and where it is pushed."""
 
     project: Path
-    """The folder of the project file; `build/` and `runs/` lie in it."""
+    """The folder of the project file, which also contains `build/` and `runs/`."""
 
     package: tuple[str, ...]
     """Folders of packages and files of single modules, relative to the project."""
@@ -227,22 +226,22 @@ class Config(_Section):
     entry: str
     outputs: tuple[str, ...]
     include: tuple[str, ...]
-    """Patterns as in .gitignore, of files to carry that would be left behind."""
+    """Patterns as in .gitignore, of files to carry that are left out by default."""
 
     exclude: tuple[str, ...]
-    """Patterns as in .gitignore, of files to leave behind; they win over `include`."""
+    """Patterns as in .gitignore, of files to leave out; they win over `include`."""
 
     only_reachable: bool
-    """Carry what the entry's imports lead to, and nothing else."""
+    """Carry only what the entry imports, directly or not."""
 
     layout: Layout
-    """Which files go into the compressed cell: none, all, or as few as the cap asks for."""
+    """Which files go into the compressed cell: none, all, or as few as the size limit allows."""
 
     pip: tuple[str, ...]
     """Requirements (PEP 508) that the run installs first."""
 
     gpu_reserve_hours: float
-    """GPU hours of the week that no push may touch."""
+    """GPU hours of the week that no push may use."""
 
     templates: Path | None
     """The project's own templates; None for kernelkit's."""
@@ -261,7 +260,7 @@ class Config(_Section):
 
     parameters: dict[str, Parameter]
     comments: dict[str, tuple[tuple[str, ...], str]] = Field(default_factory=dict)
-    """Of parameters: the lines above, and what stands beside."""
+    """Of parameters: the comment lines above, and the comment on the line."""
 
     profile: str | None
     endpoint: str | None
@@ -368,7 +367,7 @@ def checked_endpoint(endpoint: str | None) -> str | None:
         local = False
     if not local or parts.path.strip("/"):
         raise ConfigError(
-            f"the endpoint {endpoint!r} is no http address of this machine",
+            f"the endpoint {endpoint!r} is not an http address of this machine",
             "Give one like http://127.0.0.1:8000, as `kernelkit emulator` prints it, or leave "
             "--endpoint and KERNELKIT_ENDPOINT out for the real Kaggle.",
         )
@@ -391,10 +390,10 @@ def _read_project_file(project: Path) -> tuple[dict[str, Any], str]:
             f"no {PROJECT_FILE} in {project.resolve()}",
             "Go to the project's folder, or name it: --project DIR.",
         ) from None
-    except (ValueError, RecursionError) as fault:
-        raise ConfigError(f"{path} is not valid TOML: {fault}") from None
-    except OSError as fault:
-        raise ConfigError(f"{path} cannot be read: {fault.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     tools = document.get("tool", {})
     tools = tools if isinstance(tools, dict) else {}
     if "kernelkit" not in tools:
@@ -412,7 +411,7 @@ def _read_project_file(project: Path) -> tuple[dict[str, Any], str]:
 def parameter_comments(
     project: Path, profile: str | None
 ) -> dict[str, tuple[tuple[str, ...], str]]:
-    """What a valid project file says in comments of each parameter: above it, and beside it.
+    """The comments of a valid project file about each parameter: above it, and on its line.
 
     A profile's word goes before.
 
@@ -422,8 +421,8 @@ def parameter_comments(
     text = (project / PROJECT_FILE).read_text(encoding="utf-8")
     try:
         table: Any = tomlkit.parse(text)["tool"]
-    except (ValueError, RecursionError) as fault:  # tomllib bears deeper nesting
-        raise ConfigError(f"{project / PROJECT_FILE} cannot be read: {fault}") from None
+    except (ValueError, RecursionError) as error:  # tomllib bears deeper nesting
+        raise ConfigError(f"{project / PROJECT_FILE} cannot be read: {error}") from None
     table = table["kernelkit"]
     layers = [table.get("parameters", {})]
     if profile is not None:
@@ -504,7 +503,7 @@ def _toml_value(setting: str, text: str, stated: Any) -> Any:
         looks_otherwise = text[:1] in "[{\"'" or text.lower() in _NOT_WORDS
         if looks_otherwise or not isinstance(stated, str | None):
             raise ConfigError(
-                f"--set {setting}: {text!r} is no TOML value"
+                f"--set {setting}: {text!r} is not a TOML value"
                 + ("" if stated is None else f" (it stands at {_shown(stated)})"),
                 "Write numbers plainly, true or false in small letters, text in quotes.",
             ) from None
@@ -517,11 +516,11 @@ def _toml_value(setting: str, text: str, stated: Any) -> Any:
 def _validated(table: dict[str, Any]) -> _ProjectFile:
     try:
         return _ProjectFile.model_validate(_lists_as_tuples(table))
-    except ValidationError as fault:
-        complaints = [_complaint(dict(error)) for error in fault.errors(include_url=False)]
+    except ValidationError as error:
+        complaints = [_complaint(dict(error)) for error in error.errors(include_url=False)]
         raise ConfigError(
             "\n".join(complaints),
-            f"Mend [tool.kernelkit] in {PROJECT_FILE}, or the --set that says so.",
+            f"Fix [tool.kernelkit] in {PROJECT_FILE}, or the --set that says so.",
         ) from None
 
 
@@ -537,7 +536,7 @@ def _lists_as_tuples(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _complaint(error: dict[str, Any]) -> str:
-    """One line about one fault: its key as in the file, what is wrong, the near miss."""
+    """One line about one error: its key as in the file, what is wrong, the near miss."""
     *sections, key = [str(part) for part in error["loc"]]
     where = ".".join(["tool.kernelkit", *sections])
     if error["type"] == "extra_forbidden":

@@ -225,7 +225,7 @@ def test_nobody_at_the_endpoint_is_exit_9(plain: Path, cli: Cli) -> None:
 
 def test_an_empty_endpoint_is_not_the_real_kaggle(plain: Path, cli: Cli) -> None:
     told = cli("push", "--endpoint", "", cwd=plain, expect=2).stderr
-    assert "no http address of this machine" in told
+    assert "not an http address of this machine" in told
 
 
 def test_a_failure_is_a_json_document_too(plain: Path, cli: Cli) -> None:

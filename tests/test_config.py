@@ -51,7 +51,7 @@ def test_a_setting_is_typed_as_toml(plain: Path, text: str, value: object) -> No
     "setting", ["epochs=two", "word=False", "word=[a, b]", "epochs=1.x", "word=" + "[" * 3000]
 )
 def test_a_slip_in_a_value_is_no_string(plain: Path, setting: str) -> None:
-    assert "is no TOML value" in complaint(plain, settings=[setting])
+    assert "is not a TOML value" in complaint(plain, settings=[setting])
 
 
 def test_a_key_that_is_not_known_is_named_with_its_near_miss(make_project: Make) -> None:
@@ -82,7 +82,7 @@ def test_every_complaint_is_made_at_once(tmp_path: Path) -> None:
         ("[tool]\nkernelkit = 3", "must be a table"),
     ],
 )
-def test_a_broken_project_file_is_told_as_such(tmp_path: Path, content: str, part: str) -> None:
+def test_a_broken_project_file_is_reported_as_such(tmp_path: Path, content: str, part: str) -> None:
     (tmp_path / "pyproject.toml").write_text(content)
     assert part in complaint(tmp_path)
 
@@ -133,9 +133,18 @@ def test_an_output_lies_below_the_working_folder(make_project: Make, output: str
     ["https://api.kaggle.com", "http://example.org:80", "https://127.0.0.1:1", "127.0.0.1:80"],
 )
 def test_an_endpoint_is_on_this_machine(plain: Path, endpoint: str) -> None:
-    assert "no http address of this machine" in complaint(plain, endpoint=endpoint)
+    assert "not an http address of this machine" in complaint(plain, endpoint=endpoint)
 
 
 def test_the_environment_may_name_the_endpoint(plain: Path) -> None:
     environment = {"KERNELKIT_ENDPOINT": "http://127.0.0.1:7777/"}
     assert load_config(plain, environment=environment).endpoint == "http://127.0.0.1:7777"
+
+
+def test_the_size_of_images_is_set_for_submissions(plain: Path) -> None:
+    path = plain / "pyproject.toml"
+    assert load_config(plain, environment={}).submission.pixels is None
+    path.write_text(path.read_text() + "\n[tool.kernelkit.submission]\npixels = 10201\n")
+    assert load_config(plain, environment={}).submission.pixels == 10201
+    path.write_text(path.read_text().replace("pixels = 10201", "pixel = 0"))
+    assert 'has no key "pixel"; did you mean "pixels"?' in complaint(plain)

@@ -224,7 +224,7 @@ def test_a_setting_that_is_too_long_is_a_clear_error(plain: Path, setting: str) 
 
 @pytest.mark.parametrize("endpoint", ["http://[::1", "http://\u2100.com", "http://127.0.0.1:99999"])
 def test_an_invalid_endpoint_is_a_clear_error(endpoint: str) -> None:
-    with pytest.raises(ConfigError, match="no http address"):
+    with pytest.raises(ConfigError, match="not an http address"):
         checked_endpoint(endpoint)
 
 

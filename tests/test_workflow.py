@@ -70,10 +70,10 @@ def test_a_complete_folder_is_never_changed(project: Path, cli: Cli, local_kaggl
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert "complete already" in cli("pull", cwd=project, env=endpoint).stdout
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    told = cli("pull", "--file", "tabel.csv", cwd=project, env=endpoint, expect=2)
-    assert "the run left no tabel.csv" in told.stderr
-    told = cli("pull", "--file", "table.csv", "--json", cwd=project, env=endpoint)
-    assert json.loads(told.stdout)["partial"] is True
+    reported = cli("pull", "--file", "tabel.csv", cwd=project, env=endpoint, expect=2)
+    assert "the run left no tabel.csv" in reported.stderr
+    reported = cli("pull", "--file", "table.csv", "--json", cwd=project, env=endpoint)
+    assert json.loads(reported.stdout)["partial"] is True
     cli("push", "--set", "epochs=1", cwd=project, env=endpoint)
     cli("pull", cwd=project, env=endpoint)
     assert last_folder(project, 2).is_dir()
@@ -83,15 +83,15 @@ def test_a_complete_folder_is_never_changed(project: Path, cli: Cli, local_kaggl
 def test_a_tampered_folder_is_refused(project: Path, cli: Cli, local_kaggle: str) -> None:
     cli("run", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
     (last_folder(project) / "table.csv").write_text("id,length\n")
-    told = cli("verify", last_folder(project), expect=8)
-    assert "table.csv: 10 B, the run wrote" in told.stderr
-    assert "next:" in told.stderr
+    reported = cli("verify", last_folder(project), expect=8)
+    assert "table.csv: 10 B, the run wrote" in reported.stderr
+    assert "next:" in reported.stderr
 
 
-def test_a_failed_run_is_pulled_and_told(project: Path, cli: Cli, local_kaggle: str) -> None:
+def test_a_failed_run_is_pulled_and_reported(project: Path, cli: Cli, local_kaggle: str) -> None:
     endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
-    told = cli("run", "--profile", "failing", cwd=project, env=endpoint, expect=6)
-    assert "RuntimeError: asked to fail" in told.stderr
+    reported = cli("run", "--profile", "failing", cwd=project, env=endpoint, expect=6)
+    assert "RuntimeError: asked to fail" in reported.stderr
     cli("status", cwd=project, env=endpoint, expect=6)
     folder = last_folder(project)
     manifest = json.loads((folder / "run-manifest.json").read_text())
@@ -109,16 +109,16 @@ def test_a_gpu_that_is_not_there_ends_the_run_early(
     if shutil.which("nvidia-smi"):
         pytest.skip("this machine may have a GPU")
     endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
-    told = cli("run", "--profile", "gpu", cwd=project, env=endpoint, expect=6)
-    assert "asks for NvidiaTeslaT4 and the run has no GPU" in told.stderr
-    assert "parcel/main.py" not in told.stdout
+    reported = cli("run", "--profile", "gpu", cwd=project, env=endpoint, expect=6)
+    assert "asks for NvidiaTeslaT4 and the run has no GPU" in reported.stderr
+    assert "parcel/main.py" not in reported.stdout
 
 
 def test_a_deadline_leaves_the_run_alone(project: Path, cli: Cli, local_kaggle: str) -> None:
     endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
     cli("push", "--profile", "slow", cwd=project, env=endpoint)
-    told = cli("watch", "--deadline", "2", cwd=project, env=endpoint, expect=7)
-    assert "keeps running" in told.stderr
+    reported = cli("watch", "--deadline", "2", cwd=project, env=endpoint, expect=7)
+    assert "keeps running" in reported.stderr
     cli("status", cwd=project, env=endpoint)
     cli("pull", cwd=project, env=endpoint)
 
@@ -143,9 +143,9 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(
         if "epoch 1/8" in line:
             break
     watching.send_signal(signal.SIGINT)
-    _, told = watching.communicate(timeout=20)
+    _, reported = watching.communicate(timeout=20)
     assert watching.returncode == 130
-    assert "Come back with: kernelkit watch v1" in told
+    assert "Come back with: kernelkit watch v1" in reported
     again = cli("watch", cwd=project, env=endpoint).stdout
     assert [f"epoch {n}/8" in again for n in range(1, 9)] == [True] * 8
 
@@ -163,7 +163,7 @@ def asked(local_kaggle: str, slug: str) -> list[dict[str, object]]:
         ("dataset", "ann/nowhere", "there is no dataset ann/nowhere"),
     ],
 )
-def test_a_source_that_is_not_there_is_told_before_the_push(
+def test_a_source_that_is_not_there_is_reported_before_the_push(
     project: Path, cli: Cli, local_kaggle: str, kind: str, source: str, words: str
 ) -> None:
     slug = f"no-{kind}-there"
@@ -171,28 +171,30 @@ def test_a_source_that_is_not_there_is_told_before_the_push(
     there = {"competition": "letters", "dataset": "ann/letters"}[kind]
     names += [f'kernel.{kind}_sources=["{there}", "{source}"]']
     options = [part for name in names for part in ("--set", name)]
-    told = cli("push", *options, cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle}, expect=4)
-    assert words in told.stderr
-    assert "Nothing was sent" in told.stderr
+    reported = cli(
+        "push", *options, cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle}, expect=4
+    )
+    assert words in reported.stderr
+    assert "Nothing was sent" in reported.stderr
     methods = {call["method"] for call in asked(local_kaggle, slug)}
     assert methods == {"GetKernel"}
     assert not list(project.glob("runs/*/v*"))
 
 
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("reported", [True, False])
 def test_a_dropped_source_is_an_error_and_is_recorded(
-    project: Path, cli: Cli, local_kaggle: str, told: bool
+    project: Path, cli: Cli, local_kaggle: str, reported: bool
 ) -> None:
     """Whether Kaggle says in its answer that it drops one, or only shows a kernel without it."""
-    slug = f"dropped-{'aloud' if told else 'in-silence'}"
+    slug = f"dropped-{'aloud' if reported else 'in-silence'}"
     names = [f'kernel.id="{slug}"', f'kernel.title="{slug.replace("-", " ")}"']
     names += ['kernel.dataset_sources=["ann/letters"]']
-    fault = f"dropped-source,kind=dataset,kernel={slug},reported={str(told).lower()}"
+    fault = f"dropped-source,kind=dataset,kernel={slug},reported={str(reported).lower()}"
     assert requests.post(f"{local_kaggle}/emulator/faults", json=[fault], timeout=10).ok
     options = [part for name in names for part in ("--set", name)]
     refused = cli("push", *options, cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle}, expect=4)
     assert "dataset_sources: requested 'ann/letters', not attached" in refused.stderr
-    assert ("Kaggle dropped 'ann/letters'" in refused.stderr) == told
+    assert ("Kaggle dropped 'ann/letters'" in refused.stderr) == reported
     assert "runs all the same" in refused.stderr
     (pushed,) = [call for call in asked(local_kaggle, slug) if call["method"] == "SaveKernel"]
     assert pushed["faults"] == ["dropped-source"]
@@ -210,8 +212,8 @@ def test_a_session_cap_is_try_again_later(
         if number < 5:
             cli("push", *options, cwd=project, env=endpoint)
         else:
-            told = cli("push", *options, cwd=project, env=endpoint, expect=5)
-    assert "session count" in told.stderr
+            reported = cli("push", *options, cwd=project, env=endpoint, expect=5)
+    assert "session count" in reported.stderr
 
 
 def test_the_same_version_of_another_kaggle_takes_no_old_results(
@@ -235,13 +237,13 @@ def test_the_same_version_of_another_kaggle_takes_no_old_results(
 def test_a_rehearsal_touches_nothing_but_rehearsals(plain: Path, cli: Cli) -> None:
     inputs = Path(__file__).parent / "samples" / "inputs"
     (plain / "runs").mkdir()
-    told = cli("rehearse", "--inputs", inputs, "--out", "runs", cwd=plain, expect=2).stderr
-    assert "contains real runs" in told
+    reported = cli("rehearse", "--inputs", inputs, "--out", "runs", cwd=plain, expect=2).stderr
+    assert "contains real runs" in reported
     mine = plain / "mine" / "plain-parcel" / "notes.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    told = cli("rehearse", "--inputs", inputs, "--out", "mine", cwd=plain, expect=2).stderr
-    assert "notes.txt" in told
+    reported = cli("rehearse", "--inputs", inputs, "--out", "mine", cwd=plain, expect=2).stderr
+    assert "notes.txt" in reported
     assert mine.read_text() == "mine"
 
 
@@ -255,8 +257,8 @@ def test_two_rehearsals_do_not_share_a_folder(plain: Path, cli: Cli) -> None:
     )
     assert first.stdout is not None
     first.stdout.readline()
-    told = cli("rehearse", "--inputs", inputs, cwd=plain, expect=10).stderr
-    assert "another rehearsal is using" in told
+    reported = cli("rehearse", "--inputs", inputs, cwd=plain, expect=10).stderr
+    assert "another rehearsal is using" in reported
     first.terminate()
     assert first.wait(30) == 130
     first.stdout.close()
@@ -285,20 +287,20 @@ def test_results_that_nobody_can_show_do_not_cost_the_run(
     )
     path = project / "pyproject.toml"
     path.write_text(path.read_text().replace('["out.txt"]', '["out.txt", "table.csv"]'))
-    told = cli("rehearse", "--json", cwd=project)
-    assert json.loads(told.stdout)["outputs"][1]["rows"] is None
+    reported = cli("rehearse", "--json", cwd=project)
+    assert json.loads(reported.stdout)["outputs"][1]["rows"] is None
 
 
 def test_a_run_of_another_kaggle_is_not_touched(project: Path, cli: Cli, local_kaggle: str) -> None:
     cli("run", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
     other = local_kaggle.replace("127.0.0.1", "localhost")
-    told = cli("status", cwd=project, env={"KERNELKIT_ENDPOINT": other}, expect=4)
-    assert "is a run of" in told.stderr
+    reported = cli("status", cwd=project, env={"KERNELKIT_ENDPOINT": other}, expect=4)
+    assert "is a run of" in reported.stderr
 
 
 def test_without_a_push_there_is_nothing_to_watch(project: Path, cli: Cli) -> None:
-    told = cli("watch", cwd=project, expect=2)
-    assert "Push first" in told.stderr
+    reported = cli("watch", cwd=project, expect=2)
+    assert "Push first" in reported.stderr
 
 
 def test_old_mounts_and_new_give_the_same_bytes(plain: Path, cli: Cli, tmp_path: Path) -> None:

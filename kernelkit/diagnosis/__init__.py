@@ -1,7 +1,7 @@
 """Explains why a run failed: its log becomes a cause, a place in the repository and a next step.
 
-diagnose    reads a log: `diagnose`, `Diagnosis`
+diagnose    reads a log: `diagnose`, `diagnose_folder`, `diagnose_log`, `Diagnosis`, `Frame`
 documents   reads bundle.json and run-manifest.json: `RunReport`, `SentBundle`
 rules       the known causes: `FailureCause`, `RULES`
-tracebacks  finds tracebacks in a log: `read_tracebacks`, `Traceback`
+tracebacks  finds tracebacks in a log: `read_tracebacks`, `Traceback`, `TERMINAL_COMMANDS`
 """

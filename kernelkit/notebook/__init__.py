@@ -1,7 +1,7 @@
 """A `Bundle` and Jinja templates become a notebook, and an edited notebook becomes a package again.
 
 manifest   the JSON that leaves with a notebook, typed: `Manifest`, `ManifestFile`,
-           `KernelMetadata`, `read_manifest`
+           `KernelMetadata`, `MANIFEST_NAME`, `read_manifest`
 render     the notebook with its metadata: `render`, `Kernel`, `SizeEntry`, `write_kernel`,
            `as_json`, `SIZE_LIMIT_BYTES`, `SIZE_CAP_BYTES`
 cells      how a file becomes a cell, and the notebook's JSON

@@ -10,15 +10,14 @@ this version does not know is kept and written back.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from kernelkit.bundle.git import Provenance
 from kernelkit.config import KernelSettings
-from kernelkit.errors import LocalError
+from kernelkit.storage import parse_model, read_model
 
 NOTEBOOK_NAME = "notebook.ipynb"
 METADATA_NAME = "kernel-metadata.json"
@@ -102,16 +101,7 @@ class Manifest(_Lenient):
         Raises:
             LocalError: the text is not JSON, or not a manifest.
         """
-        try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise LocalError(f"{source} is not valid JSON: {error}") from None
-        if not isinstance(document, dict):
-            raise LocalError(f"{source} is not a JSON object")
-        try:
-            return cls.model_validate(document)
-        except ValidationError as error:
-            raise LocalError(f"{source}: {describe_errors(error)}") from None
+        return parse_model(text, cls, Path(str(source)))
 
     @property
     def document(self) -> dict[str, Any]:
@@ -145,16 +135,4 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         LocalError: the file is missing, cannot be read, or is not a manifest.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise LocalError(f"{path} cannot be read: {error.strerror}") from None
-    return Manifest.parse(content, path)
-
-
-def describe_errors(error: ValidationError) -> str:
-    """Every problem of a document on one line: `"files.0.path": Field required`."""
-    return "; ".join(
-        f'"{".".join(map(str, problem["loc"]))}": {problem["msg"]}'
-        for problem in error.errors(include_url=False, include_input=False)
-    )
+    return read_model(path, Manifest)

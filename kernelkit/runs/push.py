@@ -129,7 +129,7 @@ def push_once(
 
 
 def require_owner(kaggle: Kaggle, kernel: Kernel) -> None:
-    """Check that the account owns the kernel: nobody else can push it.
+    """Check that the account owns the kernel: only its owner can push it.
 
     Raises:
         RefusedError: its id names another owner than the credentials.

@@ -19,12 +19,12 @@ from kernelkit.kaggle.types import Credentials, Timeouts
 
 @pytest.fixture
 def expire(local_kaggle: str) -> Iterator[Callable[[], None]]:
-    """Whoever asks next finds its token or key expired; others are good."""
+    """The next request finds its token or key expired; the others are accepted."""
     faults = f"{local_kaggle}/emulator/faults"
 
     def now() -> None:
-        told = requests.post(faults, json=["expired-credentials,call=any"], timeout=10)
-        assert told.ok, told.text
+        reported = requests.post(faults, json=["expired-credentials,call=any"], timeout=10)
+        assert reported.ok, reported.text
 
     yield now
     requests.delete(faults, timeout=10)

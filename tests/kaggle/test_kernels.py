@@ -1,4 +1,4 @@
-"""The door to Kaggle against a real server on loopback that answers as it is told to."""
+"""The door to Kaggle against a real server on loopback that answers as scripted."""
 
 from __future__ import annotations
 
@@ -141,10 +141,10 @@ def test_a_push_without_an_answer_is_never_sent_again(kaggle: Kaggle, script: Sc
     assert len(script.requests) == 1
 
 
-def test_a_push_that_never_left_is_told_apart() -> None:
-    nobody = Kaggle(Credentials("ann", "the test", key="k"), "http://127.0.0.1:9")
+def test_a_push_that_never_left_is_reported_apart() -> None:
+    unreachable = Kaggle(Credentials("ann", "the test", key="k"), "http://127.0.0.1:9")
     with pytest.raises(UnreachableError) as caught:
-        push(nobody)
+        push(unreachable)
     assert not isinstance(caught.value, AnswerLostError)
 
 

@@ -61,14 +61,14 @@ def test_an_older_manifest_may_lack_optional_keys() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "bundle.json is not valid JSON"),
-        ("[]", "bundle.json is not a JSON object"),
+        ("{", "bundle.json: cannot be read"),
+        ("[]", "bundle.json: is not a JSON object"),
         ('{"outputs": []}', 'bundle.json: "digest": Field required'),
         ('{"digest": 3, "outputs": []}', 'bundle.json: "digest": Input should be a valid string'),
         ('{"digest": "d", "outputs": [], "files": [{"path": "a"}]}', '"files.0.sha256": Field'),
         ('{"digest": "d", "outputs": [], "kernel": {"session_timeout_seconds": 0}}',
          '"kernel.session_timeout_seconds": Input should be greater than 0'),
-        ("[" * 100_000, "bundle.json is not valid JSON"),
+        ("[" * 100_000, "bundle.json: cannot be read"),
     ],
 )  # fmt: skip
 def test_an_error_names_file_and_key(tmp_path: Path, text: str, message: str) -> None:
@@ -81,5 +81,5 @@ def test_an_error_names_file_and_key(tmp_path: Path, text: str, message: str) ->
 
 
 def test_a_missing_manifest_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(LocalError, match=r"bundle\.json cannot be read: No such file"):
+    with pytest.raises(LocalError, match=r"bundle\.json: missing"):
         read_manifest(tmp_path / "bundle.json")

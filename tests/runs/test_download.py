@@ -258,8 +258,8 @@ def test_no_name_leaves_the_folder_or_takes_a_place_that_is_taken(
     (record.path / "linked.txt").symlink_to(tmp_path / "elsewhere" / "linked.txt")
     (record.path / "folder").mkdir()
     before = (record.path / "bundle.json").read_bytes()
-    told: list[object] = []
-    pulled = workflow.pull(kaggle, record, on_event=told.append)
+    reported: list[object] = []
+    pulled = workflow.pull(kaggle, record, on_event=reported.append)
     assert pulled.verdict.problems == ()
     assert came(record.path) == dict.fromkeys(fine, zipped(a="b"))
     assert (record.path / "bundle.json").read_bytes() == before
@@ -270,7 +270,7 @@ def test_no_name_leaves_the_folder_or_takes_a_place_that_is_taken(
     for name, reason in HOSTILE.items():
         printable = name.encode("utf-8", "backslashreplace").decode()
         assert reason in left_behind[printable], name
-    assert sum("left on Kaggle" in str(event) for event in told) == len(HOSTILE)
+    assert sum("left on Kaggle" in str(event) for event in reported) == len(HOSTILE)
 
 
 def test_a_declared_output_without_a_place_is_a_failure(
@@ -285,12 +285,12 @@ def test_a_declared_output_without_a_place_is_a_failure(
     assert not record.is_complete()
 
 
-@pytest.mark.parametrize("name", ["out.csv", "run-manifest.json", "beside.bin"])
+@pytest.mark.parametrize("name", ["out.csv", "run-manifest.json", "other.bin"])
 @pytest.mark.parametrize("answer", [HTML, 404, 500])
 def test_a_bad_download_is_made_anew(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path, name: str, answer: bytes | int
 ) -> None:
-    shelf.files = [("out.csv", b"id\na\n"), ("beside.bin", b"x" * 99)]
+    shelf.files = [("out.csv", b"id\na\n"), ("other.bin", b"x" * 99)]
     shelf.declare("out.csv")
     shelf.instead = {name: [answer] * 2}
     record = shelf.record(tmp_path / "v2", "out.csv")
@@ -544,9 +544,9 @@ def test_what_was_killed_goes_on_where_it_was(
     assert not record.is_complete()
     assert any(".partial" in name for name in verify(record.path).undeclared)
     shelf.block_seconds, shelf.fetched = 0, []
-    told: list[object] = []
-    assert workflow.pull(kaggle, record, on_event=told.append).verdict.verified
-    assert "pulled 0.bin (3.1 MB)" in told
+    reported: list[object] = []
+    assert workflow.pull(kaggle, record, on_event=reported.append).verdict.verified
+    assert "pulled 0.bin (3.1 MB)" in reported
     assert len(shelf.ranges) == 3
     assert {"table.csv", "letters.zip"}.isdisjoint(shelf.fetched)
     for name, content in shelf.files:
@@ -570,11 +570,11 @@ def test_a_disk_that_fills_is_exit_10_and_gone_on_from(
 
 
 def test_two_pulls_of_one_version_take_turns(shelf: Shelf, kaggle: Kaggle, project: Path) -> None:
-    record, told = RunFolder(folder_of(project)), [[], []]
+    record, reported = RunFolder(folder_of(project)), [[], []]
     verdicts: list[bool] = []
 
     def pull(number: int) -> None:
-        pulled = workflow.pull(kaggle, record, on_event=told[number].append)
+        pulled = workflow.pull(kaggle, record, on_event=reported[number].append)
         verdicts.append(pulled.verdict.verified)
 
     threads = [threading.Thread(target=pull, args=(number,)) for number in range(2)]
@@ -584,18 +584,20 @@ def test_two_pulls_of_one_version_take_turns(shelf: Shelf, kaggle: Kaggle, proje
     for thread in threads:
         thread.join(60)
     assert verdicts == [True, True]
-    assert "waiting for another pull" in told[1][0]
-    assert "is complete already" in told[1][1]
+    assert "waiting for another pull" in reported[1][0]
+    assert "is complete already" in reported[1][1]
     assert sorted(shelf.fetched) == sorted(name for name, _ in shelf.files)
 
 
 def test_the_command_line(shelf: Shelf, project: Path, cli: Cli) -> None:
     shelf.block_seconds = 0
     here: dict[str, Any] = {"cwd": project, "env": {"KERNELKIT_ENDPOINT": shelf.endpoint}}
-    told = cli("pull", "v2", "--file", "tabel.csv", expect=2, **here)
-    assert "Did you mean one of: table.csv" in told.stderr
-    told = cli("pull", "v2", "--file", "table.csv", "--only", "*.zip", "--unpack", "--json", **here)
-    details = json.loads(told.stdout)
+    reported = cli("pull", "v2", "--file", "tabel.csv", expect=2, **here)
+    assert "Did you mean one of: table.csv" in reported.stderr
+    reported = cli(
+        "pull", "v2", "--file", "table.csv", "--only", "*.zip", "--unpack", "--json", **here
+    )
+    details = json.loads(reported.stdout)
     assert (details["verified"], details["partial"]) == (True, True)
     folder = folder_of(project)
     assert (folder / "letters.unpacked" / "a").read_text() == "b"

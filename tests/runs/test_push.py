@@ -58,8 +58,8 @@ class Case:
 
     def lie(self, *faults: str) -> None:
         about = [f"{fault},account={self.owner}" for fault in faults]
-        told = requests.post(f"{self.endpoint}/emulator/faults", json=about, timeout=10)
-        assert told.ok, told.text
+        reported = requests.post(f"{self.endpoint}/emulator/faults", json=about, timeout=10)
+        assert reported.ok, reported.text
 
     def be_honest(self) -> None:
         requests.delete(f"{self.endpoint}/emulator/faults", timeout=10)
@@ -67,9 +67,9 @@ class Case:
     @property
     def versions(self) -> int:
         """How many the kernel has come to, by the local Kaggle's own journal."""
-        told = requests.get(f"{self.endpoint}/emulator/journal", timeout=10).json()
+        reported = requests.get(f"{self.endpoint}/emulator/journal", timeout=10).json()
         name = f"{self.owner}/{self.slug}"
-        return sum(effect.get("kernel") == name for effect in told["effects"])
+        return sum(effect.get("kernel") == name for effect in reported["effects"])
 
     def push(self, *settings: str, **options: Any) -> Outcome:
         return workflow.push(
@@ -153,7 +153,9 @@ def test_too_many_calls_for_too_long_are_capacity(case: Case) -> None:
     assert case.versions == 0
 
 
-def test_a_full_house_is_told_or_waited_for(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_house_is_reported_or_waited_for(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case.lie("session-cap,times=3")
     with pytest.raises(SessionCapError) as caught:
         case.push()
@@ -166,7 +168,7 @@ def test_a_full_house_is_told_or_waited_for(case: Case, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("fault", "error", "told"),
+    ("fault", "error", "reported"),
     [
         ("quota", QuotaError, "quota"),
         ("save-error,message=The title is taken", RefusedError, "title"),
@@ -176,16 +178,16 @@ def test_a_full_house_is_told_or_waited_for(case: Case, monkeypatch: pytest.Monk
     ],
 )
 def test_every_refusal_has_its_kind_and_starts_nothing(
-    case: Case, fault: str, error: type[KernelkitError], told: str
+    case: Case, fault: str, error: type[KernelkitError], reported: str
 ) -> None:
     case.lie(fault)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=reported):
         case.push()
     assert case.versions == 0
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "told"),
+    ("kind", "name", "reported"),
     [
         ("competition", "no-such-competition", "gives you no data"),
         ("dataset", "ann/no-such-dataset", "there is no dataset"),
@@ -194,11 +196,11 @@ def test_every_refusal_has_its_kind_and_starts_nothing(
     ],
 )
 def test_a_source_that_is_not_there_is_said_before_anything_is_sent(
-    case: Case, kind: str, name: str, told: str
+    case: Case, kind: str, name: str, reported: str
 ) -> None:
     slug = name.split("/")[-1 if kind != "model" else 1]
     settings = [f'kernel.{kind}_sources=["{name}"]', f"data_dir=kaggle://input/{slug}"]
-    with pytest.raises(RefusedError, match=told) as caught:
+    with pytest.raises(RefusedError, match=reported) as caught:
         case.push(*settings)
     assert "Nothing was sent" in caught.value.next_step
     assert case.versions == 0
@@ -226,7 +228,7 @@ def test_what_is_complete_is_used_what_runs_is_followed(case: Case) -> None:
     assert case.push("epochs=1", SLOW) is Outcome.PUSHED  # other parameters, another digest
     assert case.versions == 2
     (case.record().path / "table.csv").write_text("tampered")
-    assert case.push(again=False) is Outcome.PUSHED  # what does not verify is no result
+    assert case.push(again=False) is Outcome.PUSHED  # a run that does not verify is not reused
     assert case.versions == 3
 
 
@@ -248,7 +250,7 @@ def test_of_two_pushes_at_once_one_runs(case: Case) -> None:
     assert case.versions == 1
 
 
-def test_the_same_pushed_from_another_machine_meanwhile_is_told(case: Case) -> None:
+def test_the_same_pushed_from_another_machine_meanwhile_is_reported(case: Case) -> None:
     case.push(SLOW)
     kernel = workflow.render_kernel(case.config(SLOW))
     pushed = push.send(
@@ -280,7 +282,7 @@ def test_a_run_pushed_from_elsewhere_is_adopted_watched_and_pulled(
     assert case.versions == 1
 
 
-def test_what_kaggle_gave_otherwise_is_told_the_gravest_first(case: Case) -> None:
+def test_what_kaggle_gave_otherwise_is_reported_the_gravest_first(case: Case) -> None:
     case.lie("public", "internet-flipped", "dropped-source,reported=false")
     with pytest.raises(RefusedError) as caught:
         case.push(SLOW)
@@ -300,7 +302,7 @@ def test_what_does_not_answer_is_asked_one_question_before_the_push(case: Case) 
     assert sum("could not be checked" in line for line in case.said) == 1
 
 
-def test_a_model_that_is_not_there_is_told_before_the_push(case: Case) -> None:
+def test_a_model_that_is_not_there_is_reported_before_the_push(case: Case) -> None:
     with pytest.raises(RefusedError, match="there is no model no/such"):
         case.push('kernel.model_sources=["no/such/pytorch/default/1"]')
     assert case.versions == 0
@@ -324,7 +326,7 @@ def test_what_was_given_otherwise_is_not_used_for_the_next_push(case: Case, faul
     assert case.push(*sources, again=True) is Outcome.PUSHED
 
 
-def test_a_kernel_that_is_made_anew_is_pushed_once(case: Case) -> None:
+def test_a_kernel_that_is_created_again_is_pushed_once(case: Case) -> None:
     case.push()
     bundle, record = case.record().read_bundle(), case.record().read()
     case.watch()
@@ -346,8 +348,8 @@ def test_a_cell_that_kaggle_has_otherwise_is_named(case: Case) -> None:
     assert push.verify_push(case.kaggle, kernel, run) == []
     other = replace(kernel, notebook=kernel.notebook.replace("To run it:", "To run it all:", 1))
     assert other.notebook != kernel.notebook
-    (told,) = push.verify_push(case.kaggle, other, run)
-    assert re.fullmatch(r"cell \d+ on Kaggle differs from what was sent", told)
+    (reported,) = push.verify_push(case.kaggle, other, run)
+    assert re.fullmatch(r"cell \d+ on Kaggle differs from what was sent", reported)
 
 
 def test_another_machine_than_asked_is_said_by_the_watch(case: Case) -> None:

@@ -46,7 +46,7 @@ def bundle(**more: Any) -> Manifest:
 
 
 def complete(root: Path, version: int = 1, **more: Any) -> store.RunFolder:
-    """A run as it lies there after its pull."""
+    """A run as it is on disk after its pull."""
     record = store.record_push(root, push(version, **more), bundle())
     events = [
         {"event": "epoch", "experiment": "one", "epoch": epoch, "epochs": 3, "val_iou": value}
@@ -163,9 +163,9 @@ def test_a_half_written_folder_is_recognised(
 def test_an_older_run_is_never_taken_for_a_half_written_one(tmp_path: Path) -> None:
     complete(tmp_path)
     (tmp_path / "some-kernel" / "v2").mkdir()
-    with pytest.raises(LocalError, match="v2 is half-written") as told:
+    with pytest.raises(LocalError, match="v2 is half-written") as caught:
         store.find(tmp_path, "some-kernel")
-    assert "move the folder away" in told.value.next_step
+    assert "move the folder away" in caught.value.next_step
     assert store.find(tmp_path, "some-kernel", 1).version == 1
     with pytest.raises(ConfigError, match=r"only v1"):
         store.find(tmp_path, "some-kernel", 3)
@@ -340,10 +340,10 @@ def test_the_command_lines(
         call("runs", "show", "v9")
     assert error.value.next_step == "List the runs: `kernelkit runs`."
     (project / "runs" / "some-kernel" / "v3").mkdir()
-    told = call("runs")
-    lines = told.splitlines()[1:4]
+    reported = call("runs")
+    lines = reported.splitlines()[1:4]
     assert [re.findall(r"\bv\d\b", line)[0] for line in lines] == ["v1", "v2", "v3"]
-    assert "v3 is half-written" in told
+    assert "v3 is half-written" in reported
     cli("runs", "show", cwd=project, expect=10)
     assert json.loads(call("runs", "--json", "show", "v1"))["version"] == 1
 

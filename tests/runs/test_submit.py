@@ -45,7 +45,7 @@ class Line:
 
     `spoil[method]` is a list of faults, one a call: `lost` (done, no answer), `never` (not done, no
     answer), `half` (the first half of an upload arrives, then 503), `cut` (the same, and then
-    nothing), `no ref` (done, the number is left out), `in vain` (not done, and
+    nothing), `no ref` (done, the number is left out), `ignored` (not done, and
     answered as if), `absent` (404).
     """
 
@@ -66,7 +66,7 @@ class Line:
                 if error == "never":
                     self.close_connection = True
                     return
-                if error == "in vain":
+                if error == "ignored":
                     self.give(200, {"Content-Type": "application/json"}, b'{"message": "Done"}')
                     return
                 if error == "absent":
@@ -219,12 +219,12 @@ def test_a_submission_is_checked_entered_and_scored(
     kaggle: Kaggle, record: store.RunFolder
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in record.path.rglob("*")}
-    told: list[str] = []
+    reported: list[str] = []
     done = workflow.submit(
         kaggle,
         record,
         SubmitOptions(message="mine"),
-        on_event=lambda event: told.append(str(event)),
+        on_event=lambda event: reported.append(str(event)),
     )
     (there,) = entered(kaggle)
     mark = f"kernelkit salt-kernel v1 {record.read().digest[:12]}"
@@ -234,7 +234,7 @@ def test_a_submission_is_checked_entered_and_scored(
     # Private: images 0, 2, 4, of which image 0 alone is right; public: none is.
     assert done.record.private_score == there.private_score == "0.33333"
     assert done.record.public_score == "0.00000"
-    assert "3 left today" in told
+    assert "3 left today" in reported
     assert {path: path.stat().st_mtime_ns for path in record.path.rglob("*")} == before
     (kept,) = store.submissions(record.root)
     assert kept == done.record
@@ -278,7 +278,7 @@ def test_one_that_nobody_can_find_is_no_success(
 def test_one_that_is_answered_and_not_entered_is_no_success(
     line: Line, kaggle: Kaggle, record: store.RunFolder
 ) -> None:
-    line.spoil["CreateSubmission"] = ["in vain"]
+    line.spoil["CreateSubmission"] = ["ignored"]
     with pytest.raises(RefusedError, match="lists no such submission"):
         workflow.submit(kaggle, record, SubmitOptions())
     assert line.calls.count("CreateSubmission") == 1
@@ -309,9 +309,9 @@ def test_the_days_limit_is_asked_first(line: Line, kaggle: Kaggle, record: store
     for _ in range(3):
         workflow.submit(kaggle, record, SubmitOptions(again=True))
     line.calls.clear()
-    with pytest.raises(CapacityError, match="used up") as told:
+    with pytest.raises(CapacityError, match="used up") as caught:
         workflow.submit(kaggle, record, SubmitOptions(again=True))
-    assert "after midnight UTC" in told.value.next_step
+    assert "after midnight UTC" in caught.value.next_step
     assert not {"StartSubmissionUpload", "CreateSubmission"} & set(line.calls)
     line.spoil["GetSubmissionLimits"] = ["absent"]  # then the list is counted
     with pytest.raises(CapacityError, match="3 per day"):
@@ -333,15 +333,15 @@ def test_a_file_that_would_not_be_scored_costs_nothing(
 
 
 def test_without_a_sample_nothing_is_sent(kaggle: Kaggle, record: store.RunFolder) -> None:
-    with pytest.raises(NotFoundError, match="no file with the name of a sample") as told:
+    with pytest.raises(NotFoundError, match="no file with the name of a sample") as caught:
         workflow.submit(kaggle, record, SubmitOptions(competition="bare"))
-    assert "--sample FILE" in told.value.next_step
+    assert "--sample FILE" in caught.value.next_step
 
 
 def test_an_error_in_the_scoring_is_an_error_here(kaggle: Kaggle, record: store.RunFolder) -> None:
-    with pytest.raises(RefusedError, match="Unable to find 1 required key") as told:
+    with pytest.raises(RefusedError, match="Unable to find 1 required key") as caught:
         workflow.submit(kaggle, record, SubmitOptions(competition="strict"))
-    assert told.value.details["status"] == "error"
+    assert caught.value.details["status"] == "error"
     (kept,) = store.submissions(record.root)
     assert "Unable to find" in (kept.error or "")
 

@@ -123,7 +123,7 @@ def other_ids(folder: Path) -> None:
         ),
     ],
 )
-def test_whatever_is_not_as_the_run_left_it_is_told(
+def test_whatever_is_not_as_the_run_left_it_is_reported(
     pulled: Path, spoil: Callable[[Path], object], problem: str
 ) -> None:
     spoil(pulled)
@@ -235,8 +235,8 @@ def test_whatever_a_manifest_says_there_is_a_verdict(pulled: Path, manifest: obj
     verdict = verify(pulled)
     assert not verdict.verified
     promised_outputs(pulled)
-    told = json.dumps(verdict.document, ensure_ascii=False)
-    told.encode()  # as run.json is written
+    reported = json.dumps(verdict.document, ensure_ascii=False)
+    reported.encode()  # as run.json is written
 
 
 def test_a_zip_that_claims_too_much_is_not_tested(pulled: Path) -> None:
