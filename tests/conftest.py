@@ -17,6 +17,7 @@ from typing import cast
 import hypothesis
 import pytest
 
+from kernelkit import console
 from kernelkit.cli import main
 
 # Waiting threads sleep: several times faster on a machine that does something else as well, and
@@ -69,6 +70,7 @@ def cli() -> Cli:
             finally:
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
+                console.configure()  # --json and --quiet last as long as the process
         code = int(ended.value.code or 0)
         printed = [_content(stream) for stream in streams]
         assert code == expect, "\n".join([str(code), *printed])
