@@ -300,6 +300,8 @@ class Reporter:
     def _show(self, progress: Progress) -> None:
         """Update the one bar of the download."""
         self._download = progress
+        if mode.verbose and progress.name:
+            say(f"downloaded {progress.name}")
         if not self._live:
             return
         if self._bar is None:

@@ -16,7 +16,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kernelkit.bundle import image
 from kernelkit.bundle.bundle import read_bundle
 from kernelkit.bundle.secrets import own_credentials
 from kernelkit.config import Config
@@ -135,12 +134,6 @@ def render_to(config: Config, folder: Path) -> Kernel:
 def preflight(kernel: Kernel, project: Path) -> list[Problem]:
     """Every problem that prevents a push, including credentials of this machine in the kernel."""
     return check(kernel, own_credentials(os.environ, Path.home(), project))
-
-
-def compare_with_image(kernel: Kernel) -> list[image.Availability]:
-    """Whether each import from elsewhere is available in Kaggle's image."""
-    found = {**kernel.bundle.optional, **kernel.bundle.third_party}
-    return image.compare(dict(sorted(found.items())), kernel.manifest.pip, kernel.image)
 
 
 def prove(

@@ -17,6 +17,7 @@ from typing import cast
 import hypothesis
 import pytest
 
+from kernelkit import console
 from kernelkit.cli import main
 from tests.local_kaggle import PLUGIN, LocalKaggle, start_emulator
 
@@ -71,6 +72,7 @@ def cli() -> Cli:
             finally:
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
+                console.configure()  # --json and --quiet last as long as the process
         code = int(ended.value.code or 0)
         printed = [_content(stream) for stream in streams]
         assert code == expect, "\n".join([str(code), *printed])

@@ -1,4 +1,4 @@
-"""The command line: words, exit codes, and the promises of the README and the Makefile."""
+"""The command line: options, messages, exit codes and the targets of the Makefile."""
 
 from __future__ import annotations
 
@@ -194,9 +194,9 @@ def test_make_help_lists_every_target() -> None:
 
 
 def test_push_without_credentials_says_what_to_do_in_two_lines(plain: Path, cli: Cli) -> None:
-    told = cli("push", cwd=plain, expect=9)
-    assert told.stdout == ""
-    error, step = told.stderr.splitlines()
+    printed = cli("push", cwd=plain, expect=9)
+    assert printed.stdout == ""
+    error, step = printed.stderr.splitlines()
     assert error == "error: no Kaggle credentials on this machine"
     assert step.startswith("next:  Create a token at https://www.kaggle.com/settings")
 
@@ -204,41 +204,41 @@ def test_push_without_credentials_says_what_to_do_in_two_lines(plain: Path, cli:
 def test_a_broken_project_file_is_exit_2_with_key_and_near_miss(plain: Path, cli: Cli) -> None:
     path = plain / "pyproject.toml"
     path.write_text(path.read_text().replace("outputs =", "outputz ="))
-    told = cli("render", cwd=plain, expect=2).stderr
-    assert 'has no key "outputz"; did you mean "outputs"?' in told
+    printed = cli("render", cwd=plain, expect=2).stderr
+    assert 'has no key "outputz"; did you mean "outputs"?' in printed
 
 
 def test_preflight_refuses_before_anything_is_sent(plain: Path, cli: Cli) -> None:
     options = ["--set", "kernel.enable_gpu=true", "--endpoint", "http://127.0.0.1:9"]
-    told = cli("push", *options, cwd=plain, expect=3).stderr
-    assert "machine_shape" in told
-    assert "Nothing was sent" in told
+    printed = cli("push", *options, cwd=plain, expect=3).stderr
+    assert "machine_shape" in printed
+    assert "Nothing was sent" in printed
     problems = json.loads(cli("preflight", "--json", *options[:2], cwd=plain, expect=3).stdout)
     assert problems["exit_code"] == 3
     assert [problem["subject"] for problem in problems["problems"]] == ["machine_shape"]
 
 
-def test_nobody_at_the_endpoint_is_exit_9(plain: Path, cli: Cli) -> None:
-    told = cli("push", "--endpoint", "http://127.0.0.1:9", cwd=plain, expect=9).stderr
-    assert "no answer from 127.0.0.1:9" in told
+def test_an_endpoint_that_does_not_answer_is_exit_9(plain: Path, cli: Cli) -> None:
+    printed = cli("push", "--endpoint", "http://127.0.0.1:9", cwd=plain, expect=9).stderr
+    assert "no answer from 127.0.0.1:9" in printed
 
 
 def test_an_empty_endpoint_is_not_the_real_kaggle(plain: Path, cli: Cli) -> None:
-    told = cli("push", "--endpoint", "", cwd=plain, expect=2).stderr
-    assert "not an http address of this machine" in told
+    printed = cli("push", "--endpoint", "", cwd=plain, expect=2).stderr
+    assert "not an http address of this machine" in printed
 
 
 def test_a_failure_is_a_json_document_too(plain: Path, cli: Cli) -> None:
-    told = json.loads(cli("verify", plain, "--json", expect=8).stdout)
-    assert told["exit_code"] == 8
-    assert told["verified"] is False
-    assert "bundle.json: missing" in told["problems"]
+    printed = json.loads(cli("verify", plain, "--json", expect=8).stdout)
+    assert printed["exit_code"] == 8
+    assert printed["verified"] is False
+    assert "bundle.json: missing" in printed["problems"]
     assert json.loads(cli("push", "--json", cwd=plain, expect=9).stdout)["exit_code"] == 9
 
 
 def test_a_wrong_command_line_is_a_json_document_too(plain: Path, cli: Cli) -> None:
-    told = cli("render", "--json", "--bogus", cwd=plain, expect=2).stdout
-    assert json.loads(told)["exit_code"] == 2
+    printed = cli("render", "--json", "--bogus", cwd=plain, expect=2).stdout
+    assert json.loads(printed)["exit_code"] == 2
 
 
 def test_file_names_are_not_markup(plain: Path, cli: Cli) -> None:
@@ -252,7 +252,7 @@ def test_an_old_terminal_gets_other_letters_and_no_error(plain: Path, cli_proces
     cli_process("doctor", cwd=plain, env={"PYTHONIOENCODING": "ascii"}, expect=9)
 
 
-def test_a_ledger_with_broken_folders_is_still_listed(plain: Path, cli: Cli) -> None:
+def test_runs_are_listed_despite_a_damaged_folder(plain: Path, cli: Cli) -> None:
     folder = plain / "runs" / "plain-parcel" / "v1"
     folder.mkdir(parents=True)
     (folder / "push.json").write_text("{}")
@@ -276,7 +276,7 @@ def test_a_wrong_command_line_is_exit_2(cli: Cli, arguments: list[str]) -> None:
     assert cli(*arguments, expect=2).stderr
 
 
-def test_render_leaves_what_is_not_its_own(plain: Path, cli: Cli) -> None:
+def test_render_keeps_the_files_of_others(plain: Path, cli: Cli) -> None:
     kept = plain / "build" / "kernel" / "notes.txt"
     kept.parent.mkdir(parents=True)
     kept.write_text("mine")
@@ -286,24 +286,24 @@ def test_render_leaves_what_is_not_its_own(plain: Path, cli: Cli) -> None:
     assert document["digest"] == manifest["digest"]
 
 
-def test_project_may_be_another_folder(plain: Path, cli: Cli, tmp_path: Path) -> None:
+def test_project_can_be_another_folder(plain: Path, cli: Cli, tmp_path: Path) -> None:
     cli("render", "--project", plain, cwd=tmp_path)
     assert (plain / "build" / "kernel" / "notebook.ipynb").is_file()
 
 
-def test_a_folder_that_cannot_be_written_is_this_machines_fault(plain: Path, cli: Cli) -> None:
+def test_a_folder_that_cannot_be_written_is_exit_10(plain: Path, cli: Cli) -> None:
     (plain / "build").write_text("a file in the way")
     assert "cannot be written" in cli("render", cwd=plain, expect=10).stderr
 
 
-def test_submit_takes_a_verified_run_only(plain: Path, cli: Cli, local_kaggle: str) -> None:
+def test_submit_needs_a_verified_run(plain: Path, cli: Cli, local_kaggle: str) -> None:
     cli("submit", cwd=plain, expect=2)
     endpoint = ["--endpoint", local_kaggle]
     cli("push", *endpoint, cwd=plain)
     assert "not a complete and verified run" in cli("submit", *endpoint, cwd=plain, expect=8).stderr
 
 
-def test_the_emulator_stops_when_it_is_asked() -> None:
+def test_the_emulator_stops_on_ctrl_c() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "kernelkit", "emulator", "--port", "0"],
         stdout=subprocess.PIPE,

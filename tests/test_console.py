@@ -1,4 +1,4 @@
-"""What a person reads of a run that prints what it likes."""
+"""What people read, whatever a run prints."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> StringIO:
         {"epoch": "[/x]", "epochs": True, "val_iou": "high"},
     ],
 )
-def test_the_live_table_bears_any_number(details: dict[str, Any]) -> None:
+def test_the_live_table_shows_any_number(details: dict[str, Any]) -> None:
     reporter = console.Reporter(Live(console=console.stdout, auto_refresh=False))
     reporter(epoch(**details))
     left = reporter.seconds_left()
@@ -57,7 +57,7 @@ def test_the_live_table_bears_any_number(details: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("screen")
-def test_the_time_left_is_of_the_epochs_to_come() -> None:
+def test_the_time_left_counts_the_remaining_epochs() -> None:
     reporter = console.Reporter(Live(console=console.stdout, auto_refresh=False))
     reporter(entry('{"event": "start", "experiments": ["a", "b"], "epochs": 3}'))
     reporter(epoch(epoch=1, epochs=3, seconds=2.0))
@@ -65,7 +65,7 @@ def test_the_time_left_is_of_the_epochs_to_come() -> None:
 
 
 @pytest.mark.parametrize("live", [False, True])
-def test_a_log_does_not_steer_the_terminal(live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_cannot_control_the_terminal(live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = StringIO()
     screen = Console(file=shown, force_terminal=live, color_system=None, width=80)
     monkeypatch.setattr(console, "stdout", screen)
@@ -81,7 +81,7 @@ def test_a_log_does_not_steer_the_terminal(live: bool, monkeypatch: pytest.Monke
     assert not set(said) & set("\x1b\x07\x0e\x9b\r")
 
 
-def test_tables_and_pictures_are_files(screen: StringIO, tmp_path: Path) -> None:
+def test_results_shows_tables_and_the_paths_of_images(screen: StringIO, tmp_path: Path) -> None:
     (tmp_path / "run-manifest.json").write_text(
         '{"digest": "d", "status": "complete", "outputs": [], "seconds": 3}'
     )
@@ -97,7 +97,7 @@ def test_tables_and_pictures_are_files(screen: StringIO, tmp_path: Path) -> None
         assert refused not in said
 
 
-def test_thousands_of_files_beside_the_outputs_are_counted(screen: StringIO) -> None:
+def test_thousands_of_undeclared_files_are_counted(screen: StringIO) -> None:
     names = tuple(f"many{i:04}.txt" for i in range(3000))
     console.outputs(Verdict(problems=(), run_error=None, outputs=(), undeclared=names))
     assert "many0019.txt and 2980 more" in screen.getvalue()

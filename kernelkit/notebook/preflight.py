@@ -304,3 +304,9 @@ def _addresses(value: JsonValue) -> Iterator[str]:
             yield from _addresses(item)
     elif isinstance(value, dict):
         yield from _addresses(list(value.values()))
+
+
+def compare_with_image(kernel: Kernel) -> list[image.Availability]:
+    """Whether each import from elsewhere is available in Kaggle's image."""
+    found = {**kernel.bundle.optional, **kernel.bundle.third_party}
+    return image.compare(dict(sorted(found.items())), kernel.manifest.pip, kernel.image)

@@ -91,6 +91,9 @@ class Progress:
     of: int
     """Number of all files."""
 
+    name: str = ""
+    """The file that has just been completed, if one has."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -405,10 +408,10 @@ class _Downloads:
         in_a_row = 0
         with closing(self._results(files, size, len(done), of)) as results:
             for number, (file, error) in enumerate(results, 1):
+                completed = ""
                 if error is None:
                     in_a_row = 0
-                    came = human_size(files[file].stat().st_size)
-                    self.on_event(f"pulled {printable(file.name)} ({came})")
+                    completed = printable(file.name)
                 elif isinstance(error, RefusedError):
                     refused[file.name] = str(error)
                 elif isinstance(error, UnreachableError | CapacityError):
@@ -420,7 +423,8 @@ class _Downloads:
                     raise self._no_room(error, files)
                 else:
                     raise error
-                self.on_event(Progress(self._came, size, len(done) + number - len(late), of))
+                count = len(done) + number - len(late)
+                self.on_event(Progress(self._came, size, count, of, completed))
         if late:
             raise self._incomplete(late, files)
         return refused

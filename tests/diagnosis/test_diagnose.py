@@ -241,8 +241,8 @@ def test_a_real_traceback_is_told_in_the_repositorys_lines(
     }[form]()
     assert found is not None
     error, lines = EXPECTED[name]
-    told = re.sub(r"^json\.decoder\.", "", found.error)
-    assert told.startswith(error if form != "doubled" else error.partition("\n")[0])
+    shown = re.sub(r"^json\.decoder\.", "", found.error)
+    assert shown.startswith(error if form != "doubled" else error.partition("\n")[0])
     assert places(found) == lines
     assert "\x1b" not in json.dumps(asdict(found), ensure_ascii=False)
     if lines:
@@ -274,8 +274,8 @@ def test_what_hangs_on_the_error_is_noted(recorded: dict[str, dict[str, Any]]) -
 def test_the_depths_of_a_library_and_of_a_recursion_are_folded(
     recorded: dict[str, dict[str, Any]],
 ) -> None:
-    for told in (None, manifest(recorded["recurse"])):
-        found = diagnose(papermill(recorded["recurse"]), manifest=told)
+    for report in (None, manifest(recorded["recurse"])):
+        found = diagnose(papermill(recorded["recurse"]), manifest=report)
         assert found
         assert found.frames[-1].times > 900
     found = diagnose(papermill(recorded["library"]))
@@ -672,7 +672,7 @@ TABLE = [
     ),
     ("RuntimeError: CUDA error: device-side assert triggered", FailureCause.OTHER, "on a CPU"),
     ("RuntimeError: asked to fail", FailureCause.OTHER, "rehearse"),
-    ("pkg.errors.BadShape: 3 is no shape", FailureCause.OTHER, "rehearse"),
+    ("pkg.errors.BadShape: 3 has a bad shape", FailureCause.OTHER, "rehearse"),
 ]
 
 
@@ -688,9 +688,9 @@ def test_the_cause_and_the_next_step(error: str, cause: str, step: str) -> None:
 
 
 def test_every_cause_has_an_error_in_the_table() -> None:
-    told = {row[1] for row in TABLE} | {FailureCause.CRASH, FailureCause.UNKNOWN}
-    assert told == set(FailureCause)
-    assert {rule.cause for rule in RULES} <= told
+    shown = {row[1] for row in TABLE} | {FailureCause.CRASH, FailureCause.UNKNOWN}
+    assert shown == set(FailureCause)
+    assert {rule.cause for rule in RULES} <= shown
 
 
 def test_an_error_has_the_cause_of_what_it_was_raised_from() -> None:
@@ -813,9 +813,7 @@ def failing(plain: Path) -> Path:
     return plain
 
 
-def test_a_failing_run_is_diagnosed_where_it_is_told(
-    failing: Path, cli: Cli, local_kaggle: str
-) -> None:
+def test_every_command_diagnoses_a_failing_run(failing: Path, cli: Cli, local_kaggle: str) -> None:
     project = failing / "pyproject.toml"
     text = project.read_text().replace("plain-parcel", "diagnosed-run")
     project.write_text(text.replace("Plain parcel", "diagnosed run"))
@@ -848,15 +846,17 @@ def test_a_killed_run_is_diagnosed(failing: Path, cli: Cli) -> None:
     path.write_text(path.read_text().replace("letters.count_in_worker()", "os.kill(0, 9)"))
     path.write_text(path.read_text().replace("import json\n", "import json\nimport os\n"))
     inputs = Path(__file__).parent.parent / "samples" / "inputs"
-    told = cli("rehearse", "--profile", "failing", "--inputs", inputs, cwd=failing, expect=6).stderr
-    assert "Most likely the memory ran out" in told
+    shown = cli(
+        "rehearse", "--profile", "failing", "--inputs", inputs, cwd=failing, expect=6
+    ).stderr
+    assert "Most likely the memory ran out" in shown
     folder = failing / "build" / "rehearsal" / "plain-parcel" / "v1"
     found = workflow.diagnose_folder(folder)
     assert found
     assert "the last line of the run" in found.notes[0]
 
 
-def test_a_good_run_is_not_accused(cli: Cli, tmp_path: Path) -> None:
+def test_a_complete_run_has_no_diagnosis(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "bundle.json").write_text('{"slug": "a"}')
     (tmp_path / "run.json").write_text('{"state": "complete"}')
     (tmp_path / "a.log").write_text("Traceback (most recent call last):\nValueError: survived\n")
@@ -864,20 +864,20 @@ def test_a_good_run_is_not_accused(cli: Cli, tmp_path: Path) -> None:
     assert json.loads(cli("diagnose", tmp_path, "--json").stdout) == {"cause": None}
 
 
-def test_a_log_may_come_from_anywhere(cli: Cli, tmp_path: Path) -> None:
+def test_a_log_can_come_from_anywhere(cli: Cli, tmp_path: Path) -> None:
     log = tmp_path / "a.log"
     log.write_bytes(
         b"\xff\x1b[31m" + OLD.encode().replace(b"ValueError: bad", b"E: \x1b]0;t\x07b\x08")
     )
-    told = cli("diagnose", log).stdout
-    assert "E: b�" in told
-    assert "\x1b" not in told
+    shown = cli("diagnose", log).stdout
+    assert "E: b�" in shown
+    assert "\x1b" not in shown
     piped = subprocess.run(
         [sys.executable, "-m", "kernelkit", "diagnose", "-"],
         input=log.read_bytes(),
         capture_output=True,
         check=True,
     )
-    assert piped.stdout.decode() == told
+    assert piped.stdout.decode() == shown
     with pytest.raises(ConfigError, match="has no log"):
         workflow.diagnose_folder(tmp_path / "nowhere")

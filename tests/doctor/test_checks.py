@@ -1,4 +1,4 @@
-"""The doctor against a real local Kaggle: what is good, bad or unknown, and what it never tells."""
+"""The doctor with a real local Kaggle: good, bad and unknown results, and no secret in them."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_two_accounts_at_once(plain: Path, local_kaggle: str) -> None:
 
 
 def test_key_files_that_others_can_read(plain: Path) -> None:
-    """Found without asking Kaggle: the file is of no use, so nobody is asked."""
+    """Found without a call: the file cannot be used."""
     folder = Path.home() / ".kaggle"
     folder.mkdir()
     (folder / "kaggle.json").write_text(json.dumps({"username": "", "key": "hidden-key"}))

@@ -200,7 +200,7 @@ def test_a_refused_push_still_leaves_its_transcript(local_kaggle: str, tmp_path:
 
 
 def lies(endpoint: str, account: str, *faults: str) -> Kaggle:
-    """A new account of the local Kaggle, to which alone it tells these lies."""
+    """A new account of the local Kaggle, the only one with these faults."""
     printed = [f"{error},account={account}" for error in faults]
     with requests.Session() as session:
         session.trust_env = False

@@ -10,7 +10,7 @@ from kernelkit import workflow
 from kernelkit.config import load_config
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("config", "losses", "metrics", "outputs", "rooms", "submission")
+QUICK = ("config", "losses", "metrics", "outputs", "architecture", "submission")
 
 
 @pytest.mark.slow
