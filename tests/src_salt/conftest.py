@@ -73,15 +73,21 @@ class TinyEncoder(nn.Module):
 
 
 @contextlib.contextmanager
-def tiny_encoders() -> Iterator[None]:
-    """Use `TinyEncoder` for every backbone, and draw small plots."""
+def quick_plots() -> Iterator[None]:
+    """Draw small plots without a layout, which takes most of the time of a tiny run."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("src_salt.plots.DPI", 40)
+        patch.setattr("src_salt.plots.LAYOUT", None)
+        yield
+
+
+@contextlib.contextmanager
+def tiny_encoders() -> Iterator[None]:
+    """Use `TinyEncoder` for every backbone, and draw quick plots."""
+    with pytest.MonkeyPatch.context() as patch, quick_plots():
         patch.setattr("src_salt.model._build_resnet", lambda _backbone, _weights: TinyEncoder())
         for backbone in list(WIDTHS):
             patch.setitem(WIDTHS, backbone, TINY_WIDTHS)
-        # Drawing takes longer than training, and most of that is the layout.
-        patch.setattr("src_salt.plots.DPI", 40)
-        patch.setattr("src_salt.plots.LAYOUT", None)
         yield
 
 

@@ -27,6 +27,8 @@ from src_salt.metrics import (
 from src_salt.outputs import Outputs
 from src_salt.train import Epoch
 
+from .conftest import quick_plots
+
 
 def epoch(number: int, position: float) -> Epoch:
     value = 0.5 + 0.02 * number - 0.003 * (number - 12 + position) ** 2 / 4 + 0.01 * position
@@ -139,7 +141,8 @@ def ordinary(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outputs, Setting
     """A report of three epochs and nine images; do not change it."""
     folder = tmp_path_factory.mktemp("report")
     settings = Settings(data_dir=Path("data"), output_dir=folder)
-    return write(folder, results(3), evaluation_of(9), settings), settings
+    with quick_plots():
+        return write(folder, results(3), evaluation_of(9), settings), settings
 
 
 def test_page_needs_no_other_files(ordinary: tuple[Outputs, Settings]) -> None:
@@ -159,7 +162,8 @@ def test_page_needs_no_other_files(ordinary: tuple[Outputs, Settings]) -> None:
 def test_page_shows_the_results(settings: Callable[..., Settings], tmp_path: Path) -> None:
     shown = results(6, folds=2, ended="loss <nan> & gone")
     evaluation = evaluation_of(12, tuned=True)
-    outputs = write(tmp_path, shown, evaluation, settings(recipe="best"))
+    with quick_plots():
+        outputs = write(tmp_path, shown, evaluation, settings(recipe="best"))
     raw = outputs.page.read_text(encoding="utf-8")
     text = " ".join(Page(raw).text.split())
     assert f"{evaluation.score:.4f}" in text
@@ -178,7 +182,8 @@ def test_same_input_gives_the_same_bytes_with_any_style(
     ordinary: tuple[Outputs, Settings], tmp_path: Path
 ) -> None:
     plain, settings = ordinary
-    with matplotlib.rc_context({"font.size": 30, "savefig.facecolor": "red"}):
+    style = {"font.size": 30, "savefig.facecolor": "red"}
+    with quick_plots(), matplotlib.rc_context(style):
         styled = write(tmp_path, results(3), evaluation_of(9), settings)
         assert matplotlib.rcParams["font.size"] == 30
     for one, other in zip(plain.results, styled.results, strict=True):
