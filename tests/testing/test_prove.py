@@ -67,8 +67,8 @@ def test_a_file_next_to_the_package_is_missing_in_the_notebook(cli) -> None:
     assert difference["package"] == "passed"
     assert difference["notebook"] == "failed (FileNotFoundError)"
     assert "settings.json" in difference["reason"]
-    assert "tests/test_nosy.py::test_its_settings: passed with the package" in done.stderr
-    assert "next:" in done.stderr
+    assert "tests/test_nosy.py::test_its_settings: passed with the package" in report["error"]
+    assert report["next"]
 
 
 def test_tests_that_never_import_the_package_prove_nothing() -> None:
@@ -78,12 +78,12 @@ def test_tests_that_never_import_the_package_prove_nothing() -> None:
 
 def test_what_fails_in_both_is_the_same(cli) -> None:
     arguments = ["-k", "not nothing", "--maxfail=9"]
-    done = cli("prove", *arguments, "--project", SAMPLES / "failing", "--json")
-    assert done.stderr.splitlines()[-1] == (
+    done = cli("prove", *arguments, "--project", SAMPLES / "failing")
+    assert " ".join(done.stdout.split()).endswith(
         "proved: 6 tests, the same results from the package and from the notebook "
         "(1 passed, 1 failed in both, 2 broken in both, 1 skipped, 1 xfailed)"
     )
-    report = json.loads(done.stdout)
+    report = json.loads(cli("prove", *arguments, "--project", SAMPLES / "failing", "--json").stdout)
     assert report["arguments"] == arguments  # pytest's, not ours
     assert report["outcomes"]["tests/test_humble.py::test_fails"] == "failed (AssertionError)"
     assert report["outcomes"]["tests/test_unreadable.py"] == "error (AttributeError)"
@@ -258,7 +258,7 @@ def test_an_interrupt_ends_the_tests_too(make: Make, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert said == b"the tests have ended, and nothing of them is left\ninterrupted\n"
+    assert said == b"the tests were stopped and left nothing behind\ninterrupted\n"
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
 
