@@ -436,7 +436,7 @@ def say(answer: Answer, body: bytes, kind: str = "application/json", code: int =
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_good_answer_is_taken(kaggle: Kaggle, answer: Answer, name: str) -> None:
+def test_a_valid_response_is_accepted(kaggle: Kaggle, answer: Answer, name: str) -> None:
     good, call = CALLS[name]
     say(answer, json.dumps(good).encode())
     if name == "cancel":
@@ -476,7 +476,7 @@ def answers(draw: st.DrawFn) -> tuple[str, bytes, int]:
 @example(("stream", b'[{"time": 1' + b"0" * 400 + b"}]", 200))
 @example(("stream", b'[{"time": NaN}]', 200))
 @given(case=answers())
-def test_an_odd_answer_is_an_error_of_ours_or_what_is_declared(
+def test_an_invalid_response_gives_a_declared_type_or_our_error(
     kaggle: Kaggle, answer: Answer, case: tuple[str, bytes, int]
 ) -> None:
     name, body, code = case
@@ -525,7 +525,7 @@ def odd_http(
 
 
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-def test_odd_http_is_an_error_of_ours(kaggle: Kaggle, answer: Answer) -> None:
+def test_invalid_http_gives_our_error(kaggle: Kaggle, answer: Answer) -> None:
     odd_http(kaggle=kaggle, answer=answer)
     # A redirection to nowhere leaves a socket of urllib3's open until it is collected: let that be
     # here, and not in another test.
@@ -570,7 +570,7 @@ EVENTS = st.fixed_dictionaries(
 @example(["\x1b[2J\x1b]0;title\x07", "\x9b2J"])
 @example(['{"event": "epoch", "experiment": "\\u001b[2J"}'])
 @given(lines=st.lists(EVENTS.map(json.dumps) | ODD_TEXT, max_size=5))
-def test_no_line_of_a_log_stops_or_steers_the_terminal(
+def test_no_log_line_crashes_or_controls_the_terminal(
     monkeypatch: pytest.MonkeyPatch, lines: list[str]
 ) -> None:
     shown = io.StringIO()

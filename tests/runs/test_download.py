@@ -187,7 +187,9 @@ def zipped(**members: str) -> bytes:
     return stream.getvalue()
 
 
-def test_thousands_of_files_come_quickly(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
+def test_thousands_of_files_are_downloaded_quickly(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path
+) -> None:
     shelf.files = [(f"part{n % 7}/{n}.txt", str(n).encode() * (n % 3)) for n in range(1000)]
     shelf.declare("part0/0.txt")
     record = shelf.record(tmp_path / "v2", "part0/0.txt")
@@ -245,7 +247,7 @@ HOSTILE = {
 }
 
 
-def test_no_name_leaves_the_folder_or_takes_a_place_that_is_taken(
+def test_no_file_name_escapes_the_folder_or_overwrites_another_file(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path
 ) -> None:
     fine = ["good.zip", "sub/fine.txt", "caf\N{LATIN SMALL LETTER E WITH ACUTE}", "x" * 255]
@@ -273,7 +275,7 @@ def test_no_name_leaves_the_folder_or_takes_a_place_that_is_taken(
     assert sum("left on Kaggle" in str(event) for event in reported) == len(HOSTILE)
 
 
-def test_a_declared_output_without_a_place_is_a_failure(
+def test_a_declared_output_with_a_conflicting_name_is_a_failure(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path
 ) -> None:
     shelf.files = [("out.csv", b"id\n"), ("OUT.csv", b"id\n")]
@@ -287,7 +289,7 @@ def test_a_declared_output_without_a_place_is_a_failure(
 
 @pytest.mark.parametrize("name", ["out.csv", "run-manifest.json", "other.bin"])
 @pytest.mark.parametrize("answer", [HTML, 404, 500])
-def test_a_bad_download_is_made_anew(
+def test_a_corrupted_download_is_repeated(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path, name: str, answer: bytes | int
 ) -> None:
     shelf.files = [("out.csv", b"id\na\n"), ("other.bin", b"x" * 99)]
@@ -298,7 +300,9 @@ def test_a_bad_download_is_made_anew(
     assert came(record.path) == dict(shelf.files[:2])
 
 
-def test_what_kaggle_never_gives_rightly(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
+def test_a_file_that_stays_corrupted_is_a_failure(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path
+) -> None:
     shelf.files = [("out.csv", b"id\na\n"), ("page.bin", b"x" * 99), ("fine.bin", b"y")]
     shelf.declare("out.csv")
     shelf.instead = {"out.csv": [HTML] * 99, "page.bin": [HTML] * 99}
@@ -314,7 +318,7 @@ def test_what_kaggle_never_gives_rightly(shelf: Shelf, kaggle: Kaggle, tmp_path:
     assert sorted(shelf.fetched) == ["out.csv", "page.bin", "run-manifest.json"]
 
 
-def test_half_of_what_lies_beside_is_no_success(
+def test_a_failed_undeclared_output_is_not_a_success(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path
 ) -> None:
     shelf.files = [("out.csv", b"id\na\n"), ("page.bin", b"x" * 99)]
@@ -334,7 +338,7 @@ def test_half_of_what_lies_beside_is_no_success(
     assert record.is_complete()
 
 
-def test_the_manifest_counts_for_more_than_the_listing(
+def test_the_manifest_takes_precedence_over_the_listing(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path
 ) -> None:
     shelf.files = [("out.csv", b"id\na\n")]
@@ -345,7 +349,7 @@ def test_the_manifest_counts_for_more_than_the_listing(
     assert came(record.path) == {}
 
 
-def test_expired_addresses_are_listed_again_once_for_all(
+def test_expired_addresses_are_refreshed_with_one_listing(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path
 ) -> None:
     shelf.files = [(f"{n}.bin", b"x" * n) for n in range(1, 30)]
@@ -357,9 +361,7 @@ def test_expired_addresses_are_listed_again_once_for_all(
     assert shelf.calls.count("ListKernelSessionOutput") == 2
 
 
-def test_without_sizes_everything_comes_all_the_same(
-    shelf: Shelf, kaggle: Kaggle, tmp_path: Path
-) -> None:
+def test_files_without_sizes_are_downloaded(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
     shelf.files = [("out.csv", b"id\n"), ("empty", b"")]
     shelf.declare("out.csv")
     shelf.sizes = False
@@ -368,7 +370,7 @@ def test_without_sizes_everything_comes_all_the_same(
     assert came(record.path) == dict(shelf.files[:2])
 
 
-def test_a_part_alone(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
+def test_selected_files_are_downloaded(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
     shelf.files = [("out.csv", b"id\n"), ("m.zip", zipped(a="b")), ("m/a", b"b"), ("n/a", b"b")]
     shelf.declare("out.csv", "m.zip")
     record = shelf.record(tmp_path / "v2", "out.csv", "m.zip")
@@ -390,7 +392,9 @@ def test_a_part_alone(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
     assert record.is_complete()
 
 
-def test_a_part_that_is_wrong(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
+def test_problems_of_selected_files_are_reported(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path
+) -> None:
     shelf.files = [("out.csv", b"id\n"), ("m.zip", b"no zip")]
     shelf.declare("out.csv", "m.zip")
     record = shelf.record(tmp_path / "v2", "out.csv", "m.zip", "gone.md")
@@ -401,7 +405,7 @@ def test_a_part_that_is_wrong(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> N
     assert gone == ("gone.md: not in the manifest",)
 
 
-def test_a_run_that_failed_is_pulled_too(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
+def test_a_failed_run_is_pulled_too(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
     shelf.files = [("half.bin", b"x")]
     shelf.declare(status="failed", error="RuntimeError: no")
     shelf.state = "ERROR"
@@ -413,7 +417,9 @@ def test_a_run_that_failed_is_pulled_too(shelf: Shelf, kaggle: Kaggle, tmp_path:
 
 
 @pytest.mark.parametrize("state", ["CANCEL_ACKNOWLEDGED", "ERROR"])
-def test_a_run_that_left_nothing(shelf: Shelf, kaggle: Kaggle, tmp_path: Path, state: str) -> None:
+def test_a_run_without_outputs_is_pulled(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path, state: str
+) -> None:
     shelf.state = state
     record = shelf.record(tmp_path / "v2", "out.csv")
     pulled = workflow.pull(kaggle, record)
@@ -422,7 +428,7 @@ def test_a_run_that_left_nothing(shelf: Shelf, kaggle: Kaggle, tmp_path: Path, s
 
 
 @pytest.mark.parametrize("manifest", [None, b"{}", b"{", HTML, b'{"digest": "of another"}'])
-def test_without_the_runs_own_manifest_nothing_is_accepted(
+def test_without_a_manifest_nothing_is_verified(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path, manifest: bytes | None
 ) -> None:
     shelf.files = [("out.csv", b"id\n")]
@@ -436,7 +442,7 @@ def test_without_the_runs_own_manifest_nothing_is_accepted(
     )
 
 
-def test_trouble_with_one_file_keeps_no_other_away(
+def test_one_failed_file_does_not_stop_the_others(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path
 ) -> None:
     shelf.files = [(f"{n}.bin", b"x" * n) for n in range(1, 20)]
@@ -453,7 +459,7 @@ def test_trouble_with_one_file_keeps_no_other_away(
     assert shelf.fetched == ["run-manifest.json", "3.bin"]
 
 
-def test_when_nothing_comes_any_more_it_ends_soon(
+def test_a_download_without_progress_ends_soon(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path
 ) -> None:
     shelf.files = [(f"{n}.bin", b"x" * n) for n in range(1, 400)]
@@ -466,7 +472,7 @@ def test_when_nothing_comes_any_more_it_ends_soon(
     assert tried <= 12 * files.FAILURES_IN_A_ROW
 
 
-def test_a_disk_without_room_is_said_before_anything_comes(
+def test_a_full_disk_is_reported_before_the_download(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shelf.files = [("big.bin", b"x" * 1000)]
@@ -528,7 +534,7 @@ def wait_for_partials(project: Path, goes_on: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_what_was_killed_goes_on_where_it_was(
+def test_a_killed_pull_is_resumed(
     shelf: Shelf, kaggle: Kaggle, project: Path, number: signal.Signals
 ) -> None:
     pulling = start(project, shelf)
@@ -554,7 +560,7 @@ def test_what_was_killed_goes_on_where_it_was(
     assert record.is_complete()
 
 
-def test_a_disk_that_fills_is_exit_10_and_gone_on_from(
+def test_a_disk_that_fills_exits_with_10_and_the_pull_can_be_resumed(
     shelf: Shelf, kaggle: Kaggle, project: Path
 ) -> None:
     shelf.block_seconds = 0
@@ -569,7 +575,9 @@ def test_a_disk_that_fills_is_exit_10_and_gone_on_from(
     assert all((record.path / name).read_bytes() == content for name, content in shelf.files)
 
 
-def test_two_pulls_of_one_version_take_turns(shelf: Shelf, kaggle: Kaggle, project: Path) -> None:
+def test_two_pulls_of_the_same_version_take_turns(
+    shelf: Shelf, kaggle: Kaggle, project: Path
+) -> None:
     record, reported = RunFolder(folder_of(project)), [[], []]
     verdicts: list[bool] = []
 
@@ -589,7 +597,9 @@ def test_two_pulls_of_one_version_take_turns(shelf: Shelf, kaggle: Kaggle, proje
     assert sorted(shelf.fetched) == sorted(name for name, _ in shelf.files)
 
 
-def test_the_command_line(shelf: Shelf, project: Path, cli: Cli) -> None:
+def test_the_pull_command_downloads_selects_and_unpacks(
+    shelf: Shelf, project: Path, cli: Cli
+) -> None:
     shelf.block_seconds = 0
     here: dict[str, Any] = {"cwd": project, "env": {"KERNELKIT_ENDPOINT": shelf.endpoint}}
     reported = cli("pull", "v2", "--file", "tabel.csv", expect=2, **here)

@@ -54,7 +54,7 @@ def environment(local_kaggle: str) -> dict[str, str]:
     return {"KERNELKIT_ENDPOINT": local_kaggle, "KAGGLE_USERNAME": OWNER}
 
 
-def test_old_runs_are_listed_as_they_were(old_project: Path, cli: Cli, tmp_path: Path) -> None:
+def test_old_runs_are_listed_unchanged(old_project: Path, cli: Cli, tmp_path: Path) -> None:
     project = shutil.copytree(old_project, tmp_path / "project")
     shutil.rmtree(project / "runs" / "plain-parcel" / "v3")  # other tests pull it
     rows = json.loads(cli("runs", "--json", cwd=project).stdout)
@@ -67,7 +67,7 @@ def test_old_runs_are_listed_as_they_were(old_project: Path, cli: Cli, tmp_path:
     assert found["parameters"] == {"fail": [None, True]}
 
 
-def test_an_old_run_that_nobody_pulled_is_watched_and_pulled(
+def test_an_old_run_can_still_be_watched_and_pulled(
     old_project: Path, cli: Cli, environment: dict[str, str]
 ) -> None:
     watched = cli("watch", "v3", cwd=old_project, env=environment).stdout
@@ -84,7 +84,7 @@ def test_an_old_run_that_nobody_pulled_is_watched_and_pulled(
     assert "no failure" in cli("diagnose", "v3", cwd=old_project).stdout
 
 
-def test_an_old_complete_run_is_used_as_it_is(
+def test_an_old_complete_run_is_still_verified(
     old_project: Path, cli: Cli, environment: dict[str, str]
 ) -> None:
     cli("verify", old_project / "runs" / "plain-parcel" / "v1")
@@ -93,7 +93,7 @@ def test_an_old_complete_run_is_used_as_it_is(
     assert "kernelkit digest 291a8c87" in cli("logs", "v1", cwd=old_project, env=environment).stdout
 
 
-def test_an_old_submission_is_found_and_a_new_one_made(
+def test_an_old_submission_is_found_and_a_new_one_is_made(
     old_project: Path, cli: Cli, environment: dict[str, str], tmp_path: Path
 ) -> None:
     def submit(*options: str | Path) -> dict[str, object]:
