@@ -1,4 +1,4 @@
-"""The architecture: who may import whom, public names, unique class names, and sizes."""
+"""The architecture: allowed imports, public names, unique class names, and sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "kernelkit"
 
-LAYERS = [  # each imports only from those above it, and nothing from its own row
+LAYERS = [  # each row imports only from the rows above it
     {"errors"},
     {"storage"},
     {"config"},
@@ -51,7 +51,7 @@ UNTYPED = re.compile(
 
 
 def part_of(path: Path) -> str:
-    """The module or package at the top of kernelkit that a file belongs to."""
+    """The top-level module or package of kernelkit that a file belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 

@@ -1,4 +1,4 @@
-"""What the benchmark rests on: packages whose notebooks answer as they do. No time is measured."""
+"""The parts of the benchmarks: generated packages, checks, comparisons. No time is measured."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_recipes_are_compared_with_the_baseline(tmp_path: Path) -> None:
 
 
 def turn(rate: float, **others: object) -> dict[str, object]:
-    """What a process says that did everything at one rate."""
+    """The output of a process with one constant rate."""
     rates = dict.fromkeys(("training", "validation", "prediction"), rate)
     rest = {"writing": 10 * rate, "loading": 20 * rate, "first_step": 0.5, "peak_bytes": 7_000_000}
     rest |= {"copying": 0.2, "saving": 0.9}

@@ -33,7 +33,7 @@ TARGETS = [
 
 
 FORBIDDEN = ("pydantic", "kagglesdk", "requests", "rich", "nbformat", "kernelkit.config")
-"""Modules that no help text needs: they cost more time than all of typer."""
+"""Modules that help does not need; importing them takes longer than typer."""
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -180,7 +180,7 @@ def test_json_prints_one_document_on_a_terminal_too(plain: Path) -> None:
     process = subprocess.Popen(command, cwd=plain, stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown = b""
-    with contextlib.suppress(OSError):  # EIO: the other end is closed
+    with contextlib.suppress(OSError):  # EIO: the terminal is closed
         while piece := os.read(ours, 65536):
             shown += piece
     os.close(ours)

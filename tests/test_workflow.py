@@ -21,7 +21,7 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def project(plain: Path, request: pytest.FixtureRequest) -> Path:
-    """The sample project under a slug of its own: the local Kaggle outlives each test."""
+    """The sample project with its own slug, because the tests share a local Kaggle."""
     slug = request.node.name.replace("_", "-").split("[")[0][:45].strip("-")
     path = plain / "pyproject.toml"
     text = path.read_text().replace("plain-parcel", slug)
@@ -129,7 +129,7 @@ def test_ctrl_c_detaches_and_prints_how_to_reattach(
     watching = subprocess.Popen(
         [sys.executable, "-m", "kernelkit", "watch"],
         cwd=project,
-        # A shell's background jobs inherit that Ctrl-C is ignored; a terminal's do not.
+        # A shell's background jobs ignore Ctrl-C; those of a terminal do not.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env={**os.environ, **endpoint},
         stdout=subprocess.PIPE,
@@ -149,7 +149,7 @@ def test_ctrl_c_detaches_and_prints_how_to_reattach(
 
 
 def asked(local_kaggle: str, slug: str) -> list[dict[str, object]]:
-    """What the local Kaggle has noted of calls about a kernel."""
+    """The calls about a kernel in the local Kaggle's journal."""
     journal = requests.get(f"{local_kaggle}/emulator/journal", timeout=10).json()
     return [call for call in journal["requests"] if call["kernel"] == slug]
 
@@ -183,7 +183,7 @@ def test_a_missing_source_is_reported_before_the_push(
 def test_a_dropped_source_is_an_error_and_is_recorded(
     project: Path, cli: Cli, local_kaggle: str, reported: bool
 ) -> None:
-    """Whether Kaggle says in its answer that it drops one, or only shows a kernel without it."""
+    """Kaggle may report a dropped source in its response, or only show a kernel without it."""
     slug = f"dropped-{'aloud' if reported else 'in-silence'}"
     names = [f'kernel.id="{slug}"', f'kernel.title="{slug.replace("-", " ")}"']
     names += ['kernel.dataset_sources=["ann/letters"]']
@@ -217,11 +217,11 @@ def test_the_session_limit_exits_with_5(
 def test_the_same_version_on_another_kaggle_does_not_reuse_old_results(
     project: Path, cli: Cli, local_kaggle: str
 ) -> None:
-    """Each Kaggle counts from 1: what lies in v1 already is moved aside, whole."""
+    """Each Kaggle counts from 1: an existing v1 is moved aside, complete."""
     cli("run", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
     (folder,) = (project / "runs").iterdir()
     old = (folder / "v1" / "run.json").read_bytes()
-    (folder / "v1").rename(folder / "v2")  # as if pushed to a Kaggle that was there before
+    (folder / "v1").rename(folder / "v2")  # as if pushed to an earlier Kaggle
     cli("push", "--again", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
     assert not (folder / "v2" / "run.json").exists()
     assert (folder / "v2.1" / "run.json").read_bytes() == old
@@ -318,7 +318,7 @@ def test_old_and_new_mounts_give_the_same_bytes(plain: Path, cli: Cli, tmp_path:
 
 
 def official(*arguments: str | Path, endpoint: str, home: Path) -> str:
-    """The unmodified `kaggle` command, led to the local Kaggle by a proxy variable."""
+    """The unmodified `kaggle` command, redirected to the local Kaggle by a proxy variable."""
     assert urlsplit(endpoint).hostname == "127.0.0.1"
     done = subprocess.run(
         [str(Path(sys.executable).with_name("kaggle")), *map(str, arguments)],
@@ -342,7 +342,7 @@ def official(*arguments: str | Path, endpoint: str, home: Path) -> str:
 def test_the_official_client_accepts_the_rendered_folder(
     project: Path, cli: Cli, local_kaggle: str, tmp_path: Path
 ) -> None:
-    """And sends, to the letter, what we send: then the size that we measure is the real one."""
+    """And sends the same bytes as kernelkit, so the size that kernelkit measures is right."""
     home = tmp_path / "home"
     home.mkdir()
     cli("run", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})

@@ -19,7 +19,7 @@ Make = Callable[..., Path]
 
 
 def bundle_of(project: Path, **more: object) -> Bundle:
-    """Of the project file as it is, with some of its keys changed."""
+    """The bundle of the project file, with some of its keys changed."""
     return read_bundle(load_config(project, environment={}).model_copy(update=more))
 
 
@@ -412,7 +412,7 @@ def test_unreachable_files_may_be_invalid(make_project: Make) -> None:
 
 
 def test_a_package_takes_precedence_over_a_module_of_the_same_name(make_project: Make) -> None:
-    """As Python has it; the other file is carried all the same."""
+    """As in Python. The module is still carried as a file."""
     bundle = bundle_of(make_project({"pkg/mod.py": "", "pkg/mod/__init__.py": ""}))
     modules = {file.path: file.module for file in bundle.files}
     assert modules["pkg/mod/__init__.py"] == "pkg.mod"
@@ -479,7 +479,7 @@ def test_ignored_files_match_those_of_git(top: list[str], below: list[str]) -> N
         (project / "pkg" / "sub" / ".gitignore").write_text("\n".join(below))
         found = sorted(path for path in (project / "pkg").rglob("*.[tp]*"))
         files = [path.relative_to(project).as_posix() for path in found]
-        alone = GitIgnore(project, ["pkg"])  # no repository: by the files
+        alone = GitIgnore(project, ["pkg"])  # not a repository: reads the files
         subprocess.run(["git", "init", "--quiet", str(project)], check=True)
         listed = subprocess.run(
             ["git", "ls-files", "--others", "--exclude-standard"],
@@ -489,7 +489,7 @@ def test_ignored_files_match_those_of_git(top: list[str], below: list[str]) -> N
             check=True,
         ).stdout.split()
         kept = [path for path in files if path in listed]
-        # Read without git, a rule may leave more behind, and never carries what git ignores.
+        # Without git, more files may be left out, but an ignored file is never carried.
         assert {path for path in files if not alone.ignores(path)} <= set(kept)
         with_git = GitIgnore(project, ["pkg"])
         assert [path for path in files if not with_git.ignores(path)] == kept

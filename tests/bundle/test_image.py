@@ -63,7 +63,7 @@ def test_the_built_in_snapshot_knows_the_workloads_imports() -> None:
 
 
 def test_the_example_makes_a_readable_snapshot(tmp_path: Path) -> None:
-    """Of this machine, here; of Kaggle's image in a run there."""
+    """Here the snapshot is of this machine; in a run on Kaggle, of Kaggle's image."""
     runpy.run_path(str(EXAMPLE / "__init__.py"))["run"](str(tmp_path))
     image = read_snapshot(json.loads((tmp_path / "image.json").read_text(encoding="utf-8")))
     assert image.complete

@@ -1,4 +1,4 @@
-"""This file holds no secret: each test makes its own from parts that mean nothing alone."""
+"""This file contains no secret: each test makes its own from harmless parts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ ACCOUNT = {
     "client_email": "ann@project.iam.gserviceaccount.com",
 }
 
-PLANTED = {  # the text, and the secret in it or a word of its first line
+PLANTED = {  # the text, and its secret or a word of its first line
     "kaggle.json": (json.dumps({"username": "ann", "key": KEY}), KEY),
     "kaggle.json, indented": (json.dumps({"username": "ann", "key": KEY}, indent=2), KEY),
     "kaggle.json, turned": (json.dumps({"key": KEY, "username": "ann"}), KEY),
@@ -292,11 +292,11 @@ def test_one_long_line_takes_linear_time(unit: str) -> None:
     text = unit * (1_000_000 // len(unit))
     began = time.process_time()
     list(secret_rules.matches(text))
-    assert time.process_time() - began < 8  # about 1 s where nothing else runs
+    assert time.process_time() - began < 8  # about 1 s on an idle machine
 
 
 def test_this_machines_own_credentials_are_found(make_project: Make, tmp_path: Path) -> None:
-    """Their form alone would not give them away."""
+    """Their format alone does not identify them as secrets."""
     project = make_project({})
     home = tmp_path / "home"
     values = {name: some(20 + i, HEX + "g") for i, name in enumerate(["key", "token", "access"])}
@@ -332,7 +332,7 @@ def test_a_push_searches_for_the_key_that_it_uses(
 
 
 def test_scanning_uses_no_network(all_planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """detect-secrets can ask a secret's maker whether it is alive: that would be a leak."""
+    """detect-secrets can ask a secret's issuer whether it is valid, which would leak it."""
 
     def refuse(*_: object) -> None:
         raise AssertionError("a connection")

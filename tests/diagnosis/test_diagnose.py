@@ -1,8 +1,8 @@
-"""Why a run failed: logs of errors that were really raised, and the words of those that were not.
+"""Why a run failed: logs of errors that the tests raise, and messages of errors that they cannot.
 
-The errors are raised in a process of its own, by a package that lies where a run's sources lie, and
-taken down twice: as Python prints them (so does the run's manifest), and as IPython does with its
-colours, inside of what papermill puts around it.
+A separate process raises the errors, in a package in the folder of a run's sources. They are
+recorded twice: as Python prints them (as in the run's manifest), and as IPython does with its
+colors, within papermill's output.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ print(json.dumps(recorded))
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Each case as it was printed: plain, by IPython, and what went to stderr before."""
+    """Each case as printed: plain, by IPython, and the stderr before it."""
     sources = tmp_path_factory.mktemp("tmp") / SOURCES
     (sources / "pkg").mkdir(parents=True)
     (sources / "pkg" / "__init__.py").touch()
@@ -175,7 +175,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 
 
 def papermill(case: dict[str, Any]) -> str:
-    """The log of a failing cell, as papermill leaves it (colours kept, for once)."""
+    """The log of a failing cell, as papermill writes it (here with colors)."""
     rule = "-" * 75
     head = f'Exception encountered at "In [{case["cell"]}]":'
     text = f"papermill.exceptions.PapermillExecutionError: \n{rule}\n{head}\n{case['ipython']}\n\n"
@@ -532,7 +532,7 @@ FACTS: dict[str, Any] = {
     "files": [{"path": "pkg/mod.py", "sha256": ""}],
 }
 
-# The words of torch, Python, requests and the rest as they were printed by them.
+# Messages as torch, Python, requests and other libraries print them.
 TABLE = [
     (
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total "
@@ -789,7 +789,7 @@ def test_no_text_takes_too_long(text: str) -> None:
 
 @pytest.fixture
 def failing(plain: Path) -> Path:
-    """A project that breaks in a worker process, after it has logged another error."""
+    """A project that fails in a worker process after it has logged another error."""
     path = plain / "parcel" / "main.py"
     text = path.read_text()
     body = '        raise RuntimeError("asked to fail")\n'

@@ -71,7 +71,7 @@ def test_missing_credentials_do_not_stop_the_other_checks(plain: Path, cli: Call
     assert printed["credentials"]["health"] == "bad"
     assert "https://www.kaggle.com/settings" in printed["credentials"]["remedy"]
     assert printed["project"]["health"] == "good"
-    assert "B free" in printed["disk"]["words"]  # good or not is this machine's
+    assert "B free" in printed["disk"]["words"]  # the result depends on this machine
     assert {printed[name]["health"] for name in ("quota", "kernel", "competition letters")} == {
         "unknown"
     }
@@ -159,7 +159,7 @@ def test_conflicting_credentials_are_reported(plain: Path, local_kaggle: str) ->
 
 
 def test_credential_files_readable_by_others_are_reported(plain: Path) -> None:
-    """Found without a call: the file cannot be used."""
+    """Reported without a call: the file cannot be used."""
     folder = Path.home() / ".kaggle"
     folder.mkdir()
     (folder / "kaggle.json").write_text(json.dumps({"username": "", "key": "hidden-key"}))

@@ -1,4 +1,4 @@
-"""The probe against a real local Kaggle: what it reports, and what it never keeps."""
+"""The probe against a local Kaggle: what it reports, and what it never saves."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_session_lists_names_without_values(probed: Probed) -> None:
 
 
 def answer(body: object, status: int = 200, url: str = "https://h.example/v1/s.S/Do") -> Any:
-    """An answer as requests gives it, of a call that held secrets."""
+    """A response of requests to a call that contained secrets."""
     response = requests.Response()
     response.status_code = status
     response._content = json.dumps(body).encode()
@@ -201,8 +201,8 @@ def test_a_refused_push_still_saves_its_transcript(local_kaggle: str, tmp_path: 
     assert exchanges[-1]["status"] == 404
 
 
-def lies(endpoint: str, account: str, *faults: str) -> Kaggle:
-    """A new account of the local Kaggle, the only one with these faults."""
+def faulty_kaggle(endpoint: str, account: str, *faults: str) -> Kaggle:
+    """A new account of the local Kaggle. Only its requests have these faults."""
     printed = [f"{error},account={account}" for error in faults]
     with requests.Session() as session:
         session.trust_env = False
@@ -211,7 +211,7 @@ def lies(endpoint: str, account: str, *faults: str) -> Kaggle:
 
 
 def test_unexpected_behavior_is_reported(local_kaggle: str, tmp_path: Path) -> None:
-    kaggle = lies(
+    kaggle = faulty_kaggle(
         *(local_kaggle, "teller", "forbidden,times=2", "internet-flipped"),
         *("dropped-source,kind=competition", "run-error,at=2,outputs=gone"),
     )
@@ -227,7 +227,7 @@ def test_unexpected_behavior_is_reported(local_kaggle: str, tmp_path: Path) -> N
 
 
 def test_a_public_kernel_ends_the_probe(local_kaggle: str, tmp_path: Path) -> None:
-    kaggle = lies(local_kaggle, "exposed", "public")
+    kaggle = faulty_kaggle(local_kaggle, "exposed", "public")
     with pytest.raises(RefusedError, match="is_private: requested True, got False"):
         probe(kaggle, tmp_path)
     exchanges = json.loads((tmp_path / "transcript.json").read_text(encoding="utf-8"))["exchanges"]

@@ -1,4 +1,4 @@
-"""Credentials that expire in the middle: a watch of hours outlives them."""
+"""Credentials that expire during a command: a long watch outlives them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def expire(local_kaggle: str) -> Iterator[Callable[[], None]]:
 
 
 def login(token: str) -> Path:
-    """What `kaggle auth login` leaves behind."""
+    """The file that `kaggle auth login` writes."""
     path = Path.home() / ".kaggle" / "credentials.json"
     path.parent.mkdir(exist_ok=True)
     expires = (datetime.now(UTC) + timedelta(hours=1)).isoformat()

@@ -1,4 +1,4 @@
-"""One download against a real server on loopback that cuts, lies, refuses and changes its mind."""
+"""Downloads from a real local server that breaks off, refuses, or changes the file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Answer = Callable[["Handler"], None]
 
 
 class Store(ThreadingHTTPServer):
-    """Gives `content` as a good server does, once the scripted answers are used up."""
+    """Sends `content` correctly once the scripted responses are used up."""
 
     daemon_threads = True
 
@@ -67,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def good(handler: Handler, stop: int | None = None, **headers: str) -> None:
-    """The file, or the part that is asked for; cut before the byte `stop`."""
+    """The file, or the requested range; the connection closes before the byte `stop`."""
     store, size = handler.server, len(handler.server.content)
     headers = {"ETag": store.etag, **headers}
     start = 0
@@ -122,7 +122,7 @@ def test_a_complete_file_is_downloaded(store: Store, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_download_is_resumed(store: Store, tmp_path: Path) -> None:
-    stops = range(100_000, 1_000_000, 100_000)  # more cuts than faults are borne in a row
+    stops = range(100_000, 1_000_000, 100_000)  # more interruptions than consecutive retries
     store.script = [cut(stop) for stop in stops]
     assert is_whole(fetch(store, tmp_path))
     ranges = [headers.get("Range") for headers in store.asked]
@@ -142,9 +142,9 @@ def test_an_interrupted_download_is_resumed(store: Store, tmp_path: Path) -> Non
         [cut(300_000), say(200, b"<html>moved</html>", Content_Type="text/html")],
         [say(200, b"<html>sorry</html>", Content_Type="text/html")] * 2,
         [say(200, b'{"code": 500, "message": "no"}', Content_Type="application/json")],
-        [say(200, CONTENT[:-1])],  # a whole answer that is too short
+        [say(200, CONTENT[:-1])],  # a complete response that is too short
         [say(200, CONTENT + b"x")],
-        [say(200, CONTENT[::-1])],  # the right size and another content
+        [say(200, CONTENT[::-1])],  # the right size, but different content
         [cut(300_000, ETag='W/"weak"'), cut(500_000, ETag="")],
     ],
     ids=lambda answers: str(len(answers)),
@@ -310,7 +310,7 @@ def test_a_stalled_download_times_out_but_a_slow_one_does_not(
     def slow(handler: Handler) -> None:
         handler.answer(200, b"", len(CONTENT), ETag='"one"')
         for start in range(0, len(CONTENT), 1 << 17):
-            time.sleep(0.15)  # 1.2 s in all, and never silent for half a second
+            time.sleep(0.15)  # 1.2 s in total, with no pause of half a second
             handler.wfile.write(CONTENT[start : start + (1 << 17)])
 
     def silent(handler: Handler) -> None:
@@ -341,7 +341,7 @@ def test_stopping_keeps_the_partial_download(store: Store, tmp_path: Path) -> No
 def test_a_full_disk_is_reported_and_the_download_can_be_resumed(
     store: Store, tmp_path: Path
 ) -> None:
-    """RLIMIT_FSIZE stops a write in the middle as a full disk does; a process of its own."""
+    """RLIMIT_FSIZE stops a write like a full disk does; needs a separate process."""
     program = f"""
         import resource, requests
         from pathlib import Path
@@ -374,7 +374,7 @@ def test_a_file_name_that_the_disk_rejects_is_reported(store: Store, tmp_path: P
         session.trust_env = False
         with pytest.raises(KernelkitError) as caught:
             download(session, file, tmp_path / ("x" * 300), tmp_path / "partial")
-    assert caught.value.exit_code == 4  # the file's fault alone, not this machine's
+    assert caught.value.exit_code == 4  # an error of this file, not of the machine
 
 
 def test_memory_does_not_grow_with_the_file(store: Store, tmp_path: Path) -> None:

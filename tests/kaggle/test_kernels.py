@@ -1,4 +1,4 @@
-"""The door to Kaggle against a real server on loopback that answers as scripted."""
+"""The Kaggle client against a real local server with scripted responses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SETTINGS = KernelSettings(id="some-kernel", title="Some kernel")
 
 
 class Script:
-    """What the server answers, one entry a request, the last one for ever; and what it was sent."""
+    """The server's responses, one per request (the last one repeats), and its requests."""
 
     def __init__(self) -> None:
         self.answers: list[tuple[int, str, bytes]] = []
@@ -45,7 +45,7 @@ class Script:
         self.answers.append((code, kind, content))
 
     def hang_up(self) -> None:
-        """Read the request, then close without an answer."""
+        """Read the request, then close without a response."""
         self.answers.append((0, "", b""))
 
 

@@ -1,4 +1,4 @@
-"""Edits made in a notebook are synced: every form of a cell, every way to lose an edit."""
+"""Edits made in a notebook are synced, for every form of a cell, and none is lost."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def rendered(project: Path, **options: Any) -> Notebook:
 
 
 def as_an_editor_saves(notebook: Notebook) -> Notebook:
-    """Outputs and numbers of a run are there; ids and tags are lost, ends of cells trimmed."""
+    """As an editor saves it: with outputs, without ids and tags, with trimmed cell ends."""
     for cell in notebook["cells"]:
         del cell["id"]
         cell["metadata"] = {}
@@ -62,7 +62,7 @@ def as_an_editor_saves(notebook: Notebook) -> Notebook:
 
 
 def cell_with(notebook: Notebook, text: str) -> Notebook:
-    """The one cell with this text; the embedded manifest, which names all files, aside."""
+    """The only cell with this text, except the embedded manifest, which names all files."""
     texts = [(cell, "".join(cell["source"])) for cell in notebook["cells"]]
     (found,) = [c for c, source in texts if text in source.replace("{'path': '", "")]
     return found
@@ -196,7 +196,7 @@ def test_one_cell_may_carry_many_compressed_files(make_project: Make) -> None:
     add(notebook, packed(FORMS))
     found = planned(notebook, project)
     assert (found.changes, found.gone, found.left) == ((), (), ())
-    add(notebook, "%%writefile {SRC}/pkg/shown.py\na = 2")  # how to edit what is packed
+    add(notebook, "%%writefile {SRC}/pkg/shown.py\na = 2")  # how to edit compressed files
     found = planned(notebook, project)
     apply(found)
     assert changed(project, before) == {"pkg/shown.py": b"a = 2\n"}
@@ -390,7 +390,7 @@ def test_a_path_outside_the_package_is_rejected_and_nothing_is_written(
     (plain / "parcel" / "pointer.py").symlink_to(outside / "target.py")
     (plain / "parcel" / "loop").symlink_to("loop")
     before = files_of(tmp_path)
-    notebook = copy.deepcopy(NOTEBOOK)  # no bundle can be made of such links
+    notebook = copy.deepcopy(NOTEBOOK)  # such links cannot be bundled
     edit(notebook, "/parcel/letters.py", "strip()", "rstrip()")
     source = f"kernelkit_run.write_source({path!r}, b'x')" if form is None else form.format(path)
     add(notebook, source)
@@ -399,7 +399,7 @@ def test_a_path_outside_the_package_is_rejected_and_nothing_is_written(
         apply(found)
     except (ConfigError, LocalError):
         assert files_of(tmp_path) == before
-    else:  # the magic was given no path of ours: then the cell is left
+    else:  # the path does not belong to the package: the cell is reported
         assert found.left
         assert set(changed(tmp_path, before)) == {"plain/parcel/letters.py"}
 
@@ -654,7 +654,7 @@ def test_a_notebook_of_several_packages_is_synced(plain: Path) -> None:
 @example("   \n")
 @example("\n\n")
 def test_any_rendered_text_is_read_back_unchanged(text: str) -> None:
-    """The cell of the edited file, put into the notebook of the one before."""
+    """The cell of the edited file, in the notebook of the original file."""
     config = load_config(SAMPLE, environment={})
     before, after = (
         json.loads(
@@ -754,7 +754,7 @@ def test_the_command_fails_with_the_right_exit_code(plain: Path, cli: Cli, tmp_p
 
 
 def test_notebooks_saved_by_official_tools_are_read(plain: Path) -> None:
-    """nbformat's own writer, as a Jupyter server saves it."""
+    """Saved by nbformat, as a Jupyter server does."""
     notebook = nbformat.from_dict(rendered(plain))
     found = plan(nbformat.writes(notebook), load_config(plain, environment={}))
     require_applicable(found)

@@ -60,7 +60,7 @@ def test_all_problems_are_shown_at_once(plain: Path) -> None:
 
 
 def test_the_size_is_measured_on_the_escaped_source(make_project: Make) -> None:
-    """A letter beyond ASCII takes twelve bytes as it is sent, and four on disk."""
+    """A character that takes four bytes on disk takes twelve when it is sent."""
     text = "# " + "🧂" * 76_000 + "\n"
     project = make_project({"pkg/big.py": text}, keys='layout = "cells"')
     assert len(text.encode()) < 310_000

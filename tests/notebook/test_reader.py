@@ -1,4 +1,4 @@
-"""The notebook under other people's programs: two generations of IPython, papermill, nbconvert."""
+"""The notebook in other tools: two generations of IPython, papermill, nbconvert."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ for cell in json.load(open(sys.argv[1]))["cells"]:
 def test_every_ipython_version_writes_the_same_bytes(
     make_project: Callable[..., Path], tmp_path: Path, version: str
 ) -> None:
-    """From 9.8 on `%%writefile` empties lines of white space, and before it does not."""
+    """IPython 9.8 and later empties whitespace-only lines in `%%writefile`."""
     project = make_project({f"pkg/{name}": content for name, content in AWKWARD.items()})
     workflow.render_to(load_config(project, environment={}), tmp_path / "kernel")
     folder = tmp_path / "environment"

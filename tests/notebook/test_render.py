@@ -135,7 +135,7 @@ def test_parameters_are_python_literals(plain: Path) -> None:
 
 
 def run_notebook(kernel: Kernel, folder: Path) -> Path:
-    """Execute the whole notebook in a fresh kernel; where its sources are afterwards."""
+    """Execute the whole notebook in a new kernel; return the folder of its sources."""
     folder.mkdir()
     notebook = nbformat.reads(kernel.notebook, as_version=4)
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
@@ -178,7 +178,7 @@ def test_every_awkward_file_is_carried_byte_for_byte(
 
 @given(st.text())
 def test_any_text_is_kept_unchanged(text: str) -> None:
-    """What the cell writes, by the rules of `%%writefile` and of Python literals."""
+    """What the cell writes, according to `%%writefile` and Python literals."""
     file = SourceFile("pkg/any.txt", text.encode("utf-8", "surrogatepass"), module=None)
     config = load_config(SAMPLE, environment={})
     bundle = Bundle({"pkg": "."}, "pkg.main:run", (file,), {}, Provenance())
@@ -200,7 +200,7 @@ FILES = st.dictionaries(
 @settings(max_examples=40)
 @given(FILES)
 def test_any_tree_renders_to_the_same_bytes_twice(files: dict[str, bytes]) -> None:
-    """Or is refused with words, twice the same."""
+    """Or both renders fail with the same error."""
     with tempfile.TemporaryDirectory() as folder:
         project = Path(shutil.copytree(SAMPLE, Path(folder, "project")))
         for name, content in files.items():
@@ -223,7 +223,7 @@ SAMPLE = Path(__file__).parent.parent / "samples" / "plain"
 
 
 def written_by(cell: str) -> bytes:
-    """What a kernel would write: IPython's own rewriting of the cell, then its own code."""
+    """What a kernel would write: IPython transforms the cell, then executes it."""
     written: list[bytes] = []
 
     class Recorder:

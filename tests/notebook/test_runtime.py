@@ -1,4 +1,4 @@
-"""The run side on its own; whole notebooks run in test_cycle.py."""
+"""The runtime module without a notebook; test_workflow.py runs whole notebooks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NotebookRun:
         monkeypatch.setenv(f"KAGGLE_{name.upper()}_DIR", str(tmp_path / name))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("PYTHONPATH", "")
-    monkeypatch.chdir(tmp_path)  # a call goes to the working folder, and stays there
+    monkeypatch.chdir(tmp_path)  # a call changes to the working folder and stays there
     return NotebookRun(BUNDLE, tmp_path / "src")
 
 
@@ -139,7 +139,7 @@ def test_changed_sources_stop_the_run(run: NotebookRun) -> None:
 
 
 def carrying(run: NotebookRun, *paths: str) -> NotebookRun:
-    """The run of a notebook that has written these modules."""
+    """A run whose notebook has written these modules."""
     files = [{"path": path, "sha256": hashlib.sha256(b"").hexdigest()} for path in paths]
     for path in paths:
         (run.source_dir / path).parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ def test_another_copy_of_the_package_is_rejected(run: NotebookRun) -> None:
 
 
 def test_an_already_imported_copy_is_replaced(run: NotebookRun) -> None:
-    """A package that travels may be one that Jupyter itself has imported."""
+    """Jupyter itself may have imported a package that the notebook carries."""
     import tabnanny
 
     run = carrying(run, "tabnanny.py")
@@ -194,13 +194,15 @@ def test_an_error_of_the_entry_is_raised_unchanged(
     monkeypatch.delitem(sys.modules, "colorsys", raising=False)
     source = "def go():\n    import colorsys\n    raise ValueError('mine')\n"
     (run.source_dir / "breaks.py").write_text(source)
-    monkeypatch.setattr(sys, "path", [*sys.path, str(run.source_dir)])  # the other copy goes first
+    monkeypatch.setattr(
+        sys, "path", [*sys.path, str(run.source_dir)]
+    )  # the other copy comes first on sys.path
     with pytest.raises(ValueError, match="mine"):
         run.call("breaks:go", {})
 
 
 def test_a_failed_pip_install_names_the_requirement(run: NotebookRun) -> None:
-    run.pip_install(["pytest"])  # is there: nothing is fetched
+    run.pip_install(["pytest"])  # already installed: nothing is downloaded
     with pytest.raises(RuntimeFault, match=r"pip could not install \./no-such-folder"):
         run.pip_install(["./no-such-folder"])
 
@@ -234,7 +236,7 @@ def test_a_missing_gpu_stops_the_run_with_a_clear_error(
 
 
 def test_the_runtime_imports_only_the_standard_library() -> None:
-    """At its top; what a function imports it does without, or the run itself has."""
+    """At module level. Functions may import modules that are optional or part of the run."""
     tree = ast.parse(Path(runtime.__file__).read_text())
     names = {
         alias.name.partition(".")[0]

@@ -1,4 +1,4 @@
-"""Pulls from a local Kaggle of this file's own: any number of files, any names, any trouble."""
+"""Pulls from a scripted local server: many files, unusual names, and every kind of failure."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ HTML = b"<html>Something went wrong</html>"
 
 
 class Shelf(ThreadingHTTPServer):
-    """One run that has ended, its files, and what is wrong with giving them."""
+    """A complete run, its files, and the failures of their downloads."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -50,9 +50,9 @@ class Shelf(ThreadingHTTPServer):
         self.files: list[tuple[str, bytes]] = []
         self.state = "COMPLETE"
         self.sizes = True
-        self.instead: dict[str, list[bytes | int]] = {}  # answers before the file itself
-        self.generation = 0  # of addresses; older ones are refused
-        self.expires = False  # with every address that was given out before a download
+        self.instead: dict[str, list[bytes | int]] = {}  # responses before the correct one
+        self.generation = 0  # of addresses; older ones are rejected
+        self.expires = False  # all listed addresses expire with the first download
         self.block_seconds = 0.0  # between two blocks of a download
         self.calls: list[str] = []
         self.fetched: list[str] = []
@@ -62,7 +62,7 @@ class Shelf(ThreadingHTTPServer):
         return dict(self.files)[name]
 
     def declare(self, *names: str, **more: object) -> None:
-        """Put the run's manifest on the shelf, which describes these files."""
+        """Add the run's manifest, which describes these files."""
         described = [
             {
                 "path": name,
@@ -75,7 +75,7 @@ class Shelf(ThreadingHTTPServer):
         self.files.append(("run-manifest.json", json.dumps(manifest).encode()))
 
     def record(self, folder: Path, *declared: str, slug: str = "some-kernel") -> RunFolder:
-        """The folder of the run, as a push leaves it."""
+        """The run folder after the push."""
         folder.mkdir(parents=True)
         address = {"owner": "ann", "slug": slug, "version": 2, "url": "u", "digest": DIGEST}
         (folder / "push.json").write_text(json.dumps({**address, "endpoint": self.endpoint}))
@@ -104,7 +104,7 @@ class Handler(BaseHTTPRequestHandler):
         shown = list(enumerate(shelf.files))[start : start + size]
         more = {"nextPageToken": str(start + size)} if start + size < len(shelf.files) else {}
         if method == "ListKernelFiles":
-            # As on the wire, a field that equals its default is left out.
+            # As in Kaggle's responses, fields with default values are left out.
             sized = [(n, {"size": len(c)} if shelf.sizes and c else {}) for _, (n, c) in shown]
             return {"files": [{"name": name, **size} for name, size in sized], **more}
         if start == 0 and shelf.expires:
@@ -126,9 +126,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.say(*((answer, HTML) if isinstance(answer, int) else (200, answer)))
                 return
             shelf.fetched.append(name)
-            self.give(content)
+            self.send_content(content)
 
-    def give(self, content: bytes) -> None:
+    def send_content(self, content: bytes) -> None:
         tag = f'"{hashlib.sha256(content).hexdigest()[:9]}"'
         start = 0
         if self.headers.get("If-Range") == tag:
@@ -172,8 +172,8 @@ def kaggle(shelf: Shelf) -> Kaggle:
     )
 
 
-def came(folder: Path) -> dict[str, bytes]:
-    """What a pull has left in a run's folder, without our own files."""
+def downloaded_files(folder: Path) -> dict[str, bytes]:
+    """The files that a pull has downloaded, without kernelkit's own."""
     own = {"bundle.json", "push.json", "run.json", "run-manifest.json", "some-kernel.log"}
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
     return {n: p.read_bytes() for n, p in found.items() if p.is_file() and n not in own}
@@ -183,7 +183,7 @@ def zipped(**members: str) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         for name, text in members.items():
-            archive.writestr(zipfile.ZipInfo(name), text)  # of no time: the same bytes again
+            archive.writestr(zipfile.ZipInfo(name), text)  # without a time: the same bytes again
     return stream.getvalue()
 
 
@@ -198,7 +198,7 @@ def test_thousands_of_files_are_downloaded_quickly(
     pulled = workflow.pull(kaggle, record, on_event=heard.append)
     assert time.monotonic() - started < 60
     assert pulled.verdict.problems == ()
-    assert came(record.path) == dict(shelf.files[:-1])
+    assert downloaded_files(record.path) == dict(shelf.files[:-1])
     assert shelf.calls.count("ListKernelSessionOutput") == 6
     last = [event for event in heard if isinstance(event, Progress)][-1]
     assert (last.files, last.of) == (1000, 1000)
@@ -263,7 +263,7 @@ def test_no_file_name_escapes_the_folder_or_overwrites_another_file(
     reported: list[object] = []
     pulled = workflow.pull(kaggle, record, on_event=reported.append)
     assert pulled.verdict.problems == ()
-    assert came(record.path) == dict.fromkeys(fine, zipped(a="b"))
+    assert downloaded_files(record.path) == dict.fromkeys(fine, zipped(a="b"))
     assert (record.path / "bundle.json").read_bytes() == before
     assert list((tmp_path / "elsewhere").iterdir()) == []
     assert {path.name for path in tmp_path.iterdir()} == {"deep", "elsewhere"}
@@ -297,7 +297,7 @@ def test_a_corrupted_download_is_repeated(
     shelf.instead = {name: [answer] * 2}
     record = shelf.record(tmp_path / "v2", "out.csv")
     assert workflow.pull(kaggle, record).verdict.verified
-    assert came(record.path) == dict(shelf.files[:2])
+    assert downloaded_files(record.path) == dict(shelf.files[:2])
 
 
 def test_a_file_that_stays_corrupted_is_a_failure(
@@ -312,7 +312,7 @@ def test_a_file_that_stays_corrupted_is_a_failure(
     assert "out.csv: Kaggle does not send the file of 5 B: it sends 33 B" in problem
     assert set(pulled.refused) == {"out.csv", "page.bin"}
     assert not record.is_complete()
-    assert came(record.path) == {"fine.bin": b"y"}
+    assert downloaded_files(record.path) == {"fine.bin": b"y"}
     shelf.instead, shelf.fetched = {}, []
     assert workflow.pull(kaggle, record).verdict.verified
     assert sorted(shelf.fetched) == ["out.csv", "page.bin", "run-manifest.json"]
@@ -346,7 +346,7 @@ def test_the_manifest_takes_precedence_over_the_listing(
     shelf.files[0] = ("out.csv", b"id\nb\n")  # of the same size
     record = shelf.record(tmp_path / "v2", "out.csv")
     assert "another sha256" in workflow.pull(kaggle, record).verdict.problems[0]
-    assert came(record.path) == {}
+    assert downloaded_files(record.path) == {}
 
 
 def test_expired_addresses_are_refreshed_with_one_listing(
@@ -357,7 +357,7 @@ def test_expired_addresses_are_refreshed_with_one_listing(
     shelf.expires = True
     record = shelf.record(tmp_path / "v2", "1.bin")
     assert workflow.pull(kaggle, record).verdict.verified
-    assert len(came(record.path)) == 29
+    assert len(downloaded_files(record.path)) == 29
     assert shelf.calls.count("ListKernelSessionOutput") == 2
 
 
@@ -367,7 +367,7 @@ def test_files_without_sizes_are_downloaded(shelf: Shelf, kaggle: Kaggle, tmp_pa
     shelf.sizes = False
     record = shelf.record(tmp_path / "v2", "out.csv")
     assert workflow.pull(kaggle, record).verdict.verified
-    assert came(record.path) == dict(shelf.files[:2])
+    assert downloaded_files(record.path) == dict(shelf.files[:2])
 
 
 def test_selected_files_are_downloaded(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
@@ -377,9 +377,9 @@ def test_selected_files_are_downloaded(shelf: Shelf, kaggle: Kaggle, tmp_path: P
     pulled = workflow.pull(kaggle, record, Selection(names=("out.csv",)))
     assert (pulled.verdict.verified, pulled.partial) == (True, True)
     assert [output.path for output in pulled.verdict.outputs] == ["out.csv"]
-    assert set(came(record.path)) == {"out.csv"}
+    assert set(downloaded_files(record.path)) == {"out.csv"}
     workflow.pull(kaggle, record, Selection(patterns=("m*",)))
-    assert set(came(record.path)) == {"out.csv", "m.zip", "m/a"}
+    assert set(downloaded_files(record.path)) == {"out.csv", "m.zip", "m/a"}
     with pytest.raises(ConfigError, match=r"no ou\.csv") as caught:
         workflow.pull(kaggle, record, Selection(names=("ou.csv",)))
     assert "out.csv" in caught.value.next_step
@@ -412,7 +412,7 @@ def test_a_failed_run_is_pulled_too(shelf: Shelf, kaggle: Kaggle, tmp_path: Path
     record = shelf.record(tmp_path / "v2", "out.csv")
     pulled = workflow.pull(kaggle, record)
     assert pulled.verdict.run_error == "RuntimeError: no"
-    assert came(record.path) == {"half.bin": b"x"}
+    assert downloaded_files(record.path) == {"half.bin": b"x"}
     assert record.is_complete()
 
 
@@ -452,7 +452,7 @@ def test_one_failed_file_does_not_stop_the_others(
     with pytest.raises(UnreachableError, match=r"not all files arrived: 3\.bin") as caught:
         workflow.pull(kaggle, record)
     assert "continues from there. 3 B are missing" in caught.value.next_step
-    assert set(came(record.path)) == {f"{n}.bin" for n in range(1, 20)} - {"3.bin"}
+    assert set(downloaded_files(record.path)) == {f"{n}.bin" for n in range(1, 20)} - {"3.bin"}
     assert not record.is_complete()
     shelf.fetched = []
     assert workflow.pull(kaggle, record).verdict.verified
@@ -489,7 +489,7 @@ def test_a_full_disk_is_reported_before_the_download(
 
 @pytest.fixture
 def project(shelf: Shelf, plain: Path) -> Path:
-    """A project with one run whose outputs take some seconds to come."""
+    """A project with one run whose outputs take some seconds to download."""
     shelf.files = [(f"{n}.bin", os.urandom(3 << 20)) for n in range(3)]
     shelf.files.insert(0, ("table.csv", b"id\na\n"))
     shelf.files.insert(1, ("letters.zip", zipped(a="b")))
@@ -504,10 +504,10 @@ def folder_of(project: Path) -> Path:
 
 
 def start(project: Path, shelf: Shelf, largest: int | None = None) -> subprocess.Popen[str]:
-    """A pull of its own process; `largest` stops a write in the middle as a full disk does."""
+    """A pull in a separate process; `largest` stops a write like a full disk does."""
 
     def prepare() -> None:
-        # A shell's background jobs inherit that Ctrl-C is ignored; a terminal's do not.
+        # A shell's background jobs ignore Ctrl-C; those of a terminal do not.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if largest is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
@@ -524,7 +524,7 @@ def start(project: Path, shelf: Shelf, largest: int | None = None) -> subprocess
 
 
 def wait_for_partials(project: Path, goes_on: Callable[[], bool]) -> None:
-    """Until every large file has come to a part of it, and none whole."""
+    """Wait until every large file is partly downloaded and none completely."""
     while goes_on():
         sizes = [path.stat().st_size for path in (folder_of(project) / ".partial").glob("*")]
         if sum(size > 1 << 19 for size in sizes) == 3:
@@ -545,7 +545,7 @@ def test_a_killed_pull_is_resumed(
     assert time.monotonic() - started < 5
     assert pulling.returncode == (130 if number == signal.SIGINT else -9), said
     record = RunFolder(folder_of(project))
-    assert set(came(record.path)) >= {"table.csv", "letters.zip"}
+    assert set(downloaded_files(record.path)) >= {"table.csv", "letters.zip"}
     assert not list(record.path.glob("*.bin"))
     assert not record.is_complete()
     assert any(".partial" in name for name in verify(record.path).undeclared)

@@ -1,4 +1,4 @@
-"""Run folders of kernelkit 0.1.0 stay readable: tests/samples/old_runs holds three of them.
+"""Run folders of kernelkit 0.1.0 stay readable: tests/samples/old_runs has three.
 
 v1 was pushed, pulled, verified and submitted; v2 failed; v3 was pushed and never pulled. The
 notebooks of v1 and v3 are kept next to them, so that a local Kaggle can have these versions again.
@@ -20,13 +20,13 @@ from kernelkit.kaggle.types import Credentials
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 SAMPLE = Path(__file__).parents[1] / "samples" / "old_runs"
-OWNER = "old-runs"  # an account of its own: the local Kaggle is shared with other tests
+OWNER = "old-runs"  # a separate account, because other tests share the local Kaggle
 RECORDED_ENDPOINT = "http://127.0.0.1:43759"
 SETTINGS = KernelSettings(id="plain-parcel", title="Plain parcel", competition_sources=("letters",))
 
 
 def payload(name: str) -> str:
-    """A kept notebook as the client of that time sent it."""
+    """A stored notebook, as the earlier client sent it."""
     notebook = json.loads((SAMPLE / name).read_text(encoding="utf-8"))
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":

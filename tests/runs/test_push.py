@@ -1,4 +1,4 @@
-"""One push, one version: on a local Kaggle that loses answers, lies and has no room."""
+"""One push, one version, even if Kaggle loses responses or has no free session."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from kernelkit.runs.push import Outcome
 QUICK = Timeouts(
     retry=0.5, grace=2, outage=5, first_pause=0.05, longest_pause=0.3, quota=60, cancelling=20
 )
-SLOW = "seconds=30.0"  # an epoch: long enough to be cancelled, and ended with the local Kaggle
+SLOW = "seconds=30.0"  # seconds per epoch: long enough to be cancelled; ends with the local Kaggle
 
 
 class Case:
-    """One kernel of its own on the local Kaggle, and what befalls it."""
+    """A kernel on the local Kaggle, with injected faults."""
 
     slug = "some-push"  # the same in all tests, so that they share recorded runs
 
@@ -47,7 +47,7 @@ class Case:
         self.project, self.owner, self.endpoint = project, owner, endpoint
         credentials = Credentials(self.owner, "the test", key="k")
         self.kaggle = Kaggle(credentials, endpoint, timeouts=QUICK)
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def config(self, *settings: str) -> Config:
         title = self.slug.replace("-", " ")
@@ -56,7 +56,7 @@ class Case:
             self.project, settings=[*named, *settings], endpoint=self.endpoint, environment={}
         )
 
-    def lie(self, *faults: str) -> None:
+    def inject(self, *faults: str) -> None:
         about = [f"{fault},account={self.owner}" for fault in faults]
         reported = requests.post(f"{self.endpoint}/emulator/faults", json=about, timeout=10)
         assert reported.ok, reported.text
@@ -66,7 +66,7 @@ class Case:
 
     @property
     def versions(self) -> int:
-        """How many the kernel has come to, by the local Kaggle's own journal."""
+        """The number of versions, according to the local Kaggle's journal."""
         reported = requests.get(f"{self.endpoint}/emulator/journal", timeout=10).json()
         name = f"{self.owner}/{self.slug}"
         return sum(effect.get("kernel") == name for effect in reported["effects"])
@@ -75,7 +75,7 @@ class Case:
         return workflow.push(
             self.config(*settings),
             self.kaggle,
-            on_event=lambda e: self.said.append(str(e)),
+            on_event=lambda e: self.messages.append(str(e)),
             **options,
         ).outcome
 
@@ -83,7 +83,7 @@ class Case:
         return store.find(self.project / "runs", self.slug, version)
 
     def watch(self, version: int = 1) -> State:
-        on_event = self.said.append
+        on_event = self.messages.append
         return workflow.watch(
             self.kaggle, self.record(version), on_event=lambda e: on_event(str(e))
         ).state
@@ -96,7 +96,7 @@ def case(plain: Path, local_kaggle: str, request: pytest.FixtureRequest) -> Case
 
 
 def test_a_lost_response_to_a_successful_push_is_recovered(case: Case) -> None:
-    case.lie("lost-after", "stale-kernel,lasting=1")
+    case.inject("lost-after", "stale-kernel,lasting=1")
     assert case.push() is Outcome.ADOPTED
     assert case.versions == 1
     assert case.record().read().outcome == "adopted"
@@ -104,14 +104,14 @@ def test_a_lost_response_to_a_successful_push_is_recovered(case: Case) -> None:
 
 @pytest.mark.parametrize("fault", ["lost-before", "server-error,call=SaveKernel,code=502"])
 def test_a_lost_request_is_sent_again(case: Case, fault: str) -> None:
-    case.lie(fault)
+    case.inject(fault)
     assert case.push() is Outcome.PUSHED
     assert case.versions == 1
-    assert any("sending it again" in line for line in case.said)
+    assert any("sending it again" in line for line in case.messages)
 
 
 def test_an_unconfirmed_version_is_adopted_by_the_next_push(case: Case) -> None:
-    case.lie("lost-after", "server-error,call=GetKernel,at=2,times=0,code=503")
+    case.inject("lost-after", "server-error,call=GetKernel,at=2,times=0,code=503")
     with pytest.raises(AnswerLostError) as caught:
         case.push()
     assert "adopts the run" in caught.value.next_step
@@ -122,7 +122,7 @@ def test_an_unconfirmed_version_is_adopted_by_the_next_push(case: Case) -> None:
 
 
 def test_two_lost_requests_are_an_error_without_a_run(case: Case) -> None:
-    case.lie("lost-before,times=2")
+    case.inject("lost-before,times=2")
     with pytest.raises(AnswerLostError):
         case.push()
     assert case.versions == 0
@@ -130,14 +130,14 @@ def test_two_lost_requests_are_an_error_without_a_run(case: Case) -> None:
 
 def test_an_older_identical_run_is_not_mistaken_for_the_lost_one(case: Case) -> None:
     case.push()
-    case.lie("lost-before")
+    case.inject("lost-before")
     assert case.push(again=True) is Outcome.PUSHED
     assert case.versions == 2
 
 
 @pytest.mark.parametrize("form", ["seconds", "date", "none"])
 def test_rate_limits_wait_for_retry_after(case: Case, form: str) -> None:
-    case.lie(f"rate-limit,call=SaveKernel,form={form},retry_after=30")
+    case.inject(f"rate-limit,call=SaveKernel,form={form},retry_after=30")
     slept: list[float] = []
     case.kaggle.timeouts = Timeouts(**{**vars(QUICK), "grace": 100, "sleep": slept.append})
     assert case.push(SLOW) is Outcome.PUSHED
@@ -146,7 +146,7 @@ def test_rate_limits_wait_for_retry_after(case: Case, form: str) -> None:
 
 
 def test_persistent_rate_limits_exit_with_5(case: Case) -> None:
-    case.lie("rate-limit,call=SaveKernel,retry_after=900")
+    case.inject("rate-limit,call=SaveKernel,retry_after=900")
     with pytest.raises(RateLimitedError) as caught:
         case.push()
     assert (caught.value.exit_code, caught.value.retry_after) == (5, 900)
@@ -156,7 +156,7 @@ def test_persistent_rate_limits_exit_with_5(case: Case) -> None:
 def test_a_push_reports_or_waits_for_the_session_limit(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case.lie("session-cap,times=3")
+    case.inject("session-cap,times=3")
     with pytest.raises(SessionCapError) as caught:
         case.push()
     assert "--wait" in caught.value.next_step
@@ -164,7 +164,7 @@ def test_a_push_reports_or_waits_for_the_session_limit(
         case.push(wait=True, deadline=1)  # the first pause is longer
     monkeypatch.setattr(push, "QUEUE_PAUSES", (0.1, 0.1))
     assert case.push(SLOW, wait=True) is Outcome.PUSHED
-    assert any("trying again" in line for line in case.said)
+    assert any("trying again" in line for line in case.messages)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_push_reports_or_waits_for_the_session_limit(
 def test_every_refusal_has_its_error_and_starts_no_run(
     case: Case, fault: str, error: type[KernelkitError], reported: str
 ) -> None:
-    case.lie(fault)
+    case.inject(fault)
     with pytest.raises(error, match=reported):
         case.push()
     assert case.versions == 0
@@ -254,10 +254,10 @@ def test_a_simultaneous_push_from_another_machine_is_reported(case: Case) -> Non
     case.push(SLOW)
     kernel = workflow.render_kernel(case.config(SLOW))
     pushed = push.send(
-        case.kaggle, kernel, known=0, on_event=case.said.append
-    )  # it saw none before
+        case.kaggle, kernel, known=0, on_event=case.messages.append
+    )  # it had seen no version before
     assert pushed.run.version == 2
-    assert any("v1 has the same digest" in line for line in case.said)
+    assert any("v1 has the same digest" in line for line in case.messages)
 
 
 def test_a_run_pushed_from_another_machine_is_adopted_watched_and_pulled(
@@ -283,13 +283,13 @@ def test_a_run_pushed_from_another_machine_is_adopted_watched_and_pulled(
 
 
 def test_changed_settings_are_reported_most_serious_first(case: Case) -> None:
-    case.lie("public", "internet-flipped", "dropped-source,reported=false")
+    case.inject("public", "internet-flipped", "dropped-source,reported=false")
     with pytest.raises(RefusedError) as caught:
         case.push(SLOW)
     first, *others = caught.value.details["differences"]
     assert first == "is_private: requested True, got False"
     assert [line.partition(":")[0] for line in others] == ["enable_internet", "competition_sources"]
-    assert case.record().read().version == 1  # it runs, and is known
+    assert case.record().read().version == 1  # the run is active and recorded
 
 
 def test_an_unavailable_check_is_tried_once_before_the_push(case: Case) -> None:
@@ -297,9 +297,9 @@ def test_an_unavailable_check_is_tried_once_before_the_push(case: Case) -> None:
     assert requests.post(f"{case.endpoint}/emulator/faults", json=[fault], timeout=10).ok
     sources = ["someone/letters", "someone/more", "someone/else"]
     named = ", ".join(f'"{source}"' for source in sources)
-    with pytest.raises(RefusedError):  # the last two are dropped
+    with pytest.raises(RefusedError):  # Kaggle drops the last two
         case.push(f"kernel.dataset_sources=[{named}]")
-    assert sum("could not be checked" in line for line in case.said) == 1
+    assert sum("could not be checked" in line for line in case.messages) == 1
 
 
 def test_a_missing_model_is_reported_before_the_push(case: Case) -> None:
@@ -311,7 +311,7 @@ def test_a_missing_model_is_reported_before_the_push(case: Case) -> None:
 @pytest.mark.parametrize("fault", ["public", "dropped-source,kind=dataset,reported=true"])
 def test_a_run_with_changed_settings_is_not_reused(case: Case, fault: str) -> None:
     sources = ['kernel.dataset_sources=["someone/letters"]'] if "dropped" in fault else []
-    case.lie(fault)
+    case.inject(fault)
     for _ in range(2):
         with pytest.raises(RefusedError) as caught:
             case.push(*sources)
@@ -334,11 +334,11 @@ def test_a_recreated_kernel_is_pushed_once(case: Case) -> None:
         old = record.updated(version=version, digest=digest)
         folder = store.record_push(case.project / "runs", old, bundle)
         os.utime(folder.path / "push.json", (0, 0))
-    case.lie("lost-after")
+    case.inject("lost-after")
     assert case.push("epochs=3") is Outcome.ADOPTED
     assert case.versions == 2
     assert case.push() is Outcome.REATTACHED
-    assert any("v8 is no longer on Kaggle" in line for line in case.said)
+    assert any("v8 is no longer on Kaggle" in line for line in case.messages)
 
 
 def test_a_changed_cell_is_named(case: Case) -> None:
@@ -354,9 +354,9 @@ def test_a_changed_cell_is_named(case: Case) -> None:
 
 def test_the_watch_reports_a_different_machine(case: Case) -> None:
     gpu = ["kernel.enable_gpu=true", "kernel.machine_shape=NvidiaTeslaT4", SLOW]
-    case.lie("other-machine,shape=NvidiaTeslaP100")
+    case.inject("other-machine,shape=NvidiaTeslaP100")
     case.push(*gpu)
-    assert any("not yet confirmed: machine_shape" in line for line in case.said)
+    assert any("not yet confirmed: machine_shape" in line for line in case.messages)
     with pytest.raises(
         RefusedError, match="requested NvidiaTeslaT4, got NvidiaTeslaP100"
     ) as caught:
@@ -367,11 +367,11 @@ def test_the_watch_reports_a_different_machine(case: Case) -> None:
 def test_the_end_of_the_previous_version_is_ignored(case: Case) -> None:
     case.push("epochs=1")
     assert case.watch() is State.COMPLETE
-    case.lie("stale-status,times=3")
+    case.inject("stale-status,times=3")
     case.push("epochs=1", "fail=true")
-    case.said.clear()
+    case.messages.clear()
     assert case.watch(2) is State.ERROR
-    assert "complete" not in " ".join(case.said)
+    assert "complete" not in " ".join(case.messages)
 
 
 def test_a_run_is_cancelled_or_the_reason_is_reported(case: Case) -> None:

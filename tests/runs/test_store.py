@@ -1,4 +1,4 @@
-"""The folders are the ledger: several processes write it, and what is damaged is said to be so."""
+"""The run folders are the store: several processes write to it, and damage is reported."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def bundle(**more: Any) -> Manifest:
 
 
 def complete(root: Path, version: int = 1, **more: Any) -> store.RunFolder:
-    """A run as it is on disk after its pull."""
+    """A run on disk after its pull."""
     record = store.record_push(root, push(version, **more), bundle())
     events = [
         {"event": "epoch", "experiment": "one", "epoch": epoch, "epochs": 3, "val_iou": value}
@@ -173,7 +173,7 @@ def test_an_older_run_is_not_mistaken_for_an_incomplete_one(tmp_path: Path) -> N
 
 def test_recording_a_run_again_keeps_its_folder(tmp_path: Path) -> None:
     record = store.record_push(tmp_path, push(profile="smoke"), bundle())
-    (record.path / "out.txt.partial").write_text("as far as it came")
+    (record.path / "out.txt.partial").write_text("partial content")
     store.record_push(tmp_path, push(outcome="adopted"), bundle())
     assert (record.path / "out.txt.partial").exists()
     assert record.read().profile == "smoke"
@@ -181,7 +181,7 @@ def test_recording_a_run_again_keeps_its_folder(tmp_path: Path) -> None:
     before = (record.path / "push.json").read_bytes()
     store.record_push(tmp_path, push(outcome="adopted"), bundle())
     assert (record.path / "push.json").read_bytes() == before
-    # A fresh local Kaggle at the same address counts from 1 again: that is another run.
+    # A new local Kaggle at the same address counts from 1 again, so this is another run.
     store.record_push(tmp_path, push(outcome="pushed"), bundle())
     assert not record.is_complete()
     assert (record.path.with_name("v1.1") / "run.json").exists()
@@ -196,12 +196,12 @@ def _write_much(root: Path, who: int, at_once: Any) -> None:
             record = store.record_push(root, address, bundle(who=who))
         store.record_submission(root, submission(version, ref=who, turn=turn))
         if turn % 4 == 3:
-            with contextlib.suppress(LocalError):  # another run may have taken its place
+            with contextlib.suppress(LocalError):  # another run may have replaced it
                 store.record_end(record, RunEnd(state="complete", run=address.address))
 
 
 def test_many_processes_can_record_runs_at_once(tmp_path: Path) -> None:
-    """Each folder is whole at every moment, and none is lost: moved aside at most."""
+    """Each folder is complete at every moment, and none is lost; at most it is moved."""
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     at_once = context.Barrier(5)
     writers = [context.Process(target=_write_much, args=(tmp_path, n, at_once)) for n in range(4)]
@@ -286,7 +286,7 @@ def test_any_folder_can_be_listed(
     tmp_path_factory: pytest.TempPathFactory,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """`runs`, `runs show` and `runs diff` speak of any folder, or say what is wrong with it."""
+    """`runs`, `runs show` and `runs diff` describe any folder, or report what is wrong with it."""
     root = tmp_path_factory.mktemp("odd", numbered=True)
     sound, record = complete(root, 2), complete(root)
     store.record_submission(root, submission(status="complete", public_score="1"))

@@ -140,7 +140,7 @@ def test_the_real_size_is_checked_within_a_second(compare) -> None:
     sample = "id,rle_mask\n" + "".join(f"{name},1 1\n" for name in ids)
     started = time.process_time()
     assert compare(table, sample) == SubmissionCheck((), (), 18_000)
-    assert time.process_time() - started < 5  # s, on a busy machine; 0.5 on a quiet one
+    assert time.process_time() - started < 5  # s on a busy machine; 0.5 on an idle one
 
 
 @given(
@@ -161,7 +161,7 @@ def test_any_file_is_checked_without_a_crash(
 def test_runs_are_valid_if_no_pixel_is_named_twice(
     tmp_path_factory: pytest.TempPathFactory, runs: list[tuple[int, int]]
 ) -> None:
-    """Compares with the set of pixels, and not with the ends of runs."""
+    """Compares with sets of pixels, an independent implementation."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "sample.csv").write_text("id,rle_mask\na,1 1\n")
     text = " ".join(f"{start} {length}" for start, length in runs)

@@ -1,4 +1,4 @@
-"""Submitting a verified run: the real client, a real local Kaggle, and a bad line between them."""
+"""Submitting a verified run with the real client through a faulty proxy to a local Kaggle."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ TRUTH = ["", "1 100", "1 50", "200 40", "", "5 5"]
 
 
 class Line:
-    """What lies between client and local Kaggle: hands on every call, and spoils the named ones.
+    """A proxy between client and local Kaggle: forwards every call and adds the named faults.
 
-    `spoil[method]` is a list of faults, one a call: `lost` (done, no answer), `never` (not done, no
-    answer), `half` (the first half of an upload arrives, then 503), `cut` (the same, and then
+    `spoil[method]` is a list of faults, one per call: `lost` (done, no answer), `never` (not done,
+    no answer), `half` (the first half of an upload arrives, then 503), `cut` (the same, and then
     nothing), `no ref` (done, the number is left out), `ignored` (not done, and
     answered as if), `absent` (404).
     """
@@ -67,10 +67,10 @@ class Line:
                     self.close_connection = True
                     return
                 if error == "ignored":
-                    self.give(200, {"Content-Type": "application/json"}, b'{"message": "Done"}')
+                    self.send(200, {"Content-Type": "application/json"}, b'{"message": "Done"}')
                     return
                 if error == "absent":
-                    self.give(404, {}, b'{"code": 404, "message": "Not found"}')
+                    self.send(404, {}, b'{"code": 404, "message": "Not found"}')
                     return
                 headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
                 if error in ("half", "cut"):
@@ -93,9 +93,9 @@ class Line:
                     return
                 if error == "no ref":
                     content = json.dumps({"message": json.loads(content)["message"]}).encode()
-                self.give(got.status_code, dict(got.headers), content)
+                self.send(got.status_code, dict(got.headers), content)
 
-            def give(self, code: int, headers: dict[str, str], content: bytes) -> None:
+            def send(self, code: int, headers: dict[str, str], content: bytes) -> None:
                 self.send_response(code)
                 for name in ("Content-Type", "Range", "Location"):
                     if name in headers:
@@ -121,7 +121,7 @@ class Line:
 
 @pytest.fixture(scope="module")
 def contest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A local Kaggle with a competition, `salt`, that is scored, and one that takes code only."""
+    """A local Kaggle with a scored competition, `salt`, and a code competition."""
     folder = tmp_path_factory.mktemp("contest")
     for slug in ("salt", "code-only", "strict", "bare"):
         (folder / "inputs" / slug).mkdir(parents=True)
@@ -192,14 +192,14 @@ def line(contest: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
 
 @pytest.fixture
 def kaggle(line: Line, request: pytest.FixtureRequest) -> Kaggle:
-    """Kaggle at the other end of the line, as an account of the test's own."""
+    """Kaggle behind the proxy, with an account for this test."""
     account = request.node.name.split("[")[0].replace("_", "-")
     return connected(line, account)
 
 
 @pytest.fixture
 def record(pulled: Path, line: Line, tmp_path: Path) -> store.RunFolder:
-    """A copy of the pulled run, as if it had come over the line."""
+    """A copy of the pulled run, as if it had been downloaded through the proxy."""
     shutil.copytree(pulled / "runs", tmp_path / "runs")
     record = store.find(tmp_path / "runs", "salt-kernel")
     push = {**record.read().document, "endpoint": line.endpoint}
@@ -369,7 +369,7 @@ def test_two_simultaneous_commands_submit_once(kaggle: Kaggle, record: store.Run
     with ThreadPoolExecutor(4) as pool:
         made = [
             Kaggle(kaggle.credentials, kaggle.endpoint) for _ in range(4)
-        ]  # a session each, as processes have
+        ]  # a session each, like separate processes
         done = list(pool.map(lambda one: workflow.submit(one, record, SubmitOptions()), made))
     assert sorted(one.sent for one in done) == [False, False, False, True]
     assert len({one.record.ref for one in done}) == len(entered(kaggle)) == 1

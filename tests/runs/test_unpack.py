@@ -1,4 +1,4 @@
-"""Zips that somebody else made: honest ones become folders, the others nothing at all."""
+"""Untrusted zips: valid ones are unpacked, unsafe ones leave no files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_valid_zip_is_unpacked(tmp_path: Path) -> None:
         archive.writestr("images/a.png", b"a" * 3_000_000)
         archive.writestr("read me.txt", "hello")
 
-    left = tmp_path / "some.unpacked.partial"  # of an unpacking that was killed
+    left = tmp_path / "some.unpacked.partial"  # left by a killed process
     left.mkdir()
     (left / "half").write_text("x")
     unpack_zip(made(tmp_path, write), tmp_path / "some.unpacked")
@@ -56,7 +56,7 @@ def twice(*names: str) -> Write:
 
 
 def overlapping(archive: zipfile.ZipFile) -> None:
-    """Many members that are one and the same compressed megabyte: the better bomb."""
+    """A zip bomb: many members share the same compressed megabyte."""
     archive.writestr("0", bytes(1 << 20))
     for number in range(1, 100):
         member = zipfile.ZipInfo(str(number))

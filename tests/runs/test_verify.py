@@ -20,7 +20,7 @@ DIGEST = "d" * 64
 
 @pytest.fixture
 def pulled(tmp_path: Path) -> Path:
-    """A folder as a pull leaves it."""
+    """A run folder after a pull."""
     with (tmp_path / "out.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([["id", "x"], ["a", "1"], ["b", ""]])
     with zipfile.ZipFile(tmp_path / "models.zip", "w") as archive:
@@ -54,7 +54,7 @@ def change_manifest(folder: Path, **fields: object) -> None:
 
 
 def redescribe(folder: Path, name: str) -> None:
-    """Let the manifest agree with a changed file, so that only what is inside can tell."""
+    """Update the manifest for a changed file, so that only its content is wrong."""
     outputs = json.loads((folder / "run-manifest.json").read_text())["outputs"]
     change_manifest(
         folder,
@@ -197,7 +197,7 @@ def test_an_invalid_manifest_is_reported(pulled: Path, text: str) -> None:
 
 def test_a_manifest_that_is_too_large_is_reported(pulled: Path) -> None:
     with (pulled / "run-manifest.json").open("r+") as stream:
-        stream.truncate(1 << 40)  # a sparse file: nothing of it is read
+        stream.truncate(1 << 40)  # a sparse file; it is not read
     assert any("larger than" in problem for problem in verify(pulled).problems)
 
 
@@ -230,13 +230,13 @@ MANIFEST = st.fixed_dictionaries(
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(manifest=MANIFEST | ANYTHING)
 def test_any_manifest_gives_a_verdict(pulled: Path, manifest: object) -> None:
-    """And it is never a good one: the run's own manifest would say other things."""
+    """And the folder is never verified, because the manifest is not the run's own."""
     write(pulled / "run-manifest.json", manifest)
     verdict = verify(pulled)
     assert not verdict.verified
     promised_outputs(pulled)
     reported = json.dumps(verdict.document, ensure_ascii=False)
-    reported.encode()  # as run.json is written
+    reported.encode()  # as in run.json
 
 
 def test_a_zip_with_an_excessive_size_is_not_tested(pulled: Path) -> None:
@@ -264,7 +264,7 @@ def test_any_zip_gives_a_verdict(pulled: Path, cuts: list[tuple[int, bytes, int]
 @given(content=st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode()))
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_both_sides_read_any_table_alike(pulled: Path, content: bytes) -> None:
-    """What the run side writes of a csv is what is found of it here."""
+    """The run and `verify` describe any csv in the same way."""
     (pulled / "out.csv").write_bytes(content)
     outputs = [_describe(pulled, name) for name in ("models.zip", "out.csv")]
     change_manifest(pulled, outputs=outputs)

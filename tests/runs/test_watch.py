@@ -1,4 +1,4 @@
-"""A run's life where Kaggle stumbles: a scripted server on loopback, the real client in between."""
+"""Watching a run on an unreliable Kaggle: the real client with a scripted local server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 class Server:
-    """Answers by the last word of the path: what a test puts into `statuses` and `streams`."""
+    """Responds with the `statuses` and `streams` of a test, by the last word of the path."""
 
     def __init__(self) -> None:
         self.statuses: list[tuple[int, Any]] = []
@@ -61,7 +61,7 @@ def send(handler: BaseHTTPRequestHandler, code: int, body: Any) -> None:
 
 
 def stream(*texts: str, end: bool = True, then: float = 0, ping: float = 0) -> Answer:
-    """Server-sent events: the texts, silence or pings for some seconds, the end or a cut."""
+    """Server-sent events: texts, then silence or pings, then the end or a disconnect."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
@@ -128,7 +128,7 @@ CPU = RequestedHardware(machine_shape="", docker_image="", wants_gpu=False)
 
 
 def watched(kaggle: Kaggle, **options: Any) -> tuple[list[str], str]:
-    """The states, and the log as a person has seen it."""
+    """The states, and the log as shown."""
     states, log = [], ""
     for event in watch.watch_run(kaggle, run_at(kaggle), CPU, **options):
         if isinstance(event, Status):

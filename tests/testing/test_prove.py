@@ -1,4 +1,4 @@
-"""What is proven, what is refused, and what a person reads then."""
+"""`prove`: what it accepts, what it rejects, and its messages."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_failure_in_both_runs_is_not_a_difference(cli) -> None:
 
 
 def test_each_difference_is_reported(make: Make) -> None:
-    """Another exception is another result, and a file stands for the tests in it."""
+    """A different exception is a different result; an unimportable file counts as one."""
     paths = "import sys\nfrom pathlib import Path\n\nHERE = Path(__file__).parents[1]\n"
     differing = (
         "import pkg\n\n\ndef test_fails_otherwise():\n"
@@ -158,7 +158,7 @@ def test_tests_inside_the_package_are_run(make: Make) -> None:
 
 
 def test_pytest_can_find_the_package_automatically(make: Make) -> None:
-    """Without a path it looks everywhere, in the package too; and nothing is installed."""
+    """Without a path, pytest also searches the package; nothing is installed."""
     documented = 'def run():\n    """Gives one.\n\n    >>> run()\n    1\n    """\n    return 1\n'
     doctests = '[tool.pytest.ini_options]\naddopts = ["--doctest-modules"]\n'
     installs = PROJECT_FILE.replace("entry =", 'pip = ["no-such-thing-as-this==1"]\nentry =')

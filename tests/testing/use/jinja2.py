@@ -1,4 +1,4 @@
-"""jinja2: generated code, a package loader, modules imported when they are wanted."""
+"""jinja2: generated code, a package loader, lazy imports."""
 
 import jinja2
 import pytest

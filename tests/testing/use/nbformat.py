@@ -1,4 +1,4 @@
-"""nbformat: JSON schemas next to the code, one package a version of the format."""
+"""nbformat: JSON schemas next to the code, one package per version of the format."""
 
 import nbformat
 import pytest

@@ -1,4 +1,4 @@
-"""six: one file, which makes modules that lie nowhere."""
+"""six: one file that creates virtual modules."""
 
 import io
 
