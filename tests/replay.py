@@ -59,7 +59,7 @@ class ReplaySession(EmulatedSession):
         recordings: Path,
         pushed: threading.Event | None,
     ) -> None:
-        """`pushed` is set once the faults of the push are applied."""
+        """`pushed` is set once the push has its faults."""
         super().__init__(version, isolation, limit)
         self._recording = recordings / _key(version, isolation)
         self._pushed = pushed
