@@ -1,4 +1,4 @@
-"""Compare rendering with other tools, and run what each of them wrote: `make bench`."""
+"""Compare rendering with other tools, and run their results: `make bench`."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _options() -> argparse.Namespace:
 
 
 def _layouts() -> list[Tool]:
-    """kernelkit with each of its layouts, where it has several."""
+    """The tools to measure; kernelkit once per layout."""
     known = "layout" in Config.model_fields
     return [Kernelkit("cells"), Kernelkit("compressed")] if known else [Kernelkit()]
 
@@ -89,7 +89,7 @@ def _measure(tools: list[Tool], sizes: list[int], repetitions: int, folder: Path
 
 
 def _project(folder: Path, modules: int, tool: Tool) -> Project:
-    """The made-up package in a folder of the tool's own: repo2nb leaves its notes there."""
+    """The generated package in a separate folder per tool, because repo2nb writes files there."""
     write_package(folder, modules, tool.layout)
     return Project(folder)
 
@@ -97,7 +97,7 @@ def _project(folder: Path, modules: int, tool: Tool) -> Project:
 def _whole_processes(
     tools: list[Tool], projects: list[Project], modules: int, repetitions: int
 ) -> list[report.Row]:
-    """Build once, not counted, then in turns; then run what was built."""
+    """Build once as a warm-up, then in turns; then run the results."""
     outs = [project.folder.with_name(f"{project.folder.name}-made") for project in projects]
     errors: dict[str, str] = {}
     usages: dict[str, list[Usage]] = {tool.name: [] for tool in tools}
@@ -131,7 +131,7 @@ def _whole_processes(
 
 
 def _verdict(found: Outcome, expected: Outcome) -> tuple[str, str]:
-    """Whether it is the package's answer, and what happened instead."""
+    """Whether the result is the package's, and what happened otherwise."""
     if found.error:
         return "no", found.error
     if found.result != expected.result:
@@ -140,7 +140,7 @@ def _verdict(found: Outcome, expected: Outcome) -> tuple[str, str]:
 
 
 def _checks(tools: list[Tool], folder: Path) -> list[report.Column]:
-    """The checks as the real package, and as each tool carries it."""
+    """The checks in the real package, and in the result of each tool."""
     columns = [_column(Package.name, Package().run(SIXTEEN))]
     for number, tool in enumerate(tools):
         _say(f"sixteen checks: {tool.name}")
@@ -159,7 +159,7 @@ def _checks(tools: list[Tool], folder: Path) -> list[report.Column]:
 
 
 def _sixteen(folder: Path, tool: Tool) -> Project:
-    """A copy in a folder of the tool's own, with the layout that it asks for."""
+    """A copy in a separate folder, with the tool's layout."""
     shutil.copytree(SIXTEEN.folder, folder, ignore=shutil.ignore_patterns("__pycache__"))
     if tool.layout:
         file = folder / "pyproject.toml"

@@ -1,6 +1,6 @@
-"""Starts one command and says what it took. Run as `python -I -S launch.py COMMAND…`.
+"""Starts one command and measures it. Run as `python -I -S launch.py COMMAND…`.
 
-It is a process of its own, because Linux counts the memory of a parent process as the child's until
+It is a separate process, because Linux counts the memory of a parent process as the child's until
 the child runs its program: a large benchmark would add its size to everything it measures.
 
 Prints one line of JSON: seconds on the clock and on the processor, peak memory in bytes (of the
@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 
-LIMIT_SECONDS = 600  # the slowest seen takes a few
+LIMIT_SECONDS = 600  # the slowest tool takes a few
 MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes; getrusage(2) of each system
 
 

@@ -1,7 +1,7 @@
-"""What a command takes as a process, and what `render` alone takes within one.
+"""Measures the time and memory of a command, and the time of `render` alone.
 
 Run as `python -m benchmarks.measure PROJECT REPETITIONS` it prints the seconds of each `render` in
-this process, on the clock and on the processor, pinned to one core where the system can do that.
+this process, wall-clock and CPU, pinned to one core where the system can do that.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ ROOT = Path(__file__).parent.parent
 
 
 class CommandFailed(Exception):
-    """A measured command did not end well; the message is its last line."""
+    """A measured command failed; the message is its last line."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What one process took."""
+    """The time and memory of one process."""
 
     wall: float
     """Seconds."""
@@ -41,23 +41,23 @@ class Usage:
 
 @dataclass(frozen=True)
 class Spread:
-    """Several measurements of one thing."""
+    """Repeated measurements."""
 
     values: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """The middle one."""
+        """The median."""
         return median(self.values)
 
     @property
     def least(self) -> float:
-        """The smallest one."""
+        """The minimum."""
         return min(self.values)
 
     @property
     def most(self) -> float:
-        """The largest one."""
+        """The maximum."""
         return max(self.values)
 
 
@@ -80,7 +80,7 @@ def measured(command: list[str]) -> Usage:
 def render_alone(project: Path, repetitions: int) -> tuple[Spread, Spread]:
     """Seconds of `workflow.render`, without the interpreter's start and the imports.
 
-    On the clock and on the processor: they part where the core is shared with other work.
+    Wall-clock and CPU; they differ if other work shares the core.
     """
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.measure", str(project), str(repetitions)],
@@ -94,23 +94,23 @@ def render_alone(project: Path, repetitions: int) -> tuple[Spread, Spread]:
 
 
 def exponent(sizes: tuple[int, int], seconds: tuple[float, float]) -> float:
-    """The x of "time grows as size to the x": 1 is linear."""
+    """The exponent x if time grows as size to the power of x; 1 is linear."""
     return math.log(seconds[1] / seconds[0]) / math.log(sizes[1] / sizes[0])
 
 
 def last_line(text: str) -> str:
-    """The last line with words, where programs say what went wrong."""
+    """The last line with text, where programs report errors."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""
 
 
 def can_pin() -> bool:
-    """Whether this system can keep a process on one core."""
+    """Whether this system can pin a process to one core."""
     return hasattr(os, "sched_setaffinity")
 
 
 def main() -> None:
-    """Render again and again, and print the seconds."""
+    """Render repeatedly and print the seconds."""
     project, repetitions = Path(sys.argv[1]), int(sys.argv[2])
     if can_pin():
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})

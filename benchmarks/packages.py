@@ -1,8 +1,8 @@
-"""Made-up packages of any size: the same number of modules gives the same bytes.
+"""Generated packages of any size: the same number of modules gives the same bytes.
 
 A package has modules of 100 lines in parts (sub-packages) of ten. A module imports the one before
 it relatively and one of an earlier part absolutely, so that the imports form a graph without
-cycles. The entry calls every module, and leaves one number in `result.json`.
+cycles. The entry calls every module and writes one number to `result.json`.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ _LETTERS = "abehlnrt"
 def write_package(folder: Path, modules: int, layout: str = "") -> None:
     """Write the project into `folder`: its project file, the package, and `run.py` to start it.
 
-    `layout` is kernelkit's setting of that name; "" leaves it out.
+    `layout` is kernelkit's setting of that name; "" omits it.
     """
     parts = [
         range(first, min(first + MODULES_OF_A_PART, modules))
@@ -217,7 +217,7 @@ def write_package(folder: Path, modules: int, layout: str = "") -> None:
 
 
 def layout_line(layout: str) -> str:
-    """The line of the project file that asks for a layout, or none."""
+    """The line of the project file that sets a layout, or nothing."""
     return f'layout = "{layout}"\n' if layout else ""
 
 
@@ -249,7 +249,7 @@ def total(seed: int) -> int:
 
 
 def _module_source(number: int) -> str:
-    """Head, as many steps as fit, and a table that fills the rest up to LINES."""
+    """The head, as many steps as fit, and a table that fills the module up to LINES."""
     pick = random.Random(number)
     words = {
         "noun": _NOUNS[number % len(_NOUNS)],
@@ -289,7 +289,7 @@ def _imports(number: int, pick: random.Random) -> tuple[str, list[str]]:
     lines, names = [], []
     part = number // MODULES_OF_A_PART
     if part:
-        # Half-way back at most: a chain through all modules would be a trap of its own.
+        # At most half-way back: a chain through all modules would measure something else.
         other = pick.randrange(part * MODULES_OF_A_PART // 2 + 1)
         lines += [f"from {NAME}.{_part(other)}.{_module(other)} import scale as earlier"]
         names += ["earlier"]

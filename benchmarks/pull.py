@@ -1,7 +1,7 @@
 """Compare a pull of large outputs with the official client: `python -m benchmarks.pull`.
 
 A local Kaggle runs a kernel that writes random bytes. Then `kernelkit pull` and
-`kaggle kernels output` download them in turns, each a fresh process into an empty folder;
+`kaggle kernels output` download them in turns, each a new process into an empty folder;
 kernelkit's time includes its verification of every file.
 """
 
@@ -52,7 +52,7 @@ def run(megabytes):
 
 
 def main() -> None:
-    """Run the kernel, pull in turns, and print the table."""
+    """Run the kernel, download in turns, and print the table."""
     options = _options()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
@@ -95,7 +95,7 @@ def _project(folder: Path, files: int, megabytes: int) -> Path:
 
 
 def _run(project: Path, endpoint: str) -> RunFolder:
-    """A run that has ended, and was not pulled."""
+    """A complete run that was not pulled."""
     kaggle = Kaggle(Credentials("rehearsal", "the benchmark", key="no-secret"), endpoint)
     record = workflow.push(load_config(project, environment={}), kaggle).folder
     end = workflow.watch(kaggle, record)
@@ -107,7 +107,7 @@ def _run(project: Path, endpoint: str) -> RunFolder:
 def _measure(
     project: Path, record: RunFolder, endpoint: str, other: Path, rounds: int
 ) -> dict[str, list[Usage]]:
-    """Both clients in turns; each first time is not counted."""
+    """Both clients in turns; the first download of each is a warm-up."""
     ours = [
         *("env", f"KERNELKIT_ENDPOINT={endpoint}"),
         *(sys.executable, "-m", "kernelkit", "pull", "--project", str(project)),
@@ -136,7 +136,7 @@ def _measure(
 
 
 def _differences(ours: Path, theirs: Path) -> list[str]:
-    """Outputs of which the two clients do not have the same size; ours are verified."""
+    """Outputs whose sizes differ between the two clients; kernelkit's are verified."""
     names = [path.name for path in ours.glob("*.bin")]
     sizes = [[(folder / name).stat().st_size for name in names] for folder in (ours, theirs)]
     return [] if names and sizes[0] == sizes[1] else names or ["nothing"]

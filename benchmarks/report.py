@@ -1,4 +1,4 @@
-"""What was measured, as Markdown that also reads well on a terminal."""
+"""The measurements as Markdown that also reads well on a terminal."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ class Row:
     modules: int
     tool: str
     usages: tuple[Usage, ...]
-    """Empty where the tool could not build."""
+    """Empty if the tool could not build."""
 
     artefact_bytes: int
     verdict: str
-    """Whether what it made runs and gives the package's own number."""
+    """Whether the result runs and returns the package's number."""
 
     note: str = ""
-    """What happened instead."""
+    """The error, if it failed."""
 
     @property
     def wall(self) -> Spread:
-        """Seconds of the whole process."""
+        """Wall-clock seconds of the whole process."""
         return Spread(tuple(usage.wall for usage in self.usages))
 
     @property
     def cpu(self) -> Spread:
-        """Seconds of the whole process on the processor."""
+        """CPU seconds of the whole process."""
         return Spread(tuple(usage.cpu for usage in self.usages))
 
     @property
     def peak_bytes(self) -> Spread:
-        """Memory of the whole process."""
+        """Peak memory of the whole process."""
         return Spread(tuple(usage.peak_bytes for usage in self.usages))
 
 
@@ -63,18 +63,18 @@ class Alone:
 
 @dataclass(frozen=True)
 class Column:
-    """What the checks found when one tool had carried them."""
+    """The results of the checks with one tool."""
 
     name: str
     passed: dict[str, bool]
-    """Check → whether it passed; empty where nothing ran."""
+    """Check → whether it passed; empty if nothing ran."""
 
     note: str = ""
-    """What happened instead, or how it was helped."""
+    """The error, or how the result was corrected by hand."""
 
 
 def circumstances(tools: list[str], command: str, further: Mapping[str, str] | None = None) -> str:
-    """When, where and with what."""
+    """Date, machine and versions."""
     cpus = f"{os.cpu_count()}, {_processor()}"
     facts = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -89,7 +89,7 @@ def circumstances(tools: list[str], command: str, further: Mapping[str, str] | N
 
 
 def whole_processes(rows: list[Row]) -> str:
-    """Each tool's command as a fresh process; times also as shares of the first tool's."""
+    """Each tool's command as a new process; times also relative to the first tool's."""
     lines = []
     for row in rows:
         first = next(other for other in rows if other.modules == row.modules)
@@ -171,7 +171,7 @@ def sixteen(columns: list[Column]) -> str:
 
 
 def _notes(notes: list[tuple[str, str]]) -> list[str]:
-    """What happened, each once, as lines that follow a table."""
+    """The notes, each once, as lines that follow a table."""
     lines = [f"- {tool}: {note}" for tool, note in dict.fromkeys(notes) if note]
     return ["", *lines] if lines else []
 

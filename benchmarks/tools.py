@@ -1,8 +1,7 @@
-"""kernelkit and its peers: how each is called, and how what it makes is run.
+"""kernelkit and similar tools: how each is called, and how its result is run.
 
-Each is used as its own README says. What is made is run where nothing else can help it: in an
-empty folder, by a fresh interpreter or kernel that finds no other copy of the package. Whatever
-made it, the package leaves its answer in `result.json` there.
+Each tool is used as its README says. Its result runs in an empty folder, with a new interpreter or
+kernel that finds no other copy of the package. The package writes its answer to `result.json`.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of running what a tool made."""
+    """The outcome of running a tool's result."""
 
     result: Any = None
-    """The package's answer; None where there is none."""
+    """The package's answer; None if it failed."""
 
     error: str = ""
-    """In one line, why there is none."""
+    """The reason for the failure, in one line."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Project:
 
 
 class Package:
-    """The package itself, with which the tools are compared."""
+    """The package itself, for comparison."""
 
     name = "the package itself"
 
@@ -84,17 +83,17 @@ class Kernelkit:
         return [sys.executable, "-m", "kernelkit", "render", *options]
 
     def artefact(self, out: Path) -> Path:
-        """What is to be run."""
+        """The file to run."""
         return out / "notebook.ipynb"
 
     def run(self, out: Path) -> Outcome:
-        """Run it as it is."""
+        """Run the result unchanged."""
         with _empty_folder() as folder:
             return run_notebook(nbformat.read(self.artefact(out), 4), folder)
 
 
 class Stickytape:
-    """One script that carries the modules which its imports lead to."""
+    """One script that contains the modules that it imports."""
 
     name = "stickytape"
     layout = ""
@@ -112,17 +111,17 @@ class Stickytape:
         return [str(self._program), str(project.folder / "run.py"), *options]
 
     def artefact(self, out: Path) -> Path:
-        """What is to be run."""
+        """The file to run."""
         return out
 
     def run(self, out: Path) -> Outcome:
-        """Run it as it is."""
+        """Run the result unchanged."""
         with _empty_folder() as folder:
             return _run_script(out, folder)
 
 
 class Repo2nb:
-    """A notebook with one cell a file; what then starts the code is left to the user."""
+    """A notebook with one cell per file; users have to add a cell that starts the code."""
 
     name = "repo2nb"
     layout = ""
@@ -139,17 +138,17 @@ class Repo2nb:
         return [str(self._python), "-m", "repo2nb", str(project.folder), *options]
 
     def artefact(self, out: Path) -> Path:
-        """What is to be run."""
+        """The file to run."""
         return out
 
     def run(self, out: Path) -> Outcome:
-        """Run it, and start the package in a last cell."""
+        """Run it, with an added last cell that starts the package."""
         with _empty_folder() as folder:
             notebook = self._notebook(out, folder)
             return run_notebook(notebook, folder)
 
     def run_by_hand(self, out: Path) -> Outcome:
-        """The same for a user who makes the folders first and goes on past cells that fail."""
+        """The same, with folders created first and failing cells skipped."""
         with _empty_folder() as folder:
             notebook = self._notebook(out, folder)
             for cell in notebook.cells:
@@ -173,7 +172,7 @@ Tool = Kernelkit | Stickytape | Repo2nb
 
 
 def peers(python: Path) -> list[Tool]:
-    """Those that are installed in the environment of this interpreter."""
+    """The other tools that are installed for this interpreter."""
     found: list[Tool] = []
     for name, tool in (("stickytape", Stickytape), ("repo2nb", Repo2nb)):
         code = f"from importlib.metadata import version; print(version({name!r}))"
@@ -187,7 +186,7 @@ def peers(python: Path) -> list[Tool]:
 
 
 def run_notebook(notebook: nbformat.NotebookNode, folder: Path, *, go_on: bool = False) -> Outcome:
-    """Run a notebook in `folder` by a fresh kernel; `go_on` passes over cells that fail."""
+    """Run a notebook in `folder` with a new kernel; `go_on` skips cells that fail."""
     # No kernel folders: "python3" is the interpreter that runs this, whatever is installed.
     manager = AsyncKernelManager(
         kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[])
@@ -210,7 +209,7 @@ def run_notebook(notebook: nbformat.NotebookNode, folder: Path, *, go_on: bool =
 
 
 def _fault(notebook: nbformat.NotebookNode, folder: Path) -> str:
-    """The last words of the last cell that complained, with Kaggle's folder for ours."""
+    """The last line of the last failing cell, with Kaggle's folder in place of the local one."""
     for cell in reversed(notebook.cells):
         for output in cell.get("outputs", []):
             words = ""
@@ -246,7 +245,7 @@ def _outcome(folder: Path) -> Outcome | None:
 
 
 def _environment(outside: Path) -> dict[str, str]:
-    """For a run that finds the interpreter and nothing else: home and scratch are `outside`."""
+    """The environment of a run that finds only the interpreter; home and scratch are `outside`."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     named = {"PATH": path, "HOME": str(outside), "TMPDIR": str(outside)}
     return {**named, "LANG": os.environ.get("LANG", "C.UTF-8")}

@@ -21,8 +21,8 @@ from kernelkit import console
 from kernelkit.cli import main
 from tests.local_kaggle import PLUGIN, LocalKaggle, start_emulator
 
-# Waiting threads sleep: several times faster on a machine that does other work too, and the same
-# bits. Set before any test imports torch, and for every process that a test starts.
+# Waiting threads sleep: several times faster on a busy machine, with the same bits. Set before any
+# test imports torch, and for every process that a test starts.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +32,7 @@ KAGGLE = Path(sys.executable).with_name("kaggle")
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-# On a busy machine, an example may take any time.
+# On a busy machine, a single example may take very long.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
@@ -88,7 +88,7 @@ def _content(stream: io.TextIOWrapper) -> str:
 
 @pytest.fixture
 def cli_process() -> Cli:
-    """Like `cli`, in a process of its own: for what signals, imports or encodings decide."""
+    """Like `cli`, in a separate process: for tests of signals, imports and encodings."""
 
     def call(
         *arguments: str | Path,
@@ -102,7 +102,7 @@ def cli_process() -> Cli:
             text=True,
             cwd=cwd or ROOT,
             env={**os.environ, **(env or {})},
-            timeout=900,  # a machine shared with others is several times slower
+            timeout=900,  # a shared machine can be several times slower
         )
         assert done.returncode == expect, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
@@ -112,7 +112,7 @@ def cli_process() -> Cli:
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Path:
-    """A copy of the sample project `plain`, to be changed at will."""
+    """A copy of the sample project `plain` that a test can change."""
     return Path(shutil.copytree(SAMPLES / "plain", tmp_path / "plain"))
 
 
@@ -154,7 +154,7 @@ title = "Some kernel"
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of inputs by slug: those of the samples, a competition and a dataset."""
+    """A folder of inputs by slug: the samples' inputs, a competition and a dataset."""
     folder = tmp_path_factory.mktemp("inputs")
     for source in (SAMPLES / "inputs").iterdir():
         (folder / source.name).symlink_to(source)

@@ -67,7 +67,7 @@ class LocalKaggle:
     ready: dict[str, Any]
     """The content of the ready file."""
     lines: Sequence[str]
-    """What it has printed."""
+    """Its output so far."""
     account: str = "alice"
 
     notebook = staticmethod(notebook)
@@ -190,11 +190,11 @@ class LocalKaggle:
     # The plugin's calls
 
     def inject(self, *faults: str) -> None:
-        """Add faults that strike only requests of this account. Fixtures remove them."""
+        """Add faults for requests of this account only. Fixtures remove them."""
         self.inject_for_all(*(f"{fault},account={self.account}" for fault in faults))
 
     def inject_for_all(self, *faults: Any) -> None:
-        """Add faults as they are: text, or objects."""
+        """Add faults for all accounts, as text or objects."""
         with direct_session() as session:
             url = f"{self.endpoint}/emulator/faults"
             response = session.post(url, json=list(faults), timeout=TIMEOUT)

@@ -15,7 +15,7 @@ ends. Several emulators can share FOLDER.
 These runs are not recorded, so they are always real:
 
 - runs of accounts whose names begin with `live-`;
-- runs that take longer than LONGEST, because a test that lets a notebook sleep wants it to run;
+- runs that take longer than LONGEST, because a notebook that sleeps is meant to run;
 - runs that were cancelled, killed or timed out.
 """
 
@@ -59,7 +59,7 @@ class ReplaySession(EmulatedSession):
         recordings: Path,
         pushed: threading.Event | None,
     ) -> None:
-        """`pushed`: set once the faults that strike the push are applied."""
+        """`pushed` is set once the push has its faults."""
         super().__init__(version, isolation, limit)
         self._recording = recordings / _key(version, isolation)
         self._pushed = pushed

@@ -1,4 +1,4 @@
-"""The architecture: who may import whom, public names, unique class names, and sizes."""
+"""The architecture: allowed imports, public names, unique class names, and sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "kernelkit"
 
-LAYERS = [  # each imports only from those above it, and nothing from its own row
+LAYERS = [  # each row imports only from the rows above it
     {"errors"},
     {"storage"},
     {"config"},
@@ -51,7 +51,7 @@ UNTYPED = re.compile(
 
 
 def part_of(path: Path) -> str:
-    """The module or package at the top of kernelkit that a file belongs to."""
+    """The top-level module or package of kernelkit that a file belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -83,12 +83,12 @@ def is_part(name: str) -> bool:
     return (PACKAGE / f"{name}.py").is_file() or (PACKAGE / name / "__init__.py").is_file()
 
 
-def test_every_part_has_a_layer() -> None:
+def test_every_module_has_a_layer() -> None:
     assert {part_of(path) for path in files()} <= set().union(*LAYERS, ALONE)
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_in_one_direction(path: Path) -> None:
+def test_imports_only_point_to_lower_layers(path: Path) -> None:
     part = part_of(path)
     if part in ALONE:
         assert used_parts(path) == set()
@@ -98,7 +98,7 @@ def test_imports_point_in_one_direction(path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", sorted(NEVER))
-def test_a_part_does_not_import_what_it_must_not_know(part: str) -> None:
+def test_no_module_has_a_forbidden_import(part: str) -> None:
     for path in files():
         if part_of(path) == part:
             used = {module.split(".")[0] for module, _ in imports(path)}
@@ -118,7 +118,7 @@ def test_code_that_runs_elsewhere_imports_nothing_from_kernelkit(path: Path) -> 
     assert not [module for module, _ in imports(path) if module.startswith("kernelkit")]
 
 
-def test_the_workload_and_the_tool_do_not_know_each_other() -> None:
+def test_the_workload_and_the_tool_do_not_import_each_other() -> None:
     for path in (ROOT / "src_salt").glob("*.py"):
         assert not [m for m, _ in imports(path) if m.startswith(("kernelkit", "kaggle"))], path
     for path in files():
@@ -150,7 +150,7 @@ def test_other_packages_import_only_public_names(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_a_package_documents_each_module_and_imports_nothing(package: str) -> None:
+def test_each_package_init_documents_its_modules_and_imports_nothing(package: str) -> None:
     source = (PACKAGE / package / "__init__.py").read_text(encoding="utf-8")
     assert len(ast.parse(source).body) == 1  # the docstring
     for path in (PACKAGE / package).glob("*.py"):
@@ -167,7 +167,7 @@ def test_class_names_are_unique() -> None:
     assert {name: paths for name, paths in names.items() if len(paths) > 1} == {}
 
 
-def test_the_top_of_the_package_fits_on_half_a_screen() -> None:
+def test_the_package_has_few_top_level_modules() -> None:
     names = [
         path.name for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "py.typed")
     ]
@@ -176,7 +176,7 @@ def test_the_top_of_the_package_fits_on_half_a_screen() -> None:
     assert len(lines) <= WORKFLOW_LINES
 
 
-def test_few_untyped_dictionaries_are_left() -> None:
+def test_few_untyped_dictionaries_remain() -> None:
     texts = [path.read_text(encoding="utf-8") for path in files()]
     count = sum(len(UNTYPED.findall(text)) for text in texts)
     lines = sum(len(text.splitlines()) for text in texts)
@@ -184,7 +184,7 @@ def test_few_untyped_dictionaries_are_left() -> None:
 
 
 @pytest.mark.parametrize("module", ["kernelkit.cli", "kernelkit.workflow"])
-def test_the_sdk_is_imported_only_for_a_connection(module: str) -> None:
+def test_the_sdk_is_imported_only_to_connect(module: str) -> None:
     heavy = ["kagglesdk", "requests", "rich.markdown"]
     heavy += ["pydantic", "nbformat"] if module == "kernelkit.cli" else []
     code = f"import sys, {module}; print([n for n in {heavy} if n in sys.modules])"
@@ -192,7 +192,7 @@ def test_the_sdk_is_imported_only_for_a_connection(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_address_of_kaggle_is_that_of_the_sdk() -> None:
+def test_kaggles_address_is_the_one_in_the_sdk() -> None:
     from kagglesdk import kaggle_env
 
     from kernelkit.kaggle.types import PRODUCTION

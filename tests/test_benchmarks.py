@@ -1,4 +1,4 @@
-"""What the benchmark rests on: packages whose notebooks answer as they do. No time is measured."""
+"""The parts of the benchmarks: generated packages, checks, comparisons. No time is measured."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def run_rendered(project: Path, folder: Path) -> Outcome:
     return run_notebook(nbformat.reads(kernel.notebook, 4), folder)
 
 
-def test_a_made_up_package_and_its_notebook_give_one_number(tmp_path: Path) -> None:
+def test_a_generated_package_and_its_notebook_return_the_same_number(tmp_path: Path) -> None:
     write_package(tmp_path / "project", 10)
     expected = Package().run(Project(tmp_path / "project"))
     assert isinstance(expected.result, int)
     assert run_rendered(tmp_path / "project", tmp_path / "run") == expected
 
 
-def test_made_up_packages_are_the_same_each_time_and_have_the_stated_lines(tmp_path: Path) -> None:
+def test_generated_packages_are_reproducible_and_have_the_requested_size(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_package(tmp_path / name, 23)
     files = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.py")}
@@ -54,7 +54,7 @@ def test_all_sixteen_checks_pass(carried: bool, tmp_path: Path) -> None:
     assert [name for name, passed in found.result.items() if not passed] == []
 
 
-def test_what_a_notebook_ran_into_is_said(tmp_path: Path) -> None:
+def test_the_error_of_a_notebook_is_reported(tmp_path: Path) -> None:
     cells = [nbformat.v4.new_code_cell("1 / 0")]
     found = run_notebook(nbformat.v4.new_notebook(cells=cells), tmp_path)
     assert found == Outcome(error="ZeroDivisionError: division by zero")
@@ -88,7 +88,7 @@ def test_recipes_are_compared_with_the_baseline(tmp_path: Path) -> None:
 
 
 def turn(rate: float, **others: object) -> dict[str, object]:
-    """What a process says that did everything at one rate."""
+    """The output of a process with one constant rate."""
     rates = dict.fromkeys(("training", "validation", "prediction"), rate)
     rest = {"writing": 10 * rate, "loading": 20 * rate, "first_step": 0.5, "peak_bytes": 7_000_000}
     rest |= {"copying": 0.2, "saving": 0.9}
@@ -96,7 +96,7 @@ def turn(rate: float, **others: object) -> dict[str, object]:
     return rates | rest | means | others
 
 
-def test_rates_are_compared_turn_by_turn_and_with_the_measured_peak() -> None:
+def test_rates_are_compared_per_turn_and_with_the_measured_peak() -> None:
     baseline = Row("resnet34", "Lovasz", "baseline", (turn(10), turn(20), turn(30, peak_flops=5e8)))
     fast = Row("resnet34", "Lovasz", "fast", (turn(50), turn(60), turn(60, writing=90.0)))
     broken = Row("resnet34", "Lovasz", "best", (), "out of memory")

@@ -33,11 +33,11 @@ TARGETS = [
 
 
 FORBIDDEN = ("pydantic", "kagglesdk", "requests", "rich", "nbformat", "kernelkit.config")
-"""Modules that no help text needs: they cost more time than all of typer."""
+"""Modules that help does not need; importing them takes longer than typer."""
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_that_no_terminal_cuts(command: str) -> None:
+def test_every_command_has_help_that_fits_the_terminal(command: str) -> None:
     known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     summary = known[command].help.partition("\n")[0]
     assert 10 < len(summary) < 45, summary
@@ -46,7 +46,7 @@ def test_every_command_has_help_that_no_terminal_cuts(command: str) -> None:
         assert len(option.help) <= 45, option.help
 
 
-def test_no_command_is_left_out_and_no_summary_is_cut(cli: Cli) -> None:
+def test_help_lists_every_command_with_its_full_summary(cli: Cli) -> None:
     text = cli("--help").stdout
     assert re.findall(r"^  (\w+)  ", text, re.M) == COMMANDS
     assert "..." not in text.partition("Commands:")[2]
@@ -54,7 +54,7 @@ def test_no_command_is_left_out_and_no_summary_is_cut(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
-def test_help_imports_little(arguments: list[str]) -> None:
+def test_help_imports_few_modules(arguments: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "kernelkit", *arguments],
         capture_output=True,
@@ -76,7 +76,7 @@ def test_the_version_is_printed(cli: Cli, flag: str) -> None:
     assert cli(flag).stdout == f"kernelkit {kernelkit.__version__}\n"
 
 
-def test_h_is_help_for_each_command(cli: Cli) -> None:
+def test_dash_h_prints_help_for_every_command(cli: Cli) -> None:
     assert cli("-h").stdout == cli("--help").stdout
     assert cli("runs", "show", "-h").stdout == cli("runs", "show", "--help").stdout
 
@@ -118,12 +118,14 @@ def test_shared_options_work_before_and_after_the_command(
     assert json.loads(cli("--json", "runs", "--project", plain, cwd=tmp_path).stdout) == []
 
 
-def test_an_option_before_a_command_that_does_not_take_it(plain: Path, cli: Cli) -> None:
+def test_a_shared_option_is_rejected_if_the_command_does_not_accept_it(
+    plain: Path, cli: Cli
+) -> None:
     message = cli("--endpoint", "http://127.0.0.1:9", "render", cwd=plain, expect=2).stderr
     assert "kernelkit render does not take --endpoint" in message
 
 
-def test_an_option_wins_over_the_environment(plain: Path, cli: Cli) -> None:
+def test_an_option_overrides_the_environment(plain: Path, cli: Cli) -> None:
     environment = {"KERNELKIT_ENDPOINT": "http://127.0.0.1:9"}
     for arguments in (["--endpoint", "nowhere", "push"], ["push", "--endpoint", "nowhere"]):
         message = cli(*arguments, cwd=plain, env=environment, expect=2).stderr
@@ -139,7 +141,7 @@ def test_the_project_is_found_from_a_subfolder(plain: Path, cli: Cli) -> None:
     assert f"no pyproject.toml in {subfolder}" in message
 
 
-def test_an_error_names_the_folder_that_was_searched(cli: Cli, tmp_path: Path) -> None:
+def test_a_missing_project_error_names_the_searched_folder(cli: Cli, tmp_path: Path) -> None:
     message = cli("preflight", cwd=tmp_path, expect=2).stderr
     assert f"no pyproject.toml in {tmp_path} or the folders above it" in message
     (tmp_path / "pyproject.toml").write_text("[tool.kernelkti]\n")
@@ -148,7 +150,7 @@ def test_an_error_names_the_folder_that_was_searched(cli: Cli, tmp_path: Path) -
     assert 'did you mean "kernelkti"' in message
 
 
-def test_quiet_prints_the_result_alone(plain: Path, cli: Cli) -> None:
+def test_quiet_prints_only_the_result(plain: Path, cli: Cli) -> None:
     lines = cli("render", "--quiet", cwd=plain).stdout.splitlines()
     assert len(lines) == 1
     assert re.fullmatch(r".*/build/kernel  digest [0-9a-f]{12}", lines[0])
@@ -164,7 +166,7 @@ def test_quiet_prints_the_result_alone(plain: Path, cli: Cli) -> None:
         (["doctor", "--probe"], 9),
     ],
 )
-def test_json_prints_one_document_and_nothing_else(
+def test_json_prints_exactly_one_document(
     plain: Path, cli: Cli, arguments: list[str], code: int
 ) -> None:
     done = cli(*arguments, "--json", cwd=plain, expect=code)
@@ -172,13 +174,13 @@ def test_json_prints_one_document_and_nothing_else(
     assert done.stderr == ""
 
 
-def test_json_on_a_terminal_is_one_document(plain: Path) -> None:
+def test_json_prints_one_document_on_a_terminal_too(plain: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "kernelkit", "--json", "render"]
     process = subprocess.Popen(command, cwd=plain, stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown = b""
-    with contextlib.suppress(OSError):  # EIO: the other end is closed
+    with contextlib.suppress(OSError):  # EIO: the terminal is closed
         while piece := os.read(ours, 65536):
             shown += piece
     os.close(ours)
@@ -193,7 +195,9 @@ def test_make_help_lists_every_target() -> None:
     assert set(TARGETS) <= set(re.findall(r"^  (\w+)", text, re.M))
 
 
-def test_push_without_credentials_says_what_to_do_in_two_lines(plain: Path, cli: Cli) -> None:
+def test_push_without_credentials_prints_two_lines_with_the_next_step(
+    plain: Path, cli: Cli
+) -> None:
     printed = cli("push", cwd=plain, expect=9)
     assert printed.stdout == ""
     error, step = printed.stderr.splitlines()
@@ -201,14 +205,14 @@ def test_push_without_credentials_says_what_to_do_in_two_lines(plain: Path, cli:
     assert step.startswith("next:  Create a token at https://www.kaggle.com/settings")
 
 
-def test_a_broken_project_file_is_exit_2_with_key_and_near_miss(plain: Path, cli: Cli) -> None:
+def test_a_misspelled_key_exits_with_2_and_suggests_the_closest_key(plain: Path, cli: Cli) -> None:
     path = plain / "pyproject.toml"
     path.write_text(path.read_text().replace("outputs =", "outputz ="))
     printed = cli("render", cwd=plain, expect=2).stderr
     assert 'has no key "outputz"; did you mean "outputs"?' in printed
 
 
-def test_preflight_refuses_before_anything_is_sent(plain: Path, cli: Cli) -> None:
+def test_preflight_fails_before_anything_is_sent(plain: Path, cli: Cli) -> None:
     options = ["--set", "kernel.enable_gpu=true", "--endpoint", "http://127.0.0.1:9"]
     printed = cli("push", *options, cwd=plain, expect=3).stderr
     assert "machine_shape" in printed
@@ -218,17 +222,17 @@ def test_preflight_refuses_before_anything_is_sent(plain: Path, cli: Cli) -> Non
     assert [problem["subject"] for problem in problems["problems"]] == ["machine_shape"]
 
 
-def test_an_endpoint_that_does_not_answer_is_exit_9(plain: Path, cli: Cli) -> None:
+def test_an_unreachable_endpoint_exits_with_9(plain: Path, cli: Cli) -> None:
     printed = cli("push", "--endpoint", "http://127.0.0.1:9", cwd=plain, expect=9).stderr
     assert "no answer from 127.0.0.1:9" in printed
 
 
-def test_an_empty_endpoint_is_not_the_real_kaggle(plain: Path, cli: Cli) -> None:
+def test_an_empty_endpoint_does_not_mean_the_real_kaggle(plain: Path, cli: Cli) -> None:
     printed = cli("push", "--endpoint", "", cwd=plain, expect=2).stderr
     assert "not an http address of this machine" in printed
 
 
-def test_a_failure_is_a_json_document_too(plain: Path, cli: Cli) -> None:
+def test_a_failure_prints_a_json_document(plain: Path, cli: Cli) -> None:
     printed = json.loads(cli("verify", plain, "--json", expect=8).stdout)
     assert printed["exit_code"] == 8
     assert printed["verified"] is False
@@ -236,18 +240,18 @@ def test_a_failure_is_a_json_document_too(plain: Path, cli: Cli) -> None:
     assert json.loads(cli("push", "--json", cwd=plain, expect=9).stdout)["exit_code"] == 9
 
 
-def test_a_wrong_command_line_is_a_json_document_too(plain: Path, cli: Cli) -> None:
+def test_a_usage_error_prints_a_json_document(plain: Path, cli: Cli) -> None:
     printed = cli("render", "--json", "--bogus", cwd=plain, expect=2).stdout
     assert json.loads(printed)["exit_code"] == 2
 
 
-def test_file_names_are_not_markup(plain: Path, cli: Cli) -> None:
+def test_file_names_are_not_interpreted_as_markup(plain: Path, cli: Cli) -> None:
     (plain / "parcel" / "[").mkdir()
     (plain / "parcel" / "[" / "b].txt").touch()
     assert "parcel/[/b].txt" in cli("render", cwd=plain).stdout
 
 
-def test_an_old_terminal_gets_other_letters_and_no_error(plain: Path, cli_process: Cli) -> None:
+def test_a_terminal_without_unicode_gets_ascii_and_no_error(plain: Path, cli_process: Cli) -> None:
     cli_process("render", "--help", cwd=plain, env={"PYTHONIOENCODING": "ascii"})
     cli_process("doctor", cwd=plain, env={"PYTHONIOENCODING": "ascii"}, expect=9)
 
@@ -272,11 +276,11 @@ def test_runs_are_listed_despite_a_damaged_folder(plain: Path, cli: Cli) -> None
         ["rehearse", "--inputs", "nowhere"],
     ],
 )
-def test_a_wrong_command_line_is_exit_2(cli: Cli, arguments: list[str]) -> None:
+def test_a_usage_error_exits_with_2(cli: Cli, arguments: list[str]) -> None:
     assert cli(*arguments, expect=2).stderr
 
 
-def test_render_keeps_the_files_of_others(plain: Path, cli: Cli) -> None:
+def test_render_keeps_files_that_it_did_not_write(plain: Path, cli: Cli) -> None:
     kept = plain / "build" / "kernel" / "notes.txt"
     kept.parent.mkdir(parents=True)
     kept.write_text("mine")
@@ -286,12 +290,12 @@ def test_render_keeps_the_files_of_others(plain: Path, cli: Cli) -> None:
     assert document["digest"] == manifest["digest"]
 
 
-def test_project_can_be_another_folder(plain: Path, cli: Cli, tmp_path: Path) -> None:
+def test_the_project_option_selects_another_folder(plain: Path, cli: Cli, tmp_path: Path) -> None:
     cli("render", "--project", plain, cwd=tmp_path)
     assert (plain / "build" / "kernel" / "notebook.ipynb").is_file()
 
 
-def test_a_folder_that_cannot_be_written_is_exit_10(plain: Path, cli: Cli) -> None:
+def test_an_unwritable_folder_exits_with_10(plain: Path, cli: Cli) -> None:
     (plain / "build").write_text("a file in the way")
     assert "cannot be written" in cli("render", cwd=plain, expect=10).stderr
 

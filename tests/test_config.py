@@ -17,7 +17,7 @@ def complaint(folder: Path, **options: object) -> str:
     return str(caught.value)
 
 
-def test_layers_lie_over_each_other_in_their_order(plain: Path) -> None:
+def test_later_layers_override_earlier_ones(plain: Path) -> None:
     base = load_config(plain, environment={})
     quick = load_config(plain, profile="quick", environment={})
     mine = load_config(plain, profile="quick", settings=["epochs=7"], environment={})
@@ -25,7 +25,7 @@ def test_layers_lie_over_each_other_in_their_order(plain: Path) -> None:
     assert base.parameters["word"] == quick.parameters["word"]
 
 
-def test_profile_and_setting_reach_the_kernel_fields(plain: Path) -> None:
+def test_profiles_and_settings_change_kernel_fields(plain: Path) -> None:
     gpu = load_config(plain, profile="gpu", environment={})
     assert gpu.kernel.wants_gpu
     off = load_config(
@@ -41,7 +41,7 @@ def test_profile_and_setting_reach_the_kernel_fields(plain: Path) -> None:
     ("text", "value"),
     [("3", 3), ("0.5", 0.5), ("true", True), ('"3"', "3"), ("bare", "bare"), ("[1, 2]", [1, 2])],
 )
-def test_a_setting_is_typed_as_toml(plain: Path, text: str, value: object) -> None:
+def test_a_setting_is_parsed_as_toml(plain: Path, text: str, value: object) -> None:
     config = load_config(plain, settings=[f"word={text}"], environment={})
     assert config.parameters["word"] == value
     assert type(config.parameters["word"]) is type(value)
@@ -50,18 +50,18 @@ def test_a_setting_is_typed_as_toml(plain: Path, text: str, value: object) -> No
 @pytest.mark.parametrize(
     "setting", ["epochs=two", "word=False", "word=[a, b]", "epochs=1.x", "word=" + "[" * 3000]
 )
-def test_a_slip_in_a_value_is_no_string(plain: Path, setting: str) -> None:
+def test_a_malformed_value_is_not_taken_as_text(plain: Path, setting: str) -> None:
     assert "is not a TOML value" in complaint(plain, settings=[setting])
 
 
-def test_a_key_that_is_not_known_is_named_with_its_near_miss(make_project: Make) -> None:
+def test_an_unknown_key_is_reported_with_the_closest_known_key(make_project: Make) -> None:
     project = make_project({}, extra='machine_shap = "NvidiaTeslaT4"')
     assert complaint(project) == (
         '[tool.kernelkit.kernel] has no key "machine_shap"; did you mean "machine_shape"?'
     )
 
 
-def test_every_complaint_is_made_at_once(tmp_path: Path) -> None:
+def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text(
         '[tool.kernelkit]\npackage = "a"\nentrry = "x"\n'
         '[tool.kernelkit.kernel]\nid = "Not A Slug"\ntitle = 3\n'
@@ -82,16 +82,16 @@ def test_every_complaint_is_made_at_once(tmp_path: Path) -> None:
         ("[tool]\nkernelkit = 3", "must be a table"),
     ],
 )
-def test_a_broken_project_file_is_reported_as_such(tmp_path: Path, content: str, part: str) -> None:
+def test_a_broken_project_file_is_reported(tmp_path: Path, content: str, part: str) -> None:
     (tmp_path / "pyproject.toml").write_text(content)
     assert part in complaint(tmp_path)
 
 
-def test_no_project_file(tmp_path: Path) -> None:
+def test_a_missing_project_file_is_reported(tmp_path: Path) -> None:
     assert "no pyproject.toml" in complaint(tmp_path)
 
 
-def test_slips_on_the_command_line(plain: Path) -> None:
+def test_invalid_settings_are_rejected(plain: Path) -> None:
     assert 'did you mean "quick"?' in complaint(plain, profile="quik")
     assert 'did you mean "epochs"?' in complaint(plain, settings=["epcohs=1"])
     assert 'did you mean "title"?' in complaint(plain, settings=["kernel.titel=x"])
@@ -107,13 +107,13 @@ def test_slips_on_the_command_line(plain: Path) -> None:
         ("[tool.kernelkit.parameters]\nx = [1979-05-27]", "no form as a Python literal"),
     ],
 )
-def test_parameters_that_no_notebook_cell_can_hold(
+def test_parameters_without_a_python_literal_are_rejected(
     make_project: Make, extra: str, part: str
 ) -> None:
     assert part in complaint(make_project({}, extra=extra))
 
 
-def test_the_package_is_a_folder_of_its_own(make_project: Make) -> None:
+def test_the_package_may_not_be_the_project_folder(make_project: Make) -> None:
     project = make_project({})
     path = project / "pyproject.toml"
     path.write_text(path.read_text().replace('package = "pkg"', 'package = "."'))
@@ -121,7 +121,7 @@ def test_the_package_is_a_folder_of_its_own(make_project: Make) -> None:
 
 
 @pytest.mark.parametrize("output", ["../out.txt", "/out.txt", "a\\\\b", ""])
-def test_an_output_lies_below_the_working_folder(make_project: Make, output: str) -> None:
+def test_outputs_must_be_inside_the_working_folder(make_project: Make, output: str) -> None:
     project = make_project({})
     path = project / "pyproject.toml"
     path.write_text(path.read_text().replace('"out.txt"', f'"{output}"'))
@@ -132,11 +132,11 @@ def test_an_output_lies_below_the_working_folder(make_project: Make, output: str
     "endpoint",
     ["https://api.kaggle.com", "http://example.org:80", "https://127.0.0.1:1", "127.0.0.1:80"],
 )
-def test_an_endpoint_is_on_this_machine(plain: Path, endpoint: str) -> None:
+def test_an_endpoint_must_be_on_this_machine(plain: Path, endpoint: str) -> None:
     assert "not an http address of this machine" in complaint(plain, endpoint=endpoint)
 
 
-def test_the_environment_may_name_the_endpoint(plain: Path) -> None:
+def test_the_environment_can_set_the_endpoint(plain: Path) -> None:
     environment = {"KERNELKIT_ENDPOINT": "http://127.0.0.1:7777/"}
     assert load_config(plain, environment=environment).endpoint == "http://127.0.0.1:7777"
 

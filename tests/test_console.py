@@ -1,4 +1,4 @@
-"""What people read, whatever a run prints."""
+"""Readable output for users, whatever a run prints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kernelkit.runs.history import RunRow
 from kernelkit.runs.manifest import Verdict
 
 HUGE = 10**400
-"""JSON has integers that no float can hold."""
+"""JSON integers can be too large for a float."""
 
 
 def entry(text: str) -> LogEntry:

@@ -68,7 +68,7 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
             assert anchor in anchors, f"{path}#{anchor}"
 
 
-def test_the_example_of_the_readme_renders(cli: Cli, tmp_path: Path) -> None:
+def test_the_readme_example_renders(cli: Cli, tmp_path: Path) -> None:
     text = section(README, "## Your own package")
     (example,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     (signature,) = re.findall(r"`(def .*?)`", text)

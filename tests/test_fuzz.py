@@ -1,4 +1,4 @@
-"""Bad input of every kind, made from good input: an error of ours each time, never a traceback."""
+"""Invalid input of every kind, derived from valid input, gives a clear error, never a traceback."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ JSON = st.recursive(
 
 
 def spots(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of every value in a document, its own first."""
+    """The path of every value in a document, starting with the root."""
     yield path
     if isinstance(document, dict | list):
         items = document.items() if isinstance(document, dict) else enumerate(document)
@@ -70,7 +70,7 @@ def spots(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 
 def mutated(draw: st.DrawFn, good: Any, values: st.SearchStrategy[Any]) -> Any:
-    """`good` with one to three of its values exchanged, or left out."""
+    """`good` with one to three of its values replaced or removed."""
     document = copy.deepcopy(good)
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(list(spots(document))))
@@ -133,7 +133,7 @@ PROJECT = {
         }
     },
 }
-FEATURES = ("templates", "image", "project")  # left out more often than not: they end a load early
+FEATURES = ("templates", "image", "project")  # usually left out, because they end a load early
 
 
 @st.composite
@@ -146,7 +146,7 @@ def project_files(draw: st.DrawFn) -> bytes:
     document = mutated(draw, good, TOML)
     try:
         text = tomlkit.dumps(document)
-    except Exception:  # a document that no TOML file can hold
+    except Exception:  # a document that TOML cannot represent
         text = tomlkit.dumps(good)
     content = text.encode(errors="surrogatepass")
     if draw(st.integers(0, 3)) == 0:
@@ -258,7 +258,7 @@ def test_a_snapshot_of_an_image_is_read_or_is_a_clear_error(plain: Path, snapsho
 
 
 class Answer:
-    """What the server says to every request."""
+    """The server's response to every request."""
 
     def __init__(self) -> None:
         self.code = 200
@@ -384,7 +384,7 @@ def is_int(value: object) -> bool:
 
 
 def is_declared(value: Any) -> bool:
-    """Whether a value holds what its type declares."""
+    """Whether a value matches its declared type."""
     match value:
         case PushResponse():
             named = [name for names in value.dropped.values() for name in names]
@@ -436,7 +436,7 @@ def say(answer: Answer, body: bytes, kind: str = "application/json", code: int =
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_good_answer_is_taken(kaggle: Kaggle, answer: Answer, name: str) -> None:
+def test_a_valid_response_is_accepted(kaggle: Kaggle, answer: Answer, name: str) -> None:
     good, call = CALLS[name]
     say(answer, json.dumps(good).encode())
     if name == "cancel":
@@ -476,7 +476,7 @@ def answers(draw: st.DrawFn) -> tuple[str, bytes, int]:
 @example(("stream", b'[{"time": 1' + b"0" * 400 + b"}]", 200))
 @example(("stream", b'[{"time": NaN}]', 200))
 @given(case=answers())
-def test_an_odd_answer_is_an_error_of_ours_or_what_is_declared(
+def test_an_invalid_response_gives_a_declared_type_or_our_error(
     kaggle: Kaggle, answer: Answer, case: tuple[str, bytes, int]
 ) -> None:
     name, body, code = case
@@ -525,10 +525,10 @@ def odd_http(
 
 
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-def test_odd_http_is_an_error_of_ours(kaggle: Kaggle, answer: Answer) -> None:
+def test_invalid_http_gives_our_error(kaggle: Kaggle, answer: Answer) -> None:
     odd_http(kaggle=kaggle, answer=answer)
-    # A redirection to nowhere leaves a socket of urllib3's open until it is collected: let that be
-    # here, and not in another test.
+    # A broken redirect leaves a urllib3 socket open until it is collected. Collect it here, not in
+    # another test.
     gc.collect()
 
 
@@ -570,7 +570,7 @@ EVENTS = st.fixed_dictionaries(
 @example(["\x1b[2J\x1b]0;title\x07", "\x9b2J"])
 @example(['{"event": "epoch", "experiment": "\\u001b[2J"}'])
 @given(lines=st.lists(EVENTS.map(json.dumps) | ODD_TEXT, max_size=5))
-def test_no_line_of_a_log_stops_or_steers_the_terminal(
+def test_no_log_line_crashes_or_controls_the_terminal(
     monkeypatch: pytest.MonkeyPatch, lines: list[str]
 ) -> None:
     shown = io.StringIO()

@@ -80,7 +80,7 @@ def test_a_failed_run_is_replayed(replaying: LocalKaggle) -> None:
         {"machineShape": "NvidiaTeslaT4"},
     ],
 )
-def test_other_settings_are_another_run(
+def test_different_settings_start_a_new_run(
     replaying: LocalKaggle, change: dict[str, object], request: pytest.FixtureRequest
 ) -> None:
     emulator = replaying.as_account(f"settings-{abs(hash(request.node.name))}")
@@ -104,7 +104,7 @@ def test_some_runs_are_never_replayed(replaying: LocalKaggle) -> None:
     assert recordings(replaying) == before
 
 
-def test_a_fault_strikes_a_replayed_run(replaying: LocalKaggle) -> None:
+def test_faults_apply_to_a_replayed_run(replaying: LocalKaggle) -> None:
     emulator = replaying.as_account("forced")
     emulator.run("my-kernel", "open('out', 'w')")
     emulator.inject("run-cancelled,outputs=gone")

@@ -70,7 +70,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert sha256_of(path) == hashlib.sha256(b"old").hexdigest()
 
 
-def test_a_lock_keeps_other_processes_out(tmp_path: Path) -> None:
+def test_a_lock_excludes_other_processes(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from kernelkit.storage import locked\n"
         "def wait(): print('waiting', flush=True); sys.exit(3)\n"
@@ -91,14 +91,14 @@ def test_a_lock_keeps_other_processes_out(tmp_path: Path) -> None:
         pass
 
 
-def test_sizes_and_counts_are_for_people() -> None:
+def test_sizes_and_counts_are_formatted_for_readers() -> None:
     assert [human_size(n) for n in (0, 999, 1000, 1_250_000, 3 * 10**9)] == [
         *("0 B", "999 B", "1.0 kB", "1.2 MB", "3.0 GB"),
     ]
     assert [counted(n, "file") for n in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
 
 
-def test_an_error_in_other_words_keeps_its_class_and_attributes() -> None:
+def test_a_reworded_error_keeps_its_class_and_attributes() -> None:
     error = RateLimitedError("too many calls", "Wait.", {"run": 1})
     error.retry_after = 30.0
     other = error.with_message(f"the pull: {error}")

@@ -21,7 +21,7 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def project(plain: Path, request: pytest.FixtureRequest) -> Path:
-    """The sample project under a slug of its own: the local Kaggle outlives each test."""
+    """The sample project with its own slug, because the tests share a local Kaggle."""
     slug = request.node.name.replace("_", "-").split("[")[0][:45].strip("-")
     path = plain / "pyproject.toml"
     text = path.read_text().replace("plain-parcel", slug)
@@ -34,7 +34,7 @@ def last_folder(project: Path, version: int = 1) -> Path:
     return slug / f"v{version}"
 
 
-def test_a_run_comes_home_verified(project: Path, cli: Cli, local_kaggle: str) -> None:
+def test_a_run_is_downloaded_and_verified(project: Path, cli: Cli, local_kaggle: str) -> None:
     endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
     pushed = json.loads(cli("push", "--json", cwd=project, env=endpoint).stdout)
     assert pushed["version"] == 1
@@ -63,7 +63,7 @@ def test_a_run_comes_home_verified(project: Path, cli: Cli, local_kaggle: str) -
     assert log.index("kernelkit digest") < log.index("hardware:") < log.index("data_dir = ")
 
 
-def test_a_complete_folder_is_never_changed(project: Path, cli: Cli, local_kaggle: str) -> None:
+def test_a_complete_folder_never_changes(project: Path, cli: Cli, local_kaggle: str) -> None:
     endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
     cli("run", cwd=project, env=endpoint)
     folder = last_folder(project)
@@ -103,9 +103,7 @@ def test_a_failed_run_is_pulled_and_reported(project: Path, cli: Cli, local_kagg
     cli("pull", cwd=project, env=endpoint, expect=6)
 
 
-def test_a_gpu_that_is_not_there_ends_the_run_early(
-    project: Path, cli: Cli, local_kaggle: str
-) -> None:
+def test_a_missing_gpu_ends_the_run_early(project: Path, cli: Cli, local_kaggle: str) -> None:
     if shutil.which("nvidia-smi"):
         pytest.skip("this machine may have a GPU")
     endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
@@ -114,7 +112,7 @@ def test_a_gpu_that_is_not_there_ends_the_run_early(
     assert "parcel/main.py" not in reported.stdout
 
 
-def test_a_deadline_leaves_the_run_alone(project: Path, cli: Cli, local_kaggle: str) -> None:
+def test_a_deadline_does_not_stop_the_run(project: Path, cli: Cli, local_kaggle: str) -> None:
     endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
     cli("push", "--profile", "slow", cwd=project, env=endpoint)
     reported = cli("watch", "--deadline", "2", cwd=project, env=endpoint, expect=7)
@@ -123,7 +121,7 @@ def test_a_deadline_leaves_the_run_alone(project: Path, cli: Cli, local_kaggle: 
     cli("pull", cwd=project, env=endpoint)
 
 
-def test_ctrl_c_detaches_and_says_how_to_come_back(
+def test_ctrl_c_detaches_and_prints_how_to_reattach(
     project: Path, cli: Cli, local_kaggle: str
 ) -> None:
     endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
@@ -131,7 +129,7 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(
     watching = subprocess.Popen(
         [sys.executable, "-m", "kernelkit", "watch"],
         cwd=project,
-        # A shell's background jobs inherit that Ctrl-C is ignored; a terminal's do not.
+        # A shell's background jobs ignore Ctrl-C; those of a terminal do not.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env={**os.environ, **endpoint},
         stdout=subprocess.PIPE,
@@ -151,7 +149,7 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(
 
 
 def asked(local_kaggle: str, slug: str) -> list[dict[str, object]]:
-    """What the local Kaggle has noted of calls about a kernel."""
+    """The calls about a kernel in the local Kaggle's journal."""
     journal = requests.get(f"{local_kaggle}/emulator/journal", timeout=10).json()
     return [call for call in journal["requests"] if call["kernel"] == slug]
 
@@ -163,7 +161,7 @@ def asked(local_kaggle: str, slug: str) -> list[dict[str, object]]:
         ("dataset", "ann/nowhere", "there is no dataset ann/nowhere"),
     ],
 )
-def test_a_source_that_is_not_there_is_reported_before_the_push(
+def test_a_missing_source_is_reported_before_the_push(
     project: Path, cli: Cli, local_kaggle: str, kind: str, source: str, words: str
 ) -> None:
     slug = f"no-{kind}-there"
@@ -185,7 +183,7 @@ def test_a_source_that_is_not_there_is_reported_before_the_push(
 def test_a_dropped_source_is_an_error_and_is_recorded(
     project: Path, cli: Cli, local_kaggle: str, reported: bool
 ) -> None:
-    """Whether Kaggle says in its answer that it drops one, or only shows a kernel without it."""
+    """Kaggle may report a dropped source in its response, or only show a kernel without it."""
     slug = f"dropped-{'aloud' if reported else 'in-silence'}"
     names = [f'kernel.id="{slug}"', f'kernel.title="{slug.replace("-", " ")}"']
     names += ['kernel.dataset_sources=["ann/letters"]']
@@ -201,7 +199,7 @@ def test_a_dropped_source_is_an_error_and_is_recorded(
     assert (last_folder(project) / "push.json").is_file()
 
 
-def test_a_session_cap_is_try_again_later(
+def test_the_session_limit_exits_with_5(
     plain: Path, cli: Cli, tmp_path: Path, local_kaggle: str
 ) -> None:
     endpoint = {"KERNELKIT_ENDPOINT": local_kaggle, "KAGGLE_USERNAME": "crowded"}
@@ -216,14 +214,14 @@ def test_a_session_cap_is_try_again_later(
     assert "session count" in reported.stderr
 
 
-def test_the_same_version_of_another_kaggle_takes_no_old_results(
+def test_the_same_version_on_another_kaggle_does_not_reuse_old_results(
     project: Path, cli: Cli, local_kaggle: str
 ) -> None:
-    """Each Kaggle counts from 1: what lies in v1 already is moved aside, whole."""
+    """Each Kaggle counts from 1: an existing v1 is moved aside, complete."""
     cli("run", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
     (folder,) = (project / "runs").iterdir()
     old = (folder / "v1" / "run.json").read_bytes()
-    (folder / "v1").rename(folder / "v2")  # as if pushed to a Kaggle that was there before
+    (folder / "v1").rename(folder / "v2")  # as if pushed to an earlier Kaggle
     cli("push", "--again", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
     assert not (folder / "v2" / "run.json").exists()
     assert (folder / "v2.1" / "run.json").read_bytes() == old
@@ -234,7 +232,7 @@ def test_the_same_version_of_another_kaggle_takes_no_old_results(
     assert pulled["verified"] is True
 
 
-def test_a_rehearsal_touches_nothing_but_rehearsals(plain: Path, cli: Cli) -> None:
+def test_a_rehearsal_only_changes_its_own_folder(plain: Path, cli: Cli) -> None:
     inputs = Path(__file__).parent / "samples" / "inputs"
     (plain / "runs").mkdir()
     reported = cli("rehearse", "--inputs", inputs, "--out", "runs", cwd=plain, expect=2).stderr
@@ -264,7 +262,7 @@ def test_two_rehearsals_do_not_share_a_folder(plain: Path, cli: Cli) -> None:
     first.stdout.close()
 
 
-def test_a_rehearsal_needs_no_account_of_the_owner(plain: Path, cli: Cli) -> None:
+def test_a_rehearsal_does_not_need_the_owners_account(plain: Path, cli: Cli) -> None:
     inputs = Path(__file__).parent / "samples" / "inputs"
     named = ["--set", "kernel.id=ann/plain-parcel"]
     printed = cli("rehearse", "--inputs", inputs, *named, cwd=plain).stdout
@@ -273,7 +271,7 @@ def test_a_rehearsal_needs_no_account_of_the_owner(plain: Path, cli: Cli) -> Non
     assert printed.splitlines()[-1] == f"verified: {folder}"
 
 
-def test_results_that_nobody_can_show_do_not_cost_the_run(
+def test_unreadable_results_do_not_fail_the_run(
     make_project: Callable[..., Path], cli: Cli
 ) -> None:
     project = make_project(
@@ -291,19 +289,19 @@ def test_results_that_nobody_can_show_do_not_cost_the_run(
     assert json.loads(reported.stdout)["outputs"][1]["rows"] is None
 
 
-def test_a_run_of_another_kaggle_is_not_touched(project: Path, cli: Cli, local_kaggle: str) -> None:
+def test_a_run_of_another_kaggle_is_not_changed(project: Path, cli: Cli, local_kaggle: str) -> None:
     cli("run", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
     other = local_kaggle.replace("127.0.0.1", "localhost")
     reported = cli("status", cwd=project, env={"KERNELKIT_ENDPOINT": other}, expect=4)
     assert "is a run of" in reported.stderr
 
 
-def test_without_a_push_there_is_nothing_to_watch(project: Path, cli: Cli) -> None:
+def test_watching_without_a_push_is_an_error(project: Path, cli: Cli) -> None:
     reported = cli("watch", cwd=project, expect=2)
     assert "Push first" in reported.stderr
 
 
-def test_old_mounts_and_new_give_the_same_bytes(plain: Path, cli: Cli, tmp_path: Path) -> None:
+def test_old_and_new_mounts_give_the_same_bytes(plain: Path, cli: Cli, tmp_path: Path) -> None:
     inputs = Path(__file__).parent / "samples" / "inputs"
     tables = []
     for mounts in ("old", "new"):
@@ -320,7 +318,7 @@ def test_old_mounts_and_new_give_the_same_bytes(plain: Path, cli: Cli, tmp_path:
 
 
 def official(*arguments: str | Path, endpoint: str, home: Path) -> str:
-    """The unmodified `kaggle` command, led to the local Kaggle by a proxy variable."""
+    """The unmodified `kaggle` command, redirected to the local Kaggle by a proxy variable."""
     assert urlsplit(endpoint).hostname == "127.0.0.1"
     done = subprocess.run(
         [str(Path(sys.executable).with_name("kaggle")), *map(str, arguments)],
@@ -341,10 +339,10 @@ def official(*arguments: str | Path, endpoint: str, home: Path) -> str:
     return done.stdout
 
 
-def test_the_official_client_takes_the_same_folder(
+def test_the_official_client_accepts_the_rendered_folder(
     project: Path, cli: Cli, local_kaggle: str, tmp_path: Path
 ) -> None:
-    """And sends, to the letter, what we send: then the size that we measure is the real one."""
+    """And sends the same bytes as kernelkit, so the size that kernelkit measures is right."""
     home = tmp_path / "home"
     home.mkdir()
     cli("run", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})

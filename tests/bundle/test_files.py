@@ -19,7 +19,7 @@ Make = Callable[..., Path]
 
 
 def bundle_of(project: Path, **more: object) -> Bundle:
-    """Of the project file as it is, with some of its keys changed."""
+    """The bundle of the project file, with some of its keys changed."""
     return read_bundle(load_config(project, environment={}).model_copy(update=more))
 
 
@@ -30,7 +30,7 @@ def paths(bundle: Bundle) -> list[str]:
 IMPORTS_A = {"pkg/main.py": "from pkg import a\ndef run(): ...\n"}
 
 
-def test_modules_come_after_what_they_import(make_project: Make) -> None:
+def test_modules_follow_the_modules_that_they_import(make_project: Make) -> None:
     project = make_project(
         {
             "pkg/a.py": "from pkg import c\n",
@@ -52,7 +52,7 @@ def test_modules_come_after_what_they_import(make_project: Make) -> None:
     assert bundle.files[1].summary == "The base."
 
 
-def test_a_cycle_is_cut_and_nothing_is_lost(make_project: Make) -> None:
+def test_import_cycles_lose_no_module(make_project: Make) -> None:
     project = make_project({"pkg/a.py": "from pkg import b\n", "pkg/b.py": "import pkg.a\n"})
     assert sorted(paths(bundle_of(project)))[1:3] == ["pkg/a.py", "pkg/b.py"]
 
@@ -68,7 +68,7 @@ def test_source_is_never_imported(make_project: Make) -> None:
     assert "pkg/trap.py" in paths(bundle_of(project))
 
 
-def test_an_own_import_that_leads_nowhere_names_file_and_line(make_project: Make) -> None:
+def test_an_unresolved_internal_import_names_file_and_line(make_project: Make) -> None:
     project = make_project({"pkg/modle.py": "", "pkg/use.py": "import os\nfrom .model import x\n"})
     with pytest.raises(BundleError) as caught:
         bundle_of(project)
@@ -90,7 +90,7 @@ def test_an_own_import_that_leads_nowhere_names_file_and_line(make_project: Make
         "from pkg.space import deep\nimport pkg.space.deep\n",
     ],
 )
-def test_imports_that_may_fail_or_do_lead_somewhere(make_project: Make, source: str) -> None:
+def test_optional_and_resolvable_imports_are_accepted(make_project: Make, source: str) -> None:
     bundle_of(
         make_project(
             {
@@ -122,7 +122,7 @@ def test_third_party_imports_are_listed_with_their_places(make_project: Make) ->
         ({"pkg/fast.so": b"\x7fELF"}, "pkg.main:run", "compiled extension"),
     ],
 )
-def test_what_cannot_be_carried_is_refused(
+def test_files_that_cannot_be_carried_are_rejected(
     make_project: Make, files: dict[str, str | bytes], entry: str, part: str
 ) -> None:
     with pytest.raises(BundleError) as caught:
@@ -130,14 +130,14 @@ def test_what_cannot_be_carried_is_refused(
     assert part in str(caught.value)
 
 
-def test_an_entry_may_come_from_elsewhere(make_project: Make) -> None:
+def test_the_entry_may_be_imported_from_another_module(make_project: Make) -> None:
     project = make_project({"pkg/b.py": "def run(): ...\n", "pkg/main.py": "from .b import run\n"})
     assert bundle_of(project).entry == "pkg.main:run"
     (project / "pkg/main.py").write_text("from .b import *\n")
     assert bundle_of(project).entry == "pkg.main:run"
 
 
-def test_caches_hidden_files_and_notebooks_stay_behind(make_project: Make) -> None:
+def test_caches_hidden_files_and_notebooks_are_left_out(make_project: Make) -> None:
     left = ["pkg/.env", "pkg/__pycache__/x.pyc", "pkg/.git/config", "pkg/n.ipynb", "pkg/.x/y.py"]
     assert paths(bundle_of(make_project(dict.fromkeys(left, "secret")))) == [
         "pkg/__init__.py",
@@ -145,7 +145,7 @@ def test_caches_hidden_files_and_notebooks_stay_behind(make_project: Make) -> No
     ]
 
 
-def test_no_package(make_project: Make) -> None:
+def test_a_missing_package_is_an_error(make_project: Make) -> None:
     project = make_project({"empty/data.txt": "x"})
     with pytest.raises(BundleError, match="there is no package gone"):
         bundle_of(project, package=("gone",))
@@ -164,7 +164,7 @@ def test_the_digest_changes_with_any_content_or_name(make_project: Make) -> None
 
 
 @given(st.lists(st.tuples(st.text(), st.text()), max_size=4, unique_by=lambda part: part[0]))
-def test_no_two_sets_of_parts_share_a_digest(parts: list[tuple[str, str]]) -> None:
+def test_different_parts_have_different_digests(parts: list[tuple[str, str]]) -> None:
     joined = [("".join(name + value for name, value in parts), "")]
     same = sorted(parts) == joined
     assert (digest_of(parts) == digest_of(joined)) == same
@@ -199,7 +199,7 @@ def test_no_two_sets_of_parts_share_a_digest(parts: list[tuple[str, str]]) -> No
         ),
     ],
 )
-def test_what_would_be_lost_is_refused(
+def test_files_that_would_be_lost_are_rejected(
     make_project: Make, files: dict[str, str | bytes], part: str
 ) -> None:
     with pytest.raises(BundleError) as caught:
@@ -207,7 +207,7 @@ def test_what_would_be_lost_is_refused(
     assert part in str(caught.value)
 
 
-def test_linked_folders_are_followed_and_broken_links_refused(make_project: Make) -> None:
+def test_linked_folders_are_followed_and_broken_links_rejected(make_project: Make) -> None:
     project = make_project({"elsewhere/data.txt": "x"})
     (project / "pkg" / "assets").symlink_to(project / "elsewhere")
     assert "pkg/assets/data.txt" in paths(bundle_of(project))
@@ -220,7 +220,7 @@ def test_linked_folders_are_followed_and_broken_links_refused(make_project: Make
         bundle_of(project)
 
 
-def test_provenance_knows_what_git_does_not_hold(make_project: Make) -> None:
+def test_provenance_reports_uncommitted_files(make_project: Make) -> None:
     project = make_project({})
     assert bundle_of(project).provenance.commit is None
 
@@ -245,7 +245,7 @@ def test_provenance_knows_what_git_does_not_hold(make_project: Make) -> None:
 
 
 @pytest.mark.parametrize("name", ["json", "kernelkit_runtime", "my-package", "os.py"])
-def test_a_package_by_a_name_that_cannot_be_its_own(make_project: Make, name: str) -> None:
+def test_an_invalid_package_name_is_rejected(make_project: Make, name: str) -> None:
     with pytest.raises(BundleError, match="the package is called"):
         bundle_of(make_project({}), package=(name,))
 
@@ -254,7 +254,7 @@ def carried(project: Path, **more: object) -> set[str]:
     return set(paths(bundle_of(project, **more))) - {"pkg/__init__.py", "pkg/main.py"}
 
 
-def test_what_stays_behind_is_listed_with_the_reason(make_project: Make) -> None:
+def test_left_out_files_are_listed_with_the_reason(make_project: Make) -> None:
     key = "-----BEGIN OPENSSH PRIVATE KEY-----\n"
     project = make_project(
         {
@@ -308,7 +308,7 @@ def test_what_stays_behind_is_listed_with_the_reason(make_project: Make) -> None
     }
 
 
-def test_what_git_holds_is_carried_though_it_is_ignored(make_project: Make) -> None:
+def test_tracked_files_are_carried_even_if_ignored(make_project: Make) -> None:
     project = make_project({"pkg/a.csv": "1", "pkg/b.csv": "2", ".gitignore": "*.csv\n"})
     for command in (["init", "--quiet"], ["add", "--force", "pkg/a.csv"]):
         subprocess.run(["git", "-C", str(project), *command], check=True)
@@ -330,7 +330,7 @@ def test_a_test_that_the_package_imports_is_carried_and_reported(make_project: M
     assert "pkg/tests/__init__.py is carried: pkg/__init__.py:2 imports it" in bundle.notes
 
 
-def test_packages_of_every_shape_at_once(make_project: Make) -> None:
+def test_packages_of_every_layout_are_bundled_together(make_project: Make) -> None:
     project = make_project(
         {
             "src/alpha/__init__.py": "import beta, solo\n",
@@ -364,13 +364,13 @@ def test_a_module_next_to_the_package_is_suggested(make_project: Make) -> None:
     assert "extra.py" in carried(project, package=("pkg", "extra.py"))
 
 
-def test_a_part_of_a_package_is_not_a_package(make_project: Make) -> None:
+def test_a_subpackage_is_rejected_as_a_package(make_project: Make) -> None:
     project = make_project({"pkg/sub/__init__.py": ""})
     with pytest.raises(BundleError, match="a part of the package pkg"):
         bundle_of(project, package=("pkg/sub",))
 
 
-def test_only_what_the_entry_reaches(make_project: Make) -> None:
+def test_only_reachable_carries_what_the_entry_imports(make_project: Make) -> None:
     project = make_project(
         {
             "pkg/main.py": "from typing import TYPE_CHECKING\nimport importlib\n"
@@ -404,22 +404,22 @@ def test_only_what_the_entry_reaches(make_project: Make) -> None:
     assert note.startswith("pkg/main.py:8 imports a module whose name only the run knows")
 
 
-def test_what_nothing_imports_may_be_anything(make_project: Make) -> None:
+def test_unreachable_files_may_be_invalid(make_project: Make) -> None:
     project = make_project({"pkg/samples/py2.py": "print 'x'\n", "pkg/null.py": "\0"})
     bundle = bundle_of(project)
     assert {"pkg/samples/py2.py", "pkg/null.py"} <= set(paths(bundle))
     assert sum("carried as data" in note for note in bundle.notes) == 2
 
 
-def test_a_package_goes_before_a_module_of_its_name(make_project: Make) -> None:
-    """As Python has it; the other file is carried all the same."""
+def test_a_package_takes_precedence_over_a_module_of_the_same_name(make_project: Make) -> None:
+    """As in Python. The module is still carried as a file."""
     bundle = bundle_of(make_project({"pkg/mod.py": "", "pkg/mod/__init__.py": ""}))
     modules = {file.path: file.module for file in bundle.files}
     assert modules["pkg/mod/__init__.py"] == "pkg.mod"
     assert modules["pkg/mod.py"] is None
 
 
-def test_data_is_never_a_test(make_project: Make) -> None:
+def test_data_files_are_never_left_out_as_tests(make_project: Make) -> None:
     project = make_project(
         {
             "pkg/data/train/a.csv": "",
@@ -438,7 +438,7 @@ def test_data_is_never_a_test(make_project: Make) -> None:
     assert {"pkg/tests/helper.py", "pkg/tests/expected.csv"} <= carried(project)
 
 
-def test_keys_are_carried_by_their_name_alone(make_project: Make) -> None:
+def test_key_files_are_carried_only_by_their_full_name(make_project: Make) -> None:
     pem = "-----BEGIN PGP PRIVATE KEY BLOCK-----\n"
     names = ["id_ecdsa", "prod.env", "deep/access_token", "deep/.env"]
     files = dict.fromkeys([f"pkg/conf/{name}" for name in names], "x")
@@ -469,7 +469,7 @@ GIT_RULES = st.lists(st.sampled_from(RULES), max_size=4)
 
 @settings(max_examples=40)
 @given(GIT_RULES, GIT_RULES)
-def test_git_and_we_agree_on_what_it_ignores(top: list[str], below: list[str]) -> None:
+def test_ignored_files_match_those_of_git(top: list[str], below: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder).resolve()
         for name in ("a.txt", "b.txt", "m.py", "sub/a.txt", "sub/b.txt", "sub/m.py"):
@@ -479,7 +479,7 @@ def test_git_and_we_agree_on_what_it_ignores(top: list[str], below: list[str]) -
         (project / "pkg" / "sub" / ".gitignore").write_text("\n".join(below))
         found = sorted(path for path in (project / "pkg").rglob("*.[tp]*"))
         files = [path.relative_to(project).as_posix() for path in found]
-        alone = GitIgnore(project, ["pkg"])  # no repository: by the files
+        alone = GitIgnore(project, ["pkg"])  # not a repository: reads the files
         subprocess.run(["git", "init", "--quiet", str(project)], check=True)
         listed = subprocess.run(
             ["git", "ls-files", "--others", "--exclude-standard"],
@@ -489,15 +489,13 @@ def test_git_and_we_agree_on_what_it_ignores(top: list[str], below: list[str]) -
             check=True,
         ).stdout.split()
         kept = [path for path in files if path in listed]
-        # Read without git, a rule may leave more behind, and never carries what git ignores.
+        # Without git, more files may be left out, but an ignored file is never carried.
         assert {path for path in files if not alone.ignores(path)} <= set(kept)
         with_git = GitIgnore(project, ["pkg"])
         assert [path for path in files if not with_git.ignores(path)] == kept
 
 
-def test_git_that_does_not_answer_is_reported(
-    make_project: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_git_timeout_is_reported(make_project: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     project = make_project({"pkg/token.txt": "", ".gitignore": "token.txt\n"})
     subprocess.run(["git", "init", "--quiet", str(project)], check=True)
     assert carried(project) == set()
@@ -507,7 +505,7 @@ def test_git_that_does_not_answer_is_reported(
     assert "git does not answer" in note
 
 
-def test_leave_to_execute_is_carried(make_project: Make) -> None:
+def test_the_executable_bit_is_carried(make_project: Make) -> None:
     project = make_project({"pkg/tool.sh": "#!/bin/sh\n"})
     before = bundle_of(project).digest
     (project / "pkg" / "tool.sh").chmod(0o755)
@@ -516,7 +514,7 @@ def test_leave_to_execute_is_carried(make_project: Make) -> None:
     assert bundle.digest != before
 
 
-def test_a_pipe_in_the_package_is_refused(make_project: Make) -> None:
+def test_a_named_pipe_in_the_package_is_rejected(make_project: Make) -> None:
     project = make_project({})
     os.mkfifo(project / "pkg" / "pipe")
     with pytest.raises(BundleError, match="not a regular file"):
@@ -532,13 +530,13 @@ def test_a_pipe_in_the_package_is_refused(make_project: Make) -> None:
         "import pkgutil\npkgutil.resolve_name(name)\n",
     ],
 )
-def test_only_reachable_warns_where_the_run_decides(make_project: Make, line: str) -> None:
+def test_only_reachable_warns_about_dynamic_imports(make_project: Make, line: str) -> None:
     project = make_project({"pkg/main.py": f"def run(): ...\n{line}", "pkg/b.py": ""})
     (note,) = bundle_of(project, only_reachable=True).notes
     assert "imports a module whose name only the run knows" in note
 
 
-def test_a_star_reaches_what_all_names(make_project: Make) -> None:
+def test_a_star_import_reaches_the_names_in_all(make_project: Make) -> None:
     project = make_project(
         {
             "pkg/main.py": "from pkg.sub import *\ndef run(): ...\n",
@@ -563,13 +561,11 @@ def test_a_star_reaches_what_all_names(make_project: Make) -> None:
         "try:\n    from ... import x\nexcept ImportError:\n    pass\n",
     ],
 )
-def test_an_import_that_may_fail_is_the_programs_own_affair(
-    make_project: Make, source: str
-) -> None:
+def test_a_guarded_import_may_be_missing(make_project: Make, source: str) -> None:
     bundle_of(make_project({"pkg/use.py": source}))
 
 
-def test_what_the_user_excludes_may_be_missed(make_project: Make) -> None:
+def test_modules_that_the_user_excludes_may_be_imported(make_project: Make) -> None:
     source = "def fast():\n    from . import _fast\n    from .old.more import x\n"
     project = make_project(
         {"pkg/a.py": source, "pkg/_fast.cpython-311.so": "", "pkg/old/more.py": ""}
@@ -577,7 +573,7 @@ def test_what_the_user_excludes_may_be_missed(make_project: Make) -> None:
     assert carried(project, exclude=("*.so", "pkg/old/")) == {"pkg/a.py"}
 
 
-def test_a_compiled_extension_may_be_left_by_name(make_project: Make) -> None:
+def test_a_compiled_extension_can_be_excluded_by_name(make_project: Make) -> None:
     project = make_project({"pkg/_fast.so": b"\x7fELF"})
     with pytest.raises(BundleError, match=r"pkg/_fast\.so is a compiled extension"):
         bundle_of(project)
@@ -590,7 +586,7 @@ TREES = st.dictionaries(NAMES, CONTENTS, max_size=5)
 
 
 @given(TREES, TREES)
-def test_the_digest_changes_exactly_with_the_content(
+def test_the_digest_changes_only_with_the_content(
     one: dict[str, bytes], other: dict[str, bytes]
 ) -> None:
     digests = []
@@ -631,7 +627,7 @@ OPTIONAL_X = "try:\n    from pkg.generated.x import X\nexcept ImportError:\n    
         ("generated", {"pkg/generated/__init__.py": "", "pkg/generated/x.py": "X = 1\n"}),
     ],
 )
-def test_what_an_ignored_folder_holds_is_not_lost_in_silence(
+def test_an_import_from_an_ignored_folder_is_rejected(
     make_project: Make, ignored: str, files: dict[str, str]
 ) -> None:
     project = make_project({**files, ".gitignore": ignored, "pkg/a.py": OPTIONAL_X})
@@ -641,13 +637,13 @@ def test_what_an_ignored_folder_holds_is_not_lost_in_silence(
     assert "pkg/a.py" in carried(project, exclude=("pkg/generated/",))
 
 
-def test_a_built_extension_is_refused_though_git_ignores_it(make_project: Make) -> None:
+def test_a_compiled_extension_is_rejected_even_if_git_ignores_it(make_project: Make) -> None:
     project = make_project({"pkg/_fast.cpython-311.so": "", ".gitignore": "*.so\n"})
     with pytest.raises(BundleError, match="is a compiled extension"):
         bundle_of(project)
 
 
-def test_a_handler_that_raises_forgives_nothing(make_project: Make) -> None:
+def test_a_handler_that_raises_does_not_make_an_import_optional(make_project: Make) -> None:
     source = (
         "try:\n    import torch\nexcept ImportError as fault:\n    raise OSError('no') from fault\n"
     )
@@ -655,7 +651,7 @@ def test_a_handler_that_raises_forgives_nothing(make_project: Make) -> None:
     assert (list(bundle.third_party), list(bundle.optional)) == (["torch"], [])
 
 
-def test_a_link_out_of_the_project_is_reported(make_project: Make, tmp_path: Path) -> None:
+def test_a_link_that_leaves_the_project_is_reported(make_project: Make, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "data.txt").touch()
     project = make_project({})

@@ -50,20 +50,20 @@ def test_imports_are_compared_with_the_image(
     assert finding.places == PLACES
 
 
-def test_a_requirement_brings_one_distribution_alone() -> None:
+def test_a_requirement_provides_only_its_own_distribution() -> None:
     findings = compare({"numpy": PLACES, "no_such": PLACES}, ["numpy==2"], IMAGE)
     assert [f.presence for f in findings] == [Presence.BY_PIP, Presence.ABSENT]
 
 
-def test_our_snapshot_knows_what_the_workload_needs() -> None:
+def test_the_built_in_snapshot_knows_the_workloads_imports() -> None:
     image = snapshot()
     assert image.distributions["torch"] == "2.10.0"
     assert image.modules["cv2"] == "opencv-python"
     assert not image.absent & image.distributions.keys()
 
 
-def test_the_example_makes_a_snapshot_that_we_read(tmp_path: Path) -> None:
-    """Of this machine, here; of Kaggle's image in a run there."""
+def test_the_example_makes_a_readable_snapshot(tmp_path: Path) -> None:
+    """Here the snapshot is of this machine; in a run on Kaggle, of Kaggle's image."""
     runpy.run_path(str(EXAMPLE / "__init__.py"))["run"](str(tmp_path))
     image = read_snapshot(json.loads((tmp_path / "image.json").read_text(encoding="utf-8")))
     assert image.complete

@@ -1,4 +1,4 @@
-"""This file holds no secret: each test makes its own from parts that mean nothing alone."""
+"""This file contains no secret: each test makes its own from harmless parts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ ACCOUNT = {
     "client_email": "ann@project.iam.gserviceaccount.com",
 }
 
-PLANTED = {  # the text, and the secret in it or a word of its first line
+PLANTED = {  # the text, and its secret or a word of its first line
     "kaggle.json": (json.dumps({"username": "ann", "key": KEY}), KEY),
     "kaggle.json, indented": (json.dumps({"username": "ann", "key": KEY}, indent=2), KEY),
     "kaggle.json, turned": (json.dumps({"key": KEY, "username": "ann"}), KEY),
@@ -152,7 +152,7 @@ def all_planted(make_project: Make) -> Path:
     )
 
 
-def test_every_kind_is_found_in_its_file_and_line(all_planted: Path) -> None:
+def test_every_kind_of_secret_is_found_with_file_and_line(all_planted: Path) -> None:
     places = found(all_planted)
     for i, (name, (text, mark)) in enumerate(PLANTED.items()):
         before, _, _ = source_of(text).partition(mark)
@@ -160,7 +160,7 @@ def test_every_kind_is_found_in_its_file_and_line(all_planted: Path) -> None:
     assert len({place.partition(":")[0] for place in places}) == len(PLANTED)
 
 
-def test_the_command_line_says_where_and_never_what(
+def test_the_command_line_prints_the_place_but_never_the_secret(
     all_planted: Path, cli: Callable[..., object]
 ) -> None:
     environment = {"KAGGLE_USERNAME": "ann", "KAGGLE_KEY": "x" * 32}
@@ -192,7 +192,7 @@ def test_ordinary_code_is_not_a_secret(make_project: Make) -> None:
 
 
 @pytest.mark.parametrize("folder", ["kernelkit", "src_salt", "templates", "tests", "docs"])
-def test_this_repository_holds_no_secret(folder: str) -> None:
+def test_this_repository_contains_no_secret(folder: str) -> None:
     root = Path(__file__).parent.parent.parent
     for path in (root / folder).rglob("*"):
         if path.is_file() and path.suffix in {".py", ".j2", ".toml", ".md", ".json", ".csv"}:
@@ -200,7 +200,7 @@ def test_this_repository_holds_no_secret(folder: str) -> None:
             assert not [match.kind for match in secret_rules.matches(text)], path
 
 
-def test_what_the_comment_allows_passes_and_only_that(make_project: Make) -> None:
+def test_the_allow_comment_covers_only_its_own_line(make_project: Make) -> None:
     line = f'x("{AWS}")'
     project = make_project(
         {
@@ -211,7 +211,7 @@ def test_what_the_comment_allows_passes_and_only_that(make_project: Make) -> Non
     assert found(project) == ["pkg/same_line.py:3"]
 
 
-def test_what_the_project_file_allows_passes_and_only_that(make_project: Make) -> None:
+def test_the_project_file_allows_only_the_named_places(make_project: Make) -> None:
     data = f'{{"a": "{AWS}",\n "b": "{AWS}"}}'
     files: dict[str, str | bytes] = {"pkg/data.json": data, "pkg/other.json": data}
     places = ["pkg/data.json:1", "pkg/data.json:2", "pkg/other.json:1", "pkg/other.json:2"]
@@ -229,7 +229,7 @@ def test_allowing_does_not_change_the_digest(make_project: Make) -> None:
     assert allowed.digest == plain.digest
 
 
-def test_parameters_are_read_as_they_are_sent(make_project: Make) -> None:
+def test_parameters_are_scanned_as_they_are_sent(make_project: Make) -> None:
     extra = '[tool.kernelkit.parameters]\ntoken = ""\nservice = {}\n'
     project = make_project({}, extra=extra)
     assert found(project) == []
@@ -237,7 +237,7 @@ def test_parameters_are_read_as_they_are_sent(make_project: Make) -> None:
     assert found(project, f'service={{ api_key = "{some(40)}" }}') == ["parameters.service"]
 
 
-def test_a_profile_is_read_too(make_project: Make) -> None:
+def test_profiles_are_scanned_too(make_project: Make) -> None:
     extra = f'[tool.kernelkit.profiles.p.parameters]\nwandb_key = "h{"f_" + some(34)}"\n'
     project = make_project({}, extra=extra)
     assert found(project) == []
@@ -246,7 +246,7 @@ def test_a_profile_is_read_too(make_project: Make) -> None:
     assert finding == SecretFinding("parameters.wandb_key", None, "a Hugging Face token")
 
 
-def test_metadata_requirements_and_comments_are_read(make_project: Make) -> None:
+def test_metadata_requirements_and_comments_are_scanned(make_project: Make) -> None:
     token = "gh" + "p_" + some(36)
     assert found(make_project({}), f"kernel.title={token}") == ["title"]
     assert found(make_project({}), f'kernel.keywords=["{token}"]') == ["keywords"]
@@ -256,7 +256,7 @@ def test_metadata_requirements_and_comments_are_read(make_project: Make) -> None
     assert found(make_project({}, extra=extra)) == ['the cell "parameters":1']
 
 
-def test_a_template_is_scanned_as_it_is_in_its_file(make_project: Make) -> None:
+def test_template_files_are_scanned(make_project: Make) -> None:
     text = f'# A cell.\nlogin("h{"f_" + some(34)}")\n'
     files: dict[str, str | bytes] = {"cells/55-login.py.j2": text, "cells/part/x.txt": text}
     project = make_project(files, keys='templates = "cells"')
@@ -265,7 +265,7 @@ def test_a_template_is_scanned_as_it_is_in_its_file(make_project: Make) -> None:
 
 @pytest.mark.parametrize("layout", ["cells", "compressed"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "latin-1"])
-def test_data_is_read_in_every_layout_and_encoding(
+def test_data_files_are_scanned_in_every_layout_and_encoding(
     make_project: Make, layout: str, encoding: str
 ) -> None:
     content = f"é,1\né,{AWS}\n".encode(encoding)
@@ -273,13 +273,13 @@ def test_data_is_read_in_every_layout_and_encoding(
     assert found(project) == ["pkg/data.csv:2"]
 
 
-def test_binary_data_is_read_too(make_project: Make) -> None:
+def test_binary_files_are_scanned_too(make_project: Make) -> None:
     noise = random.Random(3).randbytes(50_000).replace(b"\n", b" ")
     content = noise + json.dumps({"username": "ann", "key": KEY}).encode() + noise
     assert found(make_project({"pkg/weights.bin": content})) == ["pkg/weights.bin:1"]
 
 
-def test_a_secret_is_found_wherever_the_pieces_are_cut() -> None:
+def test_a_secret_across_a_chunk_boundary_is_found() -> None:
     for before in range(secret_rules._PIECE - 80, secret_rules._PIECE + 20):
         (match,) = {m.start for m in secret_rules.matches("." * before + "\n" + AWS)}
         assert match == before + 1
@@ -288,17 +288,15 @@ def test_a_secret_is_found_wherever_the_pieces_are_cut() -> None:
 @pytest.mark.parametrize(
     "unit", ["eyJ", "=eyJ", "//a/:_authToken", "sk-T3BlbkFJ", "://a:", "password", 'token="', "x"]
 )
-def test_one_long_line_takes_its_length_in_time(unit: str) -> None:
+def test_one_long_line_takes_linear_time(unit: str) -> None:
     text = unit * (1_000_000 // len(unit))
     began = time.process_time()
     list(secret_rules.matches(text))
-    assert time.process_time() - began < 8  # about 1 s where nothing else runs
+    assert time.process_time() - began < 8  # about 1 s on an idle machine
 
 
-def test_this_machines_own_credentials_are_found_word_for_word(
-    make_project: Make, tmp_path: Path
-) -> None:
-    """Their form alone would not give them away."""
+def test_this_machines_own_credentials_are_found(make_project: Make, tmp_path: Path) -> None:
+    """Their format alone does not identify them as secrets."""
     project = make_project({})
     home = tmp_path / "home"
     values = {name: some(20 + i, HEX + "g") for i, name in enumerate(["key", "token", "access"])}
@@ -320,7 +318,7 @@ def test_this_machines_own_credentials_are_found_word_for_word(
     assert found(project, own=tuple(own)) == [f"pkg/main.py:{line}" for line in (3, 4, 5, 6, 7)]
 
 
-def test_a_push_looks_for_the_key_that_it_uses(
+def test_a_push_searches_for_the_key_that_it_uses(
     make_project: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = make_project({"pkg/data.txt": f"a\nb {some(30, HEX)} c\n"})
@@ -333,8 +331,8 @@ def test_a_push_looks_for_the_key_that_it_uses(
     assert some(30, HEX) not in repr(problem)
 
 
-def test_nothing_goes_over_the_network(all_planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """detect-secrets can ask a secret's maker whether it is alive: that would be a leak."""
+def test_scanning_uses_no_network(all_planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """detect-secrets can ask a secret's issuer whether it is valid, which would leak it."""
 
     def refuse(*_: object) -> None:
         raise AssertionError("a connection")

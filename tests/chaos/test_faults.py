@@ -186,7 +186,7 @@ def test_keys_select_the_requests(done, inject):
     assert codes(2) == [200, 200]
 
 
-def test_the_seed_decides_about_chance(launch):
+def test_the_seed_determines_random_faults(launch):
     """With the same seed the same requests are struck, with another seed others."""
 
     def struck(seed):
@@ -206,7 +206,7 @@ def test_the_seed_decides_about_chance(launch):
         ("lost-before,call=any,reset=true", "ConnectionResetError"),
     ],
 )
-def test_a_connection_without_a_response(done, inject, fault, error):
+def test_a_connection_can_close_without_a_response(done, inject, fault, error):
     inject(fault)
     with pytest.raises(requests.ConnectionError, match=error):
         status(done)
@@ -214,7 +214,7 @@ def test_a_connection_without_a_response(done, inject, fault, error):
     assert status(done).ok
 
 
-def test_a_late_response(done, inject):
+def test_a_response_can_be_delayed(done, inject):
     inject("timeout,seconds=0.5", "timeout,seconds=0.5,when=after,at=2")
     for _ in range(2):
         began = time.monotonic()
@@ -232,7 +232,7 @@ def test_a_late_response(done, inject):
         ("session-cap", 0), ("session-cap,kind=CPU", 0), ("quota", 0),
     ],
 )  # fmt: skip
-def test_a_push_without_its_response(emulator, inject, fault, versions):
+def test_the_response_to_a_push_can_be_lost(emulator, inject, fault, versions):
     """The journal and GetKernel show whether the push was carried out."""
     inject(fault)
     text = emulator.notebook(f'\'"digest": "{"a1" * 32}"\'')
@@ -258,7 +258,7 @@ def test_a_push_without_its_response(emulator, inject, fault, versions):
     )
 
 
-def test_the_previous_version_is_shown(emulator, inject):
+def test_the_previous_version_can_be_shown(emulator, inject):
     inject("stale-status,times=0", "stale-kernel,times=0")
     emulator.run("my-kernel", "print(1)")  # without a previous version nothing is stale
     emulator.push("my-kernel", PENDING)
@@ -282,7 +282,7 @@ def test_the_previous_version_is_shown(emulator, inject):
     [("competition", True), ("dataset", False), ("kernel", True), ("model", False)],
 )
 @pytest.mark.usefixtures("done")
-def test_sources_are_dropped(emulator, inject, kind, reported):
+def test_data_sources_can_be_dropped(emulator, inject, kind, reported):
     sources = {
         "competition": "some-competition",
         "dataset": "someone/some-dataset",
@@ -300,7 +300,7 @@ def test_sources_are_dropped(emulator, inject, kind, reported):
     emulator.finish("my-kernel")
 
 
-def test_settings_differ_from_the_request(emulator, inject):
+def test_settings_can_differ_from_the_request(emulator, inject):
     inject("public", "internet-flipped", "other-machine,shape=", "quota-used")
     emulator.push("my-kernel", "print(1)", machineShape="NvidiaTeslaT4", isPrivate=True)
     emulator.finish("my-kernel")
@@ -323,7 +323,7 @@ def test_settings_differ_from_the_request(emulator, inject):
         ("run-error", "ERROR", []),
     ],
 )
-def test_the_end_of_a_run_is_forced(emulator, inject, fault, status, outputs):
+def test_the_end_of_a_run_can_be_forced(emulator, inject, fault, status, outputs):
     inject(fault)
     emulator.push("my-kernel", "open('out.txt', 'w').write('x')" if "=0" not in fault else PENDING)
     assert emulator.finish("my-kernel")[0]["status"] == status
@@ -345,7 +345,7 @@ def read_stream(emulator):
     return entries, ended, broken
 
 
-def test_streams_break_off_pause_and_repeat(running, inject):
+def test_streams_can_break_off_pause_and_repeat(running, inject):
     inject("stream-cut,entries=1")
     entries, ended, broken = read_stream(running)
     assert (entries, ended) == (["one"], False)
@@ -362,13 +362,13 @@ def test_streams_break_off_pause_and_repeat(running, inject):
     assert read_stream(running)[0] == ["one", "two", "one", "two"]
 
 
-def test_a_stream_without_its_end(emulator, inject):
+def test_a_stream_can_miss_its_end(emulator, inject):
     emulator.push("my-kernel", "print('one', flush=True); import time; time.sleep(1)")
     inject("stream-endless")
     assert read_stream(emulator) == (["one"], False, "")
 
 
-def test_pages_are_small_and_repeat(done, inject):
+def test_pages_can_be_small_and_repeat(done, inject):
     inject("pages,size=1")
     first = done.ask("ListKernelSessionOutput", "my-kernel", pageSize=100)
     second = done.ask("ListKernelSessionOutput", "my-kernel", pageToken=first["nextPageToken"])
@@ -386,7 +386,7 @@ def test_pages_are_small_and_repeat(done, inject):
         ]
 
 
-def test_addresses_expire(done, inject):
+def test_download_addresses_can_expire(done, inject):
     before = done.outputs("my-kernel")["b.txt"]
     inject("expired-url,uses=1")
     assert [done.fetch(before).status_code for _ in range(2)] == [200, 403]
@@ -414,7 +414,7 @@ def test_addresses_expire(done, inject):
         ("wrong-length,by=10", "10240 bytes read, 10 more expected"),
     ],
 )
-def test_downloads_break_off(done, inject, fault, error):
+def test_downloads_can_break_off(done, inject, fault, error):
     url = done.outputs("my-kernel")["a.bin"]
     inject(fault)
     with pytest.raises(requests.RequestException, match=error):
@@ -422,7 +422,7 @@ def test_downloads_break_off(done, inject, fault, error):
     assert done.fetch(url).content == BODY
 
 
-def test_downloads_are_wrong(done, inject):
+def test_downloads_can_be_corrupted(done, inject):
     url = done.outputs("my-kernel")["a.bin"]
     inject("download-short,bytes=1000", "wrong-length,by=-10,at=2", "error-page,at=3")
     assert done.fetch(url).content == BODY[:1000]
@@ -444,7 +444,7 @@ def test_downloads_are_wrong(done, inject):
     assert time.monotonic() - began >= 0.45
 
 
-def test_hostile_names_are_listed(done, inject):
+def test_listings_can_contain_hostile_names(done, inject):
     inject("hostile-names")
     listed = done.ask("ListKernelSessionOutput", "my-kernel")["files"]
     names = [file["fileName"] for file in listed]
@@ -473,7 +473,7 @@ def status_once_back(emulator):
             time.sleep(0.05)
 
 
-def test_a_server_goes_down_and_comes_back(running, inject):
+def test_a_server_can_stop_and_restart(running, inject):
     stream = running.events("my-kernel")
     next(stream)
     inject("server-dies,seconds=1,call=GetKernelSessionStatus")
@@ -488,7 +488,7 @@ def test_a_server_goes_down_and_comes_back(running, inject):
 
 
 @pytest.mark.parametrize("seconds", [0, 0.5])
-def test_two_outages_at_once_are_one(done, inject, seconds):
+def test_two_simultaneous_outages_count_as_one(done, inject, seconds):
     inject(f"server-dies,seconds={seconds},call=GetKernelSessionStatus,times=2")
 
     def fail(_):
@@ -500,7 +500,7 @@ def test_two_outages_at_once_are_one(done, inject, seconds):
     assert status_once_back(done) == {"status": "COMPLETE"}
 
 
-def test_uploads_are_struck(done, inject):
+def test_uploads_can_fail(done, inject):
     """After a lost response, the bytes have arrived."""
     competition = "competitions.CompetitionApiService"
     about = {"competitionName": "some-competition"}
@@ -524,7 +524,7 @@ def test_uploads_are_struck(done, inject):
     assert len(refs) == 1
 
 
-def test_credentials_expire(done, inject, monkeypatch, tmp_path):
+def test_credentials_can_expire(done, inject, monkeypatch, tmp_path):
     """The SDK gets a new access token with a refresh token; another key stays valid."""
 
     def ask(token):
@@ -564,7 +564,7 @@ def test_credentials_expire(done, inject, monkeypatch, tmp_path):
     assert [ask(bearer("short")), ask(done.headers), ask(bearer("new"))] == [401, 401, 200]
 
 
-def test_a_run_is_cancelled(running):
+def test_a_run_can_be_cancelled(running):
     number = running.session_id("my-kernel")
     other = running.as_account("somebody-else").call("CancelKernelSession", kernelSessionId=number)
     assert (other.status_code, other.json()["code"]) == (403, 403)
@@ -607,7 +607,7 @@ def test_invalid_faults_are_refused(done, faults, message):
     assert status(done).ok
 
 
-def test_other_control_addresses_are_unimplemented(done):
+def test_unknown_control_addresses_are_unimplemented(done):
     for method, path in [("GET", "faults"), ("POST", "journal"), ("GET", "none")]:
         answer = done.fetch(f"{done.endpoint}/emulator/{path}", method)
         assert (answer.status_code, answer.json()["code"]) == (501, 501)
@@ -616,7 +616,7 @@ def test_other_control_addresses_are_unimplemented(done):
     assert len(done.journal()) == count
 
 
-def test_faults_as_the_official_client_sees_them(emulator, kaggle, kernel_folder, tmp_path):
+def test_the_official_client_sees_the_faults(emulator, kaggle, kernel_folder, tmp_path):
     """It exits 0 after a refused push, and saves an error page as an output."""
     name, push = f"{emulator.account}/my-first-kernel", ("kernels", "push", "-p", kernel_folder)
     emulator.inject("session-cap", "lost-after,at=2", "dropped-source,kind=competition,at=3")
@@ -638,7 +638,7 @@ def test_faults_as_the_official_client_sees_them(emulator, kaggle, kernel_folder
     assert (tmp_path / "deep" / "escaped.txt").read_text() == "hostile\n"
 
 
-def test_faults_from_the_command_line(tmp_path):
+def test_faults_can_be_set_on_the_command_line(tmp_path):
     """`kernelkit emulator` passes them on, and the plugin's help has the whole table."""
     command = [sys.executable, "-m", "kernelkit", "emulator", "--port", "0", "--seed", "3", *PLUGIN]
     done = subprocess.run([*command, "--fault", "forbiden"], capture_output=True)

@@ -1,8 +1,8 @@
-"""Why a run failed: logs of errors that were really raised, and the words of those that were not.
+"""Why a run failed: logs of errors that the tests raise, and messages of errors that they cannot.
 
-The errors are raised in a process of its own, by a package that lies where a run's sources lie, and
-taken down twice: as Python prints them (so does the run's manifest), and as IPython does with its
-colours, inside of what papermill puts around it.
+A separate process raises the errors, in a package in the folder of a run's sources. They are
+recorded twice: as Python prints them (as in the run's manifest), and as IPython does with its
+colors, within papermill's output.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ print(json.dumps(recorded))
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Each case as it was printed: plain, by IPython, and what went to stderr before."""
+    """Each case as printed: plain, by IPython, and the stderr before it."""
     sources = tmp_path_factory.mktemp("tmp") / SOURCES
     (sources / "pkg").mkdir(parents=True)
     (sources / "pkg" / "__init__.py").touch()
@@ -175,7 +175,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 
 
 def papermill(case: dict[str, Any]) -> str:
-    """The log of a failing cell, as papermill leaves it (colours kept, for once)."""
+    """The log of a failing cell, as papermill writes it (here with colors)."""
     rule = "-" * 75
     head = f'Exception encountered at "In [{case["cell"]}]":'
     text = f"papermill.exceptions.PapermillExecutionError: \n{rule}\n{head}\n{case['ipython']}\n\n"
@@ -227,7 +227,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("form", ["papermill", "kaggle", "doubled", "manifest", "both"])
 @pytest.mark.parametrize("name", CASES)
-def test_a_real_traceback_is_told_in_the_repositorys_lines(
+def test_a_traceback_shows_the_repositorys_lines(
     recorded: dict[str, dict[str, Any]], name: str, form: str
 ) -> None:
     case = recorded[name]
@@ -251,7 +251,7 @@ def test_a_real_traceback_is_told_in_the_repositorys_lines(
         assert found.innermost.source == source[(found.innermost.line or 0) - 1].strip()
 
 
-def test_what_hangs_on_the_error_is_noted(recorded: dict[str, dict[str, Any]]) -> None:
+def test_notes_and_causes_of_an_error_are_shown(recorded: dict[str, dict[str, Any]]) -> None:
     def notes(name: str) -> str:
         by_log, by_manifest = (
             diagnose(papermill(recorded[name])),
@@ -271,7 +271,7 @@ def test_what_hangs_on_the_error_is_noted(recorded: dict[str, dict[str, Any]]) -
     assert notes("logged") == ""
 
 
-def test_the_depths_of_a_library_and_of_a_recursion_are_folded(
+def test_library_and_recursive_frames_are_folded(
     recorded: dict[str, dict[str, Any]],
 ) -> None:
     for report in (None, manifest(recorded["recurse"])):
@@ -286,7 +286,7 @@ def test_the_depths_of_a_library_and_of_a_recursion_are_folded(
     assert (library.origin, library.place, library.times) == (Origin.LIBRARY, "json", 3)
 
 
-def test_the_end_of_a_manifest_that_the_log_holds_is_enough(
+def test_the_last_part_of_a_manifest_in_the_log_is_enough(
     recorded: dict[str, dict[str, Any]],
 ) -> None:
     cut = manifest(recorded["loader"])
@@ -333,7 +333,7 @@ ValueError: bad
         "Cell In[10], line 1, in f()",
     ],
 )
-def test_the_cells_of_every_ipython_are_known(cell: str) -> None:
+def test_cell_names_of_every_ipython_version_are_recognized(cell: str) -> None:
     old = OLD.replace("/tmp/ipykernel_17/3800226621.py in <cell line: 1>()", cell)
     found = diagnose(old)
     assert found
@@ -353,7 +353,7 @@ def test_the_cells_of_every_ipython_are_known(cell: str) -> None:
 @pytest.mark.parametrize(
     "folder", ["/tmp", "/var/folders/ab/cd/T", "~/tmp", "/tmp/pytest-of-x/kernelkit-scratch"]
 )
-def test_the_place_of_the_sources_does_not_matter(folder: str) -> None:
+def test_the_folder_of_the_sources_does_not_matter(folder: str) -> None:
     for root, path in ((".", "pkg/a b.py"), ("src", "src/pkg/a b.py")):
         text = (
             f'Traceback (most recent call last):\n  File "{folder}/{SOURCES}/pkg/a b.py", line 3,'
@@ -426,7 +426,7 @@ CalledProcessError: Command '['torchrun']' returned non-zero exit status 1.
 """
 
 
-def test_what_broke_under_torchrun_is_found() -> None:
+def test_a_failure_under_torchrun_is_found() -> None:
     no_rank = TORCHRUN[TORCHRUN.index("E1122") :]
     recorded = no_rank[: no_rank.index("  traceback :")] + RECORD
     for text in (TORCHRUN, recorded):
@@ -457,14 +457,14 @@ ValueError: bad
 """
 
 
-def test_what_broke_in_a_spawned_process_is_found() -> None:
+def test_a_failure_in_a_spawned_process_is_found() -> None:
     found = diagnose(SPAWN)
     assert found
     assert (found.error, places(found)) == ("ValueError: bad", ["pkg/train.py:9"])
     assert found.notes[0].endswith(", at pkg/main.py:40")
 
 
-def test_a_killed_kernel_is_told_apart_from_a_crash() -> None:
+def test_a_killed_kernel_is_distinguished_from_a_crash() -> None:
     survived = "Traceback (most recent call last):\nValueError: logged\n"
     log = f"{survived}epoch 3\nKernel died while waiting for execute reply.\n"
     log += (
@@ -490,7 +490,7 @@ def test_a_killed_kernel_is_told_apart_from_a_crash() -> None:
     assert [frame.place for frame in found.frames] == ["pkg/main.py", "torch"]
 
 
-def test_a_run_that_did_not_fail_is_left_in_peace() -> None:
+def test_a_run_that_did_not_fail_has_no_diagnosis() -> None:
     survived = "Traceback (most recent call last):\nValueError: logged\nepoch 2\n"
     assert diagnose("epoch 1\nepoch 2\n") is None
     assert diagnose("") is None
@@ -500,7 +500,7 @@ def test_a_run_that_did_not_fail_is_left_in_peace() -> None:
     assert found.notes == ("the log continues after this: the run may have survived it",)
 
 
-def test_kaggles_words_tell_of_a_run_that_was_stopped() -> None:
+def test_a_stopped_run_is_recognized_by_kaggles_message() -> None:
     survived = "Traceback (most recent call last):\nValueError: logged\nepoch 2\n"
     words = "Your notebook exceeded the time limit of 43200 seconds."
     found = diagnose(survived, failure=words, manifest={"parameters": {"epochs": 20}})
@@ -513,7 +513,7 @@ def test_kaggles_words_tell_of_a_run_that_was_stopped() -> None:
     assert "epoch 2" in found.notes[0]
 
 
-def test_the_manifest_of_another_run_is_not_heard() -> None:
+def test_the_manifest_of_another_run_is_ignored() -> None:
     digest, other = "a" * 64, "b" * 64
     failed = {"status": "failed", "error": "ValueError: bad", "traceback": "", "digest": digest}
     assert diagnose("", manifest=failed, bundle={"digest": digest})
@@ -532,7 +532,7 @@ FACTS: dict[str, Any] = {
     "files": [{"path": "pkg/mod.py", "sha256": ""}],
 }
 
-# The words of torch, Python, requests and the rest as they were printed by them.
+# Messages as torch, Python, requests and other libraries print them.
 TABLE = [
     (
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total "
@@ -677,7 +677,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("error", "cause", "step"), TABLE, ids=[row[0][:60] for row in TABLE])
-def test_the_cause_and_the_next_step(error: str, cause: str, step: str) -> None:
+def test_each_failure_has_its_cause_and_next_step(error: str, cause: str, step: str) -> None:
     printed = f"Traceback (most recent call last):\n{error}\n"
     failed = {"status": "failed", "error": error, "traceback": printed}
     for found in (diagnose(printed, bundle=FACTS), diagnose("", manifest=failed, bundle=FACTS)):
@@ -693,7 +693,7 @@ def test_every_cause_has_an_error_in_the_table() -> None:
     assert {rule.cause for rule in RULES} <= shown
 
 
-def test_an_error_has_the_cause_of_what_it_was_raised_from() -> None:
+def test_an_error_has_the_cause_of_its_original_exception() -> None:
     link = "\n\nThe above exception was the direct cause of the following exception:\n\n"
     first = "Traceback (most recent call last):\nMemoryError\n"
     last = "Traceback (most recent call last):\nRuntimeError: training failed\n"
@@ -749,7 +749,7 @@ CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u
 
 @settings(max_examples=100, deadline=2000)
 @given(log=texts, manifest=manifests, bundle=manifests, failure=texts)
-def test_no_text_makes_it_stumble(
+def test_no_text_makes_diagnose_crash(
     log: str, manifest: dict[str, Any], bundle: dict[str, Any], failure: str
 ) -> None:
     for text in (log, pieces(log)):
@@ -781,7 +781,7 @@ def test_no_text_makes_it_stumble(
     ],
     ids=lambda text: text[:20],
 )  # fmt: skip
-def test_no_text_takes_long(text: str) -> None:
+def test_no_text_takes_too_long(text: str) -> None:
     started = time.perf_counter()
     diagnose(text)
     assert time.perf_counter() - started < 10  # each takes less than one second on a free machine
@@ -789,7 +789,7 @@ def test_no_text_takes_long(text: str) -> None:
 
 @pytest.fixture
 def failing(plain: Path) -> Path:
-    """A project that breaks in a worker process, after it has logged another error."""
+    """A project that fails in a worker process after it has logged another error."""
     path = plain / "parcel" / "main.py"
     text = path.read_text()
     body = '        raise RuntimeError("asked to fail")\n'
@@ -864,7 +864,7 @@ def test_a_complete_run_has_no_diagnosis(cli: Cli, tmp_path: Path) -> None:
     assert json.loads(cli("diagnose", tmp_path, "--json").stdout) == {"cause": None}
 
 
-def test_a_log_can_come_from_anywhere(cli: Cli, tmp_path: Path) -> None:
+def test_a_log_can_be_a_file_or_stdin(cli: Cli, tmp_path: Path) -> None:
     log = tmp_path / "a.log"
     log.write_bytes(
         b"\xff\x1b[31m" + OLD.encode().replace(b"ValueError: bad", b"E: \x1b]0;t\x07b\x08")

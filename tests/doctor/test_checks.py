@@ -56,7 +56,7 @@ def diagnosed(
     return {finding.subject: finding for finding in found}
 
 
-def test_a_sound_project_on_a_local_kaggle(plain: Path, cli: Callable, local_kaggle: str) -> None:
+def test_a_valid_project_passes_every_check(plain: Path, cli: Callable, local_kaggle: str) -> None:
     printed = cli("doctor", "--endpoint", local_kaggle, cwd=plain).stdout
     assert re.search(r"good +quota +0\.0 of \d", printed)
     assert re.search(r"endpoint +http://127.*a local Kaggle", printed)
@@ -65,19 +65,19 @@ def test_a_sound_project_on_a_local_kaggle(plain: Path, cli: Callable, local_kag
     assert " bad" not in printed
 
 
-def test_without_credentials_the_other_checks_are_made(plain: Path, cli: Callable) -> None:
+def test_missing_credentials_do_not_stop_the_other_checks(plain: Path, cli: Callable) -> None:
     document = json.loads(cli("doctor", "--json", cwd=plain, expect=9).stdout)
     printed = {finding["subject"]: finding for finding in document}
     assert printed["credentials"]["health"] == "bad"
     assert "https://www.kaggle.com/settings" in printed["credentials"]["remedy"]
     assert printed["project"]["health"] == "good"
-    assert "B free" in printed["disk"]["words"]  # good or not is this machine's
+    assert "B free" in printed["disk"]["words"]  # the result depends on this machine
     assert {printed[name]["health"] for name in ("quota", "kernel", "competition letters")} == {
         "unknown"
     }
 
 
-def test_a_broken_project_file_hides_nothing_else(
+def test_a_broken_project_file_does_not_stop_the_other_checks(
     plain: Path, cli: Callable, local_kaggle: str
 ) -> None:
     (plain / "pyproject.toml").write_text("[tool.kernelkit")
@@ -86,7 +86,7 @@ def test_a_broken_project_file_hides_nothing_else(
     assert re.search(r"good +quota", printed)
 
 
-def test_every_source_is_asked_for(make_project: Project, strict: str) -> None:
+def test_every_data_source_is_checked(make_project: Project, strict: str) -> None:
     project = make_project(
         {},
         extra="""
@@ -114,11 +114,13 @@ machine_shape = "NvidiaTeslaT4"
     assert words["quota"] == (Health.BAD, 5)
 
 
-def test_the_quota_of_gpus_is_no_matter_to_a_run_without(plain: Path, strict: str) -> None:
+def test_the_gpu_quota_is_ignored_for_a_cpu_run(plain: Path, strict: str) -> None:
     assert diagnosed(plain, strict)["quota"].health == Health.GOOD
 
 
-def test_the_kernel_that_is_there_and_whose_it_is(make_project: Project, local_kaggle: str) -> None:
+def test_an_existing_kernel_is_reported_with_its_owner(
+    make_project: Project, local_kaggle: str
+) -> None:
     project = make_project({})
     assert "does not exist yet" in diagnosed(project, local_kaggle)["kernel"].words
     config = load_config(project, endpoint=local_kaggle)
@@ -133,20 +135,20 @@ def test_the_kernel_that_is_there_and_whose_it_is(make_project: Project, local_k
     assert not any("secret-key" in f"{finding}" for finding in found)
 
 
-def test_a_clock_that_is_wrong(plain: Path, local_kaggle: str) -> None:
+def test_a_wrong_clock_is_reported(plain: Path, local_kaggle: str) -> None:
     clock = diagnosed(plain, local_kaggle, clock=lambda: time.time() - 3600)["clock"]
     assert (clock.health, clock.exit_code) == (Health.BAD, 10)
     assert "60 minutes behind" in clock.words
 
 
-def test_a_kaggle_that_does_not_answer_is_asked_once(plain: Path) -> None:
+def test_an_unreachable_kaggle_is_called_only_once(plain: Path) -> None:
     found = diagnosed(plain, "http://127.0.0.1:9")
     assert found["quota"].exit_code == 9
     assert found["kernel"].words == "not checked: Kaggle did not answer (quota)"
     assert found["clock"].health == Health.UNKNOWN
 
 
-def test_two_accounts_at_once(plain: Path, local_kaggle: str) -> None:
+def test_conflicting_credentials_are_reported(plain: Path, local_kaggle: str) -> None:
     token = {"KAGGLE_API_TOKEN": "a-token-of-mine"}  # the local Kaggle's user is `rehearsal`
     found = diagnosed(plain, local_kaggle, {**token, "KAGGLE_USERNAME": "alice"})
     assert (found["credentials"].health, found["credentials"].exit_code) == (Health.BAD, 9)
@@ -156,8 +158,8 @@ def test_two_accounts_at_once(plain: Path, local_kaggle: str) -> None:
     assert "a-token-of-mine" not in str(found)
 
 
-def test_key_files_that_others_can_read(plain: Path) -> None:
-    """Found without a call: the file cannot be used."""
+def test_credential_files_readable_by_others_are_reported(plain: Path) -> None:
+    """Reported without a call: the file cannot be used."""
     folder = Path.home() / ".kaggle"
     folder.mkdir()
     (folder / "kaggle.json").write_text(json.dumps({"username": "", "key": "hidden-key"}))
@@ -178,7 +180,7 @@ def test_key_files_that_others_can_read(plain: Path) -> None:
         ({"KAGGLE_CONFIG_DIR": "/no/such/folder"}, "which is not a folder"),
     ],
 )
-def test_an_environment_that_changes_the_client(
+def test_environment_variables_that_change_the_client_are_reported(
     plain: Path, local_kaggle: str, environment: Mapping[str, str], words: str
 ) -> None:
     finding = diagnosed(plain, local_kaggle, environment)["environment"]
@@ -186,7 +188,7 @@ def test_an_environment_that_changes_the_client(
     assert words in finding.words
 
 
-def test_a_proxy_is_named_without_its_password(
+def test_a_proxy_is_shown_without_its_password(
     plain: Path, local_kaggle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("https_proxy", "http://me:password@proxy.example:8080")
@@ -194,7 +196,7 @@ def test_a_proxy_is_named_without_its_password(
     assert finding.words == "https through proxy.example"
 
 
-def test_other_versions_than_the_tested_are_unknown(
+def test_untested_versions_are_unknown(
     plain: Path, local_kaggle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kernelkit.doctor.checks.TESTED", {"kaggle": "0.1", "no-such-thing": "1"})
@@ -220,17 +222,17 @@ def test_git_and_preflight_describe_the_project(plain: Path, local_kaggle: str) 
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_runs_that_cannot_be_recorded(plain: Path, local_kaggle: str) -> None:
+def test_an_unwritable_runs_folder_is_reported(plain: Path, local_kaggle: str) -> None:
     (plain / "runs").mkdir(mode=0o500)
     assert diagnosed(plain, local_kaggle)["runs"].exit_code == 10
 
 
-def test_runs_where_a_file_stands(plain: Path, local_kaggle: str) -> None:
+def test_a_file_in_place_of_the_runs_folder_is_reported(plain: Path, local_kaggle: str) -> None:
     (plain / "runs").write_text("in the way")
     assert diagnosed(plain, local_kaggle)["runs"].exit_code == 10
 
 
-def test_the_report_is_a_table_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_is_printed_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     print_checks(
         [
             CheckResult("short", Health.GOOD, "fine"),
@@ -245,6 +247,6 @@ def test_the_report_is_a_table_in_words(capsys: pytest.CaptureFixture[str]) -> N
     ]
 
 
-def test_a_complaint_about_the_project_is_a_finding(tmp_path: Path, local_kaggle: str) -> None:
+def test_a_project_error_is_a_finding(tmp_path: Path, local_kaggle: str) -> None:
     found = examine(tmp_path, ConfigError("broken", "fix it"), local_kaggle, environment={})
     assert CheckResult("project", Health.BAD, "broken", "fix it", 2) in found

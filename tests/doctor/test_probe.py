@@ -1,4 +1,4 @@
-"""The probe against a real local Kaggle: what it reports, and what it never keeps."""
+"""The probe against a local Kaggle: what it reports, and what it never saves."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def probed(local_kaggle: str, tmp_path_factory: pytest.TempPathFactory) -> Probe
     return Probed(probe(kaggle, folder, ["letters"]), folder)
 
 
-def test_what_is_as_assumed_is_good(probed: Probed) -> None:
+def test_a_confirmed_assumption_is_good(probed: Probed) -> None:
     good = {name for name, finding in probed.found.items() if finding.health == Health.GOOD}
     assert good >= {
         *("run", "requested settings", "status", "version label", "internet", "mount letters"),
@@ -66,19 +66,19 @@ def test_what_is_as_assumed_is_good(probed: Probed) -> None:
     assert "COMPLETE" in probed.found["status"].words
 
 
-def test_what_is_other_than_assumed_is_bad(probed: Probed) -> None:
+def test_a_refuted_assumption_is_bad(probed: Probed) -> None:
     """This machine is not Kaggle's image, and the report says so."""
     assert probed.found["freeze"].health == Health.BAD
     assert probed.found["image"].health == Health.UNKNOWN
 
 
-def test_the_snapshot_can_be_used_as_it_is(probed: Probed) -> None:
+def test_the_snapshot_can_be_used_unchanged(probed: Probed) -> None:
     image = read_snapshot(json.loads((probed.folder / "image.json").read_text(encoding="utf-8")))
     assert image.complete
     assert image.python == sys.version.split()[0]
 
 
-def test_the_transcript_and_the_report_hold_no_secret(probed: Probed) -> None:
+def test_the_transcript_and_the_report_contain_no_secret(probed: Probed) -> None:
     basic = "Basic"
     for name in ("transcript.json", "report.json"):
         text = (probed.folder / name).read_text(encoding="utf-8")
@@ -88,7 +88,7 @@ def test_the_transcript_and_the_report_hold_no_secret(probed: Probed) -> None:
     assert calls >= {"SaveKernel", "GetKernel", "GetKernelSessionStatus", "GET file", "stream"}
 
 
-def test_the_session_tells_names_and_no_values(probed: Probed) -> None:
+def test_the_session_lists_names_without_values(probed: Probed) -> None:
     path = probed.folder / "kernelkit-probe" / "v1" / "session.json"
     session = json.loads(path.read_text(encoding="utf-8"))
     assert "KAGGLE_CONTAINER_NAME" in session["environment"]
@@ -97,7 +97,7 @@ def test_the_session_tells_names_and_no_values(probed: Probed) -> None:
 
 
 def answer(body: object, status: int = 200, url: str = "https://h.example/v1/s.S/Do") -> Any:
-    """An answer as requests gives it, of a call that held secrets."""
+    """A response of requests to a call that contained secrets."""
     response = requests.Response()
     response.status_code = status
     response._content = json.dumps(body).encode()
@@ -110,7 +110,7 @@ def answer(body: object, status: int = 200, url: str = "https://h.example/v1/s.S
     return response
 
 
-def test_free_words_are_redacted_too() -> None:
+def test_free_text_is_redacted_too() -> None:
     transcript = Transcript(Credentials(USER, "a test", key="hidden-key", token="hidden-token"))
     words = f"{USER.upper()} may not, see https://h.example/x?sig=hidden or 123456789: hidden-token"
     transcript(answer({"message": words, "token": "hidden", "code": 403}, 403), False)
@@ -127,7 +127,7 @@ def test_free_words_are_redacted_too() -> None:
     assert exchange["call"] == "s.S/Do"
 
 
-def test_signatures_of_addresses_are_dropped_and_their_names_kept() -> None:
+def test_url_signatures_are_removed_but_their_parameter_names_kept() -> None:
     transcript = Transcript(Credentials(USER, "a test", key="k"))
     signed = answer({}, url="https://storage.example/bucket/hidden?X-Goog-Signature=hidden&X-E=60")
     signed.request.method = "GET"
@@ -138,7 +138,7 @@ def test_signatures_of_addresses_are_dropped_and_their_names_kept() -> None:
     assert "hidden" not in json.dumps(exchange)
 
 
-def test_the_shape_of_a_document() -> None:
+def test_a_document_is_reduced_to_its_shape() -> None:
     document = {"b": [{"x": 1}, {"y": "https://a/b"}], "a": None, "c": True, "d": [], "e": ["s"]}
     assert shape(document) == {
         "a": None,
@@ -149,7 +149,7 @@ def test_the_shape_of_a_document() -> None:
     }
 
 
-def test_a_transcript_differs_from_another_in_shapes_alone(probed: Probed) -> None:
+def test_transcripts_are_compared_by_shape_only(probed: Probed) -> None:
     ours = probed.transcript
     assert differences(ours, ours) == []
     theirs = copy.deepcopy(ours)
@@ -184,14 +184,16 @@ def test_a_transcript_differs_from_another_in_shapes_alone(probed: Probed) -> No
         ("[]", Health.BAD, "something else"),
     ],
 )
-def test_what_is_read_back_against_what_was_sent(given: str, health: Health, words: str) -> None:
+def test_the_pushed_kernel_is_compared_with_the_request(
+    given: str, health: Health, words: str
+) -> None:
     sent = '{"cells": [{"source": "a", "id": "1"}], "metadata": {}}'
     finding = compare_sources(sent, given)
     assert finding.health == health
     assert words in finding.words
 
 
-def test_a_refused_push_still_leaves_its_transcript(local_kaggle: str, tmp_path: Path) -> None:
+def test_a_refused_push_still_saves_its_transcript(local_kaggle: str, tmp_path: Path) -> None:
     kaggle = connect(local_kaggle, {"KAGGLE_USERNAME": "refused", "KAGGLE_KEY": KEY})
     with pytest.raises(RefusedError):
         probe(kaggle, tmp_path, ["no-such-competition"])
@@ -199,8 +201,8 @@ def test_a_refused_push_still_leaves_its_transcript(local_kaggle: str, tmp_path:
     assert exchanges[-1]["status"] == 404
 
 
-def lies(endpoint: str, account: str, *faults: str) -> Kaggle:
-    """A new account of the local Kaggle, the only one with these faults."""
+def faulty_kaggle(endpoint: str, account: str, *faults: str) -> Kaggle:
+    """A new account of the local Kaggle. Only its requests have these faults."""
     printed = [f"{error},account={account}" for error in faults]
     with requests.Session() as session:
         session.trust_env = False
@@ -208,8 +210,8 @@ def lies(endpoint: str, account: str, *faults: str) -> Kaggle:
     return connect(endpoint, {"KAGGLE_USERNAME": account, "KAGGLE_KEY": KEY})
 
 
-def test_what_a_strange_kaggle_does_is_reported(local_kaggle: str, tmp_path: Path) -> None:
-    kaggle = lies(
+def test_unexpected_behavior_is_reported(local_kaggle: str, tmp_path: Path) -> None:
+    kaggle = faulty_kaggle(
         *(local_kaggle, "teller", "forbidden,times=2", "internet-flipped"),
         *("dropped-source,kind=competition", "run-error,at=2,outputs=gone"),
     )
@@ -224,15 +226,15 @@ def test_what_a_strange_kaggle_does_is_reported(local_kaggle: str, tmp_path: Pat
     assert found["cells after the failing one"].health == Health.UNKNOWN
 
 
-def test_a_kernel_that_was_made_public_ends_the_probe(local_kaggle: str, tmp_path: Path) -> None:
-    kaggle = lies(local_kaggle, "exposed", "public")
+def test_a_public_kernel_ends_the_probe(local_kaggle: str, tmp_path: Path) -> None:
+    kaggle = faulty_kaggle(local_kaggle, "exposed", "public")
     with pytest.raises(RefusedError, match="is_private: requested True, got False"):
         probe(kaggle, tmp_path)
     exchanges = json.loads((tmp_path / "transcript.json").read_text(encoding="utf-8"))["exchanges"]
     assert sum(e["call"].endswith("/SaveKernel") for e in exchanges) == 1
 
 
-def test_it_asks_before_it_pushes(plain: Path, cli: Callable, local_kaggle: str) -> None:
+def test_the_probe_asks_before_it_pushes(plain: Path, cli: Callable, local_kaggle: str) -> None:
     done = cli("doctor", "--probe", "--endpoint", local_kaggle, cwd=plain, expect=2)
     assert "one tiny private kernel, kernelkit-probe" in done.stdout
     assert "attaches letters" in " ".join(done.stdout.split())
@@ -240,7 +242,7 @@ def test_it_asks_before_it_pushes(plain: Path, cli: Callable, local_kaggle: str)
     assert not (plain / "runs").exists()
 
 
-def test_a_no_at_the_terminal_pushes_nothing(plain: Path, local_kaggle: str) -> None:
+def test_answering_no_pushes_nothing(plain: Path, local_kaggle: str) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "kernelkit", "doctor", "--probe", "--endpoint", local_kaggle],
@@ -258,14 +260,16 @@ def test_a_no_at_the_terminal_pushes_nothing(plain: Path, local_kaggle: str) -> 
     assert not (plain / "runs").exists()
 
 
-def test_the_command_without_a_project(cli: Callable, local_kaggle: str, tmp_path: Path) -> None:
+def test_the_probe_works_without_a_project(
+    cli: Callable, local_kaggle: str, tmp_path: Path
+) -> None:
     command = ("doctor", "--probe", "--yes", "--json", "--endpoint", local_kaggle)
     document = json.loads(cli(*command, cwd=tmp_path).stdout)
     assert {finding["subject"] for finding in document["findings"]} >= {"run", "read-back"}
     assert (tmp_path / document["folder"] / "transcript.json").is_file()
 
 
-def test_the_probe_is_a_project_like_any_other() -> None:
+def test_the_probe_is_an_ordinary_project() -> None:
     example = Path(__file__).parent.parent.parent / "examples" / "image"
     kernel = load_config(example).kernel
     assert (kernel.slug, kernel.is_private) == ("kernelkit-probe", True)

@@ -406,7 +406,7 @@ def test_a_dataset_is_pending_then_ready(emulator, sdk):
     emulator.finish("in-time")
 
 
-def test_a_missing_dataset(emulator):
+def test_a_missing_dataset_is_reported(emulator):
     for owner, code in [("bob", 403), (emulator.account, 404)]:
         about = {"ownerSlug": owner, "datasetSlug": "none-such"}
         for method in ("GetDatasetStatus", "GetDataset", "ListDatasetFiles"):

@@ -65,7 +65,7 @@ def done(kaggle, push, status=WorkerStatus.COMPLETE):
         ("盐", ""),
     ],
 )
-def test_slug_of_a_title(title, slug):
+def test_a_title_determines_the_slug(title, slug):
     assert slugify(title) == slug
 
 
@@ -208,7 +208,7 @@ def test_sources_are_mounted_or_dropped(kaggle):
     }
 
 
-def test_old_mounts(tmp_path, inputs):
+def test_old_mounts_are_supported(tmp_path, inputs):
     kaggle = EmulatedKaggle(tmp_path / "state", inputs, mounts="old")
     mounts, _ = sources(kaggle, competitions=("salt",), datasets=("you/weights",))
     assert mounts == {"salt": "salt", "weights": "weights"}
@@ -236,7 +236,7 @@ def test_the_last_session_is_one_that_has_started(kaggle):
     assert second.kernel.last_session is second.version
 
 
-def test_waiting_for_the_log(kaggle):
+def test_log_requests_wait_for_new_lines(kaggle):
     version = kaggle.save("me", PUSH).version
     assert kaggle.wait_log(version, 0, timeout=0) == ([], False)
     entry = {"stream_name": "stdout", "time": 0.5, "data": "hello\n"}

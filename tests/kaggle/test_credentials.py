@@ -1,4 +1,4 @@
-"""Credentials that expire in the middle: a watch of hours outlives them."""
+"""Credentials that expire during a command: a long watch outlives them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def expire(local_kaggle: str) -> Iterator[Callable[[], None]]:
 
 
 def login(token: str) -> Path:
-    """What `kaggle auth login` leaves behind."""
+    """The file that `kaggle auth login` writes."""
     path = Path.home() / ".kaggle" / "credentials.json"
     path.parent.mkdir(exist_ok=True)
     expires = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
@@ -40,7 +40,7 @@ def login(token: str) -> Path:
     return path
 
 
-def test_a_login_is_renewed_by_its_refresh_token(
+def test_a_login_is_renewed_with_its_refresh_token(
     local_kaggle: str, expire: Callable[[], None]
 ) -> None:
     path = login("old-token")
@@ -55,7 +55,7 @@ def test_a_login_is_renewed_by_its_refresh_token(
     assert kaggle.credentials.token == renewed
 
 
-def test_a_token_that_was_replaced_is_found(local_kaggle: str, expire: Callable[[], None]) -> None:
+def test_a_replaced_token_is_found(local_kaggle: str, expire: Callable[[], None]) -> None:
     environment = {"KAGGLE_API_TOKEN": "first"}
     kaggle = connect(local_kaggle, environment)
     kaggle.quota()
@@ -67,7 +67,9 @@ def test_a_token_that_was_replaced_is_found(local_kaggle: str, expire: Callable[
     assert kaggle.credentials.token == "second"
 
 
-def test_what_cannot_be_renewed_is_said(local_kaggle: str, expire: Callable[[], None]) -> None:
+def test_a_login_that_cannot_be_renewed_is_reported(
+    local_kaggle: str, expire: Callable[[], None]
+) -> None:
     kaggle = Kaggle(
         Credentials("ann", "the test", key="k"), local_kaggle, timeouts=Timeouts(retry=0)
     )

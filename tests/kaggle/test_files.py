@@ -1,4 +1,4 @@
-"""One download against a real server on loopback that cuts, lies, refuses and changes its mind."""
+"""Downloads from a real local server that breaks off, refuses, or changes the file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Answer = Callable[["Handler"], None]
 
 
 class Store(ThreadingHTTPServer):
-    """Gives `content` as a good server does, once the scripted answers are used up."""
+    """Sends `content` correctly once the scripted responses are used up."""
 
     daemon_threads = True
 
@@ -67,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def good(handler: Handler, stop: int | None = None, **headers: str) -> None:
-    """The file, or the part that is asked for; cut before the byte `stop`."""
+    """The file, or the requested range; the connection closes before the byte `stop`."""
     store, size = handler.server, len(handler.server.content)
     headers = {"ETag": store.etag, **headers}
     start = 0
@@ -114,15 +114,15 @@ def is_whole(path: Path) -> bool:
     return path.read_bytes() == CONTENT and [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_it_comes_whole(store: Store, tmp_path: Path) -> None:
+def test_a_complete_file_is_downloaded(store: Store, tmp_path: Path) -> None:
     assert is_whole(fetch(store, tmp_path))
     assert len(store.asked) == 1
     assert store.asked[0]["Accept-Encoding"] == "identity"
     assert "Authorization" not in store.asked[0]
 
 
-def test_a_cut_goes_on_where_it_was(store: Store, tmp_path: Path) -> None:
-    stops = range(100_000, 1_000_000, 100_000)  # more cuts than faults are borne in a row
+def test_an_interrupted_download_is_resumed(store: Store, tmp_path: Path) -> None:
+    stops = range(100_000, 1_000_000, 100_000)  # more interruptions than consecutive retries
     store.script = [cut(stop) for stop in stops]
     assert is_whole(fetch(store, tmp_path))
     ranges = [headers.get("Range") for headers in store.asked]
@@ -142,26 +142,26 @@ def test_a_cut_goes_on_where_it_was(store: Store, tmp_path: Path) -> None:
         [cut(300_000), say(200, b"<html>moved</html>", Content_Type="text/html")],
         [say(200, b"<html>sorry</html>", Content_Type="text/html")] * 2,
         [say(200, b'{"code": 500, "message": "no"}', Content_Type="application/json")],
-        [say(200, CONTENT[:-1])],  # a whole answer that is too short
+        [say(200, CONTENT[:-1])],  # a complete response that is too short
         [say(200, CONTENT + b"x")],
-        [say(200, CONTENT[::-1])],  # the right size and another content
+        [say(200, CONTENT[::-1])],  # the right size, but different content
         [cut(300_000, ETag='W/"weak"'), cut(500_000, ETag="")],
     ],
     ids=lambda answers: str(len(answers)),
 )
-def test_what_passes_is_borne(store: Store, tmp_path: Path, answers: list[Answer]) -> None:
+def test_temporary_errors_are_retried(store: Store, tmp_path: Path, answers: list[Answer]) -> None:
     store.script = list(answers)
     assert is_whole(fetch(store, tmp_path))
     assert not store.script
 
 
-def test_an_error_page_does_not_cost_what_has_come(store: Store, tmp_path: Path) -> None:
+def test_an_error_page_keeps_the_partial_download(store: Store, tmp_path: Path) -> None:
     store.script = [cut(300_000), say(200, b"<html>moved</html>", Content_Type="text/html")]
     assert is_whole(fetch(store, tmp_path))
     assert store.asked[-1]["Range"] == "bytes=300000-"
 
 
-def test_a_file_in_another_state_begins_anew(store: Store, tmp_path: Path) -> None:
+def test_a_changed_file_is_downloaded_from_the_start(store: Store, tmp_path: Path) -> None:
     store.content = CONTENT[::-1]
 
     def change(handler: Handler) -> None:
@@ -174,7 +174,7 @@ def test_a_file_in_another_state_begins_anew(store: Store, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("mark", ["ETag", "Last_Modified"])
-def test_a_later_process_goes_on(store: Store, tmp_path: Path, mark: str) -> None:
+def test_a_later_process_resumes_the_download(store: Store, tmp_path: Path, mark: str) -> None:
     changed = formatdate(0, usegmt=True)
     headers = {"ETag": "", "Last_Modified": changed} if mark == "Last_Modified" else {}
     store.script = [cut(700_000, **headers), *[say(500)] * 5]
@@ -189,7 +189,7 @@ def test_a_later_process_goes_on(store: Store, tmp_path: Path, mark: str) -> Non
     assert sum(heard) == len(CONTENT)
 
 
-def test_what_was_killed_between_its_last_byte_and_its_name(store: Store, tmp_path: Path) -> None:
+def test_a_process_killed_before_the_rename_is_resumed(store: Store, tmp_path: Path) -> None:
     partial = tmp_path / "sub" / "out.bin.partial"
     partial.parent.mkdir()
     note = {"name": "out.bin", "state": '"one"', "size": len(CONTENT)}
@@ -212,7 +212,7 @@ def test_what_was_killed_between_its_last_byte_and_its_name(store: Store, tmp_pa
         ("", CONTENT[:9]),
     ],
 )
-def test_no_half_of_another_file_is_taken_up(
+def test_a_partial_download_of_another_file_is_not_reused(
     store: Store, tmp_path: Path, note: object, have: bytes
 ) -> None:
     partial = tmp_path / "sub" / "out.bin.partial"
@@ -240,7 +240,7 @@ def test_no_half_of_another_file_is_taken_up(
         (say(200, CONTENT), {"url": "nowhere"}, NotFoundError),
     ],
 )
-def test_what_stays_is_an_error_and_leaves_no_file(
+def test_a_permanent_error_leaves_no_file(
     store: Store, tmp_path: Path, answer: Answer, details: dict[str, object], error: type
 ) -> None:
     def always(handler: Handler) -> None:
@@ -255,14 +255,14 @@ def test_what_stays_is_an_error_and_leaves_no_file(
     assert len(store.asked) <= files.FAILURES_IN_A_ROW
 
 
-def test_retry_after_is_waited_for(store: Store, tmp_path: Path) -> None:
+def test_retry_after_is_respected(store: Store, tmp_path: Path) -> None:
     store.script = [say(429, Retry_After="1")]
     started = time.monotonic()
     assert is_whole(fetch(store, tmp_path))
     assert 1.0 <= time.monotonic() - started < 5
 
 
-def test_an_expired_address_is_asked_for_anew(store: Store, tmp_path: Path) -> None:
+def test_an_expired_address_is_requested_again(store: Store, tmp_path: Path) -> None:
     store.script = [cut(500_000), say(403), say(410)]
     renewed: list[str] = []
 
@@ -275,7 +275,7 @@ def test_an_expired_address_is_asked_for_anew(store: Store, tmp_path: Path) -> N
     assert store.asked[-1]["Range"] == "bytes=500000-"
 
 
-def test_an_encoding_that_nobody_asked_for_is_undone(store: Store, tmp_path: Path) -> None:
+def test_an_unrequested_content_encoding_is_decoded(store: Store, tmp_path: Path) -> None:
     packed = gzip.compress(CONTENT)
 
     def half(handler: Handler) -> None:
@@ -288,7 +288,7 @@ def test_an_encoding_that_nobody_asked_for_is_undone(store: Store, tmp_path: Pat
     assert "Range" not in store.asked[1]
 
 
-def test_without_any_length_nothing_counts_as_whole(store: Store, tmp_path: Path) -> None:
+def test_a_download_without_a_length_is_never_complete(store: Store, tmp_path: Path) -> None:
     def until_closed(handler: Handler) -> None:
         handler.close_connection = True
         handler.send_response(200)
@@ -302,7 +302,7 @@ def test_without_any_length_nothing_counts_as_whole(store: Store, tmp_path: Path
     assert is_whole(fetch(store, tmp_path))
 
 
-def test_silence_ends_and_slowness_does_not(
+def test_a_stalled_download_times_out_but_a_slow_one_does_not(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "SILENCE_SECONDS", 0.5)
@@ -310,7 +310,7 @@ def test_silence_ends_and_slowness_does_not(
     def slow(handler: Handler) -> None:
         handler.answer(200, b"", len(CONTENT), ETag='"one"')
         for start in range(0, len(CONTENT), 1 << 17):
-            time.sleep(0.15)  # 1.2 s in all, and never silent for half a second
+            time.sleep(0.15)  # 1.2 s in total, with no pause of half a second
             handler.wfile.write(CONTENT[start : start + (1 << 17)])
 
     def silent(handler: Handler) -> None:
@@ -323,7 +323,7 @@ def test_silence_ends_and_slowness_does_not(
     assert len(store.asked) == 2
 
 
-def test_a_stop_keeps_what_has_come(store: Store, tmp_path: Path) -> None:
+def test_stopping_keeps_the_partial_download(store: Store, tmp_path: Path) -> None:
     stop = threading.Event()
 
     def heard(more: int) -> None:
@@ -338,8 +338,10 @@ def test_a_stop_keeps_what_has_come(store: Store, tmp_path: Path) -> None:
     assert "Range" in store.asked[-1]
 
 
-def test_a_full_disk_is_said_and_gone_on_from(store: Store, tmp_path: Path) -> None:
-    """RLIMIT_FSIZE stops a write in the middle as a full disk does; a process of its own."""
+def test_a_full_disk_is_reported_and_the_download_can_be_resumed(
+    store: Store, tmp_path: Path
+) -> None:
+    """RLIMIT_FSIZE stops a write like a full disk does; needs a separate process."""
     program = f"""
         import resource, requests
         from pathlib import Path
@@ -366,13 +368,13 @@ def test_a_full_disk_is_said_and_gone_on_from(store: Store, tmp_path: Path) -> N
     assert store.asked[-1]["Range"] == f"bytes={came}-"
 
 
-def test_a_name_that_the_disk_refuses(store: Store, tmp_path: Path) -> None:
+def test_a_file_name_that_the_disk_rejects_is_reported(store: Store, tmp_path: Path) -> None:
     file = OutputFile("x", store.url, len(CONTENT), SHA256)
     with requests.Session() as session:
         session.trust_env = False
         with pytest.raises(KernelkitError) as caught:
             download(session, file, tmp_path / ("x" * 300), tmp_path / "partial")
-    assert caught.value.exit_code == 4  # the file's fault alone, not this machine's
+    assert caught.value.exit_code == 4  # an error of this file, not of the machine
 
 
 def test_memory_does_not_grow_with_the_file(store: Store, tmp_path: Path) -> None:

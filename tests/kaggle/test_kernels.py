@@ -1,4 +1,4 @@
-"""The door to Kaggle against a real server on loopback that answers as scripted."""
+"""The Kaggle client against a real local server with scripted responses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SETTINGS = KernelSettings(id="some-kernel", title="Some kernel")
 
 
 class Script:
-    """What the server answers, one entry a request, the last one for ever; and what it was sent."""
+    """The server's responses, one per request (the last one repeats), and its requests."""
 
     def __init__(self) -> None:
         self.answers: list[tuple[int, str, bytes]] = []
@@ -45,7 +45,7 @@ class Script:
         self.answers.append((code, kind, content))
 
     def hang_up(self) -> None:
-        """Read the request, then close without an answer."""
+        """Read the request, then close without a response."""
         self.answers.append((0, "", b""))
 
 
@@ -88,7 +88,7 @@ def push(kaggle: Kaggle) -> client.PushResponse:
     return kaggle.save_kernel("some-kernel", "{}", SETTINGS)
 
 
-def test_a_push_that_is_taken(kaggle: Kaggle, script: Script) -> None:
+def test_an_accepted_push_returns_its_version(kaggle: Kaggle, script: Script) -> None:
     script.say({"ref": "/ann/some-kernel", "url": "u", "versionNumber": 3})
     assert push(kaggle) == client.PushResponse("u", 3, {})
     path, headers, body = script.requests[0]
@@ -99,7 +99,7 @@ def test_a_push_that_is_taken(kaggle: Kaggle, script: Script) -> None:
     assert sent["enableInternet"] is False  # the server's default would be True
 
 
-def test_dropped_sources_of_every_kind_are_seen(kaggle: Kaggle, script: Script) -> None:
+def test_dropped_sources_of_every_kind_are_detected(kaggle: Kaggle, script: Script) -> None:
     kinds = ["Competition", "Dataset", "Kernel", "Model"]
     answer = {f"invalid{kind}Sources": [f"some-{kind}"] for kind in kinds}
     script.say({"versionNumber": 1, "url": "u", **answer})
@@ -123,7 +123,7 @@ def test_dropped_sources_of_every_kind_are_seen(kaggle: Kaggle, script: Script) 
         ({}, 200, AnswerLostError),
     ],
 )
-def test_every_answer_to_a_push_has_its_error(
+def test_every_error_response_to_a_push_has_its_exception(
     kaggle: Kaggle, script: Script, body: object, code: int, error: type[KernelkitError]
 ) -> None:
     script.say(body, code, "application/json" if isinstance(body, dict) else "text/html")
@@ -133,7 +133,7 @@ def test_every_answer_to_a_push_has_its_error(
     assert len(script.requests) == 1
 
 
-def test_a_push_without_an_answer_is_never_sent_again(kaggle: Kaggle, script: Script) -> None:
+def test_a_push_without_a_response_is_not_retried(kaggle: Kaggle, script: Script) -> None:
     kaggle.timeouts = Timeouts(retry=5)
     script.hang_up()
     with pytest.raises(AnswerLostError, match="may have been accepted"):
@@ -141,14 +141,14 @@ def test_a_push_without_an_answer_is_never_sent_again(kaggle: Kaggle, script: Sc
     assert len(script.requests) == 1
 
 
-def test_a_push_that_never_left_is_reported_apart() -> None:
+def test_a_push_that_was_never_sent_has_its_own_error() -> None:
     unreachable = Kaggle(Credentials("ann", "the test", key="k"), "http://127.0.0.1:9")
     with pytest.raises(UnreachableError) as caught:
         push(unreachable)
     assert not isinstance(caught.value, AnswerLostError)
 
 
-def test_a_reading_call_is_tried_again(kaggle: Kaggle, script: Script) -> None:
+def test_a_read_only_call_is_retried(kaggle: Kaggle, script: Script) -> None:
     kaggle.timeouts = Timeouts(retry=10)
     script.hang_up()
     script.say({"code": 503, "message": "busy"}, 503)
@@ -171,7 +171,7 @@ def test_a_missing_status_is_queued(
     )
 
 
-def test_a_status_of_tomorrow_is_no_traceback(kaggle: Kaggle, script: Script) -> None:
+def test_an_unknown_status_does_not_crash(kaggle: Kaggle, script: Script) -> None:
     script.say({"status": "MEDITATING"})
     with pytest.raises(UnreachableError, match="not the API's"):
         kaggle.status("ann", "k", 1)
@@ -190,14 +190,14 @@ def test_every_page_of_outputs_is_read(kaggle: Kaggle, script: Script) -> None:
     ]
 
 
-def test_a_rehearsal_stays_on_this_machine(kaggle: Kaggle) -> None:
+def test_rehearsals_only_connect_to_this_machine(kaggle: Kaggle) -> None:
     with pytest.raises(RefusedError, match="another machine"):
         kaggle.file_session().get("http://192.0.2.1/f")
     with pytest.raises(AssertionError):
         Kaggle(Credentials("ann", "the test", key="k"), "http://192.0.2.1:80")
 
 
-def test_proxies_are_not_asked_for_a_local_kaggle(
+def test_proxies_are_not_used_for_a_local_kaggle(
     kaggle: Kaggle, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
@@ -205,7 +205,7 @@ def test_proxies_are_not_asked_for_a_local_kaggle(
     assert kaggle.status("ann", "k", 1).state is State.COMPLETE
 
 
-def test_a_local_kaggle_never_sees_what_lies_in_files() -> None:
+def test_a_local_kaggle_never_receives_stored_credentials() -> None:
     home = Path.home()
     (home / ".kaggle").mkdir()
     (home / ".kaggle" / "access_token").write_text("secret-token")
@@ -215,7 +215,7 @@ def test_a_local_kaggle_never_sees_what_lies_in_files() -> None:
     assert "secret" not in str(local.session.auth)
 
 
-def test_credentials_are_found_as_the_official_client_finds_them(tmp_path: Path) -> None:
+def test_credentials_are_found_like_by_the_official_client(tmp_path: Path) -> None:
     with pytest.raises(CredentialsError, match="no Kaggle credentials"):
         connect(None, {})
     (tmp_path / "kaggle.json").write_text('{"username": "file", "key": "k"}')
@@ -227,7 +227,7 @@ def test_credentials_are_found_as_the_official_client_finds_them(tmp_path: Path)
     )
 
 
-def test_a_token_is_asked_for_its_owner(kaggle: Kaggle, script: Script) -> None:
+def test_the_owner_of_a_token_is_looked_up(kaggle: Kaggle, script: Script) -> None:
     script.say({"active": True, "username": "ann"})
     found = connect(kaggle.endpoint, {"KAGGLE_API_TOKEN": "t"})
     assert found.credentials.username == "ann"
@@ -237,7 +237,7 @@ def test_a_token_is_asked_for_its_owner(kaggle: Kaggle, script: Script) -> None:
         connect(kaggle.endpoint, {"KAGGLE_API_TOKEN": "t"})
 
 
-def test_a_submission_is_uploaded_and_entered(
+def test_a_submission_is_uploaded_and_submitted(
     kaggle: Kaggle, script: Script, tmp_path: Path
 ) -> None:
     table = tmp_path / "submission.csv"
@@ -255,7 +255,7 @@ def test_a_submission_is_uploaded_and_entered(
     assert json.loads(enter)["submissionDescription"] == "v1 by hand"
 
 
-def test_a_refused_upload_is_no_submission(kaggle: Kaggle, script: Script, tmp_path: Path) -> None:
+def test_a_refused_upload_is_not_submitted(kaggle: Kaggle, script: Script, tmp_path: Path) -> None:
     table = tmp_path / "submission.csv"
     table.write_text("id,rle_mask\n")
     script.say({})
@@ -266,26 +266,26 @@ def test_a_refused_upload_is_no_submission(kaggle: Kaggle, script: Script, tmp_p
     assert len(script.requests) == 3
 
 
-def test_a_call_that_this_kaggle_does_not_know(kaggle: Kaggle, script: Script) -> None:
+def test_an_unsupported_call_is_reported(kaggle: Kaggle, script: Script) -> None:
     script.say({"code": 501, "message": "unimplemented: X"}, 501)
     with pytest.raises(RefusedError, match="does not have the call"):
         kaggle.quota()
 
 
-def test_a_server_that_is_no_kaggle_is_called_so(kaggle: Kaggle, script: Script) -> None:
+def test_a_server_that_is_not_kaggle_is_reported(kaggle: Kaggle, script: Script) -> None:
     script.say(b"<html>Unsupported method ('POST')</html>", 501, "text/html")
     with pytest.raises(UnreachableError, match="is not Kaggle"):
         kaggle.quota()
 
 
-def test_pages_that_go_round_are_refused(kaggle: Kaggle, script: Script) -> None:
+def test_repeating_page_tokens_are_rejected(kaggle: Kaggle, script: Script) -> None:
     for token in ("a", "b", "a"):
         script.say({"files": [{"fileName": "f", "url": "u"}], "nextPageToken": token})
     with pytest.raises(RefusedError, match="has no end"):
         kaggle.outputs("ann", "k", 1)
 
 
-def test_a_login_file_that_is_broken(kaggle: Kaggle) -> None:
+def test_a_broken_login_file_is_reported(kaggle: Kaggle) -> None:
     folder = Path.home() / ".kaggle"
     folder.mkdir()
     (folder / "credentials.json").write_text("[1]")
@@ -294,7 +294,7 @@ def test_a_login_file_that_is_broken(kaggle: Kaggle) -> None:
     assert kaggle.credentials.username == "ann"
 
 
-def test_logs_in_every_form() -> None:
+def test_logs_are_read_in_every_format() -> None:
     entry = {"stream_name": "stderr", "time": 1.5, "data": "x\n"}
     assert parse_log(json.dumps([entry])) == [client.LogEntry("stderr", 1.5, "x\n")]
     assert [e.text for e in parse_log("plain\nlines\n")] == ["plain\n", "lines\n"]

@@ -1,4 +1,4 @@
-"""Edits made in a notebook are synced: every form of a cell, every way to lose an edit."""
+"""Edits made in a notebook are synced, for every form of a cell, and none is lost."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def rendered(project: Path, **options: Any) -> Notebook:
 
 
 def as_an_editor_saves(notebook: Notebook) -> Notebook:
-    """Outputs and numbers of a run are there; ids and tags are lost, ends of cells trimmed."""
+    """As an editor saves it: with outputs, without ids and tags, with trimmed cell ends."""
     for cell in notebook["cells"]:
         del cell["id"]
         cell["metadata"] = {}
@@ -62,7 +62,7 @@ def as_an_editor_saves(notebook: Notebook) -> Notebook:
 
 
 def cell_with(notebook: Notebook, text: str) -> Notebook:
-    """The one cell with this text; the embedded manifest, which names all files, aside."""
+    """The only cell with this text, except the embedded manifest, which names all files."""
     texts = [(cell, "".join(cell["source"])) for cell in notebook["cells"]]
     (found,) = [c for c, source in texts if text in source.replace("{'path': '", "")]
     return found
@@ -101,7 +101,7 @@ NOWHERE = Provenance()
 NOTEBOOK = rendered(SAMPLE)
 
 
-def test_an_untouched_notebook_changes_nothing_and_leaves_nothing(make_project: Make) -> None:
+def test_an_unchanged_notebook_changes_and_reports_nothing(make_project: Make) -> None:
     project = make_project(FORMS, extra="[tool.kernelkit.parameters]\nepochs = 2\n")
     before = files_of(project)
     for notebook in (rendered(project), as_an_editor_saves(rendered(project))):
@@ -112,7 +112,7 @@ def test_an_untouched_notebook_changes_nothing_and_leaves_nothing(make_project: 
     assert files_of(project) == before
 
 
-def test_a_notebook_of_another_profile_and_an_older_package_leaves_nothing(plain: Path) -> None:
+def test_another_profile_or_an_older_package_reports_nothing(plain: Path) -> None:
     notebook = as_an_editor_saves(rendered(plain, profile="failing"))
     letters = plain / "parcel" / "letters.py"
     letters.write_text('"""Another summary."""\n' + letters.read_text())
@@ -121,7 +121,7 @@ def test_a_notebook_of_another_profile_and_an_older_package_leaves_nothing(plain
     assert (found.changes, found.left, found.parameters, found.notes) == ((), (), (), ())
 
 
-def test_cells_in_another_order_are_the_same_cells(plain: Path) -> None:
+def test_reordered_cells_change_nothing(plain: Path) -> None:
     notebook = as_an_editor_saves(rendered(plain))
     notebook["cells"].reverse()
     found = planned(notebook, plain)
@@ -162,9 +162,7 @@ def test_edited_cells_of_every_form_are_synced_exactly(make_project: Make) -> No
         ('%%writefile "{SRC}/pkg/a b.txt"\nx', b"x\n"),
     ],
 )
-def test_a_cell_written_by_hand_is_read_as_well(
-    make_project: Make, source: str, content: bytes
-) -> None:
+def test_a_cell_written_by_hand_is_read(make_project: Make, source: str, content: bytes) -> None:
     project = make_project({"pkg/crlf.py": "a = 1\r\n"})
     before = files_of(project)
     notebook = as_an_editor_saves(rendered(project))
@@ -188,7 +186,7 @@ def packed(files: dict[str, bytes], kind: bytes = tarfile.REGTYPE) -> str:
     return f'kernelkit_run.unpack("""\n{text}""")'
 
 
-def test_one_cell_may_carry_many_files_packed(make_project: Make) -> None:
+def test_one_cell_may_carry_many_compressed_files(make_project: Make) -> None:
     project = make_project(FORMS)
     before = files_of(project)
     notebook = as_an_editor_saves(rendered(project))
@@ -198,7 +196,7 @@ def test_one_cell_may_carry_many_files_packed(make_project: Make) -> None:
     add(notebook, packed(FORMS))
     found = planned(notebook, project)
     assert (found.changes, found.gone, found.left) == ((), (), ())
-    add(notebook, "%%writefile {SRC}/pkg/shown.py\na = 2")  # how to edit what is packed
+    add(notebook, "%%writefile {SRC}/pkg/shown.py\na = 2")  # how to edit compressed files
     found = planned(notebook, project)
     apply(found)
     assert changed(project, before) == {"pkg/shown.py": b"a = 2\n"}
@@ -206,7 +204,7 @@ def test_one_cell_may_carry_many_files_packed(make_project: Make) -> None:
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.LNKTYPE])
-def test_a_packed_cell_with_anything_but_files_is_refused(plain: Path, kind: bytes) -> None:
+def test_a_compressed_cell_with_anything_but_files_is_rejected(plain: Path, kind: bytes) -> None:
     notebook = rendered(plain)
     add(notebook, packed({"parcel/main.py": b""}, kind))
     found = planned(notebook, plain)
@@ -230,7 +228,7 @@ def test_a_packed_cell_with_anything_but_files_is_refused(plain: Path, kind: byt
         "%%writefile -a {SRC}/parcel/main.py\nx = 1",
     ],
 )
-def test_what_cannot_be_read_without_running_it_is_left_and_said(plain: Path, source: str) -> None:
+def test_a_cell_that_must_be_executed_to_be_read_is_reported(plain: Path, source: str) -> None:
     notebook = rendered(plain)
     add(notebook, source)
     found = planned(notebook, plain)
@@ -275,7 +273,7 @@ def test_a_new_module_is_added_and_a_deleted_cell_deletes_nothing(plain: Path) -
     assert (plain / "parcel" / "letters.py").is_file()
 
 
-def test_the_later_of_two_cells_counts_and_a_note_says_so(plain: Path) -> None:
+def test_the_later_of_two_cells_wins_with_a_note(plain: Path) -> None:
     notebook = rendered(plain)
     add(notebook, "%%writefile {SRC}/parcel/letters.py\nlate = 1")
     add(notebook, "%%writefile {SRC}/parcel/letters.py\nearly = 1", at=0)
@@ -286,7 +284,7 @@ def test_the_later_of_two_cells_counts_and_a_note_says_so(plain: Path) -> None:
     ] * 2
 
 
-def test_the_second_sync_of_an_edit_has_nothing_to_do(plain: Path) -> None:
+def test_a_second_sync_changes_nothing(plain: Path) -> None:
     notebook = as_an_editor_saves(rendered(plain))
     edit(notebook, "/parcel/letters.py", '"""Reads', '"""Finds and reads')
     apply(planned(notebook, plain))
@@ -294,7 +292,7 @@ def test_the_second_sync_of_an_edit_has_nothing_to_do(plain: Path) -> None:
     assert (found.changes, found.left, found.notes) == ((), (), ())
 
 
-def test_what_changed_on_disk_alone_stays(plain: Path) -> None:
+def test_a_change_on_disk_only_is_kept(plain: Path) -> None:
     notebook = rendered(plain)
     letters = plain / "parcel" / "letters.py"
     letters.write_text("on_disk = 1\n")
@@ -334,7 +332,7 @@ def test_a_file_deleted_on_disk_or_new_on_both_sides_is_a_conflict(plain: Path) 
     assert [change.path for change in found.conflicts] == ["parcel/letters.py", "parcel/new.py"]
 
 
-def test_a_hash_edited_to_pass_the_check_hides_no_edit(plain: Path) -> None:
+def test_an_edited_hash_does_not_hide_an_edit(plain: Path) -> None:
     notebook = rendered(plain)
     edit(notebook, "/parcel/letters.py", "strip()", "rstrip()")
     manifest = workflow.render_kernel(load_config(plain, environment={})).manifest
@@ -380,7 +378,7 @@ def test_a_hash_edited_to_pass_the_check_hides_no_edit(plain: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("form", ["%%writefile {{SRC}}/{}\nx = 1", None])
-def test_a_path_outside_the_package_is_refused_and_nothing_is_written(
+def test_a_path_outside_the_package_is_rejected_and_nothing_is_written(
     plain: Path, tmp_path: Path, path: str, form: str | None
 ) -> None:
     outside = tmp_path / "outside"
@@ -392,7 +390,7 @@ def test_a_path_outside_the_package_is_refused_and_nothing_is_written(
     (plain / "parcel" / "pointer.py").symlink_to(outside / "target.py")
     (plain / "parcel" / "loop").symlink_to("loop")
     before = files_of(tmp_path)
-    notebook = copy.deepcopy(NOTEBOOK)  # no bundle can be made of such links
+    notebook = copy.deepcopy(NOTEBOOK)  # such links cannot be bundled
     edit(notebook, "/parcel/letters.py", "strip()", "rstrip()")
     source = f"kernelkit_run.write_source({path!r}, b'x')" if form is None else form.format(path)
     add(notebook, source)
@@ -401,12 +399,12 @@ def test_a_path_outside_the_package_is_refused_and_nothing_is_written(
         apply(found)
     except (ConfigError, LocalError):
         assert files_of(tmp_path) == before
-    else:  # the magic was given no path of ours: then the cell is left
+    else:  # the path does not belong to the package: the cell is reported
         assert found.left
         assert set(changed(tmp_path, before)) == {"plain/parcel/letters.py"}
 
 
-def test_the_users_own_magics_are_no_files_of_the_package(plain: Path) -> None:
+def test_the_users_own_writefile_cells_are_not_package_files(plain: Path) -> None:
     notebook = rendered(plain)
     for source in (
         "%%writefile /etc/x\ny",
@@ -423,7 +421,7 @@ def test_the_users_own_magics_are_no_files_of_the_package(plain: Path) -> None:
     assert not found.refused
 
 
-def test_a_manifest_cannot_lead_elsewhere(plain: Path, tmp_path: Path) -> None:
+def test_a_manifest_cannot_redirect_the_sync(plain: Path, tmp_path: Path) -> None:
     for roots in ({"parcel": ".."}, {"parcel": "/etc"}, {"parcel": str(tmp_path / "away")}):
         notebook = rendered(plain)
         edit(notebook, "BUNDLE = {", "'roots': {'parcel': '.'}", f"'roots': {roots!r}")
@@ -432,7 +430,7 @@ def test_a_manifest_cannot_lead_elsewhere(plain: Path, tmp_path: Path) -> None:
             apply(planned(notebook, plain))
 
 
-def test_a_package_in_a_folder_of_the_project(make_project: Make) -> None:
+def test_a_package_in_a_subfolder_is_synced(make_project: Make) -> None:
     project = make_project({})
     (project / "src").mkdir()
     (project / "pkg").rename(project / "src" / "pkg")
@@ -450,7 +448,7 @@ def test_a_package_in_a_folder_of_the_project(make_project: Make) -> None:
     assert list(changed(project, before)) == ["src/pkg/main.py"]
 
 
-def test_a_link_inside_the_package_stays_one(make_project: Make) -> None:
+def test_a_symbolic_link_inside_the_package_is_kept(make_project: Make) -> None:
     project = make_project({"pkg/real.py": "a = 1\n"})
     (project / "pkg" / "alias.py").symlink_to("real.py")
     notebook = rendered(project)
@@ -474,7 +472,7 @@ def test_a_file_keeps_its_mode(plain: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o755
 
 
-def test_a_write_that_fails_leaves_everything_as_it_was(
+def test_a_failed_write_changes_nothing(
     plain: Path,
 ) -> None:
     notebook = rendered(plain)
@@ -497,7 +495,7 @@ def test_a_syntax_error_is_synced_with_a_warning(plain: Path) -> None:
     assert b"(:" in (plain / "parcel" / "letters.py").read_bytes()
 
 
-def test_changed_parameters_are_reported_with_their_section(plain: Path) -> None:
+def test_changed_parameters_are_reported_with_their_table(plain: Path) -> None:
     notebook = as_an_editor_saves(rendered(plain))
     edit(notebook, "data_dir = ", "epochs = 2", "epochs = 5\nextra = 2 * 3")
     edit(notebook, "data_dir = ", "seconds = 0.0\n", "")
@@ -511,7 +509,7 @@ def test_changed_parameters_are_reported_with_their_section(plain: Path) -> None
     assert not found.left
 
 
-def test_parameters_that_the_project_file_already_has_are_not_reported(plain: Path) -> None:
+def test_parameters_equal_to_the_project_file_are_not_reported(plain: Path) -> None:
     notebook = rendered(plain)
     edit(notebook, "data_dir = ", "epochs = 2", "epochs = 5")
     path = plain / "pyproject.toml"
@@ -519,14 +517,14 @@ def test_parameters_that_the_project_file_already_has_are_not_reported(plain: Pa
     assert not planned(notebook, plain).parameters
 
 
-def test_parameters_of_a_profile_belong_to_it(plain: Path) -> None:
+def test_changed_parameters_of_a_profile_are_reported_for_it(plain: Path) -> None:
     notebook = rendered(plain, profile="quick")
     edit(notebook, "data_dir = ", "epochs = 1", "epochs = 2")
     (parameter,) = planned(notebook, plain).parameters
     assert parameter.section == "[tool.kernelkit.profiles.quick.parameters]"
 
 
-def test_more_than_assignments_among_the_parameters_is_left(plain: Path) -> None:
+def test_code_in_the_parameters_cell_is_reported(plain: Path) -> None:
     for extra in ("print(epochs)", "!ls", "epochs: int = 3", "# a thought"):
         notebook = rendered(plain)
         edit(notebook, "data_dir = ", "epochs = 2", f"epochs = 2\n{extra}")
@@ -534,7 +532,7 @@ def test_more_than_assignments_among_the_parameters_is_left(plain: Path) -> None
         assert cell.reason == "besides its assignments it differs from its template"
 
 
-def test_own_and_edited_cells_are_distinguished(plain: Path) -> None:
+def test_added_and_edited_cells_are_distinguished(plain: Path) -> None:
     notebook = as_an_editor_saves(rendered(plain))
     edit(notebook, "result = kernelkit_run", "result = ", "result = None or ")
     edit(notebook, "BUNDLE = {", "\nprint(", "\nprint('mine', ")
@@ -561,7 +559,7 @@ def test_own_and_edited_cells_are_distinguished(plain: Path) -> None:
     assert found.notes == (f"{missing}run", f"{missing}results")
 
 
-def test_an_edit_of_the_runtime_cannot_be_placed(plain: Path) -> None:
+def test_an_edit_of_the_runtime_is_reported(plain: Path) -> None:
     notebook = as_an_editor_saves(rendered(plain))
     edit(notebook, "/kernelkit_runtime.py", "SEARCH_DEPTH", "DEPTH")
     found = planned(notebook, plain)
@@ -617,7 +615,7 @@ def test_a_missing_or_too_large_notebook_is_a_clear_error(
         read_notebook(tmp_path / "large.ipynb")
 
 
-def test_a_byte_order_mark_does_no_harm(plain: Path, tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted(plain: Path, tmp_path: Path) -> None:
     path = tmp_path / "windows.ipynb"
     path.write_text(json.dumps(rendered(plain), indent=1), encoding="utf-8-sig", newline="\r\n")
     assert not workflow.plan_sync(load_config(plain, environment={}), path).changes
@@ -626,19 +624,19 @@ def test_a_byte_order_mark_does_no_harm(plain: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "odd", ["[]", "{'files': 1}", "dict()", "{'package': 1}", "{'files': [{'path': 1}]}"]
 )
-def test_an_odd_manifest_is_not_read(plain: Path, odd: str) -> None:
+def test_an_invalid_manifest_is_rejected(plain: Path, odd: str) -> None:
     notebook = rendered(plain)
     cell_with(notebook, "BUNDLE = {")["source"] = f"BUNDLE = {odd}"
     with pytest.raises(ConfigError, match="kernelkit has not rendered this notebook"):
         planned(notebook, plain)
 
 
-def test_the_notebook_of_another_package_is_refused(plain: Path, make_project: Make) -> None:
+def test_the_notebook_of_another_package_is_rejected(plain: Path, make_project: Make) -> None:
     with pytest.raises(ConfigError, match="carries parcel; this project's package is pkg"):
         planned(rendered(plain), make_project({}))
 
 
-def test_a_manifest_may_name_several_packages(plain: Path) -> None:
+def test_a_notebook_of_several_packages_is_synced(plain: Path) -> None:
     notebook = rendered(plain)
     edit(
         notebook,
@@ -656,7 +654,7 @@ def test_a_manifest_may_name_several_packages(plain: Path) -> None:
 @example("   \n")
 @example("\n\n")
 def test_any_rendered_text_is_read_back_unchanged(text: str) -> None:
-    """The cell of the edited file, put into the notebook of the one before."""
+    """The cell of the edited file, in the notebook of the original file."""
     config = load_config(SAMPLE, environment={})
     before, after = (
         json.loads(
@@ -684,7 +682,7 @@ def test_any_text_typed_into_a_cell_is_synced(text: str) -> None:
     assert change.after.decode() == (f"{typed}\n" if typed else "")
 
 
-def test_the_diff_is_one_that_git_applies(make_project: Make) -> None:
+def test_git_can_apply_the_diff(make_project: Make) -> None:
     project = make_project(FORMS)
     notebook = rendered(project)
     edit(notebook, "/pkg/shown.py", "a = 1", "a = 2")
@@ -701,7 +699,7 @@ def test_the_diff_is_one_that_git_applies(make_project: Make) -> None:
         assert change.target.read_bytes() == change.after
 
 
-def test_a_binary_file_has_one_line_of_diff(make_project: Make) -> None:
+def test_the_diff_of_a_binary_file_is_one_line(make_project: Make) -> None:
     project = make_project(FORMS)
     notebook = rendered(project)
     cell_with(notebook, "'pkg/data.bin'")["source"] = (
@@ -712,7 +710,7 @@ def test_a_binary_file_has_one_line_of_diff(make_project: Make) -> None:
     assert change.syntax_error is None
 
 
-def test_the_command_shows_writes_and_says_what_is_left(
+def test_the_command_shows_and_writes_changes_and_lists_the_rest(
     plain: Path, cli: Cli, tmp_path: Path
 ) -> None:
     before = files_of(plain)
@@ -736,7 +734,7 @@ def test_the_command_shows_writes_and_says_what_is_left(
     assert "no file has changed" in cli("sync", path, cwd=plain).stdout
 
 
-def test_the_command_refuses_with_its_code(plain: Path, cli: Cli, tmp_path: Path) -> None:
+def test_the_command_fails_with_the_right_exit_code(plain: Path, cli: Cli, tmp_path: Path) -> None:
     notebook = rendered(plain)
     edit(notebook, "/parcel/letters.py", "strip()", "rstrip()")
     path = tmp_path / "pulled.ipynb"
@@ -755,8 +753,8 @@ def test_the_command_refuses_with_its_code(plain: Path, cli: Cli, tmp_path: Path
     cli("sync", plain / "parcel" / "main.py", cwd=plain, expect=2)
 
 
-def test_what_the_official_tools_make_of_it_is_read(plain: Path) -> None:
-    """nbformat's own writer, as a Jupyter server saves it."""
+def test_notebooks_saved_by_official_tools_are_read(plain: Path) -> None:
+    """Saved by nbformat, as a Jupyter server does."""
     notebook = nbformat.from_dict(rendered(plain))
     found = plan(nbformat.writes(notebook), load_config(plain, environment={}))
     require_applicable(found)

@@ -24,7 +24,7 @@ def subjects(project: Path, *settings: str) -> list[str]:
     return [problem.subject for problem in problems(project, *settings)]
 
 
-def test_a_good_kernel_has_no_problems(plain: Path) -> None:
+def test_a_valid_kernel_has_no_problems(plain: Path) -> None:
     assert subjects(plain) == []
     assert subjects(plain, "kernel.machine_shape=NvidiaTeslaT4") == []
 
@@ -59,22 +59,22 @@ def test_all_problems_are_shown_at_once(plain: Path) -> None:
     ]
 
 
-def test_the_size_is_that_of_the_escaped_source(make_project: Make) -> None:
-    """A letter beyond ASCII takes twelve bytes as it is sent, and four on disk."""
+def test_the_size_is_measured_on_the_escaped_source(make_project: Make) -> None:
+    """A character that takes four bytes on disk takes twelve when it is sent."""
     text = "# " + "🧂" * 76_000 + "\n"
     project = make_project({"pkg/big.py": text}, keys='layout = "cells"')
     assert len(text.encode()) < 310_000
     assert subjects(project) == ["notebook"]
 
 
-def test_beyond_the_cap_the_largest_files_and_the_remedies_are_named(make_project: Make) -> None:
+def test_above_the_size_limit_the_largest_files_and_remedies_are_named(make_project: Make) -> None:
     project = make_project({"pkg/weights.bin": os.urandom(700_000)})
     (problem,) = problems(project)
     assert "700,000 B  pkg/weights.bin" in problem.message
     assert "Kaggle dataset" in problem.remedy
 
 
-def test_what_the_image_lacks_is_a_problem_until_pip_brings_it(make_project: Make) -> None:
+def test_a_missing_import_is_a_problem_unless_pip_installs_it(make_project: Make) -> None:
     source = "import segmentation_models_pytorch\ndef run(): ...\n"
     project = make_project({"pkg/main.py": source})
     (problem,) = problems(project)
@@ -87,7 +87,7 @@ def test_what_the_image_lacks_is_a_problem_until_pip_brings_it(make_project: Mak
     assert subjects(project, "kernel.enable_internet=true") == []
 
 
-def test_what_is_optional_or_not_known_stops_nothing(make_project: Make) -> None:
+def test_optional_or_unknown_imports_are_not_problems(make_project: Make) -> None:
     project = make_project(
         {
             "pkg/main.py": "try:\n    import segmentation_models_pytorch\n"
@@ -101,7 +101,7 @@ def test_what_is_optional_or_not_known_stops_nothing(make_project: Make) -> None
     assert absent.endswith("is not in Kaggle's image: pkg/main.py:2 does without it")
 
 
-def test_a_project_may_name_its_own_snapshot_of_the_image(make_project: Make) -> None:
+def test_a_project_can_use_its_own_image_snapshot(make_project: Make) -> None:
     snapshot = {"complete": True, "python": "3.12.1", "distributions": {}, "modules": {}}
     files = {
         "pkg/main.py": "import numpy\ndef run(): ...\n",
@@ -132,7 +132,7 @@ def test_a_project_may_name_its_own_snapshot_of_the_image(make_project: Make) ->
         ("run = print", []),
     ],
 )
-def test_the_entry_can_be_called_with_the_parameters(
+def test_the_entry_must_accept_the_parameters(
     make_project: Make, function: str, found: list[str]
 ) -> None:
     project = make_project(

@@ -1,4 +1,4 @@
-"""The notebook under other people's programs: two generations of IPython, papermill, nbconvert."""
+"""The notebook in other tools: two generations of IPython, papermill, nbconvert."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ for cell in json.load(open(sys.argv[1]))["cells"]:
 
 
 @pytest.mark.parametrize("version", ["8.12.3", "9.0.2", "9.8.0"])
-def test_every_ipython_writes_the_same_bytes(
+def test_every_ipython_version_writes_the_same_bytes(
     make_project: Callable[..., Path], tmp_path: Path, version: str
 ) -> None:
-    """From 9.8 on `%%writefile` empties lines of white space, and before it does not."""
+    """IPython 9.8 and later empties whitespace-only lines in `%%writefile`."""
     project = make_project({f"pkg/{name}": content for name, content in AWKWARD.items()})
     workflow.render_to(load_config(project, environment={}), tmp_path / "kernel")
     folder = tmp_path / "environment"
@@ -66,7 +66,9 @@ def test_every_ipython_writes_the_same_bytes(
     ],
     ids=["papermill", "nbconvert"],
 )
-def test_others_run_it_as_it_is(plain: Path, tmp_path: Path, command: list[str]) -> None:
+def test_other_tools_run_the_notebook_unchanged(
+    plain: Path, tmp_path: Path, command: list[str]
+) -> None:
     working = tmp_path / "working"
     workflow.render_to(load_config(plain, environment={}), working)
     program, *arguments = command

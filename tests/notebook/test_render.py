@@ -93,7 +93,7 @@ def test_two_renders_give_the_same_bytes(plain: Path, tmp_path: Path) -> None:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
-def test_profiles_differ_in_three_cells_alone(plain: Path) -> None:
+def test_profiles_change_only_three_cells(plain: Path) -> None:
     notebooks = [
         json.loads(kernel_of(plain, profile=profile).notebook)["cells"]
         for profile in (None, "quick", "gpu")
@@ -135,7 +135,7 @@ def test_parameters_are_python_literals(plain: Path) -> None:
 
 
 def run_notebook(kernel: Kernel, folder: Path) -> Path:
-    """Execute the whole notebook in a fresh kernel; where its sources are afterwards."""
+    """Execute the whole notebook in a new kernel; return the folder of its sources."""
     folder.mkdir()
     notebook = nbformat.reads(kernel.notebook, as_version=4)
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
@@ -177,8 +177,8 @@ def test_every_awkward_file_is_carried_byte_for_byte(
 
 
 @given(st.text())
-def test_any_text_is_in_the_notebook_as_it_was(text: str) -> None:
-    """What the cell writes, by the rules of `%%writefile` and of Python literals."""
+def test_any_text_is_kept_unchanged(text: str) -> None:
+    """What the cell writes, according to `%%writefile` and Python literals."""
     file = SourceFile("pkg/any.txt", text.encode("utf-8", "surrogatepass"), module=None)
     config = load_config(SAMPLE, environment={})
     bundle = Bundle({"pkg": "."}, "pkg.main:run", (file,), {}, Provenance())
@@ -200,7 +200,7 @@ FILES = st.dictionaries(
 @settings(max_examples=40)
 @given(FILES)
 def test_any_tree_renders_to_the_same_bytes_twice(files: dict[str, bytes]) -> None:
-    """Or is refused with words, twice the same."""
+    """Or both renders fail with the same error."""
     with tempfile.TemporaryDirectory() as folder:
         project = Path(shutil.copytree(SAMPLE, Path(folder, "project")))
         for name, content in files.items():
@@ -223,7 +223,7 @@ SAMPLE = Path(__file__).parent.parent / "samples" / "plain"
 
 
 def written_by(cell: str) -> bytes:
-    """What a kernel would write: IPython's own rewriting of the cell, then its own code."""
+    """What a kernel would write: IPython transforms the cell, then executes it."""
     written: list[bytes] = []
 
     class Recorder:
@@ -247,7 +247,7 @@ SOURCE_LINES = st.sampled_from(
 
 
 @given(st.lists(SOURCE_LINES).map("\n".join).map(lambda text: text + "\n"))
-def test_lines_that_ipython_likes_to_change_survive(text: str) -> None:
+def test_lines_that_ipython_would_change_are_kept(text: str) -> None:
     file = SourceFile("pkg/any.txt", text.encode(), module=None)
     bundle = Bundle({"pkg": "."}, "pkg.main:run", (file,), {}, Provenance())
     (cell,) = cells(render(bundle, load_config(SAMPLE, environment={})), "module")
@@ -268,7 +268,7 @@ def use_templates(project: Path, templates: dict[str, str]) -> None:
         )
 
 
-def test_a_projects_templates_are_laid_over_ours(plain: Path) -> None:
+def test_a_projects_templates_replace_and_extend_the_built_in_ones(plain: Path) -> None:
     use_templates(
         plain,
         {
@@ -293,7 +293,7 @@ def test_a_projects_templates_are_laid_over_ours(plain: Path) -> None:
         ("65-x.py.j2", "{{ 1 / 0 }}", "65-x.py.j2:1: division by zero"),
     ],
 )
-def test_a_fault_in_a_template_names_it_and_its_line(
+def test_a_template_error_names_file_and_line(
     plain: Path, name: str, text: str, message: str
 ) -> None:
     use_templates(plain, {name: text})
@@ -335,7 +335,7 @@ def test_the_templates_of_an_earlier_version_still_render_and_run(
     assert (written / "data.bin").read_bytes() == b"\xff\xfe"
 
 
-def test_what_a_template_includes_is_in_the_digest(plain: Path) -> None:
+def test_included_templates_are_part_of_the_digest(plain: Path) -> None:
     digests = set()
     for text in ("one", "two"):
         use_templates(plain, {"65-x.py.j2": "# {% include 'part.txt' %}", "part.txt": text})
@@ -343,7 +343,7 @@ def test_what_a_template_includes_is_in_the_digest(plain: Path) -> None:
     assert len(digests) == 2
 
 
-def test_the_notebook_embeds_what_bundle_json_holds(plain: Path) -> None:
+def test_the_notebook_embeds_bundle_json(plain: Path) -> None:
     kernel = kernel_of(plain, settings=[f"word={'long ' * 50}"])
     source = cells(kernel, "start")[0].partition("BUNDLE = ")[2].partition("\nprint")[0]
     assert eval(source) == kernel.manifest.document
@@ -380,7 +380,7 @@ def test_no_more_files_than_needed_are_compressed(make_project: Make) -> None:
 
 
 @pytest.mark.parametrize("layout", ["cells", "compressed"])
-def test_a_requested_layout(
+def test_the_requested_layout_is_used(
     make_project: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
 ) -> None:
     """Both write the same files, and the source check passes."""
@@ -440,7 +440,7 @@ def test_requirements_are_installed_first(make_project: Make) -> None:
     assert kernel.digest != kernel_of(make_project({}, keys="")).digest
 
 
-def test_a_reader_finds_each_module_by_its_heading(make_project: Make) -> None:
+def test_every_module_has_a_heading(make_project: Make) -> None:
     summary = '"""Does *this* and `that`.\n\nMore."""\n'
     files = {"pkg/a.py": f"{summary}import pkg.b\n", "pkg/b.py": ""}
     kernel = kernel_of(make_project(files))

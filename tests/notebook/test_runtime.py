@@ -1,4 +1,4 @@
-"""The run side on its own; whole notebooks run in test_cycle.py."""
+"""The runtime module without a notebook; test_workflow.py runs whole notebooks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NotebookRun:
         monkeypatch.setenv(f"KAGGLE_{name.upper()}_DIR", str(tmp_path / name))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("PYTHONPATH", "")
-    monkeypatch.chdir(tmp_path)  # a call goes to the working folder, and stays there
+    monkeypatch.chdir(tmp_path)  # a call changes to the working folder and stays there
     return NotebookRun(BUNDLE, tmp_path / "src")
 
 
@@ -41,7 +41,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NotebookRun:
     "mount",
     ["competitions/salt", "datasets/ann/salt", "notebooks/ann/salt", "salt", "odd/deep/salt"],
 )
-def test_an_input_is_found_in_every_form_of_mount(run: NotebookRun, mount: str) -> None:
+def test_an_input_is_found_in_every_mount_layout(run: NotebookRun, mount: str) -> None:
     assert run.input_dir is not None
     folder = run.input_dir / mount
     folder.mkdir(parents=True)
@@ -50,14 +50,14 @@ def test_an_input_is_found_in_every_form_of_mount(run: NotebookRun, mount: str) 
     assert found == {"a": str(folder), "b": [str(folder / "x" / "y.csv")], "c": 3}
 
 
-def test_the_new_form_wins_over_the_old(run: NotebookRun) -> None:
+def test_the_new_mount_layout_takes_precedence(run: NotebookRun) -> None:
     assert run.input_dir is not None
     for mount in ("salt", "competitions/salt"):
         (run.input_dir / mount).mkdir(parents=True)
     assert run.resolve({"a": "kaggle://input/salt"})["a"].endswith("competitions/salt")
 
 
-def test_a_missing_input_shows_what_is_there(run: NotebookRun) -> None:
+def test_a_missing_input_error_lists_the_mounted_inputs(run: NotebookRun) -> None:
     assert run.input_dir is not None
     (run.input_dir / "competitions" / "pepper").mkdir(parents=True)
     with pytest.raises(RuntimeFault, match="no folder has that name") as caught:
@@ -65,7 +65,7 @@ def test_a_missing_input_shows_what_is_there(run: NotebookRun) -> None:
     assert "pepper/" in str(caught.value)
 
 
-def test_two_inputs_of_one_name_are_not_guessed_between(run: NotebookRun) -> None:
+def test_two_inputs_with_the_same_name_are_an_error(run: NotebookRun) -> None:
     assert run.input_dir is not None
     for owner in ("ann", "bob"):
         (run.input_dir / "datasets" / owner / "salt").mkdir(parents=True)
@@ -73,7 +73,7 @@ def test_two_inputs_of_one_name_are_not_guessed_between(run: NotebookRun) -> Non
         run.resolve({"a": "kaggle://input/salt"})
 
 
-def test_folders_of_the_run_and_addresses_that_are_none(run: NotebookRun) -> None:
+def test_kaggle_addresses_are_resolved_and_invalid_ones_rejected(run: NotebookRun) -> None:
     given = {"a": "kaggle://working", "b": "kaggle://temp/x", "c": "https://x", "d": {"e": True}}
     found = run.resolve(given)
     assert found["a"] == str(run.working_dir)
@@ -83,7 +83,9 @@ def test_folders_of_the_run_and_addresses_that_are_none(run: NotebookRun) -> Non
         run.resolve({"a": "kaggle://output"})
 
 
-def test_outside_kaggle_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_outside_kaggle_the_error_names_the_next_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("KAGGLE_INPUT_DIR", raising=False)
     if Path("/kaggle/input").is_dir():
         pytest.skip("this machine has a /kaggle/input of its own")
@@ -116,7 +118,7 @@ def test_a_missing_output_is_a_failure(run: NotebookRun) -> None:
     assert "other.txt" in str(caught.value)
 
 
-def test_sources_that_differ_stop_the_run(run: NotebookRun) -> None:
+def test_changed_sources_stop_the_run(run: NotebookRun) -> None:
     bundle = {
         **BUNDLE,
         "files": [
@@ -137,7 +139,7 @@ def test_sources_that_differ_stop_the_run(run: NotebookRun) -> None:
 
 
 def carrying(run: NotebookRun, *paths: str) -> NotebookRun:
-    """The run of a notebook that has written these modules."""
+    """A run whose notebook has written these modules."""
     files = [{"path": path, "sha256": hashlib.sha256(b"").hexdigest()} for path in paths]
     for path in paths:
         (run.source_dir / path).parent.mkdir(parents=True, exist_ok=True)
@@ -145,14 +147,14 @@ def carrying(run: NotebookRun, *paths: str) -> NotebookRun:
     return NotebookRun({**run.bundle, "files": files}, run.source_dir)
 
 
-def test_another_copy_of_the_package_is_refused(run: NotebookRun) -> None:
+def test_another_copy_of_the_package_is_rejected(run: NotebookRun) -> None:
     run = carrying(run, "colorsys.py")
     with pytest.raises(RuntimeFault, match="colorsys came from"):
         run.call("colorsys:rgb_to_hsv", {"r": 0, "g": 0, "b": 0})
 
 
-def test_the_kernels_own_copy_gives_way(run: NotebookRun) -> None:
-    """A package that travels may be one that Jupyter itself has imported."""
+def test_an_already_imported_copy_is_replaced(run: NotebookRun) -> None:
+    """Jupyter itself may have imported a package that the notebook carries."""
     import tabnanny
 
     run = carrying(run, "tabnanny.py")
@@ -166,14 +168,14 @@ def test_the_kernels_own_copy_gives_way(run: NotebookRun) -> None:
         sys.modules["tabnanny"] = tabnanny
 
 
-def test_what_is_executable_stays_so(run: NotebookRun) -> None:
+def test_executable_files_stay_executable(run: NotebookRun) -> None:
     run = carrying(run, "pkg/tool.sh")
     run.bundle["files"][0]["executable"] = True
     run.check_sources()
     assert os.access(run.source_dir / "pkg" / "tool.sh", os.X_OK)
 
 
-def test_the_wrong_copy_is_refused_before_it_runs(
+def test_the_wrong_copy_is_rejected_before_it_runs(
     run: NotebookRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import colorsys
@@ -185,26 +187,28 @@ def test_the_wrong_copy_is_refused_before_it_runs(
     assert not ran
 
 
-def test_the_programs_own_fault_is_told_as_it_is(
+def test_an_error_of_the_entry_is_raised_unchanged(
     run: NotebookRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = carrying(run, "colorsys.py", "breaks.py")
     monkeypatch.delitem(sys.modules, "colorsys", raising=False)
     source = "def go():\n    import colorsys\n    raise ValueError('mine')\n"
     (run.source_dir / "breaks.py").write_text(source)
-    monkeypatch.setattr(sys, "path", [*sys.path, str(run.source_dir)])  # the other copy goes first
+    monkeypatch.setattr(
+        sys, "path", [*sys.path, str(run.source_dir)]
+    )  # the other copy comes first on sys.path
     with pytest.raises(ValueError, match="mine"):
         run.call("breaks:go", {})
 
 
-def test_pip_says_what_it_could_not_install(run: NotebookRun) -> None:
-    run.pip_install(["pytest"])  # is there: nothing is fetched
+def test_a_failed_pip_install_names_the_requirement(run: NotebookRun) -> None:
+    run.pip_install(["pytest"])  # already installed: nothing is downloaded
     with pytest.raises(RuntimeFault, match=r"pip could not install \./no-such-folder"):
         run.pip_install(["./no-such-folder"])
 
 
 @pytest.mark.parametrize(("code", "good"), [("", True), ("0", True), ("1", False), ("'x'", False)])
-def test_an_exit_without_a_fault_is_a_good_end(
+def test_sys_exit_without_an_error_is_a_success(
     run: NotebookRun, monkeypatch: pytest.MonkeyPatch, code: str, good: bool
 ) -> None:
     run.source_dir.mkdir()
@@ -231,8 +235,8 @@ def test_a_missing_gpu_stops_the_run_with_a_clear_error(
     assert run.check_hardware()["gpus"] == []
 
 
-def test_it_needs_the_standard_library_alone() -> None:
-    """At its top; what a function imports it does without, or the run itself has."""
+def test_the_runtime_imports_only_the_standard_library() -> None:
+    """At module level. Functions may import modules that are optional or part of the run."""
     tree = ast.parse(Path(runtime.__file__).read_text())
     names = {
         alias.name.partition(".")[0]

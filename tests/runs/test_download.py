@@ -1,4 +1,4 @@
-"""Pulls from a local Kaggle of this file's own: any number of files, any names, any trouble."""
+"""Pulls from a scripted local server: many files, unusual names, and every kind of failure."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ HTML = b"<html>Something went wrong</html>"
 
 
 class Shelf(ThreadingHTTPServer):
-    """One run that has ended, its files, and what is wrong with giving them."""
+    """A complete run, its files, and the failures of their downloads."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -50,9 +50,9 @@ class Shelf(ThreadingHTTPServer):
         self.files: list[tuple[str, bytes]] = []
         self.state = "COMPLETE"
         self.sizes = True
-        self.instead: dict[str, list[bytes | int]] = {}  # answers before the file itself
-        self.generation = 0  # of addresses; older ones are refused
-        self.expires = False  # with every address that was given out before a download
+        self.instead: dict[str, list[bytes | int]] = {}  # responses before the correct one
+        self.generation = 0  # of addresses; older ones are rejected
+        self.expires = False  # all listed addresses expire with the first download
         self.block_seconds = 0.0  # between two blocks of a download
         self.calls: list[str] = []
         self.fetched: list[str] = []
@@ -62,7 +62,7 @@ class Shelf(ThreadingHTTPServer):
         return dict(self.files)[name]
 
     def declare(self, *names: str, **more: object) -> None:
-        """Put the run's manifest on the shelf, which describes these files."""
+        """Add the run's manifest, which describes these files."""
         described = [
             {
                 "path": name,
@@ -75,7 +75,7 @@ class Shelf(ThreadingHTTPServer):
         self.files.append(("run-manifest.json", json.dumps(manifest).encode()))
 
     def record(self, folder: Path, *declared: str, slug: str = "some-kernel") -> RunFolder:
-        """The folder of the run, as a push leaves it."""
+        """The run folder after the push."""
         folder.mkdir(parents=True)
         address = {"owner": "ann", "slug": slug, "version": 2, "url": "u", "digest": DIGEST}
         (folder / "push.json").write_text(json.dumps({**address, "endpoint": self.endpoint}))
@@ -104,7 +104,7 @@ class Handler(BaseHTTPRequestHandler):
         shown = list(enumerate(shelf.files))[start : start + size]
         more = {"nextPageToken": str(start + size)} if start + size < len(shelf.files) else {}
         if method == "ListKernelFiles":
-            # As on the wire, a field that equals its default is left out.
+            # As in Kaggle's responses, fields with default values are left out.
             sized = [(n, {"size": len(c)} if shelf.sizes and c else {}) for _, (n, c) in shown]
             return {"files": [{"name": name, **size} for name, size in sized], **more}
         if start == 0 and shelf.expires:
@@ -126,9 +126,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.say(*((answer, HTML) if isinstance(answer, int) else (200, answer)))
                 return
             shelf.fetched.append(name)
-            self.give(content)
+            self.send_content(content)
 
-    def give(self, content: bytes) -> None:
+    def send_content(self, content: bytes) -> None:
         tag = f'"{hashlib.sha256(content).hexdigest()[:9]}"'
         start = 0
         if self.headers.get("If-Range") == tag:
@@ -172,8 +172,8 @@ def kaggle(shelf: Shelf) -> Kaggle:
     )
 
 
-def came(folder: Path) -> dict[str, bytes]:
-    """What a pull has left in a run's folder, without our own files."""
+def downloaded_files(folder: Path) -> dict[str, bytes]:
+    """The files that a pull has downloaded, without kernelkit's own."""
     own = {"bundle.json", "push.json", "run.json", "run-manifest.json", "some-kernel.log"}
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
     return {n: p.read_bytes() for n, p in found.items() if p.is_file() and n not in own}
@@ -183,11 +183,13 @@ def zipped(**members: str) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         for name, text in members.items():
-            archive.writestr(zipfile.ZipInfo(name), text)  # of no time: the same bytes again
+            archive.writestr(zipfile.ZipInfo(name), text)  # without a time: the same bytes again
     return stream.getvalue()
 
 
-def test_thousands_of_files_come_quickly(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
+def test_thousands_of_files_are_downloaded_quickly(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path
+) -> None:
     shelf.files = [(f"part{n % 7}/{n}.txt", str(n).encode() * (n % 3)) for n in range(1000)]
     shelf.declare("part0/0.txt")
     record = shelf.record(tmp_path / "v2", "part0/0.txt")
@@ -196,7 +198,7 @@ def test_thousands_of_files_come_quickly(shelf: Shelf, kaggle: Kaggle, tmp_path:
     pulled = workflow.pull(kaggle, record, on_event=heard.append)
     assert time.monotonic() - started < 60
     assert pulled.verdict.problems == ()
-    assert came(record.path) == dict(shelf.files[:-1])
+    assert downloaded_files(record.path) == dict(shelf.files[:-1])
     assert shelf.calls.count("ListKernelSessionOutput") == 6
     last = [event for event in heard if isinstance(event, Progress)][-1]
     assert (last.files, last.of) == (1000, 1000)
@@ -245,7 +247,7 @@ HOSTILE = {
 }
 
 
-def test_no_name_leaves_the_folder_or_takes_a_place_that_is_taken(
+def test_no_file_name_escapes_the_folder_or_overwrites_another_file(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path
 ) -> None:
     fine = ["good.zip", "sub/fine.txt", "caf\N{LATIN SMALL LETTER E WITH ACUTE}", "x" * 255]
@@ -261,7 +263,7 @@ def test_no_name_leaves_the_folder_or_takes_a_place_that_is_taken(
     reported: list[object] = []
     pulled = workflow.pull(kaggle, record, on_event=reported.append)
     assert pulled.verdict.problems == ()
-    assert came(record.path) == dict.fromkeys(fine, zipped(a="b"))
+    assert downloaded_files(record.path) == dict.fromkeys(fine, zipped(a="b"))
     assert (record.path / "bundle.json").read_bytes() == before
     assert list((tmp_path / "elsewhere").iterdir()) == []
     assert {path.name for path in tmp_path.iterdir()} == {"deep", "elsewhere"}
@@ -273,7 +275,7 @@ def test_no_name_leaves_the_folder_or_takes_a_place_that_is_taken(
     assert sum("left on Kaggle" in str(event) for event in reported) == len(HOSTILE)
 
 
-def test_a_declared_output_without_a_place_is_a_failure(
+def test_a_declared_output_with_a_conflicting_name_is_a_failure(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path
 ) -> None:
     shelf.files = [("out.csv", b"id\n"), ("OUT.csv", b"id\n")]
@@ -287,7 +289,7 @@ def test_a_declared_output_without_a_place_is_a_failure(
 
 @pytest.mark.parametrize("name", ["out.csv", "run-manifest.json", "other.bin"])
 @pytest.mark.parametrize("answer", [HTML, 404, 500])
-def test_a_bad_download_is_made_anew(
+def test_a_corrupted_download_is_repeated(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path, name: str, answer: bytes | int
 ) -> None:
     shelf.files = [("out.csv", b"id\na\n"), ("other.bin", b"x" * 99)]
@@ -295,10 +297,12 @@ def test_a_bad_download_is_made_anew(
     shelf.instead = {name: [answer] * 2}
     record = shelf.record(tmp_path / "v2", "out.csv")
     assert workflow.pull(kaggle, record).verdict.verified
-    assert came(record.path) == dict(shelf.files[:2])
+    assert downloaded_files(record.path) == dict(shelf.files[:2])
 
 
-def test_what_kaggle_never_gives_rightly(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
+def test_a_file_that_stays_corrupted_is_a_failure(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path
+) -> None:
     shelf.files = [("out.csv", b"id\na\n"), ("page.bin", b"x" * 99), ("fine.bin", b"y")]
     shelf.declare("out.csv")
     shelf.instead = {"out.csv": [HTML] * 99, "page.bin": [HTML] * 99}
@@ -308,13 +312,13 @@ def test_what_kaggle_never_gives_rightly(shelf: Shelf, kaggle: Kaggle, tmp_path:
     assert "out.csv: Kaggle does not send the file of 5 B: it sends 33 B" in problem
     assert set(pulled.refused) == {"out.csv", "page.bin"}
     assert not record.is_complete()
-    assert came(record.path) == {"fine.bin": b"y"}
+    assert downloaded_files(record.path) == {"fine.bin": b"y"}
     shelf.instead, shelf.fetched = {}, []
     assert workflow.pull(kaggle, record).verdict.verified
     assert sorted(shelf.fetched) == ["out.csv", "page.bin", "run-manifest.json"]
 
 
-def test_half_of_what_lies_beside_is_no_success(
+def test_a_failed_undeclared_output_is_not_a_success(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path
 ) -> None:
     shelf.files = [("out.csv", b"id\na\n"), ("page.bin", b"x" * 99)]
@@ -334,7 +338,7 @@ def test_half_of_what_lies_beside_is_no_success(
     assert record.is_complete()
 
 
-def test_the_manifest_counts_for_more_than_the_listing(
+def test_the_manifest_takes_precedence_over_the_listing(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path
 ) -> None:
     shelf.files = [("out.csv", b"id\na\n")]
@@ -342,10 +346,10 @@ def test_the_manifest_counts_for_more_than_the_listing(
     shelf.files[0] = ("out.csv", b"id\nb\n")  # of the same size
     record = shelf.record(tmp_path / "v2", "out.csv")
     assert "another sha256" in workflow.pull(kaggle, record).verdict.problems[0]
-    assert came(record.path) == {}
+    assert downloaded_files(record.path) == {}
 
 
-def test_expired_addresses_are_listed_again_once_for_all(
+def test_expired_addresses_are_refreshed_with_one_listing(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path
 ) -> None:
     shelf.files = [(f"{n}.bin", b"x" * n) for n in range(1, 30)]
@@ -353,31 +357,29 @@ def test_expired_addresses_are_listed_again_once_for_all(
     shelf.expires = True
     record = shelf.record(tmp_path / "v2", "1.bin")
     assert workflow.pull(kaggle, record).verdict.verified
-    assert len(came(record.path)) == 29
+    assert len(downloaded_files(record.path)) == 29
     assert shelf.calls.count("ListKernelSessionOutput") == 2
 
 
-def test_without_sizes_everything_comes_all_the_same(
-    shelf: Shelf, kaggle: Kaggle, tmp_path: Path
-) -> None:
+def test_files_without_sizes_are_downloaded(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
     shelf.files = [("out.csv", b"id\n"), ("empty", b"")]
     shelf.declare("out.csv")
     shelf.sizes = False
     record = shelf.record(tmp_path / "v2", "out.csv")
     assert workflow.pull(kaggle, record).verdict.verified
-    assert came(record.path) == dict(shelf.files[:2])
+    assert downloaded_files(record.path) == dict(shelf.files[:2])
 
 
-def test_a_part_alone(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
+def test_selected_files_are_downloaded(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
     shelf.files = [("out.csv", b"id\n"), ("m.zip", zipped(a="b")), ("m/a", b"b"), ("n/a", b"b")]
     shelf.declare("out.csv", "m.zip")
     record = shelf.record(tmp_path / "v2", "out.csv", "m.zip")
     pulled = workflow.pull(kaggle, record, Selection(names=("out.csv",)))
     assert (pulled.verdict.verified, pulled.partial) == (True, True)
     assert [output.path for output in pulled.verdict.outputs] == ["out.csv"]
-    assert set(came(record.path)) == {"out.csv"}
+    assert set(downloaded_files(record.path)) == {"out.csv"}
     workflow.pull(kaggle, record, Selection(patterns=("m*",)))
-    assert set(came(record.path)) == {"out.csv", "m.zip", "m/a"}
+    assert set(downloaded_files(record.path)) == {"out.csv", "m.zip", "m/a"}
     with pytest.raises(ConfigError, match=r"no ou\.csv") as caught:
         workflow.pull(kaggle, record, Selection(names=("ou.csv",)))
     assert "out.csv" in caught.value.next_step
@@ -390,7 +392,9 @@ def test_a_part_alone(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
     assert record.is_complete()
 
 
-def test_a_part_that_is_wrong(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
+def test_problems_of_selected_files_are_reported(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path
+) -> None:
     shelf.files = [("out.csv", b"id\n"), ("m.zip", b"no zip")]
     shelf.declare("out.csv", "m.zip")
     record = shelf.record(tmp_path / "v2", "out.csv", "m.zip", "gone.md")
@@ -401,19 +405,21 @@ def test_a_part_that_is_wrong(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> N
     assert gone == ("gone.md: not in the manifest",)
 
 
-def test_a_run_that_failed_is_pulled_too(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
+def test_a_failed_run_is_pulled_too(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
     shelf.files = [("half.bin", b"x")]
     shelf.declare(status="failed", error="RuntimeError: no")
     shelf.state = "ERROR"
     record = shelf.record(tmp_path / "v2", "out.csv")
     pulled = workflow.pull(kaggle, record)
     assert pulled.verdict.run_error == "RuntimeError: no"
-    assert came(record.path) == {"half.bin": b"x"}
+    assert downloaded_files(record.path) == {"half.bin": b"x"}
     assert record.is_complete()
 
 
 @pytest.mark.parametrize("state", ["CANCEL_ACKNOWLEDGED", "ERROR"])
-def test_a_run_that_left_nothing(shelf: Shelf, kaggle: Kaggle, tmp_path: Path, state: str) -> None:
+def test_a_run_without_outputs_is_pulled(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path, state: str
+) -> None:
     shelf.state = state
     record = shelf.record(tmp_path / "v2", "out.csv")
     pulled = workflow.pull(kaggle, record)
@@ -422,7 +428,7 @@ def test_a_run_that_left_nothing(shelf: Shelf, kaggle: Kaggle, tmp_path: Path, s
 
 
 @pytest.mark.parametrize("manifest", [None, b"{}", b"{", HTML, b'{"digest": "of another"}'])
-def test_without_the_runs_own_manifest_nothing_is_accepted(
+def test_without_a_manifest_nothing_is_verified(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path, manifest: bytes | None
 ) -> None:
     shelf.files = [("out.csv", b"id\n")]
@@ -436,7 +442,7 @@ def test_without_the_runs_own_manifest_nothing_is_accepted(
     )
 
 
-def test_trouble_with_one_file_keeps_no_other_away(
+def test_one_failed_file_does_not_stop_the_others(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path
 ) -> None:
     shelf.files = [(f"{n}.bin", b"x" * n) for n in range(1, 20)]
@@ -446,14 +452,14 @@ def test_trouble_with_one_file_keeps_no_other_away(
     with pytest.raises(UnreachableError, match=r"not all files arrived: 3\.bin") as caught:
         workflow.pull(kaggle, record)
     assert "continues from there. 3 B are missing" in caught.value.next_step
-    assert set(came(record.path)) == {f"{n}.bin" for n in range(1, 20)} - {"3.bin"}
+    assert set(downloaded_files(record.path)) == {f"{n}.bin" for n in range(1, 20)} - {"3.bin"}
     assert not record.is_complete()
     shelf.fetched = []
     assert workflow.pull(kaggle, record).verdict.verified
     assert shelf.fetched == ["run-manifest.json", "3.bin"]
 
 
-def test_when_nothing_comes_any_more_it_ends_soon(
+def test_a_download_without_progress_ends_soon(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path
 ) -> None:
     shelf.files = [(f"{n}.bin", b"x" * n) for n in range(1, 400)]
@@ -466,7 +472,7 @@ def test_when_nothing_comes_any_more_it_ends_soon(
     assert tried <= 12 * files.FAILURES_IN_A_ROW
 
 
-def test_a_disk_without_room_is_said_before_anything_comes(
+def test_a_full_disk_is_reported_before_the_download(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shelf.files = [("big.bin", b"x" * 1000)]
@@ -483,7 +489,7 @@ def test_a_disk_without_room_is_said_before_anything_comes(
 
 @pytest.fixture
 def project(shelf: Shelf, plain: Path) -> Path:
-    """A project with one run whose outputs take some seconds to come."""
+    """A project with one run whose outputs take some seconds to download."""
     shelf.files = [(f"{n}.bin", os.urandom(3 << 20)) for n in range(3)]
     shelf.files.insert(0, ("table.csv", b"id\na\n"))
     shelf.files.insert(1, ("letters.zip", zipped(a="b")))
@@ -498,10 +504,10 @@ def folder_of(project: Path) -> Path:
 
 
 def start(project: Path, shelf: Shelf, largest: int | None = None) -> subprocess.Popen[str]:
-    """A pull of its own process; `largest` stops a write in the middle as a full disk does."""
+    """A pull in a separate process; `largest` stops a write like a full disk does."""
 
     def prepare() -> None:
-        # A shell's background jobs inherit that Ctrl-C is ignored; a terminal's do not.
+        # A shell's background jobs ignore Ctrl-C; those of a terminal do not.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if largest is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
@@ -518,7 +524,7 @@ def start(project: Path, shelf: Shelf, largest: int | None = None) -> subprocess
 
 
 def wait_for_partials(project: Path, goes_on: Callable[[], bool]) -> None:
-    """Until every large file has come to a part of it, and none whole."""
+    """Wait until every large file is partly downloaded and none completely."""
     while goes_on():
         sizes = [path.stat().st_size for path in (folder_of(project) / ".partial").glob("*")]
         if sum(size > 1 << 19 for size in sizes) == 3:
@@ -528,7 +534,7 @@ def wait_for_partials(project: Path, goes_on: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_what_was_killed_goes_on_where_it_was(
+def test_a_killed_pull_is_resumed(
     shelf: Shelf, kaggle: Kaggle, project: Path, number: signal.Signals
 ) -> None:
     pulling = start(project, shelf)
@@ -539,7 +545,7 @@ def test_what_was_killed_goes_on_where_it_was(
     assert time.monotonic() - started < 5
     assert pulling.returncode == (130 if number == signal.SIGINT else -9), said
     record = RunFolder(folder_of(project))
-    assert set(came(record.path)) >= {"table.csv", "letters.zip"}
+    assert set(downloaded_files(record.path)) >= {"table.csv", "letters.zip"}
     assert not list(record.path.glob("*.bin"))
     assert not record.is_complete()
     assert any(".partial" in name for name in verify(record.path).undeclared)
@@ -554,7 +560,7 @@ def test_what_was_killed_goes_on_where_it_was(
     assert record.is_complete()
 
 
-def test_a_disk_that_fills_is_exit_10_and_gone_on_from(
+def test_a_disk_that_fills_exits_with_10_and_the_pull_can_be_resumed(
     shelf: Shelf, kaggle: Kaggle, project: Path
 ) -> None:
     shelf.block_seconds = 0
@@ -569,7 +575,9 @@ def test_a_disk_that_fills_is_exit_10_and_gone_on_from(
     assert all((record.path / name).read_bytes() == content for name, content in shelf.files)
 
 
-def test_two_pulls_of_one_version_take_turns(shelf: Shelf, kaggle: Kaggle, project: Path) -> None:
+def test_two_pulls_of_the_same_version_take_turns(
+    shelf: Shelf, kaggle: Kaggle, project: Path
+) -> None:
     record, reported = RunFolder(folder_of(project)), [[], []]
     verdicts: list[bool] = []
 
@@ -589,7 +597,9 @@ def test_two_pulls_of_one_version_take_turns(shelf: Shelf, kaggle: Kaggle, proje
     assert sorted(shelf.fetched) == sorted(name for name, _ in shelf.files)
 
 
-def test_the_command_line(shelf: Shelf, project: Path, cli: Cli) -> None:
+def test_the_pull_command_downloads_selects_and_unpacks(
+    shelf: Shelf, project: Path, cli: Cli
+) -> None:
     shelf.block_seconds = 0
     here: dict[str, Any] = {"cwd": project, "env": {"KERNELKIT_ENDPOINT": shelf.endpoint}}
     reported = cli("pull", "v2", "--file", "tabel.csv", expect=2, **here)

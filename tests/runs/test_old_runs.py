@@ -1,4 +1,4 @@
-"""Run folders of kernelkit 0.1.0 stay readable: tests/samples/old_runs holds three of them.
+"""Run folders of kernelkit 0.1.0 stay readable: tests/samples/old_runs has three.
 
 v1 was pushed, pulled, verified and submitted; v2 failed; v3 was pushed and never pulled. The
 notebooks of v1 and v3 are kept next to them, so that a local Kaggle can have these versions again.
@@ -20,13 +20,13 @@ from kernelkit.kaggle.types import Credentials
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 SAMPLE = Path(__file__).parents[1] / "samples" / "old_runs"
-OWNER = "old-runs"  # an account of its own: the local Kaggle is shared with other tests
+OWNER = "old-runs"  # a separate account, because other tests share the local Kaggle
 RECORDED_ENDPOINT = "http://127.0.0.1:43759"
 SETTINGS = KernelSettings(id="plain-parcel", title="Plain parcel", competition_sources=("letters",))
 
 
 def payload(name: str) -> str:
-    """A kept notebook as the client of that time sent it."""
+    """A stored notebook, as the earlier client sent it."""
     notebook = json.loads((SAMPLE / name).read_text(encoding="utf-8"))
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
@@ -54,7 +54,7 @@ def environment(local_kaggle: str) -> dict[str, str]:
     return {"KERNELKIT_ENDPOINT": local_kaggle, "KAGGLE_USERNAME": OWNER}
 
 
-def test_old_runs_are_listed_as_they_were(old_project: Path, cli: Cli, tmp_path: Path) -> None:
+def test_old_runs_are_listed_unchanged(old_project: Path, cli: Cli, tmp_path: Path) -> None:
     project = shutil.copytree(old_project, tmp_path / "project")
     shutil.rmtree(project / "runs" / "plain-parcel" / "v3")  # other tests pull it
     rows = json.loads(cli("runs", "--json", cwd=project).stdout)
@@ -67,7 +67,7 @@ def test_old_runs_are_listed_as_they_were(old_project: Path, cli: Cli, tmp_path:
     assert found["parameters"] == {"fail": [None, True]}
 
 
-def test_an_old_run_that_nobody_pulled_is_watched_and_pulled(
+def test_an_old_run_can_still_be_watched_and_pulled(
     old_project: Path, cli: Cli, environment: dict[str, str]
 ) -> None:
     watched = cli("watch", "v3", cwd=old_project, env=environment).stdout
@@ -84,7 +84,7 @@ def test_an_old_run_that_nobody_pulled_is_watched_and_pulled(
     assert "no failure" in cli("diagnose", "v3", cwd=old_project).stdout
 
 
-def test_an_old_complete_run_is_used_as_it_is(
+def test_an_old_complete_run_is_still_verified(
     old_project: Path, cli: Cli, environment: dict[str, str]
 ) -> None:
     cli("verify", old_project / "runs" / "plain-parcel" / "v1")
@@ -93,7 +93,7 @@ def test_an_old_complete_run_is_used_as_it_is(
     assert "kernelkit digest 291a8c87" in cli("logs", "v1", cwd=old_project, env=environment).stdout
 
 
-def test_an_old_submission_is_found_and_a_new_one_made(
+def test_an_old_submission_is_found_and_a_new_one_is_made(
     old_project: Path, cli: Cli, environment: dict[str, str], tmp_path: Path
 ) -> None:
     def submit(*options: str | Path) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""One push, one version: on a local Kaggle that loses answers, lies and has no room."""
+"""One push, one version, even if Kaggle loses responses or has no free session."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from kernelkit.runs.push import Outcome
 QUICK = Timeouts(
     retry=0.5, grace=2, outage=5, first_pause=0.05, longest_pause=0.3, quota=60, cancelling=20
 )
-SLOW = "seconds=30.0"  # an epoch: long enough to be cancelled, and ended with the local Kaggle
+SLOW = "seconds=30.0"  # seconds per epoch: long enough to be cancelled; ends with the local Kaggle
 
 
 class Case:
-    """One kernel of its own on the local Kaggle, and what befalls it."""
+    """A kernel on the local Kaggle, with injected faults."""
 
     slug = "some-push"  # the same in all tests, so that they share recorded runs
 
@@ -47,7 +47,7 @@ class Case:
         self.project, self.owner, self.endpoint = project, owner, endpoint
         credentials = Credentials(self.owner, "the test", key="k")
         self.kaggle = Kaggle(credentials, endpoint, timeouts=QUICK)
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def config(self, *settings: str) -> Config:
         title = self.slug.replace("-", " ")
@@ -56,7 +56,7 @@ class Case:
             self.project, settings=[*named, *settings], endpoint=self.endpoint, environment={}
         )
 
-    def lie(self, *faults: str) -> None:
+    def inject(self, *faults: str) -> None:
         about = [f"{fault},account={self.owner}" for fault in faults]
         reported = requests.post(f"{self.endpoint}/emulator/faults", json=about, timeout=10)
         assert reported.ok, reported.text
@@ -66,7 +66,7 @@ class Case:
 
     @property
     def versions(self) -> int:
-        """How many the kernel has come to, by the local Kaggle's own journal."""
+        """The number of versions, according to the local Kaggle's journal."""
         reported = requests.get(f"{self.endpoint}/emulator/journal", timeout=10).json()
         name = f"{self.owner}/{self.slug}"
         return sum(effect.get("kernel") == name for effect in reported["effects"])
@@ -75,7 +75,7 @@ class Case:
         return workflow.push(
             self.config(*settings),
             self.kaggle,
-            on_event=lambda e: self.said.append(str(e)),
+            on_event=lambda e: self.messages.append(str(e)),
             **options,
         ).outcome
 
@@ -83,7 +83,7 @@ class Case:
         return store.find(self.project / "runs", self.slug, version)
 
     def watch(self, version: int = 1) -> State:
-        on_event = self.said.append
+        on_event = self.messages.append
         return workflow.watch(
             self.kaggle, self.record(version), on_event=lambda e: on_event(str(e))
         ).state
@@ -95,23 +95,23 @@ def case(plain: Path, local_kaggle: str, request: pytest.FixtureRequest) -> Case
     return Case(plain, f"{name}-{zlib.crc32(request.node.name.encode()):x}", local_kaggle)
 
 
-def test_an_answer_lost_after_the_effect_is_adopted(case: Case) -> None:
-    case.lie("lost-after", "stale-kernel,lasting=1")
+def test_a_lost_response_to_a_successful_push_is_recovered(case: Case) -> None:
+    case.inject("lost-after", "stale-kernel,lasting=1")
     assert case.push() is Outcome.ADOPTED
     assert case.versions == 1
     assert case.record().read().outcome == "adopted"
 
 
 @pytest.mark.parametrize("fault", ["lost-before", "server-error,call=SaveKernel,code=502"])
-def test_an_answer_lost_before_the_effect_is_sent_again(case: Case, fault: str) -> None:
-    case.lie(fault)
+def test_a_lost_request_is_sent_again(case: Case, fault: str) -> None:
+    case.inject(fault)
     assert case.push() is Outcome.PUSHED
     assert case.versions == 1
-    assert any("sending it again" in line for line in case.said)
+    assert any("sending it again" in line for line in case.messages)
 
 
-def test_what_cannot_be_read_back_is_adopted_by_the_next_push(case: Case) -> None:
-    case.lie("lost-after", "server-error,call=GetKernel,at=2,times=0,code=503")
+def test_an_unconfirmed_version_is_adopted_by_the_next_push(case: Case) -> None:
+    case.inject("lost-after", "server-error,call=GetKernel,at=2,times=0,code=503")
     with pytest.raises(AnswerLostError) as caught:
         case.push()
     assert "adopts the run" in caught.value.next_step
@@ -121,23 +121,23 @@ def test_what_cannot_be_read_back_is_adopted_by_the_next_push(case: Case) -> Non
     assert case.versions == 1
 
 
-def test_two_answers_lost_are_an_error_and_no_run(case: Case) -> None:
-    case.lie("lost-before,times=2")
+def test_two_lost_requests_are_an_error_without_a_run(case: Case) -> None:
+    case.inject("lost-before,times=2")
     with pytest.raises(AnswerLostError):
         case.push()
     assert case.versions == 0
 
 
-def test_an_older_run_of_the_same_digest_is_not_taken_for_the_lost_one(case: Case) -> None:
+def test_an_older_identical_run_is_not_mistaken_for_the_lost_one(case: Case) -> None:
     case.push()
-    case.lie("lost-before")
+    case.inject("lost-before")
     assert case.push(again=True) is Outcome.PUSHED
     assert case.versions == 2
 
 
 @pytest.mark.parametrize("form", ["seconds", "date", "none"])
-def test_too_many_calls_are_waited_for_as_asked(case: Case, form: str) -> None:
-    case.lie(f"rate-limit,call=SaveKernel,form={form},retry_after=30")
+def test_rate_limits_wait_for_retry_after(case: Case, form: str) -> None:
+    case.inject(f"rate-limit,call=SaveKernel,form={form},retry_after=30")
     slept: list[float] = []
     case.kaggle.timeouts = Timeouts(**{**vars(QUICK), "grace": 100, "sleep": slept.append})
     assert case.push(SLOW) is Outcome.PUSHED
@@ -145,18 +145,18 @@ def test_too_many_calls_are_waited_for_as_asked(case: Case, form: str) -> None:
     assert any(pause > 25 for pause in slept) is (form != "none")
 
 
-def test_too_many_calls_for_too_long_are_capacity(case: Case) -> None:
-    case.lie("rate-limit,call=SaveKernel,retry_after=900")
+def test_persistent_rate_limits_exit_with_5(case: Case) -> None:
+    case.inject("rate-limit,call=SaveKernel,retry_after=900")
     with pytest.raises(RateLimitedError) as caught:
         case.push()
     assert (caught.value.exit_code, caught.value.retry_after) == (5, 900)
     assert case.versions == 0
 
 
-def test_a_full_house_is_reported_or_waited_for(
+def test_a_push_reports_or_waits_for_the_session_limit(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case.lie("session-cap,times=3")
+    case.inject("session-cap,times=3")
     with pytest.raises(SessionCapError) as caught:
         case.push()
     assert "--wait" in caught.value.next_step
@@ -164,7 +164,7 @@ def test_a_full_house_is_reported_or_waited_for(
         case.push(wait=True, deadline=1)  # the first pause is longer
     monkeypatch.setattr(push, "QUEUE_PAUSES", (0.1, 0.1))
     assert case.push(SLOW, wait=True) is Outcome.PUSHED
-    assert any("trying again" in line for line in case.said)
+    assert any("trying again" in line for line in case.messages)
 
 
 @pytest.mark.parametrize(
@@ -177,10 +177,10 @@ def test_a_full_house_is_reported_or_waited_for(
         ("html,call=SaveKernel,times=2", AnswerLostError, "not the API's"),
     ],
 )
-def test_every_refusal_has_its_kind_and_starts_nothing(
+def test_every_refusal_has_its_error_and_starts_no_run(
     case: Case, fault: str, error: type[KernelkitError], reported: str
 ) -> None:
-    case.lie(fault)
+    case.inject(fault)
     with pytest.raises(error, match=reported):
         case.push()
     assert case.versions == 0
@@ -195,7 +195,7 @@ def test_every_refusal_has_its_kind_and_starts_nothing(
         ("model", "ann/no-such-model/pytorch/small/1", "there is no model"),
     ],
 )
-def test_a_source_that_is_not_there_is_said_before_anything_is_sent(
+def test_a_missing_source_is_reported_before_anything_is_sent(
     case: Case, kind: str, name: str, reported: str
 ) -> None:
     slug = name.split("/")[-1 if kind != "model" else 1]
@@ -206,7 +206,7 @@ def test_a_source_that_is_not_there_is_said_before_anything_is_sent(
     assert case.versions == 0
 
 
-def test_the_quota_is_asked_before_anything_is_sent(case: Case) -> None:
+def test_the_quota_is_checked_before_anything_is_sent(case: Case) -> None:
     gpu = ["kernel.enable_gpu=true", "kernel.machine_shape=NvidiaTeslaT4"]
     (case.project / "pyproject.toml").write_text(
         (case.project / "pyproject.toml")
@@ -218,7 +218,7 @@ def test_the_quota_is_asked_before_anything_is_sent(case: Case) -> None:
     assert case.versions == 0
 
 
-def test_what_is_complete_is_used_what_runs_is_followed(case: Case) -> None:
+def test_complete_runs_are_reused_and_active_runs_followed(case: Case) -> None:
     assert case.push() is Outcome.PUSHED
     assert case.push() is Outcome.REATTACHED
     pulled = workflow.run(case.config(), case.kaggle)
@@ -232,14 +232,14 @@ def test_what_is_complete_is_used_what_runs_is_followed(case: Case) -> None:
     assert case.versions == 3
 
 
-def test_a_failed_run_is_pushed_anew(case: Case) -> None:
+def test_a_failed_run_is_pushed_again(case: Case) -> None:
     case.push("fail=true")
     assert case.watch() is State.ERROR
     assert case.push("fail=true") is Outcome.PUSHED
     assert case.versions == 2
 
 
-def test_of_two_pushes_at_once_one_runs(case: Case) -> None:
+def test_two_simultaneous_pushes_start_one_run(case: Case) -> None:
     outcomes: list[Outcome] = []
     threads = [threading.Thread(target=lambda: outcomes.append(case.push(SLOW))) for _ in range(3)]
     for thread in threads:
@@ -250,17 +250,17 @@ def test_of_two_pushes_at_once_one_runs(case: Case) -> None:
     assert case.versions == 1
 
 
-def test_the_same_pushed_from_another_machine_meanwhile_is_reported(case: Case) -> None:
+def test_a_simultaneous_push_from_another_machine_is_reported(case: Case) -> None:
     case.push(SLOW)
     kernel = workflow.render_kernel(case.config(SLOW))
     pushed = push.send(
-        case.kaggle, kernel, known=0, on_event=case.said.append
-    )  # it saw none before
+        case.kaggle, kernel, known=0, on_event=case.messages.append
+    )  # it had seen no version before
     assert pushed.run.version == 2
-    assert any("v1 has the same digest" in line for line in case.said)
+    assert any("v1 has the same digest" in line for line in case.messages)
 
 
-def test_a_run_pushed_from_elsewhere_is_adopted_watched_and_pulled(
+def test_a_run_pushed_from_another_machine_is_adopted_watched_and_pulled(
     case: Case, tmp_path: Path
 ) -> None:
     case.push()
@@ -282,36 +282,36 @@ def test_a_run_pushed_from_elsewhere_is_adopted_watched_and_pulled(
     assert case.versions == 1
 
 
-def test_what_kaggle_gave_otherwise_is_reported_the_gravest_first(case: Case) -> None:
-    case.lie("public", "internet-flipped", "dropped-source,reported=false")
+def test_changed_settings_are_reported_most_serious_first(case: Case) -> None:
+    case.inject("public", "internet-flipped", "dropped-source,reported=false")
     with pytest.raises(RefusedError) as caught:
         case.push(SLOW)
     first, *others = caught.value.details["differences"]
     assert first == "is_private: requested True, got False"
     assert [line.partition(":")[0] for line in others] == ["enable_internet", "competition_sources"]
-    assert case.record().read().version == 1  # it runs, and is known
+    assert case.record().read().version == 1  # the run is active and recorded
 
 
-def test_what_does_not_answer_is_asked_one_question_before_the_push(case: Case) -> None:
+def test_an_unavailable_check_is_tried_once_before_the_push(case: Case) -> None:
     fault = f"server-error,call=GetDatasetStatus,times=0,account={case.owner}"
     assert requests.post(f"{case.endpoint}/emulator/faults", json=[fault], timeout=10).ok
     sources = ["someone/letters", "someone/more", "someone/else"]
     named = ", ".join(f'"{source}"' for source in sources)
-    with pytest.raises(RefusedError):  # the last two are dropped
+    with pytest.raises(RefusedError):  # Kaggle drops the last two
         case.push(f"kernel.dataset_sources=[{named}]")
-    assert sum("could not be checked" in line for line in case.said) == 1
+    assert sum("could not be checked" in line for line in case.messages) == 1
 
 
-def test_a_model_that_is_not_there_is_reported_before_the_push(case: Case) -> None:
+def test_a_missing_model_is_reported_before_the_push(case: Case) -> None:
     with pytest.raises(RefusedError, match="there is no model no/such"):
         case.push('kernel.model_sources=["no/such/pytorch/default/1"]')
     assert case.versions == 0
 
 
 @pytest.mark.parametrize("fault", ["public", "dropped-source,kind=dataset,reported=true"])
-def test_what_was_given_otherwise_is_not_used_for_the_next_push(case: Case, fault: str) -> None:
+def test_a_run_with_changed_settings_is_not_reused(case: Case, fault: str) -> None:
     sources = ['kernel.dataset_sources=["someone/letters"]'] if "dropped" in fault else []
-    case.lie(fault)
+    case.inject(fault)
     for _ in range(2):
         with pytest.raises(RefusedError) as caught:
             case.push(*sources)
@@ -326,7 +326,7 @@ def test_what_was_given_otherwise_is_not_used_for_the_next_push(case: Case, faul
     assert case.push(*sources, again=True) is Outcome.PUSHED
 
 
-def test_a_kernel_that_is_created_again_is_pushed_once(case: Case) -> None:
+def test_a_recreated_kernel_is_pushed_once(case: Case) -> None:
     case.push()
     bundle, record = case.record().read_bundle(), case.record().read()
     case.watch()
@@ -334,14 +334,14 @@ def test_a_kernel_that_is_created_again_is_pushed_once(case: Case) -> None:
         old = record.updated(version=version, digest=digest)
         folder = store.record_push(case.project / "runs", old, bundle)
         os.utime(folder.path / "push.json", (0, 0))
-    case.lie("lost-after")
+    case.inject("lost-after")
     assert case.push("epochs=3") is Outcome.ADOPTED
     assert case.versions == 2
     assert case.push() is Outcome.REATTACHED
-    assert any("v8 is no longer on Kaggle" in line for line in case.said)
+    assert any("v8 is no longer on Kaggle" in line for line in case.messages)
 
 
-def test_a_cell_that_kaggle_has_otherwise_is_named(case: Case) -> None:
+def test_a_changed_cell_is_named(case: Case) -> None:
     case.push(SLOW)
     run = case.record().read().address
     kernel = workflow.render_kernel(case.config(SLOW))
@@ -352,11 +352,11 @@ def test_a_cell_that_kaggle_has_otherwise_is_named(case: Case) -> None:
     assert re.fullmatch(r"cell \d+ on Kaggle differs from what was sent", reported)
 
 
-def test_another_machine_than_asked_is_said_by_the_watch(case: Case) -> None:
+def test_the_watch_reports_a_different_machine(case: Case) -> None:
     gpu = ["kernel.enable_gpu=true", "kernel.machine_shape=NvidiaTeslaT4", SLOW]
-    case.lie("other-machine,shape=NvidiaTeslaP100")
+    case.inject("other-machine,shape=NvidiaTeslaP100")
     case.push(*gpu)
-    assert any("not yet confirmed: machine_shape" in line for line in case.said)
+    assert any("not yet confirmed: machine_shape" in line for line in case.messages)
     with pytest.raises(
         RefusedError, match="requested NvidiaTeslaT4, got NvidiaTeslaP100"
     ) as caught:
@@ -364,17 +364,17 @@ def test_another_machine_than_asked_is_said_by_the_watch(case: Case) -> None:
     assert caught.value.exit_code == 4
 
 
-def test_the_end_of_the_version_before_is_not_believed(case: Case) -> None:
+def test_the_end_of_the_previous_version_is_ignored(case: Case) -> None:
     case.push("epochs=1")
     assert case.watch() is State.COMPLETE
-    case.lie("stale-status,times=3")
+    case.inject("stale-status,times=3")
     case.push("epochs=1", "fail=true")
-    case.said.clear()
+    case.messages.clear()
     assert case.watch(2) is State.ERROR
-    assert "complete" not in " ".join(case.said)
+    assert "complete" not in " ".join(case.messages)
 
 
-def test_a_run_is_cancelled_or_it_is_said_why_not(case: Case) -> None:
+def test_a_run_is_cancelled_or_the_reason_is_reported(case: Case) -> None:
     case.push(SLOW)
     watching = threading.Thread(target=lambda: case.watch())
     watching.start()
@@ -392,6 +392,6 @@ def test_a_run_is_cancelled_or_it_is_said_why_not(case: Case) -> None:
         workflow.cancel(case.kaggle, case.record())
 
 
-def test_the_exit_codes_of_capacity_are_one() -> None:
+def test_all_capacity_errors_have_one_exit_code() -> None:
     kinds: list[Callable[[str], KernelkitError]] = [SessionCapError, QuotaError, RateLimitedError]
     assert {kind("").exit_code for kind in kinds} == {CapacityError.exit_code}

@@ -1,4 +1,4 @@
-"""The folders are the ledger: several processes write it, and what is damaged is said to be so."""
+"""The run folders are the store: several processes write to it, and damage is reported."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def bundle(**more: Any) -> Manifest:
 
 
 def complete(root: Path, version: int = 1, **more: Any) -> store.RunFolder:
-    """A run as it is on disk after its pull."""
+    """A run on disk after its pull."""
     record = store.record_push(root, push(version, **more), bundle())
     events = [
         {"event": "epoch", "experiment": "one", "epoch": epoch, "epochs": 3, "val_iou": value}
@@ -72,7 +72,7 @@ def submission(version: int = 1, ref: int = 7, **more: Any) -> SubmissionRecord:
     return SubmissionRecord.model_validate(document)
 
 
-def test_a_row_tells_what_came_of_a_run(tmp_path: Path) -> None:
+def test_a_row_shows_the_result_of_a_run(tmp_path: Path) -> None:
     complete(tmp_path, profile="smoke")
     store.record_submission(tmp_path, submission(status="pending"))
     store.record_submission(
@@ -96,7 +96,7 @@ def test_the_newest_push_is_the_last_row(tmp_path: Path) -> None:
     assert [row.version for row in history.rows(tmp_path)] == [2, 3, 1]
 
 
-def test_a_manifest_of_another_digest_says_nothing(tmp_path: Path) -> None:
+def test_a_manifest_with_another_digest_is_ignored(tmp_path: Path) -> None:
     record = complete(tmp_path)
     path = record.path / "run-manifest.json"
     path.write_text(path.read_text().replace(DIGEST, "e" * 64))
@@ -141,7 +141,7 @@ def test_two_runs_are_compared(tmp_path: Path) -> None:
         ("bundle.json", b'{"slug', "complete"),
     ],
 )
-def test_a_half_written_folder_is_recognised(
+def test_an_incomplete_folder_is_recognized(
     tmp_path: Path, name: str, content: bytes | None, state: str
 ) -> None:
     record = complete(tmp_path)
@@ -160,7 +160,7 @@ def test_a_half_written_folder_is_recognised(
         assert store.find(tmp_path, "some-kernel").path == record.path
 
 
-def test_an_older_run_is_never_taken_for_a_half_written_one(tmp_path: Path) -> None:
+def test_an_older_run_is_not_mistaken_for_an_incomplete_one(tmp_path: Path) -> None:
     complete(tmp_path)
     (tmp_path / "some-kernel" / "v2").mkdir()
     with pytest.raises(LocalError, match="v2 is half-written") as caught:
@@ -171,9 +171,9 @@ def test_an_older_run_is_never_taken_for_a_half_written_one(tmp_path: Path) -> N
         store.find(tmp_path, "some-kernel", 3)
 
 
-def test_the_same_run_recorded_again_keeps_its_folder(tmp_path: Path) -> None:
+def test_recording_a_run_again_keeps_its_folder(tmp_path: Path) -> None:
     record = store.record_push(tmp_path, push(profile="smoke"), bundle())
-    (record.path / "out.txt.partial").write_text("as far as it came")
+    (record.path / "out.txt.partial").write_text("partial content")
     store.record_push(tmp_path, push(outcome="adopted"), bundle())
     assert (record.path / "out.txt.partial").exists()
     assert record.read().profile == "smoke"
@@ -181,7 +181,7 @@ def test_the_same_run_recorded_again_keeps_its_folder(tmp_path: Path) -> None:
     before = (record.path / "push.json").read_bytes()
     store.record_push(tmp_path, push(outcome="adopted"), bundle())
     assert (record.path / "push.json").read_bytes() == before
-    # A fresh local Kaggle at the same address counts from 1 again: that is another run.
+    # A new local Kaggle at the same address counts from 1 again, so this is another run.
     store.record_push(tmp_path, push(outcome="pushed"), bundle())
     assert not record.is_complete()
     assert (record.path.with_name("v1.1") / "run.json").exists()
@@ -196,12 +196,12 @@ def _write_much(root: Path, who: int, at_once: Any) -> None:
             record = store.record_push(root, address, bundle(who=who))
         store.record_submission(root, submission(version, ref=who, turn=turn))
         if turn % 4 == 3:
-            with contextlib.suppress(LocalError):  # another run may have taken its place
+            with contextlib.suppress(LocalError):  # another run may have replaced it
                 store.record_end(record, RunEnd(state="complete", run=address.address))
 
 
-def test_many_processes_at_once_do_no_harm(tmp_path: Path) -> None:
-    """Each folder is whole at every moment, and none is lost: moved aside at most."""
+def test_many_processes_can_record_runs_at_once(tmp_path: Path) -> None:
+    """Each folder is complete at every moment, and none is lost; at most it is moved."""
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     at_once = context.Barrier(5)
     writers = [context.Process(target=_write_much, args=(tmp_path, n, at_once)) for n in range(4)]
@@ -230,7 +230,7 @@ def test_many_processes_at_once_do_no_harm(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.partial")) + list(tmp_path.rglob(".probe*"))
 
 
-def test_who_is_killed_while_writing_leaves_nothing_that_looks_complete(tmp_path: Path) -> None:
+def test_a_process_killed_while_writing_leaves_an_incomplete_folder(tmp_path: Path) -> None:
     record = complete(tmp_path)
     ready, go = os.pipe()
     child = os.fork()
@@ -281,12 +281,12 @@ DOCUMENTS = (
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(data=st.data())
-def test_no_folder_is_too_odd(
+def test_any_folder_can_be_listed(
     data: st.DataObject,
     tmp_path_factory: pytest.TempPathFactory,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """`runs`, `runs show` and `runs diff` speak of any folder, or say what is wrong with it."""
+    """`runs`, `runs show` and `runs diff` describe any folder, or report what is wrong with it."""
     root = tmp_path_factory.mktemp("odd", numbered=True)
     sound, record = complete(root, 2), complete(root)
     store.record_submission(root, submission(status="complete", public_score="1"))
@@ -312,7 +312,7 @@ def test_no_folder_is_too_odd(
 
 
 @pytest.mark.parametrize("name", [*DOCUMENTS, "some-kernel.log"])
-def test_a_document_that_nests_too_deep_is_damaged(tmp_path: Path, name: str) -> None:
+def test_a_deeply_nested_document_counts_as_damaged(tmp_path: Path, name: str) -> None:
     record = complete(tmp_path)
     (record.path / ".." / "submissions").mkdir(exist_ok=True)
     (record.path / name).write_text("[" * 100_000)
@@ -320,7 +320,7 @@ def test_a_document_that_nests_too_deep_is_damaged(tmp_path: Path, name: str) ->
     history.show(record)
 
 
-def test_the_command_lines(
+def test_the_runs_commands_print_and_exit_as_documented(
     cli: Cli, make_project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     project = make_project({})
@@ -359,13 +359,13 @@ def test_the_command_lines(
         ("ann/some-kernel/v12", RunName("ann", "some-kernel", 12)),
     ],
 )
-def test_a_run_is_named_as_people_do(text: str, name: RunName) -> None:
+def test_every_form_of_a_run_name_is_accepted(text: str, name: RunName) -> None:
     assert parse_name(text) == name
 
 
 @pytest.mark.parametrize(
     "text", ["", "/", "a/b/c", "../x", "a b", "a//v1", "runs/some-kernel/v1/x"]
 )
-def test_what_names_no_run_is_said(text: str) -> None:
+def test_an_unknown_run_name_is_reported(text: str) -> None:
     with pytest.raises(ConfigError, match="is not the name of a run"):
         parse_name(text)

@@ -31,7 +31,7 @@ def compare(tmp_path: Path):
     return run
 
 
-def test_a_good_one(compare) -> None:
+def test_a_valid_submission_passes(compare) -> None:
     assert compare(GOOD) == SubmissionCheck((), (), 4)
     assert compare(GOOD.replace("\n", "\r\n")) == SubmissionCheck((), (), 4)
     assert compare(GOOD, b"\xef\xbb\xbf" + SAMPLE.encode()).problems == ()
@@ -87,7 +87,7 @@ def test_bytes_that_are_not_text_are_reported(compare, content: bytes, problem_t
     assert any(problem_text in problem for problem in compare(content).problems), compare(content)
 
 
-def test_another_order_and_empty_rows_are_notes(compare) -> None:
+def test_row_order_and_empty_rows_are_only_notes(compare) -> None:
     found = compare("id,rle_mask\na,\nc,\nb,\nd,\n\n")
     assert found.problems == ()
     assert found.notes == (
@@ -115,7 +115,7 @@ def test_a_few_problems_of_each_kind_are_listed_and_the_rest_counted(compare) ->
         *(("yes", "is not a number"), ("1e999", "is not a number"), ("1_0", "is not a number")),
     ],
 )
-def test_numbers_where_the_sample_has_numbers(compare, value: str, problem_text: str) -> None:
+def test_text_in_a_number_column_is_a_problem(compare, value: str, problem_text: str) -> None:
     sample = "id,p,word\n1,0.5,x\n2,0,y\n"
     assert compare("id,p,word\n1,.25,a\n2,1e-9,b\n", sample).problems == ()
     assert problem_text in compare(f"id,p,word\n1,0.5,a\n2,{value},b\n", sample).problems[0]
@@ -140,7 +140,7 @@ def test_the_real_size_is_checked_within_a_second(compare) -> None:
     sample = "id,rle_mask\n" + "".join(f"{name},1 1\n" for name in ids)
     started = time.process_time()
     assert compare(table, sample) == SubmissionCheck((), (), 18_000)
-    assert time.process_time() - started < 5  # s, on a busy machine; 0.5 on a quiet one
+    assert time.process_time() - started < 5  # s on a busy machine; 0.5 on an idle one
 
 
 @given(
@@ -158,10 +158,10 @@ def test_any_file_is_checked_without_a_crash(
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=6))
-def test_runs_are_legal_when_no_pixel_is_named_twice(
+def test_runs_are_valid_if_no_pixel_is_named_twice(
     tmp_path_factory: pytest.TempPathFactory, runs: list[tuple[int, int]]
 ) -> None:
-    """Compares with the set of pixels, and not with the ends of runs."""
+    """Compares with sets of pixels, an independent implementation."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "sample.csv").write_text("id,rle_mask\na,1 1\n")
     text = " ".join(f"{start} {length}" for start, length in runs)

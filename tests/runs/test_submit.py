@@ -1,4 +1,4 @@
-"""Submitting a verified run: the real client, a real local Kaggle, and a bad line between them."""
+"""Submitting a verified run with the real client through a faulty proxy to a local Kaggle."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ TRUTH = ["", "1 100", "1 50", "200 40", "", "5 5"]
 
 
 class Line:
-    """What lies between client and local Kaggle: hands on every call, and spoils the named ones.
+    """A proxy between client and local Kaggle: forwards every call and adds the named faults.
 
-    `spoil[method]` is a list of faults, one a call: `lost` (done, no answer), `never` (not done, no
-    answer), `half` (the first half of an upload arrives, then 503), `cut` (the same, and then
+    `spoil[method]` is a list of faults, one per call: `lost` (done, no answer), `never` (not done,
+    no answer), `half` (the first half of an upload arrives, then 503), `cut` (the same, and then
     nothing), `no ref` (done, the number is left out), `ignored` (not done, and
     answered as if), `absent` (404).
     """
@@ -67,10 +67,10 @@ class Line:
                     self.close_connection = True
                     return
                 if error == "ignored":
-                    self.give(200, {"Content-Type": "application/json"}, b'{"message": "Done"}')
+                    self.send(200, {"Content-Type": "application/json"}, b'{"message": "Done"}')
                     return
                 if error == "absent":
-                    self.give(404, {}, b'{"code": 404, "message": "Not found"}')
+                    self.send(404, {}, b'{"code": 404, "message": "Not found"}')
                     return
                 headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
                 if error in ("half", "cut"):
@@ -93,9 +93,9 @@ class Line:
                     return
                 if error == "no ref":
                     content = json.dumps({"message": json.loads(content)["message"]}).encode()
-                self.give(got.status_code, dict(got.headers), content)
+                self.send(got.status_code, dict(got.headers), content)
 
-            def give(self, code: int, headers: dict[str, str], content: bytes) -> None:
+            def send(self, code: int, headers: dict[str, str], content: bytes) -> None:
                 self.send_response(code)
                 for name in ("Content-Type", "Range", "Location"):
                     if name in headers:
@@ -121,7 +121,7 @@ class Line:
 
 @pytest.fixture(scope="module")
 def contest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A local Kaggle with a competition, `salt`, that is scored, and one that takes code only."""
+    """A local Kaggle with a scored competition, `salt`, and a code competition."""
     folder = tmp_path_factory.mktemp("contest")
     for slug in ("salt", "code-only", "strict", "bare"):
         (folder / "inputs" / slug).mkdir(parents=True)
@@ -192,14 +192,14 @@ def line(contest: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
 
 @pytest.fixture
 def kaggle(line: Line, request: pytest.FixtureRequest) -> Kaggle:
-    """Kaggle at the other end of the line, as an account of the test's own."""
+    """Kaggle behind the proxy, with an account for this test."""
     account = request.node.name.split("[")[0].replace("_", "-")
     return connected(line, account)
 
 
 @pytest.fixture
 def record(pulled: Path, line: Line, tmp_path: Path) -> store.RunFolder:
-    """A copy of the pulled run, as if it had come over the line."""
+    """A copy of the pulled run, as if it had been downloaded through the proxy."""
     shutil.copytree(pulled / "runs", tmp_path / "runs")
     record = store.find(tmp_path / "runs", "salt-kernel")
     push = {**record.read().document, "endpoint": line.endpoint}
@@ -215,7 +215,7 @@ def entered(kaggle: Kaggle, competition: str = "salt") -> list[Any]:
     return list(Competition(kaggle, competition).submissions())
 
 
-def test_a_submission_is_checked_entered_and_scored(
+def test_a_submission_is_checked_submitted_and_scored(
     kaggle: Kaggle, record: store.RunFolder
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in record.path.rglob("*")}
@@ -254,7 +254,7 @@ def test_the_same_file_is_not_sent_twice(kaggle: Kaggle, record: store.RunFolder
 
 
 @pytest.mark.parametrize("error", ["lost", "never", "no ref"])
-def test_a_submission_whose_answer_is_lost_is_entered_once(
+def test_a_submission_with_a_lost_response_is_submitted_once(
     error: str, line: Line, record: store.RunFolder
 ) -> None:
     kaggle = connected(line, f"ann-{error.replace(' ', '-')}")
@@ -265,7 +265,7 @@ def test_a_submission_whose_answer_is_lost_is_entered_once(
     assert line.calls.count("CreateSubmission") == (2 if error == "never" else 1)
 
 
-def test_one_that_nobody_can_find_is_no_success(
+def test_a_submission_that_cannot_be_found_is_not_a_success(
     line: Line, kaggle: Kaggle, record: store.RunFolder
 ) -> None:
     line.spoil["CreateSubmission"] = ["never"] * 3
@@ -275,7 +275,7 @@ def test_one_that_nobody_can_find_is_no_success(
     assert store.submissions(record.root) == []
 
 
-def test_one_that_is_answered_and_not_entered_is_no_success(
+def test_an_accepted_but_unlisted_submission_is_not_a_success(
     line: Line, kaggle: Kaggle, record: store.RunFolder
 ) -> None:
     line.spoil["CreateSubmission"] = ["ignored"]
@@ -286,7 +286,7 @@ def test_one_that_is_answered_and_not_entered_is_no_success(
 
 
 @pytest.mark.parametrize("faults", [["half"], ["cut"], ["never", "", "half"], ["lost"]])
-def test_an_upload_goes_on_where_it_was(
+def test_an_interrupted_upload_is_resumed(
     faults: list[str], line: Line, record: store.RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(competitions, "UPLOAD_PAUSES", (0.0,) * 6)
@@ -295,7 +295,7 @@ def test_an_upload_goes_on_where_it_was(
     assert workflow.submit(kaggle, record, SubmitOptions()).record.private_score == "0.33333"
 
 
-def test_an_upload_that_never_ends_is_given_up(
+def test_an_endless_upload_is_given_up(
     line: Line, kaggle: Kaggle, record: store.RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(competitions, "UPLOAD_PAUSES", (0.0,) * 3)
@@ -305,7 +305,9 @@ def test_an_upload_that_never_ends_is_given_up(
     assert "CreateSubmission" not in line.calls
 
 
-def test_the_days_limit_is_asked_first(line: Line, kaggle: Kaggle, record: store.RunFolder) -> None:
+def test_the_daily_limit_is_checked_first(
+    line: Line, kaggle: Kaggle, record: store.RunFolder
+) -> None:
     for _ in range(3):
         workflow.submit(kaggle, record, SubmitOptions(again=True))
     line.calls.clear()
@@ -318,7 +320,7 @@ def test_the_days_limit_is_asked_first(line: Line, kaggle: Kaggle, record: store
         workflow.submit(kaggle, record, SubmitOptions(again=True))
 
 
-def test_a_file_that_would_not_be_scored_costs_nothing(
+def test_an_invalid_file_is_not_submitted(
     line: Line, kaggle: Kaggle, record: store.RunFolder, tmp_path: Path
 ) -> None:
     sample = tmp_path / "sample.csv"
@@ -332,13 +334,13 @@ def test_a_file_that_would_not_be_scored_costs_nothing(
     assert not {"StartSubmissionUpload", "CreateSubmission"} & set(line.calls)
 
 
-def test_without_a_sample_nothing_is_sent(kaggle: Kaggle, record: store.RunFolder) -> None:
+def test_without_a_sample_nothing_is_submitted(kaggle: Kaggle, record: store.RunFolder) -> None:
     with pytest.raises(NotFoundError, match="no file with the name of a sample") as caught:
         workflow.submit(kaggle, record, SubmitOptions(competition="bare"))
     assert "--sample FILE" in caught.value.next_step
 
 
-def test_an_error_in_the_scoring_is_an_error_here(kaggle: Kaggle, record: store.RunFolder) -> None:
+def test_a_scoring_error_is_an_error(kaggle: Kaggle, record: store.RunFolder) -> None:
     with pytest.raises(RefusedError, match="Unable to find 1 required key") as caught:
         workflow.submit(kaggle, record, SubmitOptions(competition="strict"))
     assert caught.value.details["status"] == "error"
@@ -346,7 +348,9 @@ def test_an_error_in_the_scoring_is_an_error_here(kaggle: Kaggle, record: store.
     assert "Unable to find" in (kept.error or "")
 
 
-def test_a_code_competition_takes_the_version(line: Line, record: store.RunFolder) -> None:
+def test_a_code_competition_receives_the_notebook_version(
+    line: Line, record: store.RunFolder
+) -> None:
     owner = connected(line, str(record.read().owner))
     done = workflow.submit(owner, record, SubmitOptions(competition="code-only"))
     assert done.record.private_score == "0.33333"
@@ -354,24 +358,26 @@ def test_a_code_competition_takes_the_version(line: Line, record: store.RunFolde
     assert "StartSubmissionUpload" not in line.calls
 
 
-def test_a_deadline_leaves_the_submission_alone(kaggle: Kaggle, record: store.RunFolder) -> None:
+def test_a_deadline_does_not_cancel_the_submission(kaggle: Kaggle, record: store.RunFolder) -> None:
     with pytest.raises(DeadlineError, match="scoring continues"):
         workflow.submit(kaggle, record, SubmitOptions(), deadline=0.1)
     assert workflow.submit(kaggle, record, SubmitOptions()).sent is False
     assert len(entered(kaggle)) == 1
 
 
-def test_two_at_once_enter_one(kaggle: Kaggle, record: store.RunFolder) -> None:
+def test_two_simultaneous_commands_submit_once(kaggle: Kaggle, record: store.RunFolder) -> None:
     with ThreadPoolExecutor(4) as pool:
         made = [
             Kaggle(kaggle.credentials, kaggle.endpoint) for _ in range(4)
-        ]  # a session each, as processes have
+        ]  # a session each, like separate processes
         done = list(pool.map(lambda one: workflow.submit(one, record, SubmitOptions()), made))
     assert sorted(one.sent for one in done) == [False, False, False, True]
     assert len({one.record.ref for one in done}) == len(entered(kaggle)) == 1
 
 
-def test_what_is_meant_must_be_clear(kaggle: Kaggle, record: store.RunFolder) -> None:
+def test_submit_needs_a_known_output_the_right_kaggle_and_a_verified_run(
+    kaggle: Kaggle, record: store.RunFolder
+) -> None:
     with pytest.raises(ConfigError, match="which output"):
         workflow.submit(kaggle, record, SubmitOptions(file="other.csv"))
     with pytest.raises(RefusedError, match="is a run of"):

@@ -1,4 +1,4 @@
-"""Zips that somebody else made: honest ones become folders, the others nothing at all."""
+"""Untrusted zips: valid ones are unpacked, unsafe ones leave no files."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def made(folder: Path, write: Write) -> Path:
     return path
 
 
-def test_an_honest_zip_becomes_a_folder(tmp_path: Path) -> None:
+def test_a_valid_zip_is_unpacked(tmp_path: Path) -> None:
     def write(archive: zipfile.ZipFile) -> None:
         archive.writestr("images/", "")
         archive.writestr("images/a.png", b"a" * 3_000_000)
         archive.writestr("read me.txt", "hello")
 
-    left = tmp_path / "some.unpacked.partial"  # of an unpacking that was killed
+    left = tmp_path / "some.unpacked.partial"  # left by a killed process
     left.mkdir()
     (left / "half").write_text("x")
     unpack_zip(made(tmp_path, write), tmp_path / "some.unpacked")
@@ -56,7 +56,7 @@ def twice(*names: str) -> Write:
 
 
 def overlapping(archive: zipfile.ZipFile) -> None:
-    """Many members that are one and the same compressed megabyte: the better bomb."""
+    """A zip bomb: many members share the same compressed megabyte."""
     archive.writestr("0", bytes(1 << 20))
     for number in range(1, 100):
         member = zipfile.ZipInfo(str(number))
@@ -88,7 +88,7 @@ def too_good(archive: zipfile.ZipFile) -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_zip_that_is_not_honest_leaves_nothing(tmp_path: Path, write: Write, reason: str) -> None:
+def test_an_unsafe_zip_leaves_no_files(tmp_path: Path, write: Write, reason: str) -> None:
     folder = tmp_path / "inner"
     folder.mkdir()
     archive = made(folder, write)
@@ -98,13 +98,15 @@ def test_a_zip_that_is_not_honest_leaves_nothing(tmp_path: Path, write: Write, r
     assert [path.name for path in tmp_path.iterdir()] == ["inner"]
 
 
-def test_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zip_with_too_many_files_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(download, "MEMBERS", 2)
     with pytest.raises(VerificationError, match="3 files"):
         unpack_zip(made(tmp_path, twice("a", "b", "c")), tmp_path / "out")
 
 
-def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "SPARE_BYTES", 1 << 60)
     with pytest.raises(LocalError, match="are free on its disk"):
         unpack_zip(made(tmp_path, twice("a")), tmp_path / "out")
@@ -117,7 +119,7 @@ def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         st.tuples(st.integers(0, 400), st.binary(max_size=6), st.integers(0, 6)), max_size=4
     )
 )
-def test_whatever_the_bytes_it_is_a_folder_or_a_clear_error(
+def test_any_bytes_give_a_folder_or_a_clear_error(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[tuple[int, bytes, int]]
 ) -> None:
     folder = tmp_path_factory.mktemp("zips")

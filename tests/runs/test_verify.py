@@ -20,7 +20,7 @@ DIGEST = "d" * 64
 
 @pytest.fixture
 def pulled(tmp_path: Path) -> Path:
-    """A folder as a pull leaves it."""
+    """A run folder after a pull."""
     with (tmp_path / "out.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([["id", "x"], ["a", "1"], ["b", ""]])
     with zipfile.ZipFile(tmp_path / "models.zip", "w") as archive:
@@ -54,7 +54,7 @@ def change_manifest(folder: Path, **fields: object) -> None:
 
 
 def redescribe(folder: Path, name: str) -> None:
-    """Let the manifest agree with a changed file, so that only what is inside can tell."""
+    """Update the manifest for a changed file, so that only its content is wrong."""
     outputs = json.loads((folder / "run-manifest.json").read_text())["outputs"]
     change_manifest(
         folder,
@@ -62,7 +62,7 @@ def redescribe(folder: Path, name: str) -> None:
     )
 
 
-def test_what_the_run_left_is_verified(pulled: Path) -> None:
+def test_an_unchanged_run_folder_is_verified(pulled: Path) -> None:
     (pulled / "extra.txt").touch()
     verdict = verify(pulled)
     assert verdict.verified
@@ -123,7 +123,7 @@ def other_ids(folder: Path) -> None:
         ),
     ],
 )
-def test_whatever_is_not_as_the_run_left_it_is_reported(
+def test_every_change_after_the_run_is_reported(
     pulled: Path, spoil: Callable[[Path], object], problem: str
 ) -> None:
     spoil(pulled)
@@ -132,7 +132,7 @@ def test_whatever_is_not_as_the_run_left_it_is_reported(
     assert any(problem in found for found in verdict.problems), verdict.problems
 
 
-def test_a_failed_run_is_no_fault_of_the_folder(pulled: Path) -> None:
+def test_a_failed_run_is_not_a_verification_failure(pulled: Path) -> None:
     change_manifest(pulled, status="failed", error="RuntimeError: no", outputs=[])
     verdict = verify(pulled)
     assert (verdict.problems, verdict.run_error) == ((), "RuntimeError: no")
@@ -162,7 +162,7 @@ def test_a_failed_run_is_no_fault_of_the_folder(pulled: Path) -> None:
         {"ids_sha256": {}},
     ],
 )
-def test_an_entry_of_another_form_is_not_used(pulled: Path, entry: dict[str, Any]) -> None:
+def test_a_malformed_manifest_entry_is_rejected(pulled: Path, entry: dict[str, Any]) -> None:
     outputs = json.loads((pulled / "run-manifest.json").read_text())["outputs"]
     change_manifest(pulled, outputs=[outputs[0], {**outputs[1], **entry}])
     verdict = verify(pulled)
@@ -170,7 +170,7 @@ def test_an_entry_of_another_form_is_not_used(pulled: Path, entry: dict[str, Any
     assert any('"outputs.1.' in problem for problem in verdict.problems)
 
 
-def test_an_output_that_is_listed_twice(pulled: Path) -> None:
+def test_a_duplicate_output_is_reported(pulled: Path) -> None:
     outputs = json.loads((pulled / "run-manifest.json").read_text())["outputs"]
     change_manifest(pulled, outputs=[*outputs, outputs[0]])
     assert any('"outputs": names a path twice' in problem for problem in verify(pulled).problems)
@@ -188,16 +188,16 @@ def test_an_output_that_is_listed_twice(pulled: Path) -> None:
         "\0",
     ],
 )
-def test_a_manifest_that_is_none(pulled: Path, text: str) -> None:
+def test_an_invalid_manifest_is_reported(pulled: Path, text: str) -> None:
     (pulled / "run-manifest.json").write_text(text)
     assert any("run-manifest.json" in problem for problem in verify(pulled).problems)
     (pulled / "run-manifest.json").write_bytes(b"\xff\xfe")
     assert any("cannot be read" in problem for problem in verify(pulled).problems)
 
 
-def test_a_manifest_without_end(pulled: Path) -> None:
+def test_a_manifest_that_is_too_large_is_reported(pulled: Path) -> None:
     with (pulled / "run-manifest.json").open("r+") as stream:
-        stream.truncate(1 << 40)  # a sparse file: nothing of it is read
+        stream.truncate(1 << 40)  # a sparse file; it is not read
     assert any("larger than" in problem for problem in verify(pulled).problems)
 
 
@@ -229,17 +229,17 @@ MANIFEST = st.fixed_dictionaries(
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(manifest=MANIFEST | ANYTHING)
-def test_whatever_a_manifest_says_there_is_a_verdict(pulled: Path, manifest: object) -> None:
-    """And it is never a good one: the run's own manifest would say other things."""
+def test_any_manifest_gives_a_verdict(pulled: Path, manifest: object) -> None:
+    """And the folder is never verified, because the manifest is not the run's own."""
     write(pulled / "run-manifest.json", manifest)
     verdict = verify(pulled)
     assert not verdict.verified
     promised_outputs(pulled)
     reported = json.dumps(verdict.document, ensure_ascii=False)
-    reported.encode()  # as run.json is written
+    reported.encode()  # as in run.json
 
 
-def test_a_zip_that_claims_too_much_is_not_tested(pulled: Path) -> None:
+def test_a_zip_with_an_excessive_size_is_not_tested(pulled: Path) -> None:
     with zipfile.ZipFile(pulled / "models.zip", "w") as archive:
         archive.writestr("0", "x")
         archive.filelist[0].file_size = 1 << 50
@@ -250,9 +250,7 @@ def test_a_zip_that_claims_too_much_is_not_tested(pulled: Path) -> None:
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts=st.lists(st.tuples(st.integers(0, 1200), st.binary(max_size=6), st.integers(0, 6))))
-def test_whatever_a_zip_holds_there_is_a_verdict(
-    pulled: Path, cuts: list[tuple[int, bytes, int]]
-) -> None:
+def test_any_zip_gives_a_verdict(pulled: Path, cuts: list[tuple[int, bytes, int]]) -> None:
     whole = (pulled / "models.zip").read_bytes()
     content = whole
     for at, put, length in cuts:
@@ -265,15 +263,15 @@ def test_whatever_a_zip_holds_there_is_a_verdict(
 
 @given(content=st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode()))
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_a_table_holds_both_sides_read_the_same(pulled: Path, content: bytes) -> None:
-    """What the run side writes of a csv is what is found of it here."""
+def test_both_sides_read_any_table_alike(pulled: Path, content: bytes) -> None:
+    """The run and `verify` describe any csv in the same way."""
     (pulled / "out.csv").write_bytes(content)
     outputs = [_describe(pulled, name) for name in ("models.zip", "out.csv")]
     change_manifest(pulled, outputs=outputs)
     assert verify(pulled).verified
 
 
-def test_what_was_not_fetched_is_named_with_its_reason(pulled: Path) -> None:
+def test_files_that_were_not_downloaded_are_named_with_the_reason(pulled: Path) -> None:
     (pulled / "out.csv").unlink()
     (pulled / ".partial").mkdir()
     (pulled / ".partial" / "abc").write_text("half")
@@ -283,7 +281,7 @@ def test_what_was_not_fetched_is_named_with_its_reason(pulled: Path) -> None:
     assert verify(pulled, names=["models.zip"]).verified
 
 
-def test_what_was_unpacked_is_nothing_undeclared(pulled: Path) -> None:
+def test_unpacked_files_are_not_reported_as_undeclared(pulled: Path) -> None:
     (pulled / "models.unpacked").mkdir()
     (pulled / "models.unpacked" / "weights").write_text("w")
     (pulled / "other.unpacked").mkdir()
@@ -291,12 +289,12 @@ def test_what_was_unpacked_is_nothing_undeclared(pulled: Path) -> None:
     assert verify(pulled).undeclared == ("other.unpacked/file",)
 
 
-def test_an_empty_folder(tmp_path: Path) -> None:
+def test_an_empty_folder_is_reported(tmp_path: Path) -> None:
     assert len(verify(tmp_path).problems) == 2
 
 
 @pytest.mark.parametrize("state", ["error", "cancel_acknowledged"])
-def test_a_run_that_kaggle_says_has_failed_is_no_success(pulled: Path, state: str) -> None:
+def test_a_run_that_kaggle_reports_as_failed_is_not_a_success(pulled: Path, state: str) -> None:
     write(pulled / "run.json", {"state": state, "failure": "out of memory"})
     assert verify(pulled).run_error == f"Kaggle says {state}: out of memory"
     write(pulled / "run.json", {"state": "complete", "failure": ""})

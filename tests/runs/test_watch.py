@@ -1,4 +1,4 @@
-"""A run's life where Kaggle stumbles: a scripted server on loopback, the real client in between."""
+"""Watching a run on an unreliable Kaggle: the real client with a scripted local server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 class Server:
-    """Answers by the last word of the path: what a test puts into `statuses` and `streams`."""
+    """Responds with the `statuses` and `streams` of a test, by the last word of the path."""
 
     def __init__(self) -> None:
         self.statuses: list[tuple[int, Any]] = []
@@ -61,7 +61,7 @@ def send(handler: BaseHTTPRequestHandler, code: int, body: Any) -> None:
 
 
 def stream(*texts: str, end: bool = True, then: float = 0, ping: float = 0) -> Answer:
-    """Server-sent events: the texts, silence or pings for some seconds, the end or a cut."""
+    """Server-sent events: texts, then silence or pings, then the end or a disconnect."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
@@ -128,7 +128,7 @@ CPU = RequestedHardware(machine_shape="", docker_image="", wants_gpu=False)
 
 
 def watched(kaggle: Kaggle, **options: Any) -> tuple[list[str], str]:
-    """The states, and the log as a person has seen it."""
+    """The states, and the log as shown."""
     states, log = [], ""
     for event in watch.watch_run(kaggle, run_at(kaggle), CPU, **options):
         if isinstance(event, Status):
@@ -138,9 +138,7 @@ def watched(kaggle: Kaggle, **options: Any) -> tuple[list[str], str]:
     return states, log
 
 
-def test_a_stream_that_is_cut_and_replayed_loses_and_repeats_nothing(
-    kaggle: Kaggle, server: Server
-) -> None:
+def test_an_interrupted_stream_loses_and_repeats_nothing(kaggle: Kaggle, server: Server) -> None:
     lines = [FIRST, "one\n", "two\n", "three\n"]
     server.log = lines
     server.statuses = [RUNNING] * 4 + [COMPLETE]
@@ -153,14 +151,14 @@ def test_a_stream_that_is_cut_and_replayed_loses_and_repeats_nothing(
     assert watched(kaggle) == (["running", "complete"], "".join(lines))
 
 
-def test_the_kept_log_may_be_cut_in_other_pieces(kaggle: Kaggle, server: Server) -> None:
+def test_the_stored_log_may_be_split_differently(kaggle: Kaggle, server: Server) -> None:
     server.statuses = [RUNNING, COMPLETE]
     server.streams = [stream(FIRST, "one\n", "two\n")]
     server.log = [FIRST + "one\n", "two\nthree\n", "four\n"]
     assert watched(kaggle)[1] == FIRST + "one\ntwo\nthree\nfour\n"
 
 
-def test_where_live_and_kept_log_part_nothing_is_lost(kaggle: Kaggle, server: Server) -> None:
+def test_nothing_is_lost_where_live_and_stored_log_differ(kaggle: Kaggle, server: Server) -> None:
     server.statuses = [RUNNING, COMPLETE]
     server.streams = [stream(FIRST, "live only\n")]
     server.log = [FIRST, "kept\n", "end\n"]
@@ -175,7 +173,7 @@ def test_the_log_of_another_version_is_not_shown(kaggle: Kaggle, server: Server)
 
 
 @pytest.mark.parametrize("code", [400, 404, 429, 500, 502])
-def test_a_log_that_cannot_be_had_does_not_end_the_watch(
+def test_an_unavailable_log_does_not_end_the_watch(
     kaggle: Kaggle, server: Server, code: int
 ) -> None:
     server.statuses = [RUNNING, RUNNING, COMPLETE]
@@ -184,7 +182,7 @@ def test_a_log_that_cannot_be_had_does_not_end_the_watch(
     assert watched(kaggle) == (["running", "complete"], FIRST + "all\n")
 
 
-def test_a_watch_outlives_an_outage(kaggle: Kaggle, server: Server) -> None:
+def test_a_watch_survives_an_outage(kaggle: Kaggle, server: Server) -> None:
     no = {"code": 503, "message": "down"}
     slow = {"code": 429, "message": "slowly"}
     server.statuses = [RUNNING, (503, no), (429, slow), (503, no), COMPLETE]
@@ -193,14 +191,14 @@ def test_a_watch_outlives_an_outage(kaggle: Kaggle, server: Server) -> None:
     assert watched(kaggle) == (["running", "complete"], FIRST)
 
 
-def test_an_outage_has_an_end(kaggle: Kaggle, server: Server) -> None:
+def test_a_long_outage_ends_the_watch(kaggle: Kaggle, server: Server) -> None:
     server.statuses = [RUNNING, (503, {"code": 503, "message": "down"})]
     server.streams = [stream(FIRST)]
     with pytest.raises(UnreachableError):
         watched(kaggle)
 
 
-def test_nobody_there_at_all_is_said_at_once(kaggle: Kaggle, server: Server) -> None:
+def test_an_unreachable_kaggle_is_reported_at_once(kaggle: Kaggle, server: Server) -> None:
     server.statuses = [(503, {"code": 503, "message": "down"})]
     started = time.monotonic()
     with pytest.raises(UnreachableError):
@@ -211,7 +209,7 @@ def test_nobody_there_at_all_is_said_at_once(kaggle: Kaggle, server: Server) -> 
 @pytest.mark.parametrize(
     "answer", [stream(FIRST, then=20), stream(FIRST, then=20, ping=0.2), stream(then=20, ping=0.2)]
 )
-def test_a_deadline_is_kept_though_the_stream_says_nothing(
+def test_a_silent_stream_does_not_delay_the_deadline(
     kaggle: Kaggle, server: Server, answer: Answer
 ) -> None:
     server.statuses = [RUNNING]
@@ -222,7 +220,7 @@ def test_a_deadline_is_kept_though_the_stream_says_nothing(
     assert 1.5 < time.monotonic() - started < 8
 
 
-def test_a_stream_that_outlives_its_run_does_not_hold_the_watch(
+def test_a_stream_that_outlives_its_run_does_not_block_the_watch(
     kaggle: Kaggle, server: Server
 ) -> None:
     kaggle.timeouts = replace(QUICK, stream=0.3)
@@ -234,7 +232,7 @@ def test_a_stream_that_outlives_its_run_does_not_hold_the_watch(
     assert time.monotonic() - started < 8
 
 
-def test_a_fresh_push_may_not_show_for_a_while(kaggle: Kaggle, server: Server) -> None:
+def test_a_new_push_may_not_be_visible_at_first(kaggle: Kaggle, server: Server) -> None:
     missing = (404, {"code": 404, "message": "Not found"})
     server.statuses = [missing, (403, {"code": 403, "message": "no"}), RUNNING, COMPLETE]
     server.streams = [stream(FIRST)]
@@ -243,11 +241,11 @@ def test_a_fresh_push_may_not_show_for_a_while(kaggle: Kaggle, server: Server) -
 
 
 @pytest.mark.parametrize("text", ['{"a":' * 3000, '{"event": 3}', "{", "[]", ""])
-def test_a_line_that_is_no_event(text: str) -> None:
+def test_a_line_that_is_not_an_event_is_ignored(text: str) -> None:
     assert watch.progress(LogEntry("stdout", 0.0, text)) is None
 
 
-def test_a_long_line_does_not_hold_up_the_log(kaggle: Kaggle, server: Server) -> None:
+def test_a_long_line_does_not_delay_the_log(kaggle: Kaggle, server: Server) -> None:
     lines = [FIRST, *(["x" * 999_999 + "\n"] * 20)]
     server.statuses = [RUNNING, COMPLETE]
     server.streams = [stream(*lines)]

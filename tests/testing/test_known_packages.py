@@ -1,6 +1,6 @@
-"""Well-known packages, carried by a notebook and proven there.
+"""Well-known packages, carried by a notebook and tested there with `prove`.
 
-Each is proven by its own tests, or by a script from `use/` where it ships none.
+Each runs its own tests, or a script from `use/` if it ships none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ USE = Path(__file__).parent / "use"
 
 @dataclass(frozen=True)
 class Known:
-    """One distribution, as it is installed here."""
+    """One installed distribution."""
 
     name: str
     entry: str
@@ -77,7 +77,7 @@ def test_a_known_package_is_proven(known: Known, tmp_path: Path) -> None:
 
 
 def copy_installed(package: str, project: Path, shipped: tuple[str, ...]) -> None:
-    """Without the folders of tests that are not run: a proof should be quick."""
+    """Without the test folders that are not run, to save time."""
     spec = find_spec(package)
     assert spec is not None
     if spec.submodule_search_locations is None:

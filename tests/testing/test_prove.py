@@ -1,4 +1,4 @@
-"""What is proven, what is refused, and what a person reads then."""
+"""`prove`: what it accepts, what it rejects, and its messages."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_tests_that_never_import_the_package_prove_nothing() -> None:
         prove(SAMPLES / "never_imported")
 
 
-def test_what_fails_in_both_is_the_same(cli) -> None:
+def test_a_failure_in_both_runs_is_not_a_difference(cli) -> None:
     arguments = ["-k", "not nothing", "--maxfail=9"]
     done = cli("prove", *arguments, "--project", SAMPLES / "failing")
     assert " ".join(done.stdout.split()).endswith(
@@ -90,7 +90,7 @@ def test_what_fails_in_both_is_the_same(cli) -> None:
 
 
 def test_each_difference_is_reported(make: Make) -> None:
-    """Another exception is another result, and a file stands for the tests in it."""
+    """A different exception is a different result; an unimportable file counts as one."""
     paths = "import sys\nfrom pathlib import Path\n\nHERE = Path(__file__).parents[1]\n"
     differing = (
         "import pkg\n\n\ndef test_fails_otherwise():\n"
@@ -124,7 +124,7 @@ def test_each_difference_is_reported(make: Make) -> None:
     assert sorted(project.rglob("*")) == before, "the project itself is left alone"
 
 
-def test_tests_in_the_package_are_run_there(make: Make) -> None:
+def test_tests_inside_the_package_are_run(make: Make) -> None:
     """Also by the workers of xdist."""
     inside = (
         "from .. import run\nfrom . import place\n\n\n"
@@ -157,8 +157,8 @@ def test_tests_in_the_package_are_run_there(make: Make) -> None:
     }
 
 
-def test_pytest_may_find_the_package_by_itself(make: Make) -> None:
-    """Without a path it looks everywhere, in the package too; and nothing is installed."""
+def test_pytest_can_find_the_package_automatically(make: Make) -> None:
+    """Without a path, pytest also searches the package; nothing is installed."""
     documented = 'def run():\n    """Gives one.\n\n    >>> run()\n    1\n    """\n    return 1\n'
     doctests = '[tool.pytest.ini_options]\naddopts = ["--doctest-modules"]\n'
     installs = PROJECT_FILE.replace("entry =", 'pip = ["no-such-thing-as-this==1"]\nentry =')
@@ -175,7 +175,7 @@ def test_pytest_may_find_the_package_by_itself(make: Make) -> None:
     }
 
 
-def test_another_copy_of_the_package_is_refused(make: Make, tmp_path: Path) -> None:
+def test_another_copy_of_the_package_is_rejected(make: Make, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere" / "pkg"
     elsewhere.mkdir(parents=True)
     (elsewhere / "__init__.py").write_text(PACKAGE)
@@ -196,12 +196,14 @@ def test_another_copy_of_the_package_is_refused(make: Make, tmp_path: Path) -> N
     ],
     ids=["none", "syntax", "all-fail", "conftest", "exit"],
 )
-def test_projects_without_usable_tests(make: Make, files: dict[str, str], words: str) -> None:
+def test_projects_without_usable_tests_are_reported(
+    make: Make, files: dict[str, str], words: str
+) -> None:
     with pytest.raises(ConfigError, match=words):
         prove(make(files))
 
 
-def test_a_test_that_hangs_is_named(make: Make) -> None:
+def test_a_hanging_test_is_named(make: Make) -> None:
     hanging = TEST + "\n\ndef test_waits():\n    import time\n    time.sleep(99)\n"
     with pytest.raises(
         DeadlineError, match=r"the last one that started was tests/test_a\.py::test_waits"
@@ -209,7 +211,7 @@ def test_a_test_that_hangs_is_named(make: Make) -> None:
         prove(make({"tests/test_a.py": hanging}), deadline=10)
 
 
-def test_an_interpreter_without_pytest(make: Make, cli, tmp_path: Path) -> None:
+def test_an_interpreter_without_pytest_is_reported(make: Make, cli, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
     project = make({"tests/test_a.py": TEST})
@@ -221,7 +223,7 @@ def test_an_interpreter_without_pytest(make: Make, cli, tmp_path: Path) -> None:
     )
 
 
-def test_a_notebook_without_its_check_is_refused(make: Make) -> None:
+def test_a_notebook_without_its_check_is_rejected(make: Make) -> None:
     project = make(
         {
             "tests/test_a.py": TEST,

@@ -1,4 +1,4 @@
-"""Every sample is proven by its own tests: one tiny real package for each kind of trap."""
+"""`prove` passes for every sample: one tiny package for each kind of difficulty."""
 
 from __future__ import annotations
 

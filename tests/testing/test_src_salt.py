@@ -1,4 +1,4 @@
-"""The package that this repository carries, by the quick part of its own tests."""
+"""`prove` passes for src_salt, with the fast part of its own tests."""
 
 from __future__ import annotations
 

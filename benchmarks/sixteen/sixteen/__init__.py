@@ -1,3 +1,3 @@
-"""Traps for tools that carry packages elsewhere."""
+"""Difficult cases for tools that bundle packages."""
 
 __version__ = "1.2.3"

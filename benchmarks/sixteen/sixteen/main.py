@@ -1,6 +1,6 @@
-"""The entry: 16 checks, each a trap for a tool that carries a package elsewhere.
+"""The entry: 16 checks, each a difficult case for a tool that bundles packages.
 
-A check imports what it needs and answers by itself; one that raises has failed.
+A check imports what it needs and returns its result; one that raises has failed.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""attrs: two packages, `attrs` upon `attr`, with code that is made when a class is."""
+"""attrs: two packages, `attrs` on top of `attr`, which generate code for each class."""
 
 import pickle
 

@@ -10,7 +10,7 @@ def test_it_is_a_namespace() -> None:
     assert getattr(jaraco, "__file__", None) is None
 
 
-def test_the_text_that_lies_beside_the_code() -> None:
+def test_package_data_can_be_read() -> None:
     assert text.lorem_ipsum.startswith("Lorem ipsum dolor sit amet")
     assert text.WordSet.parse("camelCaseWords").underscore_separated() == "camel_Case_Words"
 

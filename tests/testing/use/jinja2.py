@@ -1,4 +1,4 @@
-"""jinja2: generated code, a package loader, modules imported when they are wanted."""
+"""jinja2: generated code, a package loader, lazy imports."""
 
 import jinja2
 import pytest
@@ -15,18 +15,18 @@ def test_templates_that_inherit() -> None:
     assert jinja2.Environment(loader=loader).get_template("leaf").render() == "<33>"
 
 
-def test_a_fault_names_the_template_line() -> None:
+def test_an_error_names_the_template_line() -> None:
     with pytest.raises(jinja2.TemplateSyntaxError) as raised:
         jinja2.Template("one\n{% if %}")
     assert raised.value.lineno == 2
 
 
-def test_undefined_names_are_refused_when_asked() -> None:
+def test_strict_undefined_rejects_unknown_names() -> None:
     with pytest.raises(jinja2.UndefinedError, match="'x' is undefined"):
         jinja2.Template("{{ x }}", undefined=jinja2.StrictUndefined).render()
 
 
-def test_the_sandbox_holds() -> None:
+def test_the_sandbox_blocks_private_attributes() -> None:
     with pytest.raises(jinja2.exceptions.SecurityError):
         SandboxedEnvironment().from_string("{{ ().__class__.__base__.__subclasses__() }}").render()
 

@@ -1,11 +1,11 @@
-"""nbformat: JSON schemas next to the code, one package a version of the format."""
+"""nbformat: JSON schemas next to the code, one package per version of the format."""
 
 import nbformat
 import pytest
 from nbformat import v4
 
 
-def test_a_notebook_there_and_back() -> None:
+def test_a_notebook_survives_a_round_trip() -> None:
     notebook = v4.new_notebook(cells=[v4.new_code_cell("1 + 1"), v4.new_markdown_cell("*hi*")])
     assert nbformat.reads(nbformat.writes(notebook), as_version=4) == notebook
 
@@ -16,13 +16,13 @@ def test_each_version_has_its_schema(version: int) -> None:
     assert (schema is not None) == (version >= 3)
 
 
-def test_what_the_schema_does_not_allow() -> None:
+def test_an_invalid_notebook_is_rejected() -> None:
     notebook = v4.new_notebook(cells=[v4.new_code_cell("1")])
     del notebook.cells[0]["outputs"]
     with pytest.raises(nbformat.ValidationError, match="outputs"):
         nbformat.validate(notebook)
 
 
-def test_an_old_notebook_is_brought_up() -> None:
+def test_an_old_notebook_is_upgraded() -> None:
     old = '{"nbformat": 3, "nbformat_minor": 0, "metadata": {"name": ""}, "worksheets": []}'
     assert nbformat.reads(old, as_version=4).nbformat == 4

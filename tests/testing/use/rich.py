@@ -1,4 +1,4 @@
-"""rich: modules that import each other in circles, and more than a megabyte of source."""
+"""rich: circular imports, and more than a megabyte of source."""
 
 import io
 

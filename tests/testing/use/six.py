@@ -1,4 +1,4 @@
-"""six: one file, which makes modules that lie nowhere."""
+"""six: one file that creates virtual modules."""
 
 import io
 
@@ -7,13 +7,13 @@ from six.moves import builtins, urllib
 from six.moves.urllib.parse import urlencode
 
 
-def test_modules_that_lie_nowhere() -> None:
+def test_virtual_modules_can_be_imported() -> None:
     assert builtins.len is len
     assert urlencode({"a": 1}) == "a=1"
     assert urllib.parse.quote(" ") == "%20"
 
 
-def test_it_writes_what_both_pythons_read() -> None:
+def test_compatible_code_works() -> None:
     assert six.ensure_binary("é") == b"\xc3\xa9"
     assert list(six.iteritems({1: 2})) == [(1, 2)]
     assert six.StringIO is io.StringIO
