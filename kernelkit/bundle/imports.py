@@ -167,10 +167,7 @@ def read_module(name: str, path: str, content: bytes, *, is_package: bool) -> Mo
         BundleError: a relative import leads out of the package; the message has the line.
     """
     try:
-        with warnings.catch_warnings(
-            action="ignore"
-        ):  # warnings about the package concern its author
-            tree = ast.parse(content, filename=path)
+        tree = ast.parse(content, filename=path)
     except SyntaxError as error:
         line = f":{error.lineno}" if error.lineno else ""
         raise PythonSyntaxError(f"{path}{line}: {error.msg}") from None

@@ -68,7 +68,7 @@ def _as_line(problem: Problem) -> str:
 
 def check_size(kernel: Kernel) -> Iterator[Problem]:
     """The source, as it is sent, is well below Kaggle's limit."""
-    size = len(kernel.payload)
+    size = kernel.size
     if size <= SIZE_LIMIT_BYTES:
         return
     files = [share for share in kernel.budget if share.path and share.size * 100 > size]

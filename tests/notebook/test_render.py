@@ -149,7 +149,7 @@ def test_the_notebook_is_valid_and_written_as_nbformat_writes_it(
     files = {f"pkg/{name}": text for name, text in AWKWARD.items()}
     project = make_project({**files, "pkg/main.py": '"""Größe."""\ndef run(): ...\n'})
     config = load_config(project, environment={}).model_copy(update={"layout": layout})
-    notebook = workflow.render(config).notebook
+    notebook = workflow.render_kernel(config).notebook
     nbformat.validate(nbformat.reads(notebook, as_version=nbformat.NO_CONVERT))
     document = json.loads(notebook)
     assert notebook == json.dumps(document, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
@@ -373,7 +373,8 @@ def test_no_more_files_than_needed_are_compressed(make_project: Make) -> None:
         "pkg/main.py": "writefile",
     }
     assert 700_000 < len(kernel.payload) <= SIZE_LIMIT_BYTES
-    assert abs(sum(share.sent for share in kernel.budget) - len(kernel.payload)) < 500
+    assert kernel.size == len(kernel.payload) == len(kernel.payload.encode())
+    assert abs(sum(share.sent for share in kernel.budget) - kernel.size) < 500
     assert [share.sent for share in kernel.budget] == sorted(
         (share.sent for share in kernel.budget), reverse=True
     )
