@@ -233,8 +233,8 @@ def _sent_texts(kernel: Kernel) -> Iterator[NamedText]:
         yield NamedText(name, source)
     for name, value in kernel.manifest.parameters.items():
         yield NamedText(f"parameters.{name}", f"{name} = {value!r}", numbered=False)
-    for name, value in {"pip": kernel.manifest.pip, **kernel.metadata.document}.items():
-        yield NamedText(name, f"{name} = {value!r}", numbered=False, is_derived=True)
+    for name, entry in [("pip", kernel.manifest.pip), *kernel.metadata.document.items()]:
+        yield NamedText(name, f"{name} = {entry!r}", numbered=False, is_derived=True)
     for cell in read_cells(kernel.notebook):
         (tag,) = cell.tags
         if tag != "archive" and not tag.startswith("module"):  # those hold the files again
