@@ -211,8 +211,9 @@ def graph(modules: Mapping[str, Module], *, typing: bool = True) -> dict[str, fr
                 if typing or found.kind is not ImportKind.TYPING
                 for candidate in (*found.candidates, *_behind_star(found, modules))
             )
-            & known - {name}
+            & known
         )
+        - {name}
         for name, module in modules.items()
     }
 
@@ -234,7 +235,7 @@ def reachable(links: Mapping[str, Collection[str]], starts: Iterable[str]) -> se
     pending = [name for name in with_parents(starts) if name in links]
     seen = set(pending)
     while pending:
-        following = with_parents(links[pending.pop()]) & links.keys() - seen
+        following = (with_parents(links[pending.pop()]) & links.keys()) - seen
         seen |= following
         pending += following
     return seen
