@@ -408,7 +408,7 @@ def rendered(
     """What `render` wrote: the size of each file, imports, files left out, notes."""
     from kernelkit.notebook.render import SIZE_LIMIT_BYTES
 
-    size = len(kernel.payload)
+    size = kernel.size
     if not mode.quiet:
         budget(kernel.budget, size)
         image_imports(imports)

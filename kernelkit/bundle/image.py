@@ -14,11 +14,11 @@ from enum import StrEnum
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from pydantic import BaseModel, ConfigDict
 
 from kernelkit.errors import ConfigError
 
@@ -84,32 +84,39 @@ def load_snapshot(path: Path | None) -> Snapshot:
         return snapshot()
     try:
         return read_snapshot(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path} is not a snapshot of an image: {error!r}",
             "Make one with `kernelkit doctor --probe`.",
         ) from error
 
 
-def read_snapshot(document: Mapping[str, Any]) -> Snapshot:
+class _SnapshotDocument(BaseModel):
+    """What `examples/image` writes."""
+
+    model_config = ConfigDict(strict=True)
+
+    complete: bool
+    python: str
+    distributions: dict[str, str | None]
+    absent: list[str] = []
+    modules: dict[str, str]
+
+
+def read_snapshot(document: object) -> Snapshot:
     """Read what `examples/image` writes.
 
     Raises:
-        AttributeError, KeyError, TypeError, ValueError: the document is something else.
+        ValueError: the document is something else.
     """
-    complete, absent = document["complete"], document.get("absent", [])
-    if not isinstance(complete, bool) or not isinstance(absent, list):
-        raise TypeError('"complete" must be true or false, and "absent" a list')
-    Version(document["python"])  # requirements are evaluated for it
-    versions = [version for version in document["distributions"].values() if version is not None]
-    if not all(isinstance(text, str) for text in (*versions, *document["modules"].values())):
-        raise TypeError("versions and names of distributions must be text")
+    found = _SnapshotDocument.model_validate(document)
+    Version(found.python)  # requirements are evaluated for it
     return Snapshot(
-        complete=complete,
-        python=document["python"],
-        distributions={canonicalize_name(n): v for n, v in document["distributions"].items()},
-        absent=frozenset(map(canonicalize_name, absent)),
-        modules=document["modules"],
+        complete=found.complete,
+        python=found.python,
+        distributions={canonicalize_name(n): v for n, v in found.distributions.items()},
+        absent=frozenset(map(canonicalize_name, found.absent)),
+        modules=found.modules,
     )
 
 

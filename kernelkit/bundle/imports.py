@@ -167,10 +167,7 @@ def read_module(name: str, path: str, content: bytes, *, is_package: bool) -> Mo
         BundleError: a relative import leads out of the package; the message has the line.
     """
     try:
-        with warnings.catch_warnings(
-            action="ignore"
-        ):  # warnings about the package concern its author
-            tree = ast.parse(content, filename=path)
+        tree = ast.parse(content, filename=path)
     except SyntaxError as error:
         line = f":{error.lineno}" if error.lineno else ""
         raise PythonSyntaxError(f"{path}{line}: {error.msg}") from None
@@ -214,8 +211,9 @@ def graph(modules: Mapping[str, Module], *, typing: bool = True) -> dict[str, fr
                 if typing or found.kind is not ImportKind.TYPING
                 for candidate in (*found.candidates, *_behind_star(found, modules))
             )
-            & known - {name}
+            & known
         )
+        - {name}
         for name, module in modules.items()
     }
 
@@ -237,7 +235,7 @@ def reachable(links: Mapping[str, Collection[str]], starts: Iterable[str]) -> se
     pending = [name for name in with_parents(starts) if name in links]
     seen = set(pending)
     while pending:
-        following = with_parents(links[pending.pop()]) & links.keys() - seen
+        following = (with_parents(links[pending.pop()]) & links.keys()) - seen
         seen |= following
         pending += following
     return seen

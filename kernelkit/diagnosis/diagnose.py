@@ -19,7 +19,7 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kernelkit.diagnosis.documents import RunReport, SentBundle
+from kernelkit.diagnosis.documents import Document, RunReport, SentBundle
 from kernelkit.diagnosis.rules import UNKNOWN_STEP, Facts, FailureCause, find_cause
 from kernelkit.diagnosis.tracebacks import (
     HEADER,
@@ -146,8 +146,8 @@ _REMOTE = frozenset({"RemoteTraceback", "_RemoteTraceback"})
 def diagnose(
     log: str,
     *,
-    manifest: Mapping[str, Any] | None = None,
-    bundle: Mapping[str, Any] | None = None,
+    manifest: Document | None = None,
+    bundle: Document | None = None,
     project: Path | None = None,
     failure: str = "",
 ) -> Diagnosis | None:
@@ -210,7 +210,7 @@ def diagnose_log(path: Path, project: Path | None = None) -> Diagnosis | None:
     return diagnose(_read_log(path), bundle=bundle, project=project)
 
 
-def _read_document(path: Path) -> Mapping[str, Any]:
+def _read_document(path: Path) -> Document:
     """A JSON object, empty if there is none: a failed run may have left anything."""
     try:
         return _document(path.read_text(encoding="utf-8")) or {}
@@ -279,7 +279,7 @@ def _text(log: str) -> str:
     return "".join([*pieces, log[position:]]) if pieces else log
 
 
-def _tail(text: str) -> tuple[list[str], Mapping[str, Any] | None]:
+def _tail(text: str) -> tuple[list[str], Document | None]:
     """The last lines without control characters, and the manifest that is printed in them."""
     lines, manifest = [], None
     for line in text.rsplit("\n", TAIL_LINES)[-TAIL_LINES:]:
@@ -297,7 +297,7 @@ def _clean(line: str) -> str:
     return _CONTROLS.sub("�", shown[:LINE_CHARACTERS]).rstrip()
 
 
-def _document(text: str) -> Mapping[str, Any] | None:
+def _document(text: str) -> Document | None:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):

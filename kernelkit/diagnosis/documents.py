@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+
+from pydantic import JsonValue
+
+Document = Mapping[str, JsonValue]
+"""A JSON object of any content."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,10 @@ class RunReport:
 
     error: str = ""
     traceback: str = ""
-    parameters: Mapping[str, object] = field(default_factory=dict)
+    parameters: Document = field(default_factory=dict)
 
     @classmethod
-    def of(cls, document: Mapping[str, Any]) -> RunReport:
+    def of(cls, document: Document) -> RunReport:
         """Read what the document has of it."""
         names = ("digest", "status", "error", "traceback")
         texts = {name: str(document.get(name) or "") for name in names}
@@ -42,14 +46,14 @@ class SentBundle:
     files: Mapping[str, str] = field(default_factory=dict)
     """Path → SHA-256 of each file that was sent."""
 
-    parameters: Mapping[str, object] = field(default_factory=dict)
+    parameters: Document = field(default_factory=dict)
     sources: frozenset[str] = frozenset()
     """Slugs of everything that the kernel declares as a source."""
 
     enable_internet: bool = False
 
     @classmethod
-    def of(cls, document: Mapping[str, Any]) -> SentBundle:
+    def of(cls, document: Document) -> SentBundle:
         """Read what the document has of it."""
         kernel, listed = _mapping(document.get("kernel")), document.get("files")
         files = [_mapping(file) for file in listed] if isinstance(listed, list) else []
@@ -65,5 +69,5 @@ class SentBundle:
         )
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def _mapping(value: JsonValue) -> Document:
     return value if isinstance(value, Mapping) else {}

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from kernelkit.diagnosis.documents import RunReport, SentBundle
+from kernelkit.diagnosis.documents import Document, RunReport, SentBundle
 
 
 class FailureCause(StrEnum):
@@ -233,7 +233,7 @@ def find_cause(errors: Iterable[str], facts: Facts) -> tuple[FailureCause, str]:
 class Facts:
     """What is known about the run; the next steps quote it."""
 
-    parameters: Mapping[str, object]
+    parameters: Document
     sources: frozenset[str]
     """Slugs of everything that the kernel declares as a source."""
 

@@ -247,7 +247,7 @@ def _proxy() -> str:
 
 def _size(config: Config) -> str:
     kernel = render(read_bundle(config), config)
-    return f"{', '.join(config.package)}, {len(kernel.payload):,} B in the notebook"
+    return f"{', '.join(config.package)}, {kernel.size:,} B in the notebook"
 
 
 def _no_problems(config: Config, environment: Mapping[str, str]) -> str:

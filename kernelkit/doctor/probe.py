@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 from urllib.parse import parse_qsl, urlsplit
 
 import requests
+from pydantic import BaseModel, JsonValue
 
 import kernelkit
 from kernelkit import workflow
@@ -59,6 +60,41 @@ It changes nothing else and submits nothing. The kernel stays private until you 
 The calls are recorded in {{folder}}, without credentials, user names and signatures."""
 
 
+class Exchange(TypedDict):
+    """One call to Kaggle in transcript.json; `fields` and `body` are shapes (see `shape`)."""
+
+    step: str
+    seconds: float
+    call: str
+    host: str | None
+    query: list[str]
+    fields: JsonValue
+    status: int
+    headers: dict[str, str]
+    body: JsonValue
+    values: dict[str, JsonValue]
+    """The values of ORDINARY_VALUES by their paths in the body."""
+
+
+class TranscriptDocument(TypedDict):
+    """What transcript.json holds."""
+
+    schema: int
+    kernelkit: str
+    exchanges: list[Exchange]
+
+
+class _Session(BaseModel):
+    """session.json: what the probe's run found on its machine."""
+
+    internet: bool
+    python: str
+    image: dict[str, str]
+    mounts: list[str]
+    environment: list[str]
+    container_name: str | None
+
+
 @dataclass(frozen=True)
 class Report:
     """What a probe found: good means as kernelkit assumes, bad means different."""
@@ -88,7 +124,7 @@ class _Attempt:
     def step(self) -> str:
         return f"v{self.folder.version}"
 
-    def read(self, name: str) -> Mapping[str, Any]:
+    def read(self, name: str) -> Mapping[str, JsonValue]:
         """A JSON file among the outputs; empty if it does not exist."""
         try:
             document = json.loads((self.folder.path / name).read_text(encoding="utf-8"))
@@ -187,7 +223,8 @@ def _results(
     competitions: Sequence[str],
     transcript: Transcript,
 ) -> Iterator[CheckResult]:
-    session = good.read("session.json")
+    document = good.read("session.json")
+    session = _Session.model_validate(document) if document else None
     yield _result("run", good.end.state == State.COMPLETE, f"it ended {good.end.state}")
     yield _result("requested settings", not good.differences, "; ".join(good.differences) or "kept")
     yield CheckResult("status", Health.GOOD, "; ".join(_statuses(transcript)))
@@ -204,38 +241,38 @@ def _results(
 
 
 def _session_results(
-    session: Mapping[str, Any], good: _Attempt, competitions: Sequence[str]
+    session: _Session | None, good: _Attempt, competitions: Sequence[str]
 ) -> Iterator[CheckResult]:
-    if not session:
+    if session is None:
         yield CheckResult("session", Health.UNKNOWN, "the run wrote no session.json")
         return
     yield _result(
         "internet",
-        session["internet"] is False,
-        f"reached: {session['internet']}, wanted: False",
+        session.internet is False,
+        f"reached: {session.internet}, wanted: False",
     )
     known = snapshot().python
     yield _result(
         "python",
-        session["python"].startswith(known),
-        f"{session['python']}; expected {known}",
+        session.python.startswith(known),
+        f"{session.python}; expected {known}",
     )
-    stamps = ", ".join(f"{name} {value}" for name, value in session["image"].items())
+    stamps = ", ".join(f"{name} {value}" for name, value in session.image.items())
     yield CheckResult(
         "image", Health.GOOD if stamps else Health.UNKNOWN, stamps or "no versions in /etc"
     )
     yield _freeze(good.read("image.json"))
     for slug in competitions:
-        yield _mount(slug, session["mounts"])
-    names = [name for name in session["environment"] if name.startswith("KAGGLE_")]
+        yield _mount(slug, session.mounts)
+    names = [name for name in session.environment if name.startswith("KAGGLE_")]
     yield CheckResult("environment", Health.GOOD, ", ".join(names) or "no KAGGLE_ variables")
-    form = session["container_name"]
+    form = session.container_name
     yield _result(
         "session id", bool(form and "9" in form), f"KAGGLE_CONTAINER_NAME has the format {form}"
     )
 
 
-def _freeze(document: Mapping[str, Any]) -> CheckResult:
+def _freeze(document: Mapping[str, JsonValue]) -> CheckResult:
     if not document:
         return CheckResult("freeze", Health.UNKNOWN, "the run wrote no image.json")
     found, assumed = read_snapshot(document).distributions, snapshot().distributions
@@ -316,7 +353,7 @@ def _log_and_output_results(good: _Attempt, transcript: Transcript) -> Iterator[
     expected = {"image.json", "session.json", "run-manifest.json"}
     yield _result("outputs", expected <= set(good.outputs), ", ".join(good.outputs) or "none")
     addresses = [e for e in transcript.of("GET file", "a run") if e["status"] == 200]
-    hosts = sorted({e["host"] for e in addresses})
+    hosts = sorted({str(e["host"]) for e in addresses})
     queries = sorted({name for e in addresses for name in e["query"]})
     words = f"from {', '.join(hosts)}, signed by {', '.join(queries) or 'nothing'}"
     yield CheckResult("downloads", Health.GOOD if hosts else Health.UNKNOWN, words)
@@ -360,7 +397,7 @@ class Transcript:
     def __init__(
         self, credentials: Credentials, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.exchanges: list[dict[str, Any]] = []
+        self.exchanges: list[Exchange] = []
         self.step = "before"
         """The current step; recorded with each exchange."""
 
@@ -377,7 +414,7 @@ class Transcript:
         url = urlsplit(str(request.url))
         fields = _document(request.body)
         body = None if streamed else _document(response.content)
-        exchange = {
+        exchange: Exchange = {
             "step": self.step,
             "seconds": round(self._clock() - self._started, 2),
             "call": _call(str(request.method), url.path),
@@ -392,11 +429,11 @@ class Transcript:
         self.exchanges.append(self.redacted(exchange))
 
     @property
-    def document(self) -> dict[str, Any]:
+    def document(self) -> TranscriptDocument:
         """The content of transcript.json."""
         return {"schema": 1, "kernelkit": kernelkit.__version__, "exchanges": self.exchanges}
 
-    def of(self, call: str, step: str) -> list[dict[str, Any]]:
+    def of(self, call: str, step: str) -> list[Exchange]:
         """The exchanges of a step whose call ends with `call`."""
         return [e for e in self.exchanges if e["call"].endswith(call) and e["step"] == step]
 
@@ -430,7 +467,7 @@ def shape(value: Any) -> Any:
     return "number"
 
 
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+def differences(theirs: TranscriptDocument, ours: TranscriptDocument) -> list[str]:
     """How the responses of two transcripts differ in shape, for each call and HTTP status.
 
     Reports fields that only one of them ever has; values, times and counts do not matter.
@@ -448,7 +485,7 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]
     return found
 
 
-def _summary(transcript: Mapping[str, Any]) -> dict[str, dict[str, set[str]]]:
+def _summary(transcript: TranscriptDocument) -> dict[str, dict[str, set[str]]]:
     """Call and status → path in the response → the types at that path."""
     summary: dict[str, dict[str, set[str]]] = {}
     for exchange in transcript["exchanges"]:

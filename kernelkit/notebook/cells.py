@@ -9,7 +9,9 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from json.encoder import encode_basestring
+from json.encoder import encode_basestring, encode_basestring_ascii
+
+from pydantic import JsonValue
 
 from kernelkit.bundle.bundle import SourceFile
 
@@ -64,14 +66,8 @@ class RenderedCell:
     @cached_property
     def sent(self) -> int:
         """Bytes in the notebook as it is sent, including the comma and the space after it."""
-        node: dict[str, object] = {
-            "cell_type": "code" if self.is_code else "markdown",
-            **({"execution_count": None, "outputs": []} if self.is_code else {}),
-            "id": self.id,
-            "metadata": _metadata(self.tag),
-            "source": self.source,
-        }
-        return len(json.dumps(node)) + len(", ")
+        strings = encode_basestring_ascii(self.id) + encode_basestring_ascii(self.source)
+        return len(strings) + _sent_around(self.tag, self.is_code)
 
 
 def module_cell(file: SourceFile) -> ModuleCell:
@@ -103,6 +99,11 @@ def in_lines(text: str, length: int) -> str:
     return "\n".join(text[i : i + length] for i in range(0, len(text), length))
 
 
+def sent_size(cells: Iterable[RenderedCell]) -> int:
+    """Bytes of the whole notebook as it is sent; `payload` has exactly as many characters."""
+    return max(sum(cell.sent for cell in cells) - len(", "), 0) + _SENT_ENVELOPE
+
+
 _NOTEBOOK_METADATA = """\
  "metadata": {
   "colab": {
@@ -122,9 +123,27 @@ _NOTEBOOK_METADATA = """\
  "nbformat_minor": 5"""
 """papermill, which Kaggle runs, refuses a notebook without a kernelspec."""
 
+_SENT_ENVELOPE = len(json.dumps(json.loads(f'{{"cells": [],{_NOTEBOOK_METADATA}}}')))
 
-def _metadata(tag: str) -> dict[str, object]:
-    collapsed = {"_kg_hide-input": True, "jupyter": {"source_hidden": True}}  # Kaggle, JupyterLab
+
+@cache
+def _sent_around(tag: str, is_code: bool) -> int:
+    """Bytes of a sent cell apart from its id and its source."""
+    node: dict[str, JsonValue] = {
+        "cell_type": "code" if is_code else "markdown",
+        **({"execution_count": None, "outputs": []} if is_code else {}),
+        "id": "",
+        "metadata": _metadata(tag),
+        "source": "",
+    }
+    return len(json.dumps(node)) - len('""""') + len(", ")
+
+
+def _metadata(tag: str) -> dict[str, JsonValue]:
+    collapsed: dict[str, JsonValue] = {  # for Kaggle and for JupyterLab
+        "_kg_hide-input": True,
+        "jupyter": {"source_hidden": True},
+    }
     return {**(collapsed if tag in _COLLAPSED else {}), "tags": [tag]}
 
 

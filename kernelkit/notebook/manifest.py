@@ -11,7 +11,7 @@ this version does not know is kept and written back.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -104,7 +104,7 @@ class Manifest(_Lenient):
         return parse_model(text, cls, Path(str(source)))
 
     @property
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, JsonValue]:
         """What bundle.json holds, with the keys in their order; absent keys stay absent."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
@@ -117,7 +117,7 @@ class KernelMetadata(KernelSettings):
     kernel_type: str = "notebook"
 
     @property
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, JsonValue]:
         """The fields in the order of the file, without the optional ones that are not set."""
         fields = self.model_dump(mode="json")
         first = ("id", "title", "code_file", "language", "kernel_type")

@@ -68,7 +68,7 @@ def _as_line(problem: Problem) -> str:
 
 def check_size(kernel: Kernel) -> Iterator[Problem]:
     """The source, as it is sent, is well below Kaggle's limit."""
-    size = len(kernel.payload)
+    size = kernel.size
     if size <= SIZE_LIMIT_BYTES:
         return
     files = [share for share in kernel.budget if share.path and share.size * 100 > size]
@@ -233,8 +233,8 @@ def _sent_texts(kernel: Kernel) -> Iterator[NamedText]:
         yield NamedText(name, source)
     for name, value in kernel.manifest.parameters.items():
         yield NamedText(f"parameters.{name}", f"{name} = {value!r}", numbered=False)
-    for name, value in {"pip": kernel.manifest.pip, **kernel.metadata.document}.items():
-        yield NamedText(name, f"{name} = {value!r}", numbered=False, is_derived=True)
+    for name, entry in [("pip", kernel.manifest.pip), *kernel.metadata.document.items()]:
+        yield NamedText(name, f"{name} = {entry!r}", numbered=False, is_derived=True)
     for cell in read_cells(kernel.notebook):
         (tag,) = cell.tags
         if tag != "archive" and not tag.startswith("module"):  # those hold the files again

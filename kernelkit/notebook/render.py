@@ -22,7 +22,7 @@ from kernelkit.bundle.bundle import Bundle, digest_of, digest_part
 from kernelkit.bundle.image import Snapshot, load_snapshot
 from kernelkit.config import Config
 from kernelkit.errors import LocalError
-from kernelkit.notebook.cells import notebook_json
+from kernelkit.notebook.cells import notebook_json, sent_size
 from kernelkit.notebook.layout import SIZE_CAP_BYTES, SIZE_LIMIT_BYTES, Draft, SizeEntry
 from kernelkit.notebook.manifest import (
     MANIFEST_NAME,
@@ -55,6 +55,9 @@ class Kernel:
     metadata: KernelMetadata
     manifest: Manifest
     bundle: Bundle
+    size: int
+    """Bytes of the notebook as it is sent: the length of `payload`."""
+
     budget: tuple[SizeEntry, ...]
     """The largest first; their `sent` add up to the payload, except for a few brackets."""
 
@@ -112,6 +115,7 @@ def render(bundle: Bundle, config: Config) -> Kernel:
         metadata=KernelMetadata(**dict(config.kernel)),
         manifest=manifest,
         bundle=bundle,
+        size=sent_size(cells),
         budget=draft.budget(compressed, cells),
         image=load_snapshot(config.image),
         templates=project_templates(config),

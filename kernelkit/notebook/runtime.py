@@ -23,7 +23,7 @@ import tarfile
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
 
@@ -55,6 +55,31 @@ class Hardware(TypedDict, total=False):
     cpus: int | None
     gpus: list[str]
     gpu_checked: bool
+
+
+class KernelDocument(TypedDict):
+    """The settings of the kernel that a run checks."""
+
+    machine_shape: str | None
+
+
+class FileDocument(TypedDict, total=False):
+    """One file that the notebook carries; `executable` is absent where it is false."""
+
+    path: str
+    sha256: str
+    executable: bool
+
+
+class BundleDocument(TypedDict):
+    """What a run reads in the embedded manifest."""
+
+    digest: str
+    wants_gpu: bool
+    outputs: Sequence[str]
+    kernel: KernelDocument
+    files: Sequence[FileDocument]
+    third_party: Sequence[str]
 
 
 class OutputDocument(TypedDict, total=False):
@@ -90,7 +115,7 @@ class NotebookRun:
     sources; it becomes the first entry of `sys.path`.
     """
 
-    def __init__(self, bundle: Mapping[str, Any], source_dir: str | Path) -> None:
+    def __init__(self, bundle: BundleDocument, source_dir: str | Path) -> None:
         self.bundle = bundle
         self.source_dir = Path(source_dir)
         self.input_dir = _folder("KAGGLE_INPUT_DIR", "/kaggle/input")
@@ -463,7 +488,7 @@ def _sha256(path: Path) -> str | None:
     return state.hexdigest()
 
 
-def _versions(third_party: list[str]) -> dict[str, str]:
+def _versions(third_party: Sequence[str]) -> dict[str, str]:
     """Versions of Python and of the installed distributions that the package imports."""
     distributions = importlib.metadata.packages_distributions()
     names = {name for module in third_party for name in distributions.get(module, [])}

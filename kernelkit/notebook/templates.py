@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import jinja2
+from pydantic import JsonValue
 
 import kernelkit
 from kernelkit.bundle.bundle import digest_of
@@ -32,7 +32,7 @@ _LONG_VALUE = 90  # characters; a longer value of the embedded manifest takes se
 class TemplateVariables:
     """What a template may use; docs/templates.md describes each name."""
 
-    manifest: dict[str, Any]
+    manifest: dict[str, JsonValue]
     """As JSON, because a template may ask for any key of bundle.json."""
 
     kernel: KernelSettings
@@ -141,7 +141,7 @@ def _as_anchor(heading: str) -> str:
     return urllib.parse.quote(heading.replace(" ", "-"), safe="/")
 
 
-def _literal(table: Mapping[str, object]) -> str:
+def _literal(table: Mapping[str, JsonValue]) -> str:
     """A readable Python literal: a line for each key, and for each entry of a long value."""
     lines = ["{"]
     for key, value in table.items():

@@ -114,9 +114,7 @@ def push_once(
         if not again and (found := find_identical(kaggle, kernel, root, current, on_event)):
             return found
         check_remote(kaggle, kernel, reserve, on_event)
-        on_event(
-            f"pushing {kernel.slug} as {kaggle.credentials.username} ({len(kernel.payload):,} B)"
-        )
+        on_event(f"pushing {kernel.slug} as {kaggle.credentials.username} ({kernel.size:,} B)")
         hidden = _hidden_versions(kaggle, kernel, root)
         known = max([current.version or 0, *hidden]) if current else 0
         sent = send(kaggle, kernel, known, wait=wait, deadline=deadline, on_event=on_event)

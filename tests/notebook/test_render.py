@@ -373,7 +373,8 @@ def test_no_more_files_than_needed_are_compressed(make_project: Make) -> None:
         "pkg/main.py": "writefile",
     }
     assert 700_000 < len(kernel.payload) <= SIZE_LIMIT_BYTES
-    assert abs(sum(share.sent for share in kernel.budget) - len(kernel.payload)) < 500
+    assert kernel.size == len(kernel.payload) == len(kernel.payload.encode())
+    assert abs(sum(share.sent for share in kernel.budget) - kernel.size) < 500
     assert [share.sent for share in kernel.budget] == sorted(
         (share.sent for share in kernel.budget), reverse=True
     )
