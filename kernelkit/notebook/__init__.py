@@ -3,14 +3,14 @@
 manifest   the JSON that leaves with a notebook, typed: `Manifest`, `ManifestFile`,
            `KernelMetadata`, `MANIFEST_NAME`, `read_manifest`
 render     the notebook with its metadata: `render`, `Kernel`, `SizeEntry`, `write_kernel`,
-           `as_json`, `SIZE_LIMIT_BYTES`, `SIZE_CAP_BYTES`
+           `SIZE_LIMIT_BYTES`, `SIZE_CAP_BYTES`
 cells      how a file becomes a cell, and the notebook's JSON
 templates  finds, checks and renders the Jinja files
 layout     which files are compressed, and the size of each: the limit is here
 runtime    the code that runs inside the notebook; standard library only: `NotebookRun`,
            `MANIFEST_MARK`
 preflight  problems that would cost a run, found before a push: `check`, `advise`,
-           `require_no_problems`, `Problem`
+           `compare_with_image`, `require_no_problems`, `Problem`
 reader     the cells and the manifest of a notebook: `read_cells`, `embedded_manifest`
 edits      edits made in a notebook: `read_notebook`, `plan`, `apply`, `SyncPlan`
 

@@ -149,7 +149,7 @@ def test_the_notebook_is_valid_and_written_as_nbformat_writes_it(
     files = {f"pkg/{name}": text for name, text in AWKWARD.items()}
     project = make_project({**files, "pkg/main.py": '"""Größe."""\ndef run(): ...\n'})
     config = load_config(project, environment={}).model_copy(update={"layout": layout})
-    notebook = workflow.render(config).notebook
+    notebook = workflow.render_kernel(config).notebook
     nbformat.validate(nbformat.reads(notebook, as_version=nbformat.NO_CONVERT))
     document = json.loads(notebook)
     assert notebook == json.dumps(document, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
