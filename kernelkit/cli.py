@@ -13,8 +13,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -89,6 +89,21 @@ class Options:
         )
 
 
+@dataclass(frozen=True)
+class Given:
+    """Options, and the names of those that the user typed."""
+
+    options: Options
+    typed: frozenset[str]
+
+    def after(self, before: Given) -> Given:
+        """These on top of those before the command's name; each `--set` counts."""
+        kept = {name: getattr(before.options, name) for name in before.typed - self.typed}
+        if "settings" in before.typed & self.typed:
+            kept["settings"] = [*(before.options.settings or ()), *(self.options.settings or ())]
+        return Given(replace(self.options, **kept), before.typed | self.typed)
+
+
 COMMON = ("project", "as_json", "quiet", "verbose")
 BUILD = ("profile", "settings", "only_reachable")
 REMOTE = ("profile", "settings", "endpoint")
@@ -109,11 +124,14 @@ def shares(*names: str) -> Callable[[Command], Command]:
         ]
 
         def call(context: typer.Context, **values: Any) -> None:
-            here = {name: values.pop(name) for name in names}
+            given = Given(
+                Options(**{name: values.pop(name) for name in names}), _typed(context, names)
+            )
+            before: Given | None = context.obj
             if context.invoked_subcommand:  # a group: its sub-command gets them
-                context.obj = {**(context.obj or {}), **_typed(context, here)}
+                context.obj = given.after(before) if before else given
             else:
-                function(_combined(context, here), **values)
+                function(_combined(context, names, before, given), **values)
 
         call.__name__, call.__doc__ = function.__name__, function.__doc__
         call.__annotations__ = {one.name: one.annotation for one in parameters}
@@ -123,7 +141,9 @@ def shares(*names: str) -> Callable[[Command], Command]:
     return decorate
 
 
-def _combined(context: typer.Context, here: Mapping[str, Any]) -> Options:
+def _combined(
+    context: typer.Context, names: Sequence[str], before: Given | None, given: Given
+) -> Options:
     """The options of this command on top of those before its name; the console obeys them.
 
     Raises:
@@ -131,27 +151,26 @@ def _combined(context: typer.Context, here: Mapping[str, Any]) -> Options:
     """
     from kernelkit import console
 
-    before: dict[str, Any] = context.obj or {}
-    refused = [name for name in before if name not in (*here, *COMMON)]
-    if refused:
-        flag = {"settings": "--set"}.get(refused[0], f"--{refused[0].replace('_', '-')}")
-        raise ConfigError(
-            f"{context.command_path} does not take {flag}",
-            f"Show what it takes: `{context.command_path} --help`",
-        )
-    typed = _typed(context, here)
-    if "settings" in before and "settings" in typed:
-        typed["settings"] = [*before["settings"], *typed["settings"]]
-    options = Options(**{**here, **before, **typed})
+    if before:
+        refused = sorted(before.typed - {*names, *COMMON})
+        if refused:
+            flag = {"settings": "--set"}.get(refused[0], f"--{refused[0].replace('_', '-')}")
+            raise ConfigError(
+                f"{context.command_path} does not take {flag}",
+                f"Show what it takes: `{context.command_path} --help`",
+            )
+        given = given.after(before)
+    options = given.options
     console.configure(as_json=options.as_json, quiet=options.quiet, verbose=options.verbose)
     return options
 
 
-def _typed(context: typer.Context, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that the user typed: neither a default nor from the environment."""
-    sources = {name: context.get_parameter_source(name) for name in values}
-    typed = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
-    return {name: value for name, value in values.items() if name in typed}
+def _typed(context: typer.Context, names: Sequence[str]) -> frozenset[str]:
+    """The options that the user typed: neither a default nor from the environment."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return frozenset(
+        name for name, source in sources.items() if source and source.name == "COMMANDLINE"
+    )
 
 
 app = typer.Typer(
@@ -244,24 +263,16 @@ def main() -> NoReturn:
 
 @app.command("render")
 @shares(*BUILD, *COMMON)
-def render_command(
+def render(
     options: Options,
     out: Annotated[
         Path | None, typer.Option(help="Folder to write.", show_default="build/kernel")
     ] = None,
 ) -> None:
     """Write the notebook, metadata and manifest."""
-    # Not through `workflow`: it also imports what runs need, which takes 0.2 s.
-    from kernelkit import console
-    from kernelkit.bundle.bundle import read_bundle
-    from kernelkit.notebook.preflight import advise, compare_with_image
-    from kernelkit.notebook.render import render, write_kernel
+    from kernelkit import console, workflow
 
-    config = options.config()
-    folder = out or config.project / "build" / "kernel"
-    kernel = render(read_bundle(config), config)
-    write_kernel(kernel, folder)
-    console.rendered(kernel, folder, compare_with_image(kernel), advise(kernel))
+    console.rendered(workflow.render_to(options.config(), out))
 
 
 @app.command()
@@ -269,12 +280,9 @@ def render_command(
 def preflight(options: Options) -> None:
     """Check for problems without pushing."""
     from kernelkit import console, workflow
-    from kernelkit.notebook.preflight import advise, require_no_problems
+    from kernelkit.notebook.preflight import advise
 
-    config = options.config()
-    kernel = workflow.render_kernel(config)
-    require_no_problems(workflow.preflight(kernel, config.project))
-    console.no_problems(advise(kernel))
+    console.no_problems(advise(workflow.preflight(options.config())))
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -300,14 +308,13 @@ def prove(
     writes, and compares the results of every test.
     """
     from kernelkit import console, workflow
-    from kernelkit.testing.prove import DEADLINE_SECONDS
 
     with console.watching("the tests were stopped and left nothing behind") as reporter:
         proof = workflow.prove(
             options.config(),
             arguments or [],
             python=python,
-            deadline=deadline or DEADLINE_SECONDS,
+            deadline=deadline,
             on_event=reporter,
         )
     console.proved(proof)
@@ -416,16 +423,21 @@ def pull(
     are downloaded but not verified.
     """
     from kernelkit import console, workflow
-    from kernelkit.runs.download import Selection, unpack
+    from kernelkit.runs.download import Selection
 
     config = options.config()
     kaggle, folder = workflow.attach(config, name)
     selection = Selection(tuple(files or ()), tuple(only or ()))
     with console.watching(DETACHED.format(f" v{folder.version}")) as reporter:
-        pulled = workflow.pull(kaggle, folder, selection, deadline=deadline, on_event=reporter)
-    workflow.require_success(pulled, config.project)
-    if unpack_zips:
-        unpack(pulled, on_event=reporter)
+        pulled = workflow.pull(
+            kaggle,
+            folder,
+            config.project,
+            selection,
+            unpack=unpack_zips,
+            deadline=deadline,
+            on_event=reporter,
+        )
     console.conclude(pulled)
 
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from kernelkit.doctor.probe import Report
     from kernelkit.kaggle.types import LogEntry, Quota, Status
     from kernelkit.notebook.edits import SyncPlan
-    from kernelkit.notebook.render import Kernel, SizeEntry
+    from kernelkit.notebook.render import SizeEntry
     from kernelkit.runs.download import Progress, PulledRun
     from kernelkit.runs.history import Metric, RunDetails, RunDifference, RunRow
     from kernelkit.runs.manifest import Verdict
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from kernelkit.runs.store import RunFolder
     from kernelkit.runs.submit import Submitted
     from kernelkit.testing.prove import Proof
-    from kernelkit.workflow import Event
+    from kernelkit.workflow import Event, RenderedKernel
 
 TAIL_CHARACTERS = 1000  # of a log line under the live table
 TAIL_LINES = 6  # of the log under the live table
@@ -102,7 +102,7 @@ def configure(*, as_json: bool = False, quiet: bool = False, verbose: bool = Fal
     stdout.quiet = stderr.quiet = as_json
 
 
-def document(content: Any) -> None:
+def document(content: object) -> None:
     """Print the document of `--json`, if it is asked for."""
     if mode.as_json:
         sys.stdout.write(json.dumps(content, indent=1, default=str) + "\n")
@@ -115,14 +115,14 @@ def report(error: BaseException, *, as_json: bool) -> int:
     kernelkit: its traceback is printed.
     """
     configure(as_json=as_json)
-    details: Mapping[str, Any] = {}
+    details: Mapping[str, object] = {}
     show: Callable[[], None] | None = getattr(error, "show", None)  # click's UsageError
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         code, message, next_step = INTERRUPTED, "interrupted", ""
         stderr.print("interrupted")
     elif isinstance(error, KernelkitError):
         code, message, next_step = error.exit_code, str(error), error.next_step
-        details = error.details
+        details = error.details.document if error.details else {}
         _print_error(message, next_step)
     elif show is not None:
         code, message, next_step = 2, error.format_message(), _usage_advice(error)  # type: ignore[attr-defined]
@@ -134,9 +134,10 @@ def report(error: BaseException, *, as_json: bool) -> int:
     else:
         code, next_step = 1, "Report this bug of kernelkit, with the traceback."
         message = f"{type(error).__name__}: {error}"
-        details = {"traceback": "".join(traceback.format_exception(error))}
+        text = "".join(traceback.format_exception(error))
+        details = {"traceback": text}
         if not as_json:
-            sys.stderr.write(details["traceback"])
+            sys.stderr.write(text)
         _print_error("this is a bug of kernelkit", "Please report it, with the traceback.")
     document({"error": message, "next": next_step, **details, "exit_code": code})
     return code
@@ -402,29 +403,28 @@ def watching(on_interrupt: str) -> Iterator[Reporter]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def rendered(
-    kernel: Kernel, folder: Path, imports: Sequence[Availability], notes: Sequence[str]
-) -> None:
+def rendered(result: RenderedKernel) -> None:
     """What `render` wrote: the size of each file, imports, files left out, notes."""
     from kernelkit.notebook.render import SIZE_LIMIT_BYTES
 
+    kernel = result.kernel
     size = kernel.size
     if not mode.quiet:
         budget(kernel.budget, size)
-        image_imports(imports)
+        image_imports(result.imports)
         left_out(kernel.bundle.left_out)
-        advice(notes)
+        advice(result.notes)
     if size > SIZE_LIMIT_BYTES:
         say("too large for Kaggle; for advice run: kernelkit preflight", to=stderr)
-    stdout.print(Text(f"{folder}  digest {kernel.digest[:12]}"), soft_wrap=True)
+    stdout.print(Text(f"{result.folder}  digest {kernel.digest[:12]}"), soft_wrap=True)
     details = {
-        "folder": str(folder),
+        "folder": str(result.folder),
         "size": size,
         "limit": SIZE_LIMIT_BYTES,
         "budget": [vars(entry) for entry in kernel.budget],
-        "imports": [vars(one) for one in imports],
-        "left_out": dict(kernel.bundle.left_out),
-        "notes": list(notes),
+        "imports": [vars(one) for one in result.imports],
+        "left_out": {**kernel.bundle.left_out},
+        "notes": list(result.notes),
     }
     document({**details, **kernel.manifest.document})
 
@@ -491,10 +491,12 @@ def _verified_line(folder: Path) -> None:
 
 def verified(folder: Path, verdict: Verdict) -> None:
     """The result of a verification without problems."""
+    from kernelkit.runs.verify import VerifiedFolder
+
     if not mode.quiet:
         outputs(verdict)
     _verified_line(folder)
-    document({"folder": str(folder), **verdict.document, "verified": verdict.verified})
+    document(VerifiedFolder(folder, verdict).document)
 
 
 def diagnosed(diagnosis: Diagnosis | None) -> None:
@@ -722,7 +724,7 @@ def synced(plan: SyncPlan, dry_run: bool) -> None:
         say(line.append(f"  ({cell.reason})", "dim"))
     for note in plan.notes:
         say(printable(f"note: {note}"), style="dim")
-    document({**plan.details, "written": not dry_run})
+    document({**plan.document, "written": not dry_run})
 
 
 def _warn(message: str) -> None:

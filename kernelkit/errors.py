@@ -25,7 +25,15 @@ Exit code 0 means done, 1 a bug in kernelkit (any exception outside this tree), 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Protocol, Self
+
+
+class Details(Protocol):
+    """What an error says to scripts: a model of the package that raises it."""
+
+    @property
+    def document(self) -> Mapping[str, object]:
+        """The keys that it adds to the document of `--json`."""
 
 
 class KernelkitError(Exception):
@@ -37,15 +45,13 @@ class KernelkitError(Exception):
 
     exit_code = 1
 
-    def __init__(
-        self, message: str, next_step: str = "", details: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, message: str, next_step: str = "", details: Details | None = None) -> None:
         super().__init__(message)
         self.next_step = next_step
-        self.details = dict(details or {})
+        self.details = details
 
     def with_message(
-        self, message: str, next_step: str | None = None, details: Mapping[str, Any] | None = None
+        self, message: str, next_step: str | None = None, details: Details | None = None
     ) -> Self:
         """The same error in other words: its class and all other attributes stay."""
         error = type(self).__new__(type(self), message)
@@ -53,7 +59,7 @@ class KernelkitError(Exception):
         if next_step is not None:
             error.next_step = next_step
         if details is not None:
-            error.details = dict(details)
+            error.details = details
         return error
 
 

@@ -13,9 +13,10 @@ import json
 import os
 import re
 import secrets
+import shutil
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeVar
 
@@ -70,6 +71,28 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = False)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def replace_files(files: Mapping[Path, bytes]) -> None:
+    """Write several files: each replaces the old one only after all are on the disk.
+
+    A file that was there keeps its permissions. An interrupt in between leaves whole files.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    partials = {path: path.with_name(f".{secrets.token_hex(8)}.partial") for path in files}
+    try:
+        for path, partial in partials.items():
+            partial.write_bytes(files[path])
+            if path.exists():
+                shutil.copymode(path, partial)
+        for path, partial in partials.items():
+            partial.replace(path)
+    finally:
+        for partial in partials.values():
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
 
 def as_json(document: object) -> str:
@@ -175,6 +198,11 @@ def locked(
         os.close(held)
 
 
+def digest_of_bytes(content: bytes) -> str:
+    """The SHA-256 of a file's content that is in memory, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal.
 
@@ -266,8 +294,8 @@ def safe_path(name: str) -> PurePosixPath:
     return path
 
 
-def printable(name: str) -> str:
-    """A name as text that any file or terminal can take: lone surrogates are escaped."""
+def encodable(name: str) -> str:
+    """A name as text that any file can take: lone surrogates are escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 

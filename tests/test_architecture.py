@@ -43,7 +43,7 @@ NEVER = {  # part → modules that it must not import, anywhere in its code
 }
 
 TOP_NAMES = 16
-WORKFLOW_LINES = 400
+WORKFLOW_LINES = 400  # it must have fewer
 UNTYPED_PER_1000_LINES = 4.0
 UNTYPED = re.compile(
     r"\b(?:dict|Mapping|MutableMapping)\[str, (?:Any|object)\]|\bdict\[Any|(?:: |-> )dict\b(?!\[)"
@@ -168,12 +168,10 @@ def test_class_names_are_unique() -> None:
 
 
 def test_the_package_has_few_top_level_modules() -> None:
-    names = [
-        path.name for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "py.typed")
-    ]
+    names = [path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"]
     assert len(names) <= TOP_NAMES + 2, names  # __init__.py and __main__.py do not count
     lines = (PACKAGE / "workflow.py").read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= WORKFLOW_LINES
+    assert len(lines) < WORKFLOW_LINES
 
 
 def test_few_untyped_dictionaries_remain() -> None:

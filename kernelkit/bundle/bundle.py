@@ -23,6 +23,7 @@ from kernelkit.bundle.git import Provenance, parents, read_provenance
 from kernelkit.bundle.imports import ImportKind, Module, PythonSyntaxError, Signature
 from kernelkit.config import Config
 from kernelkit.errors import BundleError
+from kernelkit.storage import digest_of_bytes
 
 RUNTIME_MODULE = "kernelkit_runtime"  # the name of notebook/runtime.py inside the notebook
 
@@ -47,7 +48,7 @@ class SourceFile:
     @cached_property
     def sha256(self) -> str:
         """Of the content, in hexadecimal."""
-        return hashlib.sha256(self.content).hexdigest()
+        return digest_of_bytes(self.content)
 
 
 @dataclass(frozen=True)

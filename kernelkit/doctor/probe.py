@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import parse_qsl, urlsplit
 
 import requests
@@ -25,12 +25,17 @@ from kernelkit import workflow
 from kernelkit.bundle.image import read_snapshot, snapshot
 from kernelkit.config import load_config
 from kernelkit.doctor.checks import CheckResult, Health
-from kernelkit.errors import LocalError, RefusedError
+from kernelkit.errors import RefusedError
 from kernelkit.kaggle.kernels import Kaggle
 from kernelkit.kaggle.types import Credentials, State, Status
 from kernelkit.notebook.render import Kernel
+from kernelkit.runs.download import pull_run
 from kernelkit.runs.store import RunFolder, find
-from kernelkit.workflow import OnEvent, ignore
+from kernelkit.storage import write_json
+from kernelkit.workflow import ignore
+
+if TYPE_CHECKING:
+    from kernelkit.workflow import OnEvent
 
 SLUG = "kernelkit-probe"
 DEADLINE_SECONDS = 3600  # for each of the two runs; a queue may be long
@@ -162,12 +167,12 @@ def probe(
         earlier = workflow.status(kaggle, good.folder)
     finally:
         kaggle.listen(None)
-        _write(folder / "transcript.json", transcript.document)
+        write_json(folder / "transcript.json", transcript.document)
     findings = tuple(_results(good, bad, earlier, competitions, transcript))
-    _write(folder / "report.json", transcript.redacted([asdict(found) for found in findings]))
+    write_json(folder / "report.json", transcript.redacted([asdict(found) for found in findings]))
     image = folder / "image.json" if good.read("image.json") else None
     if image:
-        _write(image, good.read("image.json"))
+        write_json(image, good.read("image.json"))
     return Report(folder, image, findings)
 
 
@@ -193,7 +198,7 @@ def _attempt(
     try:
         run = workflow.push(config, kaggle, folder, again=True, on_event=on_event).folder
     except RefusedError as error:
-        differences = list(error.details.get("differences", []))
+        differences = list(getattr(error.details, "differences", None) or [])
         if not differences or any("is_private" in difference for difference in differences):
             raise
         run = find(folder, SLUG)
@@ -203,7 +208,7 @@ def _attempt(
     kaggle.kernel(owner, SLUG)  # its machine shape and image, after the run
     for _ in kaggle.log_stream(owner, SLUG, run.version, STREAM_SECONDS):
         pass  # the transcript records the format of the log
-    workflow.pull(kaggle, run, on_event=on_event)
+    pull_run(kaggle, run, on_event=on_event)
     outputs = tuple(file.name for file in kaggle.outputs(owner, SLUG, run.version)[0])
     log = run.log.read_text(encoding="utf-8")
     return _Attempt(kernel, run, tuple(differences), source, end, outputs, log)
@@ -536,12 +541,3 @@ def _document(content: Any) -> Any:
         return json.loads(content) if content else None
     except (ValueError, TypeError):
         return None
-
-
-def _write(path: Path, document: Any) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise LocalError(f"{path} cannot be written: {error.strerror}") from error

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from kernelkit.kaggle.types import LogEntry
 
@@ -23,7 +23,7 @@ def parse_log(text: str) -> list[LogEntry]:
     except (ValueError, RecursionError):
         document = [{"data": line} for line in text.splitlines(keepends=True)]
     entries = document if isinstance(document, list) else [document]
-    return [_entry(entry) for entry in entries if isinstance(entry, dict)]
+    return [found for found in map(_entry, entries) if found]
 
 
 def events(response: requests.Response, end: float) -> Iterator[LogEntry]:
@@ -60,12 +60,13 @@ def _event(payload: bytes) -> LogEntry:
         document = json.loads(payload)
     except (ValueError, RecursionError):
         document = None
-    return _entry(
-        document if isinstance(document, dict) else {"data": payload.decode(errors="replace")}
-    )
+    return _entry(document) or LogEntry("stdout", 0.0, payload.decode(errors="replace"))
 
 
-def _entry(entry: Mapping[str, Any]) -> LogEntry:
+def _entry(entry: object) -> LogEntry | None:
+    """The entry that an object of Kaggle's JSON describes; None for anything else."""
+    if not isinstance(entry, dict):
+        return None
     try:
         seconds = float(entry.get("time") or 0.0)
     except (OverflowError, TypeError, ValueError):

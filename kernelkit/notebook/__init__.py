@@ -3,7 +3,7 @@
 manifest   the JSON that leaves with a notebook, typed: `Manifest`, `ManifestFile`,
            `KernelMetadata`, `MANIFEST_NAME`, `read_manifest`
 render     the notebook with its metadata: `render`, `Kernel`, `SizeEntry`, `write_kernel`,
-           `as_json`, `SIZE_LIMIT_BYTES`, `SIZE_CAP_BYTES`
+           `SIZE_LIMIT_BYTES`, `SIZE_CAP_BYTES`
 cells      how a file becomes a cell, and the notebook's JSON
 templates  finds, checks and renders the Jinja files
 layout     which files are compressed, and the size of each: the limit is here

@@ -17,13 +17,10 @@ from __future__ import annotations
 
 import ast
 import difflib
-import hashlib
 import os
 import re
-import shutil
 import warnings
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -51,6 +48,7 @@ from kernelkit.notebook.reader import (
     without_manifest,
 )
 from kernelkit.notebook.render import render
+from kernelkit.storage import digest_of_bytes, replace_files
 
 MAX_NOTEBOOK_BYTES = 256 << 20  # its source is below 1 MB on Kaggle; everything else is outputs
 
@@ -173,7 +171,7 @@ class SyncPlan:
         return tuple(change for change in self.changes if change.conflict)
 
     @property
-    def details(self) -> dict[str, Any]:
+    def document(self) -> dict[str, Any]:
         """The whole plan, for `--json`."""
         return {
             "changes": [
@@ -253,7 +251,7 @@ def require_applicable(plan: SyncPlan, *, force: bool = False) -> None:
         raise ConfigError(
             "\n".join(f"cell {r.cell}: {r.path}: {r.reason}" for r in plan.refused),
             "Nothing was written. Fix or delete the cell in the notebook.",
-            plan.details,
+            plan,
         )
     if plan.conflicts and not force:
         raise VerificationError(
@@ -263,7 +261,7 @@ def require_applicable(plan: SyncPlan, *, force: bool = False) -> None:
                 for change in plan.conflicts
             ),
             "Nothing was written. Merge the two by hand, or let the notebook win: --force.",
-            plan.details,
+            plan,
         )
 
 
@@ -279,27 +277,15 @@ def apply(plan: SyncPlan, *, force: bool = False) -> None:
         LocalError: a file cannot be written.
     """
     require_applicable(plan, force=force)
-    written: list[tuple[Path, Path]] = []
     try:
         for change in plan.changes:
-            target = change.target
-            partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            written.append((partial, target))
-            partial.write_bytes(change.after)
-            if not change.added:
-                shutil.copymode(target, partial)
-        for partial, target in written:
-            partial.replace(target)
+            change.target.parent.mkdir(parents=True, exist_ok=True)
+        replace_files({change.target: change.after for change in plan.changes})
     except OSError as error:
         raise LocalError(
             f"{error.filename or 'a file'} cannot be written: {error.strerror}",
             "Fix that, then try again.",
         ) from error
-    finally:
-        for partial, _ in written:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -340,13 +326,13 @@ class _Package:
             PathError: the path is not a file of the package.
         """
         base = self.rendered.get(path) if self.hashes_are_original else None
-        if base == _sha256(content):
+        if base == digest_of_bytes(content):
             return None
         name, target = self._resolve(path)
         on_disk = _content(target)
         if on_disk == content:
             return None
-        conflict = base != (None if on_disk is None else _sha256(on_disk))
+        conflict = base != (None if on_disk is None else digest_of_bytes(on_disk))
         return Change(path, name, target, cell.number, on_disk, content, conflict)
 
     def has(self, path: str) -> bool:
@@ -460,7 +446,7 @@ class _KnownCells:
         self._edited = [
             path
             for path, sha256 in package.rendered.items()
-            if path not in carried or _sha256(carried[path]) != sha256
+            if path not in carried or digest_of_bytes(carried[path]) != sha256
         ]
         bundle = Bundle(
             roots=manifest.roots,
@@ -654,10 +640,6 @@ def _content(target: Path) -> bytes | None:
         return None
     except OSError as error:
         raise LocalError(f"{target} cannot be read: {error.strerror}") from error
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _comparable(cell: Cell, manifest: Manifest) -> tuple[str, str]:

@@ -40,6 +40,18 @@ class Problem:
     remedy: str
 
 
+@dataclass(frozen=True)
+class ProblemList:
+    """All problems, for the details of an error."""
+
+    problems: tuple[Problem, ...]
+
+    @property
+    def document(self) -> dict[str, list[dict[str, str]]]:
+        """All of it for a script."""
+        return {"problems": [asdict(problem) for problem in self.problems]}
+
+
 def check(kernel: Kernel, own: Collection[Credential] = ()) -> list[Problem]:
     """Every problem of the kernel; an empty list means that it may be pushed.
 
@@ -57,8 +69,7 @@ def require_no_problems(problems: Sequence[Problem]) -> None:
     """
     if problems:
         lines = [_as_line(problem) for problem in problems]
-        details = {"problems": [asdict(problem) for problem in problems]}
-        raise PreflightError("\n".join(lines), "Nothing was sent.", details)
+        raise PreflightError("\n".join(lines), "Nothing was sent.", ProblemList(tuple(problems)))
 
 
 def _as_line(problem: Problem) -> str:

@@ -33,13 +33,13 @@ from kernelkit.notebook.manifest import (
     Manifest,
 )
 from kernelkit.notebook.templates import Templates, TemplateVariables, project_templates
+from kernelkit.storage import as_json, write_atomically
 
 __all__ = [
     "SIZE_CAP_BYTES",
     "SIZE_LIMIT_BYTES",
     "Kernel",
     "SizeEntry",
-    "as_json",
     "render",
     "write_kernel",
 ]
@@ -137,16 +137,9 @@ def write_kernel(kernel: Kernel, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            partial = folder / f"{name}.partial"
-            partial.write_text(text, encoding="utf-8", newline="\n")
-            partial.replace(folder / name)
+            write_atomically(folder / name, text)
     except OSError as error:
         raise LocalError(f"{folder} cannot be written: {error.strerror}") from None
-
-
-def as_json(document: object) -> str:
-    """JSON in the form of all files that kernelkit writes."""
-    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
 def _manifest(bundle: Bundle, config: Config, templates: Mapping[str, str]) -> Manifest:
@@ -173,7 +166,7 @@ def _manifest(bundle: Bundle, config: Config, templates: Mapping[str, str]) -> M
             "slug": config.kernel.slug,
             "profile": config.profile,
             "wants_gpu": config.kernel.wants_gpu,
-            "roots": dict(bundle.roots),
+            "roots": {**bundle.roots},
             **stated,
             "provenance": bundle.provenance.model_dump(),
             "files": [

@@ -22,7 +22,9 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
 
 import kernelkit
 from kernelkit.errors import (
@@ -34,7 +36,7 @@ from kernelkit.errors import (
     UnreachableError,
     VerificationError,
 )
-from kernelkit.kaggle.types import OutputFile, State, Status
+from kernelkit.kaggle.types import LogEntry, OutputFile, Quota, State, Status
 from kernelkit.runs import store
 from kernelkit.runs.manifest import (
     RUN_MANIFEST_NAME,
@@ -51,12 +53,13 @@ from kernelkit.runs.verify import (
     unpacked_name,
     verify,
 )
+from kernelkit.runs.watch import follow_run, state_of
 from kernelkit.storage import (
     PathAllocator,
     UnsafePathError,
+    encodable,
     human_size,
     locked,
-    printable,
     sha256_of,
     write_atomically,
 )
@@ -155,20 +158,50 @@ class PulledRun:
     """Whether only some outputs were selected; nothing is known about the others."""
 
     @property
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, JsonValue]:
         """All of it for a script."""
         return {
             "folder": str(self.folder),
             "state": self.state,
             **self.verdict.document,
             "verified": self.verdict.verified,
-            "left_behind": dict(self.left_behind),
-            "refused": dict(self.refused),
+            "left_behind": {**self.left_behind},
+            "refused": {**self.refused},
             "partial": self.partial,
         }
 
 
 OnEvent = Callable[[Progress | str], None]
+
+
+def _ignore(event: Progress | Status | LogEntry | Quota | str) -> None:
+    """A listener that does nothing."""
+
+
+def pull_run(
+    kaggle: Kaggle,
+    folder: RunFolder,
+    selection: Selection = EVERYTHING,
+    *,
+    deadline: float | None = None,
+    on_event: Callable[[Progress | Status | LogEntry | Quota | str], None] = _ignore,
+) -> PulledRun:
+    """Wait for a run's end, download its outputs, and verify them; the verdict may be bad.
+
+    A complete folder stays as it is. A selection of the outputs does not complete the folder.
+
+    Raises:
+        ConfigError: the run left nothing with the selected names.
+        UnreachableError, CapacityError: some files are missing; the next pull continues from there.
+        LocalError: the disk is full, or the folder cannot be written.
+    """
+    folder.address_at(kaggle.endpoint)  # a run of another Kaggle is an error, also if complete
+    if folder.is_complete():
+        return use_complete(folder, selection, on_event=on_event)
+    end = state_of(kaggle, folder)
+    if not end.state.finished:
+        end = follow_run(kaggle, folder, deadline=deadline, on_event=on_event)
+    return pull_ended_run(kaggle, folder, end, selection, on_event=on_event)
 
 
 def pull_ended_run(
@@ -234,7 +267,7 @@ def require_everything_sent(pulled: PulledRun) -> None:
             "the declared outputs are verified, but Kaggle does not send other files that it "
             "lists:\n" + "\n".join(lines),
             "Pull again, or select the files you need with --only or --file.",
-            pulled.document,
+            pulled,
         )
 
 
@@ -411,7 +444,7 @@ class _Downloads:
                 completed = ""
                 if error is None:
                     in_a_row = 0
-                    completed = printable(file.name)
+                    completed = encodable(file.name)
                 elif isinstance(error, RefusedError):
                     refused[file.name] = str(error)
                 elif isinstance(error, UnreachableError | CapacityError):
@@ -518,7 +551,7 @@ class _Downloads:
         name, first = late[0]
         more = f", and {len(late) - 1} more" if len(late) > 1 else ""
         return first.with_message(
-            f"not all files arrived: {printable(name)}{more}. {first}",
+            f"not all files arrived: {encodable(name)}{more}. {first}",
             f"Pull again: it continues from there. {human_size(self._missing(files))} are missing.",
         )
 
@@ -542,12 +575,12 @@ def _allocate_paths(
             placed[file] = paths.take(file.name)
         except UnsafePathError as error:
             _report_left(on_event, file.name, str(error))
-            left_behind[printable(file.name)] = str(error)
+            left_behind[encodable(file.name)] = str(error)
     return placed, left_behind
 
 
 def _report_left(on_event: OnEvent, name: str, reason: str) -> None:
-    on_event(f"left on Kaggle: {printable(name)!r} ({reason})")
+    on_event(f"left on Kaggle: {encodable(name)!r} ({reason})")
 
 
 def _fetch_manifest(
@@ -584,7 +617,7 @@ def _remove_partials(folder: Path, selection: Selection) -> None:
             folder.rmdir()
 
 
-def unpack(pulled: PulledRun, *, on_event: Callable[[str], None]) -> list[Path]:
+def unpack_zips(pulled: PulledRun, *, on_event: Callable[[str], None]) -> list[Path]:
     """Unpack each verified zip into a folder next to it, and return these folders.
 
     Raises:
@@ -651,7 +684,7 @@ def _targets(archive: zipfile.ZipFile, folder: Path) -> Iterator[tuple[zipfile.Z
     """The path of each file; nothing is written before every member has one."""
     paths = PathAllocator(folder)
     for member in archive.infolist():
-        name = printable(member.filename)
+        name = encodable(member.filename)
         if stat.S_ISLNK(member.external_attr >> 16):
             raise VerificationError(f"{name!r} in it is a link")
         if member.flag_bits & 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -57,7 +57,7 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     @property
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, JsonValue]:
         """All of it for a script."""
         return self.model_dump(mode="json")
 
@@ -122,7 +122,7 @@ class RunDetails(RunRow):
     problems: tuple[str, ...]
 
     @property
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, JsonValue]:
         """All of it for a script."""
         return {
             **self.model_dump(mode="json"),

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -44,12 +44,12 @@ class _Document(BaseModel):
     __pydantic_extra__: dict[str, JsonValue] = Field(init=False)
 
     @property
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, JsonValue]:
         """The JSON object, with the keys that were given."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     @property
-    def complete_document(self) -> dict[str, Any]:
+    def complete_document(self) -> dict[str, JsonValue]:
         """The JSON object with every key, also those that were not given."""
         return self.model_dump(mode="json", by_alias=True)
 
@@ -76,6 +76,18 @@ def _objects(value: object) -> object:
 
 Reported = WrapValidator(_or_none)
 Facts = Annotated[dict[str, JsonValue], BeforeValidator(_objects)]
+
+
+class Differences(_Document):
+    """The requested settings that Kaggle changed, for the details of an error."""
+
+    differences: tuple[str, ...]
+
+
+class FileProblems(_Document):
+    """What prevents a score, for the details of an error."""
+
+    problems: tuple[str, ...]
 
 
 class RunAddress(_Document):

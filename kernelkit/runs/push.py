@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from kernelkit.errors import (
     AnswerLostError,
+    ConfigError,
     KernelkitError,
     NotFoundError,
     QuotaError,
@@ -189,6 +190,26 @@ def find_identical(
     return None
 
 
+def find_or_adopt(
+    connect: Callable[[], Kaggle], root: Path, default_slug: str, name: str
+) -> tuple[Kaggle, RunFolder]:
+    """A connection and the folder of a run; a run that was pushed from elsewhere is adopted.
+
+    Raises:
+        ConfigError: the name is invalid or unknown, or not the name of a kernel of kernelkit.
+        NotFoundError: Kaggle knows no such kernel or version.
+    """
+    try:
+        folder = store.find_named(root, default_slug, name)
+    except ConfigError:
+        wanted = store.parse_name(name) if name else store.RunName()
+        if not wanted.slug:
+            raise
+        kaggle = connect()
+        return kaggle, adopt(kaggle, root, wanted.owner, wanted.slug, wanted.version)
+    return connect(), folder
+
+
 def adopt(
     kaggle: Kaggle, root: Path, owner: str | None, slug: str, version: int | None
 ) -> RunFolder:
@@ -237,7 +258,7 @@ def require_unchanged_settings(
         raise error.with_message(
             f"{run.name} is pushed and runs, but it could not be verified: {error}",
             "Do not push again. Follow the run with `kernelkit watch`.",
-            folder.read().document,
+            folder.read(),
         ) from error
     if differences:
         record = folder.read().updated(differences=differences)
@@ -245,7 +266,7 @@ def require_unchanged_settings(
         raise RefusedError(
             "Kaggle changed the requested settings:\n" + "\n".join(differences),
             f"Version {run.version} runs all the same. {PUSH_AGAIN}",
-            record.document,
+            record,
         )
 
 
@@ -369,7 +390,7 @@ def _record(
     *,
     pushed: str | None,
 ) -> RunFolder:
-    record = RunRecord(**run.document, pushed=pushed, profile=profile, outcome=outcome)
+    record = RunRecord(**dict(run.address), pushed=pushed, profile=profile, outcome=outcome)
     return store.record_push(root, record, kernel.manifest)
 
 
@@ -381,7 +402,7 @@ def _require_no_differences(folder: RunFolder) -> None:
             f"{record.slug} v{folder.version} is identical, and Kaggle changed its settings:\n"
             + "\n".join(record.differences),
             f"Nothing was sent. {PUSH_AGAIN}",
-            record.document,
+            record,
         )
 
 

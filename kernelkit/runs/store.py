@@ -327,6 +327,17 @@ def find(root: Path, slug: str, version: int | None = None, owner: str | None = 
     return wanted[-1]
 
 
+def find_named(root: Path, default_slug: str, name: str) -> RunFolder:
+    """The folder of a run by its name; an empty name means the latest run of `default_slug`.
+
+    Raises:
+        ConfigError: the name is invalid, or nothing with that name was pushed from here.
+        LocalError: the run's folder is half-written.
+    """
+    wanted = parse_name(name) if name else RunName()
+    return find(root, wanted.slug or default_slug, wanted.version, wanted.owner)
+
+
 def folders(root: Path, slug: str | None = None) -> Iterator[RunFolder]:
     """Every recorded version, by slug and then by number, without half-written ones."""
     return (folder for folder in versions(root, slug) if not folder.problem())

@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
 
 from kernelkit.errors import (
     CapacityError,
@@ -29,7 +31,7 @@ from kernelkit.errors import (
 from kernelkit.kaggle.types import Scoring
 from kernelkit.runs import store
 from kernelkit.runs.download import recorded_state
-from kernelkit.runs.manifest import RunAddress, SubmissionRecord
+from kernelkit.runs.manifest import FileProblems, RunAddress, SubmissionRecord
 from kernelkit.runs.store import RunFolder
 from kernelkit.runs.verify import verify
 
@@ -82,7 +84,7 @@ class Submitted:
     sent: bool
 
     @property
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, JsonValue]:
         """All of it for a script."""
         return {**self.record.document, "sent": self.sent}
 
@@ -108,7 +110,7 @@ class _SubmissionFile:
         return SubmissionRecord(
             ref=ref,
             competition=self.competition,
-            **self.run.document,
+            **dict(self.run.address),
             file=self.name,
             sha256=self.sha256,
             description=description,
@@ -182,7 +184,7 @@ def require_no_scoring_error(submitted: Submitted) -> None:
         raise RefusedError(
             f"submission {record.ref} was not scored: {record.error or 'Kaggle gives no reason'}",
             "Fix the submission and run again, or submit the same file again with --again.",
-            submitted.document,
+            submitted,
         )
 
 
@@ -274,7 +276,7 @@ def _require_scorable(
         raise VerificationError(
             f"{candidate.file} would not be scored:\n" + "\n".join(found.problems),
             "Nothing was sent. Fix the package, and run again.",
-            {"problems": list(found.problems)},
+            FileProblems(problems=tuple(found.problems)),
         )
     on_event(f"{candidate.name}: {found.rows:,} rows, with the ids and columns of the sample")
 

@@ -11,7 +11,10 @@ import csv
 import hashlib
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import JsonValue
 
 from kernelkit.errors import LocalError, RunFailedError, VerificationError
 from kernelkit.notebook.manifest import MANIFEST_NAME, Manifest
@@ -24,7 +27,7 @@ from kernelkit.runs.manifest import (
     RunManifest,
     Verdict,
 )
-from kernelkit.storage import DocumentError, printable, read_model, sha256_of
+from kernelkit.storage import DocumentError, encodable, read_model, sha256_of
 
 OWN_NAMES = frozenset({MANIFEST_NAME, PUSH_NAME, END_NAME, RUN_MANIFEST_NAME})
 
@@ -35,6 +38,23 @@ UNPACKED_SUFFIX = ".unpacked"
 """Replaces `.zip` in the name of the folder that contains an unpacked zip."""
 
 UNPACKED_BYTES = 1 << 40  # a zip that claims more cannot come from a disk of 20 GB
+
+
+@dataclass(frozen=True)
+class VerifiedFolder:
+    """A folder and the verdict about it."""
+
+    folder: Path
+    verdict: Verdict
+
+    @property
+    def document(self) -> dict[str, JsonValue]:
+        """All of it for a script."""
+        return {
+            "folder": str(self.folder),
+            **self.verdict.document,
+            "verified": self.verdict.verified,
+        }
 
 
 def verify(
@@ -53,7 +73,7 @@ def verify(
     if bundle and manifest:
         problems += _digest_problems(bundle, manifest)
         if manifest.failed:
-            run_error = printable(manifest.error) if manifest.error else "no reason given"
+            run_error = encodable(manifest.error) if manifest.error else "no reason given"
         else:
             problems += _missing_outputs(bundle, outputs, names)
         run_error = run_error or _kaggle_error(folder)
@@ -79,7 +99,7 @@ def require_verified(verdict: Verdict, folder: Path) -> None:
         VerificationError: with every problem.
         RunFailedError: the files are complete, and the run failed.
     """
-    details = {"folder": str(folder), **verdict.document, "verified": verdict.verified}
+    details = VerifiedFolder(folder, verdict)
     if verdict.problems:
         raise VerificationError(
             f"{folder} does not match its manifest:\n" + "\n".join(verdict.problems),
@@ -137,7 +157,7 @@ def _kaggle_error(folder: Path) -> str | None:
         return None
     if end.succeeded:
         return None
-    return printable(f"Kaggle says {end.state}{f': {end.failure}' if end.failure else ''}")
+    return encodable(f"Kaggle says {end.state}{f': {end.failure}' if end.failure else ''}")
 
 
 def _missing_outputs(
@@ -182,7 +202,7 @@ def _zip_problems(name: str, path: Path) -> Iterator[str]:
         yield f"{name}: cannot be tested as a zip ({type(error).__name__}: {error})"
     else:
         if broken:
-            yield f"{name}: {printable(broken)} in it is damaged"
+            yield f"{name}: {encodable(broken)} in it is damaged"
 
 
 def _csv_problems(name: str, path: Path, output: OutputEntry) -> Iterator[str]:
@@ -207,4 +227,4 @@ def _undeclared(folder: Path, known: Collection[str], skipped: Collection[str]) 
         if name.as_posix() == PARTIAL_FOLDER:
             yield f"{name} (incomplete downloads)"
         elif path.is_file() and name.as_posix() not in known and inside.isdisjoint(skipped):
-            yield printable(name.as_posix())
+            yield encodable(name.as_posix())

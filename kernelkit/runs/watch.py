@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,8 @@ from kernelkit.errors import (
 from kernelkit.kaggle.logs import parse_log
 from kernelkit.kaggle.types import LogEntry, Quota, State, Status
 from kernelkit.notebook.manifest import Manifest
-from kernelkit.runs.manifest import RunAddress
+from kernelkit.runs.manifest import Differences, RunAddress
+from kernelkit.runs.store import RunFolder
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -82,6 +83,34 @@ def read_status(kaggle: Kaggle, run: RunAddress, *, fresh: bool) -> Status:
     if fresh and now.state.finished and digest_of(_kept_log(kaggle, run)) != run.digest:
         return Status(State.QUEUED)
     return now
+
+
+def state_of(kaggle: Kaggle, folder: RunFolder) -> Status:
+    """The state of the run of a folder."""
+    fresh = folder.age() < kaggle.timeouts.grace
+    return read_status(kaggle, folder.address_at(kaggle.endpoint), fresh=fresh)
+
+
+def follow_run(
+    kaggle: Kaggle,
+    folder: RunFolder,
+    *,
+    deadline: float | None,
+    on_event: Callable[[Status | LogEntry | Quota | str], None],
+) -> Status:
+    """`watch_run` for the run of a folder, with each event passed to `on_event`.
+
+    Returns:
+        the run's final state.
+    """
+    last = Status(State.QUEUED)
+    requested = RequestedHardware.of(folder.read_bundle())
+    run = folder.address_at(kaggle.endpoint)
+    for event in watch_run(kaggle, run, requested, age=folder.age(), deadline=deadline):
+        on_event(event)
+        if isinstance(event, Status):
+            last = event
+    return last
 
 
 def watch_run(
@@ -263,7 +292,7 @@ def _confirm(
         raise RefusedError(
             f"Kaggle changed the requested settings of {run.name}:\n" + "\n".join(different),
             f"Cancel it with `kernelkit cancel v{run.version}`, or pull its outputs.",
-            {"differences": different},
+            Differences(differences=tuple(different)),
         )
     if settled or (hardware and confirmed):
         for line in confirmed:

@@ -27,7 +27,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
@@ -46,6 +45,7 @@ from kernelkit.errors import (
 )
 from kernelkit.notebook.manifest import Manifest
 from kernelkit.notebook.render import Kernel
+from kernelkit.storage import sha256_of
 
 DEADLINE_SECONDS = 600.0  # for the notebook, and for each of the two test runs
 KERNEL_START_SECONDS = 300  # on a machine that is busy
@@ -328,7 +328,7 @@ def _check_written(folder: Path, manifest: Manifest) -> None:
     """Read every file again, whatever the notebook itself reported."""
     for file in manifest.files:
         path = folder / file.path
-        if not path.is_file() or sha256(path.read_bytes()).hexdigest() != file.sha256:
+        if not path.is_file() or sha256_of(path) != file.sha256:
             raise VerificationError(
                 f"{file.path} differs from the package",
                 "That is a bug of kernelkit or of a template: please report it.",
@@ -712,6 +712,31 @@ _REMEDY = (
 )
 
 
+@dataclass(frozen=True)
+class TestDifference:
+    """A test with two outcomes, and the reason for that in the notebook."""
+
+    __test__ = False  # for pytest
+
+    test: str
+    package: str
+    notebook: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ProofDifferences:
+    """The tests that differ, and the end of pytest's output, for the details of an error."""
+
+    differences: tuple[TestDifference, ...]
+    pytest: str
+
+    @property
+    def document(self) -> dict[str, str | list[dict[str, str]]]:
+        """All of it for a script."""
+        return {"differences": [vars(one) for one in self.differences], "pytest": self.pytest}
+
+
 def _require_same(package: _Session, notebook: _Session) -> None:
     names = sorted(package.tests.keys() | notebook.tests.keys())
     differing = [name for name in names if _end(package, name) != _end(notebook, name)]
@@ -725,23 +750,20 @@ def _require_same(package: _Session, notebook: _Session) -> None:
         if name.partition("::")[0] not in differing or "::" not in name
     ]
     more = [f"… and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    details = {
-        "differences": [
-            {
-                "test": name,
-                "package": _end(package, name),
-                "notebook": _end(notebook, name),
-                "reason": notebook.tests[name].reason if name in notebook.tests else "",
-            }
-            for name in differing
-        ],
-        "pytest": notebook.tail,
-    }
+    differences = [
+        TestDifference(
+            test=name,
+            package=_end(package, name),
+            notebook=_end(notebook, name),
+            reason=notebook.tests[name].reason if name in notebook.tests else "",
+        )
+        for name in differing
+    ]
     raise VerificationError(
         f"{len(differing)} of {len(names)} tests have another outcome with what the notebook "
         "wrote:\n  " + "\n  ".join([*lines[:SHOWN], *more]),
         _REMEDY,
-        details,
+        ProofDifferences(tuple(differences), notebook.tail),
     )
 
 

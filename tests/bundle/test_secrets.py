@@ -18,7 +18,8 @@ from kernelkit import workflow
 from kernelkit.bundle import secret_rules, secrets
 from kernelkit.bundle.secrets import Credential, SecretFinding
 from kernelkit.config import load_config
-from kernelkit.notebook.preflight import find_secrets
+from kernelkit.errors import PreflightError
+from kernelkit.notebook.preflight import ProblemList, find_secrets
 
 Make = Callable[..., Path]
 
@@ -322,10 +323,13 @@ def test_a_push_searches_for_the_key_that_it_uses(
     make_project: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = make_project({"pkg/data.txt": f"a\nb {some(30, HEX)} c\n"})
-    kernel = workflow.render_kernel(load_config(project, environment={}))
-    assert workflow.preflight(kernel, project) == []
+    config = load_config(project, environment={})
+    workflow.preflight(config)
     monkeypatch.setenv("KAGGLE_KEY", some(30, HEX))
-    (problem,) = workflow.preflight(kernel, project)
+    with pytest.raises(PreflightError) as caught:
+        workflow.preflight(config)
+    assert isinstance(caught.value.details, ProblemList)
+    (problem,) = caught.value.details.problems
     assert problem.subject == "pkg/data.txt:2"
     assert "KAGGLE_KEY" in problem.message
     assert some(30, HEX) not in repr(problem)

@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 
 from kernelkit import workflow
+from kernelkit.bundle.secrets import own_credentials
 from kernelkit.config import load_config
 from kernelkit.errors import ConfigError
-from kernelkit.notebook.preflight import Problem
+from kernelkit.notebook.preflight import Problem, check
 
 Make = Callable[..., Path]
 
 
 def problems(project: Path, *settings: str) -> list[Problem]:
     config = load_config(project, settings=settings, environment={})
-    return workflow.preflight(workflow.render_kernel(config), project)
+    return check(workflow.render_kernel(config), own_credentials(os.environ, Path.home(), project))
 
 
 def subjects(project: Path, *settings: str) -> list[str]:

@@ -28,7 +28,7 @@ from kernelkit.kaggle import files
 from kernelkit.kaggle.kernels import Kaggle
 from kernelkit.kaggle.types import Credentials, Timeouts
 from kernelkit.runs import download
-from kernelkit.runs.download import Progress, Selection
+from kernelkit.runs.download import Progress, Selection, pull_run
 from kernelkit.runs.store import RunFolder
 from kernelkit.runs.verify import verify
 
@@ -195,7 +195,7 @@ def test_thousands_of_files_are_downloaded_quickly(
     record = shelf.record(tmp_path / "v2", "part0/0.txt")
     heard: list[object] = []
     started = time.monotonic()
-    pulled = workflow.pull(kaggle, record, on_event=heard.append)
+    pulled = pull_run(kaggle, record, on_event=heard.append)
     assert time.monotonic() - started < 60
     assert pulled.verdict.problems == ()
     assert downloaded_files(record.path) == dict(shelf.files[:-1])
@@ -261,7 +261,7 @@ def test_no_file_name_escapes_the_folder_or_overwrites_another_file(
     (record.path / "folder").mkdir()
     before = (record.path / "bundle.json").read_bytes()
     reported: list[object] = []
-    pulled = workflow.pull(kaggle, record, on_event=reported.append)
+    pulled = pull_run(kaggle, record, on_event=reported.append)
     assert pulled.verdict.problems == ()
     assert downloaded_files(record.path) == dict.fromkeys(fine, zipped(a="b"))
     assert (record.path / "bundle.json").read_bytes() == before
@@ -281,7 +281,7 @@ def test_a_declared_output_with_a_conflicting_name_is_a_failure(
     shelf.files = [("out.csv", b"id\n"), ("OUT.csv", b"id\n")]
     shelf.declare("out.csv", "OUT.csv")
     record = shelf.record(tmp_path / "v2", "out.csv", "OUT.csv")
-    pulled = workflow.pull(kaggle, record)
+    pulled = pull_run(kaggle, record)
     (problem,) = pulled.verdict.problems
     assert "OUT.csv: 'out.csv' has this path" in problem
     assert not record.is_complete()
@@ -296,7 +296,7 @@ def test_a_corrupted_download_is_repeated(
     shelf.declare("out.csv")
     shelf.instead = {name: [answer] * 2}
     record = shelf.record(tmp_path / "v2", "out.csv")
-    assert workflow.pull(kaggle, record).verdict.verified
+    assert pull_run(kaggle, record).verdict.verified
     assert downloaded_files(record.path) == dict(shelf.files[:2])
 
 
@@ -307,14 +307,14 @@ def test_a_file_that_stays_corrupted_is_a_failure(
     shelf.declare("out.csv")
     shelf.instead = {"out.csv": [HTML] * 99, "page.bin": [HTML] * 99}
     record = shelf.record(tmp_path / "v2", "out.csv")
-    pulled = workflow.pull(kaggle, record)
+    pulled = pull_run(kaggle, record)
     (problem,) = pulled.verdict.problems
     assert "out.csv: Kaggle does not send the file of 5 B: it sends 33 B" in problem
     assert set(pulled.refused) == {"out.csv", "page.bin"}
     assert not record.is_complete()
     assert downloaded_files(record.path) == {"fine.bin": b"y"}
     shelf.instead, shelf.fetched = {}, []
-    assert workflow.pull(kaggle, record).verdict.verified
+    assert pull_run(kaggle, record).verdict.verified
     assert sorted(shelf.fetched) == ["out.csv", "page.bin", "run-manifest.json"]
 
 
@@ -325,16 +325,16 @@ def test_a_failed_undeclared_output_is_not_a_success(
     shelf.declare("out.csv")
     shelf.instead = {"page.bin": [HTML] * 99}
     record = shelf.record(tmp_path / "v2", "out.csv")
-    pulled = workflow.pull(kaggle, record)
+    pulled = pull_run(kaggle, record)
     assert pulled.verdict.verified
     assert not record.is_complete()
     with pytest.raises(RefusedError, match=r"page\.bin: Kaggle does not send the file of 99 B"):
         workflow.require_success(pulled)
     shelf.instead = {"page.bin": [404] * 99}
-    assert "refused (404)" in workflow.pull(kaggle, record).refused["page.bin"]
-    workflow.require_success(workflow.pull(kaggle, record, Selection(names=("out.csv",))))
+    assert "refused (404)" in pull_run(kaggle, record).refused["page.bin"]
+    workflow.require_success(pull_run(kaggle, record, Selection(names=("out.csv",))))
     shelf.instead = {}
-    workflow.require_success(workflow.pull(kaggle, record))
+    workflow.require_success(pull_run(kaggle, record))
     assert record.is_complete()
 
 
@@ -345,7 +345,7 @@ def test_the_manifest_takes_precedence_over_the_listing(
     shelf.declare("out.csv")
     shelf.files[0] = ("out.csv", b"id\nb\n")  # of the same size
     record = shelf.record(tmp_path / "v2", "out.csv")
-    assert "another sha256" in workflow.pull(kaggle, record).verdict.problems[0]
+    assert "another sha256" in pull_run(kaggle, record).verdict.problems[0]
     assert downloaded_files(record.path) == {}
 
 
@@ -356,7 +356,7 @@ def test_expired_addresses_are_refreshed_with_one_listing(
     shelf.declare("1.bin")
     shelf.expires = True
     record = shelf.record(tmp_path / "v2", "1.bin")
-    assert workflow.pull(kaggle, record).verdict.verified
+    assert pull_run(kaggle, record).verdict.verified
     assert len(downloaded_files(record.path)) == 29
     assert shelf.calls.count("ListKernelSessionOutput") == 2
 
@@ -366,7 +366,7 @@ def test_files_without_sizes_are_downloaded(shelf: Shelf, kaggle: Kaggle, tmp_pa
     shelf.declare("out.csv")
     shelf.sizes = False
     record = shelf.record(tmp_path / "v2", "out.csv")
-    assert workflow.pull(kaggle, record).verdict.verified
+    assert pull_run(kaggle, record).verdict.verified
     assert downloaded_files(record.path) == dict(shelf.files[:2])
 
 
@@ -374,20 +374,20 @@ def test_selected_files_are_downloaded(shelf: Shelf, kaggle: Kaggle, tmp_path: P
     shelf.files = [("out.csv", b"id\n"), ("m.zip", zipped(a="b")), ("m/a", b"b"), ("n/a", b"b")]
     shelf.declare("out.csv", "m.zip")
     record = shelf.record(tmp_path / "v2", "out.csv", "m.zip")
-    pulled = workflow.pull(kaggle, record, Selection(names=("out.csv",)))
+    pulled = pull_run(kaggle, record, Selection(names=("out.csv",)))
     assert (pulled.verdict.verified, pulled.partial) == (True, True)
     assert [output.path for output in pulled.verdict.outputs] == ["out.csv"]
     assert set(downloaded_files(record.path)) == {"out.csv"}
-    workflow.pull(kaggle, record, Selection(patterns=("m*",)))
+    pull_run(kaggle, record, Selection(patterns=("m*",)))
     assert set(downloaded_files(record.path)) == {"out.csv", "m.zip", "m/a"}
     with pytest.raises(ConfigError, match=r"no ou\.csv") as caught:
-        workflow.pull(kaggle, record, Selection(names=("ou.csv",)))
+        pull_run(kaggle, record, Selection(names=("ou.csv",)))
     assert "out.csv" in caught.value.next_step
     with pytest.raises(ConfigError, match=r"no \*\.md"):
-        workflow.pull(kaggle, record, Selection(patterns=("*.md",)))
+        pull_run(kaggle, record, Selection(patterns=("*.md",)))
     assert not record.is_complete()
     shelf.fetched = []
-    assert workflow.pull(kaggle, record).verdict.verified
+    assert pull_run(kaggle, record).verdict.verified
     assert sorted(shelf.fetched) == ["n/a", "run-manifest.json"]
     assert record.is_complete()
 
@@ -398,10 +398,10 @@ def test_problems_of_selected_files_are_reported(
     shelf.files = [("out.csv", b"id\n"), ("m.zip", b"no zip")]
     shelf.declare("out.csv", "m.zip")
     record = shelf.record(tmp_path / "v2", "out.csv", "m.zip", "gone.md")
-    assert workflow.pull(kaggle, record, Selection(names=("out.csv",))).verdict.verified
-    wrong = workflow.pull(kaggle, record, Selection(names=("m.zip",))).verdict.problems
+    assert pull_run(kaggle, record, Selection(names=("out.csv",))).verdict.verified
+    wrong = pull_run(kaggle, record, Selection(names=("m.zip",))).verdict.problems
     assert [problem.split(":")[0] for problem in wrong] == ["m.zip"]
-    gone = workflow.pull(kaggle, record, Selection(names=("gone.md",))).verdict.problems
+    gone = pull_run(kaggle, record, Selection(names=("gone.md",))).verdict.problems
     assert gone == ("gone.md: not in the manifest",)
 
 
@@ -410,7 +410,7 @@ def test_a_failed_run_is_pulled_too(shelf: Shelf, kaggle: Kaggle, tmp_path: Path
     shelf.declare(status="failed", error="RuntimeError: no")
     shelf.state = "ERROR"
     record = shelf.record(tmp_path / "v2", "out.csv")
-    pulled = workflow.pull(kaggle, record)
+    pulled = pull_run(kaggle, record)
     assert pulled.verdict.run_error == "RuntimeError: no"
     assert downloaded_files(record.path) == {"half.bin": b"x"}
     assert record.is_complete()
@@ -422,7 +422,7 @@ def test_a_run_without_outputs_is_pulled(
 ) -> None:
     shelf.state = state
     record = shelf.record(tmp_path / "v2", "out.csv")
-    pulled = workflow.pull(kaggle, record)
+    pulled = pull_run(kaggle, record)
     assert pulled.verdict.problems == ("run-manifest.json: missing",)
     assert (record.is_complete(), pulled.verdict.verified) == (True, False)
 
@@ -434,7 +434,7 @@ def test_without_a_manifest_nothing_is_verified(
     shelf.files = [("out.csv", b"id\n")]
     shelf.files += [("run-manifest.json", manifest)] if manifest else []
     record = shelf.record(tmp_path / "v2", "out.csv")
-    pulled = workflow.pull(kaggle, record)
+    pulled = pull_run(kaggle, record)
     assert pulled.verdict.problems
     assert not record.is_complete()
     assert shelf.fetched.count("run-manifest.json") == (
@@ -450,12 +450,12 @@ def test_one_failed_file_does_not_stop_the_others(
     shelf.instead = {"3.bin": [500] * 5}
     record = shelf.record(tmp_path / "v2", "1.bin")
     with pytest.raises(UnreachableError, match=r"not all files arrived: 3\.bin") as caught:
-        workflow.pull(kaggle, record)
+        pull_run(kaggle, record)
     assert "continues from there. 3 B are missing" in caught.value.next_step
     assert set(downloaded_files(record.path)) == {f"{n}.bin" for n in range(1, 20)} - {"3.bin"}
     assert not record.is_complete()
     shelf.fetched = []
-    assert workflow.pull(kaggle, record).verdict.verified
+    assert pull_run(kaggle, record).verdict.verified
     assert shelf.fetched == ["run-manifest.json", "3.bin"]
 
 
@@ -467,7 +467,7 @@ def test_a_download_without_progress_ends_soon(
     shelf.instead = {name: [503] * 99 for name, _ in shelf.files[:-1]}
     record = shelf.record(tmp_path / "v2", "1.bin")
     with pytest.raises(UnreachableError):
-        workflow.pull(kaggle, record)
+        pull_run(kaggle, record)
     tried = sum(99 - len(answers) for answers in shelf.instead.values())
     assert tried <= 12 * files.FAILURES_IN_A_ROW
 
@@ -480,11 +480,11 @@ def test_a_full_disk_is_reported_before_the_download(
     record = shelf.record(tmp_path / "v2", "big.bin")
     monkeypatch.setattr(download, "SPARE_BYTES", 1 << 60)
     with pytest.raises(LocalError, match="are free") as caught:
-        workflow.pull(kaggle, record)
+        pull_run(kaggle, record)
     assert "Make room for" in caught.value.next_step
     assert shelf.fetched == []
     monkeypatch.undo()
-    assert workflow.pull(kaggle, record).verdict.verified
+    assert pull_run(kaggle, record).verdict.verified
 
 
 @pytest.fixture
@@ -551,7 +551,7 @@ def test_a_killed_pull_is_resumed(
     assert any(".partial" in name for name in verify(record.path).undeclared)
     shelf.block_seconds, shelf.fetched = 0, []
     reported: list[object] = []
-    assert workflow.pull(kaggle, record, on_event=reported.append).verdict.verified
+    assert pull_run(kaggle, record, on_event=reported.append).verdict.verified
     assert "0.bin" in [event.name for event in reported if isinstance(event, Progress)]
     assert len(shelf.ranges) == 3
     assert {"table.csv", "letters.zip"}.isdisjoint(shelf.fetched)
@@ -570,7 +570,7 @@ def test_a_disk_that_fills_exits_with_10_and_the_pull_can_be_resumed(
     record = RunFolder(folder_of(project))
     assert not list(record.path.glob("*.bin"))
     assert not record.is_complete()
-    assert workflow.pull(kaggle, record).verdict.verified
+    assert pull_run(kaggle, record).verdict.verified
     assert shelf.ranges
     assert all((record.path / name).read_bytes() == content for name, content in shelf.files)
 
@@ -582,7 +582,7 @@ def test_two_pulls_of_the_same_version_take_turns(
     verdicts: list[bool] = []
 
     def pull(number: int) -> None:
-        pulled = workflow.pull(kaggle, record, on_event=reported[number].append)
+        pulled = pull_run(kaggle, record, on_event=reported[number].append)
         verdicts.append(pulled.verdict.verified)
 
     threads = [threading.Thread(target=pull, args=(number,)) for number in range(2)]

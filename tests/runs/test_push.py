@@ -30,6 +30,7 @@ from kernelkit.errors import (
 from kernelkit.kaggle.kernels import Kaggle
 from kernelkit.kaggle.types import Credentials, State, Timeouts
 from kernelkit.runs import push, store
+from kernelkit.runs.download import pull_run
 from kernelkit.runs.push import Outcome
 
 QUICK = Timeouts(
@@ -273,7 +274,7 @@ def test_a_run_pushed_from_another_machine_is_adopted_watched_and_pulled(
             target.write_bytes(path.read_bytes())
     _, record = workflow.attach(there.config(), f"{case.owner}/{case.slug}")
     assert record.read().digest == case.record().read().digest
-    assert workflow.pull(there.kaggle, record).verdict.verified
+    assert pull_run(there.kaggle, record).verdict.verified
     assert there.push() is Outcome.REUSED
     with pytest.raises(ConfigError, match="not the name of a run"):
         workflow.attach(there.config(), "a/b/c/d")
@@ -286,7 +287,7 @@ def test_changed_settings_are_reported_most_serious_first(case: Case) -> None:
     case.inject("public", "internet-flipped", "dropped-source,reported=false")
     with pytest.raises(RefusedError) as caught:
         case.push(SLOW)
-    first, *others = caught.value.details["differences"]
+    first, *others = caught.value.details.document["differences"]
     assert first == "is_private: requested True, got False"
     assert [line.partition(":")[0] for line in others] == ["enable_internet", "competition_sources"]
     assert case.record().read().version == 1  # the run is active and recorded
@@ -315,10 +316,10 @@ def test_a_run_with_changed_settings_is_not_reused(case: Case, fault: str) -> No
     for _ in range(2):
         with pytest.raises(RefusedError) as caught:
             case.push(*sources)
-        assert caught.value.details["differences"]
+        assert caught.value.details.document["differences"]
         assert "--again" in caught.value.next_step
     workflow.watch(case.kaggle, case.record())
-    workflow.pull(case.kaggle, case.record())
+    pull_run(case.kaggle, case.record())
     with pytest.raises(RefusedError, match="Kaggle changed"):
         case.push(*sources)
     assert case.versions == 1

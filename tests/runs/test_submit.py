@@ -343,7 +343,7 @@ def test_without_a_sample_nothing_is_submitted(kaggle: Kaggle, record: store.Run
 def test_a_scoring_error_is_an_error(kaggle: Kaggle, record: store.RunFolder) -> None:
     with pytest.raises(RefusedError, match="Unable to find 1 required key") as caught:
         workflow.submit(kaggle, record, SubmitOptions(competition="strict"))
-    assert caught.value.details["status"] == "error"
+    assert caught.value.details.document["status"] == "error"
     (kept,) = store.submissions(record.root)
     assert "Unable to find" in (kept.error or "")
 
