@@ -10,7 +10,7 @@ layout     which files are compressed, and the size of each: the limit is here
 runtime    the code that runs inside the notebook; standard library only: `NotebookRun`,
            `MANIFEST_MARK`
 preflight  problems that would cost a run, found before a push: `check`, `advise`,
-           `require_no_problems`, `Problem`
+           `compare_with_image`, `require_no_problems`, `Problem`
 reader     the cells and the manifest of a notebook: `read_cells`, `embedded_manifest`
 edits      edits made in a notebook: `read_notebook`, `plan`, `apply`, `SyncPlan`
 
