@@ -89,7 +89,7 @@ class TranscriptDocument(TypedDict):
     exchanges: list[Exchange]
 
 
-class _Session(BaseModel):
+class _SessionDocument(BaseModel):
     """session.json: what the probe's run found on its machine."""
 
     internet: bool
@@ -229,7 +229,7 @@ def _results(
     transcript: Transcript,
 ) -> Iterator[CheckResult]:
     document = good.read("session.json")
-    session = _Session.model_validate(document) if document else None
+    session = _SessionDocument.model_validate(document) if document else None
     yield _result("run", good.end.state == State.COMPLETE, f"it ended {good.end.state}")
     yield _result("requested settings", not good.differences, "; ".join(good.differences) or "kept")
     yield CheckResult("status", Health.GOOD, "; ".join(_statuses(transcript)))
@@ -246,7 +246,7 @@ def _results(
 
 
 def _session_results(
-    session: _Session | None, good: _Attempt, competitions: Sequence[str]
+    session: _SessionDocument | None, good: _Attempt, competitions: Sequence[str]
 ) -> Iterator[CheckResult]:
     if session is None:
         yield CheckResult("session", Health.UNKNOWN, "the run wrote no session.json")
