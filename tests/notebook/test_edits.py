@@ -355,7 +355,7 @@ def test_an_edited_hash_does_not_hide_an_edit(plain: Path) -> None:
         "parcel/../parcel/x.py",
         "/etc/x",
         "/parcel/x.py",
-        "beside.py",
+        "next_to.py",
         "other/x.py",
         "pyproject.toml",
         ".git/hooks/pre-commit",

@@ -58,7 +58,7 @@ def prove(project: Path, *arguments: str, **options) -> workflow.Proof:
 
 
 def test_a_file_next_to_the_package_is_missing_in_the_notebook(cli) -> None:
-    done = cli("prove", "--project", SAMPLES / "reads_beside", "--json", expect=8)
+    done = cli("prove", "--project", SAMPLES / "reads_outside", "--json", expect=8)
     report = json.loads(done.stdout)
     assert [found["test"] for found in report["differences"]] == [
         "tests/test_nosy.py::test_its_settings"

@@ -25,5 +25,5 @@ def test_importing_runs_no_program(capsys) -> None:
     assert capsys.readouterr().out == ""
 
 
-def test_runpy_finds_it() -> None:
+def test_runpy_finds_the_package() -> None:
     assert runpy.run_module("caller.work")["run"](["x"]) == "x"

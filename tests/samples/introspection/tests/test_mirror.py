@@ -8,7 +8,7 @@ import mirror.glass
 import pytest
 
 
-def test_the_source_with_its_comments() -> None:
+def test_getsource_returns_the_comments_too() -> None:
     assert mirror.glass.source_of_double() == (
         "def double(number: int) -> int:\n"
         "    # A comment, which only the file has.\n"
@@ -18,7 +18,7 @@ def test_the_source_with_its_comments() -> None:
     assert inspect.getdoc(mirror.glass) == "Functions whose source is read."
 
 
-def test_the_file_beside_which_it_lies() -> None:
+def test_file_points_into_the_package_folder() -> None:
     assert mirror.glass.home().name == "mirror"
     assert sorted(path.name for path in mirror.glass.home().glob("*.py")) == [
         "__init__.py",
@@ -28,7 +28,7 @@ def test_the_file_beside_which_it_lies() -> None:
     assert [Path(path) for path in mirror.__path__] == [mirror.glass.home()]
 
 
-def test_lines_are_those_of_the_file() -> None:
+def test_line_numbers_match_the_file() -> None:
     lines = Path(mirror.glass.__file__).read_text().splitlines()
     assert lines[mirror.glass.line() - 1] == "    return sys._getframe().f_lineno"
 
@@ -44,5 +44,5 @@ def test_the_version_is_an_attribute() -> None:
     assert mirror.__spec__.origin == mirror.__file__
 
 
-def test_examples_in_the_documentation_hold() -> None:
+def test_doctests_pass() -> None:
     assert tuple(doctest.testmod(mirror)) == (0, 4)

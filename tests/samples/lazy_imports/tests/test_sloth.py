@@ -5,7 +5,7 @@ import pytest
 import sloth
 
 
-def test_nothing_heavy_is_loaded_at_first() -> None:
+def test_heavy_modules_are_not_loaded_at_import() -> None:
     program = (
         "import sys, sloth; before = 'sloth.heavy' in sys.modules; sloth.heavy; "
         "print(before, 'sloth.heavy' in sys.modules)"
@@ -14,7 +14,7 @@ def test_nothing_heavy_is_loaded_at_first() -> None:
     assert done.stdout == "False True\n", done.stderr
 
 
-def test_a_module_attribute_that_is_made_when_asked_for() -> None:
+def test_module_getattr_creates_an_attribute() -> None:
     assert sloth.lift(2) == 4
     assert sloth.plugins.__name__ == "sloth.plugins"
     assert "heavy" in dir(sloth)
@@ -28,10 +28,10 @@ def test_a_plugin_is_found_by_its_name() -> None:
         sloth.plugin("fly")
 
 
-def test_the_slow_one_is_taken() -> None:
+def test_a_guarded_import_falls_back_to_the_slow_module() -> None:
     assert sloth.fast.__name__ == "sloth.slow"
     assert sloth.run() == 1
 
 
-def test_what_only_type_checkers_see_is_not_there() -> None:
+def test_type_checking_imports_are_not_executed() -> None:
     assert not hasattr(sloth, "Load")

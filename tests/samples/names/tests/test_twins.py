@@ -4,13 +4,13 @@ import twins.right
 from twins.main import run
 
 
-def test_each_function_sees_its_own_module() -> None:
+def test_functions_use_the_globals_of_their_own_module() -> None:
     assert run() == ("left of left", "right of right")
     assert twins.shared() == "left of left"
     assert twins._hidden == "of the package"
 
 
-def test_a_star_brings_what_all_says() -> None:
+def test_a_star_import_binds_the_names_in_all() -> None:
     assert twins._exported == l._exported
     assert not hasattr(twins, "kept")
     assert twins.helper is twins.right.helper

@@ -5,11 +5,11 @@ import space
 from space.station.dock import run
 
 
-def test_through_the_namespace() -> None:
+def test_modules_are_imported_through_the_namespace() -> None:
     assert run() == "space.probe calls"
 
 
-def test_it_is_a_namespace() -> None:
+def test_the_package_is_a_namespace() -> None:
     assert getattr(space, "__file__", None) is None
 
 

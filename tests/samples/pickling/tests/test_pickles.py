@@ -5,7 +5,7 @@ import sys
 from pickles.jar import Jar, Taste, halve, run
 
 
-def test_there_and_back() -> None:
+def test_an_object_survives_pickling() -> None:
     for value in (Jar(3), Taste.SWEET, halve, Jar.Label):
         assert pickle.loads(pickle.dumps(value)) == value
 
@@ -16,7 +16,7 @@ def test_the_pickle_names_the_real_module() -> None:
     assert Jar.Label.__qualname__ == "Jar.Label"
 
 
-def test_another_process_reads_it(tmp_path) -> None:
+def test_another_process_can_unpickle_it(tmp_path) -> None:
     path = tmp_path / "jar.pickle"
     path.write_bytes(pickle.dumps(Jar(5, Taste.SWEET)))
     program = f"import pickle; print(pickle.load(open({str(path)!r}, 'rb')))"
@@ -26,5 +26,5 @@ def test_another_process_reads_it(tmp_path) -> None:
     assert done.stdout.strip() == repr(Jar(5, Taste.SWEET)), done.stderr
 
 
-def test_a_pool_of_spawned_workers() -> None:
+def test_spawned_workers_can_unpickle_functions() -> None:
     assert run() == [Jar(1, Taste.SWEET), Jar(4, Taste.SWEET)]
