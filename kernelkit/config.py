@@ -12,7 +12,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -22,6 +22,7 @@ import tomlkit.items
 from packaging.requirements import InvalidRequirement, Requirement
 from pathspec import GitIgnoreSpec
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from kernelkit.errors import ConfigError
 
@@ -185,7 +186,7 @@ class DescribedParameter:
 
 class _Profile(_Section):
     parameters: dict[str, Parameter] = Field(default_factory=dict)
-    kernel: dict[str, Any] = Field(default_factory=dict)
+    kernel: dict[str, Parameter] = Field(default_factory=dict)
 
 
 class _ProjectFile(_Section):
@@ -275,6 +276,84 @@ class Config(_Section):
         ]
 
 
+@dataclass(frozen=True)
+class _RawProject:
+    """[tool.kernelkit] as TOML has it, and the name of the project's own distribution."""
+
+    table: Mapping[str, Any]
+    distribution: str
+
+    def with_profile(self, profile: str | None) -> _RawProject:
+        """The values of a profile on top of these."""
+        if profile is None:
+            return self
+        stated = self.validated()
+        if profile not in stated.profiles:
+            known = ", ".join(sorted(stated.profiles)) or "none"
+            raise ConfigError(
+                f'no profile "{profile}"{near_miss(profile, stated.profiles)} (there is: {known})'
+            )
+        layer = stated.profiles[profile]
+        parameters = {**self.table.get("parameters", {}), **layer.parameters}
+        kernel = {**self.table["kernel"], **layer.kernel}
+        return replace(self, table={**self.table, "parameters": parameters, "kernel": kernel})
+
+    def with_settings(self, settings: Sequence[str]) -> _RawProject:
+        """The values of `--set` on top of these."""
+        stated = self.validated() if settings else None
+        table = self.table
+        for setting in settings:
+            key, equals, text = setting.partition("=")
+            key = key.strip()
+            if not equals:
+                raise ConfigError(f"--set {setting}: must read key=value")
+            is_field = key.startswith("kernel.")
+            section, name = ("kernel", key[7:]) if is_field else ("parameters", key)
+            if section == "parameters":
+                assert stated is not None
+                _require_known_parameter(stated, name)
+            values = table.get(section, {})
+            value = _toml_value(setting, text, values.get(name))
+            table = {**table, section: {**values, name: value}}
+        return replace(self, table=table)
+
+    def validated(self) -> _ProjectFile:
+        """The typed section.
+
+        Raises:
+            ConfigError: with every complaint, one a line.
+        """
+        table = {**self.table}
+        if isinstance(kernel := table.get("kernel"), dict):
+            table["kernel"] = _lists_as_tuples(kernel)
+        try:
+            return _ProjectFile.model_validate(_lists_as_tuples(table))
+        except ValidationError as error:
+            complaints = [_complaint(one) for one in error.errors(include_url=False)]
+            raise ConfigError(
+                "\n".join(complaints),
+                f"Fix [tool.kernelkit] in {PROJECT_FILE}, or the --set that says so.",
+            ) from None
+
+
+def _lists_as_tuples(section: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """TOML has lists where the frozen models hold tuples; nested tables stay as they are."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
+
+
+def _complaint(error: ErrorDetails) -> str:
+    """One line about one error: its key as in the file, what is wrong, the near miss."""
+    *sections, key = [str(part) for part in error["loc"]]
+    where = ".".join(["tool.kernelkit", *sections])
+    if error["type"] == "extra_forbidden":
+        known = _SECTIONS.get(tuple(sections), _Profile).model_fields
+        return f'[{where}] has no key "{key}"{near_miss(key, known)}'
+    if error["type"] == "missing":
+        return f'[{where}] lacks the key "{key}"'
+    reason = error["msg"].removeprefix("Value error, ")
+    return f'[{where}] "{key}" = {_shown(error["input"])}: {reason}'
+
+
 def find_project(start: Path) -> Path:
     """The folder of the nearest project: `start`, or the first folder above it that is one.
 
@@ -320,10 +399,8 @@ def load_config(
     Raises:
         ConfigError: with every complaint, one a line.
     """
-    table, distribution = _read_project_file(project)
-    table = _with_profile(table, profile)
-    table = _with_settings(table, settings)
-    stated = _validated(table)
+    raw = _read_project_file(project).with_profile(profile).with_settings(settings)
+    stated = raw.validated()
     _check_parameters(stated.parameters)
     return Config(
         project=project.resolve(),
@@ -341,7 +418,7 @@ def load_config(
         allow_secrets=stated.allow_secrets,
         kernel=stated.kernel,
         submission=stated.submission,
-        distribution=distribution,
+        distribution=raw.distribution,
         parameters=stated.parameters,
         comments=parameter_comments(project, profile),
         profile=profile,
@@ -380,8 +457,7 @@ def near_miss(word: str, known: Iterable[str]) -> str:
     return f'; did you mean "{close[0]}"?' if close else ""
 
 
-def _read_project_file(project: Path) -> tuple[dict[str, Any], str]:
-    """[tool.kernelkit], and the name of the project's own distribution."""
+def _read_project_file(project: Path) -> _RawProject:
     path = project / PROJECT_FILE
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -405,7 +481,7 @@ def _read_project_file(project: Path) -> tuple[dict[str, Any], str]:
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: tool.kernelkit must be a table")
     named = document.get("project")
-    return table, str(named.get("name", "")) if isinstance(named, dict) else ""
+    return _RawProject(table, str(named.get("name", "")) if isinstance(named, dict) else "")
 
 
 def parameter_comments(
@@ -451,39 +527,6 @@ def _words(comment: str) -> str:
     return comment.lstrip("#").strip()
 
 
-def _with_profile(table: dict[str, Any], profile: str | None) -> dict[str, Any]:
-    if profile is None:
-        return table
-    stated = _validated(table)
-    if profile not in stated.profiles:
-        known = ", ".join(sorted(stated.profiles)) or "none"
-        raise ConfigError(
-            f'no profile "{profile}"{near_miss(profile, stated.profiles)} (there is: {known})'
-        )
-    layer = stated.profiles[profile]
-    return {
-        **table,
-        "parameters": {**table.get("parameters", {}), **layer.parameters},
-        "kernel": {**table["kernel"], **layer.kernel},
-    }
-
-
-def _with_settings(table: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    stated = _validated(table) if settings else None
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        key = key.strip()
-        if not equals:
-            raise ConfigError(f"--set {setting}: must read key=value")
-        section, name = ("kernel", key[7:]) if key.startswith("kernel.") else ("parameters", key)
-        if section == "parameters":
-            assert stated is not None
-            _require_known_parameter(stated, name)
-        values = table.get(section, {})
-        table = {**table, section: {**values, name: _toml_value(setting, text, values.get(name))}}
-    return table
-
-
 def _require_known_parameter(stated: _ProjectFile, name: str) -> None:
     """`--set` may name what the file names, in any profile: else a slip would be carried along."""
     known = set(stated.parameters).union(*(p.parameters for p in stated.profiles.values()))
@@ -511,41 +554,6 @@ def _toml_value(setting: str, text: str, stated: Any) -> Any:
     if list(parsed) != ["value"]:
         raise ConfigError(f"--set {setting}: one value at a time")
     return parsed["value"]
-
-
-def _validated(table: dict[str, Any]) -> _ProjectFile:
-    try:
-        return _ProjectFile.model_validate(_lists_as_tuples(table))
-    except ValidationError as error:
-        complaints = [_complaint(dict(error)) for error in error.errors(include_url=False)]
-        raise ConfigError(
-            "\n".join(complaints),
-            f"Fix [tool.kernelkit] in {PROJECT_FILE}, or the --set that says so.",
-        ) from None
-
-
-def _lists_as_tuples(table: dict[str, Any]) -> dict[str, Any]:
-    """TOML has lists where the frozen models hold tuples; parameters stay as they are."""
-
-    def convert(section: Any) -> Any:
-        if not isinstance(section, dict):
-            return section
-        return {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
-
-    return {**convert(table), **({"kernel": convert(table["kernel"])} if "kernel" in table else {})}
-
-
-def _complaint(error: dict[str, Any]) -> str:
-    """One line about one error: its key as in the file, what is wrong, the near miss."""
-    *sections, key = [str(part) for part in error["loc"]]
-    where = ".".join(["tool.kernelkit", *sections])
-    if error["type"] == "extra_forbidden":
-        known = _SECTIONS.get(tuple(sections), _Profile).model_fields
-        return f'[{where}] has no key "{key}"{near_miss(key, known)}'
-    if error["type"] == "missing":
-        return f'[{where}] lacks the key "{key}"'
-    reason = error["msg"].removeprefix("Value error, ")
-    return f'[{where}] "{key}" = {_shown(error["input"])}: {reason}'
 
 
 def _shown(value: Any) -> str:

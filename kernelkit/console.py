@@ -239,7 +239,7 @@ class Reporter:
 
     def __init__(self, live: Live | None = None) -> None:
         self._live = live
-        self._experiments: dict[str, Mapping[str, Any]] = {}
+        self._experiments: dict[str, Mapping[str, JsonValue]] = {}
         self._epochs: Any = None
         self._tail: list[str] = []
         self._quota: Quota | None = None
@@ -321,7 +321,7 @@ class Reporter:
         """Whether the run reports epochs at all."""
         return bool(self._experiments)
 
-    def _plan(self, event: Mapping[str, Any]) -> None:
+    def _plan(self, event: Mapping[str, JsonValue]) -> None:
         """What a run announces at its start."""
         names, self._epochs = event.get("experiments"), event.get("epochs")
         if isinstance(names, list):
@@ -329,17 +329,20 @@ class Reporter:
 
     def seconds_left(self) -> float | None:
         """Seconds of the planned epochs, estimated from those before; None if unknown."""
-        took = {
-            n: float(e["seconds"]) for n, e in self._experiments.items() if _is_number(e, "seconds")
-        }
+        from kernelkit.runs.manifest import finite
+
+        took: dict[str, float] = {}
+        for name, event in self._experiments.items():
+            if (seconds := finite(event.get("seconds"))) is not None:
+                took[name] = seconds
         if not took:
             return None
         mean, left = sum(took.values()) / len(took), 0.0
         for name, event in self._experiments.items():
-            planned = {"epochs": self._epochs, "epoch": 0, **event}
-            if _is_number(planned, "epochs"):
-                done = planned["epoch"] if _is_number(planned, "epoch") else 0
-                left += max(0.0, float(planned["epochs"]) - done) * took.get(name, mean)
+            epochs = finite(event.get("epochs", self._epochs))
+            if epochs is not None:
+                done = finite(event.get("epoch", 0)) or 0.0
+                left += max(0.0, epochs - done) * took.get(name, mean)
         return left if 0 < left < math.inf else None
 
     def table(self) -> Table:
@@ -910,7 +913,7 @@ def _score(public: str | None, private: str | None, state: str | None) -> str:
     return f"{public or '?'} / {private or '?'}" if public or private else state or ""
 
 
-def _epoch_line(event: Mapping[str, Any]) -> str:
+def _epoch_line(event: Mapping[str, JsonValue]) -> str:
     shown = [f"{label} {number(event[key], n)}" for label, key, n in EPOCH_COLUMNS if key in event]
     epoch = f"epoch {event.get('epoch', '?')}/{event.get('epochs', '?')}"
     return "  ".join([str(event.get("experiment", "")), epoch, *shown]).strip()
@@ -925,14 +928,3 @@ def _duration_line(seconds: float) -> str:
 def _quota_line(quota: Quota) -> str:
     refresh = f" until {quota.refresh:%a %H:%M} UTC" if quota.refresh else ""
     return f"GPU quota: {quota.used:.1f} of {quota.allowed:.0f} h used{refresh}"
-
-
-def _is_number(event: Mapping[str, Any], key: str) -> bool:
-    """Whether a value is a number that a float can hold: a notebook may report anything."""
-    value = event.get(key)
-    try:
-        return (
-            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        )
-    except OverflowError:  # an integer beyond every float
-        return False

@@ -14,7 +14,8 @@ history   lists and compares runs: `RunRow`, `RunDetails`, `RunDifference`, `Met
 submit    checks and submits a file once: `submit_once`, `wait_for_score`,
           `require_no_scoring_error`, `SubmitOptions`, `Submitted`
 manifest  the JSON files of a run, typed: `RunAddress`, `RunRecord`, `RunManifest`, `RunEnd`,
-          `OutputEntry`, `SubmissionRecord`, `Differences`, `Verdict`, `RUN_MANIFEST_NAME`
+          `OutputEntry`, `SubmissionRecord`, `Differences`, `Verdict`, `RUN_MANIFEST_NAME`,
+          `finite`
 
 Other packages import these names from the modules. This file imports nothing, so that a command
 loads only what it uses.
