@@ -717,7 +717,7 @@ def _probe(
     """Describe the probe, ask, run it. It works without a project."""
     from kernelkit import console
     from kernelkit.doctor.probe import plan, probe
-    from kernelkit.kaggle.connect import connect
+    from kernelkit.kaggle.kernels import connect
 
     kernel = None if isinstance(config, ConfigError) else config.kernel
     kaggle = connect(endpoint, local_user=kernel.owner if kernel else None)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from kernelkit.doctor.probe import Report
     from kernelkit.kaggle.types import LogEntry, Quota, Status
     from kernelkit.notebook.edits import SyncPlan
-    from kernelkit.notebook.render import SizeEntry
+    from kernelkit.notebook.layout import SizeEntry
     from kernelkit.runs.download import Progress, PulledRun
     from kernelkit.runs.history import Metric, RunDetails, RunDifference, RunRow
     from kernelkit.runs.manifest import Verdict
@@ -408,7 +408,7 @@ def watching(on_interrupt: str) -> Iterator[Reporter]:
 
 def rendered(result: RenderedKernel) -> None:
     """What `render` wrote: the size of each file, imports, files left out, notes."""
-    from kernelkit.notebook.render import SIZE_LIMIT_BYTES
+    from kernelkit.notebook.layout import SIZE_LIMIT_BYTES
 
     kernel = result.kernel
     size = kernel.size
@@ -582,7 +582,7 @@ def submitted(submitted: Submitted) -> None:
 
 def budget(entries: Sequence[SizeEntry], size: int) -> None:
     """How much of the size limit each file uses, the largest first."""
-    from kernelkit.notebook.render import SIZE_LIMIT_BYTES
+    from kernelkit.notebook.layout import SIZE_LIMIT_BYTES
 
     own = {"archive": "the compressed files", "notebook": "all other cells"}
 

@@ -99,7 +99,7 @@ def rehearse(
     Raises:
         ConfigError: `out` is the folder of real runs, or contains other files than a rehearsal's.
     """
-    from kernelkit.kaggle.connect import connect
+    from kernelkit.kaggle.kernels import connect
     from kernelkit.kaggle.local import local_kaggle
     from kernelkit.runs import store
 
@@ -114,7 +114,7 @@ def rehearse(
 
 def connect_to(config: Config) -> Kaggle:
     """Connect to the Kaggle of this configuration, with the credentials of this machine."""
-    from kernelkit.kaggle.connect import connect  # the SDK takes 0.3 s to import
+    from kernelkit.kaggle.kernels import connect  # the SDK takes 0.3 s to import
 
     return connect(config.endpoint, local_user=config.kernel.owner)
 

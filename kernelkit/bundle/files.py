@@ -1,8 +1,9 @@
 """Which files of the packages are carried, and why the others are left out.
 
-`include` and `exclude` of the project file decide first, then git, then a list of defaults:
-caches, hidden files, keys, notebooks and tests. `exclude` wins over `include`, and `include` wins
-over everything that leaves a file out without naming it.
+`exclude` of the project file decides first. Then a list of defaults leaves out caches, hidden
+files, keys, notebooks and tests, and git leaves out what it ignores; `include` overrides both, but
+carries a key only if it names that file. `bundle` adds tests that the package imports, and drops
+what `only_reachable` does not reach.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ from kernelkit.errors import (
     RefusedError,
     UnreachableError,
 )
-from kernelkit.kaggle.connect import connect
+from kernelkit.kaggle.kernels import connect
 from kernelkit.kaggle.credentials import key_files
 from kernelkit.kaggle.kernels import Kaggle
 from kernelkit.kaggle.types import PRODUCTION

@@ -1,16 +1,16 @@
 """The only door to Kaggle: typed calls of the official SDK, with timeouts and retries.
 
-connect       opens a connection: `connect`
 types         what is sent and received; needs no SDK: `Credentials`, `KernelInfo`, `LogEntry`,
               `OutputFile`, `PushResponse`, `Quota`, `Scoring`, `State`, `Status`, `Submission`,
               `Terms`, `Timeouts`, `PRODUCTION`
-kernels       the calls about kernels, datasets, models and the quota: `Kaggle`
+kernels       a connection, and the calls about kernels, datasets, models and the quota:
+              `connect`, `Kaggle`
 competitions  terms, sample, submissions and scores: `Competition`
-files         downloads one output: `download`, `Transfer`, `Stopped`
+transfer      downloads one output: `download`, `Transfer`, `Stopped`
 logs          reads a log, live or finished: `parse_log`
 credentials   whose account this is: `key_files`
 local         starts a local Kaggle: `local_kaggle`
-connection    the SDK's client with timeouts; a local Kaggle stays on this machine
+connection    the SDK's client with timeouts; refuses endpoints on other machines
 answers       turns each failure of a call into a kernelkit error, or retries it
 
 Nothing here prints. Other packages import these names from the modules. This file imports nothing:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kagglesdk.competitions.types import competition_api_service as competitions
@@ -16,6 +17,7 @@ from kernelkit.kaggle import logs
 from kernelkit.kaggle.answers import as_flag, as_int, as_text, as_texts, calling, refusal
 from kernelkit.kaggle.competitions import Competition
 from kernelkit.kaggle.connection import Connection
+from kernelkit.kaggle.credentials import find_credentials
 from kernelkit.kaggle.types import (
     CONNECT_SECONDS,
     KernelInfo,
@@ -275,4 +277,25 @@ def _push_response(response: Any) -> PushResponse:
         url=url,
         version=version,
         dropped={kind: as_texts(names) for kind, names in dropped.items() if names},
+    )
+
+
+def connect(
+    endpoint: str | None,
+    environment: Mapping[str, str] = os.environ,
+    local_user: str | None = None,
+) -> Kaggle:
+    """Open a connection with the credentials that the official client would use.
+
+    If Kaggle stops accepting them, they are looked up once more: a token may have been renewed.
+
+    Raises:
+        CredentialsError: there are none, or Kaggle does not know them.
+        UnreachableError: Kaggle did not say whose token it is.
+    """
+    credentials = find_credentials(endpoint, environment, local_user)
+    return Kaggle(
+        credentials,
+        endpoint,
+        lambda: find_credentials(endpoint, environment, local_user, renew=True),
     )

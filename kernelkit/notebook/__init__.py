@@ -1,12 +1,12 @@
 """A `Bundle` and Jinja templates become a notebook, and an edited notebook becomes a package again.
 
 manifest   the JSON that leaves with a notebook, typed: `Manifest`, `ManifestFile`,
-           `KernelMetadata`, `MANIFEST_NAME`, `read_manifest`
-render     the notebook with its metadata: `render`, `Kernel`, `SizeEntry`, `write_kernel`,
-           `SIZE_LIMIT_BYTES`, `SIZE_CAP_BYTES`
-cells      how a file becomes a cell, and the notebook's JSON
+           `KernelMetadata`, `BUNDLE_NAME`, `read_manifest`
+render     the notebook with its metadata: `render`, `Kernel`, `write_kernel`
+cells      how a file becomes a cell, and the notebook's JSON; the text of a cell is in templates/
 templates  finds, checks and renders the Jinja files
-layout     which files are compressed, and the size of each: the limit is here
+layout     which files are compressed, and the size of each: `SizeEntry`, `SIZE_LIMIT_BYTES`,
+           `SIZE_CAP_BYTES`
 runtime    the code that runs inside the notebook; standard library only: `NotebookRun`,
            `MANIFEST_MARK`
 preflight  problems that would cost a run, found before a push: `check`, `compare_with_image`,

@@ -21,7 +21,7 @@ from kernelkit.storage import parse_model, read_model
 
 NOTEBOOK_NAME = "notebook.ipynb"
 METADATA_NAME = "kernel-metadata.json"
-MANIFEST_NAME = "bundle.json"
+BUNDLE_NAME = "bundle.json"
 MANIFEST_SCHEMA = 1
 
 
@@ -95,7 +95,7 @@ class Manifest(_Lenient):
     """Top-level names that the package imports from elsewhere."""
 
     @classmethod
-    def parse(cls, text: str | bytes, source: object = MANIFEST_NAME) -> Self:
+    def parse(cls, text: str | bytes, source: object = BUNDLE_NAME) -> Self:
         """Read a manifest from JSON; errors name `source` and the key.
 
         Raises:

@@ -21,7 +21,8 @@ from kernelkit.bundle.secrets import Credential, NamedText, SecretFinding, scan
 from kernelkit.config import near_miss
 from kernelkit.errors import PreflightError
 from kernelkit.notebook.reader import read_cells
-from kernelkit.notebook.render import SIZE_CAP_BYTES, SIZE_LIMIT_BYTES, Kernel
+from kernelkit.notebook.layout import SIZE_CAP_BYTES, SIZE_LIMIT_BYTES
+from kernelkit.notebook.render import Kernel
 
 LARGEST = 8  # files named, where the notebook is too large
 SHORTEST_NAME = 5  # characters, of title and slug alike

@@ -25,7 +25,7 @@ from kernelkit.errors import LocalError
 from kernelkit.notebook.cells import notebook_json, sent_size
 from kernelkit.notebook.layout import SIZE_CAP_BYTES, SIZE_LIMIT_BYTES, Draft, SizeEntry
 from kernelkit.notebook.manifest import (
-    MANIFEST_NAME,
+    BUNDLE_NAME,
     MANIFEST_SCHEMA,
     METADATA_NAME,
     NOTEBOOK_NAME,
@@ -132,7 +132,7 @@ def write_kernel(kernel: Kernel, folder: Path) -> None:
     files = {
         NOTEBOOK_NAME: kernel.notebook,
         METADATA_NAME: as_json(kernel.metadata.document),
-        MANIFEST_NAME: as_json(kernel.manifest.document),
+        BUNDLE_NAME: as_json(kernel.manifest.document),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
 
-MANIFEST_NAME = "run-manifest.json"
+RUN_MANIFEST_NAME = "run-manifest.json"
 MANIFEST_MARK = "kernelkit-manifest "
 """The beginning of the one log line that holds the manifest of a failed run."""
 
@@ -386,7 +386,7 @@ class NotebookRun:
             "started": _timestamp(self._started),
             "seconds": round(time.time() - self._started, 3),
         }
-        target = self.working_dir / MANIFEST_NAME
+        target = self.working_dir / RUN_MANIFEST_NAME
         partial = target.with_suffix(".partial")
         # ASCII with escapes: an error message may contain a surrogate.
         text = json.dumps(manifest, indent=1, sort_keys=True, default=str)

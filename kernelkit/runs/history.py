@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from kernelkit.errors import KernelkitError, LocalError
 from kernelkit.kaggle.logs import parse_log
 from kernelkit.kaggle.types import LogEntry
-from kernelkit.notebook.manifest import MANIFEST_NAME, Manifest
+from kernelkit.notebook.manifest import BUNDLE_NAME, Manifest
 from kernelkit.runs import store
 from kernelkit.runs.manifest import (
     END_NAME,
@@ -233,7 +233,7 @@ class _Known:
             self.record = folder.read()
         except LocalError as error:
             self.problems.append(f"{error} {error.next_step}")
-        self.bundle = self._read(MANIFEST_NAME, Manifest)
+        self.bundle = self._read(BUNDLE_NAME, Manifest)
         self.end: RunEnd | None = folder.read_end()
         manifest = self._read(RUN_MANIFEST_NAME, RunManifest) if self.end else None
         ours = manifest is not None and manifest.digest == self.digest

@@ -1,8 +1,8 @@
 """Push a kernel: decide whether a push is needed, check, send exactly once, record, verify.
 
 Kaggle's response to a push can be lost after Kaggle has accepted it, and a push starts a run that
-takes hours. So kernelkit never just sends again: it looks for the new version, and compares the
-digest in its source.
+takes hours. kernelkit then looks for a new version with the digest, and sends once more only if
+there is none.
 """
 
 from __future__ import annotations

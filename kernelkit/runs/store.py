@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernelkit.errors import ConfigError, LocalError, RefusedError
-from kernelkit.notebook.manifest import MANIFEST_NAME, Manifest
+from kernelkit.notebook.manifest import BUNDLE_NAME, Manifest
 from kernelkit.runs.manifest import (
     END_NAME,
     PUSH_NAME,
@@ -176,7 +176,7 @@ class RunFolder:
         Raises:
             DocumentError: bundle.json is missing or damaged.
         """
-        return read_model(self.path / MANIFEST_NAME, Manifest)
+        return read_model(self.path / BUNDLE_NAME, Manifest)
 
     def read_manifest(self) -> RunManifest:
         """What the run says about itself.
@@ -211,7 +211,7 @@ def record_push(root: Path, record: RunRecord, bundle: Manifest) -> RunFolder:
         same = before is not None and before.address == record.address
         if before is not None and same and not folder.is_complete():
             write_json(folder.path / PUSH_NAME, before.updated(**record.document).document)
-            write_json(folder.path / MANIFEST_NAME, bundle.document)
+            write_json(folder.path / BUNDLE_NAME, bundle.document)
         elif not same or record.outcome != "adopted":
             _create(folder.path, record, bundle)
     return folder
@@ -223,7 +223,7 @@ def _create(path: Path, record: RunRecord, bundle: Manifest) -> None:
         for left in path.parent.glob(".v*.new"):  # of a process that was killed at this point
             shutil.rmtree(left)
         new = path.with_name(f".{path.name}.new")
-        write_json(new / MANIFEST_NAME, bundle.document)
+        write_json(new / BUNDLE_NAME, bundle.document)
         write_json(new / PUSH_NAME, record.document)
         _move_aside(path)
         new.rename(path)

@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from kernelkit.errors import LocalError, RunFailedError, VerificationError
-from kernelkit.notebook.manifest import MANIFEST_NAME, Manifest
+from kernelkit.notebook.manifest import BUNDLE_NAME, Manifest
 from kernelkit.runs.manifest import (
     END_NAME,
     PUSH_NAME,
@@ -29,7 +29,7 @@ from kernelkit.runs.manifest import (
 )
 from kernelkit.storage import DocumentError, encodable, read_model, sha256_of
 
-OWN_NAMES = frozenset({MANIFEST_NAME, PUSH_NAME, END_NAME, RUN_MANIFEST_NAME})
+OWN_NAMES = frozenset({BUNDLE_NAME, PUSH_NAME, END_NAME, RUN_MANIFEST_NAME})
 
 PARTIAL_FOLDER = ".partial"
 """Where a pull keeps incomplete downloads."""
@@ -133,9 +133,9 @@ def _read_manifests(
 ) -> tuple[Manifest | None, RunManifest | None]:
     bundle = manifest = None
     try:
-        bundle = read_model(folder / MANIFEST_NAME, Manifest)
+        bundle = read_model(folder / BUNDLE_NAME, Manifest)
     except DocumentError as error:
-        problems.append(f"{MANIFEST_NAME}: {error.reason}")
+        problems.append(f"{BUNDLE_NAME}: {error.reason}")
     try:
         manifest = read_model(folder / RUN_MANIFEST_NAME, RunManifest)
     except DocumentError as error:

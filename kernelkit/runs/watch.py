@@ -80,7 +80,7 @@ def read_status(kaggle: Kaggle, run: RunAddress, *, fresh: bool) -> Status:
         now = kaggle.status(
             run.owner, run.slug, None
         )  # this Kaggle accepts no versions in the call
-    if fresh and now.state.finished and digest_of(_kept_log(kaggle, run)) != run.digest:
+    if fresh and now.state.finished and digest_in_log(_kept_log(kaggle, run)) != run.digest:
         return Status(State.QUEUED)
     return now
 
@@ -254,7 +254,7 @@ def cancel_run(kaggle: Kaggle, run: RunAddress, *, age: float = math.inf) -> Sta
     )
 
 
-def digest_of(entries: list[LogEntry]) -> str | None:
+def digest_in_log(entries: list[LogEntry]) -> str | None:
     """The digest in a log's first lines, which shows which kernel wrote it."""
     found = _DIGEST_LINE.search("".join(entry.text for entry in entries))
     return found[1] if found else None
@@ -328,7 +328,7 @@ def _gpus(text: str) -> list[str] | None:
 
 
 def _require_own(run: RunAddress, entries: list[LogEntry]) -> None:
-    found = digest_of(entries)
+    found = digest_in_log(entries)
     if found not in (None, run.digest):
         raise RefusedError(
             f"Kaggle sends the log of another run for {run.name}: its digest is {found[:12]}, not "

@@ -21,7 +21,7 @@ from kernelkit.config import load_config
 from kernelkit.doctor.checks import CheckResult, Health
 from kernelkit.doctor.probe import Report, Transcript, compare_sources, differences, probe, shape
 from kernelkit.errors import RefusedError
-from kernelkit.kaggle.connect import connect
+from kernelkit.kaggle.kernels import connect
 from kernelkit.kaggle.kernels import Kaggle
 from kernelkit.kaggle.types import Credentials
 

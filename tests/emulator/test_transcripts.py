@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kernelkit.doctor.probe import differences, probe
-from kernelkit.kaggle.connect import connect
+from kernelkit.kaggle.kernels import connect
 
 TRANSCRIPTS = sorted(Path(__file__).with_name("transcripts").glob("*.json"))
 NONE = pytest.param(None, marks=pytest.mark.skip(reason="no transcript of the real Kaggle yet"))

@@ -23,7 +23,8 @@ from kernelkit.bundle.bundle import Bundle, SourceFile
 from kernelkit.bundle.git import Provenance
 from kernelkit.config import load_config
 from kernelkit.errors import BundleError, TemplateError
-from kernelkit.notebook.render import SIZE_LIMIT_BYTES, Kernel, render
+from kernelkit.notebook.layout import SIZE_LIMIT_BYTES
+from kernelkit.notebook.render import Kernel, render
 
 Make = Callable[..., Path]
 

@@ -24,7 +24,7 @@ import pytest
 
 from kernelkit import workflow
 from kernelkit.errors import ConfigError, LocalError, RefusedError, UnreachableError
-from kernelkit.kaggle import files
+from kernelkit.kaggle import transfer
 from kernelkit.kaggle.kernels import Kaggle
 from kernelkit.kaggle.types import Credentials, Timeouts
 from kernelkit.runs import download
@@ -157,7 +157,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def shelf(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelf]:
-    monkeypatch.setattr(files, "FIRST_PAUSE_SECONDS", 0.002)
+    monkeypatch.setattr(transfer, "FIRST_PAUSE_SECONDS", 0.002)
     server = Shelf()
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
@@ -469,7 +469,7 @@ def test_a_download_without_progress_ends_soon(
     with pytest.raises(UnreachableError):
         pull_run(kaggle, record)
     tried = sum(99 - len(answers) for answers in shelf.instead.values())
-    assert tried <= 12 * files.FAILURES_IN_A_ROW
+    assert tried <= 12 * transfer.FAILURES_IN_A_ROW
 
 
 def test_a_full_disk_is_reported_before_the_download(

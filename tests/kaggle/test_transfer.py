@@ -22,8 +22,8 @@ import pytest
 import requests
 
 from kernelkit.errors import CapacityError, KernelkitError, NotFoundError, UnreachableError
-from kernelkit.kaggle import files
-from kernelkit.kaggle.files import Stopped, Transfer, WrongContentError, download
+from kernelkit.kaggle import transfer
+from kernelkit.kaggle.transfer import Stopped, Transfer, WrongContentError, download
 from kernelkit.kaggle.types import OutputFile
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -94,7 +94,7 @@ def hang_up(handler: Handler) -> None:
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    monkeypatch.setattr(files, "FIRST_PAUSE_SECONDS", 0.002)
+    monkeypatch.setattr(transfer, "FIRST_PAUSE_SECONDS", 0.002)
     server = Store()
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
@@ -252,7 +252,7 @@ def test_a_permanent_error_leaves_no_file(
     with pytest.raises(error):
         fetch(store, tmp_path, **details)
     assert not (tmp_path / "sub" / "out.bin").exists()
-    assert len(store.asked) <= files.FAILURES_IN_A_ROW
+    assert len(store.asked) <= transfer.FAILURES_IN_A_ROW
 
 
 def test_retry_after_is_respected(store: Store, tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_a_download_without_a_length_is_never_complete(store: Store, tmp_path: P
 def test_a_stalled_download_times_out_but_a_slow_one_does_not(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(transfer, "SILENCE_SECONDS", 0.5)
 
     def slow(handler: Handler) -> None:
         handler.answer(200, b"", len(CONTENT), ETag='"one"')
@@ -345,7 +345,7 @@ def test_a_full_disk_is_reported_and_the_download_can_be_resumed(
     program = f"""
         import resource, requests
         from pathlib import Path
-        from kernelkit.kaggle.files import download
+        from kernelkit.kaggle.transfer import download
         from kernelkit.kaggle.types import OutputFile
         from kernelkit.errors import LocalError
         resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
