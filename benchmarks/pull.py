@@ -20,6 +20,7 @@ from benchmarks.report import circumstances, markdown_table
 from kernelkit import __version__, workflow
 from kernelkit.config import load_config
 from kernelkit.kaggle.kernels import Kaggle
+from kernelkit.kaggle.local import local_kaggle
 from kernelkit.kaggle.types import Credentials
 from kernelkit.runs.store import RunFolder
 
@@ -57,7 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         project = _project(folder / "project", options.files, options.megabytes)
-        with workflow.local_kaggle(None) as endpoint:
+        with local_kaggle(None) as endpoint:
             record = _run(project, endpoint)
             usages = _measure(project, record, endpoint, folder / "kaggle", options.rounds)
     size = options.files * options.megabytes * 1_000_000
