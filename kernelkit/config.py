@@ -332,7 +332,7 @@ class _RawProject:
             complaints = [_complaint(one) for one in error.errors(include_url=False)]
             raise ConfigError(
                 "\n".join(complaints),
-                f"Fix [tool.kernelkit] in {PROJECT_FILE}, or the --set that says so.",
+                f"Fix [tool.kernelkit] in {PROJECT_FILE}, or the --set option.",
             ) from None
 
 

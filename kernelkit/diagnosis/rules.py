@@ -49,7 +49,7 @@ def _rule(cause: FailureCause, next_step: str, *patterns: str) -> Rule:
 
 
 RULES = (
-    # kernelkit_runtime, NotebookRun.resolve; and open() and pandas under Kaggle's mounts, old and new.
+    # NotebookRun.resolve; and open() and pandas under Kaggle's mounts, old and new.
     _rule(
         FailureCause.MISSING_INPUT,
         "{source_advice}",
@@ -62,7 +62,7 @@ RULES = (
         "Set KAGGLE_INPUT_DIR to the folder of inputs: this run was not on Kaggle.",
         r"kaggle://input/\S+ this machine has no /kaggle/input",
     ),
-    # kernelkit_runtime, NotebookRun.check_hardware.
+    # NotebookRun.check_hardware.
     _rule(
         FailureCause.WRONG_GPU,
         "Check with `kernelkit doctor` that GPU quota is left, and verify the account by phone. "

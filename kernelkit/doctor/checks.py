@@ -38,9 +38,8 @@ from kernelkit.errors import (
     RefusedError,
     UnreachableError,
 )
-from kernelkit.kaggle.kernels import connect
 from kernelkit.kaggle.credentials import key_files
-from kernelkit.kaggle.kernels import Kaggle
+from kernelkit.kaggle.kernels import Kaggle, connect
 from kernelkit.kaggle.types import PRODUCTION
 from kernelkit.notebook.preflight import check
 from kernelkit.notebook.render import render

@@ -25,7 +25,9 @@ SIZE_CAP_BYTES = 1_000_000
 SIZE_LIMIT_BYTES = 900_000
 """Kaggle refused 1,353,126 bytes and accepted 878,947; where it draws the line is not known."""
 
-_ARCHIVE_LINE = 4000  # characters; each line adds fourteen bytes of quotes and escapes to the payload
+_ARCHIVE_LINE = (
+    4000  # characters; each line adds fourteen bytes of quotes and escapes to the payload
+)
 _ARCHIVE_TIME = 946_684_800  # 2000-01-01: the same in every render, and a time that zip can write
 _MEMBER_BYTES = 100  # of the archive, for a file's name and header
 _ENVELOPE_BYTES = 500  # of the notebook, for its own metadata

@@ -20,8 +20,8 @@ from kernelkit.bundle.image import Presence
 from kernelkit.bundle.secrets import Credential, NamedText, SecretFinding, scan
 from kernelkit.config import near_miss
 from kernelkit.errors import PreflightError
-from kernelkit.notebook.reader import read_cells
 from kernelkit.notebook.layout import SIZE_CAP_BYTES, SIZE_LIMIT_BYTES
+from kernelkit.notebook.reader import read_cells
 from kernelkit.notebook.render import Kernel
 
 LARGEST = 8  # files named, where the notebook is too large

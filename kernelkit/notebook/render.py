@@ -23,7 +23,7 @@ from kernelkit.bundle.image import Snapshot, load_snapshot
 from kernelkit.config import Config
 from kernelkit.errors import LocalError
 from kernelkit.notebook.cells import notebook_json, sent_size
-from kernelkit.notebook.layout import SIZE_CAP_BYTES, SIZE_LIMIT_BYTES, Draft, SizeEntry
+from kernelkit.notebook.layout import Draft, SizeEntry
 from kernelkit.notebook.manifest import (
     BUNDLE_NAME,
     MANIFEST_SCHEMA,
@@ -34,15 +34,6 @@ from kernelkit.notebook.manifest import (
 )
 from kernelkit.notebook.templates import Templates, TemplateVariables, project_templates
 from kernelkit.storage import as_json, write_atomically
-
-__all__ = [
-    "SIZE_CAP_BYTES",
-    "SIZE_LIMIT_BYTES",
-    "Kernel",
-    "SizeEntry",
-    "render",
-    "write_kernel",
-]
 
 
 @dataclass(frozen=True)

@@ -466,7 +466,11 @@ class _Downloads:
         self, files: dict[OutputFile, Path], size: int, done: int, of: int
     ) -> Generator[tuple[OutputFile, BaseException | None], None, None]:
         """Each file as its download ends, with its error."""
-        from kernelkit.kaggle.transfer import Stopped, Transfer, download  # imports the SDK's client
+        from kernelkit.kaggle.transfer import (  # imports the SDK's client
+            Stopped,
+            Transfer,
+            download,
+        )
 
         waiting: queue.SimpleQueue[OutputFile] = queue.SimpleQueue()
         ended: queue.SimpleQueue[tuple[OutputFile, BaseException | None]] = queue.SimpleQueue()

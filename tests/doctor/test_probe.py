@@ -21,8 +21,7 @@ from kernelkit.config import load_config
 from kernelkit.doctor.checks import CheckResult, Health
 from kernelkit.doctor.probe import Report, Transcript, compare_sources, differences, probe, shape
 from kernelkit.errors import RefusedError
-from kernelkit.kaggle.kernels import connect
-from kernelkit.kaggle.kernels import Kaggle
+from kernelkit.kaggle.kernels import Kaggle, connect
 from kernelkit.kaggle.types import Credentials
 
 USER, KEY = "salome-marten", "0123456789abcdef-the-key"

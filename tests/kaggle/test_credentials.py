@@ -11,9 +11,8 @@ import pytest
 import requests
 
 from kernelkit.errors import CredentialsError
-from kernelkit.kaggle.kernels import connect
 from kernelkit.kaggle.credentials import stored_login
-from kernelkit.kaggle.kernels import Kaggle
+from kernelkit.kaggle.kernels import Kaggle, connect
 from kernelkit.kaggle.types import Credentials, Timeouts
 
 

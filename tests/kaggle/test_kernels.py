@@ -24,8 +24,7 @@ from kernelkit.errors import (
 )
 from kernelkit.kaggle import types as client
 from kernelkit.kaggle.competitions import Competition
-from kernelkit.kaggle.kernels import connect
-from kernelkit.kaggle.kernels import Kaggle
+from kernelkit.kaggle.kernels import Kaggle, connect
 from kernelkit.kaggle.logs import parse_log
 from kernelkit.kaggle.types import Credentials, State, Timeouts
 
