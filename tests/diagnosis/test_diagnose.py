@@ -22,8 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernelkit import workflow
-from kernelkit.diagnosis.diagnose import Diagnosis, Origin, diagnose
+from kernelkit.diagnosis.diagnose import Diagnosis, Origin, diagnose, diagnose_folder
 from kernelkit.diagnosis.rules import RULES, FailureCause
 from kernelkit.errors import ConfigError
 
@@ -851,7 +850,7 @@ def test_a_killed_run_is_diagnosed(failing: Path, cli: Cli) -> None:
     ).stderr
     assert "Most likely the memory ran out" in shown
     folder = failing / "build" / "rehearsal" / "plain-parcel" / "v1"
-    found = workflow.diagnose_folder(folder)
+    found = diagnose_folder(folder)
     assert found
     assert "the last line of the run" in found.notes[0]
 
@@ -880,4 +879,4 @@ def test_a_log_can_be_a_file_or_stdin(cli: Cli, tmp_path: Path) -> None:
     )
     assert piped.stdout.decode() == shown
     with pytest.raises(ConfigError, match="has no log"):
-        workflow.diagnose_folder(tmp_path / "nowhere")
+        diagnose_folder(tmp_path / "nowhere")
