@@ -42,7 +42,7 @@ from kernelkit.kaggle.types import (
 )
 from kernelkit.notebook.preflight import advise, check
 from kernelkit.notebook.render import render
-from kernelkit.runs.watch import digest_of, progress
+from kernelkit.runs.watch import digest_in_log, progress
 
 SHARED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 ODD_TEXT = st.sampled_from(
@@ -547,7 +547,7 @@ def test_invalid_http_gives_our_error(kaggle: Kaggle, answer: Answer) -> None:
 def test_any_log_is_read(text: str) -> None:
     entries = parse_log(text)
     assert is_declared(entries)
-    digest_of(entries)
+    digest_in_log(entries)
     for entry in entries:
         progress(entry)
 

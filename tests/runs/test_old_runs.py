@@ -90,6 +90,7 @@ def test_an_old_complete_run_is_still_verified(
     cli("verify", old_project / "runs" / "plain-parcel" / "v1")
     pulled = cli("pull", "v1", "--json", cwd=old_project, env=environment)
     assert json.loads(pulled.stdout)["verified"] is True
+    cli("watch", "v1", cwd=old_project, env=environment)  # the local Kaggle runs it again
     assert "kernelkit digest 291a8c87" in cli("logs", "v1", cwd=old_project, env=environment).stdout
 
 
