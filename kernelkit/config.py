@@ -349,7 +349,7 @@ def _complaint(error: ErrorDetails) -> str:
         known = _SECTIONS.get(tuple(sections), _Profile).model_fields
         return f'[{where}] has no key "{key}"{near_miss(key, known)}'
     if error["type"] == "missing":
-        return f'[{where}] lacks the key "{key}"'
+        return f'[{where}] is missing the key "{key}"'
     reason = error["msg"].removeprefix("Value error, ")
     return f'[{where}] "{key}" = {_shown(error["input"])}: {reason}'
 
@@ -374,7 +374,7 @@ def find_project(start: Path) -> Path:
 
 
 def _is_project(folder: Path) -> bool:
-    """Whether its project file has our section; one that is not valid TOML may only mention it."""
+    """Whether its project file has [tool.kernelkit]; invalid TOML may only mention it."""
     try:
         content = (folder / PROJECT_FILE).read_text(encoding="utf-8-sig")
     except (OSError, ValueError):
@@ -497,7 +497,7 @@ def parameter_comments(
     text = (project / PROJECT_FILE).read_text(encoding="utf-8")
     try:
         table: Any = tomlkit.parse(text)["tool"]
-    except (ValueError, RecursionError) as error:  # tomllib bears deeper nesting
+    except (ValueError, RecursionError) as error:  # tomllib accepts deeper nesting
         raise ConfigError(f"{project / PROJECT_FILE} cannot be read: {error}") from None
     table = table["kernelkit"]
     layers = [table.get("parameters", {})]

@@ -69,14 +69,6 @@ EPOCH_COLUMNS = (  # of an epoch's event: heading, key, digits
 EXPENDABLE = ("owner", "digest", "sha256", "commit", "here")
 """Columns that a table drops, in this order, before a narrow terminal cuts names."""
 
-STATE_WORDS = {
-    "error": "failed",
-    "cancel_requested": "cancelled",
-    "cancel_acknowledged": "cancelled",
-    "new_script": "queued",
-}
-"""Kaggle's states that people read as another word; the others are words already."""
-
 ABORTED = ("papermill.exceptions.", "Exception encountered at ")
 """Begin the traceback with which a log ends: the diagnosis is shorter, and `diagnose` shows it."""
 
@@ -258,7 +250,7 @@ class Reporter:
         elif isinstance(event, Status):
             seconds = time.monotonic() - self._started
             failure = f": {lines_printable(event.failure)}" if event.failure else ""
-            word = state_word(event.state, event.failure)
+            word = event.word
             _detail(Text.assemble((word, "bold"), f" after {seconds:.0f} s{failure}"))
         elif isinstance(event, Quota):
             self._quota = event
@@ -275,7 +267,7 @@ class Reporter:
             self._live.update(self.table() if self.seen_epochs else Text())
         if (progress := self._download) and progress.files:
             files = counted(progress.files, "file")
-            _detail(f"downloaded {files}, {human_size(progress.came)}")
+            _detail(f"{files} complete, {human_size(progress.came)}")
 
     def _line(self, entry: LogEntry) -> None:
         from kernelkit.notebook.runtime import MANIFEST_MARK
@@ -456,7 +448,7 @@ def pushed(result: Pushed) -> None:
 
 def state(folder: RunFolder, now: Status) -> None:
     """The state of a run, in one line."""
-    word = state_word(now.state, now.failure)
+    word = now.word
     say(f"{folder.slug} v{folder.version}: {word}")
     document({**folder.read().document, "state": now.state, "failure": now.failure})
 
@@ -752,10 +744,15 @@ def runs(rows: Sequence[RunRow], folder: Path | None = None) -> None:
 
 def _run_cells(row: RunRow) -> list[str]:
     owner, _, slug = row.run.rpartition("/")
-    unverified = ", not verified" if row.verified is False else ""
+    broken = row.state == "complete" and row.verified is False
+    unverified = ", not verified" if broken else ""
     cells = (
         *(owner, slug, f"v{row.version}", row.digest, row.commit, row.profile),
-        *(ago(row.pushed), f"{state_word(row.state)}{unverified}", _metric(row.metric)),
+        *(
+            ago(row.pushed),
+            f"{row.word}{unverified}",
+            _metric(row.metric),
+        ),
         _score(row.public_score, row.private_score, row.submission),
         number(row.gpu_seconds, 0),
     )
@@ -770,7 +767,7 @@ def run(details: RunDetails) -> None:
         if value := getattr(details, name):
             dirty = " (and uncommitted changes)" if name == "commit" and details.dirty else ""
             if name == "state":
-                value = state_word(value)
+                value = details.word
             elif name in ("pushed", "pulled"):
                 value = f"{value} ({ago(value)})"
             _print_line(f"  {name}: {value}{dirty}")
@@ -851,13 +848,6 @@ def require_no_failure(end: Status, diagnosis: Diagnosis | None = None) -> None:
             f"{diagnosis.next_step} Download its log: kernelkit pull",
         )
     raise typer.Exit(6)
-
-
-def state_word(state: object, failure: str = "") -> str:
-    """The one word that people read for a state; `failure` is Kaggle's message."""
-    if state == "error" and re.search(r"time.?out|timed out|time limit", failure, re.IGNORECASE):
-        return "timed out"
-    return STATE_WORDS.get(str(state), str(state))
 
 
 def ago(when: object) -> str:

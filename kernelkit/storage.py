@@ -73,6 +73,13 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = False)
         partial.unlink(missing_ok=True)
 
 
+def remove_partials(folder: Path) -> None:
+    """Remove what killed writers left in a folder; the caller holds the folder's lock."""
+    for path in folder.glob(".*.partial"):
+        if re.fullmatch(r"\.[0-9a-f]{16}\.partial", path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
 def replace_files(files: Mapping[Path, bytes]) -> None:
     """Write several files: each replaces the old one only after all are on the disk.
 
@@ -166,16 +173,17 @@ def locked(
     name: str = "",
     *,
     on_wait: Callable[[], None] = lambda: None,
-    on_unsupported: Callable[[], None] = lambda: None,
+    on_unsupported: Callable[[], None] | None = None,
 ) -> Iterator[None]:
     """Hold a lock on a folder, or on the file `name` in it, against other processes.
 
     The folder is created where it is missing. If another process holds the lock, `on_wait` is
-    called first; it may raise to give up. A disk without locks is used without one, after
-    `on_unsupported` was called.
+    called first; it may raise to give up. On a disk without locks, `on_unsupported` is called, and
+    the work goes on without a lock.
 
     Raises:
-        LocalError: the folder cannot be opened.
+        LocalError: the folder cannot be opened, or its disk has no locks and there is no
+            `on_unsupported`.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -191,7 +199,12 @@ def locked(
         except BlockingIOError:
             on_wait()
             fcntl.flock(held, fcntl.LOCK_EX)
-        except OSError:
+        except OSError as error:
+            if on_unsupported is None:
+                raise LocalError(
+                    f"{folder} cannot be locked: {error.strerror}",
+                    "Move the project to a disk that supports file locks.",
+                ) from error
             on_unsupported()
         yield
     finally:
@@ -253,7 +266,7 @@ class PathAllocator:
 
     def _require_free(self, path: str, parents: list[str]) -> None:
         if not self._reserved.isdisjoint([path, *parents]):
-            raise UnsafePathError("kernelkit keeps a file of its own there")
+            raise UnsafePathError("kernelkit uses this name")
         if path in self._files:
             raise UnsafePathError(
                 f"{self._files[path]!r} has this path (some disks do not distinguish the two)"

@@ -67,7 +67,12 @@ def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
         '[tool.kernelkit.kernel]\nid = "Not A Slug"\ntitle = 3\n'
     )
     text = complaint(tmp_path)
-    for part in ('lacks the key "entry"', 'lacks the key "outputs"', "'Not A Slug'", '"title"'):
+    for part in (
+        'is missing the key "entry"',
+        'is missing the key "outputs"',
+        "'Not A Slug'",
+        '"title"',
+    ):
         assert part in text
     assert 'has no key "entrry"; did you mean "entry"?' in text
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 
 from kernelkit import console
-from kernelkit.kaggle.types import LogEntry, State
+from kernelkit.kaggle.types import LogEntry, State, state_word
 from kernelkit.runs.history import RunRow
 from kernelkit.runs.manifest import Verdict
 
@@ -141,7 +141,13 @@ def test_a_narrow_terminal_loses_digests_before_names(monkeypatch: pytest.Monkey
     row = {
         **{"run": f"somebody/{name}", "version": 12, "digest": "0123456789ab"},
         **{"commit": "012345678+", "profile": "smoke", "pushed": "2020-01-01T00:00:00+00:00"},
-        **{"state": "cancel_acknowledged", "verified": None, "metric": None, "next": None},
+        **{
+            "state": "cancel_acknowledged",
+            "failure": None,
+            "verified": None,
+            "metric": None,
+            "next": None,
+        },
         **{"gpu_seconds": 12.0, "public_score": None, "private_score": None, "submission": None},
     }
     for width, dropped in ((80, True), (200, False)):
@@ -160,11 +166,13 @@ def test_a_time_is_relative_and_a_state_is_one_word() -> None:
     assert console.ago(hours.isoformat()) == "3 h ago"
     assert console.ago(datetime.now(UTC).isoformat()) == "just now"
     assert console.ago("not a time") == "not a time"
-    words = [console.state_word(state) for state in State]
+    words = [state_word(state) for state in State]
     assert words == [
-        *("queued", "running", "complete", "failed", "cancelled", "cancelled", "queued"),
+        *("queued", "running", "complete", "failed", "running", "cancelled", "queued"),
     ]
-    assert console.state_word(State.ERROR, "Your notebook hit a timeout") == "timed out"
+    assert state_word(State.ERROR, "Your notebook hit a timeout") == "timed out"
+    exceeded = "Your notebook was stopped because it exceeded the max allowed execution duration."
+    assert state_word(State.CANCEL_ACKNOWLEDGED, exceeded) == "timed out"
 
 
 def test_the_traceback_at_the_end_of_a_log_is_left_to_diagnose(screen: StringIO) -> None:

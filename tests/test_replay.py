@@ -81,9 +81,9 @@ def test_a_failed_run_is_replayed(replaying: LocalKaggle) -> None:
     ],
 )
 def test_different_settings_start_a_new_run(
-    replaying: LocalKaggle, change: dict[str, object], request: pytest.FixtureRequest
+    replaying: LocalKaggle, change: dict[str, object]
 ) -> None:
-    emulator = replaying.as_account(f"settings-{abs(hash(request.node.name))}")
+    emulator = replaying.as_account(f"settings-{next(iter(change)).lower()}")
     emulator.run("my-kernel", "print('settings')")
     emulator.run("my-kernel", "print('settings')", **change)
     assert is_real(emulator, "my-kernel", 2)

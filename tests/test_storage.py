@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import subprocess
@@ -20,6 +21,7 @@ from kernelkit.storage import (
     human_size,
     locked,
     read_model,
+    remove_partials,
     sha256_of,
     write_atomically,
     write_json,
@@ -90,6 +92,27 @@ def test_a_lock_excludes_other_processes(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(LocalError, match="cannot be written"), locked(tmp_path / "file" / "sub"):
         pass
+
+
+def test_only_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
+    for name in (".0123456789abcdef.partial", ".notes.partial", "0123456789abcdef.partial"):
+        (tmp_path / name).touch()
+    remove_partials(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {".notes.partial", "0123456789abcdef.partial"}
+
+
+def test_a_disk_without_locks_is_an_error_unless_the_caller_goes_on_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("kernelkit.storage.fcntl.flock", refuse)
+    with pytest.raises(LocalError, match="cannot be locked: No locks"), locked(tmp_path):
+        pass
+    warned: list[str] = []
+    with locked(tmp_path, on_unsupported=lambda: warned.append("no locks")):
+        assert warned == ["no locks"]
 
 
 def test_sizes_and_counts_are_formatted_for_readers() -> None:

@@ -86,6 +86,10 @@ def test_a_tampered_folder_is_refused(project: Path, cli: Cli, local_kaggle: str
     reported = cli("verify", last_folder(project), expect=8)
     assert "table.csv: 10 B, the run wrote" in reported.stderr
     assert "next:" in reported.stderr
+    environment = {"KERNELKIT_ENDPOINT": local_kaggle}
+    report = json.loads(cli("pull", "--json", cwd=project, env=environment, expect=8).stdout)
+    assert (report["state"], report["verified"]) == ("complete", False)
+    assert {"left_behind", "refused", "partial", "error", "next"} <= report.keys()
 
 
 def test_a_failed_run_is_pulled_and_reported(project: Path, cli: Cli, local_kaggle: str) -> None:

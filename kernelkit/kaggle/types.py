@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -43,6 +44,33 @@ class Status:
     def failed(self) -> bool:
         """Whether the run has ended without success."""
         return self.state.finished and self.state != State.COMPLETE
+
+    @property
+    def word(self) -> str:
+        """The state in one word for people."""
+        return state_word(self.state, self.failure)
+
+
+_STATE_WORDS = {
+    State.ERROR: "failed",
+    State.CANCEL_REQUESTED: "running",  # until Kaggle has stopped it
+    State.CANCEL_ACKNOWLEDGED: "cancelled",
+    State.NEW_SCRIPT: "queued",
+}
+_TIMED_OUT = re.compile(
+    r"time.?out|timed out|time limit|max\w* (?:allowed )?execution", re.IGNORECASE
+)
+"""Kaggle reports a time-out as an error or as a cancellation; only its message shows which."""
+
+
+def state_word(state: str, failure: str = "") -> str:
+    """One word for a state: queued, running, complete, failed, cancelled or timed out.
+
+    `failure` is Kaggle's message. Words that are not a `State` stay as they are.
+    """
+    if state in (State.ERROR, State.CANCEL_ACKNOWLEDGED) and _TIMED_OUT.search(failure):
+        return "timed out"
+    return next((word for known, word in _STATE_WORDS.items() if known == state), str(state))
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ from kernelkit.storage import (
     encodable,
     human_size,
     locked,
+    remove_partials,
     sha256_of,
     write_atomically,
 )
@@ -218,6 +219,7 @@ def pull_ended_run(
     """
     run = folder.address_at(kaggle.endpoint)
     with _pull_lock(folder.path, on_event):
+        remove_partials(folder.path)
         if folder.is_complete():  # through the pull that this one waited for
             return use_complete(folder, selection, on_event=on_event)
         return _pull(kaggle, folder, run, end, selection, on_event)
@@ -231,7 +233,7 @@ def use_complete(folder: RunFolder, selection: Selection, *, on_event: OnEvent) 
         LocalError: run.json or bundle.json is damaged.
     """
     on_event(f"{folder.path} is complete already")
-    state = recorded_state(folder)
+    state = store.recorded_state(folder)
     end = folder.read_end()
     left_behind = dict((end.left_behind if end else None) or {})
     here = (path for path in folder.path.rglob("*") if path.is_file())
@@ -240,19 +242,6 @@ def use_complete(folder: RunFolder, selection: Selection, *, on_event: OnEvent) 
     _require_known(selection, DownloadResult(names, left_behind, {}, ()), declared, Status(state))
     verdict = verify(folder.path, selection.among(declared), left_behind)
     return PulledRun(folder.path, state, verdict, left_behind, partial=not selection.everything)
-
-
-def recorded_state(folder: RunFolder) -> State:
-    """The state in which a complete folder's run has ended.
-
-    Raises:
-        LocalError: run.json names no such state.
-    """
-    end = folder.read_end()
-    try:
-        return State(end.state if end else "")
-    except ValueError as error:
-        raise LocalError(f"{folder.path}/run.json: {error}", "Pull this version again.") from error
 
 
 def require_everything_sent(pulled: PulledRun) -> None:

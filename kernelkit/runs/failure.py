@@ -63,7 +63,7 @@ def require_success(pulled: PulledRun, explain: Callable[[Path], Explanation | N
     verdict = pulled.verdict
     failed = verdict.run_error is not None and not verdict.problems
     if not failed and pulled.state == State.COMPLETE:
-        require_verified(verdict, pulled.folder)
+        require_verified(verdict, pulled.folder, pulled)
         require_everything_sent(pulled)
         return
     if pulled.state == State.CANCEL_ACKNOWLEDGED:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from kernelkit.errors import KernelkitError, LocalError
 from kernelkit.kaggle.logs import parse_log
-from kernelkit.kaggle.types import LogEntry
+from kernelkit.kaggle.types import LogEntry, state_word
 from kernelkit.notebook.manifest import BUNDLE_NAME, Manifest
 from kernelkit.runs import store
 from kernelkit.runs.manifest import (
@@ -89,6 +89,9 @@ class RunRow(_Frozen):
     state: str
     """Kaggle's state, or HALF_WRITTEN, DAMAGED or NOT_PULLED."""
 
+    failure: str | None
+    """Kaggle's message, if the run failed."""
+
     verified: bool | None
     metric: Metric | None
     submission: str | None
@@ -97,6 +100,11 @@ class RunRow(_Frozen):
     gpu_seconds: float | None
     next: str | None
     """What to do about a damaged folder."""
+
+    @property
+    def word(self) -> str:
+        """The state in one word for people."""
+        return state_word(self.state, self.failure or "")
 
 
 class RunDetails(RunRow):
@@ -328,6 +336,7 @@ class _Known:
             profile=self.record.profile if self.record else None,
             pushed=self.pushed,
             state=self.state,
+            failure=self.end.failure or None if self.end else None,
             verified=self.end.verified if self.end else None,
             metric=self._metric(),
             submission=last.status if last else None,

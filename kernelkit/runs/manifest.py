@@ -48,11 +48,6 @@ class _Document(BaseModel):
         """The JSON object, with the keys that were given."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
-    @property
-    def complete_document(self) -> dict[str, JsonValue]:
-        """The JSON object with every key, also those that were not given."""
-        return self.model_dump(mode="json", by_alias=True)
-
     def updated(self, **changes: object) -> Self:
         """A copy with other values.
 

@@ -169,6 +169,7 @@ def find_identical(
             continue
         name = f"{kernel.slug} v{folder.version}"
         if (end := folder.read_end()) is not None:
+            store.recorded_state(folder)  # an unknown state must not start another run
             if end.succeeded and verify(folder.path).verified:
                 _require_no_differences(folder)
                 on_event(f"{name} is identical, complete and verified: nothing is pushed{note}")

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernelkit.errors import ConfigError, LocalError, RefusedError
+from kernelkit.kaggle.types import State
 from kernelkit.notebook.manifest import BUNDLE_NAME, Manifest
 from kernelkit.runs.manifest import (
     END_NAME,
@@ -409,3 +410,16 @@ def _move_aside(path: Path) -> None:
         path.rename(next(name for name in names if not name.exists()))
     except OSError as error:
         raise LocalError(f"{path} cannot be moved aside: {error.strerror}") from error
+
+
+def recorded_state(folder: RunFolder) -> State:
+    """The state in which a complete folder's run has ended.
+
+    Raises:
+        LocalError: run.json names no such state.
+    """
+    end = folder.read_end()
+    try:
+        return State(end.state if end else "")
+    except ValueError as error:
+        raise LocalError(f"{folder.path}/run.json: {error}", "Pull this version again.") from error

@@ -30,7 +30,6 @@ from kernelkit.errors import (
 )
 from kernelkit.kaggle.types import Scoring
 from kernelkit.runs import store
-from kernelkit.runs.download import recorded_state
 from kernelkit.runs.manifest import FileProblems, RunAddress, SubmissionRecord
 from kernelkit.runs.store import RunFolder
 from kernelkit.runs.verify import verify
@@ -193,7 +192,7 @@ def _candidate(run: RunAddress, folder: RunFolder, options: SubmitOptions) -> _S
     end = folder.read_end()
     if end is None or not verdict.verified or not end.succeeded:
         if end is not None:
-            recorded_state(folder)  # an unknown state is the more precise error
+            store.recorded_state(folder)  # an unknown state is the more precise error
         raise VerificationError(
             f"{folder.path} is not a complete and verified run", "Pull it first: kernelkit pull."
         )

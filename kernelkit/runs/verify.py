@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from kernelkit.errors import LocalError, RunFailedError, VerificationError
+from kernelkit.errors import Details, LocalError, RunFailedError, VerificationError
 from kernelkit.notebook.manifest import BUNDLE_NAME, Manifest
 from kernelkit.runs.manifest import (
     END_NAME,
@@ -92,14 +92,14 @@ def verify(
     )
 
 
-def require_verified(verdict: Verdict, folder: Path) -> None:
-    """Check that a verdict is good.
+def require_verified(verdict: Verdict, folder: Path, details: Details | None = None) -> None:
+    """Check that a verdict is good. `details` go with an error (default: folder and verdict).
 
     Raises:
         VerificationError: with every problem.
         RunFailedError: the files are complete, and the run failed.
     """
-    details = VerifiedFolder(folder, verdict)
+    details = details or VerifiedFolder(folder, verdict)
     if verdict.problems:
         raise VerificationError(
             f"{folder} does not match its manifest:\n" + "\n".join(verdict.problems),

@@ -221,7 +221,7 @@ def cancel_run(kaggle: Kaggle, run: RunAddress, *, age: float = math.inf) -> Sta
     now = read_status(kaggle, run, fresh=age < kaggle.timeouts.grace)
     if now.state.finished:
         raise RefusedError(
-            f"{run.name} has already ended ({now.state}): there is nothing to cancel",
+            f"{run.name} has already ended ({now.word}): there is nothing to cancel",
             f"Pull its outputs: `kernelkit pull v{run.version}`.",
         )
     text = "".join(
@@ -230,7 +230,7 @@ def cancel_run(kaggle: Kaggle, run: RunAddress, *, age: float = math.inf) -> Sta
     session = _SESSION_LINE.search(text)
     if session is None:
         raise RefusedError(
-            f"{run.name} is {now.state} and has not printed the number of its session: it cannot "
+            f"{run.name} is {now.word} and has not printed the number of its session: it cannot "
             "be cancelled from here, and keeps running",
             f"Try again once the log has its first lines, or stop it by hand: {run.url}",
         )
@@ -242,14 +242,14 @@ def cancel_run(kaggle: Kaggle, run: RunAddress, *, age: float = math.inf) -> Sta
             return now
         if now.state.finished:
             raise RefusedError(
-                f"{run.name} had ended before it was cancelled: {now.state}",
+                f"{run.name} had ended before it was cancelled: {now.word}",
                 f"Pull its outputs: `kernelkit pull v{run.version}`.",
             )
         if kaggle.timeouts.clock() - started > kaggle.timeouts.cancelling:
             break
         kaggle.timeouts.sleep(pause)
     raise DeadlineError(
-        f"Kaggle was asked to cancel {run.name}, and still reports {now.state}",
+        f"Kaggle was asked to cancel {run.name}, and still reports it as {now.word}",
         f"Check again with `kernelkit status v{run.version}`, or stop it by hand: {run.url}",
     )
 

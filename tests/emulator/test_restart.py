@@ -166,6 +166,7 @@ def test_submissions_and_datasets_survive_a_kill(launch, replay_options, tmp_pat
     assert effects == [before["ref"], again["ref"]]
     uploads = [r for r in second.journal() if r["method"] == "Upload"]
     assert [r["faults"] for r in uploads] == [["server-error"]] + [[]] * 7
+    assert {r["account"] for r in uploads} == {second.account}
     dropped = second.push("my-kernel", "print(1)", datasetDataSources=["alice/kernel.json"])
     assert "invalidDatasetSources" not in dropped
 
