@@ -244,6 +244,12 @@ def snapshots(draw: st.DrawFn) -> Any:
 
 @settings(max_examples=40, suppress_health_check=SHARED)
 @given(snapshot=snapshots())
+@example(
+    snapshot={
+        **{"complete": True, "python": "3.12.3", "distributions": {}, "absent": []},
+        "modules": {"einops": ""},
+    }
+)
 def test_a_snapshot_of_an_image_is_read_or_is_a_clear_error(plain: Path, snapshot: Any) -> None:
     path = plain / "pyproject.toml"
     text = path.read_text()

@@ -14,11 +14,12 @@ from enum import StrEnum
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Annotated
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from kernelkit.errors import ConfigError
 
@@ -91,6 +92,9 @@ def load_snapshot(path: Path | None) -> Snapshot:
         ) from error
 
 
+_Name = Annotated[str, Field(min_length=1)]  # importlib.metadata refuses an empty name
+
+
 class _SnapshotDocument(BaseModel):
     """What `examples/image` writes."""
 
@@ -98,9 +102,9 @@ class _SnapshotDocument(BaseModel):
 
     complete: bool
     python: str
-    distributions: dict[str, str | None]
-    absent: list[str] = []
-    modules: dict[str, str]
+    distributions: dict[_Name, str | None]
+    absent: list[_Name] = []
+    modules: dict[_Name, _Name]
 
 
 def read_snapshot(document: object) -> Snapshot:
