@@ -751,7 +751,9 @@ def emulator(
     It runs until you stop it. Other options are passed on: --state DIR keeps its data after a
     restart, --solutions DIR scores submissions. See `python -m kernelkit.emulator --help`.
     """
-    command = [sys.executable, "-m", "kernelkit.emulator", "--port", str(port)]
+    from kernelkit.kaggle.local import emulator_command
+
+    command = emulator_command(["--port", str(port)])
     command += ["--inputs", str(inputs)] if inputs else []
     process = subprocess.Popen([*command, *(arguments or [])])
     try:

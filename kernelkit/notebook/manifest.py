@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from kernelkit.bundle.git import Provenance
 from kernelkit.config import KernelSettings
-from kernelkit.storage import parse_model, read_model
+from kernelkit.storage import parse_model
 
 NOTEBOOK_NAME = "notebook.ipynb"
 METADATA_NAME = "kernel-metadata.json"
@@ -127,12 +127,3 @@ class KernelMetadata(KernelSettings):
             left_out.add("session_timeout_seconds")
         ordered = {name: fields[name] for name in first} | fields
         return {name: value for name, value in ordered.items() if name not in left_out}
-
-
-def read_manifest(path: Path) -> Manifest:
-    """Read a `bundle.json`.
-
-    Raises:
-        LocalError: the file is missing, cannot be read, or is not a manifest.
-    """
-    return read_model(path, Manifest)

@@ -18,7 +18,6 @@ import zipfile
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import Path
@@ -287,7 +286,7 @@ def _pull(
             state=end.state,
             failure=end.failure,
             pushed=folder.read().pushed,
-            pulled=datetime.now(UTC).isoformat(timespec="seconds"),
+            pulled=store.now(),
             pull_seconds=round(time.monotonic() - started, 3),
             files=result.names,
             left_behind=dict(result.left_behind),

@@ -11,7 +11,6 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -119,7 +118,7 @@ def push_once(
         hidden = _hidden_versions(kaggle, kernel, root)
         known = max([current.version or 0, *hidden]) if current else 0
         sent = send(kaggle, kernel, known, wait=wait, deadline=deadline, on_event=on_event)
-        folder = _record(root, kernel, sent.run, sent.outcome, profile, pushed=_now())
+        folder = _record(root, kernel, sent.run, sent.outcome, profile, pushed=store.now())
     on_event(f"{sent.run.name} is pushed: {sent.run.url}")
     require_unchanged_settings(kaggle, kernel, sent.run, folder, sent.dropped)
     if late := [name for name in LATE_FIELDS if getattr(kernel.manifest.kernel, name)]:
@@ -642,7 +641,3 @@ def _changed_cells(sent: str, received: str) -> Iterator[str]:
     for number, (mine, its) in enumerate(zip(ours, theirs, strict=True), start=1):
         if mine != its:
             yield f"cell {number} on Kaggle differs from what was sent"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

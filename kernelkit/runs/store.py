@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from kernelkit.errors import ConfigError, LocalError, RefusedError
@@ -423,3 +424,8 @@ def recorded_state(folder: RunFolder) -> State:
         return State(end.state if end else "")
     except ValueError as error:
         raise LocalError(f"{folder.path}/run.json: {error}", "Pull this version again.") from error
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -113,7 +113,7 @@ class _SubmissionFile:
             file=self.name,
             sha256=self.sha256,
             description=description,
-            submitted=_now(),
+            submitted=store.now(),
             status=Scoring.PENDING,
             public_score="",
             private_score="",
@@ -166,7 +166,7 @@ def wait_for_score(
         public_score=found.public_score,
         private_score=found.private_score,
         error=found.error,
-        asked=_now(),
+        asked=store.now(),
     )
     store.record_submission(root, record)
     return Submitted(record, submitted.sent)
@@ -300,10 +300,6 @@ def _until_midnight() -> str:
     now = datetime.now(UTC)
     minutes = 24 * 60 - now.hour * 60 - now.minute
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True)

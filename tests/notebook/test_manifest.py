@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from kernelkit.errors import LocalError
-from kernelkit.notebook.manifest import KernelMetadata, Manifest, read_manifest
+from kernelkit.notebook.manifest import KernelMetadata, Manifest
+from kernelkit.storage import read_model
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "kernel_folder"
 """Rendered by kernelkit 0.1.0, with every key of its bundle.json."""
@@ -14,7 +15,7 @@ SAMPLE = Path(__file__).parent.parent / "samples" / "kernel_folder"
 
 def test_every_key_of_a_stored_manifest_round_trips() -> None:
     text = (SAMPLE / "bundle.json").read_text()
-    manifest = read_manifest(SAMPLE / "bundle.json")
+    manifest = read_model(SAMPLE / "bundle.json", Manifest)
     assert not manifest.model_extra
     assert not manifest.kernel.model_extra
     assert json.dumps(manifest.document, indent=1, ensure_ascii=False) + "\n" == text
@@ -23,7 +24,7 @@ def test_every_key_of_a_stored_manifest_round_trips() -> None:
 
 
 def test_a_manifest_has_typed_values() -> None:
-    manifest = read_manifest(SAMPLE / "bundle.json")
+    manifest = read_model(SAMPLE / "bundle.json", Manifest)
     assert manifest.schema_version == 1
     assert manifest.kernel.competition_sources == ("tgs-salt-identification-challenge",)
     assert manifest.kernel.slug == manifest.slug == "plain-parcel"
@@ -75,11 +76,11 @@ def test_an_error_names_file_and_key(tmp_path: Path, text: str, message: str) ->
     path = tmp_path / "bundle.json"
     path.write_text(text)
     with pytest.raises(LocalError) as raised:
-        read_manifest(path)
+        read_model(path, Manifest)
     assert message in str(raised.value)
     assert str(raised.value).startswith(str(path))
 
 
 def test_a_missing_manifest_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(LocalError, match=r"bundle\.json: missing"):
-        read_manifest(tmp_path / "bundle.json")
+        read_model(tmp_path / "bundle.json", Manifest)
