@@ -14,7 +14,8 @@ TRAINING_ARGS ?=
 
 VENV := .venv
 KERNELKIT := $(VENV)/bin/kernelkit
-PYTEST := $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+# Four workers also on two cores: many tests wait for another process.
+PYTEST := $(VENV)/bin/python -m pytest -n 4 --dist worksteal
 OPTIONS = $(if $(PROFILE),--profile $(PROFILE)) $(ARGS)
 SYNTHETIC := build/synthetic.done
 PEERS := build/bench-venv

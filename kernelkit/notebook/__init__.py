@@ -12,7 +12,8 @@ runtime    the code that runs inside the notebook; standard library only: `Noteb
 preflight  problems that would cost a run, found before a push: `check`, `compare_with_image`,
            `advise`, `require_no_problems`, `Problem`
 reader     the cells and the manifest of a notebook: `read_cells`, `embedded_manifest`
-edits      edits made in a notebook: `read_notebook`, `plan`, `apply`, `SyncPlan`
+edits      edits made in a notebook: `read_notebook`, `plan`,
+           `require_applicable`, `apply`, `SyncPlan`
 
 Other packages import these names from the modules. This file imports nothing, so that a command
 loads only what it uses.

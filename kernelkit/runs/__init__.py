@@ -9,8 +9,10 @@ download  pulls and unpacks the outputs: `pull_run`, `unpack_zips`,
 verify    compares a folder with the manifest that its run wrote: `verify`, `require_verified`,
           `VerifiedFolder`
 failure   requires that a run has succeeded, and says why it failed: `require_success`
-store     the run folders, and the names of runs: `RunFolder`, `find`, `find_named`
-history   lists and compares runs: `RunRow`, `RunDetails`, `RunDifference`, `Metric`
+store     the run folders, and the names of runs: `RunFolder`, `find`, `find_named`,
+          `rehearsal_lock`, `remove_rehearsal`
+history   lists and compares runs: `rows`, `show`, `diff`, `RunRow`, `RunDetails`,
+          `RunDifference`, `Metric`
 submit    checks and submits a file once: `submit_once`, `wait_for_score`,
           `require_no_scoring_error`, `SubmitOptions`, `Submitted`
 manifest  the JSON files of a run, typed: `RunAddress`, `RunRecord`, `RunManifest`, `RunEnd`,
