@@ -48,6 +48,13 @@ KERNELS = "kernels.KernelsApiService"
 TIMEOUT = (5, 90)
 """Seconds for a connection and for a response: two runs on a busy machine take long."""
 
+TIMED_OUT = {
+    "status": "CANCEL_ACKNOWLEDGED",
+    "failureMessage": "Your notebook was stopped because it exceeded the max allowed execution "
+    "duration.",
+}
+"""The status of a run that reached its time limit."""
+
 
 def notebook(*cells: str, kernelspec: Mapping[str, str] | None = KERNELSPEC) -> str:
     """The source of a notebook with these cells; always the same for the same cells."""

@@ -30,6 +30,7 @@ from kernelkit.diagnosis.tracebacks import (
     read_tracebacks,
 )
 from kernelkit.errors import ConfigError, LocalError
+from kernelkit.kaggle.types import is_time_out
 from kernelkit.notebook.runtime import MANIFEST_MARK
 
 TAIL_LINES = 20_000  # a run ends at its failure; a recursion of 3,000 frames in IPython has 15,000
@@ -426,11 +427,13 @@ def _relatives(found: _Failure, roots: _Roots) -> Iterator[str]:
 def _from_message(failure: str, lines: list[str], facts: Facts) -> Diagnosis:
     """Diagnose without a traceback, from Kaggle's message or the last lines of the log."""
     last = [line for line in lines[-LAST_LINES:] if line.strip()]
+    notes = (f"the last line of the run: {last[-1].strip()}",) if last else ()
+    if is_time_out(failure):
+        return Diagnosis(FailureCause.TIMED_OUT, failure, (), facts.time_advice, notes)
     for words in [failure, *reversed(last)]:
         cause, next_step = find_cause([words], facts)
         if cause != FailureCause.OTHER:
             return Diagnosis(cause, words.strip(), (), next_step)
-    notes = (f"the last line of the run: {last[-1].strip()}",) if last else ()
     return Diagnosis(FailureCause.UNKNOWN, failure, (), UNKNOWN_STEP, notes)
 
 

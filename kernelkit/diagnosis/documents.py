@@ -51,6 +51,7 @@ class SentBundle:
     """Slugs of everything that the kernel declares as a source."""
 
     enable_internet: bool = False
+    session_timeout_seconds: int = 0
 
     @classmethod
     def of(cls, document: Document) -> SentBundle:
@@ -59,6 +60,7 @@ class SentBundle:
         files = [_mapping(file) for file in listed] if isinstance(listed, list) else []
         sources = [kernel[name] for name in kernel if name.endswith("_sources")]
         names = {str(name) for names in sources if isinstance(names, list) for name in names}
+        timeout = kernel.get("session_timeout_seconds")
         return cls(
             digest=str(document.get("digest") or ""),
             roots={name: str(folder) for name, folder in _mapping(document.get("roots")).items()},
@@ -66,6 +68,7 @@ class SentBundle:
             parameters=_mapping(document.get("parameters")),
             sources=frozenset(name.rpartition("/")[2] for name in names),
             enable_internet=kernel.get("enable_internet") is True,
+            session_timeout_seconds=timeout if isinstance(timeout, int) else 0,
         )
 
 

@@ -23,7 +23,7 @@ class FailureCause(StrEnum):
     NO_INTERNET = "no internet"
     WRONG_GPU = "wrong GPU"
     MISSING_MODULE = "missing module"
-    TIME_LIMIT = "time limit"
+    TIMED_OUT = "timed out"
     DISK_FULL = "disk full"
     OWN_CHECK = "kernelkit's own check"
     CRASH = "crash of the process"
@@ -162,12 +162,11 @@ RULES = (
         r"couldn't connect to 'https?://huggingface\.co'",
         r"\bLocalEntryNotFoundError\b",
     ),
-    # Kaggle's failure message, its page on submissions [A], and nbclient.
+    # Kaggle's failure messages, its page on submissions [A], and nbclient.
     _rule(
-        FailureCause.TIME_LIMIT,
-        "Make the run shorter{shorter}, or let it save and resume: sessions end after 12 hours, "
-        "or after session_timeout_seconds.",
-        r"exceeded the (?:time limit|allowed runtime)",
+        FailureCause.TIMED_OUT,
+        "{time_advice}",
+        r"exceeded the (?:time limit|(?:max(?:imum)? )?allowed (?:runtime|execution))",
         r"\bCellTimeoutError\b",
         r"A cell timed out while it was being executed",
     ),
@@ -241,6 +240,8 @@ class Facts:
     """Names that the package adds to the import path."""
 
     internet: bool
+    timeout: int = 0
+    """session_timeout_seconds; 0 if it is not set."""
 
     @classmethod
     def of(cls, report: RunReport, bundle: SentBundle) -> Facts:
@@ -250,6 +251,7 @@ class Facts:
             bundle.sources,
             frozenset(path.partition("/")[0].removesuffix(".py") for path in bundle.files),
             bundle.enable_internet,
+            bundle.session_timeout_seconds,
         )
 
     def phrases(self, groups: Mapping[str, str | None]) -> dict[str, str]:
@@ -261,11 +263,21 @@ class Facts:
             "host_advice": "Keep less in memory at once (Kaggle has about 30 GB): smaller batches"
             f"{batch}, fewer worker processes, files read when they are needed.",
             "workers": ": `--set num_workers=0`" if "num_workers" in self.parameters else "",
-            "shorter": self._smaller("epochs"),
+            "time_advice": self.time_advice,
             "source_advice": self._source(groups.get("input") or groups.get("file_in") or ""),
             "module_advice": self._module(groups.get("module"), groups.get("from_module")),
             "internet_advice": self._internet(),
         }
+
+    @property
+    def time_advice(self) -> str:
+        """What to do about a run that reached its time limit."""
+        limit = f"session_timeout_seconds = {self.timeout}, or " if self.timeout else ""
+        return (
+            f"Make the run shorter{self._smaller('epochs')}, or resume it: its outputs so far are "
+            "kept, and the next version can read them if kernel_sources names this kernel. "
+            f"A session ends after {limit}12 hours."
+        )
 
     def _smaller(self, ending: str) -> str:
         """A `--set` with half of the parameter, if there is one that can be halved."""

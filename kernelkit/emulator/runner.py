@@ -3,8 +3,10 @@
 A run sees Kaggle's folders and environment, and nothing of the caller: see `sandbox`. Without
 namespaces, runs get `folders` instead: the same folders under other names, which the notebook
 reads from KAGGLE_INPUT_DIR, KAGGLE_WORKING_DIR and KAGGLE_TEMP_DIR. Then the inputs are links that
-a run could write through, the network stays open, and a process that starts its own session
-outlives a stopped run.
+a run could write through, and the network stays open.
+
+However a run ends, nothing that it has started outlives it. A run that reaches its time limit ends
+as on Kaggle: cancelled, with a message that says why, and with what it has saved.
 
 A run that asks for a GPU gets the GPU of this machine, or none if there is none; the notebook has
 to notice. A run that does not ask for one sees none, as on Kaggle.
@@ -29,7 +31,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from kernelkit.emulator import sandbox
-from kernelkit.emulator.session import SessionOrder
+from kernelkit.emulator.session import SessionOrder, kill_run_of
 from kernelkit.emulator.state import EmulatedKaggle, KernelVersion, StoredFile, WorkerStatus
 
 Isolation = Literal["namespace", "folders"]
@@ -117,6 +119,11 @@ class ForcedEnd:
 
 
 CANCELLED = ForcedEnd(WorkerStatus.CANCEL_ACKNOWLEDGED)
+TIMED_OUT = ForcedEnd(
+    WorkerStatus.CANCEL_ACKNOWLEDGED,
+    "Your notebook was stopped because it exceeded the max allowed execution duration.",
+)
+"""Kaggle's state and words [A]: only the message tells it from a user's cancellation."""
 
 
 class EmulatedSession:
@@ -182,8 +189,7 @@ class EmulatedSession:
         A line is JSON: {"event": "running", "kernel": …}, {"event": "end", "status": …,
         "failure": …}, or an entry of the log.
         """
-        message = f"Your notebook exceeded the time limit of {self._limit:g} seconds."
-        timer = threading.Timer(self._limit, self.kill, (ForcedEnd(WorkerStatus.ERROR, message),))
+        timer = threading.Timer(self._limit, self.kill, (TIMED_OUT,))
         timer.daemon = True
         with (self.version.folder / "log.jsonl").open("w") as log:
             for line in report:
@@ -221,7 +227,7 @@ class EmulatedSession:
                 self._kill_groups(process.pid)
 
     def _kill_groups(self, session: int) -> None:
-        """Kill the session and, without a namespace, its kernel, which leads its own group.
+        """Kill the session and, without a namespace, its kernel and what has left their groups.
 
         In a namespace the kernel's number means nothing outside, and the death of the session is
         enough. The kernel comes last, so that the session cannot report its end as a failure.
@@ -232,6 +238,8 @@ class EmulatedSession:
         for group in groups:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
+        if self.isolation == "folders":
+            kill_run_of(self.version.working)
 
     def _order(self) -> SessionOrder:
         folder, working = self.version.folder, self.version.working

@@ -35,6 +35,8 @@ PARTIAL_LINE = 1.0
 """Seconds after which an unfinished line is logged as it is (progress bars)."""
 STARTUP = 300
 """Seconds that a Jupyter kernel may take to start on a busy machine."""
+SWEEPS = 50
+"""Searches for the processes of a run: each can have started another one meanwhile."""
 
 _TRIAL = """
 import importlib.util, sys
@@ -143,6 +145,8 @@ class NotebookExecution:
         if self._kernel_group is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._kernel_group, signal.SIGKILL)
+        if working := os.environ.get("KAGGLE_WORKING_DIR"):  # no namespace ends with this process
+            kill_run_of(Path(working))
 
     def _client(self) -> Any:
         from jupyter_client.kernelspec import KernelSpecManager
@@ -202,6 +206,27 @@ class NotebookExecution:
                     text = f"\n{rule}\n{head}\n{lines}\n"
                     return "papermill.exceptions.PapermillExecutionError: " + _ANSI.sub("", text)
         return ""
+
+
+def kill_run_of(working: Path) -> None:
+    """Without a namespace: kill the processes of the run that has this folder, until none is left.
+
+    All of them have inherited the variable that names the folder. A process that has started its
+    own session cannot be found by its group. The calling process is spared.
+    """
+    import psutil  # not earlier: it is only needed without a namespace
+
+    for _ in range(SWEEPS):
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                of_run = process.environ().get("KAGGLE_WORKING_DIR") == str(working)
+                if of_run and process.pid != os.getpid():
+                    process.kill()
+                    found.append(process)
+        if not found:
+            return
+        psutil.wait_procs(found, 0.1)
 
 
 def main() -> None:

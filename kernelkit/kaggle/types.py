@@ -61,6 +61,15 @@ _TIMED_OUT = re.compile(
     r"time.?out|timed out|time limit|max\w* (?:allowed )?execution", re.IGNORECASE
 )
 """Kaggle reports a time-out as an error or as a cancellation; only its message shows which."""
+_EXCEPTION = re.compile(r"[^\W\d][\w.]*: ")
+
+
+def is_time_out(failure: str) -> bool:
+    """Whether Kaggle's message says that the run reached its time limit.
+
+    An exception of the notebook, such as "TimeoutError: …", is no such message.
+    """
+    return not _EXCEPTION.match(failure) and _TIMED_OUT.search(failure) is not None
 
 
 def state_word(state: str, failure: str = "") -> str:
@@ -68,7 +77,7 @@ def state_word(state: str, failure: str = "") -> str:
 
     `failure` is Kaggle's message. Words that are not a `State` stay as they are.
     """
-    if state in (State.ERROR, State.CANCEL_ACKNOWLEDGED) and _TIMED_OUT.search(failure):
+    if state in (State.ERROR, State.CANCEL_ACKNOWLEDGED) and is_time_out(failure):
         return "timed out"
     return next((word for known, word in _STATE_WORDS.items() if known == state), str(state))
 

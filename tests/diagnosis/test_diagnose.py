@@ -504,12 +504,36 @@ def test_a_stopped_run_is_recognized_by_kaggles_message() -> None:
     words = "Your notebook exceeded the time limit of 43200 seconds."
     found = diagnose(survived, failure=words, manifest={"parameters": {"epochs": 20}})
     assert found
-    assert (found.cause, found.error) == (FailureCause.TIME_LIMIT, words)
+    assert (found.cause, found.error) == (FailureCause.TIMED_OUT, words)
     assert "--set epochs=10" in found.next_step
+    assert found.notes == ("the last line of the run: epoch 2",)
     found = diagnose("epoch 1\nepoch 2\n", failure="Kaggle says error")
     assert found
     assert found.cause == FailureCause.UNKNOWN
     assert "epoch 2" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        (
+            "Your notebook was stopped because it exceeded the max allowed execution duration.",
+            FailureCause.TIMED_OUT,
+        ),
+        ("Your notebook hit a timeout", FailureCause.TIMED_OUT),
+        ("Notebook Timeout", FailureCause.TIMED_OUT),
+        ("TimeoutError: the server did not answer", FailureCause.UNKNOWN),
+        ("requests.exceptions.ReadTimeout: read timed out", FailureCause.UNKNOWN),
+        ("Kaggle says cancel_acknowledged", FailureCause.UNKNOWN),
+    ],
+)
+def test_only_kaggles_own_words_mean_a_time_out(words: str, cause: FailureCause) -> None:
+    kernel = {"session_timeout_seconds": 5400}
+    found = diagnose("epoch 1\n", failure=words, bundle={"kernel": kernel})
+    assert found
+    assert (found.cause, found.error) == (cause, words)
+    assert ("kernel_sources" in found.next_step) == (cause == FailureCause.TIMED_OUT)
+    assert ("5400" in found.next_step) == (cause == FailureCause.TIMED_OUT)
 
 
 def test_the_manifest_of_another_run_is_ignored() -> None:
@@ -654,7 +678,7 @@ TABLE = [
     (
         "nbclient.exceptions.CellTimeoutError: A cell timed out while it was being executed, after "
         "60 seconds.",
-        *(FailureCause.TIME_LIMIT, "--set epochs=10"),
+        *(FailureCause.TIMED_OUT, "--set epochs=10"),
     ),
     (
         "RuntimeFault: The sources on disk are not those of the package:\n  pkg/mod.py: is missing",

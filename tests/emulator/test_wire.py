@@ -20,6 +20,8 @@ from kagglesdk.kernels.types.kernels_api_service import (
 from kagglesdk.kernels.types.kernels_enums import KernelWorkerStatus
 from kagglesdk.security.types.oauth_service import IntrospectTokenRequest
 
+from tests.local_kaggle import TIMED_OUT
+
 ODD_NAMES = ["ünï 盐.txt", "a&b?c#d%20e.txt", "sub/dir/deep.bin", "empty", ".hidden"]
 
 
@@ -388,9 +390,11 @@ def test_simultaneous_pushes_become_separate_versions(launch):
 
 
 def test_a_push_can_set_a_time_limit(emulator):
-    emulator.push("too-slow", "import time; time.sleep(600)", sessionTimeoutSeconds=1)
-    message = "Your notebook exceeded the time limit of 1 seconds."
-    assert emulator.finish("too-slow")[0] == {"status": "ERROR", "failureMessage": message}
+    cell = "open('kept', 'w').write('so far'); print('saved'); import time; time.sleep(600)"
+    emulator.push("too-slow", cell, sessionTimeoutSeconds=1)
+    status, log = emulator.finish("too-slow")
+    assert (status, [entry["data"] for entry in log]) == (TIMED_OUT, ["saved\n"])
+    assert emulator.fetch(emulator.outputs("too-slow")["kept"]).text == "so far"
 
 
 def test_an_sdk_error_has_kaggles_message(emulator, sdk):
