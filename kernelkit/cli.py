@@ -11,7 +11,6 @@ import gc
 import inspect
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -248,7 +247,8 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     for number in (signal.SIGTERM, signal.SIGHUP):  # so that `finally` blocks run
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, signal.default_int_handler)
     try:
         sys.exit(
             app(standalone_mode=False, prog_name="kernelkit") or 0
@@ -755,9 +755,6 @@ def emulator(
 
     command = emulator_command(["--port", str(port)])
     command += ["--inputs", str(inputs)] if inputs else []
-    process = subprocess.Popen([*command, *(arguments or [])])
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:  # the terminal has sent it to the process as well
-        code = process.wait()
-    raise typer.Exit(code)
+    sys.stdout.flush()
+    # Not a child: signals to this process, and its exit status, are the emulator's own.
+    os.execv(command[0], [*command, *(arguments or [])])

@@ -1,7 +1,10 @@
 """`python -m kernelkit.emulator`: serve a local Kaggle on loopback until stopped.
 
-Exit status 0 after SIGTERM or Ctrl-C; 2 for a wrong argument; 10 if this machine prevents it (the
-port is taken, nbclient is not installed).
+SIGTERM, SIGHUP and Ctrl-C stop it: it ends its runs, cleans up, and exits with status 0. A signal
+before it listens, or a second one, ends it at once, with status 128 + the signal's number.
+
+Exit status 2 for a wrong argument; 10 if this machine prevents it (the port is taken, nbclient is
+not installed).
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kernelkit.emulator.competitions import DAILY, SCORING, Competitions, CompetitionSettings
@@ -36,6 +39,8 @@ USAGE, MACHINE = 2, 10
 MARK = "emulator.json"
 """A file that marks a folder as a state folder. It is locked while an emulator uses the folder."""
 FORMAT = {"format": 1}
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+"""They stop the emulator, except for a SIGHUP that `nohup` ignores."""
 
 
 class PortError(Exception):
@@ -44,6 +49,7 @@ class PortError(Exception):
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the options, listen, announce the address, serve, and clean up."""
+    _handle_signals(_end_at_once)
     try:
         options, plugin_class = _parse(arguments)
     except PluginError as error:
@@ -63,16 +69,18 @@ def main(arguments: list[str] | None = None) -> int:
             return _fail(str(error), USAGE)
         except PortError as error:
             return _fail(str(error))
+        signaled, wake = _stop_on_signals()  # before anyone can learn our process id
         for version in server.kaggle.unfinished:
             server.runner.launch(version)
-        signaled, wake = _on_signals()  # before anyone can learn our process id
         if options.lifeline:
             threading.Thread(target=_wait_for_end_of_input, args=(wake,), daemon=True).start()
         threading.Thread(target=server.serve, daemon=True).start()
         with _announced(server, options, isolation):
             os.read(signaled, 1)
+            _handle_signals(_end_at_once)
             server.shutdown()
             server.runner.stop()
+            _handle_signals(_ignore)
     return 0
 
 
@@ -120,7 +128,23 @@ def _server(
     return server
 
 
-def _on_signals() -> tuple[int, int]:
+def _handle_signals(handler: Callable[[int, object], None]) -> None:
+    for number in SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def _end_at_once(number: int, _frame: object) -> None:
+    """Leave every `with` block, and so end the runs and remove temporary folders."""
+    _handle_signals(_ignore)  # a further one must not interrupt that
+    raise SystemExit(128 + number)
+
+
+def _ignore(number: int, _frame: object) -> None:
+    """A handler that does nothing."""
+
+
+def _stop_on_signals() -> tuple[int, int]:
     """A pipe, reading end first, that gets a byte when a signal asks the emulator to stop.
 
     The interpreter's C handler writes it in whichever thread the signal arrives. A Python handler
@@ -129,8 +153,7 @@ def _on_signals() -> tuple[int, int]:
     signaled, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+    _handle_signals(_ignore)
     return signaled, wake
 
 

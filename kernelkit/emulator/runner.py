@@ -348,6 +348,9 @@ class SessionRunner:
     def _execute(self, session: EmulatedSession) -> None:
         try:
             session.execute(self._kaggle, self._endpoint)
+        except FileNotFoundError:
+            if not self._stopped:  # a second signal does not wait, and removes a temporary state
+                raise
         finally:
             with self._lock:
                 del self._sessions[session]

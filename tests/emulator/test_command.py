@@ -59,6 +59,66 @@ def test_a_stopped_emulator_cleans_up(launch, tmp_path, number):
     assert not emulator.ready_file.exists()
 
 
+@pytest.mark.parametrize("module", ["kernelkit", "kernelkit.emulator"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_every_signal_ends_both_commands(tmp_path, module, number):
+    """Sent to the process alone, as `kill $!` does, which no terminal is involved in."""
+    command = [sys.executable, "-m", module, *(["emulator"] if module == "kernelkit" else [])]
+    process = subprocess.Popen(
+        [*command, "--port", "0", "--isolation", "folders"],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    endpoint = process.stdout.readline().split()[3]
+    assert list(tmp_path.glob("local-kaggle-*"))
+    process.send_signal(number)
+    assert process.communicate(timeout=30)[1] == ""
+    assert process.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(endpoint.rpartition(":")[2])), 5)
+
+
+def test_nohup_keeps_it_alive(launch):
+    emulator = launch("--isolation", "folders", prefix=("nohup",))
+    emulator.process.send_signal(signal.SIGHUP)
+    assert emulator.call("GetAcceleratorQuotaStatistics").ok
+    code, message = emulator.stop()
+    assert (code, message.replace("nohup: ignoring input\n", "")) == (0, "")
+
+
+SLOW_START = """
+import os, signal, sys, threading
+from kernelkit.emulator import __main__ as command
+
+def interrupted(*_):
+    os.kill(os.getpid(), signal.Signals[sys.argv[1]])
+    threading.Event().wait(60)  # the signal ends this, or the test fails
+
+command.{step} = interrupted
+sys.exit(command.main(["--isolation", "folders"]))
+"""
+
+
+@pytest.mark.parametrize("step", ["_isolation", "_server"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_during_the_start_ends_it_at_once(tmp_path, step, name):
+    done = subprocess.run(
+        [sys.executable, "-c", SLOW_START.format(step=step), name],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        timeout=30,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (128 + signal.Signals[name], "")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="tgkill is Linux's")
 def test_a_signal_to_another_thread_stops_it_too(launch):
     """The system may deliver a signal to any thread, while the main thread sleeps."""
