@@ -9,9 +9,11 @@ from __future__ import annotations
 import atexit
 import gc
 import inspect
+import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -246,6 +248,10 @@ def main() -> NoReturn:
     atexit.register(gc.freeze)  # else Python visits every object once more before it exits
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    # urllib3 and requests warn on stderr, with whole addresses; what matters is in our own errors
+    logging.getLogger().addHandler(logging.NullHandler())
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     for number in (signal.SIGTERM, signal.SIGHUP):  # so that `finally` blocks run
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, signal.default_int_handler)

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import tomlkit
 import tomlkit.items
@@ -37,7 +36,14 @@ RESERVED_NAMES = frozenset(
 
 LONGEST_NAME, LONGEST_PATH = 255, 2048  # bytes, of a part and of all; Linux takes 4096 from "/" on
 
-LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+_ENDPOINT = re.compile(
+    r"http://(127\.0\.0\.1|localhost|\[::1\])(?::([1-9][0-9]{0,4}))?/*", re.IGNORECASE | re.ASCII
+)
+_PLAIN_ADDRESS = re.compile(
+    r"(?:[a-z]+://)?(?:[a-z0-9_.-]{0,99}|\[[0-9a-f:.]*\])(?::[0-9]{1,9})?(?:/[\w./-]{0,99})?",
+    re.IGNORECASE | re.ASCII,
+)
+"""An address that can be repeated in an error: without user info, query or fragment."""
 
 _SLUG = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 _KERNEL_ID = re.compile(rf"(?:[A-Za-z0-9_-]+/)?{_SLUG}")
@@ -437,18 +443,16 @@ def checked_endpoint(endpoint: str | None) -> str | None:
     """
     if endpoint is None:
         return None
-    try:
-        parts = urlsplit(endpoint)
-        local = parts.scheme == "http" and parts.hostname in LOOPBACK_HOSTS and parts.port != 0
-    except ValueError:  # no address at all
-        local = False
-    if not local or parts.path.strip("/"):
-        raise ConfigError(
-            f"the endpoint {endpoint!r} is not an http address of this machine",
-            "Give one like http://127.0.0.1:8000, as `kernelkit emulator` prints it, or leave "
-            "--endpoint and KERNELKIT_ENDPOINT out for the real Kaggle.",
-        )
-    return endpoint.rstrip("/")
+    found = _ENDPOINT.fullmatch(endpoint)
+    if found and int(found[2] or 80) < 2**16:
+        return endpoint.rstrip("/").lower()
+    plain = _PLAIN_ADDRESS.fullmatch(endpoint)
+    shown = f" {endpoint!r}" if plain else " (not shown: it may contain a password)"
+    raise ConfigError(
+        f"the endpoint{shown} is not an http address of this machine",
+        "Give one like http://127.0.0.1:8000, without a user, path or query, as `kernelkit "
+        "emulator` prints it, or leave --endpoint and KERNELKIT_ENDPOINT out for the real Kaggle.",
+    )
 
 
 def near_miss(word: str, known: Iterable[str]) -> str:

@@ -3,6 +3,9 @@
 This is the only module that prints. With `--json` it prints one document to stdout and nothing
 else. With `--quiet` it prints the result of a command and errors. Prose wraps between words;
 paths and commands stay whole, so that they can be copied.
+
+Everything passes through `shown`: no control character and no credential gets to the terminal, and
+no text fills it.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,11 +25,20 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.cells import cell_len
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from kernelkit.errors import KernelkitError
+from kernelkit.printable import (
+    lines_printable,
+    machine_secrets,
+    one_line,
+    printable,
+    shortened,
+    without_secrets,
+)
 from kernelkit.storage import counted, human_size, read_model
 
 if TYPE_CHECKING:
@@ -56,6 +68,7 @@ BUDGET_ROWS = 25  # files listed by `render`
 LEFT_OUT_NAMED = 5  # files listed for each reason
 UNDECLARED_NAMED = 20  # files that are not declared as outputs; --json lists all
 ERROR_LINES = 8  # of an exception's message; --json has more
+ERROR_MESSAGE_LINES = 200  # of kernelkit's own errors, such as all problems of a preflight
 INTERRUPTED = 130
 STARTED = time.monotonic()
 WIDE = 200  # columns of a table that goes to a file or another program
@@ -72,17 +85,34 @@ EXPENDABLE = ("owner", "digest", "sha256", "commit", "here")
 ABORTED = ("papermill.exceptions.", "Exception encountered at ")
 """Begin the traceback with which a log ends: the diagnosis is shorter, and `diagnose` shows it."""
 
-stdout = Console(highlight=False)
-stderr = Console(stderr=True, highlight=False)
+
+class SafeConsole(Console):
+    """A console whose text is `shown`, whoever made it; only rich moves the cursor."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """The segments of anything printed, with safe texts."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(shown(segment.text), segment.style)
+
+
+stdout = SafeConsole()
+stderr = SafeConsole(stderr=True)
 
 
 @dataclass
 class Mode:
-    """What the shared options ask for."""
+    """What the shared options ask for, and what must not be printed."""
 
     as_json: bool = False
     quiet: bool = False
     verbose: bool = False
+    secrets: Sequence[str] | None = None
+    """Pieces of this machine's credentials; None until something is printed."""
 
 
 mode = Mode()
@@ -91,13 +121,33 @@ mode = Mode()
 def configure(*, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
     """Obey `--json`, `--quiet` and `--verbose` from now on."""
     mode.as_json, mode.quiet, mode.verbose = as_json, quiet, verbose
+    mode.secrets = None
     stdout.quiet = stderr.quiet = as_json
 
 
 def document(content: object) -> None:
     """Print the document of `--json`, if it is asked for."""
     if mode.as_json:
-        sys.stdout.write(json.dumps(content, indent=1, default=str) + "\n")
+        sys.stdout.write(_hidden(json.dumps(content, indent=1, default=str)) + "\n")
+
+
+def shown(text: str) -> str:
+    """A text as it may be printed: without control characters and credentials."""
+    return _hidden(lines_printable(text))
+
+
+def _hidden(text: str) -> str:
+    if mode.secrets is None:
+        mode.secrets = machine_secrets()
+    return without_secrets(text, mode.secrets)
+
+
+def _safe(text: Text) -> Text:
+    """A styled text as it may be printed."""
+    if shown(text.plain) == text.plain:
+        return text
+    pieces = ((shown(one.text), one.style or "") for one in text.render(stdout))
+    return Text.assemble(*pieces, style=text.style)
 
 
 def report(error: BaseException, *, as_json: bool) -> int:
@@ -129,7 +179,7 @@ def report(error: BaseException, *, as_json: bool) -> int:
         text = "".join(traceback.format_exception(error))
         details = {"traceback": text}
         if not as_json:
-            sys.stderr.write(text)
+            sys.stderr.write(shown(text))
         _print_error("this is a bug of kernelkit", "Please report it, with the traceback.")
     document({"error": message, "next": next_step, **details, "exit_code": code})
     return code
@@ -141,10 +191,13 @@ def _usage_advice(error: BaseException) -> str:
 
 
 def _print_error(message: str, next_step: str = "") -> None:
-    text = "\n".join(map(printable, message.split("\n")))
+    lines = message.split("\n")
+    more = [f"… and {len(lines) - ERROR_MESSAGE_LINES:,} more lines"]
+    text = "\n".join(map(shortened, lines[:ERROR_MESSAGE_LINES]))
+    text = "\n".join([text, *more]) if len(lines) > ERROR_MESSAGE_LINES else text
     say(Text.assemble(("error: ", "bold red"), text), to=stderr, indent=7)
     if next_step:
-        say(Text.assemble(("next:  ", "bold"), printable(next_step)), to=stderr, indent=7)
+        say(Text.assemble(("next:  ", "bold"), one_line(next_step)), to=stderr, indent=7)
 
 
 def say(
@@ -159,7 +212,7 @@ def say(
     `indent` is the number of spaces before the second and all further lines.
     """
     console = to or stdout
-    text = Text(message, style) if isinstance(message, str) else message
+    text = _safe(Text(message, style) if isinstance(message, str) else message)
     if console.is_terminal:
         text = _wrapped(text, console.width, indent)
     console.print(text, soft_wrap=True)
@@ -213,8 +266,7 @@ def _print_table(
             table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
         for row in rows:
             cells = [row[n] for n, name in enumerate(headings) if name in kept]
-            shown = (cell if isinstance(cell, Text) else Text(cell) for cell in cells)
-            table.add_row(*shown, style=last if row is rows[-1] else "")
+            table.add_row(*map(_cell, cells), style=last if row is rows[-1] else "")
         unlimited = stdout.options.update(max_width=10_000)
         if not candidates or stdout.measure(table, options=unlimited).maximum <= width:
             break
@@ -224,6 +276,11 @@ def _print_table(
     if not stdout.is_terminal:  # else rich takes 80 columns
         stdout.width = width
     stdout.print(table)
+
+
+def _cell(cell: str | Text) -> Text:
+    text = cell if isinstance(cell, Text) else Text(cell)
+    return _safe(Text(printable(text.plain), text.style))
 
 
 class Reporter:
@@ -249,7 +306,7 @@ class Reporter:
             self._line(event)
         elif isinstance(event, Status):
             seconds = time.monotonic() - self._started
-            failure = f": {lines_printable(event.failure)}" if event.failure else ""
+            failure = f": {one_line(event.failure)}" if event.failure else ""
             word = event.word
             _detail(Text.assemble((word, "bold"), f" after {seconds:.0f} s{failure}"))
         elif isinstance(event, Quota):
@@ -259,7 +316,7 @@ class Reporter:
         elif isinstance(event, Progress):
             self._show(event)
         else:
-            _detail(lines_printable(event))
+            _detail("\n".join(map(shortened, event.split("\n"))))
 
     def finish(self) -> None:
         """Leave the last table of the epochs on the screen, and one line about the download."""
@@ -411,7 +468,7 @@ def rendered(result: RenderedKernel) -> None:
         advice(result.notes)
     if size > SIZE_LIMIT_BYTES:
         say("too large for Kaggle; for advice run: kernelkit preflight", to=stderr)
-    stdout.print(Text(f"{result.folder}  digest {kernel.digest[:12]}"), soft_wrap=True)
+    _print_line(f"{result.folder}  digest {kernel.digest[:12]}")
     details = {
         "folder": str(result.folder),
         "size": size,
@@ -465,7 +522,7 @@ def log(entries: Sequence[LogEntry]) -> None:
     document([vars(entry) for entry in entries])
     if not mode.as_json:
         text = "".join(entry.text for entry in entries)
-        sys.stdout.write(lines_printable(text) if sys.stdout.isatty() else text)
+        sys.stdout.write(shown(text) if sys.stdout.isatty() else _hidden(text))
 
 
 def conclude(pulled: PulledRun) -> None:
@@ -480,8 +537,7 @@ def conclude(pulled: PulledRun) -> None:
 
 
 def _verified_line(folder: Path) -> None:
-    line = Text.assemble(("verified", "bold green"), f": {printable(str(folder))}")
-    stdout.print(line, soft_wrap=True)
+    _print_text(Text.assemble(("verified", "bold green"), f": {printable(str(folder))}"))
 
 
 def verified(folder: Path, verdict: Verdict) -> None:
@@ -505,18 +561,19 @@ def diagnosed(diagnosis: Diagnosis | None) -> None:
 
 def explain(diagnosis: Diagnosis) -> None:
     """The cause, the error, the frames with their source in one column, notes and advice."""
-    say(Text(diagnosis.cause, style="bold red"))
-    say("\n".join(diagnosis.error.split("\n")[:ERROR_LINES]))
-    places = [_place(frame) for frame in diagnosis.frames]
+    say(one_line(diagnosis.cause), "bold red")
+    say("\n".join(map(shortened, diagnosis.error.split("\n")[:ERROR_LINES])))
+    places = [printable(_place(frame)) for frame in diagnosis.frames]
     width = max((len(place) for place in places), default=0)
     for frame, place in zip(diagnosis.frames, places, strict=True):
         own = frame.origin == "project"
-        line = Text.assemble((f"  {place:{width}}", "bold" if own else "dim"), f"  {frame.source}")
+        source = printable(shortened(frame.source))
+        line = Text.assemble((f"  {place:{width}}", "bold" if own else "dim"), f"  {source}")
         line.rstrip()
-        stdout.print(line, soft_wrap=True)
+        _print_text(line)
     for note in diagnosis.notes:
-        say(Text.assemble(("note:  ", "bold"), note), indent=7)
-    say(Text.assemble(("next:  ", "bold"), diagnosis.next_step), indent=7)
+        say(Text.assemble(("note:  ", "bold"), one_line(note)), indent=7)
+    say(Text.assemble(("next:  ", "bold"), one_line(diagnosis.next_step)), indent=7)
 
 
 def _place(frame: Frame) -> str:
@@ -565,10 +622,10 @@ def _files(folder: Path, pattern: str) -> list[Path]:
 def submitted(submitted: Submitted) -> None:
     """The state of a submission, and its scores."""
     record = submitted.record
-    say(f"submission {record.ref} to {record.competition}: {record.status}")
+    say(one_line(f"submission {record.ref} to {record.competition}: {record.status}"))
     if record.status == "complete":
-        say(f"public score: {record.public_score or 'not shown'}")
-        say(f"private score: {record.private_score or 'not shown'}")
+        say(one_line(f"public score: {record.public_score or 'not shown'}"))
+        say(one_line(f"private score: {record.private_score or 'not shown'}"))
     document(submitted.document)
 
 
@@ -688,7 +745,7 @@ def diffs(plan: SyncPlan) -> None:
     for change in () if mode.quiet else plan.changes:
         for n, line in enumerate(change.diff.rstrip("\n").split("\n")):
             style = "bold" if n < 2 else styles.get(line[:1], "")
-            stdout.print(Text(printable(line), style=style), soft_wrap=True)
+            _print_text(Text(printable(shortened(line)), style=style))
 
 
 def synced(plan: SyncPlan, dry_run: bool) -> None:
@@ -800,7 +857,11 @@ def run(details: RunDetails) -> None:
 
 def _print_line(line: str) -> None:
     """Print a line that is data: it is not wrapped between words."""
-    stdout.print(Text(printable(line)), soft_wrap=True)
+    _print_text(Text(printable(shortened(line))))
+
+
+def _print_text(line: Text) -> None:
+    stdout.print(_safe(line), soft_wrap=True)
 
 
 def difference(found: RunDifference) -> None:
@@ -839,7 +900,7 @@ def require_no_failure(end: Status, diagnosis: Diagnosis | None = None) -> None:
         _print_error("the run was cancelled", "To run it again: kernelkit push")
     elif diagnosis is None:
         _print_error(
-            f"the run failed: {end.failure or 'Kaggle gives no reason'}",
+            f"the run failed: {one_line(end.failure) or 'Kaggle gives no reason'}",
             "Download its log: kernelkit pull",
         )
     else:
@@ -861,22 +922,6 @@ def ago(when: object) -> str:
         if seconds >= size:
             return f"{seconds // size:.0f} {unit} ago"
     return "just now"
-
-
-def printable(line: str) -> str:
-    """Control characters as escapes, so that a notebook cannot control the terminal."""
-    return "".join(
-        char if char.isprintable() or char == "\t" else char.encode("unicode_escape").decode()
-        for char in line
-    )
-
-
-def lines_printable(text: str) -> str:
-    """Like `printable`, for lines of a log: without colors, and only the end of a progress bar."""
-    from kernelkit.diagnosis.tracebacks import TERMINAL_COMMANDS
-
-    lines = TERMINAL_COMMANDS.sub("", text).split("\n")
-    return "\n".join(printable(line.rstrip("\r").rpartition("\r")[2]) for line in lines)
 
 
 def number(value: Any, digits: int = 4) -> str:

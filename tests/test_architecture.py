@@ -17,7 +17,7 @@ PACKAGE = ROOT / "kernelkit"
 
 LAYERS = [  # each row imports only from the rows above it
     {"errors"},
-    {"storage"},
+    {"storage", "printable"},
     {"config"},
     {"bundle"},
     {"kaggle", "notebook"},

@@ -135,10 +135,60 @@ def test_outputs_must_be_inside_the_working_folder(make_project: Make, output: s
 
 @pytest.mark.parametrize(
     "endpoint",
-    ["https://api.kaggle.com", "http://example.org:80", "https://127.0.0.1:1", "127.0.0.1:80"],
+    [
+        *("https://api.kaggle.com", "http://example.org:80", "https://127.0.0.1:1"),
+        *("127.0.0.1:80", "", " ", "http://", "http://127.1", "http://0x7f.1", "http://2130706433"),
+        *("http://localhost.evil.com", "http://127.0.0.1.evil.com", "http://localhost."),
+        *("http://[::ffff:127.0.0.1]", "http://0.0.0.0:80", "http://[::]:80", "http://127.0.0.2"),
+        *(
+            "http://127.0.0.1:0",
+            "http://127.0.0.1:99999",
+            "http://127.0.0.1:x",
+            "http://127.0.0.1:",
+        ),
+        *("http://127.0.0.1/api", "http://127.0.0.1:80/a/..", "http://127.0.0.1:\uff18\uff10"),
+        *("http://localho\u017ft:80", "http://127.0.0.1:80\n", "http://127.0.0.1\t:80"),
+        *("ftp://127.0.0.1", "//127.0.0.1", "http:127.0.0.1", "http:\\\\127.0.0.1"),
+    ],
 )
 def test_an_endpoint_must_be_on_this_machine(plain: Path, endpoint: str) -> None:
-    assert "not an http address of this machine" in complaint(plain, endpoint=endpoint)
+    expected = "not an http address of this machine"
+    assert expected in complaint(plain, endpoint=endpoint)
+    with pytest.raises(ConfigError, match=expected):
+        load_config(plain, environment={"KERNELKIT_ENDPOINT": endpoint})
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        *("http://u:hunter2@127.0.0.1", "http://hunter2@localhost:80", "http://u:hunter2@[::1]:80"),
+        *(
+            "http://127.0.0.1@hunter2.com",
+            "http://hunter2:@127.0.0.1",
+            "http://u:hunter2%40localhost",
+        ),
+        *("http://127.0.0.1:80?token=hunter2", "http://127.0.0.1:80/#hunter2", "http://u:hunter2"),
+        *("u:hunter2@127.0.0.1", "http:/u:hunter2@localhost", "http://127.0.0.1:80/?hunter2"),
+    ],
+)
+def test_an_endpoint_with_a_password_is_refused_and_not_repeated(
+    plain: Path, endpoint: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(plain, environment={"KERNELKIT_ENDPOINT": endpoint})
+    assert "hunter2" not in str(caught.value) + caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "expected"),
+    [
+        ("http://127.0.0.1", "http://127.0.0.1"),
+        ("http://LOCALHOST:8000//", "http://localhost:8000"),
+        ("HTTP://[::1]:65535/", "http://[::1]:65535"),
+    ],
+)
+def test_an_endpoint_has_one_form(plain: Path, endpoint: str, expected: str) -> None:
+    assert load_config(plain, environment={}, endpoint=endpoint).endpoint == expected
 
 
 def test_the_environment_can_set_the_endpoint(plain: Path) -> None:

@@ -3,5 +3,5 @@
 diagnose    reads a log: `diagnose`, `diagnose_folder`, `diagnose_log`, `Diagnosis`, `Frame`
 documents   reads bundle.json and run-manifest.json: `RunReport`, `SentBundle`
 rules       the known causes: `FailureCause`, `RULES`
-tracebacks  finds tracebacks in a log: `read_tracebacks`, `Traceback`, `TERMINAL_COMMANDS`
+tracebacks  finds tracebacks in a log: `read_tracebacks`, `Traceback`
 """

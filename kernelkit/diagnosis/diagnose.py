@@ -24,7 +24,6 @@ from kernelkit.diagnosis.rules import UNKNOWN_STEP, Facts, FailureCause, find_ca
 from kernelkit.diagnosis.tracebacks import (
     HEADER,
     PAPERMILL,
-    TERMINAL_COMMANDS,
     Call,
     Traceback,
     read_tracebacks,
@@ -32,6 +31,7 @@ from kernelkit.diagnosis.tracebacks import (
 from kernelkit.errors import ConfigError, LocalError
 from kernelkit.kaggle.types import is_time_out
 from kernelkit.notebook.runtime import MANIFEST_MARK
+from kernelkit.printable import TERMINAL_COMMANDS
 
 TAIL_LINES = 20_000  # a run ends at its failure; a recursion of 3,000 frames in IPython has 15,000
 LINE_CHARACTERS = 1_000

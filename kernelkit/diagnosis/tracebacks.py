@@ -12,11 +12,6 @@ from dataclasses import dataclass, field
 
 MESSAGE_LINES = 30  # of an exception's message: a tree of inputs, torchrun's block
 
-# A whole command of a terminal after ESC: colors, cursor movements, titles, links.
-TERMINAL_COMMANDS = re.compile(
-    r"\x1b(?:\[[0-?]*+[ -/]*+[@-~]|\][^\x07\x1b]*+(?:\x07|\x1b\\)|[@-Z\\^_])"
-)
-
 _ERROR = re.compile(r"[^\W\d][\w.<>]*+(?::(?: |$)|$)")
 HEADER = "Traceback (most recent call last)"
 _IPYTHON_HEADER = re.compile(r"[^\W\d][\w.]*+\s+$")  # before HEADER, without a colon

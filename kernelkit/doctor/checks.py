@@ -38,7 +38,7 @@ from kernelkit.errors import (
     RefusedError,
     UnreachableError,
 )
-from kernelkit.kaggle.credentials import key_files
+from kernelkit.kaggle.credentials import account_name, key_files
 from kernelkit.kaggle.kernels import Kaggle, connect
 from kernelkit.kaggle.types import PRODUCTION
 from kernelkit.notebook.preflight import check
@@ -306,8 +306,8 @@ def _private(path: Path) -> str:
 def _account(kaggle: Kaggle, environment: Mapping[str, str]) -> str:
     credentials = kaggle.credentials
     unused = [name for name in ("KAGGLE_USERNAME", "KAGGLE_KEY") if environment.get(name)]
-    stated = environment.get("KAGGLE_USERNAME", credentials.username)
-    if credentials.token and stated.lower() != credentials.username.lower():
+    stated = account_name(environment.get("KAGGLE_USERNAME", ""), "KAGGLE_USERNAME")
+    if credentials.token and stated and stated.lower() != credentials.username.lower():
         raise CredentialsError(
             f"{credentials.username} ({credentials.origin}), which overrides KAGGLE_USERNAME, "
             f"{stated}",

@@ -8,7 +8,7 @@ kernels       a connection, and the calls about kernels, datasets, models and th
 competitions  terms, sample, submissions and scores: `Competition`
 transfer      downloads one output: `download`, `Transfer`, `Stopped`
 logs          reads a log, live or finished: `parse_log`
-credentials   whose account this is: `key_files`
+credentials   whose account this is: `account_name`, `key_files`
 local         starts a local Kaggle: `local_kaggle`, `emulator_command`
 connection    the SDK's client with timeouts; refuses endpoints on other machines
 answers       turns each failure of a call into a kernelkit error, or retries it

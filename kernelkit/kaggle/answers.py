@@ -29,7 +29,9 @@ from kernelkit.errors import (
     SessionCapError,
     UnreachableError,
 )
+from kernelkit.printable import one_line
 
+MESSAGE_CHARACTERS = 2000  # of Kaggle's reason for a refusal
 TOKEN_PAGE = "https://www.kaggle.com/settings, under API."
 
 NOT_THE_API = (
@@ -87,11 +89,32 @@ def calling(what: str) -> Iterator[None]:
         ) from error
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         # urllib3's own error gets here if the body of a redirection cannot be read.
-        raise TransientError(f"{what}: {error}") from error
+        raise TransientError(f"{what}: {_reason(error)}") from error
     except OSError as error:
-        raise LocalError(f"{what}: {error.strerror or error}") from error
+        raise LocalError(f"{what}: {error.strerror or _reason(error)}") from error
     except NOT_THE_API as error:
-        raise TransientError(f"{what}: the response is not the API's ({error!r})") from error
+        raise TransientError(f"{what}: the response is not the API's ({_reason(error)})") from error
+
+
+class _WrongTypeError(TypeError):
+    """A value in a response that is not of its type; the message names only the type."""
+
+
+_REASONS = {
+    "TooManyRedirects": "too many redirections",
+    "InvalidHeader": "a header cannot be sent",
+    "InvalidURL": "an address is not valid",
+    "JSONDecodeError": "not JSON",
+}
+
+
+def _reason(error: BaseException) -> str:
+    """Why a call failed, without the error's own message.
+
+    That may quote a header with the credentials, an address with its permission, or a request.
+    """
+    name = type(error).__name__
+    return str(error) if isinstance(error, _WrongTypeError) else _REASONS.get(name, name)
 
 
 def as_text(value: Any) -> str:
@@ -102,7 +125,7 @@ def as_text(value: Any) -> str:
     """
     if value is None or isinstance(value, str):
         return value or ""
-    raise TypeError(f"{value!r:.80} is not a text")
+    raise _WrongTypeError(f"a {type(value).__name__} is not a text")
 
 
 def as_texts(value: Any) -> list[str]:
@@ -113,7 +136,7 @@ def as_texts(value: Any) -> list[str]:
     """
     if value is None or isinstance(value, list | tuple):
         return [as_text(item) for item in value or ()]
-    raise TypeError(f"{value!r:.80} is not a list")
+    raise _WrongTypeError(f"a {type(value).__name__} is not a list")
 
 
 def as_int(value: Any) -> int:
@@ -126,7 +149,7 @@ def as_int(value: Any) -> int:
         return int(value)
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value or 0
-    raise TypeError(f"{value!r:.80} is not a whole number")
+    raise _WrongTypeError(f"a {type(value).__name__} is not a whole number")
 
 
 def as_flag(value: Any) -> bool | None:
@@ -137,7 +160,7 @@ def as_flag(value: Any) -> bool | None:
     """
     if value is None or isinstance(value, bool):
         return value
-    raise TypeError(f"{value!r:.80} is neither true nor false")
+    raise _WrongTypeError(f"a {type(value).__name__} is neither true nor false")
 
 
 @contextmanager
@@ -160,6 +183,7 @@ def one_attempt(what: str) -> Iterator[None]:
 
 def refusal(message: str) -> KernelkitError:
     """Kaggle's message as the error that it means."""
+    message = one_line(message, MESSAGE_CHARACTERS)
     lowered = message.lower()
     if "session count" in lowered or "maximum batch" in lowered:
         return SessionCapError(
@@ -193,7 +217,15 @@ def _never_connected(error: BaseException) -> bool:
 
 
 def _host(error: requests.RequestException) -> str:
-    return urlsplit(str(error.request.url)).netloc if error.request is not None else "Kaggle"
+    return host_of(str(error.request.url)) if error.request is not None else "Kaggle"
+
+
+def host_of(url: str) -> str:
+    """Host and port of an address: the rest of it may be secret."""
+    try:
+        return urlsplit(url).netloc.rpartition("@")[2]
+    except ValueError:
+        return "an invalid address"
 
 
 def _connection_advice(error: requests.RequestException) -> str:
@@ -258,10 +290,10 @@ def _code_and_message(error: requests.HTTPError) -> tuple[int, str]:
     """Kaggle's JSON is more precise than the status line, which may even be 200."""
     response = error.response
     if response is None:
-        return 500, str(error)
+        return 500, "no reason given"
     try:
         body = response.json()
-        return int(body["code"]), str(body.get("message", ""))
+        return int(body["code"]), one_line(str(body.get("message", "")), MESSAGE_CHARACTERS)
     except NOT_THE_API:
         # Not the message of requests: it contains the address, which is secret for an upload.
         return response.status_code, response.reason or "no reason given"

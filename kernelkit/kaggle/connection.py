@@ -8,7 +8,6 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import requests
 import tenacity
@@ -16,9 +15,10 @@ from kagglesdk import kaggle_env
 from kagglesdk.kaggle_client import KaggleClient
 from kagglesdk.kaggle_http_client import KaggleHttpClient
 from requests.adapters import HTTPAdapter
+from urllib3.util import parse_url
 
 from kernelkit.errors import CredentialsError, RefusedError
-from kernelkit.kaggle.answers import calling, one_attempt, retrying
+from kernelkit.kaggle.answers import calling, host_of, one_attempt, retrying
 from kernelkit.kaggle.types import PRODUCTION, Credentials, Timeouts
 
 T = TypeVar("T")
@@ -153,8 +153,8 @@ def _attach(session: requests.Session, listener: Listener | None) -> None:
 
 
 def _on_this_machine(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
     try:
+        host = (parse_url(url).host or "").strip("[]")  # as urllib3 itself reads it
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
@@ -171,7 +171,9 @@ class _Adapter(HTTPAdapter):
 
     def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         if self._loopback_only and not _on_this_machine(request.url):
-            raise RefusedError(f"a local Kaggle redirected to another machine: {request.url}")
+            raise RefusedError(
+                f"a local Kaggle redirected to another machine: {host_of(request.url)}"
+            )
         kwargs["timeout"] = kwargs.get("timeout") or self._timeouts
         answer = super().send(request, *args, **kwargs)
         if self.listener is not None:

@@ -261,7 +261,7 @@ def _attempt(session: requests.Session, what: _Partial, stop: threading.Event) -
         try:
             response = session.get(what.file.url, headers=headers, stream=True, timeout=timeout)
         except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema) as error:
-            raise NotFoundError(f"{name}: its address is unusable ({error})") from error
+            raise NotFoundError(f"{name}: its address is not valid") from error
         with response:
             _require_body(name, response, what)
             what.begin(response)

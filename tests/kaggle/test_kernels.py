@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,60 +25,10 @@ from kernelkit.kaggle.competitions import Competition
 from kernelkit.kaggle.kernels import Kaggle, connect
 from kernelkit.kaggle.logs import parse_log
 from kernelkit.kaggle.types import Credentials, State, Timeouts
+from tests.kaggle.conftest import Script
 
 Cli = Callable[..., object]
 SETTINGS = KernelSettings(id="some-kernel", title="Some kernel")
-
-
-class Script:
-    """The server's responses, one per request (the last one repeats), and its requests."""
-
-    def __init__(self) -> None:
-        self.answers: list[tuple[int, str, bytes]] = []
-        self.requests: list[tuple[str, dict[str, str], bytes]] = []
-
-    def say(self, body: object, code: int = 200, kind: str = "application/json") -> None:
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.answers.append((code, kind, content))
-
-    def hang_up(self) -> None:
-        """Read the request, then close without a response."""
-        self.answers.append((0, "", b""))
-
-
-@pytest.fixture
-def script() -> Script:
-    return Script()
-
-
-@pytest.fixture
-def kaggle(script: Script) -> Iterator[Kaggle]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            script.requests.append((self.path, dict(self.headers), body))
-            last = len(script.answers) == 1
-            code, kind, content = script.answers[0] if last else script.answers.pop(0)
-            if not code:
-                self.close_connection = True
-                return
-            self.send_response(code)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_GET = do_PUT = do_POST
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_address[1]}"
-    yield Kaggle(Credentials("ann", "the test", key="k"), address, timeouts=Timeouts(retry=0))
-    server.shutdown()
-    server.server_close()
 
 
 def push(kaggle: Kaggle) -> client.PushResponse:
@@ -194,6 +142,22 @@ def test_rehearsals_only_connect_to_this_machine(kaggle: Kaggle) -> None:
         kaggle.file_session().get("http://192.0.2.1/f")
     with pytest.raises(AssertionError):
         Kaggle(Credentials("ann", "the test", key="k"), "http://192.0.2.1:80")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("http://192.0.2.1/f?sig=abc", "http://127.0.0.1@192.0.2.1/f", "http://[::ffff:1.2.3.4]/"),
+        *("//192.0.2.1/f", "http://127.0.0.1.evil.test/", "http://2130706433.evil.test/"),
+    ],
+)
+def test_redirections_of_a_rehearsal_stay_on_this_machine(
+    kaggle: Kaggle, script: Script, address: str
+) -> None:
+    script.redirect(address)
+    with pytest.raises(RefusedError, match="another machine") as caught:
+        kaggle.quota()
+    assert "abc" not in str(caught.value)
 
 
 def test_proxies_are_not_used_for_a_local_kaggle(
