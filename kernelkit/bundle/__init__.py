@@ -2,7 +2,8 @@
 
 bundle   `read_bundle`, `Bundle`, `SourceFile`, `RUNTIME_MODULE`, `digest_of`, `digest_part`
 files    which files are carried: patterns, .gitignore, tests, data; `TEST`, `COMPILED_SUFFIXES`
-git      the commit and what git ignores: `Provenance`, `ask_git`
+git      the commit, what differs from it and what git ignores: `Provenance`, `changes`,
+         `listed_files`
 checks   the entry and the imports: is everything there that the program needs?
 imports  the import graph: order, what the entry reaches, names from elsewhere; `Signature`
 image    compares imports with Kaggle's image: `compare`, `load_snapshot`, `read_snapshot`,

@@ -1,13 +1,20 @@
 """What git knows of a project: the commit, the changes, and which files it ignores.
 
+A repository may be a stranger's, so nothing in its configuration may run. `_ask_git` is the only
+call of git in kernelkit. It takes commands that never read the content of a file, because git
+filters that through commands of the repository: `changes` compares the files itself.
+
 Paths are strings relative to the project, with forward slashes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import stat
 import subprocess
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pathspec import GitIgnoreSpec
@@ -16,6 +23,24 @@ from pydantic import BaseModel, ConfigDict
 from kernelkit.config import is_pattern
 
 GIT_TIMEOUT_SECONDS = 20  # for a repository on a slow disk
+
+_NOTHING_RUNS = (
+    ("core.fsmonitor", ""),
+    ("core.hooksPath", os.devnull),
+    ("core.alternateRefsCommand", ""),
+    ("core.sshCommand", "false"),
+    ("credential.helper", ""),
+    ("safe.bareRepository", "explicit"),  # a folder of a project may be a repository of its own
+)
+"""Settings that come before those of a repository."""
+
+_ENVIRONMENT = {
+    "GIT_ALLOW_PROTOCOL": "none",  # a partial clone fetches what it lacks, by a remote's command
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_TERMINAL_PROMPT": "0",
+}
+_LINK_MODE, _EXECUTABLE_MODE, _REPOSITORY_MODE = "120000", "100755", "160000"
+_LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize {}\n"
 
 
 class Provenance(BaseModel):
@@ -45,7 +70,7 @@ class GitIgnore:
         self._prefix = ""
         """From the folder of the topmost .gitignore file to the project."""
 
-        self._listed = _listed_files(project)
+        self._listed = listed_files(project)
         if self._listed is not None:
             self._folders = {folder for name in self._listed for folder in parents(name)}
             self._unlisted_packages = [
@@ -125,32 +150,119 @@ def parents(name: str) -> Iterator[str]:
         yield name
 
 
+def listed_files(project: Path) -> set[str] | None:
+    """The files that git tracks and the new ones that it does not ignore; None without an answer.
+
+    A nested repository is listed as its folder.
+    """
+    names = _ask_git(project, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    if names is None:
+        return None
+    return {name.rstrip("/") for name in names.split("\0") if name}
+
+
 def read_provenance(project: Path, carried: Iterable[str]) -> Provenance:
     """The commit, and whether it has other content for any of the carried files."""
     names = set(carried)
-    commit = ask_git(project, "rev-parse", "HEAD")
-    if not commit:
-        return Provenance(commit=None, dirty=None)
-    changes = ask_git(project, "diff", "HEAD", "--name-only", "--relative", "-z")
-    tracked = ask_git(project, "ls-files", "-z")
-    if changes is None or tracked is None:
-        return Provenance(commit=commit, dirty=None)
-    changed = {name for name in changes.split("\0") if name}
     folders = {str(PurePosixPath(name).parent) for name in names}
-    deleted = any(
-        str(PurePosixPath(name).parent) in folders and not (project / name).exists()
-        for name in changed
+    commit, tree = _head(project)
+    if commit is None or tree is None:
+        return Provenance(commit=commit, dirty=None)
+    gone = any(
+        str(PurePosixPath(name).parent) in folders and not os.path.lexists(project / name)
+        for name in tree.keys() - names
     )
-    dirty = deleted or bool(changed & names or names - set(tracked.split("\0")))
-    return Provenance(commit=commit, dirty=dirty)
+    return Provenance(commit=commit, dirty=gone or bool(_changed(project, names, tree)))
 
 
-def ask_git(folder: Path, *arguments: str) -> str | None:
+def changes(project: Path) -> tuple[str, set[str]] | None:
+    """The commit, and every file below the project that differs from it, new ones included.
+
+    None where there is no git, no commit or no answer.
+    """
+    commit, tree = _head(project)
+    listed = listed_files(project)
+    if commit is None or tree is None or listed is None:
+        return None
+    return commit, _changed(project, listed | tree.keys(), tree)
+
+
+@dataclass(frozen=True)
+class _TreeEntry:
+    """One file of a commit."""
+
+    mode: str
+    object_id: str
+
+    def is_content(self, content: bytes) -> bool:
+        """Whether the commit has this content; for git, ends of lines may differ on disk.
+
+        Of a file in git LFS the commit has a pointer.
+        """
+        if self._is_blob(content) or self._is_blob(content.replace(b"\r\n", b"\n")):
+            return True
+        pointer = _LFS_POINTER.format(hashlib.sha256(content).hexdigest(), len(content))
+        return self._is_blob(pointer.encode())
+
+    def _is_blob(self, content: bytes) -> bool:
+        algorithm = hashlib.sha1 if len(self.object_id) == 40 else hashlib.sha256
+        return algorithm(b"blob %d\0" % len(content) + content).hexdigest() == self.object_id
+
+
+def _head(project: Path) -> tuple[str | None, dict[str, _TreeEntry] | None]:
+    """The commit, and its files below the project."""
+    commit = _ask_git(project, "rev-parse", "HEAD")
+    if not commit:
+        return None, None
+    lines = _ask_git(project, "ls-tree", "-r", "-z", commit)
+    if lines is None:
+        return commit, None
+    tree = {}
+    for line in filter(None, lines.split("\0")):
+        attributes, _, name = line.partition("\t")
+        mode, _, object_id = attributes.split()
+        tree[name] = _TreeEntry(mode, object_id)
+    return commit, tree
+
+
+def _changed(project: Path, names: Iterable[str], tree: dict[str, _TreeEntry]) -> set[str]:
+    """Those of the files whose content or executable bit is not that of the commit."""
+    changed, other_bit = set(), set()
+    for name in names:
+        entry = tree.get(name)
+        if entry is None:
+            changed.add(name)
+            continue
+        if entry.mode == _REPOSITORY_MODE:
+            continue
+        path = project / name
+        try:
+            mode = path.lstat().st_mode
+            if stat.S_ISLNK(mode):
+                same = entry.is_content(os.fsencode(path.readlink()))
+            else:
+                same = stat.S_ISREG(mode) and entry.is_content(path.read_bytes())
+        except OSError:
+            same = False
+        if not same or (stat.S_ISLNK(mode) and entry.mode != _LINK_MODE):
+            changed.add(name)
+        elif stat.S_ISREG(mode) and bool(mode & stat.S_IXUSR) != (entry.mode == _EXECUTABLE_MODE):
+            other_bit.add(name)
+    # Some disks know no executable bit.
+    if other_bit and _ask_git(project, "config", "--bool", "core.fileMode") != "false":
+        changed |= other_bit
+    return changed
+
+
+def _ask_git(folder: Path, *arguments: str) -> str | None:
     """What git prints; None where there is no git, no repository or no answer in time."""
+    settings = [word for key, value in _NOTHING_RUNS for word in ("-c", f"{key}={value}")]
+    inherited = {k: v for k, v in os.environ.items() if not k.upper().startswith("GIT_")}
     try:
         done = subprocess.run(
-            ["git", "--no-optional-locks", "-C", str(folder), *arguments],
-            env={k: v for k, v in os.environ.items() if not k.startswith("GIT_")},
+            ["git", "--no-optional-locks", "--no-pager", *settings, "-C", str(folder), *arguments],
+            env=inherited | _ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="surrogateescape",
@@ -159,15 +271,4 @@ def ask_git(folder: Path, *arguments: str) -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
-
-
-def _listed_files(project: Path) -> set[str] | None:
-    """The files that git tracks and the new ones that it does not ignore; None without an answer.
-
-    A nested repository is listed as its folder.
-    """
-    names = ask_git(project, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    if names is None:
-        return None
-    return {name.rstrip("/") for name in names.split("\0") if name}
+    return done.stdout.rstrip("\n")

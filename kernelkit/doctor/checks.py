@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 import requests
 
 import kernelkit
+from kernelkit.bundle import git
 from kernelkit.bundle.bundle import read_bundle
-from kernelkit.bundle.git import ask_git
 from kernelkit.bundle.secrets import own_credentials
 from kernelkit.config import Config
 from kernelkit.errors import (
@@ -52,6 +52,7 @@ WORKING_BYTES = 20 * 10**9  # /kaggle/working, the most that a run can leave [D]
 LEAST_BYTES = 1 << 30  # of free disk
 LEAST_HOURS = 1.0  # of GPU quota
 LONGEST_LISTING = 5  # problems in one line
+SHORT_COMMIT = 10  # characters
 
 
 class Health(StrEnum):
@@ -262,13 +263,12 @@ def _no_problems(config: Config, environment: Mapping[str, str]) -> str:
 
 
 def _git(project: Path) -> str:
-    commit = ask_git(project, "rev-parse", "--short", "HEAD")
-    changes = ask_git(project, "status", "--porcelain", "--", ".")
-    if commit is None or changes is None:
+    found = git.changes(project)
+    if found is None:
         raise _UnknownError("no repository with a commit: a run cannot record the commit")
-    if changes:
-        count = len(changes.splitlines())
-        return f"{commit}, with {count} changed file{'s' if count > 1 else ''}"
+    commit, changed = found[0][:SHORT_COMMIT], len(found[1])
+    if changed:
+        return f"{commit}, with {changed} changed file{'s' if changed > 1 else ''}"
     return f"{commit}, no changes"
 
 

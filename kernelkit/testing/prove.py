@@ -34,7 +34,7 @@ from pydantic import BaseModel
 
 from kernelkit.bundle.bundle import RUNTIME_MODULE, Bundle
 from kernelkit.bundle.files import TEST
-from kernelkit.bundle.git import ask_git
+from kernelkit.bundle.git import listed_files
 from kernelkit.config import Config
 from kernelkit.errors import (
     ConfigError,
@@ -486,14 +486,9 @@ def _copy_content(source: Path, target: Path) -> None:
 
 def _project_files(project: Path) -> list[PurePosixPath]:
     """The project's files: as git lists them, or all except caches, environments and builds."""
-    names = _listed_by_git(project) or [path.as_posix() for path in _walk(project)]
+    names = sorted(listed_files(project) or ()) or [path.as_posix() for path in _walk(project)]
     paths = (PurePosixPath(name) for name in names)
     return [path for path in paths if path.parts[0] not in OUTPUT_FOLDERS or len(path.parts) == 1]
-
-
-def _listed_by_git(project: Path) -> list[str]:
-    listed = ask_git(project, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    return [name for name in (listed or "").split("\0") if name]
 
 
 def _walk(project: Path) -> Iterator[Path]:
