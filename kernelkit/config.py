@@ -61,10 +61,29 @@ def _kernel_id(value: str) -> str:
 
 
 def _entry(value: str) -> str:
+    if value.endswith(".py"):
+        return str(PurePosixPath(_inside(value)))
     module, colon, function = value.partition(":")
-    if not colon or not all(word.isidentifier() for word in [*module.split("."), function]):
-        raise ValueError('must read "package.module:function"')
+    words = [*module.split("."), *([function] if colon else [])]
+    if not all(word.isidentifier() for word in words):
+        raise ValueError('must read "package.module:function", "package.module" or "script.py"')
     return value
+
+
+def is_script(entry: str) -> bool:
+    """Whether an entry runs as a program, with a command line, instead of being called."""
+    return ":" not in entry
+
+
+def entry_module(entry: str) -> str:
+    """The module of an entry, as Python imports it: `src/train.py` runs as the module `train`."""
+    if entry.endswith(".py"):
+        return PurePosixPath(entry).stem
+    return entry.partition(":")[0]
+
+
+def _package_path(value: str) -> str:
+    return value if value == "." else str(PurePosixPath(_inside(value)))
 
 
 def _inside(value: str) -> str:
@@ -114,6 +133,10 @@ def _outputs(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Layout = Literal["auto", "cells", "compressed"]
+Arguments = Literal["--key value", "--key=value", "key=value"]
+"""How a script takes its parameters; the last one is Hydra's."""
+
+PackagePath = Annotated[str, AfterValidator(_package_path)]
 RelativePath = Annotated[str, AfterValidator(_inside)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 PipRequirement = Annotated[str, AfterValidator(_requirement)]
@@ -196,9 +219,11 @@ class _Profile(_Section):
 
 
 class _ProjectFile(_Section):
-    package: Annotated[tuple[RelativePath, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+    package: Annotated[tuple[PackagePath, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
     entry: Annotated[str, AfterValidator(_entry)]
     outputs: Annotated[tuple[RelativePath, ...], AfterValidator(_outputs)]
+    arguments: Arguments = "--key value"
+    files: Annotated[tuple[RelativePath, ...], BeforeValidator(_one_or_many)] = ()
     include: Annotated[tuple[Pattern, ...], BeforeValidator(_one_or_many)] = ()
     exclude: Annotated[tuple[Pattern, ...], BeforeValidator(_one_or_many)] = ()
     only_reachable: bool = False
@@ -231,7 +256,13 @@ class Config(_Section):
     """Folders of packages and files of single modules, relative to the project."""
 
     entry: str
+    """A function ("package.module:function"), a module ("package.module") or a script ("x.py")."""
+
     outputs: tuple[str, ...]
+    arguments: Arguments = "--key value"
+    files: tuple[str, ...] = ()
+    """Files and folders that are carried next to the packages, relative to the project."""
+
     include: tuple[str, ...]
     """Patterns as in .gitignore, of files to carry that are left out by default."""
 
@@ -272,6 +303,14 @@ class Config(_Section):
     profile: str | None
     endpoint: str | None
     """Address of a local Kaggle; None for the real one."""
+
+    @property
+    def keeps_folders(self) -> bool:
+        """Whether the notebook has the project's own folders, and not the packages side by side.
+
+        Scripts and files are found by their place in the project, so these need it.
+        """
+        return self.entry.endswith(".py") or "." in self.package or bool(self.files)
 
     @property
     def described_parameters(self) -> list[DescribedParameter]:
@@ -413,6 +452,8 @@ def load_config(
         package=stated.package,
         entry=stated.entry,
         outputs=stated.outputs,
+        arguments=stated.arguments,
+        files=stated.files,
         include=stated.include,
         exclude=stated.exclude,
         only_reachable=stated.only_reachable or only_reachable,

@@ -18,10 +18,11 @@ from functools import cached_property
 from pathlib import PurePosixPath
 
 from kernelkit.bundle import checks, imports
-from kernelkit.bundle.files import TEST, UNREACHED, PackageFiles
+from kernelkit.bundle.files import TEST, UNREACHED, WHOLE_PROJECT, Arrangement, PackageFiles
 from kernelkit.bundle.git import Provenance, parents, read_provenance
 from kernelkit.bundle.imports import ImportKind, Module, PythonSyntaxError, Signature
-from kernelkit.config import Config
+from kernelkit.bundle.scripts import CommandLine, read_command_line
+from kernelkit.config import Config, is_script
 from kernelkit.errors import BundleError
 from kernelkit.storage import digest_of_bytes
 
@@ -59,7 +60,7 @@ class Bundle:
     """Top of each package (`pkg`, or `mod.py`) → the folder of the project that holds it."""
 
     entry: str
-    """`package.module:function`."""
+    """`package.module:function`, `package.module` or `script.py`."""
 
     files: tuple[SourceFile, ...]
     """Modules, each after the modules that it imports, then data files by name."""
@@ -68,6 +69,15 @@ class Bundle:
     """Top-level names imported from elsewhere → the places `path:line` that import them."""
 
     provenance: Provenance
+    import_folders: tuple[str, ...] = ("",)
+    """Folders of the notebook's sources that are on `sys.path`, in this order."""
+
+    working_files: tuple[str, ...] = ()
+    """Carried paths that the working folder holds as well while the entry runs."""
+
+    command_line: CommandLine | None = None
+    """What a script accepts; None where the entry is a function."""
+
     optional: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The same for imports that may fail without stopping the program."""
 
@@ -94,8 +104,8 @@ def read_bundle(config: Config) -> Bundle:
             module or the entry leads nowhere, a module is imported that is next to the packages or
             left out, or there is a compiled extension.
     """
-    roots = _roots(config)
-    files = PackageFiles.find(config, roots)
+    arrangement = _arrange(config)
+    files = PackageFiles.find(config, arrangement)
     modules, unreadable = _parse(files)
     notes = _add_imported_tests(files, modules)
     checks.require_entry(config.entry, modules.keys() | unreadable.keys())
@@ -108,17 +118,20 @@ def read_bundle(config: Config) -> Bundle:
     signature = checks.entry_signature(config.entry, modules)
     third_party = imports.third_party(modules.values(), own, ImportKind.NEEDED)
     optional = imports.third_party(modules.values(), own, ImportKind.OPTIONAL)
-    checks.check_siblings(config.project, roots, third_party | optional)
+    checks.check_siblings(config.project, arrangement, third_party | optional)
     order = imports.in_order(imports.graph(modules))
     sources = (
         *(_source_file(files, files.modules[name], modules[name]) for name in order),
         *(_source_file(files, path) for path in files.data(modules)),
     )
-    notes += files.notes + checks.layout_notes(config, roots, modules)
+    notes += files.notes + checks.layout_notes(config, arrangement, modules)
     carried = [files.in_project(source.path) for source in sources]
     return Bundle(
-        roots=roots,
+        roots=_tops(arrangement, sources),
+        import_folders=arrangement.import_folders,
+        working_files=tuple(sorted(files.named)),
         entry=config.entry,
+        command_line=_command_line(config.entry, modules),
         files=sources,
         third_party=third_party,
         optional=optional,
@@ -147,11 +160,57 @@ def digest_of(parts: list[tuple[str, str]]) -> str:
     return state.hexdigest()
 
 
-def _roots(config: Config) -> dict[str, str]:
-    """`["src/pkg", "mod.py"]` → {"pkg": "src", "mod.py": "."}."""
+def _arrange(config: Config) -> Arrangement:
+    """Where the packages are, and where the notebook writes them.
+
+    Packages come side by side: `["src/pkg", "mod.py"]` → {"pkg": "src", "mod.py": "."}. If the
+    entry is a script, or if files are carried next to the packages, the folders of the project
+    stay, because scripts and files are found by their place.
+    """
+    roots = _checked_roots(config)
+    if not config.keeps_folders:
+        return Arrangement(roots, tuple(roots))
+    script = config.entry if config.entry.endswith(".py") else ""
+    packages = [str(PurePosixPath(package)) for package in config.package]
+    if script and not any(
+        p in (WHOLE_PROJECT, script) or script.startswith(f"{p}/") for p in packages
+    ):
+        packages.append(script)
+    folders = [_folder(script)] if script else []
+    for package in packages:
+        folders.append("" if package == WHOLE_PROJECT else _folder(package))
+    source = config.project / "src"
+    if WHOLE_PROJECT in packages and source.is_dir() and not any(source.glob("*.py")):
+        folders.append("src")  # the usual place of packages, which an installation makes importable
+    return Arrangement({}, tuple(packages), tuple(dict.fromkeys(folders)), script)
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _tops(arrangement: Arrangement, files: Iterable[SourceFile]) -> Mapping[str, str]:
+    """The top of each carried path → the folder of the project that holds it."""
+    return arrangement.roots or {file.path.partition("/")[0]: "." for file in files}
+
+
+def _command_line(entry: str, modules: Mapping[str, Module]) -> CommandLine | None:
+    """What a script accepts; None for a function."""
+    if not is_script(entry):
+        return None
+    start = checks.program_module(entry, modules)
+    links = imports.graph(modules, typing=False)
+    behind = sorted(imports.reachable(links, [start]) - {start})
+    return read_command_line(modules[name].content for name in [start, *behind])
+
+
+def _checked_roots(config: Config) -> dict[str, str]:
+    """The top of each package → the folder that holds it."""
     roots: dict[str, str] = {}
     for package in config.package:
         path = PurePosixPath(package)
+        if package == WHOLE_PROJECT:
+            continue
         for other in config.package:
             if PurePosixPath(other) in path.parents:
                 raise BundleError(f"{package} is inside {other}", f"Name {other} alone.")
@@ -250,7 +309,8 @@ def _add_imported_tests(files: PackageFiles, modules: dict[str, Module]) -> list
 
 def _keep_reachable(files: PackageFiles, modules: dict[str, Module], entry: str) -> list[str]:
     """Leave out what the entry does not reach; data stays with the packages that it reaches."""
-    kept = imports.reachable(imports.graph(modules, typing=False), [entry.partition(":")[0]])
+    start = checks.program_module(entry, modules)
+    kept = imports.reachable(imports.graph(modules, typing=False), [start])
     folders = {files.modules[name].rpartition("/")[0] for name in kept}
     for name in sorted(modules.keys() - kept):
         del modules[name]

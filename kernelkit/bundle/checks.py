@@ -9,21 +9,29 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from kernelkit.bundle import imports
-from kernelkit.bundle.files import EXCLUDED, PackageFiles, holds_python
+from kernelkit.bundle.files import EXCLUDED, Arrangement, PackageFiles, holds_python
 from kernelkit.bundle.imports import Import, ImportKind, Module, PythonSyntaxError, Signature
-from kernelkit.config import Config, near_miss
+from kernelkit.config import Config, entry_module, is_script, near_miss
 from kernelkit.errors import BundleError
 
 
 def require_entry(entry: str, modules: Collection[str]) -> None:
     """Raise unless the module of the entry is in the package."""
-    module_name, _, _ = entry.partition(":")
+    module_name = program_module(entry, modules)
     if module_name not in modules:
         raise BundleError(
             f'the entry "{entry}" names the module "{module_name}", which is not in the package'
             f"{near_miss(module_name, modules)}",
-            'Set [tool.kernelkit] "entry" to "package.module:function".',
+            'Set [tool.kernelkit] "entry" to "package.module:function", "package.module" or '
+            '"script.py".',
         )
+
+
+def program_module(entry: str, modules: Collection[str]) -> str:
+    """The module that an entry starts in: of a package that runs as a program, its `__main__`."""
+    name = entry_module(entry)
+    is_package = is_script(entry) and f"{name}.__main__" in modules
+    return f"{name}.__main__" if is_package and not entry.endswith(".py") else name
 
 
 def entry_signature(entry: str, modules: Mapping[str, Module]) -> Signature | None:
@@ -32,6 +40,8 @@ def entry_signature(entry: str, modules: Mapping[str, Module]) -> Signature | No
     Raises:
         BundleError: there is no such function, or a call alone does not run it.
     """
+    if is_script(entry):
+        return None
     module_name, _, function = entry.partition(":")
     module = modules[module_name]
     signature = module.signature(function)
@@ -55,7 +65,7 @@ def require_readable(
 
     Such a file may be a sample or a template, which nothing imports.
     """
-    wanted = {entry.partition(":")[0]}
+    wanted = {program_module(entry, modules.keys() | unreadable.keys())}
     for module in modules.values() if unreadable else ():
         for found in module.imports:
             wanted |= set(found.candidates) if found.kind is ImportKind.NEEDED else set()
@@ -82,10 +92,11 @@ def check_own_imports(modules: Mapping[str, Module], files: PackageFiles) -> Non
 
 
 def check_siblings(
-    project: Path, roots: Mapping[str, str], third_party: Mapping[str, tuple[str, ...]]
+    project: Path, arrangement: Arrangement, third_party: Mapping[str, tuple[str, ...]]
 ) -> None:
     """Raise if an imported module is next to the package: Python finds it here and not there."""
-    for root in sorted(set(roots.values())):
+    folders = arrangement.roots.values() or arrangement.import_folders
+    for root in sorted(set(folders)):
         for name, places in third_party.items():
             alone, folder = project / root / f"{name}.py", project / root / name
             if not alone.is_file() and not holds_python(folder):
@@ -99,13 +110,14 @@ def check_siblings(
 
 
 def layout_notes(
-    config: Config, roots: Mapping[str, str], modules: Mapping[str, Module]
+    config: Config, arrangement: Arrangement, modules: Mapping[str, Module]
 ) -> list[str]:
     """Differences between the folders here and in the notebook that may matter to a program."""
     notes = []
-    if len(set(roots.values())) > 1:
+    roots = set(arrangement.roots.values())
+    if len(roots) > 1:
         notes.append(
-            f"the packages come from {', '.join(sorted(set(roots.values())))}: in the notebook "
+            f"the packages come from {', '.join(sorted(roots))}: in the notebook "
             "they are in one folder, which may break paths relative to a file"
         )
     name = config.distribution

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 
@@ -51,6 +51,49 @@ _ONLY_BY_NAME = frozenset({_GIT, _KEY})  # `include = ["data/"]` does not mean t
 _TEST_FOLDERS = frozenset({"test", "tests"})  # only with Python files: test data is not a test
 _PRIVATE_KEY = re.compile(rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----")
 _WILD = frozenset("*?[")
+_NOT_SOURCE = frozenset({"build", "dist", "runs", "node_modules"})
+"""Folders at the top of a project that `package = "."` does not mean."""
+
+WHOLE_PROJECT = "."
+_NOT_SOURCE_REASON = "not source code"
+_OUTSIDE = 'data outside of packages: name it in "files"'
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Where the packages are in the project, and where the notebook writes them."""
+
+    roots: Mapping[str, str]
+    """Top of each path in the notebook → the folder of the project that holds it; "." if absent."""
+
+    packages: tuple[str, ...]
+    """Folders and single modules by their path in the notebook; "." for the whole project."""
+
+    import_folders: tuple[str, ...] = ("",)
+    """Where the run searches for modules, in this order; by their path in the notebook."""
+
+    script: str = ""
+    """The entry if it is a script: its name need not be an identifier."""
+
+    def in_project(self, path: str) -> str:
+        """`pkg/mod.py` → `src/pkg/mod.py`."""
+        root = self.roots.get(path.partition("/")[0], ".")
+        return path if root == "." else f"{root}/{path}"
+
+    def module_name(self, path: str) -> str | None:
+        """`pkg/sub/__init__.py` → "pkg.sub"; None where no import statement can reach the file."""
+        if path == self.script:
+            return PurePosixPath(path).stem
+        if not path.endswith(".py"):
+            return None
+        around = [f for f in self.import_folders if not f or path.startswith(f"{f}/")]
+        if not around:
+            return None
+        below = path[len(max(around, key=len)) :].lstrip("/")
+        parts = below.removesuffix(".py").split("/")
+        if not all(part.isidentifier() for part in parts):
+            return None
+        return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 @dataclass(frozen=True)
@@ -95,14 +138,16 @@ class PackageFiles:
     """The files below the packages. Each is carried, or has a reason why it is left out."""
 
     project: Path
-    roots: Mapping[str, str]
-    """Top of each package → the folder of the project that holds it."""
+    arrangement: Arrangement
 
     left_out: dict[str, str] = field(default_factory=dict)
     """Paths relative to the project → the reason; a folder ends in a slash."""
 
     modules: dict[str, str] = field(default_factory=dict)
     """Module → its path, of every module on disk, carried or not."""
+
+    named: list[str] = field(default_factory=list)
+    """The paths that `files` of the project file names."""
 
     notes: list[str] = field(default_factory=list)
     """What a user should know about the choice of files."""
@@ -112,19 +157,21 @@ class PackageFiles:
     _read: dict[str, _Content] = field(default_factory=dict)
 
     @classmethod
-    def find(cls, config: Config, roots: Mapping[str, str]) -> PackageFiles:
-        """Walk through the packages.
+    def find(cls, config: Config, arrangement: Arrangement) -> PackageFiles:
+        """Walk through the packages and through `files`.
 
         Raises:
             BundleError: a package is missing or has no module, a file cannot be read, or a compiled
                 extension would have to be carried.
         """
-        files = cls(config.project, roots)
+        files = cls(config.project, arrangement)
         rules = _Rules(config)
         links: list[str] = []
-        for top in roots:
-            for entry in files._walk(top, rules, links):
+        for package in arrangement.packages:
+            for entry in files._walk(package, rules, links):
                 files._add(entry, rules.reason(entry) or files._private_key(entry, rules))
+        for pattern in config.files:
+            files._add_named(pattern, rules, links)
         files._paths.sort()
         if not any(files.is_carried(name) for name in files.modules):
             reasons = sorted({str(files.reason(name)) for name in files.modules})
@@ -136,8 +183,7 @@ class PackageFiles:
 
     def in_project(self, path: str) -> str:
         """`pkg/mod.py` → `src/pkg/mod.py`."""
-        root = self.roots[path.partition("/")[0]]
-        return path if root == "." else f"{root}/{path}"
+        return self.arrangement.in_project(path)
 
     def content(self, path: str) -> bytes:
         """The file's bytes."""
@@ -163,12 +209,12 @@ class PackageFiles:
 
     def folder_reason(self, module: str) -> str | None:
         """Why the whole folder of a module is left out; None where it is not."""
-        if module.partition(".")[0] not in self.roots:
-            return None
-        path = self.in_project(module.replace(".", "/")) + "/"
-        for name, reason in self.left_out.items():
-            if name.endswith("/") and path.startswith(name):
-                return reason
+        inside = module.replace(".", "/") + "/"
+        for folder in self.arrangement.import_folders:
+            path = self.in_project(f"{folder}/{inside}".lstrip("/"))
+            for name, reason in self.left_out.items():
+                if name.endswith("/") and path.startswith(name):
+                    return reason
         return None
 
     def is_excluded(self, module: str) -> bool:
@@ -201,10 +247,35 @@ class PackageFiles:
             if path not in of_modules and self.in_project(path) not in self.left_out
         ]
 
+    def _add_named(self, pattern: str, rules: _Rules, links: list[str]) -> None:
+        """Carry the files that one line of `files` names; a folder means all files below it.
+
+        Raises:
+            BundleError: there is no such file.
+        """
+        found = sorted(self.project.glob(pattern))
+        for path in found:
+            top = path.relative_to(self.project).as_posix()
+            for entry in self._walk(top, rules, links):
+                reason = rules.reason_of_named(entry) or self._private_key(entry, rules)
+                if reason is None:
+                    self.left_out.pop(entry.name, None)
+                    self.named.append(entry.path)
+                if entry.path not in self._places:
+                    self._add(entry, reason)
+        if not found:
+            raise BundleError(
+                f'[tool.kernelkit] "files": there is no {pattern} in {self.project}',
+                "Name files and folders relative to the project file.",
+            )
+
     def _walk(self, top: str, rules: _Rules, links: list[str]) -> Iterator[_Entry]:
         """Every file of a package; `links` takes the links that lead out of the project."""
-        start = self.project / self.roots[top] / top
+        if top == WHOLE_PROJECT:
+            yield from self._walk_project(rules, links)
+            return
         package = self.in_project(top)
+        start = self.project / package
         if start.is_file():
             yield _Entry(package, top, top, start, start.is_symlink())
             return
@@ -235,6 +306,33 @@ class PackageFiles:
                 path = f"{prefix}{name}"
                 yield _Entry(f"{package}/{path}", f"{top}/{path}", path, file, is_link)
 
+    def _walk_project(self, rules: _Rules, links: list[str]) -> Iterator[_Entry]:
+        """The Python files of the whole project, and the data inside its regular packages."""
+        for path in sorted(self.project.iterdir()):
+            name = path.name
+            if path.is_dir():
+                is_environment = (path / "pyvenv.cfg").is_file()
+                reason = _NOT_SOURCE_REASON if name in _NOT_SOURCE or is_environment else None
+                reason = reason or rules.folder_reason(name)
+                if reason is None and not any(path.rglob("*.py")):
+                    reason = _OUTSIDE
+                if reason is not None:
+                    self.left_out[f"{name}/"] = reason
+                    continue
+                for entry in self._walk(name, rules, links):
+                    if entry.suffix == ".py" or self._is_in_package(entry.path):
+                        yield replace(entry, below=entry.path)
+                    else:
+                        self.left_out[entry.name] = _OUTSIDE
+            elif path.suffix == ".py":
+                yield _Entry(name, name, name, path, path.is_symlink())
+            else:
+                self.left_out[name] = _OUTSIDE
+
+    def _is_in_package(self, path: str) -> bool:
+        """Whether a folder around the file is a regular package."""
+        return any((self.project / f / "__init__.py").is_file() for f in parents(path))
+
     def _add(self, entry: _Entry, reason: str | None) -> None:
         # A build puts extensions where git ignores them, and the package needs them all the same.
         if reason is None or (reason == _IGNORED and entry.suffix in COMPILED_SUFFIXES):
@@ -243,7 +341,7 @@ class PackageFiles:
             self.left_out[entry.name] = reason
         self._paths.append(entry.path)
         self._places[entry.path] = entry.file
-        name = _module_name(entry.path)
+        name = self.arrangement.module_name(entry.path)
         if name is None:
             return
         # Python prefers pkg/mod/__init__.py to pkg/mod.py; a carried file goes before both.
@@ -275,6 +373,7 @@ class _Rules:
     def __init__(self, config: Config) -> None:
         self._project = config.project
         self._packages = [str(PurePosixPath(package)) for package in config.package]
+        self._named = {str(PurePosixPath(name)) for name in config.files}
         self._stated = {"include": config.include, "exclude": config.exclude}
         self._include = GitIgnoreSpec.from_lines(config.include)
         self._exclude = GitIgnoreSpec.from_lines(config.exclude)
@@ -290,6 +389,15 @@ class _Rules:
         if entry.name in self._packages or (self._include and self._include.match_file(entry.name)):
             return None
         return reason or (_IGNORED if self._git.ignores(entry.name) else None)
+
+    def reason_of_named(self, entry: _Entry) -> str | None:
+        """Why a file below an entry of `files` is left out: naming a folder overrides git."""
+        if self._exclude and self._exclude.match_file(entry.name):
+            return EXCLUDED
+        if entry.name in self._named:
+            return None
+        reason = self._default(entry)
+        return reason if reason in (_GIT, _CACHE, _KEY, _HIDDEN) else None
 
     def includes_by_name(self, name: str) -> bool:
         """Whether `include` names this very file, and not only its folder or a pattern."""
@@ -363,13 +471,3 @@ def _refuse(error: OSError) -> None:
 def _refuse_endless_link(folder: Path) -> None:
     if folder.resolve() in folder.absolute().parents:
         raise BundleError(f"{folder} is a link to a folder above it")
-
-
-def _module_name(path: str) -> str | None:
-    """`pkg/sub/__init__.py` → "pkg.sub"; None where no import statement can reach the file."""
-    if not path.endswith(".py"):
-        return None
-    parts = path.removesuffix(".py").split("/")
-    if not all(part.isidentifier() for part in parts):
-        return None
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)

@@ -1,0 +1,294 @@
+"""Reads from the source of a script which options its command line takes; no code is executed.
+
+argparse, click, typer and fire name their options in the source. Where a script builds them in a
+way that only running it shows, its command line is `open`: it may take any option.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+OptionForm = Literal["value", "list", "repeated", "switch", "count", "truth", "literal"]
+"""How an option takes its value: one word, several words, once for each item, by being there, by
+its number of times, a text that `bool()` reads, or a Python literal after `=`."""
+
+_SWITCHES = {"store_true": True, "store_false": False, "store_const": True}
+_REPEATED = frozenset({"append", "append_const", "extend"})
+_WITHOUT_PARAMETER = frozenset({"help", "version"})
+_OPENING = frozenset({"parse_known_args", "parse_known_intermixed_args", "add_subparsers"})
+_DATACLASS_PARSERS = frozenset({"HfArgumentParser", "simple_parsing", "tyro", "jsonargparse"})
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option or one positional argument."""
+
+    names: tuple[str, ...]
+    """The names under which [tool.kernelkit.parameters] may give it, as Python writes them."""
+
+    flag: str
+    """How it is written, such as `--learning-rate`; empty for a positional argument."""
+
+    form: OptionForm = "value"
+    off: str = ""
+    """Of a switch: the flag that sets it to false, where there is one."""
+
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What a script accepts behind its name."""
+
+    library: str
+    """argparse, click, typer, fire, hydra or dataclasses; empty where none of them is used."""
+
+    options: tuple[Option, ...] = ()
+    open: bool = True
+    """Whether it may take options that the source does not show."""
+
+    def option(self, name: str) -> Option | None:
+        """The option that a parameter gives."""
+        return next((option for option in self.options if name in option.names), None)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Every name that a parameter may have."""
+        return frozenset(name for option in self.options for name in option.names)
+
+
+def read_command_line(sources: Iterable[bytes]) -> CommandLine:
+    """The command line of a script: its source comes first, then the modules that it imports."""
+    trees = [ast.parse(source) for source in sources]
+    main = trees[0]
+    used = _words(main)
+    if "hydra" in used:
+        return CommandLine("hydra")
+    if any(_DATACLASS_PARSERS & _words(tree) for tree in trees):
+        return CommandLine("dataclasses")
+    if "fire" in used and (found := _fire(main)):
+        return found
+    if "typer" in used and (found := _typer(main)):
+        return found
+    if "click" in used and (found := _click(main)):
+        return found
+    return _argparse(trees)
+
+
+def _words(tree: ast.Module) -> set[str]:
+    """Top-level names of imported modules, and the names imported from them."""
+    words = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            words |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            words |= {(node.module or "").partition(".")[0], *(a.name for a in node.names)}
+    return words
+
+
+def _argparse(trees: list[ast.Module]) -> CommandLine:
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    options = []
+    is_open = False
+    for call in calls:
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        is_open |= name in _OPENING
+        if name == "add_argument":
+            option = _argparse_option(call)
+            is_open |= option is None
+            options += [option] if option and option.names else []
+    if not options:
+        return CommandLine("")
+    return CommandLine("argparse", tuple(options), is_open)
+
+
+def _argparse_option(call: ast.Call) -> Option | None:
+    """One `add_argument`; None where its names are not literals."""
+    flags = [_text(argument) for argument in call.args]
+    if not flags or not all(flags) or any(keyword.arg is None for keyword in call.keywords):
+        return None
+    given = {str(keyword.arg): keyword.value for keyword in call.keywords}
+    action = _text(given.get("action")) or ast.unparse(given["action"]) if "action" in given else ""
+    if action in _WITHOUT_PARAMETER:
+        return Option((), "")
+    dest = _text(given.get("dest"))
+    nargs = ast.literal_eval(given["nargs"]) if _is_constant(given.get("nargs")) else None
+    many = "nargs" in given and nargs != "?"
+    if not flags[0].startswith("-"):
+        optional = nargs in ("?", "*")
+        return Option((_name(flags[0]),), "", "list" if many else "value", required=not optional)
+    long = [flag for flag in flags if flag.startswith("--")] or flags
+    names = tuple(dict.fromkeys([*([dest] if dest else []), *map(_name, long)]))
+    required = _is_true(given.get("required"))
+    if action in _SWITCHES:
+        if _SWITCHES[action]:
+            return Option(names, long[0], "switch")
+        return Option(names, "", "switch", off=long[0])
+    if action.endswith("BooleanOptionalAction"):
+        return Option(names, long[0], "switch", f"--no-{long[0].lstrip('-')}", required)
+    if action == "count":
+        return Option(names, long[0], "count")
+    form: OptionForm = "repeated" if action in _REPEATED else "list" if many else "value"
+    if form == "value" and "type" in given and ast.unparse(given["type"]) == "bool":
+        form = "truth"
+    return Option(names, long[0], form, required=required)
+
+
+def _click(tree: ast.Module) -> CommandLine | None:
+    """The options of the only command; None where there is no command."""
+    commands = [node for node in ast.walk(tree) if _decorators(node, "command")]
+    if not commands:
+        return None
+    if len(commands) > 1 or any(_decorators(node, "group") for node in ast.walk(tree)):
+        return CommandLine("click")
+    options: list[Option] = []
+    is_open = False
+    for call in _decorators(commands[0], "option", "argument"):
+        flags = [_text(argument) for argument in call.args]
+        given = {str(keyword.arg): keyword.value for keyword in call.keywords}
+        if not flags or not all(flags):
+            is_open = True
+        elif getattr(call.func, "attr", getattr(call.func, "id", "")) == "argument":
+            nargs = given.get("nargs")
+            many = nargs is not None and ast.unparse(nargs) != "1"
+            required = not ("default" in given or _is_false(given.get("required")))
+            options.append(
+                Option((_name(flags[0]),), "", "list" if many else "value", required=required)
+            )
+        else:
+            options.append(_click_option(flags, given))
+    return CommandLine("click", tuple(options), is_open)
+
+
+def _click_option(flags: list[str], given: dict[str, ast.expr]) -> Option:
+    plain = [flag for flag in flags if not flag.startswith("-")]
+    dashed = [flag for flag in flags if flag.startswith("-")]
+    long = [flag for flag in dashed if flag.startswith("--")] or dashed
+    on, _, off = long[0].partition("/")
+    names = tuple(dict.fromkeys([*plain, *(_name(flag.partition("/")[0]) for flag in long)]))
+    required = _is_true(given.get("required"))
+    if off.strip() or _is_true(given.get("is_flag")):
+        return Option(names, on.strip(), "switch", off.strip(), required)
+    if _is_true(given.get("count")):
+        return Option(names, on, "count")
+    many = "nargs" in given and ast.unparse(given["nargs"]) != "1"
+    form: OptionForm = "repeated" if _is_true(given.get("multiple")) else "value"
+    return Option(names, on, "list" if many else form, required=required)
+
+
+def _typer(tree: ast.Module) -> CommandLine | None:
+    """The options of the only command; None where there is no command."""
+    functions = {n.name: n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+    run = [
+        functions.get(ast.unparse(node.args[0]))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("run") and node.args
+    ]
+    commands = [node for node in run if node is not None]
+    commands += [node for node in functions.values() if _decorators(node, "command")]
+    if not commands:
+        return None
+    if len(commands) > 1 or any(_decorators(n, "callback") for n in functions.values()):
+        return CommandLine("typer")
+    return CommandLine("typer", tuple(_typer_options(commands[0])), open=False)
+
+
+def _typer_options(function: ast.FunctionDef) -> Iterator[Option]:
+    arguments = [*function.args.args, *function.args.kwonlyargs]
+    without = len(function.args.args) - len(function.args.defaults)
+    defaults = [None] * without + [*function.args.defaults, *function.args.kw_defaults]
+    for argument, default in zip(arguments, defaults, strict=True):
+        kind = ast.unparse(argument.annotation) if argument.annotation else ""
+        if kind.endswith("Context"):
+            continue
+        calls = [n for n in ast.walk(argument) if isinstance(n, ast.Call)]
+        declared = calls[0] if calls else default if isinstance(default, ast.Call) else None
+        word = ast.unparse(declared.func).rpartition(".")[2] if declared else ""
+        given = list(declared.args) if declared else []
+        if declared is default and declared is not None:
+            first = (
+                given.pop(0)
+                if given
+                else next((k.value for k in declared.keywords if k.arg == "default"), None)
+            )
+            required = first is None or ast.unparse(first) == "..."
+        else:
+            required = default is None
+        is_list = kind.lower().startswith(("list[", "annotated[list", "optional[list"))
+        if word == "Argument" or (word != "Option" and default is None):
+            form: OptionForm = "list" if is_list else "value"
+            yield Option((argument.arg,), "", form, required=required)
+            continue
+        flags = [text for text in map(_text, given) if text.startswith("--")]
+        on, _, off = (flags[0] if flags else f"--{argument.arg.replace('_', '-')}").partition("/")
+        if "bool" in kind:
+            off = off.strip() or ("" if flags else f"--no-{on.lstrip('-')}")
+            yield Option((argument.arg,), on, "switch", off, required)
+        else:
+            form = "repeated" if is_list else "value"
+            yield Option((argument.arg,), on, form, required=required)
+
+
+def _fire(tree: ast.Module) -> CommandLine | None:
+    """The arguments of the function that `fire.Fire` calls; open where it gets something else."""
+    calls = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Fire")
+    ]
+    if not calls:
+        return None
+    target = ast.unparse(calls[0].args[0]) if calls[0].args else ""
+    function = next(
+        (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == target), None
+    )
+    if function is None:
+        return CommandLine("fire")
+    given = function.args
+    needed = len(given.args) - len(given.defaults)
+    needs = {a.arg for a in given.args[:needed]}
+    needs |= {a.arg for a, d in zip(given.kwonlyargs, given.kw_defaults, strict=True) if d is None}
+    return CommandLine(
+        "fire",
+        tuple(
+            Option((a.arg,), f"--{a.arg}", "literal", required=a.arg in needs)
+            for a in (*given.args, *given.kwonlyargs)
+        ),
+        open=given.kwarg is not None,
+    )
+
+
+def _decorators(node: ast.AST, *words: str) -> list[ast.Call]:
+    """The decorators of a function that call `….word(…)`; a bare `@….command` counts as a call."""
+    found = []
+    for decorator in getattr(node, "decorator_list", ()):
+        call = decorator if isinstance(decorator, ast.Call) else ast.Call(decorator, [], [])
+        if getattr(call.func, "attr", getattr(call.func, "id", "")) in words:
+            found.append(call)
+    return found
+
+
+def _name(flag: str) -> str:
+    """`--learning-rate` → `learning_rate`."""
+    return flag.lstrip("-").replace("-", "_")
+
+
+def _text(node: ast.expr | None) -> str:
+    """A literal text; empty for everything else."""
+    is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+    return node.value if is_text else ""  # type: ignore[union-attr,return-value]
+
+
+def _is_constant(node: ast.expr | None) -> bool:
+    return isinstance(node, ast.Constant)
+
+
+def _is_true(node: ast.expr | None) -> bool:
+    return isinstance(node, ast.Constant) and node.value is True
+
+
+def _is_false(node: ast.expr | None) -> bool:
+    return isinstance(node, ast.Constant) and node.value is False
