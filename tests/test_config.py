@@ -118,11 +118,20 @@ def test_parameters_without_a_python_literal_are_rejected(
     assert part in complaint(make_project({}, extra=extra))
 
 
-def test_the_package_may_not_be_the_project_folder(make_project: Make) -> None:
+@pytest.mark.parametrize("package", ["..", "../other", "/tmp", "./.."])
+def test_the_package_may_not_be_outside_the_project(make_project: Make, package: str) -> None:
     project = make_project({})
     path = project / "pyproject.toml"
-    path.write_text(path.read_text().replace('package = "pkg"', 'package = "."'))
+    path.write_text(path.read_text().replace('package = "pkg"', f'package = "{package}"'))
     assert "below the folder" in complaint(project)
+
+
+@pytest.mark.parametrize("entry", ["pkg:", ":run", "pkg.:run", "a-b:run", "../train.py", "x y"])
+def test_an_entry_names_a_function_a_module_or_a_script(make_project: Make, entry: str) -> None:
+    project = make_project({})
+    path = project / "pyproject.toml"
+    path.write_text(path.read_text().replace('entry = "pkg', f'entry = "{entry}" # "pkg'))
+    assert '"entry" =' in complaint(project)
 
 
 @pytest.mark.parametrize("output", ["../out.txt", "/out.txt", "a\\\\b", ""])

@@ -6,6 +6,7 @@ git      the commit, what differs from it and what git ignores: `Provenance`, `c
          `listed_files`
 checks   the entry and the imports: is everything there that the program needs?
 imports  the import graph: order, what the entry reaches, names from elsewhere; `Signature`
+scripts  which options a script takes: `CommandLine`, `Option`, `OptionForm`
 image    compares imports with Kaggle's image: `compare`, `load_snapshot`, `read_snapshot`,
          `snapshot`, `Snapshot`, `Availability`, `Presence`
 secrets  finds credentials in texts: `scan`, `NamedText`, `SecretFinding`, `Credential`,

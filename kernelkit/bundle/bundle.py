@@ -11,7 +11,7 @@ import gc
 import hashlib
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -172,9 +172,8 @@ def _arrange(config: Config) -> Arrangement:
         return Arrangement(roots, tuple(roots))
     script = config.entry if config.entry.endswith(".py") else ""
     packages = [str(PurePosixPath(package)) for package in config.package]
-    if script and not any(
-        p in (WHOLE_PROJECT, script) or script.startswith(f"{p}/") for p in packages
-    ):
+    holders = {WHOLE_PROJECT, script, *parents(script)}
+    if script and holders.isdisjoint(packages):
         packages.append(script)
     folders = [_folder(script)] if script else []
     for package in packages:

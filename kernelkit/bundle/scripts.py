@@ -279,7 +279,7 @@ def _name(flag: str) -> str:
 def _text(node: ast.expr | None) -> str:
     """A literal text; empty for everything else."""
     is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
-    return node.value if is_text else ""  # type: ignore[union-attr,return-value]
+    return node.value if is_text else ""  # type: ignore[union-attr]
 
 
 def _is_constant(node: ast.expr | None) -> bool:

@@ -35,9 +35,10 @@ from kernelkit.bundle.bundle import (
     digest_part,
 )
 from kernelkit.bundle.files import COMPILED_SUFFIXES
+from kernelkit.bundle.scripts import CommandLine, Option
 from kernelkit.config import Config, KernelSettings, parameter_comments
 from kernelkit.errors import ConfigError, LocalError, TemplateError, VerificationError
-from kernelkit.notebook.manifest import Manifest
+from kernelkit.notebook.manifest import Manifest, ManifestCommand
 from kernelkit.notebook.reader import (
     PULL,
     Cell,
@@ -299,7 +300,7 @@ class _Package:
         """Raise a ConfigError where the notebook carries another package."""
         carried = list(self.manifest.roots)
         ours = [PurePosixPath(folder).name for folder in self.config.package]
-        if not set(carried) & set(ours):
+        if not self.config.keeps_folders and not set(carried) & set(ours):
             raise ConfigError(
                 f"the notebook carries {', '.join(carried)}; this project's package is "
                 f"{', '.join(ours)}",
@@ -361,7 +362,7 @@ class _Package:
             target = place.resolve()  # through every link: a write would go there
             around = [
                 folder
-                for folder in ((project / name).resolve() for name in self.config.package)
+                for folder in ((project / name).resolve() for name in self._own_paths())
                 if target.is_relative_to(folder)
             ]
             blocking = [above for above in target.parents if above.exists() and not above.is_dir()]
@@ -376,9 +377,22 @@ class _Package:
             raise PathError(path, f"{blocking[0]} is in its place")
         return Path(os.path.relpath(place, project)).as_posix(), target
 
+    def _own_paths(self) -> list[str]:
+        """The folders and files of the project that a notebook may change."""
+        script = [self.config.entry] if self.config.entry.endswith(".py") else []
+        return [*self.config.package, *script, *self.manifest.working_files]
+
     def _root(self, top: str) -> str:
         """The folder of the project that holds the top-level name `top`."""
         return self.manifest.roots.get(top, ".")
+
+
+def _command_line(command: ManifestCommand | None) -> CommandLine | None:
+    """What the manifest keeps of a script's command line: the options of its parameters."""
+    if command is None:
+        return None
+    options = (Option((o.name,), o.flag, o.form, o.off) for o in command.options)
+    return CommandLine("", tuple(options))
 
 
 class _KnownCells:
@@ -451,6 +465,9 @@ class _KnownCells:
         bundle = Bundle(
             roots=manifest.roots,
             entry=manifest.entry,
+            import_folders=manifest.import_folders,
+            working_files=manifest.working_files,
+            command_line=_command_line(manifest.command),
             files=tuple(_source_file(path, carried.get(path, b"")) for path in package.rendered),
             third_party={},
             provenance=manifest.provenance,
@@ -461,6 +478,7 @@ class _KnownCells:
                 "profile": manifest.profile,
                 "parameters": manifest.parameters,
                 "entry": manifest.entry,
+                **({"arguments": manifest.command.arguments} if manifest.command else {}),
                 "outputs": manifest.outputs,
                 "pip": manifest.pip,
                 "layout": manifest.layout,

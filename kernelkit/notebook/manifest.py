@@ -16,6 +16,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from kernelkit.bundle.git import Provenance
+from kernelkit.bundle.scripts import OptionForm
 from kernelkit.config import KernelSettings
 from kernelkit.storage import parse_model
 
@@ -45,6 +46,31 @@ class ManifestFile(_Lenient):
 
     executable: bool = False
     """Whether its owner may run it as a program; the key is absent where it is false."""
+
+
+class ManifestOption(_Lenient):
+    """How a script takes one parameter; see `kernelkit.bundle.scripts.Option`."""
+
+    name: str
+    flag: str
+    form: OptionForm
+    off: str = ""
+
+
+class ManifestCommand(_Lenient):
+    """How a script is started."""
+
+    path: str = ""
+    """Of a script, below the sources; empty for a module."""
+
+    module: str = ""
+    """As for `python -m`; empty for a script."""
+
+    arguments: str
+    """The form of the parameters on the command line."""
+
+    options: tuple[ManifestOption, ...] = ()
+    """Of the parameters, as far as the source of the script shows them."""
 
 
 class ManifestKernel(KernelSettings):
@@ -78,7 +104,16 @@ class Manifest(_Lenient):
     """Top of each package → the folder of the project that holds it."""
 
     entry: str = ""
-    """`package.module:function`."""
+    """`package.module:function`, `package.module` or `script.py`."""
+
+    command: ManifestCommand | None = None
+    """How the entry is started; None where it is a function."""
+
+    import_folders: tuple[str, ...] = ("",)
+    """Folders of the sources that are on `sys.path`, in this order."""
+
+    working_files: tuple[str, ...] = ()
+    """Carried paths that are also in the working folder while the entry runs."""
 
     outputs: tuple[str, ...]
     """The files that a run must leave."""

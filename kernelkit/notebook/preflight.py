@@ -17,6 +17,7 @@ from pydantic import JsonValue
 
 from kernelkit.bundle import image
 from kernelkit.bundle.image import Presence
+from kernelkit.bundle.scripts import CommandLine
 from kernelkit.bundle.secrets import Credential, NamedText, SecretFinding, scan
 from kernelkit.config import near_miss
 from kernelkit.errors import PreflightError
@@ -200,6 +201,8 @@ def check_image(kernel: Kernel) -> Iterator[Problem]:
 def check_parameters(kernel: Kernel) -> Iterator[Problem]:
     """The entry can be called with the parameters."""
     signature, entry = kernel.bundle.signature, kernel.bundle.entry
+    if kernel.bundle.command_line is not None:
+        yield from _check_command_line(kernel, kernel.bundle.command_line)
     if signature is None:
         return
     given = kernel.manifest.parameters.keys()
@@ -215,6 +218,39 @@ def check_parameters(kernel: Kernel) -> Iterator[Problem]:
             f"{entry} cannot be called without it",
             "Add it to [tool.kernelkit.parameters], or give the argument a default value.",
         )
+
+
+def _check_command_line(kernel: Kernel, line: CommandLine) -> Iterator[Problem]:
+    """A script takes the parameters as options."""
+    entry, given = kernel.bundle.entry, kernel.manifest.parameters
+    command = kernel.manifest.command
+    if line.library == "hydra" and command is not None and command.arguments != "key=value":
+        yield Problem(
+            "arguments",
+            f"{entry} uses Hydra, which does not read {command.arguments}",
+            'Set arguments = "key=value" in [tool.kernelkit].',
+        )
+    for name in given if not line.open else ():
+        if name not in line.names:
+            yield Problem(
+                f"parameters.{name}",
+                f"{entry} has no such option{near_miss(name, line.names)}",
+                "Remove it from [tool.kernelkit.parameters], or add the option to the script.",
+            )
+    for option in line.options:
+        values = [given[name] for name in option.names if name in given]
+        if option.required and not values:
+            yield Problem(
+                f"parameters.{option.names[0]}",
+                f"{entry} does not start without it",
+                "Add it to [tool.kernelkit.parameters].",
+            )
+        if option.form == "switch" and not all(isinstance(value, bool) for value in values):
+            yield Problem(
+                f"parameters.{option.names[0]}",
+                f"{option.flag or option.off} of {entry} is on or off, and takes no value",
+                "Set it to true or false.",
+            )
 
 
 def check_secrets(kernel: Kernel, own: Collection[Credential] = ()) -> Iterator[Problem]:

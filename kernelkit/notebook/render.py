@@ -136,6 +136,7 @@ def write_kernel(kernel: Kernel, folder: Path) -> None:
 def _manifest(bundle: Bundle, config: Config, templates: Mapping[str, str]) -> Manifest:
     stated = {
         "entry": bundle.entry,
+        **_how_to_start(bundle, config),
         "outputs": list(config.outputs),
         "pip": list(config.pip),
         "layout": config.layout,
@@ -168,6 +169,32 @@ def _manifest(bundle: Bundle, config: Config, templates: Mapping[str, str]) -> M
             "third_party": sorted({*bundle.third_party, *bundle.optional}),
         }
     )
+
+
+def _how_to_start(bundle: Bundle, config: Config) -> dict[str, object]:
+    """What only scripts and projects with files next to the packages have."""
+    stated: dict[str, object] = {}
+    line = bundle.command_line
+    if line is not None:
+        kind = "path" if bundle.entry.endswith(".py") else "module"
+        options = [
+            (next((name for name in config.parameters if name in option.names), ""), option)
+            for option in line.options
+        ]
+        stated["command"] = {
+            kind: bundle.entry,
+            "arguments": config.arguments,
+            "options": [
+                {"name": name, "flag": option.flag, "form": option.form, "off": option.off}
+                for name, option in options
+                if name
+            ],
+        }
+    if bundle.import_folders != ("",):
+        stated["import_folders"] = list(bundle.import_folders)
+    if bundle.working_files:
+        stated["working_files"] = list(bundle.working_files)
+    return stated
 
 
 @cache

@@ -7,7 +7,9 @@ that fails leaves a run manifest with the error.
 
 from __future__ import annotations
 
+import ast
 import base64
+import contextlib
 import csv
 import hashlib
 import importlib
@@ -17,6 +19,9 @@ import json
 import os
 import platform
 import re
+import runpy
+import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -71,7 +76,33 @@ class FileDocument(TypedDict, total=False):
     executable: bool
 
 
-class BundleDocument(TypedDict):
+class OptionDocument(TypedDict):
+    """How a script takes one parameter."""
+
+    name: str
+    flag: str
+    form: str
+    off: str
+
+
+class CommandDocument(TypedDict, total=False):
+    """How a script is started: by its path, or by its module as `python -m` does."""
+
+    path: str
+    module: str
+    arguments: str
+    options: Sequence[OptionDocument]
+
+
+class _StartDocument(TypedDict, total=False):
+    """What only scripts and projects with files next to the packages have."""
+
+    command: CommandDocument
+    import_folders: Sequence[str]
+    working_files: Sequence[str]
+
+
+class BundleDocument(_StartDocument):
     """What a run reads in the embedded manifest."""
 
     digest: str
@@ -201,16 +232,16 @@ class NotebookRun:
         for file in self.bundle["files"]:
             if file.get("executable"):
                 (self.source_dir / file["path"]).chmod(0o755)
-        source_dir = str(self.source_dir)
-        if source_dir not in sys.path:
-            sys.path.insert(0, source_dir)
+        folders = [str(self.source_dir / f) for f in self.bundle.get("import_folders", [""])]
+        sys.path[:0] = [folder for folder in folders if folder not in sys.path]
         # The kernel may have imported its own copy of a package that is carried here.
         for name in self._foreign_modules():
             del sys.modules[name]
         # Spawned workers and `python -m` do not inherit sys.path.
         inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-        if source_dir not in inherited:
-            os.environ["PYTHONPATH"] = os.pathsep.join([source_dir, *inherited])
+        missing = [folder for folder in folders if folder not in inherited]
+        if missing:
+            os.environ["PYTHONPATH"] = os.pathsep.join([*missing, *inherited])
         importlib.invalidate_caches()
         print(f"{len(self.bundle['files'])} files, each with the sha256 of the package")
 
@@ -236,18 +267,71 @@ class NotebookRun:
         Raises:
             RuntimeFault: another copy of one of the packages was imported.
         """
+        command = self.bundle.get("command")
         module_name, _, function = entry.partition(":")
-        module = importlib.import_module(module_name)
-        self._require_own_copies()  # before the run spends hours on the wrong code
-        os.chdir(self.working_dir)
         result = None
-        try:
-            result = getattr(module, function)(**parameters)
-        except SystemExit as end:
-            if end.code not in (None, 0):
-                raise
+        with self._files_in_working_folder():
+            try:
+                if command is not None:
+                    self._run_program(command, parameters)
+                else:
+                    sys.argv = [self._file_of(module_name)]  # Jupyter's arguments are not its own
+                    module = importlib.import_module(module_name)
+                    self._require_own_copies()  # before the run spends hours on the wrong code
+                    os.chdir(self.working_dir)
+                    result = getattr(module, function)(**parameters)
+            except SystemExit as end:
+                if end.code not in (None, 0):
+                    raise
         self._require_own_copies()  # modules that the run imported later count too
         return result
+
+    def _run_program(self, command: CommandDocument, parameters: Mapping[str, Parameter]) -> None:
+        """Run a script as `python script.py` does, or a module as `python -m` does."""
+        words = command_line(parameters, command["arguments"], command.get("options", ()))
+        os.chdir(self.working_dir)
+        if "path" in command:
+            script = self.source_dir / command["path"]
+            print("$ python", shlex.join([command["path"], *words]), flush=True)
+            sys.argv = [str(script), *words]
+            runpy.run_path(str(script), run_name="__main__")
+        else:
+            print("$ python -m", shlex.join([command["module"], *words]), flush=True)
+            sys.argv = [self._file_of(command["module"]), *words]
+            runpy.run_module(command["module"], run_name="__main__", alter_sys=True)
+
+    def _file_of(self, module: str) -> str:
+        """The file that holds a module of the package."""
+        inside = module.replace(".", "/")
+        for folder in self.bundle.get("import_folders", [""]):
+            for name in (f"{inside}.py", f"{inside}/__main__.py", f"{inside}/__init__.py"):
+                path = self.source_dir / folder / name
+                if path.is_file():
+                    return str(path)
+        return str(self.source_dir / f"{inside}.py")
+
+    @contextlib.contextmanager
+    def _files_in_working_folder(self) -> Iterator[None]:
+        """While the entry runs, the working folder has the files that a program opens by name.
+
+        Unchanged ones are removed afterwards, because Kaggle keeps every file there as an output.
+        """
+        copies = []
+        for name in self.bundle.get("working_files", ()):
+            copy = self.working_dir / name
+            if not copy.exists():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(self.source_dir / name, copy)
+                copies.append((copy, self.source_dir / name))
+        try:
+            yield
+        finally:
+            for copy, source in copies:
+                if _sha256(copy) == _sha256(source):
+                    copy.unlink()
+                for folder in copy.relative_to(self.working_dir).parents[:-1]:
+                    with contextlib.suppress(OSError):  # it holds other files
+                        (self.working_dir / folder).rmdir()
 
     def show_results(self) -> None:
         """Show each table (Markdown) and image (PNG) in the working folder."""
@@ -338,7 +422,11 @@ class NotebookRun:
 
     def _foreign_modules(self) -> list[str]:
         """Loaded modules of the packages that were not imported from the carried sources."""
-        paths = [file["path"] for file in self.bundle["files"] if file["path"].endswith(".py")]
+        files = [file["path"] for file in self.bundle["files"] if file["path"].endswith(".py")]
+        folders = [
+            f"{folder}/" if folder else "" for folder in self.bundle.get("import_folders", [""])
+        ]
+        paths = [path[len(f) :] for path in files for f in folders if path.startswith(f)]
         modules = {path[:-3].removesuffix("/__init__").replace("/", ".") for path in paths}
         packages = {p[:-12].replace("/", ".") for p in paths if p.endswith("/__init__.py")}
         source_dir = self.source_dir.resolve()
@@ -399,6 +487,121 @@ class NotebookRun:
 
 
 Run = NotebookRun  # as the template 30-hardware of kernelkit 0.1.0 calls it
+
+
+def command_line(
+    parameters: Mapping[str, Parameter], arguments: str, options: Sequence[OptionDocument] = ()
+) -> list[str]:
+    """The words behind a script's name that give it the parameters; None gives no word.
+
+    `arguments` is the form: "--key value", "--key=value" or "key=value". `options` describes the
+    parameters that the source of the script declares, which go before the form.
+
+    Raises:
+        RuntimeFault: an option that is on or off has another value.
+    """
+    declared = {option["name"]: option for option in options}
+    words: list[str] = []
+    positional: list[tuple[int, list[str]]] = []
+    order = [option["name"] for option in options]
+    for name, value in parameters.items():
+        option = declared.get(name)
+        if value is None:
+            continue
+        if arguments == "key=value":
+            words += _hydra_words(name, value)
+        elif option is None:
+            words += _plain_words(name, value, arguments)
+        elif not option["flag"] and option["form"] in ("value", "list"):
+            items = value if isinstance(value, list) else [value]
+            positional.append((order.index(name), [_word(item) for item in items]))
+        else:
+            words += _declared_words(option, value, arguments)
+    last = [word for _, items in sorted(positional) for word in items]
+    return [*words, *(["--"] if any(word.startswith("-") for word in last) else []), *last]
+
+
+def _declared_words(option: OptionDocument, value: Parameter, arguments: str) -> list[str]:
+    flag, form = option["flag"], option["form"]
+    if form == "switch":
+        if not isinstance(value, bool):
+            raise RuntimeFault(
+                f"{option['name']} = {value!r}: {flag or option['off']} is on or off"
+            )
+        word = flag if value else option["off"]
+        return [word] if word else []
+    if form == "count":
+        return [flag] * int(value) if isinstance(value, int) else [flag]
+    if form == "truth":  # bool("False") is true
+        return [f"{flag}={value if value else ''}"]
+    if form == "literal":
+        return [f"{flag}={_literal(value)}"]
+    items = value if isinstance(value, list) else [value]
+    if form == "list":
+        return [flag, *map(_word, items)]
+    if form == "repeated":
+        return [word for item in items for word in _pair(flag, _word(item), arguments)]
+    return _pair(flag, _word(value), arguments)
+
+
+def _plain_words(name: str, value: Parameter, arguments: str) -> list[str]:
+    """An option that the source does not declare."""
+    flag = f"--{name}"
+    if arguments == "--key=value":
+        return [f"{flag}={value if isinstance(value, str) else repr(value)}"]
+    if isinstance(value, bool):
+        return [flag] if value else []
+    if isinstance(value, list):
+        return [flag, *map(_word, value)]
+    return _pair(flag, _word(value), arguments)
+
+
+def _pair(flag: str, word: str, arguments: str) -> list[str]:
+    """Two words, or one where the value could be read as another option."""
+    joined = arguments == "--key=value" or (word.startswith("-") and flag.startswith("--"))
+    return [f"{flag}={word}"] if joined else [flag, word]
+
+
+def _word(value: Parameter) -> str:
+    """Text as it is, lists and tables as JSON."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(value) if isinstance(value, list | dict) else repr(value)
+
+
+def _literal(value: Parameter) -> str:
+    """A text that fire reads back as the same value."""
+    if not isinstance(value, str):
+        return repr(value)
+    try:
+        ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return value
+    return repr(value)
+
+
+def _hydra_words(key: str, value: Parameter) -> list[str]:
+    if isinstance(value, dict) and value:
+        return [word for k, v in value.items() for word in _hydra_words(f"{key}.{k}", v)]
+    return [f"{key}={_hydra_value(value)}"]
+
+
+def _hydra_value(value: Parameter) -> str:
+    """By the grammar of Hydra's overrides."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(map(_hydra_value, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{_hydra_value(v)}" for k, v in value.items()) + "}"
+    if not isinstance(value, str):
+        return repr(value)
+    is_plain = re.fullmatch(r"[A-Za-z_./][\w./-]*", value)
+    if is_plain and value.lower() not in ("true", "false", "null", "nan", "inf"):
+        return value
+    quoted = re.sub(r"(\\*)'", lambda found: 2 * found[1] + "\\'", value)
+    trailing = len(quoted) - len(quoted.rstrip("\\"))
+    return f"'{quoted}{trailing * chr(92)}'"
 
 
 def _folder(variable: str, default: str) -> Path | None:

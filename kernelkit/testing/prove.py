@@ -347,6 +347,7 @@ class _Layout:
         self.tests_inside = [PurePosixPath(p) for p, why in bundle.left_out.items() if why == TEST]
         """Tests inside the package's folder that are not carried."""
 
+        self.import_folders = bundle.import_folders
         roots = sorted(bundle.roots.items())
         self.tops = {PurePosixPath(root, top): top for top, root in roots}
         """Folder or file in the project → its name where the notebook writes it."""
@@ -379,12 +380,17 @@ class _Layout:
 
     @cached_property
     def _packages(self) -> set[str]:
-        return {".".join(path.parent.parts) for path in self.carried if path.name == "__init__.py"}
+        return {self._name(p.parent) for p in self.carried if p.name == "__init__.py"}
 
     @cached_property
     def _modules(self) -> set[str]:
-        names = (path.with_suffix("").parts for path in self.carried if path.suffix == ".py")
-        return self._packages | {".".join(parts) for parts in names}
+        modules = (path.with_suffix("") for path in self.carried if path.suffix == ".py")
+        return self._packages | {self._name(path) for path in modules}
+
+    def _name(self, path: PurePosixPath) -> str:
+        """The dotted name of a path without its suffix, from the innermost import folder."""
+        around = [folder for folder in self.import_folders if path.is_relative_to(folder)]
+        return ".".join(path.relative_to(max(around, key=len, default="")).parts)
 
 
 @dataclass(frozen=True)
@@ -435,6 +441,8 @@ def _stage_with_package(layout: _Layout, folder: Path) -> _Stage:
     for path in layout.inside:
         _copy_content(layout.project / path, stage / path)
     homes = dict.fromkeys(stage / home.parent for home in layout.tops)
+    if layout.import_folders != ("",):
+        homes = dict.fromkeys(stage / folder for folder in layout.import_folders)
     return _with_folders(_Stage(stage, layout, tuple(homes)))
 
 
@@ -448,7 +456,8 @@ def _stage_with_notebook(layout: _Layout, folder: Path, written: Path) -> _Stage
         assert below is not None
         if not (written / below).exists():
             _copy_content(layout.project / path, written / below)
-    return _with_folders(_Stage(stage, layout, (written,), written))
+    imports = tuple(written / folder for folder in layout.import_folders)
+    return _with_folders(_Stage(stage, layout, imports, written))
 
 
 def _with_folders(stage: _Stage) -> _Stage:
