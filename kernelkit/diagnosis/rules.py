@@ -155,6 +155,7 @@ RULES = (
         r"\bNameResolutionError\b",
         r"Failed to resolve '",
         r"Max retries exceeded with url",
+        r"Failed to establish a new connection",
         r"\bURLError\b",
         r"\bgaierror\b",
         r"Network is unreachable",
@@ -178,7 +179,12 @@ RULES = (
         r"ImportError: cannot import name '[^']*+' from (?:partially initialized module )?"
         r"'(?P<from_module>[^']++)'",
     ),
-    # kernelkit_runtime: check_sources, finish, call, and all its other errors.
+    # kernelkit_runtime: pip_install, check_sources, finish, call, and all its other errors.
+    _rule(
+        FailureCause.OWN_CHECK,
+        "Correct `pip` in [tool.kernelkit], and try it with `kernelkit rehearse`.",
+        r"RuntimeFault: pip could not install",
+    ),
     _rule(
         FailureCause.OWN_CHECK,
         "Change the package, not the cells, and push again: `kernelkit push`.",
@@ -318,8 +324,9 @@ class Facts:
     def _internet(self) -> str:
         if self.internet:
             return (
-                "enable_internet is set already: verify the account by phone, and check that the "
-                "host answers."
+                "enable_internet is set already. On Kaggle, verify the account by phone. In a "
+                "rehearsal, connect this machine to the network, or install what the run needs "
+                "on it."
             )
         return (
             "Set enable_internet = true in [tool.kernelkit.kernel], or attach the downloads as a "

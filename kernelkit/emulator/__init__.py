@@ -13,6 +13,7 @@ unnoticed. For the same reason it imports neither kaggle nor kagglesdk. Start it
     storage       atomic JSON files, the lock of the state folder, safe names
     runner        starts, watches, limits and ends the runs
     session       the child process of one run: enters the sandbox, executes the notebook
+    environment   the Python environment of one run, for its pip
     sandbox       a private Linux namespace with Kaggle's folders
     fields        the JSON of a call: typed fields, answers, pages
     kernels_api   Kaggle's calls on kernels and accounts

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from kernelkit.emulator import sandbox
+from kernelkit.emulator.environment import create_environment
 from kernelkit.emulator.session import SessionOrder, kill_run_of
 from kernelkit.emulator.state import EmulatedKaggle, KernelVersion, StoredFile, WorkerStatus
 
@@ -46,6 +47,14 @@ _PASSED_PREFIXES = ("LC_", "OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "NUMEXP
 _PASSED_GPU = ("CUDA_", "CUBLAS_", "NVIDIA_")
 """The variables that a run inherits: language, GPU, and numbers of threads, because another number
 changes the last bits of results. Credentials and PYTHONPATH do not pass."""
+
+_PASSED_NET = (
+    *("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_TRUSTED_HOST", "PIP_CERT"),
+    *("PIP_CONSTRAINT", "PIP_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"),
+    *("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
+)
+"""How this machine reaches package indexes; only for a run with internet, and without credentials:
+an address with a user name does not pass."""
 
 _OPENMP = {"OMP_WAIT_POLICY": "passive"}
 """Threads that wait sleep, where OpenMP would let them spin. On a machine that does other work too,
@@ -82,13 +91,19 @@ class ScratchFolders:
         return self.folder / "home"
 
     @property
+    def environment(self) -> Path:
+        """The run's own Python environment."""
+        return self.folder / "environment"
+
+    @property
     def inputs(self) -> Path:
         """Links to the declared inputs; only used without a namespace."""
         return self.folder / "input"
 
     def make(self) -> None:
         """Create them all, empty."""
-        for folder in (self.root, self.temp, self.tmp, self.home, self.inputs):
+        folders = (self.root, self.temp, self.tmp, self.home, self.environment, self.inputs)
+        for folder in folders:
             folder.mkdir(parents=True)
 
     def layout(
@@ -103,6 +118,7 @@ class ScratchFolders:
             temp=self.temp,
             tmp=self.tmp,
             home=self.home,
+            environment=self.environment,
             hide=tuple(sandbox.folders_to_hide(Path.home(), sys.path, keep)),
             keep=tuple(keep),
             internet=internet,
@@ -178,6 +194,7 @@ class EmulatedSession:
         """
         try:
             self._scratch.make()
+            create_environment(self._scratch.environment, self._python.parents[1])
             with (self.version.folder / "system.log").open("wb") as system_log:
                 self._run_child(kaggle, endpoint, system_log)
         finally:
@@ -246,10 +263,16 @@ class EmulatedSession:
         notebook, executed = str(folder / "source.ipynb"), str(folder / "executed.ipynb")
         if self.isolation == "folders":
             self._link_inputs()
-            return SessionOrder(notebook, executed, str(working))
+            return SessionOrder(notebook, executed, str(working), str(self._python))
         inputs = {str(mount.target): mount.source for mount in self.version.mounts}
         layout = self._scratch.layout(inputs, working, self.version.push.enable_internet)
-        return SessionOrder(notebook, executed, "/kaggle/working", layout)
+        return SessionOrder(notebook, executed, "/kaggle/working", str(self._python), layout)
+
+    @property
+    def _python(self) -> Path:
+        """The interpreter of the notebook's kernel, as the run sees it."""
+        folder = self._scratch.environment if self.isolation == "folders" else sandbox.ENVIRONMENT
+        return folder / "bin" / "python"
 
     def _link_inputs(self) -> None:
         for mount in self.version.mounts:
@@ -271,7 +294,11 @@ class EmulatedSession:
             own |= {"KAGGLE_TEMP_DIR": str(self._scratch.temp)}
             own |= {"KAGGLE_INPUT_DIR": str(self._scratch.inputs)}
             own |= {"KAGGLE_WORKING_DIR": str(self.version.working)}
-        return _inherited(gpu=self.version.push.wants_gpu) | own
+        push = self.version.push
+        inherited = _inherited(gpu=push.wants_gpu, internet=push.enable_internet)
+        # `!python`, `!pip` and the commands of packages mean the interpreter of the kernel.
+        own |= {"PATH": os.pathsep.join([str(self._python.parent), inherited["PATH"]])}
+        return inherited | own
 
 
 NewSession = Callable[[KernelVersion, Isolation, float], EmulatedSession]
@@ -384,7 +411,7 @@ def why_no_namespace() -> str:
         scratch = ScratchFolders(Path(folder) / "scratch")
         scratch.make()
         order = SessionOrder(layout=scratch.layout({}, scratch.inputs, internet=False))
-        process = spawn_session(order, _inherited(gpu=False), system_log)
+        process = spawn_session(order, _inherited(gpu=False, internet=False), system_log)
         with process:
             process.wait()
         system_log.seek(0)
@@ -405,13 +432,15 @@ def list_outputs(working: Path) -> tuple[StoredFile, ...]:
     return tuple(sorted(found, key=lambda output: output.name))
 
 
-def _inherited(*, gpu: bool) -> dict[str, str]:
+def _inherited(*, gpu: bool, internet: bool) -> dict[str, str]:
     prefixes = _PASSED_PREFIXES + (_PASSED_GPU if gpu else ())
     passed = {
         name: value
         for name, value in os.environ.items()
         if name in _PASSED_NAMES or name.startswith(prefixes)
     }
-    # `!python` and `!pip` mean the interpreter of the kernel, as on Kaggle.
+    if internet:
+        network = {name: os.environ.get(name, "") for name in _PASSED_NET}
+        passed |= {name: value for name, value in network.items() if value and "@" not in value}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {**_OPENMP, **passed, "PATH": path, **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})}

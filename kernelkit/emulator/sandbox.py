@@ -12,8 +12,8 @@ What may surprise you:
   keeps the inputs read-only for root too.
 - Folders in `hide` (the caller's home, the checkout) are empty inside, except for those in `keep`
   (the interpreter). A notebook that needs the checkout fails here, as it would on Kaggle.
-- This machine's folders are read-only: `pip install` into the interpreter fails, while Kaggle's
-  disposable image allows it.
+- This machine's folders are read-only. `pip install` writes to a throw-away environment at
+  ENVIRONMENT: see `environment`.
 
 Needs Linux 5.12 (mount_setattr) and a kernel that lets this user create user namespaces.
 """
@@ -50,6 +50,8 @@ SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 DOCKER_CAPABILITIES = frozenset({0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31})
 """What root keeps in a container by default: chown, kill, setuid …, without CAP_SYS_ADMIN."""
 LAST_CAPABILITY = 63
+ENVIRONMENT = Path("/environment")
+"""The place of the run's own Python environment."""
 
 _long = ctypes.c_long
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -66,6 +68,7 @@ class SandboxLayout:
     temp: Path
     tmp: Path
     home: Path
+    environment: Path
     hide: tuple[Path, ...]
     keep: tuple[Path, ...]
     internet: bool
@@ -78,7 +81,10 @@ class SandboxLayout:
             hide=tuple(map(Path, record["hide"])),
             keep=tuple(map(Path, record["keep"])),
             internet=record["internet"],
-            **{name: Path(record[name]) for name in ("root", "working", "temp", "tmp", "home")},
+            **{
+                name: Path(record[name])
+                for name in ("root", "working", "temp", "tmp", "home", "environment")
+            },
         )
 
 
@@ -174,6 +180,7 @@ def _bind_machine(root: Path) -> None:
 
 def _hide(root: Path, layout: SandboxLayout) -> None:
     """A private /tmp and HOME, empty folders in place of the caller's, the interpreter on top."""
+    _bind(layout.environment, _inside(root, ENVIRONMENT))
     _bind(layout.tmp, root / "tmp")
     _bind(layout.home, root / "root")
     for folder in layout.hide:

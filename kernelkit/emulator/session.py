@@ -56,6 +56,8 @@ class SessionOrder:
     executed: str = os.devnull
     """Where the executed notebook is written."""
     cwd: str = ""
+    python: str = ""
+    """The interpreter of the notebook's kernel, as the run sees it."""
     layout: sandbox.SandboxLayout | None = None
 
     def to_json(self) -> str:
@@ -116,9 +118,9 @@ class SessionLog:
 class NotebookExecution:
     """A notebook that nbclient executes."""
 
-    def __init__(self, notebook: NotebookNode, cwd: str, log: SessionLog) -> None:
+    def __init__(self, notebook: NotebookNode, order: SessionOrder, log: SessionLog) -> None:
         self._notebook = notebook
-        self._cwd = cwd
+        self._order = order
         self._log = log
         self._kernel_group: int | None = None
 
@@ -165,16 +167,19 @@ class NotebookExecution:
                     execution._log.write(msg["content"]["name"], msg["content"]["text"])
                 return super().process_message(msg, cell, cell_index)
 
-        # Without kernel folders, "python3" always means the running interpreter.
+        # Without kernel folders, "python3" always means the interpreter that we name.
         manager = AsyncKernelManager(
             kernel_name=self._kernel_name(), kernel_spec_manager=KernelSpecManager(kernel_dirs=[])
         )
+        spec = manager.kernel_spec  # raises if there is no such kernel
+        assert spec is not None
+        spec.argv[0] = self._order.python
         client = LoggingClient(
             self._notebook,
             km=manager,
             timeout=None,
             startup_timeout=STARTUP,
-            resources={"metadata": {"path": self._cwd}},
+            resources={"metadata": {"path": self._order.cwd}},
             on_notebook_start=lambda **_: self._started(manager),
         )
         client.owns_km = True  # it then shuts the kernel down, and exit handlers run
@@ -242,18 +247,18 @@ def main() -> None:
             sandbox.enter(order.layout)
         if not order.notebook:  # a trial: can a kernel start in here?
             os.execv(sys.executable, [sys.executable, "-c", _TRIAL])
-        status, failure = _execute(text, order.cwd, log, executed)
+        status, failure = _execute(text, order, log, executed)
         log.send(event="end", status=status, failure=failure)
 
 
-def _execute(text: str, cwd: str, log: SessionLog, executed: TextIO) -> tuple[str, str]:
+def _execute(text: str, order: SessionOrder, log: SessionLog, executed: TextIO) -> tuple[str, str]:
     import nbformat  # not earlier: the process must not have threads when it enters the sandbox
 
     try:
         notebook = nbformat.reads(text, as_version=4)
     except Exception as error:  # nbformat raises many types; each means an unreadable source
         return "ERROR", f"{type(error).__name__}: {error}"
-    execution = NotebookExecution(notebook, cwd, log)
+    execution = NotebookExecution(notebook, order, log)
     threading.Thread(target=_end_with_stdin, args=(execution,), daemon=True).start()
     threading.Thread(target=log.flush_forever, daemon=True).start()
     try:

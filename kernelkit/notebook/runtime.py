@@ -205,9 +205,13 @@ class NotebookRun:
             RuntimeFault: pip fails; the message holds its output.
         """
         command = [sys.executable, "-m", "pip", "install", "--quiet", *requirements]
-        done = subprocess.run(command, capture_output=True, text=True)
+        environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
-            output = (done.stderr or done.stdout).strip()[-PIP_CHARACTERS:]
+            lines = (done.stderr or done.stdout).strip().splitlines()
+            retries = [line for line in lines if line.startswith("WARNING: Retrying ")]
+            lines = [*retries[-1:], *(line for line in lines if line not in retries)]
+            output = "\n".join(lines)[-PIP_CHARACTERS:]
             raise RuntimeFault(f"pip could not install {', '.join(requirements)}:\n{output}")
         importlib.invalidate_caches()
         print(f"installed {', '.join(requirements)}")

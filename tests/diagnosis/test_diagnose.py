@@ -693,6 +693,16 @@ TABLE = [
         FailureCause.OWN_CHECK,
         "Follow the message",
     ),
+    (
+        "RuntimeFault: pip could not install a==77:\nERROR: No matching distribution found for a",
+        *(FailureCause.OWN_CHECK, "Correct `pip` in [tool.kernelkit]"),
+    ),
+    (
+        "RuntimeFault: pip could not install a:\nWARNING: Retrying (Retry(total=0)) after "
+        "connection broken by 'NewConnectionError('Failed to establish a new connection: [Errno "
+        "-2] Name or service not known')': /simple/a/\nERROR: No matching distribution found for a",
+        *(FailureCause.NO_INTERNET, "enable_internet = true"),
+    ),
     ("RuntimeError: CUDA error: device-side assert triggered", FailureCause.OTHER, "on a CPU"),
     ("RuntimeError: asked to fail", FailureCause.OTHER, "rehearse"),
     ("pkg.errors.BadShape: 3 has a bad shape", FailureCause.OTHER, "rehearse"),

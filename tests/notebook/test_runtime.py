@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,19 @@ def test_a_failed_pip_install_names_the_requirement(run: NotebookRun) -> None:
     run.pip_install(["pytest"])  # already installed: nothing is downloaded
     with pytest.raises(RuntimeFault, match=r"pip could not install \./no-such-folder"):
         run.pip_install(["./no-such-folder"])
+
+
+def test_a_failed_download_by_pip_reports_one_retry(
+    run: NotebookRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{port}/simple")
+    monkeypatch.setenv("PIP_RETRIES", "2")
+    with pytest.raises(RuntimeFault, match="No matching distribution") as raised:
+        run.pip_install(["no-such-package-anywhere==1"])
+    assert str(raised.value).count("Retrying") == 1
+    assert "Failed to establish a new connection" in str(raised.value)
 
 
 @pytest.mark.parametrize(("code", "good"), [("", True), ("0", True), ("1", False), ("'x'", False)])
