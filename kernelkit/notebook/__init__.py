@@ -4,7 +4,8 @@ manifest   the JSON that leaves with a notebook, typed: `Manifest`, `ManifestFil
            `KernelMetadata`, `BUNDLE_NAME`
 render     the notebook with its metadata: `render`, `Kernel`, `write_kernel`
 cells      how a file becomes a cell, and the notebook's JSON; the text of a cell is in templates/
-templates  finds, checks and renders the Jinja files
+templates  checks and renders the Jinja files
+sandbox    reads the files of templates, and bounds what they can do
 layout     which files are compressed, and the size of each: `SizeEntry`, `SIZE_LIMIT_BYTES`,
            `SIZE_CAP_BYTES`
 runtime    the code that runs inside the notebook; standard library only: `NotebookRun`,

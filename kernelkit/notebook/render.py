@@ -32,7 +32,12 @@ from kernelkit.notebook.manifest import (
     KernelMetadata,
     Manifest,
 )
-from kernelkit.notebook.templates import Templates, TemplateVariables, project_templates
+from kernelkit.notebook.templates import (
+    Templates,
+    TemplateVariables,
+    kernel_variable,
+    project_templates,
+)
 from kernelkit.storage import as_json, write_atomically
 
 
@@ -93,7 +98,7 @@ def render(bundle: Bundle, config: Config) -> Kernel:
     manifest = _manifest(bundle, config, templates.texts)
     variables = TemplateVariables(
         manifest=manifest.document,
-        kernel=config.kernel,
+        kernel=kernel_variable(config.kernel),
         parameters=config.described_parameters,
         third_party=bundle.third_party,
         runtime_source=_runtime_source(),

@@ -10,6 +10,7 @@ import re
 import traceback
 import urllib.parse
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,10 +23,13 @@ from kernelkit.bundle.bundle import digest_of
 from kernelkit.config import Config, DescribedParameter, KernelSettings
 from kernelkit.errors import TemplateError
 from kernelkit.notebook.cells import ModuleCell, RenderedCell
+from kernelkit.notebook.sandbox import Limits, environment, read_templates
 
 _TEMPLATE_NAME = re.compile(r"\d+-(?P<name>[a-z0-9-]+)\.(?P<kind>md|py)\.j2")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|$~])")
 _LONG_VALUE = 90  # characters; a longer value of the embedded manifest takes several lines
+_CELL_CHARACTERS = 20_000_000  # 20 times what Kaggle accepts of a whole notebook
+_MESSAGE_CHARACTERS = 500
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class TemplateVariables:
     manifest: dict[str, JsonValue]
     """As JSON, because a template may ask for any key of bundle.json."""
 
-    kernel: KernelSettings
+    kernel: dict[str, JsonValue]
     parameters: Sequence[DescribedParameter]
     third_party: Mapping[str, tuple[str, ...]]
     runtime_source: str
@@ -49,17 +53,26 @@ class TemplateVariables:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
+def kernel_variable(kernel: KernelSettings) -> dict[str, JsonValue]:
+    """The settings as plain data: a model has methods that read files and pickles."""
+    derived = {name: getattr(kernel, name) for name in ("slug", "owner", "wants_gpu")}
+    return {**kernel.model_dump(mode="json"), **derived}
+
+
 class Templates:
     """The templates of a project, in the order of the cells."""
 
     def __init__(self, config: Config) -> None:
-        self._environment = _environment(config.templates)
-        self.texts = _template_files(self._environment)
+        own = _project_files(config)
+        self.texts = dict(sorted({**read_templates(_own_templates()), **own}.items()))
         """Name → text of every file, also of those that others include."""
 
         self.names = _cell_templates(self.texts)
         """The templates that make cells, in their order."""
 
+        self._environment = environment(self.texts.get)
+        self._environment.filters.update(_FILTERS)
+        self._limited = Limits().applied if config.templates else nullcontext
         self._compiled: dict[str, jinja2.Template] = {}
 
     def render(self, name: str, variables: TemplateVariables) -> RenderedCell | None:
@@ -69,19 +82,29 @@ class Templates:
             TemplateError: a syntax error, an undefined variable, or an expression that fails.
         """
         try:
-            if name not in self._compiled:
-                self._compiled[name] = self._environment.get_template(name)
-            source = self._compiled[name].render(variables.defined()).rstrip("\n")
+            with self._limited():
+                if name not in self._compiled:
+                    self._compiled[name] = self._environment.get_template(name)
+                source = self._compiled[name].render(variables.defined()).rstrip("\n")
+            if len(source) > _CELL_CHARACTERS:
+                raise ValueError(f"it renders to {len(source):,} characters")
             source.encode()
-        except jinja2.TemplateSyntaxError as error:
-            raise TemplateError(f"{error.name}:{error.lineno}: {error.message}") from None
         except Exception as error:  # an expression in a template may raise anything
-            raise TemplateError(f"{_place_in_templates(error, name)}: {error}") from None
+            raise TemplateError(f"{self._place(error, name)}: {_reason(error)}") from None
         if not source:
             return None
         is_code = _part(name, "kind") == "py"
         path = variables.module.path if variables.module else None
         return RenderedCell(_cell_id(name, path), _part(name, "name"), is_code, source, path)
+
+    def _place(self, error: Exception, name: str) -> str:
+        """Name and line of the innermost template that failed; the cell's own may include it."""
+        if isinstance(error, jinja2.TemplateSyntaxError):
+            return f"{error.name}:{error.lineno}"
+        frames = traceback.walk_tb(error.__traceback__)
+        places = [(frame.f_code.co_filename, line) for frame, line in frames]
+        own = [f"{file}:{line}" for file, line in places if file in self.texts]
+        return own[-1] if own else name
 
 
 def is_module_template(name: str) -> bool:
@@ -93,11 +116,12 @@ def project_templates(config: Config) -> dict[str, str]:
     """Path in the project → text, of every template of the project's own."""
     if config.templates is None:
         return {}
-    folder = config.templates.resolve()
-    if folder.is_relative_to(config.project):
-        folder = folder.relative_to(config.project)
-    own = jinja2.Environment(loader=jinja2.FileSystemLoader(config.templates))
-    return {f"{folder.as_posix()}/{name}": text for name, text in _template_files(own).items()}
+    folder = config.templates.resolve().relative_to(config.project.resolve())
+    return {f"{folder.as_posix()}/{name}": text for name, text in _project_files(config).items()}
+
+
+def _project_files(config: Config) -> dict[str, str]:
+    return read_templates(config.templates, config.project) if config.templates else {}
 
 
 def _own_templates() -> Path:
@@ -105,24 +129,6 @@ def _own_templates() -> Path:
     package = Path(kernelkit.__file__).parent
     inside = package / "templates"
     return inside if inside.is_dir() else package.parent / "templates"
-
-
-def _environment(project_folder: Path | None) -> jinja2.Environment:
-    folders = [*([project_folder] if project_folder else []), _own_templates()]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folders),
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # the output is a notebook, not HTML
-        trim_blocks=True,
-        lstrip_blocks=True,
-        auto_reload=False,
-    )
-    environment.filters["repr"] = repr
-    environment.filters["markdown"] = _as_markdown
-    environment.filters["code"] = _as_code
-    environment.filters["anchor"] = _as_anchor
-    environment.filters["literal"] = _literal
-    return environment
 
 
 def _as_markdown(text: str) -> str:
@@ -157,21 +163,13 @@ def _literal(table: Mapping[str, JsonValue]) -> str:
     return "\n".join([*lines, "}"])
 
 
-def _template_files(environment: jinja2.Environment) -> dict[str, str]:
-    """Name → text of every file in the folders of templates, also of included ones."""
-    assert environment.loader is not None
-    files = {}
-    for name in environment.list_templates():
-        if Path(name).name.startswith("."):  # of an editor or of the system
-            continue
-        try:
-            files[name], _, _ = environment.loader.get_source(environment, name)
-        except UnicodeDecodeError:
-            if name.endswith(".j2"):
-                raise TemplateError(f"the template {name} is not UTF-8") from None
-        except (jinja2.TemplateNotFound, OSError):
-            raise TemplateError(f"the template {name} cannot be read") from None
-    return files
+_FILTERS = {
+    "repr": repr,
+    "markdown": _as_markdown,
+    "code": _as_code,
+    "anchor": _as_anchor,
+    "literal": _literal,
+}
 
 
 def _cell_templates(templates: Mapping[str, str]) -> list[str]:
@@ -204,9 +202,10 @@ def _cell_id(template: str, path: str | None) -> str:
     return f"{readable}-{digest_of([(template, path or '')])[:8]}"
 
 
-def _place_in_templates(error: Exception, template: str) -> str:
-    """Name and line of the innermost template that failed; the cell's own may include it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if Path(f.filename).suffix == ".j2" or f.name == "top-level template"]
-    places = [f"{Path(f.filename).name}:{f.lineno}" for f in own if "<" not in f.filename]
-    return places[-1] if places else template
+def _reason(error: Exception) -> str:
+    if isinstance(error, jinja2.TemplateNotFound):
+        return f'there is no template "{error.name}" in the project or in kernelkit'
+    if isinstance(error, MemoryError):
+        return "it needs too much memory"
+    text = error.message if isinstance(error, jinja2.TemplateSyntaxError) else str(error)
+    return (text or f"it fails with a {type(error).__name__}")[:_MESSAGE_CHARACTERS]
