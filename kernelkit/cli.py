@@ -548,7 +548,7 @@ def rehearse(
     from kernelkit import console, workflow
 
     config = options.config(environment={})
-    target = out or config.project / "build" / "rehearsal"
+    target = out or config.build_folder("rehearsal")
     with console.watching("the rehearsal and its local Kaggle were stopped") as reporter:
         pulled = workflow.rehearse(
             config, inputs, target, deadline=deadline, mounts=mounts, on_event=reporter

@@ -312,6 +312,20 @@ class Config(_Section):
         """
         return self.entry.endswith(".py") or "." in self.package or bool(self.files)
 
+    def build_folder(self, name: str) -> Path:
+        """The folder `build/NAME` of the project, where nobody names another one.
+
+        Raises:
+            ConfigError: it is a link out of the project, which may be somebody else's.
+        """
+        folder = self.project / "build" / name
+        if not folder.resolve().is_relative_to(self.project.resolve()):
+            raise ConfigError(
+                f"{folder} leads out of the project through a link",
+                "Remove the link, or name a folder: --out DIR.",
+            )
+        return folder
+
     @property
     def described_parameters(self) -> list[DescribedParameter]:
         """The parameters in their order, with their comments."""

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import secrets
-import shutil
+import stat
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -80,40 +80,56 @@ def remove_partials(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def replace_files(files: Mapping[Path, bytes]) -> None:
-    """Write several files: each replaces the old one only after all are on the disk.
+def replace_files(files: Mapping[Path, bytes], root: Path) -> None:
+    """Write several files below `root`: each replaces the old one only after all are on the disk.
 
-    A file that was there keeps its permissions. An interrupt in between leaves whole files.
+    Missing folders are created. A file that was there keeps its permissions. An interrupt in
+    between leaves whole files. No link below `root` is followed, also not one that has appeared
+    since the paths were checked.
 
     Raises:
-        OSError: a file cannot be written.
+        OSError: a file cannot be written, or a link has taken the place of a folder.
     """
-    partials = {path: path.with_name(f".{secrets.token_hex(8)}.partial") for path in files}
+    partials = {path: f".{secrets.token_hex(8)}.partial" for path in files}
     try:
         for path, partial in partials.items():
-            partial.write_bytes(files[path])
-            if path.exists():
-                shutil.copymode(path, partial)
+            with _opened_folder(root, path.parent) as folder:
+                _write_partial(folder, partial, path.name, files[path])
         for path, partial in partials.items():
-            partial.replace(path)
+            with _opened_folder(root, path.parent) as folder:
+                os.replace(partial, path.name, src_dir_fd=folder, dst_dir_fd=folder)
     finally:
-        for partial in partials.values():
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
+        for path, partial in partials.items():
+            with suppress(OSError), _opened_folder(root, path.parent) as folder:
+                os.unlink(partial, dir_fd=folder)
 
 
-def decoded(data: bytes) -> str:
-    """The text of a file that a person wrote: UTF-8, or what its byte-order mark says.
+@contextmanager
+def _opened_folder(root: Path, folder: Path) -> Iterator[int]:
+    """A descriptor of a folder below `root`, which is created where it is missing."""
+    flags = os.O_RDONLY | os.O_DIRECTORY
+    descriptor = os.open(root, flags)
+    try:
+        for part in folder.relative_to(root).parts:
+            with suppress(FileExistsError):
+                os.mkdir(part, dir_fd=descriptor)
+            inner = os.open(part, flags | os.O_NOFOLLOW, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = inner
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
-    Editors and shells of Windows write such marks.
 
-    Raises:
-        UnicodeDecodeError: it is in another encoding.
-    """
-    marks = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32"}
-    marks |= {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # after those that begin like it
-    encoding = next((marks[mark] for mark in marks if data.startswith(mark)), "utf-8-sig")
-    return data.decode(encoding)
+def _write_partial(folder: int, partial: str, name: str, content: bytes) -> None:
+    """Write a new file in a folder, with the permissions of the file `name`."""
+    created = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=folder)
+    with os.fdopen(created, "wb") as stream:
+        stream.write(content)
+        with suppress(FileNotFoundError):
+            there = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if stat.S_ISREG(there.st_mode):
+                os.fchmod(created, stat.S_IMODE(there.st_mode))
 
 
 def as_json(document: object) -> str:

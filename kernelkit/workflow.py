@@ -127,7 +127,7 @@ def render_kernel(config: Config) -> Kernel:
 def render_to(config: Config, folder: Path | None = None) -> RenderedKernel:
     """Render into a folder (default: `build/kernel`) that the official client can also push."""
     kernel = render_kernel(config)
-    folder = folder or config.project / "build" / "kernel"
+    folder = folder or config.build_folder("kernel")
     write_kernel(kernel, folder)
     return RenderedKernel(kernel, folder, compare_with_image(kernel), advise(kernel))
 

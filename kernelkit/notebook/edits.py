@@ -165,6 +165,8 @@ class SyncPlan:
     left: tuple[LeftCell, ...]
     parameters: tuple[ParameterChange, ...]
     notes: tuple[str, ...]
+    project: Path
+    """The folder below which every change is, with links resolved."""
 
     @property
     def conflicts(self) -> tuple[Change, ...]:
@@ -279,9 +281,7 @@ def apply(plan: SyncPlan, *, force: bool = False) -> None:
     """
     require_applicable(plan, force=force)
     try:
-        for change in plan.changes:
-            change.target.parent.mkdir(parents=True, exist_ok=True)
-        replace_files({change.target: change.after for change in plan.changes})
+        replace_files({change.target: change.after for change in plan.changes}, plan.project)
     except OSError as error:
         raise LocalError(
             f"{error.filename or 'a file'} cannot be written: {error.strerror}",
@@ -371,6 +371,8 @@ class _Package:
             raise PathError(path, f"it cannot be followed: {error}") from None
         if not around:
             raise PathError(path, f"it is outside {', '.join(self.config.package)}")
+        if not target.is_relative_to(project):
+            raise PathError(path, "a link on the way to it leads out of the project")
         if path not in self.rendered:
             _refuse_what_no_bundle_carries(path, target.relative_to(around[0]))
         if blocking:
@@ -562,6 +564,7 @@ class _CellReader:
             left=tuple(self.left),
             parameters=tuple(self.parameters),
             notes=(*self.templates.notes, *self.notes, *missing),
+            project=self.package.config.project.resolve(),
         )
 
     def _refuse(self, cell: Cell, error: PathError) -> None:

@@ -6,6 +6,7 @@ import base64
 import copy
 import io
 import json
+import os
 import subprocess
 import tarfile
 import zlib
@@ -106,7 +107,7 @@ def test_an_unchanged_notebook_changes_and_reports_nothing(make_project: Make) -
     before = files_of(project)
     for notebook in (rendered(project), as_an_editor_saves(rendered(project))):
         found = planned(notebook, project)
-        assert found == SyncPlan((), (), found.unchanged, (), (), (), ())
+        assert found == SyncPlan((), (), found.unchanged, (), (), (), (), found.project)
         assert set(FORMS) <= set(found.unchanged)
         apply(found)
     assert files_of(project) == before
@@ -446,6 +447,75 @@ def test_a_package_in_a_subfolder_is_synced(make_project: Make) -> None:
         assert not change.conflict
     apply(planned(notebook, project))
     assert list(changed(project, before)) == ["src/pkg/main.py"]
+
+
+def a_linked_package(project: Path, away: Path) -> None:
+    (project / "src" / "pkg").rename(away / "pkg")
+    (project / "src" / "pkg").symlink_to(away / "pkg")
+
+
+def a_linked_parent(project: Path, away: Path) -> None:
+    (project / "src").rename(away / "src")
+    (project / "src").symlink_to(os.path.relpath(away / "src", project))
+
+
+def a_link_to_a_link(project: Path, away: Path) -> None:
+    (project / "src" / "pkg").rename(away / "pkg")
+    (project / "hop").symlink_to(away)
+    (project / "src" / "pkg").symlink_to("../hop/pkg")
+
+
+@pytest.mark.parametrize("link", [a_linked_package, a_linked_parent, a_link_to_a_link])
+def test_a_package_that_is_linked_from_elsewhere_is_not_written(
+    make_project: Make, tmp_path: Path, link: Callable[[Path, Path], None]
+) -> None:
+    project, away = make_project({}), tmp_path / "away"
+    away.mkdir()
+    (project / "src").mkdir()
+    (project / "pkg").rename(project / "src" / "pkg")
+    text = (project / "pyproject.toml").read_text()
+    (project / "pyproject.toml").write_text(text.replace('"pkg"', '"src/pkg"'))
+    link(project, away)
+    notebook = rendered(project)
+    edit(notebook, "/pkg/main.py", "pass", "return 1")
+    add(notebook, "%%writefile {SRC}/pkg/new/more.py\nx = 1")
+    before = files_of(away)
+    with pytest.raises(ConfigError, match="leads out of the project"):
+        apply(planned(notebook, project))
+    assert files_of(away) == before
+    assert not (away / "pkg" / "new").exists()
+
+
+def test_a_linked_module_is_not_written(tmp_path: Path, make_project: Make) -> None:
+    project = make_project({"single.py": "a = 1\n"})
+    text = (project / "pyproject.toml").read_text()
+    (project / "pyproject.toml").write_text(text.replace('"pkg"', '["pkg", "single.py"]'))
+    (project / "single.py").rename(tmp_path / "away.py")
+    (project / "single.py").symlink_to(tmp_path / "away.py")
+    notebook = rendered(project)
+    edit(notebook, "/single.py", "a = 1", "a = 2")
+    with pytest.raises(ConfigError, match="leads out of the project"):
+        apply(planned(notebook, project))
+    assert (tmp_path / "away.py").read_text() == "a = 1\n"
+
+
+@pytest.mark.parametrize("swapped", ["pkg", "pkg/sub"])
+def test_a_link_that_appears_between_check_and_write_is_not_followed(
+    make_project: Make, tmp_path: Path, swapped: str
+) -> None:
+    project, away = (
+        make_project({"pkg/sub/__init__.py": "", "pkg/sub/deep.py": "a = 1\n"}),
+        tmp_path,
+    )
+    notebook = rendered(project)
+    edit(notebook, "/pkg/sub/deep.py", "a = 1", "a = 2")
+    found = planned(notebook, project)
+    (project / swapped).rename(away / "moved")
+    (project / swapped).symlink_to(away / "moved")
+    before = files_of(away / "moved")
+    with pytest.raises(LocalError, match="cannot be written"):
+        apply(found)
+    assert files_of(away / "moved") == before
 
 
 def test_a_symbolic_link_inside_the_package_is_kept(make_project: Make) -> None:

@@ -22,7 +22,7 @@ from kernelkit import workflow
 from kernelkit.bundle.bundle import Bundle, SourceFile
 from kernelkit.bundle.git import Provenance
 from kernelkit.config import load_config
-from kernelkit.errors import BundleError, TemplateError
+from kernelkit.errors import BundleError, ConfigError, TemplateError
 from kernelkit.notebook.layout import SIZE_LIMIT_BYTES
 from kernelkit.notebook.render import Kernel, render
 
@@ -451,3 +451,18 @@ def test_every_module_has_a_heading(make_project: Make) -> None:
     (contents,) = cells(kernel, "package")
     assert "1. [`pkg/a.py`](#pkg/a.py%3A-Does-%2Athis%2A-and-%60that%60.): Does" in contents
     assert contents.index("pkg/b.py") < contents.index("pkg/a.py")
+
+
+@pytest.mark.parametrize("link", ["build", "build/kernel"])
+def test_render_does_not_follow_a_link_out_of_the_project(
+    plain: Path, tmp_path: Path, link: str
+) -> None:
+    away = tmp_path / "away"
+    away.mkdir()
+    (plain / link).parent.mkdir(exist_ok=True)
+    (plain / link).symlink_to(away)
+    config = load_config(plain, environment={})
+    with pytest.raises(ConfigError, match="leads out of the project"):
+        workflow.render_to(config)
+    assert not list(away.iterdir())
+    workflow.render_to(config, away)  # a folder that the user names
