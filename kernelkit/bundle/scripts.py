@@ -50,9 +50,15 @@ class CommandLine:
     open: bool = True
     """Whether it may take options that the source does not show."""
 
-    def option(self, name: str) -> Option | None:
-        """The option that a parameter gives."""
-        return next((option for option in self.options if name in option.names), None)
+    def options_of(self, parameters: Iterable[str]) -> list[tuple[str, Option]]:
+        """Each parameter with its option, in the order of the source; unknown ones are left out.
+
+        Parsers that read dataclasses take any value as words, true and false included.
+        """
+        names = list(parameters)
+        if self.library == "dataclasses":
+            return [(name, Option((name,), f"--{name}", "list")) for name in names]
+        return [(name, o) for o in self.options for name in names if name in o.names]
 
     @property
     def names(self) -> frozenset[str]:
@@ -217,7 +223,7 @@ def _typer_options(function: ast.FunctionDef) -> Iterator[Option]:
             required = first is None or ast.unparse(first) == "..."
         else:
             required = default is None
-        is_list = kind.lower().startswith(("list[", "annotated[list", "optional[list"))
+        is_list = "list[" in kind.lower()
         if word == "Argument" or (word != "Option" and default is None):
             form: OptionForm = "list" if is_list else "value"
             yield Option((argument.arg,), "", form, required=required)

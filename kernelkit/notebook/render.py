@@ -182,17 +182,12 @@ def _how_to_start(bundle: Bundle, config: Config) -> dict[str, object]:
     line = bundle.command_line
     if line is not None:
         kind = "path" if bundle.entry.endswith(".py") else "module"
-        options = [
-            (next((name for name in config.parameters if name in option.names), ""), option)
-            for option in line.options
-        ]
         stated["command"] = {
             kind: bundle.entry,
             "arguments": config.arguments,
             "options": [
                 {"name": name, "flag": option.flag, "form": option.form, "off": option.off}
-                for name, option in options
-                if name
+                for name, option in line.options_of(config.parameters)
             ],
         }
     if bundle.import_folders != ("",):
