@@ -132,6 +132,20 @@ def _write_partial(folder: int, partial: str, name: str, content: bytes) -> None
                 os.fchmod(created, stat.S_IMODE(there.st_mode))
 
 
+def decoded(data: bytes) -> str:
+    """The text of a file that a person wrote: UTF-8, or what its byte-order mark says.
+
+    Editors and shells of Windows write such marks.
+
+    Raises:
+        UnicodeDecodeError: it is in another encoding.
+    """
+    marks = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32"}
+    marks |= {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # after those that begin like it
+    encoding = next((marks[mark] for mark in marks if data.startswith(mark)), "utf-8-sig")
+    return data.decode(encoding)
+
+
 def as_json(document: object) -> str:
     """JSON in the form that all files of kernelkit have."""
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
