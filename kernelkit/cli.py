@@ -725,6 +725,7 @@ def _probe(
     from kernelkit import console
     from kernelkit.doctor.probe import plan, probe
     from kernelkit.kaggle.kernels import connect
+    from kernelkit.storage import make_ignored_folder
 
     kernel = None if isinstance(config, ConfigError) else config.kernel
     kaggle = connect(endpoint, local_user=kernel.owner if kernel else None)
@@ -735,6 +736,7 @@ def _probe(
         raise ConfigError("the probe asks before it pushes", "Agree in advance: --probe --yes")
     if not yes and not typer.confirm("Continue?"):
         raise typer.Exit(INTERRUPTED)
+    make_ignored_folder(project / "runs")
     interrupted = f"runs on Kaggle continue; the recorded calls are in {folder}"
     with console.watching(interrupted) as reporter:
         report = probe(kaggle, folder, competitions, on_event=reporter)

@@ -507,14 +507,17 @@ def state(folder: RunFolder, now: Status) -> None:
     """The state of a run, in one line."""
     word = now.word
     say(f"{folder.slug} v{folder.version}: {word}")
-    document({**folder.read().document, "state": now.state, "failure": now.failure})
+    document({**folder.read().document, **_state_document(now)})
 
 
 def watched(folder: RunFolder, end: Status, diagnosis: Diagnosis | None) -> None:
     """How a run has ended, as a document; the reporter has shown it to people."""
     details = {"diagnosis": asdict(diagnosis)} if diagnosis else {}
-    run = folder.read().document
-    document({**run, "state": end.state, "failure": end.failure, **details})
+    document({**folder.read().document, **_state_document(end), **details})
+
+
+def _state_document(now: Status) -> dict[str, str]:
+    return {"state": now.state, "state_word": now.word, "failure": now.failure}
 
 
 def log(entries: Sequence[LogEntry]) -> None:
@@ -529,7 +532,7 @@ def conclude(pulled: PulledRun) -> None:
     """The end of a verified pull."""
     if not mode.quiet:
         outputs(pulled.verdict)
-        results(pulled.folder)
+        results(pulled.folder, pulled.verdict)
     if pulled.partial:
         say("only the selected files were downloaded and verified", to=stderr)
     _verified_line(pulled.folder)
@@ -597,15 +600,26 @@ def outputs(verdict: Verdict) -> None:
         shown = ", ".join(verdict.undeclared[:UNDECLARED_NAMED])
         shown += f" and {more} more" if more > 0 else ""
         say(printable(f"not declared as outputs: {shown}"), style="dim")
+    for note in verdict.notes[:UNDECLARED_NAMED]:
+        say(one_line(f"note: {note}"))
+    if not verdict.identity_proven:
+        say(
+            "note: the digest matches, and that exactly this run made the files is not proven: it "
+            "has no push_id, because another client or an older kernelkit has pushed it"
+        )
 
 
-def results(folder: Path) -> None:
+def results(folder: Path, verdict: Verdict) -> None:
     """The tables that the run wrote, the paths of its images, and its duration."""
     from kernelkit.runs.manifest import RUN_MANIFEST_NAME, RunManifest
 
+    declared = {output.path for output in verdict.outputs}
     for path in _files(folder, "*.md"):
         from rich.markdown import Markdown
 
+        name = path.relative_to(folder).as_posix()
+        if name not in declared:
+            say(one_line(f"not verified, because it is not declared as an output: {name}"))
         text = path.read_text(encoding="utf-8", errors="replace")
         stdout.print(Markdown("\n".join(map(printable, text.splitlines()))))
     for path in _files(folder, "*.png"):
@@ -896,8 +910,13 @@ def require_no_failure(end: Status, diagnosis: Diagnosis | None = None) -> None:
     """Report why a run failed and exit with 6; do nothing if it did not fail."""
     if not has_failed(end):
         return
-    if end.state == "cancel_acknowledged":
+    if end.word == "cancelled":
         _print_error("the run was cancelled", "To run it again: kernelkit push")
+    elif end.word == "timed out":
+        _print_error(
+            f"the run timed out: {one_line(end.failure)}",
+            "Download what it has saved, and see how to resume: kernelkit pull",
+        )
     elif diagnosis is None:
         _print_error(
             f"the run failed: {one_line(end.failure) or 'Kaggle gives no reason'}",

@@ -7,6 +7,7 @@ Any other name is refused with a reason, so that one bad name does not stop the 
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import hashlib
 import json
@@ -23,12 +24,15 @@ from typing import TYPE_CHECKING, TypeVar
 from kernelkit.errors import LocalError
 
 if TYPE_CHECKING:  # pydantic takes 0.1 s to import, and `kernelkit --help` does not need it
+    from _csv import Reader
+
     from pydantic import BaseModel
 
     Model = TypeVar("Model", bound=BaseModel)
 
 COMPONENT_BYTES = 255  # NAME_MAX of all common file systems
 PATH_BYTES = 1000  # PATH_MAX is 1024 on macOS and 4096 on Linux
+CELL_CHARACTERS = 1 << 28  # of a csv; also in the notebook's runtime, so that both read alike
 DOCUMENT_BYTES = 64 << 20  # a run manifest of 10,000 outputs has 3 MB
 
 _RESERVED = re.compile(r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[0-9¹²³])", re.IGNORECASE)
@@ -151,6 +155,22 @@ def as_json(document: object) -> str:
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
+def make_ignored_folder(folder: Path) -> None:
+    """Create a folder for generated files, with a .gitignore that makes git ignore all of it.
+
+    A folder that has other files belongs to the user, and stays as it is.
+
+    Raises:
+        LocalError: it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not any(folder.iterdir()):
+            write_atomically(folder / ".gitignore", "*\n")
+    except OSError as error:
+        raise LocalError(f"{folder} cannot be written: {error.strerror}") from error
+
+
 def write_json(path: Path, document: object) -> None:
     """Write a JSON file durably and completely; its folder is created where it is missing.
 
@@ -253,6 +273,16 @@ def locked(
         yield
     finally:
         os.close(held)
+
+
+def csv_rows(stream: Iterable[str], *, strict: bool = False) -> Reader:
+    """The rows of a csv, also with long cells: masks as run lengths take megabytes.
+
+    Raises:
+        csv.Error: the text is not a csv, or a cell has more than CELL_CHARACTERS.
+    """
+    csv.field_size_limit(CELL_CHARACTERS)  # Python's own limit is 131,072
+    return csv.reader(stream, strict=strict)
 
 
 def digest_of_bytes(content: bytes) -> str:

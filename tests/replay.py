@@ -6,11 +6,12 @@ A real notebook run takes seconds, most of them to start a Jupyter kernel. With 
 emulator keeps what a run has printed and written, in FOLDER. When the same notebook is pushed again
 with the same settings and sources, by any account and under any slug, the emulator replays the
 recording: the session goes from queued to running to its end in milliseconds, with the same log and
-the same files. The number of the session, which runs print, is replaced by the current one.
+the same files. The number of the session and the push_id, which runs print, are replaced by the
+current ones.
 
-The key of a recording is the whole source that was pushed, so a replayed run belongs to the digest
-in it. Everything else of the emulator is real: the API, the log stream, listings, downloads, forced
-ends. Several emulators can share FOLDER.
+The key of a recording is the whole source that was pushed, except for the push_id, so a replayed
+run belongs to the digest in it. Everything else of the emulator is real: the API, the log stream,
+listings, downloads, forced ends. Several emulators can share FOLDER.
 
 These runs are not recorded, so they are always real:
 
@@ -25,6 +26,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 import threading
@@ -37,6 +39,7 @@ from kernelkit.emulator.responses import Reply
 from kernelkit.emulator.runner import EmulatedSession, Isolation
 from kernelkit.emulator.server import ApiCall, EmulatorServer
 from kernelkit.emulator.state import EmulatedKaggle, KernelVersion
+from kernelkit.runs.manifest import RUN_MANIFEST_NAME
 from tests.chaos.plugin import FaultInjection
 
 LONGEST = 5.0
@@ -44,6 +47,9 @@ LONGEST = 5.0
 PUSH = 1.0
 """Seconds that a replay waits for the faults of its push, which may force its end."""
 _SESSION = "<number of the session>"
+_PUSH = "<push_id>"
+_PUSH_ID = re.compile(r"push_id\W{1,12}([0-9a-f]{32})\b")
+"""In a pushed source, however it is escaped."""
 _NAMES = ("owner", "slug", "kernel_id", "title", "text", "tags", "is_private")
 """Fields of a push that do not change its run; `text` is hashed apart from them."""
 
@@ -80,7 +86,9 @@ class ReplaySession(EmulatedSession):
         """The recorded report; it ends early if the run is killed."""
         yield _line({"event": "running", "kernel": None})
         log = (self._recording / "log.jsonl").read_text(encoding="utf-8")
-        for line in log.replace(_SESSION, str(self.version.session_id)).splitlines():
+        push_id = _push_id(self.version.push.text)
+        log = log.replace(_SESSION, str(self.version.session_id)).replace(_PUSH, push_id)
+        for line in log.splitlines():
             if self.is_killed:
                 return
             yield line.encode() + b"\n"
@@ -89,6 +97,7 @@ class ReplaySession(EmulatedSession):
         shutil.copytree(
             outputs, self.version.working, copy_function=shutil.copyfile, dirs_exist_ok=True
         )
+        _replace(self.version.working / RUN_MANIFEST_NAME, _PUSH, push_id)
         if not self.is_killed:
             end = json.loads((self._recording / "end.json").read_text(encoding="utf-8"))
             yield _line({"event": "end", **end})
@@ -101,6 +110,9 @@ class ReplaySession(EmulatedSession):
             shutil.copytree(self.version.working, recording / "working", symlinks=True)
             log = (self.version.folder / "log.jsonl").read_text(encoding="utf-8")
             log = log.replace(str(self.version.session_id), _SESSION)
+            if push_id := _push_id(self.version.push.text):
+                log = log.replace(push_id, _PUSH)
+                _replace(recording / "working" / RUN_MANIFEST_NAME, push_id, _PUSH)
             (recording / "log.jsonl").write_text(log, encoding="utf-8")
             (recording / "end.json").write_text(json.dumps(end), encoding="utf-8")
             recording.rename(self._recording)
@@ -144,7 +156,23 @@ def _key(version: KernelVersion, isolation: Isolation) -> str:
     settings = {name: value for name, value in asdict(version.push).items() if name not in _NAMES}
     mounts = [[str(mount.target), str(mount.source)] for mount in version.mounts]
     details = json.dumps([isolation, settings, mounts], sort_keys=True)
-    return hashlib.sha256(details.encode() + b"\n" + version.push.text.encode()).hexdigest()
+    text = version.push.text
+    if push_id := _push_id(text):
+        text = text.replace(push_id, _PUSH)
+    return hashlib.sha256(f"{details}\n{text}".encode()).hexdigest()
+
+
+def _push_id(text: str) -> str:
+    """The identity of the push in a pushed source; empty if it has none."""
+    found = _PUSH_ID.search(text)
+    return found[1] if found else ""
+
+
+def _replace(path: Path, before: str, after: str) -> None:
+    """Replace a text in a file that a run may have left."""
+    if path.is_file():
+        content = path.read_bytes()
+        path.write_bytes(content.replace(before.encode(), after.encode()))
 
 
 def _line(record: dict[str, object]) -> bytes:

@@ -116,7 +116,7 @@ def test_faults_apply_to_a_replayed_run(replaying: LocalKaggle) -> None:
 
 
 def test_kernelkit_accepts_a_replayed_run(replaying: LocalKaggle, cli: Cli, tmp_path: Path) -> None:
-    """The same project pushed by another account: verified, with the digest of the push."""
+    """The same project pushed by another account: verified, with digest and push_id of the push."""
     records = []
     for account in ("ann", "bob"):
         project = Path(shutil.copytree(SAMPLES / "plain", tmp_path / account))
@@ -124,6 +124,8 @@ def test_kernelkit_accepts_a_replayed_run(replaying: LocalKaggle, cli: Cli, tmp_
         assert "verified: " in cli("run", cwd=project, env=emulator.environment).stdout
         (folder,) = project.glob("runs/*/v1")
         records.append(json.loads((folder / "run-manifest.json").read_text()))
+        pushed = json.loads((folder / "push.json").read_text())
+        assert records[-1].pop("push_id") == pushed["push_id"]
         (effect,) = emulator.journal("effects")
         assert effect["digest"] == records[-1]["digest"]
         assert is_real(emulator, folder.parent.name) == (account == "ann")

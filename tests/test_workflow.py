@@ -30,7 +30,7 @@ def project(plain: Path, request: pytest.FixtureRequest) -> Path:
 
 
 def last_folder(project: Path, version: int = 1) -> Path:
-    (slug,) = (project / "runs").iterdir()
+    (slug,) = (project / "runs").glob("[!.]*")
     return slug / f"v{version}"
 
 
@@ -223,7 +223,7 @@ def test_the_same_version_on_another_kaggle_does_not_reuse_old_results(
 ) -> None:
     """Each Kaggle counts from 1: an existing v1 is moved aside, complete."""
     cli("run", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
-    (folder,) = (project / "runs").iterdir()
+    (folder,) = (project / "runs").glob("[!.]*")
     old = (folder / "v1" / "run.json").read_bytes()
     (folder / "v1").rename(folder / "v2")  # as if pushed to an earlier Kaggle
     cli("push", "--again", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
@@ -346,7 +346,7 @@ def official(*arguments: str | Path, endpoint: str, home: Path) -> str:
 def test_the_official_client_accepts_the_rendered_folder(
     project: Path, cli: Cli, local_kaggle: str, tmp_path: Path
 ) -> None:
-    """And sends the same bytes as kernelkit, so the size that kernelkit measures is right."""
+    """And sends the same bytes as kernelkit, except for the push_id of the push."""
     home = tmp_path / "home"
     home.mkdir()
     cli("run", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
@@ -364,8 +364,15 @@ def test_the_official_client_accepts_the_rendered_folder(
     ours = last_folder(project)
     assert (tmp_path / "pulled/table.csv").read_bytes() == (ours / "table.csv").read_bytes()
     assert "kernelkit digest" in client("kernels", "logs", f"rehearsal/{slug}")
-    sent = [source_of(local_kaggle, slug, version) for version in (1, 2)]
-    assert sent[0] == sent[1]
+    ours, theirs = (source_of(local_kaggle, slug, version) for version in (1, 2))
+    push_id = json.loads((last_folder(project) / "push.json").read_text())["push_id"]
+    assert ours.replace(f"\\n    'push_id': '{push_id}',", "") == theirs
+    environment = {"KERNELKIT_ENDPOINT": local_kaggle}
+    pulled = json.loads(cli("pull", "--json", f"{slug}/v2", cwd=project, env=environment).stdout)
+    assert (pulled["verified"], pulled["identity_proven"]) == (True, False)
+    said = cli("verify", pulled["folder"], cwd=project).stdout
+    assert "is not proven" in said
+    assert "is not proven" not in cli("verify", last_folder(project).with_name("v1")).stdout
 
 
 def source_of(endpoint: str, slug: str, version: int) -> str:

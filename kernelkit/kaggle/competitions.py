@@ -366,6 +366,7 @@ def _submission(item: Any) -> Submission:
         error=str(item.error_description or ""),
         description=str(item.description or ""),
         date=date,
+        size=as_int(item.total_bytes) or None,
     )
 
 

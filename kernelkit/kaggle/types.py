@@ -165,6 +165,8 @@ class Submission:
     error: str = ""
     description: str = ""
     date: datetime | None = None
+    size: int | None = None
+    """Of the file, in bytes; None if Kaggle does not say."""
 
 
 @dataclass(frozen=True)

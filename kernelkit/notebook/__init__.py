@@ -12,7 +12,8 @@ runtime    the code that runs inside the notebook; standard library only: `Noteb
            `MANIFEST_MARK`
 preflight  problems that would cost a run, found before a push: `check`, `compare_with_image`,
            `advise`, `require_no_problems`, `Problem`
-reader     the cells and the manifest of a notebook: `read_cells`, `embedded_manifest`
+reader     the cells and the manifest of a notebook: `read_cells`, `embedded_manifest`,
+           `with_push_id`
 edits      edits made in a notebook: `read_notebook`, `plan`,
            `require_applicable`, `apply`, `SyncPlan`
 

@@ -98,6 +98,10 @@ class Manifest(_Lenient):
     slug: str = ""
     """The kernel's name within its owner's account."""
 
+    push_id: str | None = None
+    """Which push sent the notebook: another one each time, and not part of the digest. Absent in a
+    rendered notebook, so also in a push by another client."""
+
     profile: str | None = None
     wants_gpu: bool = False
     roots: dict[str, str] = Field(default_factory=dict)

@@ -26,6 +26,7 @@ from pydantic import ValidationError
 
 from kernelkit.errors import ConfigError
 from kernelkit.notebook.manifest import Manifest
+from kernelkit.storage import as_json
 
 MAX_UNPACKED_BYTES = 256 << 20  # of one compressed cell: a small cell must not fill memory
 
@@ -34,6 +35,13 @@ PULL = "Name the .ipynb that `kaggle kernels pull OWNER/SLUG` wrote."
 _WRITEFILE = re.compile(r"%%(?:writefile|file)\s(?P<arguments>.*)")
 # Below SRC, by its name or by its value: see templates/20-start.py.j2.
 _ADDRESS = re.compile(r"(?:\{SRC\}|\$SRC|/(?:.*/)?kernelkit-[0-9a-f]{12})/(?P<path>.+)")
+
+
+_NO_MANIFEST = (
+    "kernelkit has not rendered this notebook: no cell holds a readable BUNDLE",
+    "Sync a notebook from `kernelkit push` or `kernelkit render`, and leave the cell that sets "
+    "BUNDLE as it is.",
+)
 
 
 class PathError(Exception):
@@ -135,11 +143,29 @@ def embedded_manifest(cells: list[Cell]) -> Manifest:
         manifest = _as_manifest(_literal(statement.value))
         if manifest is not None:
             return manifest
-    raise ConfigError(
-        "kernelkit has not rendered this notebook: no cell holds a readable BUNDLE",
-        "Sync a notebook from `kernelkit push` or `kernelkit render`, and leave the cell that sets "
-        "BUNDLE as it is.",
-    )
+    raise ConfigError(*_NO_MANIFEST)
+
+
+def with_push_id(notebook: str, push_id: str) -> str:
+    """The same notebook, with the identity of one push in its embedded manifest.
+
+    Raises:
+        ConfigError: no cell holds a manifest that is written as a dictionary.
+    """
+    for cell in reversed(read_cells(notebook)):
+        statement = _embedded(cell)
+        if statement is None or not isinstance(statement.value, ast.Dict):
+            continue
+        table = statement.value
+        lines = cell.source.split("\n")
+        line = lines[table.lineno - 1].encode()  # `ast` counts bytes
+        after = table.col_offset + len("{")
+        entry = f"\n    'push_id': {push_id!r},".encode()
+        lines[table.lineno - 1] = (line[:after] + entry + line[after:]).decode()
+        document = json.loads(notebook)
+        document["cells"][cell.number - 1]["source"] = "\n".join(lines).splitlines(keepends=True)
+        return as_json(document)
+    raise ConfigError(*_NO_MANIFEST)
 
 
 def without_manifest(cell: Cell) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
@@ -21,7 +21,7 @@ import kernelkit
 from kernelkit.bundle.bundle import Bundle, digest_of, digest_part
 from kernelkit.bundle.image import Snapshot, load_snapshot
 from kernelkit.config import Config
-from kernelkit.errors import LocalError
+from kernelkit.errors import ConfigError, LocalError
 from kernelkit.notebook.cells import notebook_json, sent_size
 from kernelkit.notebook.layout import Draft, SizeEntry
 from kernelkit.notebook.manifest import (
@@ -32,13 +32,14 @@ from kernelkit.notebook.manifest import (
     KernelMetadata,
     Manifest,
 )
+from kernelkit.notebook.reader import with_push_id
 from kernelkit.notebook.templates import (
     Templates,
     TemplateVariables,
     kernel_variable,
     project_templates,
 )
-from kernelkit.storage import as_json, write_atomically
+from kernelkit.storage import as_json, make_ignored_folder, write_atomically
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,22 @@ class Kernel:
             cell["source"] = "".join(cell["source"])
         return json.dumps(body)
 
+    def as_pushed(self, push_id: str | None) -> Kernel:
+        """The same kernel as one push sends it: its manifest carries the `push_id`.
+
+        Without one it stays as it is, and also if the templates hide the manifest: the identity of
+        such a run stays unproven.
+        """
+        if push_id is None:
+            return self
+        try:
+            notebook = with_push_id(self.notebook, push_id)
+        except ConfigError:
+            return self
+        manifest = self.manifest.model_copy(update={"push_id": push_id})
+        kernel = replace(self, notebook=notebook, manifest=manifest)
+        return replace(kernel, size=len(kernel.payload))
+
 
 def render(bundle: Bundle, config: Config) -> Kernel:
     """Render a notebook; nothing is written to disk.
@@ -130,8 +147,8 @@ def write_kernel(kernel: Kernel, folder: Path) -> None:
         METADATA_NAME: as_json(kernel.metadata.document),
         BUNDLE_NAME: as_json(kernel.manifest.document),
     }
+    make_ignored_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             write_atomically(folder / name, text)
     except OSError as error:

@@ -30,7 +30,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, NotRequired, TypeAlias, TypedDict
 
 RUN_MANIFEST_NAME = "run-manifest.json"
 MANIFEST_MARK = "kernelkit-manifest "
@@ -44,6 +44,7 @@ MAX_IMAGE_BYTES = 1_000_000  # a larger one would bloat the executed notebook
 PIP_CHARACTERS = 2000  # of its output: the end has the reason
 NVIDIA_SMI_TIMEOUT_SECONDS = 30
 CHUNK_BYTES = 1 << 20
+CELL_CHARACTERS = 1 << 28  # of a csv: masks as run lengths take megabytes; Python allows 131,072
 
 Parameter: TypeAlias = "str | int | float | bool | list[Parameter] | dict[str, Parameter] | None"
 """A JSON value."""
@@ -103,9 +104,10 @@ class _StartDocument(TypedDict, total=False):
 
 
 class BundleDocument(_StartDocument):
-    """What a run reads in the embedded manifest."""
+    """What a run reads in the embedded manifest; `push_id` is absent if kernelkit did not push."""
 
     digest: str
+    push_id: NotRequired[str]
     wants_gpu: bool
     outputs: Sequence[str]
     kernel: KernelDocument
@@ -128,6 +130,7 @@ class RunManifestDocument(TypedDict):
 
     schema: int
     digest: str
+    push_id: str | None
     status: str
     error: str | None
     traceback: str | None
@@ -155,6 +158,8 @@ class NotebookRun:
         self.hardware: Hardware = {}
         self.parameters: Mapping[str, Parameter] = {}
         self._started = time.time()
+        if push_id := bundle.get("push_id"):  # two pushes may have the same digest
+            print("kernelkit push", push_id, flush=True)
         self._register_cells()
 
     def check_hardware(self) -> Hardware:
@@ -468,6 +473,7 @@ class NotebookRun:
         manifest: RunManifestDocument = {
             "schema": 1,
             "digest": self.bundle["digest"],
+            "push_id": self.bundle.get("push_id"),
             "status": status,
             "error": None if error is None else f"{type(error).__name__}: {error}",
             "traceback": None if error is None else "".join(traceback.format_exception(error)),
@@ -672,6 +678,7 @@ def _describe_csv(path: Path) -> OutputDocument:
     Both are None where the file is not a UTF-8 csv.
     """
     ids, rows = hashlib.sha256(), 0
+    limit = csv.field_size_limit(CELL_CHARACTERS)
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             reader = csv.reader(stream)
@@ -681,6 +688,8 @@ def _describe_csv(path: Path) -> OutputDocument:
                 rows += 1
     except (UnicodeDecodeError, csv.Error):
         return {"rows": None, "ids_sha256": None}
+    finally:
+        csv.field_size_limit(limit)  # the notebook may go on
     return {"rows": rows, "ids_sha256": ids.hexdigest()}
 
 

@@ -15,6 +15,8 @@ history   lists and compares runs: `rows`, `show`, `diff`, `RunRow`, `RunDetails
           `RunDifference`, `Metric`
 submit    checks and submits a file once: `submit_once`, `wait_for_score`,
           `require_no_scoring_error`, `SubmitOptions`, `Submitted`
+submission_check  compares a submission file with the competition's sample
+identity  which run a log or a manifest belongs to
 manifest  the JSON files of a run, typed: `RunAddress`, `RunRecord`, `RunManifest`, `RunEnd`,
           `OutputEntry`, `SubmissionRecord`, `Differences`, `Verdict`, `RUN_MANIFEST_NAME`,
           `finite`

@@ -37,6 +37,7 @@ from kernelkit.errors import (
 )
 from kernelkit.kaggle.types import LogEntry, OutputFile, Quota, State, Status
 from kernelkit.runs import store
+from kernelkit.runs.identity import Identity
 from kernelkit.runs.manifest import (
     RUN_MANIFEST_NAME,
     OutputEntry,
@@ -48,6 +49,7 @@ from kernelkit.runs.store import RunFolder
 from kernelkit.runs.verify import (
     OWN_NAMES,
     PARTIAL_FOLDER,
+    belongs_to_another_run,
     promised_outputs,
     unpacked_name,
     verify,
@@ -139,13 +141,21 @@ class DownloadResult:
     left_out: tuple[str, ...]
     """Files that were not selected and are not on this disk."""
 
+    log: str = ""
+    """What the run has printed, as Kaggle keeps it."""
+
+    @property
+    def has_left_anything(self) -> bool:
+        """Whether Kaggle has at least one file or a log of the run."""
+        return bool(self.names or self.log)
+
 
 @dataclass(frozen=True)
 class PulledRun:
     """A folder with what a run left, and the verdict about it."""
 
     folder: Path
-    state: State
+    end: Status
     verdict: Verdict
 
     left_behind: Mapping[str, str] = field(default_factory=dict)
@@ -162,9 +172,10 @@ class PulledRun:
         """All of it for a script."""
         return {
             "folder": str(self.folder),
-            "state": self.state,
+            "state": self.end.state,
+            "state_word": self.end.word,
+            "failure": self.end.failure,
             **self.verdict.document,
-            "verified": self.verdict.verified,
             "left_behind": {**self.left_behind},
             "refused": {**self.refused},
             "partial": self.partial,
@@ -232,15 +243,15 @@ def use_complete(folder: RunFolder, selection: Selection, *, on_event: OnEvent) 
         LocalError: run.json or bundle.json is damaged.
     """
     on_event(f"{folder.path} is complete already")
-    state = store.recorded_state(folder)
-    end = folder.read_end()
-    left_behind = dict((end.left_behind if end else None) or {})
+    kept = folder.read_end()
+    end = Status(store.recorded_state(folder), (kept.failure if kept else "") or "")
+    left_behind = dict((kept.left_behind if kept else None) or {})
     here = (path for path in folder.path.rglob("*") if path.is_file())
     names = tuple(path.relative_to(folder.path).as_posix() for path in here)
     declared = folder.read_bundle().outputs
-    _require_known(selection, DownloadResult(names, left_behind, {}, ()), declared, Status(state))
-    verdict = verify(folder.path, selection.among(declared), left_behind)
-    return PulledRun(folder.path, state, verdict, left_behind, partial=not selection.everything)
+    _require_known(selection, DownloadResult(names, left_behind, {}, ()), declared, end)
+    verdict = verify(folder.path, selection.among(declared), left_behind, end)
+    return PulledRun(folder.path, end, verdict, left_behind, partial=not selection.everything)
 
 
 def require_everything_sent(pulled: PulledRun) -> None:
@@ -272,18 +283,20 @@ def _pull(
     result = download_outputs(kaggle, run, folder.path, declared, selection, on_event=on_event)
     _require_known(selection, result, declared, end)
     missing = {**result.left_behind, **result.refused}
-    verdict = verify(folder.path, selection.among(declared), missing)
+    verdict = verify(folder.path, selection.among(declared), missing, end)
     # A complete run that does not verify may be a bad download, and the log of a run that has just
-    # failed may still come: in both cases the next pull tries again.
-    failed = end.state != State.COMPLETE
-    settled = bool(result.names) or folder.age() > kaggle.timeouts.grace
-    sound = not verdict.problems or (failed and settled)
+    # failed may still come: in both cases the next pull tries again. Kaggle may also still send
+    # what another run has left.
+    failed = end.failed and verdict.identity != Identity.MISMATCH
+    settled = result.has_left_anything or folder.age() > kaggle.timeouts.grace
+    sound = verdict.files_verified or (failed and settled)
     if sound and selection.everything and not result.refused:
         record = RunEnd(
             run=run,
             endpoint=run.endpoint,
             kernelkit=kernelkit.__version__,
             state=end.state,
+            state_word=end.word,
             failure=end.failure,
             pushed=folder.read().pushed,
             pulled=store.now(),
@@ -291,11 +304,13 @@ def _pull(
             files=result.names,
             left_behind=dict(result.left_behind),
             verified=verdict.verified,
+            files_verified=verdict.files_verified,
+            identity_proven=verdict.identity_proven,
             verdict=verdict,
         )
         store.record_end(folder, record)
     partial = not selection.everything
-    return PulledRun(folder.path, end.state, verdict, result.left_behind, result.refused, partial)
+    return PulledRun(folder.path, end, verdict, result.left_behind, result.refused, partial)
 
 
 def _require_known(
@@ -332,18 +347,19 @@ def download_outputs(
         placed, left_behind = _allocate_paths(folder, listing.files, run, declared, on_event)
         downloads = _Downloads(kaggle, folder, listing, on_event)
         refused = _fetch_manifest(downloads, placed, folder)
+        write_atomically(folder / f"{run.slug}.log", listing.log.encode(errors="backslashreplace"))
         entries = promised_outputs(folder) or {}
+        foreign = belongs_to_another_run(folder)
         wanted = {
             _with_entry(file, entries.get(file.name)): target
             for file, target in placed.items()
-            if file.name != RUN_MANIFEST_NAME and selection.takes(file.name)
+            if file.name != RUN_MANIFEST_NAME and selection.takes(file.name) and not foreign
         }
         here = {file for file, target in wanted.items() if _is_here(file, target)}
         missing = {file: target for file, target in wanted.items() if file not in here}
         refused |= downloads.fetch(missing, done=here)
         for name, reason in refused.items():
             _report_left(on_event, name, reason)
-        write_atomically(folder / f"{run.slug}.log", listing.log.encode(errors="backslashreplace"))
         _remove_partials(folder / PARTIAL_FOLDER, selection)
     except OSError as error:
         raise LocalError(
@@ -356,6 +372,7 @@ def download_outputs(
         left_behind,
         refused,
         tuple(sorted({file.name for file in placed} - here_now - refused.keys())),
+        listing.log,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import Field, asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from pydantic import JsonValue
 from kernelkit.errors import KernelkitError, RunFailedError
 from kernelkit.kaggle.types import State
 from kernelkit.runs.download import PulledRun, require_everything_sent
+from kernelkit.runs.identity import Identity
+from kernelkit.runs.store import RunFolder
 from kernelkit.runs.verify import require_verified
 
 
@@ -56,35 +59,56 @@ def require_success(pulled: PulledRun, explain: Callable[[Path], Explanation | N
     `explain` diagnoses the folder of a run that failed.
 
     Raises:
-        RunFailedError: the run failed or was cancelled; with a diagnosis if there is a log.
-        VerificationError: the files do not match the run's manifest.
+        RunFailedError: the run failed, timed out or was cancelled; with a diagnosis if possible.
+        VerificationError: the files do not match the run's manifest, or are those of another run.
         RefusedError: Kaggle did not send everything that it lists.
     """
-    verdict = pulled.verdict
-    failed = verdict.run_error is not None and not verdict.problems
-    if not failed and pulled.state == State.COMPLETE:
+    verdict, end = pulled.verdict, pulled.end
+    complete = end.state == State.COMPLETE and (verdict.run_error is None or verdict.problems)
+    if complete or verdict.identity == Identity.MISMATCH:
         require_verified(verdict, pulled.folder, pulled)
         require_everything_sent(pulled)
         return
-    if pulled.state == State.CANCEL_ACKNOWLEDGED:
+    kept = f"Its outputs so far are in {pulled.folder}"
+    if end.word == "cancelled":
         raise RunFailedError(
-            "the run was cancelled",
-            f"To run it again: kernelkit push. Its outputs so far are in {pulled.folder}",
-            pulled,
+            "the run was cancelled", f"To run it again: kernelkit push. {kept}", pulled
         )
-    message = f"the run failed: {verdict.run_error}"
-    if not failed:
-        problems = "; ".join(verdict.problems) or "none"
-        message = f"Kaggle says {pulled.state}. Problems of the folder: {problems}"
+    problems = "\n".join(["problems of the folder:", *verdict.problems])
+    problems = f"\n{problems}" if verdict.problems else ""
     try:
         found = explain(pulled.folder)
     except KernelkitError:  # there is no log: report the failure itself
         found = None
+    if end.word == "timed out":
+        raise RunFailedError(
+            f"the run timed out: {end.failure}{problems}",
+            f"{kept}. {_how_to_resume(RunFolder(pulled.folder))}",
+            FailedRun(pulled, found) if found else pulled,
+        )
     if found is None:
+        message = f"the run failed: {verdict.run_error}{problems}"
         raise RunFailedError(message, f"Read its log in {pulled.folder}.", pulled)
-    headline = f"the run failed: {found.error}" if failed else f"{message}\n{found.headline}"
     raise RunFailedError(
-        f"{headline}\n{found.summary}",
+        f"the run failed: {found.error}{problems}\n{found.summary}",
         f"{found.next_step} All details: kernelkit diagnose {pulled.folder}",
         FailedRun(pulled, found),
     )
+
+
+def _how_to_resume(folder: RunFolder) -> str:
+    """The command that gives the next version the outputs of this run.
+
+    A kernel can be a source of its own next version. If the project has a parameter for the folder
+    to resume from, such as `resume_dir`, the command sets it.
+    """
+    try:
+        record, sent = folder.read(), folder.read_bundle()
+    except KernelkitError:
+        return "The next version can read them if kernel_sources names this kernel."
+    sources = dict.fromkeys([*sent.kernel.kernel_sources, f"{record.owner}/{record.slug}"])
+    options = f"--set 'kernel.kernel_sources={json.dumps(list(sources))}'"
+    place = f"kaggle://input/{record.slug}"
+    if name := next((name for name in sent.parameters if "resume" in name.lower()), ""):
+        return f"To resume from them: kernelkit push {options} --set {name}={place}"
+    return f"To resume, let the package read them from {place}, and push: kernelkit push {options}"

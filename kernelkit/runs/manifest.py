@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -32,6 +33,7 @@ from pydantic import (
 )
 
 from kernelkit.kaggle.types import Scoring, State
+from kernelkit.runs.identity import Identity
 from kernelkit.storage import UnsafePathError, safe_path
 
 RUN_MANIFEST_NAME = "run-manifest.json"
@@ -94,6 +96,8 @@ class RunAddress(_Document):
     url: str
     digest: str
     endpoint: str
+    push_id: Annotated[str | None, Reported] = None
+    """Of its push; None if another client or an older kernelkit has pushed it."""
 
     @property
     def name(self) -> str:
@@ -103,14 +107,8 @@ class RunAddress(_Document):
     @property
     def address(self) -> RunAddress:
         """The address alone."""
-        return RunAddress(
-            owner=self.owner,
-            slug=self.slug,
-            version=self.version,
-            url=self.url,
-            digest=self.digest,
-            endpoint=self.endpoint,
-        )
+        names = set(RunAddress.model_fields)
+        return RunAddress.model_validate(self.model_dump(include=names, exclude_none=True))
 
 
 class RunRecord(RunAddress):
@@ -160,6 +158,31 @@ class OutputEntry(BaseModel):
         return sha256
 
 
+class ReadableManifest(_Document):
+    """What can be used of a run-manifest.json although some of its values are malformed."""
+
+    digest: Annotated[str | None, Reported] = None
+    push_id: Annotated[str | None, Reported] = None
+    status: Annotated[str | None, Reported] = None
+    outputs: tuple[OutputEntry, ...] = ()
+    error: Annotated[str | None, Reported] = None
+
+    @field_validator("outputs", mode="before")
+    @classmethod
+    def _valid(cls, outputs: object) -> tuple[OutputEntry, ...]:
+        found: dict[str, OutputEntry] = {}
+        for value in outputs if isinstance(outputs, list) else []:
+            with suppress(ValidationError):
+                entry = OutputEntry.model_validate(value)
+                found.setdefault(entry.path, entry)
+        return tuple(found.values())
+
+    @property
+    def failed(self) -> bool:
+        """Whether the run ended with an error."""
+        return self.status == "failed"
+
+
 class RunManifest(_Document):
     """run-manifest.json: what the run says about itself.
 
@@ -168,6 +191,7 @@ class RunManifest(_Document):
     """
 
     digest: str
+    push_id: Annotated[str | None, Reported] = None
     status: Literal["complete", "failed"]
     outputs: tuple[OutputEntry, ...]
     error: Annotated[str | None, Reported] = None
@@ -190,14 +214,9 @@ class RunManifest(_Document):
     def _number(cls, seconds: object) -> object:
         return finite(seconds)
 
-    @property
-    def failed(self) -> bool:
-        """Whether the run ended with an error."""
-        return self.status == "failed"
-
 
 class Verdict(_Document):
-    """Whether a folder contains the results of exactly the bundle that was sent."""
+    """Whether a folder contains the results of exactly the run that was pushed."""
 
     problems: tuple[str, ...]
     """What does not match; empty if everything does."""
@@ -211,10 +230,36 @@ class Verdict(_Document):
     undeclared: tuple[str, ...]
     """Other files of the folder; they are not verified."""
 
+    notes: tuple[str, ...] = ()
+    """What could not be checked, although nothing is wrong."""
+
+    identity: Identity = Identity.UNPROVEN
+    """Whether exactly this run has made the files, and not another one with the same digest."""
+
     @property
     def verified(self) -> bool:
         """Whether the run succeeded and every output is as the run wrote it."""
-        return not self.problems and self.run_error is None
+        return self.files_verified and self.run_error is None
+
+    @property
+    def files_verified(self) -> bool:
+        """Whether every output is as the run wrote it; the run may have failed afterwards."""
+        return not self.problems
+
+    @property
+    def identity_proven(self) -> bool:
+        """Whether the files have the push_id of this run."""
+        return self.identity == Identity.PROVEN
+
+    @property
+    def document(self) -> dict[str, JsonValue]:
+        """All of it for a script."""
+        return {
+            **super().document,
+            "verified": self.verified,
+            "files_verified": self.files_verified,
+            "identity_proven": self.identity_proven,
+        }
 
 
 class RunEnd(_Document):
@@ -222,6 +267,9 @@ class RunEnd(_Document):
 
     state: str
     """A value of `kaggle.types.State`."""
+
+    state_word: Annotated[str | None, Reported] = None
+    """The state in one word: only Kaggle's message tells a time-out from a cancellation."""
 
     run: Annotated[RunAddress | None, Reported] = None
     endpoint: Annotated[str | None, Reported] = None
@@ -235,6 +283,10 @@ class RunEnd(_Document):
     files: Annotated[tuple[str, ...] | None, Reported] = None
     left_behind: Annotated[dict[str, str] | None, Reported] = None
     verified: Annotated[StrictBool | None, Reported] = None
+    """Whether the run succeeded, and its files are verified."""
+
+    files_verified: Annotated[StrictBool | None, Reported] = None
+    identity_proven: Annotated[StrictBool | None, Reported] = None
     verdict: Annotated[Verdict | None, Reported] = None
 
     @property

@@ -1,15 +1,16 @@
 """Push a kernel: decide whether a push is needed, check, send exactly once, record, verify.
 
 Kaggle's response to a push can be lost after Kaggle has accepted it, and a push starts a run that
-takes hours. kernelkit then looks for a new version with the digest, and sends once more only if
-there is none.
+takes hours. Each push has a `push_id` of its own, which the notebook carries: kernelkit then looks
+for a version with it, and sends once more only if there is none.
 """
 
 from __future__ import annotations
 
 import random
+import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -81,6 +82,9 @@ class SentVersion:
     """A version that is now queued or running on Kaggle."""
 
     run: RunAddress
+    kernel: Kernel
+    """As it was sent, with the push_id."""
+
     outcome: Outcome
     dropped: tuple[str, ...] = ()
     """Sources that Kaggle dropped at once."""
@@ -118,9 +122,9 @@ def push_once(
         hidden = _hidden_versions(kaggle, kernel, root)
         known = max([current.version or 0, *hidden]) if current else 0
         sent = send(kaggle, kernel, known, wait=wait, deadline=deadline, on_event=on_event)
-        folder = _record(root, kernel, sent.run, sent.outcome, profile, pushed=store.now())
+        folder = _record(root, sent.kernel, sent.run, sent.outcome, profile, pushed=store.now())
     on_event(f"{sent.run.name} is pushed: {sent.run.url}")
-    require_unchanged_settings(kaggle, kernel, sent.run, folder, sent.dropped)
+    require_unchanged_settings(kaggle, sent.kernel, sent.run, folder, sent.dropped)
     if late := [name for name in LATE_FIELDS if getattr(kernel.manifest.kernel, name)]:
         on_event(f"not yet confirmed: {', '.join(late)} (Kaggle shows them once the run starts)")
     return Pushed(folder, sent.outcome)
@@ -184,7 +188,8 @@ def find_identical(
             continue
         if not now.failed:
             _require_no_differences(folder)
-            require_unchanged_settings(kaggle, kernel, record.address, folder)
+            sent = kernel.as_pushed(record.push_id)
+            require_unchanged_settings(kaggle, sent, record.address, folder)
             on_event(f"{name} is identical and was already pushed")
             return Pushed(folder, Outcome.REATTACHED)
     return None
@@ -235,6 +240,7 @@ def adopt(
         endpoint=kaggle.endpoint,
         outcome=Outcome.ADOPTED,
         profile=manifest.profile,
+        push_id=manifest.push_id,
     )
     return store.record_push(root, record, manifest)
 
@@ -303,8 +309,8 @@ def send(
 ) -> SentVersion:
     """Push, so that exactly one new version exists, and return it.
 
-    `known` is the highest version before the push: a higher one with this digest comes from the
-    push. With `wait`, wait for a free session, up to `deadline` seconds.
+    `known` is the highest version before the push: the new one is higher. With `wait`, wait for a
+    free session, up to `deadline` seconds.
 
     Raises:
         AnswerLostError: whether Kaggle accepted the push is unknown.
@@ -312,7 +318,7 @@ def send(
     """
     sent = _until_accepted(kaggle, kernel, known, _Queue(wait, deadline, on_event, kaggle.timeouts))
     for version in range(known + 1, sent.run.version):
-        if _has_digest(kaggle, kernel, version):
+        if kernel.digest in _source_of(kaggle, kernel, version):
             on_event(
                 f"warning: v{version} has the same digest: it was pushed from elsewhere meanwhile, "
                 f"and also runs. To cancel it: kernelkit cancel {kernel.slug}/v{version}"
@@ -352,6 +358,8 @@ def _pushed_elsewhere(
         return None
     if current.version in {folder.version for folder in folders}:
         return None
+    with suppress(ConfigError):  # another notebook may quote the digest
+        kernel = kernel.as_pushed(embedded_manifest(read_cells(current.source)).push_id)
     run = _address(kaggle, kernel, current.version)
     if read_status(kaggle, run, fresh=False).failed:
         return None
@@ -390,7 +398,9 @@ def _record(
     *,
     pushed: str | None,
 ) -> RunFolder:
-    record = RunRecord(**dict(run.address), pushed=pushed, profile=profile, outcome=outcome)
+    record = RunRecord.model_validate(
+        {**run.address.document, "pushed": pushed, "profile": profile, "outcome": outcome}
+    )
     return store.record_push(root, record, kernel.manifest)
 
 
@@ -439,53 +449,57 @@ class _Queue:
 
 
 def _until_accepted(kaggle: Kaggle, kernel: Kernel, known: int, queue: _Queue) -> SentVersion:
+    attempts: list[Kernel] = []
     lost = False
     while True:
+        attempt = kernel.as_pushed(secrets.token_hex(16))
+        attempts.append(attempt)
         try:
-            response = kaggle.save_kernel(kernel.slug, kernel.payload, kernel.metadata)
+            response = kaggle.save_kernel(attempt.slug, attempt.payload, attempt.metadata)
         except (SessionCapError, RateLimitedError) as error:
             queue.after(error)
         except AnswerLostError as error:
             grace = kaggle.timeouts.grace
             queue.on_event(f"{error}; looking for the new version for up to {grace:.0f} s")
-            version = _accepted_version(kaggle, kernel, known, error)
-            if version is not None:
-                queue.on_event(f"Kaggle had accepted it, as version {version}")
-                return SentVersion(_address(kaggle, kernel, version), Outcome.ADOPTED)
+            accepted = _accepted(kaggle, attempts, known, error)
+            if accepted is not None:
+                queue.on_event(f"Kaggle had accepted it, as version {accepted.run.version}")
+                return accepted
             if lost:
                 raise
             lost = True
             queue.on_event("Kaggle had not accepted it: sending it again")
         else:
-            run = _address(kaggle, kernel, response.version, response.url)
+            run = _address(kaggle, attempt, response.version, response.url)
             dropped = (
                 f"{kind}: Kaggle dropped {name!r}, and runs without it"
                 for kind, names in response.dropped.items()
                 for name in names
             )
-            return SentVersion(run, Outcome.PUSHED, tuple(dropped))
+            return SentVersion(run, attempt, Outcome.PUSHED, tuple(dropped))
 
 
-def _accepted_version(
-    kaggle: Kaggle, kernel: Kernel, known: int, lost: AnswerLostError
-) -> int | None:
-    """The version that a push without a response made; None if none appears in the grace period."""
+def _accepted(
+    kaggle: Kaggle, attempts: Sequence[Kernel], known: int, lost: AnswerLostError
+) -> SentVersion | None:
+    """The version that one of the attempts made; None if none appears in the grace period."""
+    kernel = attempts[-1]
     started = kaggle.timeouts.clock()
     for pause in kaggle.timeouts.pauses():
         error: KernelkitError | None = None
         try:
             info = current_kernel(kaggle, kernel.slug)
             newest = (info.version or 0) if info else 0
-            if info and not newest and kernel.digest in info.source:
+            if info and not newest and _sent_as(attempts, info.source):
                 raise lost.with_message(
                     f"{lost}, and Kaggle names no version of the kernel that it has",
                     "Look at the kernel's page before you send anything again.",
                 )
-            if info and newest > known and kernel.digest in info.source:
-                return newest
-            for version in range(newest - 1, known, -1):
-                if _has_digest(kaggle, kernel, version):
-                    return version
+            for version in range(newest, known, -1):
+                latest = info if version == newest else None
+                source = latest.source if latest else _source_of(kaggle, kernel, version)
+                if sent := _sent_as(attempts, source):
+                    return SentVersion(_address(kaggle, sent, version), sent, Outcome.ADOPTED)
         except AnswerLostError:
             raise
         except KernelkitError as caught:
@@ -495,8 +509,8 @@ def _accepted_version(
                 return None
             raise lost.with_message(
                 f"{lost}, and the kernel cannot be read ({error})",
-                "Run the same command again once Kaggle answers: it adopts the run if there is "
-                "one, and sends the kernel only if there is none.",
+                "Once Kaggle answers, run the same command again, without --again: it adopts the "
+                "run if there is one, and sends the kernel only if there is none.",
             ) from error
         kaggle.timeouts.sleep(pause)
     raise AssertionError("the pauses never end")
@@ -511,16 +525,22 @@ def _address(kaggle: Kaggle, kernel: Kernel, version: int, url: str = "") -> Run
         url=url or f"{kaggle.web}/code/{owner}/{kernel.slug}",
         digest=kernel.digest,
         endpoint=kaggle.endpoint,
+        push_id=kernel.manifest.push_id,
     )
 
 
-def _has_digest(kaggle: Kaggle, kernel: Kernel, version: int) -> bool:
-    """Whether a version on Kaggle contains the kernel's digest."""
+def _source_of(kaggle: Kaggle, kernel: Kernel, version: int) -> str:
+    """The notebook of a version on Kaggle; empty if there is no such version."""
     try:
-        info = kaggle.kernel(kaggle.credentials.username, kernel.slug, version)
+        return kaggle.kernel(kaggle.credentials.username, kernel.slug, version).source
     except NotFoundError:
-        return False
-    return kernel.digest in info.source
+        return ""
+
+
+def _sent_as(attempts: Sequence[Kernel], source: str) -> Kernel | None:
+    """The attempt that sent a notebook; by its digest if the templates hide the manifest."""
+    marks = [(attempt, attempt.manifest.push_id or attempt.digest) for attempt in attempts]
+    return next((attempt for attempt, mark in marks if mark in source), None)
 
 
 def _remote_checks(
@@ -613,10 +633,12 @@ def _check_model(kaggle: Kaggle, source: str) -> None:
 def _differences(kernel: Kernel, run: RunAddress, info: KernelInfo) -> Iterator[str]:
     """Requested settings that Kaggle changed; a kernel that is public by mistake comes first."""
     requested = kernel.metadata
+    marks = (("digest", run.digest), ("push_id", run.push_id))
     if info.is_private != requested.is_private:
         yield f"is_private: requested {requested.is_private}, got {info.is_private}"
-    if run.digest not in info.source:
-        yield f"the notebook on Kaggle does not contain the digest {run.digest}"
+    missing = [f"{name} {value}" for name, value in marks if value and value not in info.source]
+    if missing:
+        yield f"the notebook on Kaggle does not contain the {' and the '.join(missing)}"
     else:
         yield from _changed_cells(kernel.notebook, info.source)
     if info.enable_internet != requested.enable_internet:

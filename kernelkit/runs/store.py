@@ -44,6 +44,7 @@ from kernelkit.storage import (
     DocumentError,
     MissingDocumentError,
     locked,
+    make_ignored_folder,
     read_model,
     write_json,
 )
@@ -208,6 +209,7 @@ def record_push(root: Path, record: RunRecord, bundle: Manifest) -> RunFolder:
         LocalError: it cannot be written.
     """
     folder = RunFolder(root / record.slug / f"v{record.version}")
+    make_ignored_folder(root)
     with locked(root / record.slug):
         before = _record_or_none(folder)
         same = before is not None and before.address == record.address
@@ -246,6 +248,7 @@ def push_lock(root: Path, slug: str, on_event: Callable[[str], None]) -> Iterato
     def wait() -> None:
         on_event(f"waiting for another push of {slug}")
 
+    make_ignored_folder(root)
     with locked(root / slug, PUSH_LOCK, on_wait=wait):
         probe = root / slug / ".probe"
         write_json(probe, {})
@@ -365,6 +368,7 @@ def rehearsal_lock(out: Path) -> AbstractContextManager[None]:
             f"another rehearsal is using {out}", "Wait for it, or name another folder: --out."
         )
 
+    make_ignored_folder(out)
     return locked(out, ".lock", on_wait=refuse)
 
 

@@ -1,19 +1,15 @@
 """Submit a verified run: check the file against the competition's sample, submit once, get a score.
 
-A submission costs one of the day's, so the file is checked first. The check reads both files row
-by row and keeps only the ids: memory grows with their number, and not with the masks. Rows are
-numbered as in an editor: the header is row 1. Kaggle documents no size limit for a submission file,
-so none is checked.
+A submission costs one of the day's, so the file is checked first (`submission_check`), and a file
+that was submitted before is not sent again. A team shares its list of submissions: the description
+of each names the run with its owner, and the SHA-256 of the file.
 """
 
 from __future__ import annotations
 
-import csv
-import math
-import re
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,16 +28,15 @@ from kernelkit.kaggle.types import Scoring
 from kernelkit.runs import store
 from kernelkit.runs.manifest import FileProblems, RunAddress, SubmissionRecord
 from kernelkit.runs.store import RunFolder
+from kernelkit.runs.submission_check import check
 from kernelkit.runs.verify import verify
 
 if TYPE_CHECKING:
     from kernelkit.kaggle.competitions import Competition
     from kernelkit.kaggle.kernels import Kaggle
 
-NAMED = 3  # problems of one kind that are listed in full
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_RUN_LENGTHS = re.compile(r"\d+ \d+( \d+ \d+)*", re.ASCII)
-_NOTHING = frozenset({"", "nan", "none", "null", "na", "n/a", "<na>", "inf", "-inf"})
+DESCRIPTION_CHARACTERS = 500
+"""Of a submission [?]: a longer one could lose its end, and with it the mark."""
 
 OnEvent = Callable[[str], None]
 
@@ -101,23 +96,40 @@ class _SubmissionFile:
 
     @property
     def mark(self) -> str:
-        """A part of the description, by which a submission is found again."""
+        """A part of the description, by which a submission of this file is found again."""
+        run = self.run
+        name = f"{run.owner}/{run.slug} v{run.version}"
+        return f"kernelkit {name} {run.digest[:12]} sha256 {self.sha256}"
+
+    @property
+    def old_mark(self) -> str:
+        """That of an older kernelkit: a team mate's run can have the same."""
         return f"kernelkit {self.run.slug} v{self.run.version} {self.run.digest[:12]}"
+
+    def description(self, message: str) -> str:
+        """What Kaggle shows next to the score: the message, as much as there is room for."""
+        if not message:
+            return self.mark
+        room = DESCRIPTION_CHARACTERS - len(f" ({self.mark})")
+        shown = message if len(message) <= room else f"{message[: room - 1]}…"
+        return f"{shown} ({self.mark})"
 
     def record(self, ref: int, description: str) -> SubmissionRecord:
         """The submission as it is recorded while it has no score."""
-        return SubmissionRecord(
-            ref=ref,
-            competition=self.competition,
-            **dict(self.run.address),
-            file=self.name,
-            sha256=self.sha256,
-            description=description,
-            submitted=store.now(),
-            status=Scoring.PENDING,
-            public_score="",
-            private_score="",
-            error="",
+        return SubmissionRecord.model_validate(
+            {
+                "ref": ref,
+                "competition": self.competition,
+                **self.run.address.document,
+                "file": self.name,
+                "sha256": self.sha256,
+                "description": description,
+                "submitted": store.now(),
+                "status": Scoring.PENDING,
+                "public_score": "",
+                "private_score": "",
+                "error": "",
+            }
         )
 
 
@@ -137,7 +149,9 @@ def submit_once(
     candidate = _candidate(folder.address_at(kaggle.endpoint), folder, options)
     competition = kaggle.competition(candidate.competition)
     with store.submission_lock(folder.root, on_event):
-        before = None if options.again else _submitted_before(competition, folder.root, candidate)
+        before = None
+        if not options.again:
+            before = _submitted_before(competition, folder.root, candidate, on_event)
         if before is not None:
             on_event(f"{candidate.name} was already submitted, as {before.ref}: nothing is sent")
         record = before or _submit(competition, candidate, options, on_event)
@@ -215,15 +229,23 @@ def _candidate(run: RunAddress, folder: RunFolder, options: SubmitOptions) -> _S
 
 
 def _submitted_before(
-    competition: Competition, root: Path, candidate: _SubmissionFile
+    competition: Competition, root: Path, candidate: _SubmissionFile, on_event: OnEvent
 ) -> SubmissionRecord | None:
-    """A submission of the same bytes from here, or of the same run from another machine."""
+    """A submission of the same bytes from here, or of the same run and file from elsewhere."""
     same = (candidate.competition, candidate.run.endpoint, candidate.sha256)
     for record in reversed(store.submissions(root)):
         if (record.competition, record.endpoint, record.sha256) == same:
             return record
-    found = competition.marked(candidate.mark)
-    return candidate.record(found[0].ref, found[0].description) if found else None
+    sizes = (None, candidate.file.stat().st_size)  # a description can be copied by hand
+    for found in competition.submissions():
+        if candidate.mark in found.description and found.size in sizes:
+            return candidate.record(found.ref, found.description)
+        if candidate.mark in found.description or candidate.old_mark in found.description:
+            on_event(
+                f"note: submission {found.ref} names the same run, and not this file for certain: "
+                "its score is not taken for this file's"
+            )
+    return None
 
 
 def _submit(
@@ -246,8 +268,11 @@ def _submit(
         "the number of submissions left today is unknown" if left is None else f"{left} left today"
     )
     _require_scorable(competition, candidate, options, on_event)
-    mark = candidate.mark
-    description = f"{options.message} ({mark})" if options.message else mark
+    mark, description = candidate.mark, candidate.description(options.message)
+    if options.message and options.message not in description:
+        on_event(
+            f"note: the message was shortened: Kaggle shows {DESCRIPTION_CHARACTERS} characters"
+        )
     if options.code or terms.code_only:
         on_event(f"submitting {candidate.name} of {run.name} to {name}")
         ref = competition.submit_version(
@@ -300,232 +325,3 @@ def _until_midnight() -> str:
     now = datetime.now(UTC)
     minutes = 24 * 60 - now.hour * 60 - now.minute
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-@dataclass(frozen=True)
-class SubmissionCheck:
-    """What is wrong with a submission file (`problems`), and what is only unusual (`notes`)."""
-
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
-    rows: int
-    """Number of rows below the header."""
-
-
-def check(submission: Path, sample: Path, pixels: int | None = None) -> SubmissionCheck:
-    """Compare a submission with the competition's sample; `pixels` is H * W of one image.
-
-    A column contains run lengths if the sample's values are pairs of numbers, or if `pixels` is
-    given and the sample leaves it blank. Another order than the sample's is a note: Kaggle finds
-    the rows by their ids.
-
-    Raises:
-        ConfigError: the sample itself is unusable.
-        OSError: a file cannot be read.
-    """
-    expected = _read_sample(sample)
-    found, rows = _Findings(), _Rows(submission)
-    if (header := rows.header(found)) is None:
-        return SubmissionCheck(tuple(found.lines()), (), 0)
-    if header != expected.header:
-        found.add("columns", f"row 1: the columns are {header}, the sample's are {expected.header}")
-        return SubmissionCheck(tuple(found.lines()), (), 0)
-    rules = [_rule(expected, column, pixels) for column in range(len(header))]
-    seen: dict[str, int] = {}
-    notes, order, differs, count = _Findings(), iter(expected.ids), False, 0
-    for number, row in rows.rest(found):
-        if not row:
-            notes.add("empty rows", f"row {number} is empty")
-            continue
-        count += 1
-        name, where = row[0], f"row {number} (id {_shown(row[0])})"
-        if len(row) != len(header):
-            found.add("rows of the wrong length", f"{where}: {len(row)} cells, not {len(header)}")
-        if not all(map(_is_text, row)):
-            found.add("rows that are not UTF-8 text", f"{where}: not UTF-8 text")
-        if name in seen:
-            found.add("ids given twice", f"{where}: the id is already in row {seen[name]}")
-        elif name not in expected.ids:
-            found.add("ids that the sample lacks", f"{where}: the sample has no such id")
-        seen.setdefault(name, number)
-        if not differs and name != next(order, None):
-            differs = True
-            notes.add("order", f"{where}: from here on the order differs from the sample's")
-        for title, rule, cell in zip(header[1:], rules[1:], row[1:], strict=False):
-            if problem := rule(cell):
-                found.add(f"bad values of {title}", f"{where}: {title}: {problem}")
-    if not rows.broken:
-        for name, number in expected.ids.items():
-            if name not in seen:
-                line = f"id {_shown(name)} is missing (row {number} of the sample)"
-                found.add("missing ids", line)
-    return SubmissionCheck(tuple(found.lines()), tuple(notes.lines()), count)
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """What every submission must look like."""
-
-    header: list[str]
-    ids: dict[str, int]
-    """Id → its row."""
-    numeric: list[bool]
-    """By column: whether all values of the sample are numbers."""
-    blank: list[bool]
-    """By column: whether the sample has blanks, or words such as `nan`."""
-    run_lengths: list[bool]
-    """By column: whether all values of the sample that are not blank are run lengths."""
-    empty: list[bool]
-    """By column: whether the sample has nothing but blanks."""
-
-
-def _read_sample(path: Path) -> _Sample:
-    found, rows = _Findings(), _Rows(path)
-    header = rows.header(found)
-    if header is None:
-        raise ConfigError(f"the sample {path}: {'; '.join(found.lines())}", _ANOTHER_SAMPLE)
-    found = _Findings()  # a byte-order mark is accepted here: the file is the competition's
-    width = len(header)
-    numeric, blank = [True] * width, [False] * width
-    run_lengths, empty = [True] * width, [True] * width
-    ids: dict[str, int] = {}
-    for number, row in rows.rest(found):
-        if not row:
-            continue
-        if len(row) != len(header) or row[0] in ids:
-            error = "repeats an id" if row[0] in ids else "has another length than the header"
-            raise ConfigError(f"the sample {path}: row {number} {error}", _ANOTHER_SAMPLE)
-        ids[row[0]] = number
-        for column, cell in enumerate(row):
-            if cell.strip().lower() in _NOTHING:
-                blank[column] = True
-                continue
-            empty[column] = False
-            numeric[column] &= _is_number(cell)
-            run_lengths[column] &= _RUN_LENGTHS.fullmatch(cell.strip()) is not None
-    if found.lines() or not ids:
-        raise ConfigError(
-            f"the sample {path}: {'; '.join(found.lines()) or 'no rows'}", _ANOTHER_SAMPLE
-        )
-    return _Sample(header, ids, numeric, blank, run_lengths, empty)
-
-
-_ANOTHER_SAMPLE = "Name the competition's own file: --sample FILE."
-
-
-def _rule(sample: _Sample, column: int, pixels: int | None) -> Callable[[str], str]:
-    """A function that says what is wrong with a value of a column; empty if nothing is."""
-    unclear = sample.empty[column]
-    if pixels is not None if unclear else sample.run_lengths[column]:
-        return lambda cell: _run_length_problem(cell, pixels)
-    numeric, blank = sample.numeric[column], sample.blank[column]
-
-    def problem(cell: str) -> str:
-        if cell.strip().lower() in _NOTHING:
-            return "" if blank else f"{_shown(cell)} is not a value"
-        return f"{_shown(cell)} is not a number" if numeric and not _is_number(cell) else ""
-
-    return problem
-
-
-def _run_length_problem(text: str, pixels: int | None) -> str:
-    """What is wrong with run lengths: sorted pairs `start length`, from 1, without overlaps.
-
-    Adjacent runs are valid. A blank means an empty mask.
-    """
-    words = text.split()
-    if not all(word.isascii() and word.isdigit() and len(word) < 10 for word in words):
-        return f"{_shown(text)} is not whole numbers"
-    if len(words) % 2:
-        return f"{len(words)} numbers are not pairs of start and length"
-    end = 1
-    for start, length in zip(map(int, words[::2]), map(int, words[1::2]), strict=True):
-        if not start or not length:
-            return f"the run '{start} {length}' has a zero; pixels count from 1"
-        if start < end:
-            return f"the run '{start} {length}' is not sorted, or overlaps the run before"
-        end = start + length
-        if pixels is not None and end > pixels + 1:
-            return f"the run '{start} {length}' ends outside the {pixels:,} pixels of the image"
-    return ""
-
-
-class _Rows:
-    """The rows of a csv with their numbers. `broken` is set if the rest cannot be read."""
-
-    def __init__(self, path: Path) -> None:
-        self.broken = False
-        self._rows = self._read(path)
-
-    def header(self, found: _Findings) -> list[str] | None:
-        """The first row; None if it is unusable."""
-        for _, row in self.rest(found):
-            if row and row[0].startswith("\ufeff"):
-                found.add("byte-order mark", "row 1: the file begins with a byte-order mark (BOM)")
-                row[0] = row[0].removeprefix("\ufeff")
-            if not all(map(_is_text, row)):
-                found.add("header", "row 1: not UTF-8 text")
-                return None
-            if len(row) > 1:
-                return row
-            found.add("header", f"row 1: {row} is not the header of a submission")
-            return None
-        found.add("header", "the file is empty")
-        return None
-
-    def rest(self, found: _Findings) -> Iterator[tuple[int, list[str]]]:
-        """The remaining rows; an error in the csv ends them, and is added to `found`."""
-        while True:
-            try:
-                yield next(self._rows)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                self.broken = True
-                found.add("csv", f"row {self._line + 1} or below: not a readable csv ({error})")
-                return
-
-    def _read(self, path: Path) -> Iterator[tuple[int, list[str]]]:
-        # Bytes that are not UTF-8 become lone surrogates, so that the row can be reported.
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            reader = csv.reader(stream, strict=True)
-            self._line = 0
-            for row in reader:
-                yield self._line + 1, row
-                self._line = reader.line_num
-
-
-@dataclass
-class _Findings:
-    """Problems by kind; the first few of each kind are kept."""
-
-    _kinds: dict[str, list[str]] = field(default_factory=dict)
-    _counts: dict[str, int] = field(default_factory=dict)
-
-    def add(self, kind: str, line: str) -> None:
-        self._counts[kind] = self._counts.get(kind, 0) + 1
-        if self._counts[kind] <= NAMED:
-            self._kinds.setdefault(kind, []).append(line)
-
-    def lines(self) -> list[str]:
-        lines = []
-        for kind, named in self._kinds.items():
-            lines += named
-            if (more := self._counts[kind] - len(named)) > 0:
-                lines.append(f"… and {more:,} more {kind}")
-        return lines
-
-
-def _is_text(cell: str) -> bool:
-    """Whether it contains neither NUL nor the lone surrogates of bytes that are not UTF-8."""
-    if not cell.isascii() and any("\ud800" <= char <= "\udfff" for char in cell):
-        return False
-    return "\0" not in cell
-
-
-def _is_number(cell: str) -> bool:
-    return _NUMBER.fullmatch(cell.strip()) is not None and math.isfinite(float(cell))
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 40 else f"{text[:40]}…")

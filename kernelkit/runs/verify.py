@@ -13,21 +13,25 @@ import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from pydantic import JsonValue
 
 from kernelkit.errors import Details, LocalError, RunFailedError, VerificationError
+from kernelkit.kaggle.types import State, Status, state_word
 from kernelkit.notebook.manifest import BUNDLE_NAME, Manifest
+from kernelkit.runs.identity import HEAD_CHARACTERS, Identity, identity, log_identity
 from kernelkit.runs.manifest import (
     END_NAME,
     PUSH_NAME,
     RUN_MANIFEST_NAME,
     OutputEntry,
+    ReadableManifest,
     RunEnd,
     RunManifest,
     Verdict,
 )
-from kernelkit.storage import DocumentError, encodable, read_model, sha256_of
+from kernelkit.storage import DocumentError, csv_rows, encodable, read_model, sha256_of
 
 OWN_NAMES = frozenset({BUNDLE_NAME, PUSH_NAME, END_NAME, RUN_MANIFEST_NAME})
 
@@ -38,6 +42,8 @@ UNPACKED_SUFFIX = ".unpacked"
 """Replaces `.zip` in the name of the folder that contains an unpacked zip."""
 
 UNPACKED_BYTES = 1 << 40  # a zip that claims more cannot come from a disk of 20 GB
+COPY_BYTES = 1 << 20
+_END_RECORD_BYTES = 22 + (1 << 16)  # of a zip, with the longest comment
 
 
 @dataclass(frozen=True)
@@ -50,37 +56,37 @@ class VerifiedFolder:
     @property
     def document(self) -> dict[str, JsonValue]:
         """All of it for a script."""
-        return {
-            "folder": str(self.folder),
-            **self.verdict.document,
-            "verified": self.verdict.verified,
-        }
+        return {"folder": str(self.folder), **self.verdict.document}
 
 
 def verify(
     folder: Path,
     names: Collection[str] | None = None,
     left_behind: Mapping[str, str] | None = None,
+    end: Status | None = None,
 ) -> Verdict:
     """Compare a pulled folder with its manifests.
 
     `names` are the outputs to check, by default all. `left_behind` says why a file was not pulled.
+    `end` is how the run ended on Kaggle, by default as in run.json.
     """
     problems: list[str] = []
     bundle, manifest = _read_manifests(folder, problems)
+    whose, differences = _identity(folder, bundle, manifest)
+    problems += differences
+    if whose == Identity.MISMATCH:
+        manifest = None  # nothing in it is about this run
     outputs = manifest.outputs if manifest else ()
-    run_error = None
-    if bundle and manifest:
-        problems += _digest_problems(bundle, manifest)
-        if manifest.failed:
-            run_error = encodable(manifest.error) if manifest.error else "no reason given"
-        else:
-            problems += _missing_outputs(bundle, outputs, names)
-        run_error = run_error or _kaggle_error(folder)
+    run_error = _kaggle_error(folder, end)
+    if manifest and manifest.failed:
+        run_error = encodable(manifest.error) if manifest.error else "no reason given"
+    elif manifest and bundle:
+        problems += _missing_outputs(bundle, outputs, names)
     paths = {output.path for output in outputs}
     outputs = tuple(output for output in outputs if names is None or output.path in names)
+    notes: list[str] = []
     for output in outputs:
-        problems += _output_problems(folder, output, left_behind or {})
+        problems += _output_problems(folder, output, left_behind or {}, notes)
     known = OWN_NAMES | paths | {f"{bundle.slug if bundle else ''}.log"}
     unpacked = {unpacked_name(path) for path in paths if path.endswith(".zip")}
     undeclared = _undeclared(folder, known, unpacked | {PARTIAL_FOLDER})
@@ -89,6 +95,8 @@ def verify(
         run_error=run_error,
         outputs=outputs,
         undeclared=tuple(undeclared),
+        notes=tuple(notes),
+        identity=whose,
     )
 
 
@@ -96,10 +104,17 @@ def require_verified(verdict: Verdict, folder: Path, details: Details | None = N
     """Check that a verdict is good. `details` go with an error (default: folder and verdict).
 
     Raises:
-        VerificationError: with every problem.
+        VerificationError: with every problem, or another run has made the files.
         RunFailedError: the files are complete, and the run failed.
     """
     details = details or VerifiedFolder(folder, verdict)
+    if verdict.identity == Identity.MISMATCH:
+        raise VerificationError(
+            f"{folder} contains what another run has left:\n" + "\n".join(verdict.problems),
+            "Do not use these files. Right after a push, pull again in some minutes. Else look at "
+            "the run's page.",
+            details,
+        )
     if verdict.problems:
         raise VerificationError(
             f"{folder} does not match its manifest:\n" + "\n".join(verdict.problems),
@@ -116,11 +131,17 @@ def require_verified(verdict: Verdict, folder: Path, details: Details | None = N
 
 def promised_outputs(folder: Path) -> dict[str, OutputEntry] | None:
     """What the manifest says about each output, by path; None if it is not this run's manifest."""
-    problems: list[str] = []
-    bundle, manifest = _read_manifests(folder, problems)
-    if bundle is None or manifest is None or bundle.digest != manifest.digest:
+    bundle, manifest = _read_manifests(folder, [])
+    if bundle is None or manifest is None or manifest.digest is None:
+        return None
+    if identity(bundle, manifest.digest, manifest.push_id)[0] == Identity.MISMATCH:
         return None
     return {output.path: output for output in manifest.outputs}
+
+
+def belongs_to_another_run(folder: Path) -> bool:
+    """Whether the manifest or the log in a folder shows that Kaggle has sent another run's."""
+    return _identity(folder, *_read_manifests(folder, []))[0] == Identity.MISMATCH
 
 
 def unpacked_name(zip_name: str) -> str:
@@ -130,34 +151,59 @@ def unpacked_name(zip_name: str) -> str:
 
 def _read_manifests(
     folder: Path, problems: list[str]
-) -> tuple[Manifest | None, RunManifest | None]:
+) -> tuple[Manifest | None, ReadableManifest | None]:
+    """Both manifests, as far as they can be read: a malformed value does not hide the others."""
     bundle = manifest = None
     try:
         bundle = read_model(folder / BUNDLE_NAME, Manifest)
     except DocumentError as error:
         problems.append(f"{BUNDLE_NAME}: {error.reason}")
     try:
-        manifest = read_model(folder / RUN_MANIFEST_NAME, RunManifest)
+        manifest = read_model(folder / RUN_MANIFEST_NAME, ReadableManifest)
+        read_model(folder / RUN_MANIFEST_NAME, RunManifest)
     except DocumentError as error:
         problems.append(f"{RUN_MANIFEST_NAME}: {error.reason}")
     return bundle, manifest
 
 
-def _digest_problems(bundle: Manifest, manifest: RunManifest) -> Iterator[str]:
-    if not bundle.digest or bundle.digest != manifest.digest:
-        sent, ran = f"{bundle.digest!r:.80}", f"{manifest.digest!r:.80}"
-        yield f"{RUN_MANIFEST_NAME}: of another bundle (sent {sent}, ran {ran})"
+def _identity(
+    folder: Path, bundle: Manifest | None, manifest: ReadableManifest | None
+) -> tuple[Identity, list[str]]:
+    """Whether exactly the run that was pushed made the files, and what contradicts it.
+
+    The manifest decides. A run that was stopped leaves none: then its log shows whose it is.
+    """
+    if bundle is None:
+        return Identity.UNPROVEN, []
+    found = {f"{bundle.slug}.log": log_identity(bundle, _log_head(folder, bundle))}
+    if manifest and manifest.digest is not None:
+        found[RUN_MANIFEST_NAME] = identity(bundle, manifest.digest, manifest.push_id)
+    different = [f"{name}: {why}" for name, (_, why) in found.items() if why]
+    return (Identity.MISMATCH if different else [*found.values()][-1][0]), different
 
 
-def _kaggle_error(folder: Path) -> str | None:
-    """How the run ended, if Kaggle reports a failure: that may happen after the manifest."""
+def _log_head(folder: Path, bundle: Manifest) -> str:
     try:
-        end = read_model(folder / END_NAME, RunEnd)
-    except LocalError:
+        with (folder / f"{bundle.slug}.log").open("rb") as stream:
+            return stream.read(HEAD_CHARACTERS).decode(errors="replace")
+    except (OSError, ValueError):
+        return ""
+
+
+def _kaggle_error(folder: Path, end: Status | None) -> str | None:
+    """How the run ended, if Kaggle reports a failure: that may happen after the manifest."""
+    state, failure = (end.state.value, end.failure) if end else ("", "")
+    if end is None:
+        try:
+            kept = read_model(folder / END_NAME, RunEnd)
+        except LocalError:
+            return None
+        state, failure = kept.state, kept.failure or ""
+    if state == State.COMPLETE:
         return None
-    if end.succeeded:
-        return None
-    return encodable(f"Kaggle says {end.state}{f': {end.failure}' if end.failure else ''}")
+    word = state_word(state, failure)
+    said = word if word == "timed out" else f"Kaggle says {state}"
+    return encodable(f"{said}{f': {failure}' if failure else ''}")
 
 
 def _missing_outputs(
@@ -171,9 +217,13 @@ def _missing_outputs(
 
 
 def _output_problems(
-    folder: Path, output: OutputEntry, left_behind: Mapping[str, str]
+    folder: Path, output: OutputEntry, left_behind: Mapping[str, str], notes: list[str]
 ) -> Iterator[str]:
-    """The first problem of one output."""
+    """The first problem of one output.
+
+    Its SHA-256 is the proof. The content of a zip or a csv is tested as well, as far as this Python
+    can read it; if it cannot, that is a note.
+    """
     name, path = output.path, folder / output.path
     if not path.is_file():
         yield f"{name}: {left_behind.get(name, 'missing')}"
@@ -182,39 +232,74 @@ def _output_problems(
     elif sha256_of(path) != output.sha256:
         yield f"{name}: the content differs from what the run wrote (sha256)"
     elif path.suffix == ".zip":
-        yield from _zip_problems(name, path)
+        yield from _zip_problems(name, path, notes)
     elif path.suffix == ".csv" and output.rows is not None:
         # With rows = None the run could not read it as a csv either; its SHA-256 must do.
-        yield from _csv_problems(name, path, output)
+        yield from _csv_problems(name, path, output, notes)
 
 
-def _zip_problems(name: str, path: Path) -> Iterator[str]:
+def _zip_problems(name: str, path: Path, notes: list[str]) -> Iterator[str]:
+    if _spans_disks(path):
+        notes.append(f"{name}: it is one part of a zip of several files, and was not tested")
+        return
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
             if size > UNPACKED_BYTES:
                 yield f"{name}: claims to contain {size:,} B, and was not tested"
                 return
-            broken = archive.testzip()
+            for member in archive.infolist():
+                inside = encodable(member.filename)
+                try:
+                    stream = archive.open(member)
+                except Exception as error:  # encrypted, another compression, an odd name
+                    notes.append(f"{name}: {inside!r} in it was not tested ({error})")
+                    continue
+                with stream:
+                    if not _is_readable(stream):
+                        yield f"{name}: {inside} in it is damaged"
+                        return
     except zipfile.BadZipFile as error:
         yield f"{name}: not a valid zip ({error})"
     except Exception as error:  # hostile bytes raise any exception of their decoder
-        yield f"{name}: cannot be tested as a zip ({type(error).__name__}: {error})"
-    else:
-        if broken:
-            yield f"{name}: {encodable(broken)} in it is damaged"
+        notes.append(f"{name}: was not tested as a zip ({type(error).__name__}: {error})")
 
 
-def _csv_problems(name: str, path: Path, output: OutputEntry) -> Iterator[str]:
+def _is_readable(member: IO[bytes]) -> bool:
+    """Whether the whole content can be read; its CRC is checked at the end."""
+    try:
+        while member.read(COPY_BYTES):
+            pass
+    except Exception:  # hostile bytes raise any exception of their decoder
+        return False
+    return True
+
+
+def _spans_disks(path: Path) -> bool:
+    """Whether the last record of a zip says that it has several parts."""
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - _END_RECORD_BYTES))
+        tail = stream.read()
+    at = tail.rfind(b"PK\5\6")
+    numbers = tail[at + 4 : at + 8] if at >= 0 else b""
+    # Two bytes each; all bits set mean that a zip64 record has the numbers.
+    return len(numbers) == 4 and any(n not in (b"\0\0", b"\xff\xff") for n in _halves(numbers))
+
+
+def _halves(numbers: bytes) -> tuple[bytes, bytes]:
+    return numbers[:2], numbers[2:]
+
+
+def _csv_problems(name: str, path: Path, output: OutputEntry, notes: list[str]) -> Iterator[str]:
     ids, rows = hashlib.sha256(), -1  # the header does not count
     try:
         with path.open(encoding="utf-8", newline="") as stream:
-            for row in csv.reader(stream):
+            for row in csv_rows(stream):
                 rows += 1
                 if rows:
                     ids.update(f"{row[0] if row else ''}\n".encode())
     except (UnicodeDecodeError, csv.Error) as error:
-        yield f"{name}: not a readable csv ({error})"
+        notes.append(f"{name}: its rows were not counted ({error})")
         return
     if (max(rows, 0), ids.hexdigest()) != (output.rows, output.ids_sha256):
         yield f"{name}: rows or ids differ from the manifest"

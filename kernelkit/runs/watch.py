@@ -1,7 +1,7 @@
 """Follow a run: its state, its log, whether it has the requested hardware, and its end.
 
 Every call names the version. For a while after a push Kaggle may still answer for the version
-before; the digest in a log's first line shows whose log it is.
+before; the digest and the push_id in a log's first lines show whose log it is.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -21,10 +21,12 @@ from kernelkit.errors import (
     RateLimitedError,
     RefusedError,
     UnreachableError,
+    VerificationError,
 )
 from kernelkit.kaggle.logs import parse_log
 from kernelkit.kaggle.types import LogEntry, Quota, State, Status
 from kernelkit.notebook.manifest import Manifest
+from kernelkit.runs.identity import HEAD_CHARACTERS, Identity, log_identity, shows_run
 from kernelkit.runs.manifest import Differences, RunAddress
 from kernelkit.runs.store import RunFolder
 
@@ -45,7 +47,6 @@ GPU_NAMES = {
 }
 """The name of a machine_shape's GPU in the output of nvidia-smi."""
 
-_DIGEST_LINE = re.compile(r"kernelkit digest ([0-9a-f]{64})")
 _SESSION_LINE = re.compile(r"kernelkit session (\d+)")
 _HARDWARE_LINE = re.compile(r"^hardware: (\{.*\})\s*$", re.MULTILINE)
 
@@ -80,7 +81,7 @@ def read_status(kaggle: Kaggle, run: RunAddress, *, fresh: bool) -> Status:
         now = kaggle.status(
             run.owner, run.slug, None
         )  # this Kaggle accepts no versions in the call
-    if fresh and now.state.finished and digest_in_log(_kept_log(kaggle, run)) != run.digest:
+    if fresh and now.state.finished and not shows_run(run, _text(_kept_log(kaggle, run))):
         return Status(State.QUEUED)
     return now
 
@@ -156,7 +157,7 @@ def watch_run(
             state = current
             yield state
         if state.state.finished:
-            _require_own(run, entries)
+            require_own_log(run, entries)
             yield from _unseen(entries, shown)
             if not confirmed:
                 text = "".join(entry.text for entry in entries)
@@ -254,15 +255,29 @@ def cancel_run(kaggle: Kaggle, run: RunAddress, *, age: float = math.inf) -> Sta
     )
 
 
-def digest_in_log(entries: list[LogEntry]) -> str | None:
-    """The digest in a log's first lines, which shows which kernel wrote it."""
-    found = _DIGEST_LINE.search("".join(entry.text for entry in entries))
-    return found[1] if found else None
-
-
 def read_log(kaggle: Kaggle, run: RunAddress) -> list[LogEntry]:
-    """The log of exactly this version, as far as Kaggle has it."""
-    return parse_log(kaggle.log(run.owner, run.slug, run.version))
+    """The log of exactly this run, as far as Kaggle has it.
+
+    Raises:
+        VerificationError: Kaggle sends the log of another run.
+    """
+    entries = parse_log(kaggle.log(run.owner, run.slug, run.version))
+    require_own_log(run, entries)
+    return entries
+
+
+def require_own_log(run: RunAddress, entries: Sequence[LogEntry]) -> None:
+    """Check that nothing in a log shows that another run wrote it.
+
+    Raises:
+        VerificationError: it has another digest, or another push_id.
+    """
+    whose, difference = log_identity(run, _text(entries))
+    if whose == Identity.MISMATCH:
+        raise VerificationError(
+            f"Kaggle sends the log of another run for {run.name}: it is {difference}",
+            f"Right after a push, try again in some minutes. Else look at {run.url}.",
+        )
 
 
 def progress(entry: LogEntry) -> Mapping[str, JsonValue] | None:
@@ -302,11 +317,15 @@ def _confirm(
 
 
 def _kept_log(kaggle: Kaggle, run: RunAddress) -> list[LogEntry]:
-    """The log of a run that has ended; empty while Kaggle has none."""
+    """The log of a run that has ended, of whichever run it is; empty while Kaggle has none."""
     try:
-        return read_log(kaggle, run)
+        return parse_log(kaggle.log(run.owner, run.slug, run.version))
     except NotFoundError:
         return []
+
+
+def _text(entries: Sequence[LogEntry]) -> str:
+    return "".join(entry.text for entry in entries)
 
 
 def _quota(kaggle: Kaggle) -> Iterator[Quota]:
@@ -327,31 +346,23 @@ def _gpus(text: str) -> list[str] | None:
     return [str(gpu) for gpu in gpus] if isinstance(gpus, list) else None
 
 
-def _require_own(run: RunAddress, entries: list[LogEntry]) -> None:
-    found = digest_in_log(entries)
-    if found not in (None, run.digest):
-        raise RefusedError(
-            f"Kaggle sends the log of another run for {run.name}: its digest is {found[:12]}, not "
-            f"{run.digest[:12]}",
-            f"Look at {run.url}, then try again.",
-        )
-
-
 def _live_log(kaggle: Kaggle, run: RunAddress, shown: str, seconds: float) -> Iterator[LogEntry]:
-    """What the stream has beyond `shown`, once the digest shows that it is this run's log.
+    """What the stream has beyond `shown`, once its first lines show that it is this run's log.
 
     A stream starts at the first line each time it is opened. Errors of the stream are ignored: the
     status and the log of the finished version decide.
     """
-    text, ours = "", False
+    text, head, ours = "", "", False
     waiting: list[LogEntry] = []
     try:
         for entry in kaggle.log_stream(run.owner, run.slug, run.version, seconds):
             waiting.append(entry)
-            found = _DIGEST_LINE.search(entry.text)
-            if found and found[1] != run.digest:
-                return
-            ours = ours or found is not None
+            if not ours:
+                head += entry.text
+                ours = shows_run(run, head)
+                other = log_identity(run, head)[0] == Identity.MISMATCH
+                if other or (not ours and len(head) > HEAD_CHARACTERS):
+                    return
             if not ours:
                 continue
             for piece in waiting:

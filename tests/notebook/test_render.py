@@ -88,7 +88,7 @@ def test_two_renders_give_the_same_bytes(plain: Path, tmp_path: Path) -> None:
             check=True,
             capture_output=True,
         )
-    names = ["bundle.json", "kernel-metadata.json", "notebook.ipynb"]
+    names = [".gitignore", "bundle.json", "kernel-metadata.json", "notebook.ipynb"]
     assert sorted(path.name for path in (tmp_path / "1").iterdir()) == names
     for name in names:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()

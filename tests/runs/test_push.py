@@ -345,7 +345,7 @@ def test_a_recreated_kernel_is_pushed_once(case: Case) -> None:
 def test_a_changed_cell_is_named(case: Case) -> None:
     case.push(SLOW)
     run = case.record().read().address
-    kernel = workflow.render_kernel(case.config(SLOW))
+    kernel = workflow.render_kernel(case.config(SLOW)).as_pushed(run.push_id)
     assert push.verify_push(case.kaggle, kernel, run) == []
     other = replace(kernel, notebook=kernel.notebook.replace("To run it:", "To run it all:", 1))
     assert other.notebook != kernel.notebook

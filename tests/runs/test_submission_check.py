@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelkit.errors import ConfigError
-from kernelkit.runs.submit import SubmissionCheck, check
+from kernelkit.runs.submission_check import SubmissionCheck, check
 
 PIXELS = 101 * 101
 SAMPLE = "id,rle_mask\na,1 1\nb,1 1\nc,1 1\nd,1 1\n"
@@ -63,7 +63,7 @@ def test_a_valid_submission_passes(compare) -> None:
         ("b,1 1", "b,99999999999999 1", "is not whole numbers"),
         ("b,1 1", 'b,"1 1', "row 3 or below: not a readable csv"),
         ("b,1 1", 'b,"1" 1', "row 3 or below: not a readable csv"),
-        ("b,1 1", f"b,{'1 1 ' * 40_000}", "row 3 or below: not a readable csv (field larger"),
+        ("b,1 1", f"b,{'1 1 ' * 40_000}", "row 3 (id 'b'): rle_mask: the run '1 1' is not sorted"),
     ],
 )
 def test_a_problem_names_its_row(compare, before: str, after: str, problem_text: str) -> None:

@@ -33,6 +33,7 @@ from kernelkit.kaggle.kernels import Kaggle
 from kernelkit.kaggle.types import Credentials, Timeouts
 from kernelkit.runs import store
 from kernelkit.runs.submit import SubmitOptions
+from kernelkit.storage import sha256_of
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 IDS = [f"image{number}" for number in range(6)]
@@ -227,7 +228,8 @@ def test_a_submission_is_checked_submitted_and_scored(
         on_event=lambda event: reported.append(str(event)),
     )
     (there,) = entered(kaggle)
-    mark = f"kernelkit salt-kernel v1 {record.read().digest[:12]}"
+    run, sha256 = record.read(), sha256_of(record.path / "submission.csv")
+    mark = f"kernelkit {run.owner}/salt-kernel v1 {run.digest[:12]} sha256 {sha256}"
     assert there.description == f"mine ({mark})"
     assert done.sent
     assert (done.record.ref, done.record.status) == (there.ref, "complete")
