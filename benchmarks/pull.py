@@ -58,9 +58,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         project = _project(folder / "project", options.files, options.megabytes)
-        with local_kaggle(None) as endpoint:
-            record = _run(project, endpoint)
-            usages = _measure(project, record, endpoint, folder / "kaggle", options.rounds)
+        with local_kaggle(None) as server:
+            record = _run(project, server.endpoint)
+            usages = _measure(project, record, server.endpoint, folder / "kaggle", options.rounds)
     size = options.files * options.megabytes * 1_000_000
     command = shlex.join(["python", "-m", "benchmarks.pull", *sys.argv[1:]])
     tools = [f"kernelkit {__version__}", f"kaggle {importlib.metadata.version('kaggle')}"]

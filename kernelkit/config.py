@@ -176,6 +176,16 @@ class KernelSettings(_Section):
     """Seconds after which Kaggle ends the run; Kaggle's own limit when left out."""
 
     @property
+    def sources(self) -> dict[str, tuple[str, ...]]:
+        """The declared data sources by kind."""
+        return {
+            "competition_sources": self.competition_sources,
+            "dataset_sources": self.dataset_sources,
+            "kernel_sources": self.kernel_sources,
+            "model_sources": self.model_sources,
+        }
+
+    @property
     def slug(self) -> str:
         """The kernel's name within its owner's account."""
         return self.id.rpartition("/")[2]

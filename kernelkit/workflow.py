@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,19 +97,28 @@ def rehearse(
     `inputs` is a folder of folders that are named by the slugs of the kernel's sources.
 
     Raises:
-        ConfigError: `out` is the folder of real runs, or contains other files than a rehearsal's.
+        ConfigError: `inputs` lacks the data of a source, or `out` is the folder of real runs, or
+            contains other files than a rehearsal's.
     """
     from kernelkit.kaggle.kernels import connect
-    from kernelkit.kaggle.local import local_kaggle
+    from kernelkit.kaggle.local import local_kaggle, require_inputs
     from kernelkit.runs import store
 
     preflight(config)  # before the last rehearsal is removed
+    require_inputs(inputs, config.kernel.sources)
     with store.rehearsal_lock(out):
         store.remove_rehearsal(out / config.kernel.slug, config.project / "runs")
-        with local_kaggle(inputs, mounts) as endpoint:
-            on_event(f"local Kaggle at {endpoint}")
-            kaggle = connect(endpoint, {}, config.kernel.owner)
-            return run(config, kaggle, root=out, deadline=deadline, on_event=on_event)
+        with local_kaggle(inputs, mounts) as server:
+            on_event(f"local Kaggle at {server.endpoint}")
+            if server.isolation != "namespace":
+                on_event(
+                    f"note: runs are not isolated, because this machine has no namespaces "
+                    f"({server.reason}): the network is open, even if enable_internet is false, "
+                    "your files are visible, and the inputs can be changed"
+                )
+            kaggle = connect(server.endpoint, {}, config.kernel.owner)
+            pulled = run(config, kaggle, root=out, deadline=deadline, on_event=on_event)
+            return replace(pulled, isolation=server.isolation)
 
 
 def connect_to(config: Config) -> Kaggle:

@@ -275,6 +275,62 @@ def test_a_rehearsal_does_not_need_the_owners_account(plain: Path, cli: Cli) -> 
     assert printed.splitlines()[-1] == f"verified: {folder}"
 
 
+def test_a_rehearsal_names_the_folder_that_is_missing(
+    plain: Path, cli: Cli, tmp_path: Path
+) -> None:
+    before = plain / "build" / "rehearsal" / "plain-parcel" / "v1" / "run.json"
+    before.parent.mkdir(parents=True)
+    before.write_text("{}")
+    (tmp_path / "other" / "letter").mkdir(parents=True)
+    for given in ([], ["--inputs", tmp_path / "other"]):
+        reported = cli("rehearse", *given, cwd=plain, expect=2).stderr
+        assert 'competition_sources "letters"' in reported
+        assert "kaggle.com" not in reported
+    assert 'Is it "letter"?' in reported
+    assert before.exists()  # the last rehearsal is kept
+
+
+def test_a_push_to_a_local_kaggle_without_data_says_where_it_belongs(
+    plain: Path, cli: Cli, local_kaggle: str
+) -> None:
+    unknown = ["--set", 'kernel.competition_sources=["no-such-competition"]']
+    data = ["--set", "data_dir=kaggle://input/no-such-competition"]
+    reported = cli("push", "--endpoint", local_kaggle, *unknown, *data, cwd=plain, expect=4).stderr
+    assert "local Kaggle's --inputs" in " ".join(reported.split())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("unshare"), reason="needs unshare")
+def test_a_rehearsal_without_namespaces_says_so(make_project: Callable[..., Path]) -> None:
+    """It also reads the outputs of a kernel that the inputs folder stands for."""
+    read = "Path('out.txt').write_text((Path(data) / 'kept.txt').read_text())"
+    project = make_project(
+        {
+            "pkg/main.py": f"from pathlib import Path\ndef run(data):\n    {read}\n",
+            "inputs/some-kernel/kept.txt": "from the run before",
+        },
+        extra='kernel_sources = ["ann/some-kernel"]\n[tool.kernelkit.parameters]\n'
+        'data = "kaggle://input/some-kernel"',
+    )
+    forbid = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
+    wrapped = ("unshare", "-Ur", "sh", "-c", forbid, "sh")
+    if subprocess.run([*wrapped, "true"], capture_output=True).returncode:
+        pytest.skip("cannot forbid namespaces here")
+    command = [sys.executable, "-m", "kernelkit", "rehearse", "--inputs", "inputs"]
+    for options in ([], ["--json"]):
+        done = subprocess.run(
+            [*wrapped, *command, *options], cwd=project, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        if options:
+            assert json.loads(done.stdout)["isolation"] == "folders"
+        else:
+            assert "note: runs are not isolated" in done.stdout
+            assert "the network is open" in " ".join(done.stdout.split())
+    outputs = project / "build" / "rehearsal" / "some-kernel" / "v1"
+    assert (outputs / "out.txt").read_text() == "from the run before"
+
+
 def test_unreadable_results_do_not_fail_the_run(
     make_project: Callable[..., Path], cli: Cli
 ) -> None:
@@ -289,8 +345,9 @@ def test_unreadable_results_do_not_fail_the_run(
     )
     path = project / "pyproject.toml"
     path.write_text(path.read_text().replace('["out.txt"]', '["out.txt", "table.csv"]'))
-    reported = cli("rehearse", "--json", cwd=project)
-    assert json.loads(reported.stdout)["outputs"][1]["rows"] is None
+    reported = json.loads(cli("rehearse", "--json", cwd=project).stdout)
+    assert reported["outputs"][1]["rows"] is None
+    assert reported["isolation"] in ("namespace", "folders")
 
 
 def test_a_run_of_another_kaggle_is_not_changed(project: Path, cli: Cli, local_kaggle: str) -> None:

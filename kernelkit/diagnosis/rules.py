@@ -295,8 +295,8 @@ class Facts:
     def _source(self, slug: str) -> str:
         if slug in self.sources:
             return (
-                f"{slug} is declared: accept its rules on its page on Kaggle, and check that it "
-                "contains the file under that path."
+                f"{slug} is declared: check that it contains the file under that path. On Kaggle, "
+                f"accept its rules on its page; in a rehearsal, look into DIR/{slug} of --inputs."
             )
         return (
             f"Add {slug} to competition_sources or dataset_sources in [tool.kernelkit.kernel], and "

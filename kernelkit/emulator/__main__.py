@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(f"--plugin {error}", USAGE)
     if missing := [m for m in ("nbclient", "ipykernel") if importlib.util.find_spec(m) is None]:
         return _fail(f"{' and '.join(missing)} not installed: pip install 'kernelkit[emulator]'")
-    isolation = _isolation(options.isolation)
+    isolation, reason = _isolation(options.isolation)
     if isolation is None:
         return MACHINE
     with _state_folder(options.state) as folder, contextlib.ExitStack() as stack:
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.lifeline:
             threading.Thread(target=_wait_for_end_of_input, args=(wake,), daemon=True).start()
         threading.Thread(target=server.serve, daemon=True).start()
-        with _announced(server, options, isolation):
+        with _announced(server, options, isolation, reason):
             os.read(signaled, 1)
             _handle_signals(_end_at_once)
             server.shutdown()
@@ -166,14 +166,14 @@ def _wait_for_end_of_input(wake: int) -> None:
 
 @contextlib.contextmanager
 def _announced(
-    server: EmulatorServer, options: argparse.Namespace, isolation: Isolation
+    server: EmulatorServer, options: argparse.Namespace, isolation: Isolation, reason: str
 ) -> Iterator[None]:
     """Print the address and write the ready file; remove the file at the end."""
     ready: Path | None = options.ready_file
     if ready is not None:
         port, pid = server.server_address[1], os.getpid()
         details = {"endpoint": server.endpoint, "port": port, "pid": pid, "user": options.user}
-        write_json(ready, details | {"isolation": isolation})
+        write_json(ready, details | {"isolation": isolation, "reason": reason})
     proxy = f"KAGGLE_API_ENVIRONMENT=LOCALHOST http_proxy={server.endpoint} no_proxy="
     credentials = f"KAGGLE_USERNAME={options.user} KAGGLE_KEY=any"
     print(f"Local Kaggle at {server.endpoint} (isolation: {isolation})")
@@ -208,19 +208,22 @@ def _lock_state(folder: Path) -> None:
     os.write(file, json.dumps(FORMAT).encode() + b"\n")
 
 
-def _isolation(option: str) -> Isolation | None:
-    """The isolation of runs; None, after a message, if this machine does not support the option."""
+def _isolation(option: str) -> tuple[Isolation | None, str]:
+    """The isolation of runs, and why it is not a namespace.
+
+    None, after a message, if this machine does not support the option.
+    """
     if option == "folders":
-        return "folders"
+        return "folders", "--isolation folders"
     reason = why_no_namespace()
     if not reason:
-        return "namespace"
+        return "namespace", ""
     if option == "namespace":
         _fail(f"no namespace on this machine: {reason}")
-        return None
+        return None, reason
     print(f"No namespace on this machine ({reason}): runs get folders instead,", file=sys.stderr)
     print("with an open network and inputs that are not write-protected.", file=sys.stderr)
-    return "folders"
+    return "folders", reason
 
 
 def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, type[EmulatorPlugin]]:

@@ -72,8 +72,15 @@ class KernelsApi:
         )
 
     def get_kernel(self, account: str, fields: RequestFields) -> Reply:
-        """Metadata and source."""
-        kernel, version = self._find(account, fields)
+        """Metadata and source; without a source for a kernel that only the inputs folder has."""
+        try:
+            kernel, version = self._find(account, fields)
+        except RequestRefused:
+            owner, slug = fields.text("userName"), fields.text("kernelSlug")
+            if fields.text("versionLabel") or not self._kaggle.given_outputs(owner, slug):
+                raise
+            details = {"ref": f"{owner}/{slug}", "title": slug, "author": owner, "slug": slug}
+            return answer(metadata=JsonObject(**details), blob=JsonObject(slug=slug))
         push = version.push
         names = {"language": push.language, "kernelType": push.kernel_type}
         blob = {"source": _source_with_metadata(push), "slug": kernel.slug, **names}

@@ -458,15 +458,25 @@ class EmulatedKaggle:
         return Mount(target, source.resolve())
 
     def _output_of(self, account: str, name: str) -> Mount | None:
-        """The outputs of the latest complete version of another kernel."""
+        """The outputs of the latest complete version of another kernel, or of the inputs folder."""
         owner, _, rest = name.partition("/")
+        slug = rest.partition("/")[0]
         try:
-            kernel, _ = self.find(account, owner, rest.partition("/")[0])
+            kernel, _ = self.find(account, owner, slug)
         except RequestRefused:
+            source = self.given_outputs(owner, slug)
+        else:
+            owner, slug, done = kernel.owner, kernel.slug, kernel.latest_complete
+            source = done.working if done else None
+        target = self._target(slug, PurePosixPath("notebooks", owner, slug))
+        return Mount(target, source.resolve()) if source else None
+
+    def given_outputs(self, owner: str, slug: str) -> Path | None:
+        """A folder of the inputs that stands for the outputs of a kernel that was never pushed."""
+        if self._inputs is None or not _ACCOUNT.fullmatch(owner) or not _SLUG.fullmatch(slug):
             return None
-        target = PurePosixPath("notebooks", kernel.owner, kernel.slug)
-        done = kernel.latest_complete
-        return Mount(self._target(kernel.slug, target), done.working) if done else None
+        source = self._inputs / slug
+        return source if source.is_dir() else None
 
     def _target(self, slug: str, new: PurePosixPath) -> PurePosixPath:
         return new if self._mounts == "new" else PurePosixPath(slug)

@@ -9,7 +9,8 @@ competitions  terms, sample, submissions and scores: `Competition`
 transfer      downloads one output: `download`, `Transfer`, `Stopped`
 logs          reads a log, live or finished: `parse_log`
 credentials   whose account this is: `account_name`, `key_files`
-local         starts a local Kaggle: `local_kaggle`, `emulator_command`
+local         starts a local Kaggle, checks its folder of inputs: `local_kaggle`,
+              `emulator_command`, `require_inputs`, `ReadyLocalKaggle`
 connection    the SDK's client with timeouts; refuses endpoints on other machines
 answers       turns each failure of a call into a kernelkit error, or retries it
 

@@ -1,18 +1,21 @@
-"""Start a local Kaggle as a process of its own, and stop it again."""
+"""Start a local Kaggle as a process of its own, and stop it again; check its folder of inputs."""
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel
 
-from kernelkit.errors import LocalError
+from kernelkit.errors import ConfigError, LocalError
 from kernelkit.storage import read_model
 
 START_SECONDS = 30  # it imports nbclient, which takes some seconds from a cold disk
@@ -20,15 +23,25 @@ STOP_SECONDS = 20  # it ends its runs first
 MESSAGE_CHARACTERS = 2000  # the end of its output, for an error
 
 
-class _Ready(BaseModel):
+SHOWN = 8  # names of a folder, for an error
+SEARCHED = 500  # folders that are searched for a source
+ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar", ".7z")
+
+
+class ReadyLocalKaggle(BaseModel):
     """What a local Kaggle writes once it listens."""
 
     endpoint: str
+    isolation: str = "namespace"
+    """"namespace", or "folders" where this machine has no namespaces."""
+
+    reason: str = ""
+    """Why this machine has none."""
 
 
 @contextmanager
-def local_kaggle(inputs: Path | None, mounts: str = "new") -> Iterator[str]:
-    """Start a local Kaggle, yield its address, and stop it with all its runs.
+def local_kaggle(inputs: Path | None, mounts: str = "new") -> Iterator[ReadyLocalKaggle]:
+    """Start a local Kaggle, yield how it runs, and stop it with all its runs.
 
     It also ends if this process is killed: it then loses the pipe that connects the two.
 
@@ -45,7 +58,7 @@ def local_kaggle(inputs: Path | None, mounts: str = "new") -> Iterator[str]:
         with Path(folder, "emulator.log").open("w+") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.PIPE)
             try:
-                yield _endpoint(process, ready, Path(log.name))
+                yield _wait_until_ready(process, ready, Path(log.name))
             finally:
                 _stop(process)
 
@@ -55,11 +68,11 @@ def emulator_command(arguments: list[str]) -> list[str]:
     return [sys.executable, "-m", "kernelkit.emulator", *arguments]
 
 
-def _endpoint(process: subprocess.Popen[bytes], ready: Path, log: Path) -> str:
+def _wait_until_ready(process: subprocess.Popen[bytes], ready: Path, log: Path) -> ReadyLocalKaggle:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if ready.is_file():
-            return read_model(ready, _Ready).endpoint
+            return read_model(ready, ReadyLocalKaggle)
         if process.poll() is not None:
             break
         time.sleep(0.05)
@@ -76,3 +89,112 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def require_inputs(inputs: Path | None, sources: Mapping[str, Sequence[str]]) -> None:
+    """Check that the folder of inputs has data for every source; `sources` has them by kind.
+
+    Raises:
+        ConfigError: with each folder that is missing, and what there is instead.
+    """
+    needed = [_Source(kind, name) for kind, names in sources.items() for name in names]
+    if inputs is None:
+        if needed:
+            declared = "\n  ".join(f"{one.title}: DIR/{one.place}" for one in needed)
+            raise ConfigError(
+                f"the rehearsal needs a folder with the data of the sources:\n  {declared}",
+                "Name it: kernelkit rehearse --inputs DIR, or set KERNELKIT_DATA.",
+            )
+        return
+    missing = [(one, problem) for one in needed if (problem := _problem(inputs, one.place))]
+    if not missing:
+        return
+    lines = [f"{one.title} needs {inputs / one.place}: {problem}" for one, problem in missing]
+    advice = "Put the data of each source into its folder, or name another folder: --inputs DIR."
+    for root in (inputs.resolve().parent, *_folders(inputs)):
+        if not any(_problem(root, one.place) for one in needed):
+            advice = f"Name this folder instead: kernelkit rehearse --inputs {root}"
+            break
+    raise ConfigError(
+        "the folder of inputs lacks data that the kernel declares:\n  "
+        + "\n  ".join([*lines, f"{inputs} contains {_contents(inputs)}"]),
+        advice,
+    )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A declared source and its place below the folder of inputs."""
+
+    kind: str
+    name: str
+
+    @property
+    def title(self) -> str:
+        return f'{self.kind} "{self.name}"'
+
+    @property
+    def place(self) -> PurePosixPath:
+        """Owners are left out; so are versions, except those of models."""
+        parts = self.name.split("/")
+        if self.kind == "model_sources":
+            return PurePosixPath(*parts[1:2], *(part.lower() for part in parts[2:3]), *parts[3:])
+        return PurePosixPath(parts[1] if len(parts) > 1 else parts[0])
+
+
+def _problem(inputs: Path, place: PurePosixPath) -> str:
+    """Why the folder of a source cannot be used; empty if it can."""
+    folder = inputs
+    for part in place.parts:
+        if not (folder / part).is_dir():
+            return _instead(inputs, folder, part)
+        folder /= part
+    names = _names(folder)
+    if not names:
+        return "the folder is empty"
+    if names == [folder.name] and (folder / folder.name).is_dir():
+        return "it contains only a folder of the same name: its data is one level too deep"
+    return ""
+
+
+def _instead(inputs: Path, folder: Path, name: str) -> str:
+    """What there is in place of a folder."""
+    entry = folder / name
+    if entry.is_symlink() and not entry.exists():
+        return f"it is a link to {entry.readlink()}, which does not exist"
+    if entry.exists():
+        return "it is a file, not a folder"
+    if packed := [name + ending for ending in ARCHIVES if (folder / (name + ending)).is_file()]:
+        return f'there is only "{packed[0]}": unpack it into this folder'
+    for found in _folders(inputs):
+        if found.name == name:
+            return f"there is no such folder, but there is {found}"
+    if folder == inputs and inputs.resolve().name == name:
+        return "there is no such folder: name the one above, which contains it"
+    alike = {_plain(one): one for one in _names(folder) if (folder / one).is_dir()}
+    near = difflib.get_close_matches(_plain(name), alike, 1, 0.75)
+    if near:
+        return f'there is no such folder. Is it "{alike[near[0]]}"?'
+    inside = "" if folder == inputs else f"; {folder} contains {_contents(folder)}"
+    return f"there is no such folder{inside}"
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("_", "-").replace(" ", "-")
+
+
+def _folders(inputs: Path) -> list[Path]:
+    """The folders below the inputs, down to Kaggle's own datasets/OWNER/SLUG; not all if many."""
+    found = (path for depth in ("*", "*/*", "*/*/*") for path in inputs.glob(depth))
+    return sorted(path for path in itertools.islice(found, SEARCHED) if path.is_dir())
+
+
+def _names(folder: Path) -> list[str]:
+    """The names in a folder, without hidden files such as .DS_Store."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _contents(folder: Path) -> str:
+    names = [f"{one}/" if (folder / one).is_dir() else one for one in _names(folder)]
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return (", ".join(names[:SHOWN]) or "nothing") + more

@@ -167,6 +167,9 @@ class PulledRun:
     partial: bool = False
     """Whether only some outputs were selected; nothing is known about the others."""
 
+    isolation: str | None = None
+    """How a rehearsal isolated the run: "namespace" or "folders"; None if it was no rehearsal."""
+
     @property
     def document(self) -> dict[str, JsonValue]:
         """All of it for a script."""
@@ -179,6 +182,7 @@ class PulledRun:
             "left_behind": {**self.left_behind},
             "refused": {**self.refused},
             "partial": self.partial,
+            **({"isolation": self.isolation} if self.isolation else {}),
         }
 
 

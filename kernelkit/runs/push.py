@@ -28,7 +28,7 @@ from kernelkit.errors import (
     SessionCapError,
     UnreachableError,
 )
-from kernelkit.kaggle.types import KernelInfo, Timeouts
+from kernelkit.kaggle.types import PRODUCTION, KernelInfo, Timeouts
 from kernelkit.notebook.manifest import Manifest
 from kernelkit.notebook.reader import embedded_manifest, read_cells
 from kernelkit.notebook.render import Kernel
@@ -575,18 +575,22 @@ def _check_quota(kaggle: Kaggle, reserve: float, on_event: OnEvent) -> None:
 
 
 @contextmanager
-def _require_source(problem: str, advice: str) -> Iterator[None]:
+def _require_source(kaggle: Kaggle, problem: str, advice: str) -> Iterator[None]:
     """Explain what it means if Kaggle does not find a source."""
     try:
         yield
     except NotFoundError as error:
+        if kaggle.endpoint != PRODUCTION:
+            advice = f"Put its data into the local Kaggle's --inputs. On the real one: {advice}"
         raise _SourceError(f"{problem}: {error}", f"{advice} Nothing was sent.") from error
 
 
 def _check_competition(kaggle: Kaggle, slug: str) -> None:
     rules = f"https://www.kaggle.com/c/{slug}/rules."
     with _require_source(
-        f"the competition {slug} gives you no data", f"Join it and accept its rules: {rules}"
+        kaggle,
+        f"the competition {slug} gives you no data",
+        f"Join it and accept its rules: {rules}",
     ):
         kaggle.competition_access(slug)
 
@@ -596,6 +600,7 @@ def _check_dataset(kaggle: Kaggle, source: str, on_event: OnEvent) -> None:
     started, reported = kaggle.timeouts.clock(), ""
     for pause in kaggle.timeouts.pauses():
         with _require_source(
+            kaggle,
             f"there is no dataset {source}, or you may not see it",
             "Fix dataset_sources, or ask its owner.",
         ):
@@ -620,13 +625,15 @@ def _check_dataset(kaggle: Kaggle, source: str, on_event: OnEvent) -> None:
 def _check_kernel(kaggle: Kaggle, source: str) -> None:
     owner, slug = source.split("/")[:2]
     problem = f"there is no kernel {source}, or you may not see it"
-    with _require_source(problem, "Fix kernel_sources."):
+    with _require_source(kaggle, problem, "Fix kernel_sources."):
         kaggle.kernel(owner, slug)
 
 
 def _check_model(kaggle: Kaggle, source: str) -> None:
     problem = f"there is no model {source}, or you may not use it"
-    with _require_source(problem, "Fix model_sources, or accept the model's terms on its page."):
+    with _require_source(
+        kaggle, problem, "Fix model_sources, or accept the model's terms on its page."
+    ):
         kaggle.model_access(source)
 
 

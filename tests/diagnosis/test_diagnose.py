@@ -610,7 +610,7 @@ TABLE = [
     ),
     (
         "RuntimeFault: kaggle://input/given: no folder has that name. Is",
-        *(FailureCause.MISSING_INPUT, "given is declared: accept its rules"),
+        *(FailureCause.MISSING_INPUT, "given is declared: check that"),
     ),
     (
         "FileNotFoundError: [Errno 2] No such file or directory: "

@@ -37,7 +37,9 @@ def test_the_address_is_announced(launch):
         "pid": emulator.process.pid,
         "user": "somebody",
         "isolation": emulator.ready["isolation"],
+        "reason": emulator.ready["reason"],
     }
+    assert bool(emulator.ready["reason"]) == (emulator.ready["isolation"] == "folders")
     assert emulator.endpoint in emulator.lines[0]
     assert (
         f"KAGGLE_API_ENVIRONMENT=LOCALHOST http_proxy={emulator.endpoint} no_proxy= "
