@@ -64,13 +64,20 @@ if TYPE_CHECKING:
 
 TAIL_CHARACTERS = 1000  # of a log line under the live table
 TAIL_LINES = 6  # of the log under the live table
+LOG_CHARACTERS = 20_000  # of a log line; `kernelkit logs` prints all of it
+RESULT_FILES = 20  # tables, and images, of a run
+RESULT_LINES = 200  # of all its tables
+RESULT_BYTES = 1 << 14  # of one table
 BUDGET_ROWS = 25  # files listed by `render`
 LEFT_OUT_NAMED = 5  # files listed for each reason
 UNDECLARED_NAMED = 20  # files that are not declared as outputs; --json lists all
 ERROR_LINES = 8  # of an exception's message; --json has more
+TRACEBACK_LINES = 1000  # of a bug
 ERROR_MESSAGE_LINES = 200  # of kernelkit's own errors, such as all problems of a preflight
 INTERRUPTED = 130
 STARTED = time.monotonic()
+CELL_CHARACTERS = 400  # of a table's cell
+NAME_CHARACTERS = 10  # of a cell that is cut because the terminal is narrow
 WIDE = 200  # columns of a table that goes to a file or another program
 EPOCH_COLUMNS = (  # of an epoch's event: heading, key, digits
     ("train loss", "train_loss", 4),
@@ -89,8 +96,8 @@ ABORTED = ("papermill.exceptions.", "Exception encountered at ")
 class SafeConsole(Console):
     """A console whose text is `shown`, whoever made it; only rich moves the cursor."""
 
-    def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -179,7 +186,7 @@ def report(error: BaseException, *, as_json: bool) -> int:
         text = "".join(traceback.format_exception(error))
         details = {"traceback": text}
         if not as_json:
-            sys.stderr.write(shown(text))
+            sys.stderr.write(shown("\n".join(_beginning(text, TRACEBACK_LINES))))
         _print_error("this is a bug of kernelkit", "Please report it, with the traceback.")
     document({"error": message, "next": next_step, **details, "exit_code": code})
     return code
@@ -191,13 +198,17 @@ def _usage_advice(error: BaseException) -> str:
 
 
 def _print_error(message: str, next_step: str = "") -> None:
-    lines = message.split("\n")
-    more = [f"… and {len(lines) - ERROR_MESSAGE_LINES:,} more lines"]
-    text = "\n".join(map(shortened, lines[:ERROR_MESSAGE_LINES]))
-    text = "\n".join([text, *more]) if len(lines) > ERROR_MESSAGE_LINES else text
+    text = "\n".join(_beginning(message, ERROR_MESSAGE_LINES))
     say(Text.assemble(("error: ", "bold red"), text), to=stderr, indent=7)
     if next_step:
         say(Text.assemble(("next:  ", "bold"), one_line(next_step)), to=stderr, indent=7)
+
+
+def _beginning(text: str, most: int) -> list[str]:
+    """The first lines of a text, each cut where it is too long, and how many more there are."""
+    lines = text.split("\n")
+    more = [f"… and {len(lines) - most:,} more lines"] if len(lines) > most else []
+    return [*map(shortened, lines[:most]), *more]
 
 
 def say(
@@ -254,33 +265,65 @@ def _print_table(
 ) -> None:
     """Print a table, without empty columns; a narrow terminal loses EXPENDABLE ones first.
 
-    `right` names the columns of numbers, `last` is the style of the last row.
+    If it is still too wide, the longest names are cut. `--verbose` drops and cuts nothing. `right`
+    names the columns of numbers, `last` is the style of the last row.
     """
-    kept = [name for n, name in enumerate(headings) if any(str(row[n]) for row in rows)]
-    width = stdout.width if stdout.is_terminal else WIDE
-    candidates = [] if mode.verbose else [name for name in EXPENDABLE if name in kept]
-    while True:
-        table = Table(box=None, pad_edge=False)
-        for name in kept:
-            justify = "right" if name in right else "left"
-            table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
-        for row in rows:
-            cells = [row[n] for n, name in enumerate(headings) if name in kept]
-            table.add_row(*map(_cell, cells), style=last if row is rows[-1] else "")
-        unlimited = stdout.options.update(max_width=10_000)
-        if not candidates or stdout.measure(table, options=unlimited).maximum <= width:
-            break
-        kept.remove(candidates.pop(0))
-    for column in table.columns:  # numbers stay whole
-        column.no_wrap = str(column.header) in right
+    columns = {
+        name: [_cell(row[n]) for row in rows]
+        for n, name in enumerate(headings)
+        if any(str(row[n]) for row in rows)
+    }
     if not stdout.is_terminal:  # else rich takes 80 columns
-        stdout.width = width
+        stdout.width = WIDE
+    if not mode.verbose:
+        for name in EXPENDABLE:
+            if _excess(columns) > 0:
+                columns.pop(name, None)
+        if stdout.is_terminal:
+            _cut_names(columns)
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        justify = "right" if name in right else "left"
+        numeric = name in right  # numbers stay whole
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=numeric)  # type: ignore[arg-type]
+    for n in range(len(rows)):
+        cells = (column[n] for column in columns.values())
+        table.add_row(*cells, style=last if n == len(rows) - 1 else "")
     stdout.print(table)
 
 
 def _cell(cell: str | Text) -> Text:
     text = cell if isinstance(cell, Text) else Text(cell)
-    return _safe(Text(printable(text.plain), text.style))
+    return _safe(Text(one_line(text.plain, CELL_CHARACTERS), text.style))
+
+
+def _width(name: str, cells: Sequence[Text]) -> int:
+    return max(cell_len(text) for text in (name, *(cell.plain for cell in cells)))
+
+
+def _excess(columns: Mapping[str, Sequence[Text]]) -> int:
+    """By how much a table is wider than the terminal."""
+    widths = [_width(name, cells) for name, cells in columns.items()]
+    return sum(widths) + 2 * (len(widths) - 1) - stdout.width  # two spaces between columns
+
+
+def _cut_names(columns: dict[str, list[Text]]) -> None:
+    """Cut the longest cells in the middle until the table fits: their ends tell names apart."""
+    widths = {name: _width(name, cells) for name, cells in columns.items()}
+    for _ in range(_excess(columns)):
+        widest = max(widths, key=lambda name: widths[name])
+        widths[widest] = max(widths[widest] - 1, NAME_CHARACTERS)
+    for name, cells in columns.items():
+        columns[name] = [_cut(cell, widths[name]) for cell in cells]
+
+
+def _cut(cell: Text, width: int) -> Text:
+    if cell_len(cell.plain) <= width:
+        return cell
+    begin = cell.copy()
+    begin.truncate(width - width // 2 - 1)
+    end = next(cell[n:] for n in range(len(cell)) if cell_len(cell.plain[n:]) <= width // 2)
+    return Text.assemble(begin, "…", end)
 
 
 class Reporter:
@@ -316,7 +359,7 @@ class Reporter:
         elif isinstance(event, Progress):
             self._show(event)
         else:
-            _detail("\n".join(map(shortened, event.split("\n"))))
+            _detail(one_line(event))
 
     def finish(self) -> None:
         """Leave the last table of the epochs on the screen, and one line about the download."""
@@ -338,14 +381,19 @@ class Reporter:
         if event and event["event"] == "epoch" and "experiment" in event:
             self._experiments[str(event["experiment"])] = event
         is_epoch = event is not None and event["event"] == "epoch"
-        line = lines_printable(_epoch_line(event) if event and is_epoch else entry.text.rstrip())
+        text = _epoch_line(event) if event and is_epoch else entry.text[: LOG_CHARACTERS + 1]
+        line = lines_printable(text.rstrip())
+        if len(text) > LOG_CHARACTERS:
+            line = (
+                f"{line[:LOG_CHARACTERS]}… ({len(entry.text) - LOG_CHARACTERS:,} more characters)"
+            )
         self._tail = [*self._tail, line[:TAIL_CHARACTERS]][-TAIL_LINES:]
         if self._live:
             self._live.update(self._view())
         elif line and (event is None or is_epoch) and not mode.quiet:
             self._aborted = self._aborted or line.startswith(ABORTED)
             if mode.verbose or not self._aborted:
-                stdout.print(Text(line), soft_wrap=True)
+                _print_text(Text(line))
 
     def _show(self, progress: Progress) -> None:
         """Update the one bar of the download."""
@@ -566,7 +614,7 @@ def explain(diagnosis: Diagnosis) -> None:
     """The cause, the error, the frames with their source in one column, notes and advice."""
     say(one_line(diagnosis.cause), "bold red")
     say("\n".join(map(shortened, diagnosis.error.split("\n")[:ERROR_LINES])))
-    places = [printable(_place(frame)) for frame in diagnosis.frames]
+    places = [one_line(_place(frame), CELL_CHARACTERS) for frame in diagnosis.frames]
     width = max((len(place) for place in places), default=0)
     for frame, place in zip(diagnosis.frames, places, strict=True):
         own = frame.origin == "project"
@@ -599,7 +647,7 @@ def outputs(verdict: Verdict) -> None:
         more = len(verdict.undeclared) - UNDECLARED_NAMED
         shown = ", ".join(verdict.undeclared[:UNDECLARED_NAMED])
         shown += f" and {more} more" if more > 0 else ""
-        say(printable(f"not declared as outputs: {shown}"), style="dim")
+        say(one_line(f"not declared as outputs: {shown}"), style="dim")
     for note in verdict.notes[:UNDECLARED_NAMED]:
         say(one_line(f"note: {note}"))
     if not verdict.identity_proven:
@@ -610,23 +658,48 @@ def outputs(verdict: Verdict) -> None:
 
 
 def results(folder: Path, verdict: Verdict) -> None:
-    """The tables that the run wrote, the paths of its images, and its duration."""
+    """The beginning of the tables that the run wrote, the paths of its images, and its duration."""
     from kernelkit.runs.manifest import RUN_MANIFEST_NAME, RunManifest
 
     declared = {output.path for output in verdict.outputs}
-    for path in _files(folder, "*.md"):
-        from rich.markdown import Markdown
-
+    left = RESULT_LINES
+    tables, images = _files(folder, "*.md"), _files(folder, "*.png")
+    for path in tables[:RESULT_FILES]:
         name = path.relative_to(folder).as_posix()
         if name not in declared:
             say(one_line(f"not verified, because it is not declared as an output: {name}"))
-        text = path.read_text(encoding="utf-8", errors="replace")
-        stdout.print(Markdown("\n".join(map(printable, text.splitlines()))))
-    for path in _files(folder, "*.png"):
-        stdout.print(Text(printable(f"image: {path}")), soft_wrap=True)
+        left -= _print_markdown(path, left)
+    _print_more(tables, "table")
+    for path in images[:RESULT_FILES]:
+        _print_line(f"image: {path}")
+    _print_more(images, "image")
     manifest = read_model(folder / RUN_MANIFEST_NAME, RunManifest)
     total = time.monotonic() - STARTED
     say(f"the run took {number(manifest.seconds, 0)} s, this command {total:.0f} s")
+
+
+def _print_markdown(path: Path, most: int) -> int:
+    """Print the beginning of a file, up to `most` lines; returns how many were printed."""
+    from rich.markdown import Markdown
+
+    with path.open("rb") as stream:  # rich needs minutes for a table of 4 MB
+        data = stream.read(RESULT_BYTES + 1)
+    text = data[:RESULT_BYTES].decode(errors="replace")
+    source = text.splitlines()
+    safe = "\n".join(map(printable, source[:most]))
+    markdown = Markdown(safe, hyperlinks=False)  # a link would hide where it leads
+    rendered = stdout.render_lines(markdown, pad=False)
+    for line in rendered[:most]:
+        pieces = ((segment.text, segment.style or "") for segment in line)
+        _print_text(Text.assemble(*pieces))
+    if len(data) > RESULT_BYTES or len(source) > most or len(rendered) > most:
+        say(printable(f"the rest is in {path}"), style="dim")
+    return min(most, len(rendered))
+
+
+def _print_more(files: Sequence[Path], noun: str) -> None:
+    if more := files[RESULT_FILES:]:
+        say(printable(f"… and {counted(len(more), f'more {noun}')} in {more[0].parent}"))
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
@@ -700,7 +773,7 @@ def left_out(found: Mapping[str, str]) -> None:
     for reason, paths in reasons.items():
         count = len(paths) if mode.verbose else LEFT_OUT_NAMED
         more = f" and {len(paths) - count} more" if len(paths) > count else ""
-        say(printable(f"left out ({reason}): {', '.join(paths[:count])}{more}"), style="dim")
+        say(one_line(f"left out ({reason}): {', '.join(paths[:count])}{more}"), style="dim")
 
 
 def checked(results: Sequence[CheckResult]) -> None:
@@ -713,16 +786,17 @@ def _print_checks(results: Sequence[CheckResult]) -> None:
     from kernelkit.doctor.checks import Health
 
     styles = {Health.GOOD: "green", Health.BAD: "bold red", Health.UNKNOWN: "yellow"}
-    width = max(len(result.subject) for result in results)
-    for result in results:
+    subjects = [one_line(result.subject, 60) for result in results]
+    width = max(map(len, subjects))
+    for result, subject in zip(results, subjects, strict=True):
         if mode.quiet and result.health == Health.GOOD:
             continue
         mark = (f"{result.health:8}", styles[result.health])
-        message = printable("; ".join(result.words.split("\n")))
+        message = one_line("; ".join(result.words.split("\n")))
         column = 8 + width + 2
-        say(Text.assemble(mark, f"{result.subject:{width}}  {message}"), indent=column)
+        say(Text.assemble(mark, f"{subject:{width}}  {message}"), indent=column)
         if result.remedy:
-            say(f"{'':{column}}→ {printable(result.remedy)}", indent=column + 2)
+            say(f"{'':{column}}→ {one_line(result.remedy)}", indent=column + 2)
     counts = {health: sum(one.health == health for one in results) for health in Health}
     say(", ".join(f"{count} {health}" for health, count in counts.items() if count))
 
@@ -750,7 +824,7 @@ def probed(report: Report, *, suggest_image: bool) -> None:
 def advice(notes: Sequence[str]) -> None:
     """Notes that do not prevent a push."""
     for line in notes:
-        say(Text.assemble(("note: ", "bold yellow"), printable(line)), indent=6)
+        say(Text.assemble(("note: ", "bold yellow"), one_line(line)), indent=6)
 
 
 def diffs(plan: SyncPlan) -> None:
@@ -810,7 +884,7 @@ def runs(rows: Sequence[RunRow], folder: Path | None = None) -> None:
     _print_table(headings, [_run_cells(row) for row in rows], right=("GPU s",))
     for row in rows:
         if row.next:
-            say(printable(f"{row.run} v{row.version}: {row.next}"), "yellow")
+            say(one_line(f"{row.run} v{row.version}: {row.next}"), "yellow")
 
 
 def _run_cells(row: RunRow) -> list[str]:

@@ -28,6 +28,7 @@ from kernelkit.kaggle.types import (
     State,
     Status,
 )
+from kernelkit.printable import one_line
 
 if TYPE_CHECKING:
     from kernelkit.config import KernelSettings
@@ -190,7 +191,7 @@ class Kaggle(Connection):
         what = f"cancelling session {session_id}"
         response = self.read(what, lambda: self._kernels.cancel_kernel_session(request))
         if response.error_message:
-            raise RefusedError(f"{what}: {response.error_message}")
+            raise RefusedError(f"{what}: {one_line(str(response.error_message))}")
 
     def dataset_status(self, owner: str, slug: str) -> str:
         """The state of a dataset, such as "READY" or "FAILED" [V, DatabundleVersionStatus].
@@ -242,8 +243,8 @@ def _kernel_info(response: Any) -> KernelInfo:
         source=as_text(response.blob.source),
         is_private=as_flag(details.is_private),
         enable_internet=as_flag(details.enable_internet),
-        machine_shape=as_text(details.machine_shape),
-        docker_image=as_text(details.docker_image),
+        machine_shape=one_line(as_text(details.machine_shape)),
+        docker_image=one_line(as_text(details.docker_image)),
         sources={
             "competition_sources": as_texts(details.competition_data_sources),
             "dataset_sources": as_texts(details.dataset_data_sources),
@@ -268,7 +269,7 @@ def _push_response(response: Any) -> PushResponse:
         "kernel_sources": response.invalid_kernel_sources,
         "model_sources": response.invalid_model_sources,
     }
-    url, version = as_text(response.url), as_int(response.version_number)
+    url, version = one_line(as_text(response.url)), as_int(response.version_number)
     if not version:
         raise AnswerLostError(
             "Kaggle accepted the push and named no version", "Look at " + (url or "kaggle.com.")

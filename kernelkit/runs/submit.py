@@ -25,6 +25,7 @@ from kernelkit.errors import (
     VerificationError,
 )
 from kernelkit.kaggle.types import Scoring
+from kernelkit.printable import one_line
 from kernelkit.runs import store
 from kernelkit.runs.manifest import FileProblems, RunAddress, SubmissionRecord
 from kernelkit.runs.store import RunFolder
@@ -194,8 +195,9 @@ def require_no_scoring_error(submitted: Submitted) -> None:
     """
     record = submitted.record
     if record.status == Scoring.ERROR:
+        reason = one_line(record.error or "") or "Kaggle gives no reason"
         raise RefusedError(
-            f"submission {record.ref} was not scored: {record.error or 'Kaggle gives no reason'}",
+            f"submission {record.ref} was not scored: {reason}",
             "Fix the submission and run again, or submit the same file again with --again.",
             submitted,
         )
