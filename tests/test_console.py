@@ -89,7 +89,7 @@ def test_results_shows_tables_and_the_paths_of_images(screen: StringIO, tmp_path
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "table.md").write_text("# Title\x1b[2J\n")
     (tmp_path / "plot.png").write_bytes(b"")
-    console.results(tmp_path)
+    console.results(tmp_path, Verdict(problems=(), run_error=None, outputs=(), undeclared=()))
     said = screen.getvalue()
     for expected in ("Title", "plot.png", "the run took 3 s"):
         assert expected in said
