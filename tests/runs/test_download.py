@@ -48,7 +48,7 @@ class Shelf(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
         self.files: list[tuple[str, bytes]] = []
-        self.state = "COMPLETE"
+        self.state, self.failure, self.log = "COMPLETE", "", LOG
         self.sizes = True
         self.instead: dict[str, list[bytes | int]] = {}  # responses before the correct one
         self.generation = 0  # of addresses; older ones are rejected
@@ -74,12 +74,15 @@ class Shelf(ThreadingHTTPServer):
         manifest = {"digest": DIGEST, "status": "complete", "outputs": described, **more}
         self.files.append(("run-manifest.json", json.dumps(manifest).encode()))
 
-    def record(self, folder: Path, *declared: str, slug: str = "some-kernel") -> RunFolder:
-        """The run folder after the push."""
+    def record(
+        self, folder: Path, *declared: str, slug: str = "some-kernel", **identity: str
+    ) -> RunFolder:
+        """The run folder after the push; `identity` is its push_id."""
         folder.mkdir(parents=True)
-        address = {"owner": "ann", "slug": slug, "version": 2, "url": "u", "digest": DIGEST}
-        (folder / "push.json").write_text(json.dumps({**address, "endpoint": self.endpoint}))
-        bundle = {"digest": DIGEST, "slug": slug, "outputs": list(declared)}
+        made = {"slug": slug, "digest": DIGEST, **identity}
+        address = {"owner": "ann", "version": 2, "url": "u", "endpoint": self.endpoint}
+        (folder / "push.json").write_text(json.dumps({**address, **made}))
+        bundle = {**made, "outputs": list(declared)}
         (folder / "bundle.json").write_text(json.dumps(bundle))
         return RunFolder(folder)
 
@@ -94,7 +97,8 @@ class Handler(BaseHTTPRequestHandler):
         method = self.path.rpartition("/")[2]
         self.server.calls.append(method)
         if method == "GetKernelSessionStatus":
-            self.say(200, json.dumps({"status": self.server.state}).encode())
+            failure = {"failureMessage": self.server.failure} if self.server.failure else {}
+            self.say(200, json.dumps({"status": self.server.state, **failure}).encode())
         else:
             self.say(200, json.dumps(self.page(method, asked)).encode())
 
@@ -111,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
             shelf.generation += 1
         address = f"{shelf.endpoint}/file?of={shelf.generation}&n="
         listed = [{"fileName": name, "url": f"{address}{n}"} for n, (name, _) in shown]
-        return {"log": LOG, "files": listed, **more}
+        return {"log": shelf.log, "files": listed, **more}
 
     def do_GET(self) -> None:
         shelf = self.server

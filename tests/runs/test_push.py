@@ -261,6 +261,33 @@ def test_a_simultaneous_push_from_another_machine_is_reported(case: Case) -> Non
     assert any("v1 has the same digest" in line for line in case.messages)
 
 
+@pytest.mark.parametrize("lost", ["lost-before", "server-error,call=SaveKernel,code=502"])
+def test_a_version_of_another_push_is_not_mistaken_for_the_lost_one(case: Case, lost: str) -> None:
+    """Although it has the same digest, and was pushed at the same moment."""
+    case.push(SLOW)
+    kernel = workflow.render_kernel(case.config(SLOW))
+    case.inject(lost)
+    sent = push.send(case.kaggle, kernel, known=0, on_event=case.messages.append)
+    assert (sent.run.version, sent.outcome) == (2, Outcome.PUSHED)
+    assert any("sending it again" in line for line in case.messages)
+    assert sent.run.push_id in case.kaggle.kernel(case.owner, case.slug, 2).source
+
+
+def test_each_push_has_an_identity_and_the_digest_stays(case: Case) -> None:
+    case.push("epochs=1")
+    case.watch()
+    case.push("epochs=1", again=True)
+    first, second = (case.record(version).read() for version in (1, 2))
+    assert first.digest == second.digest
+    assert first.push_id != second.push_id
+    for version, record in ((1, first), (2, second)):
+        case.watch(version)
+        pulled = pull_run(case.kaggle, case.record(version))
+        assert pulled.verdict.identity_proven
+        assert case.record(version).read_manifest().push_id == record.push_id
+    assert case.push("epochs=1") is Outcome.REUSED
+
+
 def test_a_run_pushed_from_another_machine_is_adopted_watched_and_pulled(
     case: Case, tmp_path: Path
 ) -> None:

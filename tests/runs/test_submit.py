@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -253,6 +254,67 @@ def test_the_same_file_is_not_sent_twice(kaggle: Kaggle, record: store.RunFolder
     assert len(entered(kaggle)) == 1
     assert workflow.submit(kaggle, record, SubmitOptions(again=True)).sent
     assert len(entered(kaggle)) == 2
+
+
+def by_hand(kaggle: Kaggle, file: Path, description: str) -> int:
+    """A submission that a team mate, or an older kernelkit, has made."""
+    return Competition(kaggle, "salt").submit_file(file, description, description)
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        "kernelkit salt-kernel v1 {digest}",  # of an older kernelkit: it names no owner
+        "theirs (kernelkit salt-kernel v1 {digest})",
+        "kernelkit bob/salt-kernel v1 {digest} sha256 {sha256}",
+        "kernelkit {owner}/salt-kernel v1 {digest} sha256 " + "0" * 64,
+        "kernelkit {owner}/salt-kernel v11 {digest} sha256 {sha256}",
+        "{sha256}",
+        "",
+    ],
+)
+def test_a_submission_of_another_run_or_file_is_not_taken_for_ours(
+    line: Line, record: store.RunFolder, description: str
+) -> None:
+    kaggle = connected(line, f"team-{zlib.crc32(description.encode()):x}")
+    run, file = record.read(), record.path / "submission.csv"
+    facts = {"owner": run.owner, "digest": run.digest[:12], "sha256": sha256_of(file)}
+    theirs = by_hand(kaggle, file, description.format(**facts))
+    done = workflow.submit(kaggle, record, SubmitOptions(), wait=False)
+    assert done.sent
+    assert done.record.ref != theirs
+    again = workflow.submit(kaggle, record, SubmitOptions(), wait=False)
+    assert (again.sent, again.record.ref) == (False, done.record.ref)
+
+
+def test_a_copied_description_of_another_file_is_not_taken_for_ours(
+    kaggle: Kaggle, record: store.RunFolder, tmp_path: Path
+) -> None:
+    first = workflow.submit(kaggle, record, SubmitOptions(), wait=False)
+    other = tmp_path / "submission.csv"
+    other.write_text(SAMPLE)
+    copied = by_hand(kaggle, other, first.record.description or "")
+    shutil.rmtree(record.path.parent / "submissions")  # as from another machine
+    messages: list[str] = []
+    found = workflow.submit(
+        kaggle, record, SubmitOptions(), wait=False, on_event=lambda e: messages.append(str(e))
+    )
+    assert (found.sent, found.record.ref) == (False, first.record.ref)
+    assert any(f"note: submission {copied}" in message for message in messages)
+
+
+@pytest.mark.parametrize("message", ["x" * 400, "é\n" * 300, "short (with brackets)"])
+def test_a_long_message_leaves_room_for_the_mark(
+    line: Line, record: store.RunFolder, message: str
+) -> None:
+    kaggle = connected(line, f"long-{len(message)}")
+    done = workflow.submit(kaggle, record, SubmitOptions(message=message), wait=False)
+    (there,) = entered(kaggle)
+    assert len(there.description) <= 500
+    assert there.description[:20] == message[:20]
+    shutil.rmtree(record.path.parent / "submissions")
+    found = workflow.submit(kaggle, record, SubmitOptions(), wait=False)
+    assert (found.sent, found.record.ref) == (False, done.record.ref)
 
 
 @pytest.mark.parametrize("error", ["lost", "never", "no ref"])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kernelkit.errors import DeadlineError, UnreachableError
+from kernelkit.errors import DeadlineError, UnreachableError, VerificationError
 from kernelkit.kaggle.kernels import Kaggle
 from kernelkit.kaggle.types import Credentials, LogEntry, Status, Timeouts
 from kernelkit.runs import watch
@@ -170,6 +170,36 @@ def test_the_log_of_another_version_is_not_shown(kaggle: Kaggle, server: Server)
     server.streams = [stream("kernelkit digest " + "e" * 64 + "\n", "not ours\n"), stream(FIRST)]
     server.log = [FIRST, "ours\n"]
     assert watched(kaggle)[1] == FIRST + "ours\n"
+
+
+def pushed_again(kaggle: Kaggle) -> RunAddress:
+    """A run whose version before has the same digest."""
+    return run_at(kaggle).updated(push_id="a" * 32)
+
+
+def test_the_log_of_an_earlier_push_of_the_same_digest_is_not_shown(
+    kaggle: Kaggle, server: Server
+) -> None:
+    earlier = stream(FIRST, "kernelkit push " + "b" * 32 + "\n", "not ours\n")
+    ours = [FIRST, "Writing a file\n", "kernelkit push " + "a" * 32 + "\n", "ours\n"]
+    server.statuses, server.log = [RUNNING, RUNNING, COMPLETE], ours
+    server.streams = [earlier, stream(FIRST, "not yet known whose\n"), stream(*ours)]
+    events = watch.watch_run(kaggle, pushed_again(kaggle), CPU)
+    shown = [event.text for event in events if isinstance(event, LogEntry)]
+    assert "".join(shown) == "".join(ours)
+
+
+def test_an_earlier_end_is_not_the_end_of_a_new_push(kaggle: Kaggle, server: Server) -> None:
+    """During the grace period the run counts as queued; afterwards another log is an error."""
+    server.statuses, server.streams = [COMPLETE], [failing(404)]
+    server.log = [FIRST, "kernelkit push " + "b" * 32 + "\n"]
+    run = pushed_again(kaggle)
+    assert watch.read_status(kaggle, run, fresh=True).state == "queued"
+    with pytest.raises(VerificationError, match="the log of another run"):
+        list(watch.watch_run(kaggle, run, CPU))
+    server.log = [FIRST]  # no push_id: it may have failed before it printed one
+    assert watch.read_status(kaggle, run, fresh=True).state == "queued"
+    assert list(watch.watch_run(kaggle, run, CPU, age=9))[0].state == "complete"
 
 
 @pytest.mark.parametrize("code", [400, 404, 429, 500, 502])

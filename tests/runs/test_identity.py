@@ -1,0 +1,237 @@
+"""Which run has made what Kaggle sends: its push_id proves it, its digest alone does not."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kernelkit import workflow
+from kernelkit.errors import RunFailedError, VerificationError
+from kernelkit.kaggle.kernels import Kaggle
+from kernelkit.kaggle.types import Credentials, Timeouts
+from kernelkit.notebook.cells import RenderedCell, notebook_json
+from kernelkit.notebook.reader import embedded_manifest, read_cells, with_push_id
+from kernelkit.runs.identity import Identity, log_identity
+from kernelkit.runs.manifest import RunAddress
+from kernelkit.runs.verify import verify
+from kernelkit.runs.watch import read_log
+from tests.runs.test_download import DIGEST, Shelf
+
+OURS, OTHER = "a" * 32, "b" * 32
+DIGEST_LINE = f"kernelkit digest {DIGEST}\n"
+TIME_OUT = "Your notebook was stopped because it exceeded the max allowed execution duration."
+
+
+def log_of(*texts: str) -> str:
+    return json.dumps([{"stream_name": "stdout", "time": 0, "data": text} for text in texts])
+
+
+OUR_LOG = log_of(DIGEST_LINE, f"kernelkit push {OURS}\n")
+OTHER_LOG = log_of(DIGEST_LINE + f"kernelkit push {OTHER}\n")
+SILENT_LOG = log_of(DIGEST_LINE, "it ended before the runtime began\n")
+
+
+@pytest.fixture
+def shelf() -> Iterator[Shelf]:
+    server = Shelf()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def kaggle(shelf: Shelf) -> Kaggle:
+    credentials = Credentials("ann", "the test", key="k")
+    return Kaggle(credentials, shelf.endpoint, timeouts=Timeouts(retry=0))
+
+
+def serve(shelf: Shelf, log: str, **identity: object) -> None:
+    """A run with one declared output and one other file."""
+    shelf.log, shelf.files = log, [("out.csv", b"id,x\na,1\n"), ("extra.bin", b"extra")]
+    shelf.declare("out.csv", **identity)
+
+
+@pytest.mark.parametrize("log", [OUR_LOG, SILENT_LOG, ""])
+def test_outputs_with_the_push_id_are_proven_whatever_the_log_has(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path, log: str
+) -> None:
+    serve(shelf, log, push_id=OURS)
+    record = shelf.record(tmp_path / "v2", "out.csv", push_id=OURS)
+    pulled = workflow.pull(kaggle, record)
+    assert pulled.document["identity_proven"] is pulled.document["verified"] is True
+    end = json.loads((record.path / "run.json").read_text())
+    assert (end["identity_proven"], end["run"]["push_id"]) == (True, OURS)
+
+
+@pytest.mark.parametrize(
+    ("log", "identity"),
+    [
+        ("", {"push_id": OTHER}),  # the earlier version's outputs, with an empty log
+        (OUR_LOG, {"push_id": OTHER}),
+        (OUR_LOG, {}),  # pushed by another client
+        (OUR_LOG, {"push_id": 3}),
+        (OTHER_LOG, {"push_id": OURS}),
+        (OTHER_LOG, {"push_id": OTHER}),
+        (log_of(f"kernelkit digest {'e' * 64}\n"), {"push_id": OURS}),
+    ],
+)
+@pytest.mark.parametrize("state", ["COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED"])
+def test_what_another_run_has_left_is_refused_and_can_be_pulled_later(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path, log: str, identity: dict[str, object], state: str
+) -> None:
+    serve(shelf, log, **identity)
+    shelf.state = state
+    record = shelf.record(tmp_path / "v2", "out.csv", push_id=OURS)
+    with pytest.raises(VerificationError, match="another run") as caught:
+        workflow.pull(kaggle, record)
+    assert caught.value.exit_code == 8
+    assert caught.value.details is not None
+    assert caught.value.details.document["verified"] is False
+    assert not record.is_complete()
+    assert not (record.path / "extra.bin").exists()  # its size alone could not tell it from ours
+    serve(shelf, OUR_LOG, push_id=OURS)
+    shelf.state = "COMPLETE"
+    assert workflow.pull(kaggle, record).verdict.verified
+
+
+def test_a_run_without_a_push_id_is_verified_and_not_proven(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path
+) -> None:
+    serve(shelf, SILENT_LOG)
+    record = shelf.record(tmp_path / "v2", "out.csv")
+    document = workflow.pull(kaggle, record).document
+    assert (document["verified"], document["identity_proven"]) == (True, False)
+    serve(shelf, OTHER_LOG, push_id=OTHER)  # kernelkit has pushed this one
+    with pytest.raises(VerificationError, match="another run"):
+        workflow.pull(kaggle, shelf.record(tmp_path / "again" / "v2", "out.csv"))
+
+
+@pytest.mark.parametrize("log", [OTHER_LOG, log_of("kernelkit digest " + "e" * 64)])
+def test_the_log_of_another_run_is_not_printed(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path, log: str
+) -> None:
+    record = shelf.record(tmp_path / "v2", push_id=OURS)
+    shelf.log = log
+    with pytest.raises(VerificationError, match="the log of another run"):
+        workflow.logs(kaggle, record)
+    shelf.log = OUR_LOG
+    assert len(read_log(kaggle, record.address_at(kaggle.endpoint))) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", Identity.UNPROVEN),
+        ("kernelkit push " + OTHER, Identity.UNPROVEN),  # without a digest it is the user's own
+        (DIGEST_LINE, Identity.UNPROVEN),
+        (DIGEST_LINE + f"kernelkit push {OURS}\n", Identity.PROVEN),
+        (DIGEST_LINE + f"kernelkit push {OURS}\nkernelkit push {OTHER}\n", Identity.PROVEN),
+        (DIGEST_LINE + f"kernelkit push {OTHER}\n", Identity.MISMATCH),
+        ("x" * (1 << 21) + DIGEST_LINE + f"kernelkit push {OTHER}\n", Identity.UNPROVEN),
+    ],
+)
+def test_a_log_shows_whose_it_is(text: str, expected: Identity) -> None:
+    run = RunAddress(
+        owner="a", slug="s", version=1, url="", digest=DIGEST, endpoint="", push_id=OURS
+    )
+    assert log_identity(run, text)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("state", "failure", "word"),
+    [
+        ("CANCEL_ACKNOWLEDGED", TIME_OUT, "timed out"),
+        ("ERROR", "The notebook exceeded the time limit", "timed out"),
+        ("CANCEL_ACKNOWLEDGED", "", "cancelled"),
+        ("ERROR", "out of memory", "failed"),
+    ],
+)
+@pytest.mark.parametrize("log", [OUR_LOG, ""])
+@pytest.mark.parametrize("manifest", [True, False])
+def test_what_a_run_that_did_not_complete_has_saved_is_kept(
+    shelf: Shelf,
+    kaggle: Kaggle,
+    tmp_path: Path,
+    state: str,
+    failure: str,
+    word: str,
+    log: str,
+    manifest: bool,
+) -> None:
+    serve(shelf, log, push_id=OURS, status="failed", error="KeyboardInterrupt")
+    shelf.files = shelf.files if manifest else shelf.files[:-1]
+    shelf.state, shelf.failure = state, failure
+    record = shelf.record(tmp_path / "some-kernel" / "v2", "out.csv", "late.zip", push_id=OURS)
+    with pytest.raises(RunFailedError) as caught:
+        workflow.pull(kaggle, record)
+    document = dict(caught.value.details.document)  # type: ignore[union-attr]
+    end = json.loads((record.path / "run.json").read_text())
+    for known in (document, end):
+        assert (known["state"], known["state_word"]) == (state.lower(), word)
+        assert known["verified"] is False
+        assert known["files_verified"] is manifest
+        assert known["identity_proven"] is (manifest or log == OUR_LOG)
+    assert (record.path / "extra.bin").read_bytes() == b"extra"
+    assert word in str(caught.value)
+    if word == "timed out":
+        assert 'kernel.kernel_sources=["ann/some-kernel"]' in caught.value.next_step
+    with pytest.raises(RunFailedError):  # also from the complete folder
+        workflow.pull(kaggle, record)
+    assert verify(record.path).run_error
+
+
+def test_a_complete_manifest_does_not_hide_how_the_run_ended(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path
+) -> None:
+    serve(shelf, OUR_LOG, push_id=OURS)
+    shelf.state, shelf.failure = "ERROR", "Your notebook tried to allocate more memory"
+    record = shelf.record(tmp_path / "v2", "out.csv", push_id=OURS)
+    with pytest.raises(RunFailedError, match="more memory") as caught:
+        workflow.pull(kaggle, record)
+    document = dict(caught.value.details.document)  # type: ignore[union-attr]
+    assert (document["verified"], document["files_verified"]) == (False, True)
+    end = json.loads((record.path / "run.json").read_text())
+    assert (end["verified"], end["files_verified"], end["state"]) == (False, True, "error")
+
+
+def test_a_time_out_names_the_parameter_to_resume_with(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path
+) -> None:
+    shelf.state, shelf.failure = "CANCEL_ACKNOWLEDGED", TIME_OUT
+    record = shelf.record(tmp_path / "some-kernel" / "v2", push_id=OURS)
+    bundle = json.loads((record.path / "bundle.json").read_text())
+    bundle |= {"parameters": {"resume_dir": None}, "kernel": {"kernel_sources": ["bob/other"]}}
+    (record.path / "bundle.json").write_text(json.dumps(bundle))
+    with pytest.raises(RunFailedError, match="timed out") as caught:
+        workflow.pull(kaggle, record)
+    step = caught.value.next_step
+    assert '--set \'kernel.kernel_sources=["bob/other", "ann/some-kernel"]\'' in step
+    assert "--set resume_dir=kaggle://input/some-kernel" in step
+
+
+MANIFEST = "{'digest': 'd', 'outputs': (), 'roots': {}, 'entry': '', 'parameters': {}, 'files': ()}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        f"BUNDLE = {MANIFEST}\nprint(BUNDLE)",
+        "# é\nBUNDLE = {\n 'digest': 'd', 'outputs': (), 'roots': {}, 'entry': 'ü',\n"
+        " 'parameters': {}, 'files': (),\n}",
+        f"x = 1; BUNDLE =   {MANIFEST}  # a comment with {{",
+    ],
+)
+def test_a_push_id_is_added_to_the_embedded_manifest_alone(source: str) -> None:
+    other = RenderedCell("b", "run", True, "x = {'digest': 1}")
+    plain = notebook_json([RenderedCell("a", "start", True, source), other])
+    pushed = with_push_id(plain, OURS)
+    manifest = embedded_manifest(read_cells(pushed))
+    assert manifest.push_id == OURS
+    assert pushed.replace(f"    'push_id': '{OURS}',", "") != pushed
+    joined = [cell.source.replace(f"\n    'push_id': '{OURS}',", "") for cell in read_cells(pushed)]
+    assert joined == [cell.source for cell in read_cells(plain)]
