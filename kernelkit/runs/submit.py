@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,11 +77,14 @@ class Submitted:
 
     record: SubmissionRecord
     sent: bool
+    identity_proven: bool
+    """Whether exactly the named run has made the file."""
 
     @property
     def document(self) -> dict[str, JsonValue]:
         """All of it for a script."""
-        return {**self.record.document, "sent": self.sent}
+        known = {"sent": self.sent, "identity_proven": self.identity_proven}
+        return {**self.record.document, **known}
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class _SubmissionFile:
     name: str
     """Of the file among the run's outputs."""
     sha256: str
+    identity_proven: bool
 
     @property
     def mark(self) -> str:
@@ -148,6 +152,8 @@ def submit_once(
         RefusedError: Kaggle refuses, or the run is on another Kaggle.
     """
     candidate = _candidate(folder.address_at(kaggle.endpoint), folder, options)
+    if not candidate.identity_proven:
+        on_event(f"note: that {candidate.run.name} has made this file is not proven: no push_id")
     competition = kaggle.competition(candidate.competition)
     with store.submission_lock(folder.root, on_event):
         before = None
@@ -157,7 +163,7 @@ def submit_once(
             on_event(f"{candidate.name} was already submitted, as {before.ref}: nothing is sent")
         record = before or _submit(competition, candidate, options, on_event)
         store.record_submission(folder.root, record)
-    return Submitted(record, before is None)
+    return Submitted(record, before is None, candidate.identity_proven)
 
 
 def wait_for_score(
@@ -184,7 +190,7 @@ def wait_for_score(
         asked=store.now(),
     )
     store.record_submission(root, record)
-    return Submitted(record, submitted.sent)
+    return replace(submitted, record=record)
 
 
 def require_no_scoring_error(submitted: Submitted) -> None:
@@ -227,7 +233,8 @@ def _candidate(run: RunAddress, folder: RunFolder, options: SubmitOptions) -> _S
             f"which output is the submission? The run has: {', '.join(outputs) or 'none'}",
             "Name it: --file NAME.",
         )
-    return _SubmissionFile(run, names[0], folder.path / files[0], files[0], outputs[files[0]])
+    file, sha256 = folder.path / files[0], outputs[files[0]]
+    return _SubmissionFile(run, names[0], file, files[0], sha256, verdict.identity_proven)
 
 
 def _submitted_before(

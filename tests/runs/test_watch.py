@@ -199,7 +199,7 @@ def test_an_earlier_end_is_not_the_end_of_a_new_push(kaggle: Kaggle, server: Ser
         list(watch.watch_run(kaggle, run, CPU))
     server.log = [FIRST]  # no push_id: it may have failed before it printed one
     assert watch.read_status(kaggle, run, fresh=True).state == "queued"
-    assert list(watch.watch_run(kaggle, run, CPU, age=9))[0].state == "complete"
+    assert next(watch.watch_run(kaggle, run, CPU, age=9)).state == "complete"
 
 
 @pytest.mark.parametrize("code", [400, 404, 429, 500, 502])
