@@ -124,6 +124,12 @@ def _requirement(value: str) -> str:
     return value
 
 
+def _module_name(value: str) -> str:
+    if not all(part.isidentifier() for part in value.split(".")):
+        raise ValueError('must be the name of a module, such as "cupy" or "package.module"')
+    return value
+
+
 def _outputs(values: tuple[str, ...]) -> tuple[str, ...]:
     if not values:
         raise ValueError("must name at least one file: a run without outputs cannot be verified")
@@ -140,6 +146,7 @@ PackagePath = Annotated[str, AfterValidator(_package_path)]
 RelativePath = Annotated[str, AfterValidator(_inside)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 PipRequirement = Annotated[str, AfterValidator(_requirement)]
+ModuleName = Annotated[str, AfterValidator(_module_name)]
 KernelId = Annotated[str, AfterValidator(_kernel_id)]
 
 
@@ -239,6 +246,7 @@ class _ProjectFile(_Section):
     only_reachable: bool = False
     layout: Layout = "auto"
     pip: Annotated[tuple[PipRequirement, ...], BeforeValidator(_one_or_many)] = ()
+    optional_imports: Annotated[tuple[ModuleName, ...], BeforeValidator(_one_or_many)] = ()
     gpu_reserve_hours: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)] = 0.0
     templates: RelativePath | None = None
     image: RelativePath | None = None
@@ -287,6 +295,9 @@ class Config(_Section):
 
     pip: tuple[str, ...]
     """Requirements (PEP 508) that the run installs first."""
+
+    optional_imports: tuple[str, ...] = ()
+    """Modules without which the program works; what is below them is meant too."""
 
     gpu_reserve_hours: float
     """GPU hours of the week that no push may use."""
@@ -483,6 +494,7 @@ def load_config(
         only_reachable=stated.only_reachable or only_reachable,
         layout=stated.layout,
         pip=stated.pip,
+        optional_imports=stated.optional_imports,
         gpu_reserve_hours=stated.gpu_reserve_hours,
         templates=_templates_folder(project, stated.templates),
         image=_image_file(project, stated.image),

@@ -74,6 +74,7 @@ UNDECLARED_NAMED = 20  # files that are not declared as outputs; --json lists al
 ERROR_LINES = 8  # of an exception's message; --json has more
 TRACEBACK_LINES = 1000  # of a bug
 ERROR_MESSAGE_LINES = 200  # of kernelkit's own errors, such as all problems of a preflight
+NOTE = ("note: ", "bold yellow")  # its label and style
 INTERRUPTED = 130
 STARTED = time.monotonic()
 CELL_CHARACTERS = 400  # of a table's cell
@@ -822,9 +823,13 @@ def probed(report: Report, *, suggest_image: bool) -> None:
 
 
 def advice(notes: Sequence[str]) -> None:
-    """Notes that do not prevent a push."""
+    """Notes and warnings that do not prevent a push."""
+    from kernelkit.notebook.preflight import WARNING
+
     for line in notes:
-        say(Text.assemble(("note: ", "bold yellow"), one_line(line)), indent=6)
+        label, style = (WARNING, "bold red") if line.startswith(WARNING) else NOTE
+        text = one_line(line.removeprefix(WARNING))
+        say(Text.assemble((label, style), text), indent=len(label))
 
 
 def diffs(plan: SyncPlan) -> None:

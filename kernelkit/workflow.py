@@ -20,7 +20,13 @@ from kernelkit.bundle.bundle import read_bundle
 from kernelkit.bundle.secrets import own_credentials
 from kernelkit.config import Config
 from kernelkit.errors import KernelkitError
-from kernelkit.notebook.preflight import advise, check, compare_with_image, require_no_problems
+from kernelkit.notebook.preflight import (
+    WARNING,
+    advise,
+    check,
+    compare_with_image,
+    require_no_problems,
+)
 from kernelkit.notebook.render import Kernel, render, write_kernel
 
 if TYPE_CHECKING:  # each function imports what it calls, so that `render` loads none of these
@@ -203,7 +209,7 @@ def push(
 
     kernel = preflight(config)
     for note in advise(kernel):
-        on_event(f"note: {note}")
+        on_event(note if note.startswith(WARNING) else f"note: {note}")
     return push_once(
         kaggle,
         kernel,

@@ -5,10 +5,12 @@ files    which files are carried: patterns, .gitignore, tests, data; `TEST`, `CO
 git      the commit, what differs from it and what git ignores: `Provenance`, `changes`,
          `listed_files`
 checks   the entry and the imports: is everything there that the program needs?
-imports  the import graph: order, what the entry reaches, names from elsewhere; `Signature`
+imports  the import graph: order, what the entry reaches, names from elsewhere; `Signature`,
+         `REMOVED`
+syntax   parses source for the Python of Kaggle's image
 scripts  which options a script takes: `CommandLine`, `Option`, `OptionForm`
 image    compares imports with Kaggle's image: `compare`, `load_snapshot`, `read_snapshot`,
-         `snapshot`, `Snapshot`, `Availability`, `Presence`
+         `has_distribution`, `snapshot`, `Snapshot`, `Availability`, `Presence`
 secrets  finds credentials in texts: `scan`, `NamedText`, `SecretFinding`, `Credential`,
          `own_credentials`
 secret_rules  what a credential looks like

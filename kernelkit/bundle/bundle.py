@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
 
-from kernelkit.bundle import checks, imports
+from packaging.version import Version
+
+from kernelkit.bundle import checks, image, imports, syntax
 from kernelkit.bundle.files import TEST, UNREACHED, WHOLE_PROJECT, Arrangement, PackageFiles
 from kernelkit.bundle.git import Provenance, parents, read_provenance
 from kernelkit.bundle.imports import ImportKind, Module, PythonSyntaxError, Signature
@@ -79,7 +81,10 @@ class Bundle:
     """What a script accepts; None where the entry is a function."""
 
     optional: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """The same for imports that may fail without stopping the program."""
+    """The same for imports that the run may not reach, or that may fail."""
+
+    removed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Needed modules that some version of Python has removed → the places that import them."""
 
     signature: Signature | None = None
     """The arguments of the entry; None where the source does not show them."""
@@ -89,6 +94,11 @@ class Bundle:
 
     notes: tuple[str, ...] = ()
     """What a user should know; none of it stops a push."""
+
+    def module_called(self, name: str) -> str | None:
+        """A carried module with that word in its name, as in `package.name.module`."""
+        modules = (file.module for file in self.files if file.module)
+        return next((module for module in modules if name in module.split(".")), None)
 
     @cached_property
     def digest(self) -> str:
@@ -101,24 +111,31 @@ def read_bundle(config: Config) -> Bundle:
 
     Raises:
         BundleError: a package does not exist, a file cannot be read or parsed, an import of an own
-            module or the entry leads nowhere, a module is imported that is next to the packages or
-            left out, or there is a compiled extension.
+            module or the entry leads nowhere, a module is imported that is next to the packages,
+            left out or known by another name, or there is a compiled extension.
+        ConfigError: the project's snapshot of Kaggle's image cannot be read.
     """
     arrangement = _arrange(config)
     files = PackageFiles.find(config, arrangement)
-    modules, unreadable = _parse(files)
-    notes = _add_imported_tests(files, modules)
-    checks.require_entry(config.entry, modules.keys() | unreadable.keys())
+    reader = _ModuleReader(files, config)
+    with _parsing():
+        modules, unreadable = reader.parse()
+        notes = _add_imported_tests(files, modules, reader)
+    checks.require_entry(config.entry, modules.keys() | unreadable.keys(), files)
     if config.only_reachable:
         notes += _keep_reachable(files, modules, config.entry)
     checks.require_readable(modules, unreadable, config.entry)
     notes += [f"{error}: carried as data, for nothing imports it" for error in unreadable.values()]
+    notes += checks.check_own_imports(modules, files)
+    signature = checks.entry_signature(config.entry, modules, files)
     own = {name.partition(".")[0] for name in files.modules}
-    checks.check_own_imports(modules, files)
-    signature = checks.entry_signature(config.entry, modules)
-    third_party = imports.third_party(modules.values(), own, ImportKind.NEEDED)
-    optional = imports.third_party(modules.values(), own, ImportKind.OPTIONAL)
-    checks.check_siblings(config.project, arrangement, third_party | optional)
+    foreign = imports.third_party(modules.values(), own, ImportKind.NEEDED)
+    optional = imports.third_party(modules.values(), own, ImportKind.LAZY, ImportKind.OPTIONAL)
+    siblings = {n: places for n, places in (foreign | optional).items() if n not in reader.declared}
+    checks.check_siblings(config, arrangement, siblings)
+    hidden = checks.find_hidden(modules, files, config)
+    notes += checks.check_hidden(hidden, modules, config.entry) + reader.notes(modules)
+    hidden_tops = {one.target.partition(".")[0] for one in hidden}
     order = imports.in_order(imports.graph(modules))
     sources = (
         *(_source_file(files, files.modules[name], modules[name]) for name in order),
@@ -133,8 +150,9 @@ def read_bundle(config: Config) -> Bundle:
         entry=config.entry,
         command_line=_command_line(config.entry, modules),
         files=sources,
-        third_party=third_party,
-        optional=optional,
+        third_party={n: places for n, places in foreign.items() if n not in hidden_tops},
+        optional={n: places for n, places in optional.items() if n not in hidden_tops},
+        removed=imports.removed(modules.values(), own),
         signature=signature,
         provenance=read_provenance(config.project, carried),
         left_out=files.left_out,
@@ -236,18 +254,59 @@ def _check_name(path: PurePosixPath) -> None:
         raise BundleError(f'the package is called "{name}": nothing can import that')
 
 
-def _parse(files: PackageFiles) -> tuple[dict[str, Module], dict[str, PythonSyntaxError]]:
-    """The carried modules, and those that are not valid Python, each with its error."""
-    modules: dict[str, Module] = {}
-    unreadable: dict[str, PythonSyntaxError] = {}
-    with _parsing():
-        for name in files.modules:
-            if files.is_carried(name):
+class _ModuleReader:
+    """Parses the modules, for the Python of Kaggle's image and with the user's declarations."""
+
+    def __init__(self, files: PackageFiles, config: Config) -> None:
+        self._files = files
+        self.declared = frozenset(config.optional_imports)
+        release = Version(image.load_snapshot(config.image).python).release
+        self._python = (release[0], release[1] if len(release) > 1 else 0)
+
+    def parse(self) -> tuple[dict[str, Module], dict[str, PythonSyntaxError]]:
+        """The carried modules, and those that are not valid Python, each with its error."""
+        modules: dict[str, Module] = {}
+        unreadable: dict[str, PythonSyntaxError] = {}
+        for name in self._files.modules:
+            if self._files.is_carried(name):
                 try:
-                    modules[name] = _module(files, name)
+                    modules[name] = self.module(name)
                 except PythonSyntaxError as error:
                     unreadable[name] = error
-    return modules, unreadable
+        return modules, unreadable
+
+    def module(self, name: str) -> Module:
+        """One module.
+
+        Raises:
+            PythonSyntaxError: it is not valid Python.
+        """
+        path = self._files.modules[name]
+        module = imports.read_module(
+            name,
+            self._files.in_project(path),
+            self._files.content(path),
+            is_package=path.endswith("/__init__.py"),
+            python=self._python,
+        )
+        return module.with_optional(self.declared)
+
+    def notes(self, modules: Mapping[str, Module]) -> list[str]:
+        """Declared names that nothing imports, and modules that were not checked as a whole."""
+        imported = [one.candidates for module in modules.values() for one in module.imports]
+        loaded = imports.with_parents(name for names in imported for name in names)
+        newer = sorted(module.path for module in modules.values() if module.is_newer)
+        notes = [
+            f'optional_imports = "{name}" fits no import' for name in sorted(self.declared - loaded)
+        ]
+        if newer:
+            more = f" and {len(newer) - 1} more" if len(newer) > 1 else ""
+            needed, here = (".".join(map(str, one)) for one in (self._python, syntax.HERE))
+            notes.append(
+                f"{newer[0]}{more}: syntax that Kaggle's Python {needed} knows and this machine's "
+                f"{here} does not; kernelkit found the imports, but could not check this syntax"
+            )
+        return notes
 
 
 @contextmanager
@@ -267,14 +326,6 @@ def _parsing() -> Iterator[None]:
             gc.enable()
 
 
-def _module(files: PackageFiles, name: str) -> Module:
-    path = files.modules[name]
-    is_package = path.endswith("/__init__.py")
-    return imports.read_module(
-        name, files.in_project(path), files.content(path), is_package=is_package
-    )
-
-
 def _source_file(files: PackageFiles, path: str, module: Module | None = None) -> SourceFile:
     return SourceFile(
         path=path,
@@ -285,7 +336,9 @@ def _source_file(files: PackageFiles, path: str, module: Module | None = None) -
     )
 
 
-def _add_imported_tests(files: PackageFiles, modules: dict[str, Module]) -> list[str]:
+def _add_imported_tests(
+    files: PackageFiles, modules: dict[str, Module], reader: _ModuleReader
+) -> list[str]:
     """Tests are left out, except those that the package itself imports."""
     notes = []
     left_out_tests = [name for name in files.modules if files.reason(name) == TEST]
@@ -298,8 +351,7 @@ def _add_imported_tests(files: PackageFiles, modules: dict[str, Module]) -> list
             for name in sorted(imports.with_parents(found.candidates)):
                 if name in files.modules and files.reason(name) == TEST:
                     files.carry_test(name)
-                    with _parsing():
-                        modules[name] = _module(files, name)
+                    modules[name] = reader.module(name)
                     pending.append(modules[name])
                     place = f"{module.path}:{found.line}"
                     notes.append(f"{modules[name].path} is carried: {place} imports it")

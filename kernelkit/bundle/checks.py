@@ -5,19 +5,36 @@ Each check either returns what it found or raises a `BundleError` that names fil
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 
-from kernelkit.bundle import imports
+from kernelkit.bundle import image, imports
 from kernelkit.bundle.files import EXCLUDED, Arrangement, PackageFiles, holds_python
 from kernelkit.bundle.imports import Import, ImportKind, Module, PythonSyntaxError, Signature
 from kernelkit.config import Config, entry_module, is_script, near_miss
 from kernelkit.errors import BundleError
 
+_MUST_EXIST = (ImportKind.NEEDED, ImportKind.LAZY)  # of modules of the package itself
+_CHANGES_PATH = (b"sys.path", b"addsitedir", b"PYTHONPATH")
+"""Words in a source that may add a folder to those in which Python looks for modules."""
 
-def require_entry(entry: str, modules: Collection[str]) -> None:
-    """Raise unless the module of the entry is in the package."""
-    module_name = program_module(entry, modules)
+
+def require_entry(entry: str, modules: Collection[str], files: PackageFiles) -> None:
+    """Raise unless the module of the entry is carried."""
+    module_name = program_module(entry, files.modules)
+    found = module_name in files.modules
+    reason = files.reason(module_name) if found else files.folder_reason(module_name)
+    if reason:
+        path = files.in_project(files.modules[module_name]) if found else f"of {module_name}"
+        raise BundleError(
+            f'the entry "{entry}" names the module "{module_name}", which is left out ({reason}): '
+            f"{path if found else 'the whole folder'}",
+            f'Add {_pattern(module_name, files)} to "include" in [tool.kernelkit], or name another '
+            "entry."
+            if reason != EXCLUDED
+            else 'Take it out of "exclude" in [tool.kernelkit], or name another entry.',
+        )
     if module_name not in modules:
         raise BundleError(
             f'the entry "{entry}" names the module "{module_name}", which is not in the package'
@@ -34,7 +51,17 @@ def program_module(entry: str, modules: Collection[str]) -> str:
     return f"{name}.__main__" if is_package and not entry.endswith(".py") else name
 
 
-def entry_signature(entry: str, modules: Mapping[str, Module]) -> Signature | None:
+def _pattern(module: str, files: PackageFiles) -> str:
+    """What `include` must name to carry a module."""
+    path = files.modules.get(module)
+    if path is None:
+        return f'"{files.in_project(module.replace(".", "/").rpartition("/")[0])}/"'
+    return f'"{files.in_project(path)}"'
+
+
+def entry_signature(
+    entry: str, modules: Mapping[str, Module], files: PackageFiles
+) -> Signature | None:
     """The arguments of the entry; None where the source does not show them.
 
     Raises:
@@ -50,7 +77,7 @@ def entry_signature(entry: str, modules: Mapping[str, Module]) -> Signature | No
             f'the entry "{entry}" is a coroutine or a generator: a call alone does not run it',
             "Name a plain function that runs it to its end.",
         )
-    if not module.may_bind(function):
+    if not _OwnModules(modules, files.modules).may_bind(module_name, function):
         raise BundleError(
             f'the entry "{entry}": {module.path} defines no "{function}"'
             f"{near_miss(function, module.top_level_names or ())}"
@@ -68,45 +95,209 @@ def require_readable(
     wanted = {program_module(entry, modules.keys() | unreadable.keys())}
     for module in modules.values() if unreadable else ():
         for found in module.imports:
-            wanted |= set(found.candidates) if found.kind is ImportKind.NEEDED else set()
+            wanted |= set(found.candidates) if found.kind in _MUST_EXIST else set()
     for name in sorted(imports.with_parents(wanted) & unreadable.keys()):
         raise unreadable[name]
 
 
-def check_own_imports(modules: Mapping[str, Module], files: PackageFiles) -> None:
-    """Raise if a module of the package imports one that the notebook would not have."""
+def check_own_imports(modules: Mapping[str, Module], files: PackageFiles) -> list[str]:
+    """Notes on imports of excluded modules that the run may never reach.
+
+    Raises:
+        BundleError: a module of the package imports one that the notebook would not have.
+    """
     own = _OwnModules(modules, files.modules)
-    lost = [
-        f'{module.path}:{found.line}: imports "{target}", which {reason}'
-        for _, module in sorted(modules.items())
-        for found in module.imports
-        if found.target.partition(".")[0] in own.tops and found.kind is not ImportKind.TYPING
-        for target, reason in _lost_targets(found, own, files)
-    ]
+    lost, notes = [], []
+    for _, module in sorted(modules.items()):
+        for found in module.imports:
+            if found.top not in own.tops or found.kind is ImportKind.TYPING:
+                continue
+            place = f"{module.path}:{found.line}"
+            lost += [
+                f'{place}: imports "{target}", which {reason}'
+                for target, reason in _lost_targets(found, own, files)
+            ]
+            if found.kind is ImportKind.LAZY:
+                notes += [
+                    f'{place} imports "{target}", which is excluded: the run must not get there'
+                    for target in _excluded(found, own, files)
+                ]
     if lost:
         raise BundleError(
             "\n".join(dict.fromkeys(lost)),
-            'Fix the import, "include" the file that is left out, or, where the program works '
-            'without it, name the file in "exclude" of [tool.kernelkit].',
+            'Fix the import, or carry the file ("include", "exclude"). If the program works '
+            'without the module, add its name to "optional_imports" in [tool.kernelkit].',
         )
+    return list(dict.fromkeys(notes))
 
 
 def check_siblings(
-    project: Path, arrangement: Arrangement, third_party: Mapping[str, tuple[str, ...]]
+    config: Config, arrangement: Arrangement, third_party: Mapping[str, tuple[str, ...]]
 ) -> None:
-    """Raise if an imported module is next to the package: Python finds it here and not there."""
-    folders = arrangement.roots.values() or arrangement.import_folders
-    for root in sorted(set(folders)):
+    """Raise if an imported module is in the project: Python finds it here and not there.
+
+    Python always looks next to the packages. In the folders above, up to the project's, it looks
+    if the program is started there.
+    """
+    near = sorted(
+        {root or "." for root in arrangement.roots.values() or arrangement.import_folders}
+    )
+    above = sorted({str(folder) for root in near for folder in PurePosixPath(root).parents})
+    for root in dict.fromkeys([*near, *above]):
         for name, places in third_party.items():
-            alone, folder = project / root / f"{name}.py", project / root / name
-            if not alone.is_file() and not holds_python(folder):
+            folder = config.project / root
+            alone = (folder / f"{name}.py").is_file()
+            if not alone and not holds_python(folder / name):
                 continue
-            found = alone if alone.is_file() else folder
+            path = (PurePosixPath(root) / (f"{name}.py" if alone else name)).as_posix()
+            around = [package for package in config.package if package.startswith(f"{path}/")]
+            if around or (root not in near and _is_elsewhere(name, config)):
+                continue
+            where = "next to the package" if root in near else "in the project"
             raise BundleError(
-                f'{places[0]}: imports "{name}", which is next to the package and is not carried',
-                f'Add "{found.relative_to(project).as_posix()}" to "package" in [tool.kernelkit], '
-                "or move it into the package.",
+                f'{places[0]}: imports "{name}", which is {where} and is not carried',
+                f'Add "{path}" to "package" in [tool.kernelkit], or move it into the package.',
             )
+
+
+@dataclass(frozen=True)
+class HiddenImport:
+    """An import of a module of the package under a name that the notebook does not know."""
+
+    place: str
+    target: str
+    own_name: str
+    """The name under which the notebook has it."""
+
+    root: str
+    """The folder in which Python would have to look; relative to the project."""
+
+    path: str
+    """Of the module, relative to the project."""
+
+    importing: str
+    """The path of the importing file, relative to the project."""
+
+    kind: ImportKind
+
+    @property
+    def words(self) -> str:
+        """What a user should know."""
+        return (
+            f'imports "{self.target}", which the notebook knows only as "{self.own_name}" '
+            f"({self.path})"
+        )
+
+
+def find_hidden(
+    modules: Mapping[str, Module], files: PackageFiles, config: Config
+) -> list[HiddenImport]:
+    """Imports of own modules by another name.
+
+    A script finds the modules in its own folder, and a program those in the folder where it
+    starts. Both are folders around the importing file. What is installed here, in the image or by
+    `pip` is not meant: a package may have a module of the same name.
+    """
+    own = {name.partition(".")[0] for name in files.modules}
+    places = [_Place.of(name, files, config.project.name) for name in files.modules]
+    parts = {part for place in places for part in place.parts}
+    elsewhere: dict[str, bool] = {}
+    hidden = []
+    for _, module in sorted(modules.items()):
+        for found in module.imports:
+            if found.top not in parts or not imports.is_foreign(found.top, own):
+                continue
+            if found.kind is ImportKind.TYPING:
+                continue
+            if found.top not in elsewhere:
+                elsewhere[found.top] = _is_elsewhere(found.top, config)
+            wanted = tuple(found.target.split("."))
+            meant = [match for place in places if (match := place.match(wanted, module.path))]
+            if meant and not elsewhere[found.top]:
+                name, root, path = min(meant)[1:]
+                line = f"{module.path}:{found.line}"
+                hidden.append(
+                    HiddenImport(line, found.target, name, root, path, module.path, found.kind)
+                )
+    return hidden
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a module of the package is."""
+
+    name: str
+    path: str
+    parts: tuple[str, ...]
+    """Of its path, from the project's own folder on, without a suffix."""
+
+    @classmethod
+    def of(cls, name: str, files: PackageFiles, project: str) -> _Place:
+        path = files.in_project(files.modules[name])
+        inside = path.removesuffix(".py").removesuffix("/__init__")
+        return cls(name, path, (project, *inside.split("/")))
+
+    def match(self, wanted: tuple[str, ...], importing: str) -> tuple[int, str, str, str] | None:
+        """The own name that an import means, the folder to look in, and the path.
+
+        First comes how far the match is from what is wanted. None where Python would find another
+        module, or this one only in a folder that is not around the importing file.
+        """
+        at = self.parts.index(wanted[0]) if wanted[0] in self.parts else 0
+        inside = self.parts[at:]
+        is_package = len(inside) > 1 or self.path.endswith("/__init__.py")
+        root = "/".join(self.parts[1:at])
+        around = at == 0 or not root or importing.startswith(f"{root}/")
+        if inside[:1] != wanted[:1] or not around or self.path == importing:
+            return None
+        if len(wanted) > 1 and not is_package:
+            return None
+        same = sum(one == other for one, other in zip(inside, wanted, strict=False))
+        below = max(len(inside) - len(wanted), 0)
+        own_name = ".".join(self.name.split(".")[: -below or None])
+        return below - 2 * same, own_name, root if at else "..", self.path
+
+
+def check_hidden(
+    hidden: Sequence[HiddenImport], modules: Mapping[str, Module], entry: str
+) -> list[str]:
+    """Notes on hidden imports that may work or that the run may never reach.
+
+    Raises:
+        BundleError: one is needed.
+    """
+    changes_path = any(word in m.content for m in modules.values() for word in _CHANGES_PATH)
+    needed = [one for one in hidden if one.kind is ImportKind.NEEDED]
+    if needed and not changes_path:
+        first = needed[0]
+        top = first.target.partition(".")[0]
+        advice = f'Import "{first.own_name}" instead of "{first.target}".'
+        script = modules[program_module(entry, modules)].path
+        if script.rpartition("/")[0] == first.root:  # a script can import its neighbors
+            advice += f' Or run the entry as a script: entry = "{script}" in [tool.kernelkit].'
+        elif first.root != "..":
+            prefix = f"{first.root}/" if first.root else ""
+            paths = [prefix + first.path.removeprefix(prefix).partition("/")[0]]
+            listed = ", ".join(f'"{path}"' for path in paths)
+            advice += (
+                f' Or make "{top}" a top-level name of the notebook: package = [{listed}] in '
+                "[tool.kernelkit], and change the entry to match."
+            )
+        raise BundleError(
+            "\n".join(dict.fromkeys(f"{one.place}: {one.words}" for one in needed)), advice
+        )
+    reported = {one.target: one for one in reversed(hidden) if one.kind in _MUST_EXIST}
+    if not reported:
+        return []
+    first, *others = reversed(reported.values())
+    more = f"; so are {len(others)} more modules" if others else ""
+    return [f"{first.place} {first.words}{more}"]
+
+
+def _is_elsewhere(module: str, config: Config) -> bool:
+    """Whether the image has a module, `pip` names its distribution, or it is installed here."""
+    (found,) = image.compare({module: ()}, config.pip, image.load_snapshot(config.image))
+    return found.is_known
 
 
 def layout_notes(
@@ -157,9 +348,27 @@ class _OwnModules:
         given = f".{name} =".encode()
         return (
             not module.is_package
-            or module.may_bind(name)
+            or self.may_bind(package, name)
             or any(given in other.content for other in self._carried.values())
         )
+
+    def may_bind(self, module_name: str, name: str) -> bool:
+        """Whether a carried module may have a name, its own or by `import *`."""
+        pending, seen = [module_name], {module_name}
+        while pending:
+            module = self._carried.get(pending.pop())
+            if module is None or module.may_bind(name):  # None: only the run knows its names
+                return True
+            pending += set(module.stars) - seen
+            seen |= set(module.stars)
+        return False
+
+    def not_exported(self, package: str) -> list[str]:
+        """What `from package import *` imports and the package does not have."""
+        module = self._carried.get(package)
+        if module is None:
+            return []
+        return [name for name in module.exported if not self.may_hold(package, name)]
 
     def near_miss(self, target: str) -> str:
         return near_miss(target, self._present)
@@ -172,7 +381,7 @@ def _lost_targets(
 
     An optional import of a module that does not exist is fine. If the module exists and is left
     out without the user's decision, the notebook would take another branch than the package: that
-    is an error. What the user excludes is the user's decision.
+    is an error. What the user excludes is the user's decision, unless the program needs it.
     """
     for target in found.candidates:
         reason = files.reason(target) if target in files.modules else None
@@ -181,17 +390,35 @@ def _lost_targets(
         if reason and reason != EXCLUDED:
             path = files.in_project(files.modules.get(target, f"{target.replace('.', '/')}/"))
             yield target, f"is left out ({reason}): {path}"
-    if found.kind is not ImportKind.NEEDED:
+    if found.kind not in _MUST_EXIST:
+        return
+    excluded = set(_excluded(found, own, files))
+    if found.kind is ImportKind.NEEDED:
+        yield from ((target, "is excluded") for target in sorted(excluded))
+    if found.target in excluded:
         return
     if not own.has(found.target) and found.target not in files.modules:
-        if not own.may_be_made(found.target) and not files.is_excluded(found.target):
+        if not own.may_be_made(found.target):
             yield found.target, f"the package does not hold{own.near_miss(found.target)}"
         return
-    for name in found.names:
+    names = own.not_exported(found.target) if "*" in found.names else found.names
+    for name in names:
         target = f"{found.target}.{name}"
         if (
             target not in files.modules
+            and target not in excluded
             and not own.may_hold(found.target, name)
-            and not files.is_excluded(target)
         ):
             yield target, f"the package does not hold{own.near_miss(target)}"
+
+
+def _excluded(found: Import, own: _OwnModules, files: PackageFiles) -> list[str]:
+    """The modules of an import that the user has excluded, whatever the suffix of their file."""
+    if not own.has(found.target) and files.is_excluded(found.target):
+        return [found.target]
+    exported = own.not_exported(found.target) if "*" in found.names else ()
+    return [
+        f"{found.target}.{name}"
+        for name in (*found.names, *exported)
+        if not own.may_hold(found.target, name) and files.is_excluded(f"{found.target}.{name}")
+    ]

@@ -51,6 +51,14 @@ class Availability:
     distribution: str
     image_version: str | None
     local_version: str | None
+    is_required: bool
+    """Whether a `pip` requirement names its distribution."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it surely comes from elsewhere: the image, a requirement or this machine."""
+        in_image = self.presence in (Presence.PRESENT, Presence.OTHER_VERSION)
+        return in_image or self.is_required or self.local_version is not None
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,11 @@ def read_snapshot(document: object) -> Snapshot:
     )
 
 
+def has_distribution(name: str, image: Snapshot) -> bool:
+    """Whether an image has a distribution."""
+    return canonicalize_name(name) in image.distributions
+
+
 def compare(
     third_party: Mapping[str, tuple[str, ...]], pip: Sequence[str], image: Snapshot | None = None
 ) -> list[Availability]:
@@ -150,7 +163,8 @@ def compare(
         else:
             known = image.complete or name in image.absent
             presence = Presence.ABSENT if known else Presence.UNKNOWN
-        findings.append(Availability(module, places, presence, name, there, here))
+        asked = name in required
+        findings.append(Availability(module, places, presence, name, there, here, asked))
     return findings
 
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import ast
 import builtins
-import importlib.util
 import re
 import symtable
 import sys
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache, cached_property
 
+from kernelkit.bundle import syntax
 from kernelkit.errors import BundleError
 
 _BY_NAME = frozenset(
@@ -36,6 +36,18 @@ _COMPOUND = (
     *(ast.With, ast.AsyncWith, ast.For, ast.AsyncFor, ast.While, ast.Match),
 )
 _TYPING_NAMES = re.compile(rb"\bTYPE_CHECKING\s+as\s+(\w+)")
+_ENDS_PROGRAM = frozenset({"sys.exit", "exit", "quit", "os._exit", "os.abort"})
+
+REMOVED = {
+    **dict.fromkeys(("binhex", "formatter", "parser", "symbol", "macpath"), "3.11"),
+    **dict.fromkeys(("asynchat", "asyncore", "distutils", "imp", "smtpd"), "3.12"),
+    **dict.fromkeys(("aifc", "audioop", "cgi", "cgitb", "chunk", "crypt", "imghdr"), "3.13"),
+    **dict.fromkeys(("lib2to3", "mailcap", "msilib", "nis", "nntplib", "ossaudiodev"), "3.13"),
+    **dict.fromkeys(("pipes", "sndhdr", "spwd", "sunau", "telnetlib", "uu", "xdrlib"), "3.13"),
+}
+"""Modules of Python itself → the version that no longer has them."""
+
+_STANDARD = sys.stdlib_module_names | REMOVED.keys() | {"__main__"}
 
 
 class PythonSyntaxError(BundleError):
@@ -46,8 +58,11 @@ class ImportKind(Enum):
     """What happens to the program when an import fails."""
 
     NEEDED = "needed"
+    LAZY = "lazy"
+    """Inside a function, or in a branch that runs after another: the run may never reach it."""
+
     OPTIONAL = "optional"
-    """Under a `try` that catches the failure, under a condition, or by name."""
+    """Under a `try` that catches the failure, under a condition, by name, or declared so."""
 
     TYPING = "typing"
     """Only for type checkers: never executed."""
@@ -67,6 +82,11 @@ class Import:
     def candidates(self) -> tuple[str, ...]:
         """Every name that may be a module: `from a import b` loads a, and a.b if there is one."""
         return (self.target, *(f"{self.target}.{name}" for name in self.names))
+
+    @property
+    def top(self) -> str:
+        """The top-level name that it loads."""
+        return self.target.partition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -98,6 +118,14 @@ class Module:
     dynamic: tuple[int, ...]
     """Lines that import a module whose name only the run knows."""
 
+    parsable: bytes | str
+    """The content, or where its syntax is too new for this machine, a copy without that."""
+
+    @property
+    def is_newer(self) -> bool:
+        """Whether this machine's Python does not know all of its syntax."""
+        return isinstance(self.parsable, str)
+
     @property
     def is_package(self) -> bool:
         """Whether it is the `__init__.py` of a folder."""
@@ -106,10 +134,9 @@ class Module:
     @cached_property
     def top_level_names(self) -> frozenset[str] | None:
         """Names bound at the top level, or declared global below; None where that is unknown."""
-        source = importlib.util.decode_source(self.content)
         try:
             with warnings.catch_warnings(action="ignore"):
-                top = symtable.symtable(source, self.path, "exec")
+                top = symtable.symtable(syntax.text_of(self.parsable), self.path, "exec")
         except (SyntaxError, RecursionError):  # errors that only compiling finds
             return None
         names = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
@@ -121,16 +148,51 @@ class Module:
         return frozenset(names)
 
     def may_bind(self, name: str) -> bool:
-        """Whether it may have the name; True also where only the run decides."""
-        stars = any("*" in found.names for found in self.imports)
-        unseen = stars or self.makes_modules or any(mark in self.content for mark in _BINDS_UNSEEN)
+        """Whether it may have the name, apart from `import *`; True where only the run decides."""
+        unseen = self.makes_modules or any(mark in self.content for mark in _BINDS_UNSEEN)
         dunder = name.startswith("__") and name.endswith("__")
         names = self.top_level_names
         return unseen or dunder or names is None or name in names
 
+    @cached_property
+    def stars(self) -> tuple[str, ...]:
+        """The modules of which it imports everything."""
+        return tuple(found.target for found in self.imports if "*" in found.names)
+
+    @cached_property
+    def exported(self) -> tuple[str, ...]:
+        """What `__all__` names; empty unless it is one plain list."""
+        values = [
+            node.value
+            for node in ast.walk(self.tree())
+            if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign)
+            and "__all__" in {name for part in ast.walk(node) for name in _bound_names(part)}
+        ]
+        if len(values) != 1 or not isinstance(values[0], ast.List | ast.Tuple):
+            return ()
+        words = [getattr(item, "value", None) for item in values[0].elts]
+        return tuple(word for word in words if isinstance(word, str))
+
+    def with_optional(self, names: Collection[str]) -> Module:
+        """The same module; imports of these names, and of what is below them, are optional."""
+        if not names:
+            return self
+        declared = {
+            found: replace(found, kind=ImportKind.OPTIONAL)
+            for found in self.imports
+            if found.kind is not ImportKind.TYPING
+            and not with_parents(found.candidates).isdisjoint(names)
+        }
+        return replace(self, imports=tuple(declared.get(found, found) for found in self.imports))
+
+    def tree(self) -> ast.Module:
+        """Its syntax, parsed anew: the trees of all modules together would fill the memory."""
+        with warnings.catch_warnings(action="ignore"):
+            return ast.parse(self.parsable)
+
     def signature(self, function: str) -> Signature | None:
         """The arguments of a plain function; None if it is decorated, bound twice or unknown."""
-        nodes = list(ast.walk(ast.parse(self.content)))
+        nodes = list(ast.walk(self.tree()))
         bound = [node for node in nodes if function in _bound_names(node)]
         if len(bound) != 1 or not isinstance(bound[0], ast.FunctionDef | ast.AsyncFunctionDef):
             return None
@@ -159,15 +221,17 @@ class Module:
         return any(mark in self.content for mark in _MAKES_MODULES)
 
 
-def read_module(name: str, path: str, content: bytes, *, is_package: bool) -> Module:
-    """Parse one file.
+def read_module(
+    name: str, path: str, content: bytes, *, is_package: bool, python: tuple[int, int] = syntax.HERE
+) -> Module:
+    """Parse one file, which is meant for the version `python`.
 
     Raises:
         PythonSyntaxError: the file is not valid Python; the message has the line.
         BundleError: a relative import leads out of the package; the message has the line.
     """
     try:
-        tree = ast.parse(content, filename=path)
+        parsed = syntax.parse(content, path, python)
     except SyntaxError as error:
         line = f":{error.lineno}" if error.lineno else ""
         raise PythonSyntaxError(f"{path}{line}: {error.msg}") from None
@@ -175,11 +239,11 @@ def read_module(name: str, path: str, content: bytes, *, is_package: bool) -> Mo
         raise PythonSyntaxError(f"{path}: cannot be read as Python: {error}") from None
     package = name if is_package else name.rpartition(".")[0]
     try:
-        found = list(_statements(tree, content, package, path))
-        by_name, dynamic = _calls(tree, content, package)
+        found = list(_statements(parsed.tree, content, package, path))
+        by_name, dynamic = _calls(parsed.tree, content, package)
     except RecursionError:
         raise PythonSyntaxError(f"{path}: cannot be read as Python: too deeply nested") from None
-    summary = (ast.get_docstring(tree) or "").partition("\n")[0].strip()
+    summary = (ast.get_docstring(parsed.tree) or "").partition("\n")[0].strip()
     return Module(
         name=name,
         path=path,
@@ -187,6 +251,7 @@ def read_module(name: str, path: str, content: bytes, *, is_package: bool) -> Mo
         summary=summary.encode(errors="replace").decode(),
         imports=(*found, *by_name),
         dynamic=tuple(dynamic),
+        parsable=parsed.source,
     )
 
 
@@ -224,7 +289,7 @@ def _behind_star(found: Import, modules: Mapping[str, Module]) -> list[str]:
         return []
     words = {
         node.value
-        for node in ast.walk(ast.parse(modules[found.target].content))
+        for node in ast.walk(modules[found.target].tree())
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     return [f"{found.target}.{word}" for word in words if f"{found.target}.{word}" in modules]
@@ -261,16 +326,36 @@ def in_order(links: Mapping[str, Collection[str]]) -> list[str]:
 
 
 def third_party(
-    modules: Iterable[Module], own: Collection[str], kind: ImportKind
+    modules: Iterable[Module], own: Collection[str], *kinds: ImportKind
 ) -> dict[str, tuple[str, ...]]:
     """Top-level names that are neither in `own` nor in Python → the places `path:line`."""
+    return _places(
+        (module, found)
+        for module in modules
+        for found in module.imports
+        if is_foreign(found.top, own) and found.kind in kinds
+    )
+
+
+def is_foreign(name: str, own: Collection[str]) -> bool:
+    """Whether a top-level name is neither in `own` nor in any version of Python."""
+    return bool(name) and name not in own and name not in _STANDARD
+
+
+def removed(modules: Iterable[Module], own: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Needed modules that some version of Python has removed → the places `path:line`."""
+    return _places(
+        (module, found)
+        for module in modules
+        for found in module.imports
+        if found.top in REMOVED and found.top not in own and found.kind is ImportKind.NEEDED
+    )
+
+
+def _places(imports: Iterable[tuple[Module, Import]]) -> dict[str, tuple[str, ...]]:
     places: dict[str, set[tuple[str, int]]] = {}
-    for module in modules:
-        for found in module.imports:
-            name = found.target.partition(".")[0]
-            foreign = name and name not in own and name not in sys.stdlib_module_names
-            if foreign and found.kind is kind:
-                places.setdefault(name, set()).add((module.path, found.line))
+    for module, found in imports:
+        places.setdefault(found.top, set()).add((module.path, found.line))
     return {
         name: tuple(f"{path}:{line}" for path, line in sorted(found))
         for name, found in sorted(places.items())
@@ -342,23 +427,26 @@ def _bodies(
 ) -> Iterator[tuple[list[ast.stmt], ImportKind]]:
     """The blocks of a compound statement, each with the kind of an import in it."""
     first = last = kind
-    if isinstance(node, ast.If):
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        first = _weaker(kind, ImportKind.LAZY)
+    elif isinstance(node, ast.If):
         first, last = _kinds_under(node.test, kind, typing)
     elif _catches_failure(node):
-        first = _weaker(kind, ImportKind.OPTIONAL)
+        first, last = _weaker(kind, ImportKind.OPTIONAL), _weaker(kind, ImportKind.LAZY)
     yield getattr(node, "body", []), first
     yield getattr(node, "orelse", []), last
     yield getattr(node, "finalbody", []), kind
-    for part in (*getattr(node, "handlers", []), *getattr(node, "cases", [])):
-        yield part.body, kind
+    for handler in getattr(node, "handlers", []):
+        yield handler.body, _weaker(kind, ImportKind.LAZY)
+    for case in getattr(node, "cases", []):
+        yield case.body, _weaker(kind, ImportKind.OPTIONAL)
 
 
 def _catches_failure(node: ast.stmt) -> bool:
     """Whether it catches a failed import in its body."""
     if isinstance(node, ast.Try | ast.TryStar):
         return any(
-            (handler.type is None or _may_catch(handler.type))
-            and not isinstance(handler.body[-1], ast.Raise)
+            (handler.type is None or _may_catch(handler.type)) and not _gives_up(handler.body[-1])
             for handler in node.handlers
         )
     if not isinstance(node, ast.With | ast.AsyncWith):
@@ -366,6 +454,13 @@ def _catches_failure(node: ast.stmt) -> bool:
     calls = [item.context_expr for item in node.items if isinstance(item.context_expr, ast.Call)]
     suppressing = [call for call in calls if ast.unparse(call.func).endswith("suppress")]
     return any(_may_catch(argument) for call in suppressing for argument in call.args)
+
+
+def _gives_up(statement: ast.stmt) -> bool:
+    """Whether a statement ends the program."""
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    ends = isinstance(call, ast.Call) and ast.unparse(call.func) in _ENDS_PROGRAM
+    return ends or isinstance(statement, ast.Raise)
 
 
 def _may_catch(types: ast.expr) -> bool:
@@ -382,21 +477,35 @@ def _kinds_under(
     test: ast.expr, kind: ImportKind, typing: Collection[str]
 ) -> tuple[ImportKind, ImportKind]:
     """The kinds of an `if` and its `else`: an import under a condition is optional."""
-    tested = {getattr(node, "id", getattr(node, "attr", None)) for node in ast.walk(test)}
-    if tested & set(typing):
-        negated = isinstance(test, ast.UnaryOp)
-        return (kind, ImportKind.TYPING) if negated else (ImportKind.TYPING, kind)
+    result = _outcome(test, typing)
+    if result is not None:
+        return (kind, ImportKind.TYPING) if result else (ImportKind.TYPING, kind)
+    by_name = any(isinstance(node, ast.Name) and node.id == "__name__" for node in ast.walk(test))
+    weaker = _weaker(kind, ImportKind.LAZY if by_name else ImportKind.OPTIONAL)
+    return weaker, weaker
+
+
+def _outcome(test: ast.expr, typing: Collection[str]) -> bool | None:
+    """What a condition is in a run, where nothing checks types; None where the source is silent."""
     if isinstance(test, ast.Constant):
-        return (
-            (kind, ImportKind.TYPING) if test.value else (ImportKind.TYPING, kind)
-        )  # never executed, too
-    if "__name__" in tested:
-        return kind, kind
-    return _weaker(kind, ImportKind.OPTIONAL), _weaker(kind, ImportKind.OPTIONAL)
+        return bool(test.value)
+    if getattr(test, "id", getattr(test, "attr", None)) in typing:
+        return False
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        result = _outcome(test.operand, typing)
+        return None if result is None else not result
+    if isinstance(test, ast.BoolOp):
+        results = [_outcome(value, typing) for value in test.values]
+        decisive = isinstance(test.op, ast.Or)
+        if decisive in results:
+            return decisive
+        return None if None in results else not decisive
+    return None
 
 
-def _weaker(one: ImportKind, other: ImportKind) -> ImportKind:
-    return one if one is ImportKind.TYPING else other
+def _weaker(*kinds: ImportKind) -> ImportKind:
+    """The kind of an import to which several apply."""
+    return max(kinds, key=list(ImportKind).index)
 
 
 def _absolute(module: str, level: int, package: str) -> str | None:

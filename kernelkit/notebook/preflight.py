@@ -13,10 +13,12 @@ from pathlib import PurePosixPath
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 from pydantic import JsonValue
 
 from kernelkit.bundle import image
 from kernelkit.bundle.image import Presence
+from kernelkit.bundle.imports import REMOVED
 from kernelkit.bundle.scripts import CommandLine
 from kernelkit.bundle.secrets import Credential, NamedText, SecretFinding, scan
 from kernelkit.config import near_miss
@@ -24,6 +26,9 @@ from kernelkit.errors import PreflightError
 from kernelkit.notebook.layout import SIZE_CAP_BYTES, SIZE_LIMIT_BYTES
 from kernelkit.notebook.reader import read_cells
 from kernelkit.notebook.render import Kernel
+
+WARNING = "warning: "
+"""The beginning of a piece of advice that most likely concerns a run that fails."""
 
 LARGEST = 8  # files named, where the notebook is too large
 SHORTEST_NAME = 5  # characters, of title and slug alike
@@ -192,9 +197,19 @@ def check_image(kernel: Kernel) -> Iterator[Problem]:
             yield Problem(
                 finding.places[0],
                 f'imports "{finding.module}", which Kaggle\'s image does not have',
-                f'Add pip = ["{finding.distribution}"] to [tool.kernelkit]'
-                + ("" if fields.enable_internet else ", and set enable_internet = true")
-                + ".",
+                _import_remedy(kernel, finding),
+            )
+    for finding in image.compare(kernel.bundle.removed, pip, kernel.image):
+        version = REMOVED[finding.module]
+        is_gone = Version(kernel.image.python) >= Version(version)
+        # setuptools brings its own distutils.
+        kept = finding.module == "distutils" and image.has_distribution("setuptools", kernel.image)
+        if is_gone and not kept and finding.presence is not Presence.BY_PIP:
+            yield Problem(
+                finding.places[0],
+                f'imports "{finding.module}", which Python {version} has removed (Kaggle has '
+                f"{kernel.image.python})",
+                "Replace it as the documentation of Python says.",
             )
 
 
@@ -297,8 +312,9 @@ def _as_text(content: bytes) -> str:
 
 
 def advise(kernel: Kernel) -> list[str]:
-    """What a user should know before a push; none of it stops one."""
+    """What a user should know before a push; none of it stops one. Warnings come first."""
     advice = list(kernel.bundle.notes)
+    warnings = []
     required = {canonicalize_name(Requirement(text).name) for text in kernel.manifest.pip}
     for finding in image.compare(kernel.bundle.third_party, kernel.manifest.pip, kernel.image):
         place = finding.places[0]
@@ -306,6 +322,12 @@ def advise(kernel: Kernel) -> list[str]:
             advice.append(
                 f"{finding.distribution} is {finding.image_version} in Kaggle's image, "
                 f"{finding.local_version} here ({place})"
+            )
+        elif finding.presence is Presence.UNKNOWN and finding.local_version is None:
+            warnings.append(
+                f'{WARNING}{place} imports "{finding.module}", which is not installed here and is '
+                "not known to be in Kaggle's image. Without it the run fails. "
+                + _import_remedy(kernel, finding)
             )
         elif finding.presence is Presence.UNKNOWN:
             advice.append(
@@ -320,9 +342,23 @@ def advise(kernel: Kernel) -> list[str]:
     for finding in image.compare(kernel.bundle.optional, kernel.manifest.pip, kernel.image):
         if finding.presence is Presence.ABSENT:
             advice.append(
-                f'"{finding.module}" is not in Kaggle\'s image: {finding.places[0]} does without it'
+                f'"{finding.module}" is not in Kaggle\'s image; its import is optional '
+                f"({finding.places[0]})"
             )
-    return advice
+    return [*warnings, *advice]
+
+
+def _import_remedy(kernel: Kernel, finding: image.Availability) -> str:
+    """What to do about a needed import that the image lacks."""
+    declare = (
+        f'if the program works without it, add "{finding.module}" to "optional_imports" in '
+        "[tool.kernelkit]."
+    )
+    own = kernel.bundle.module_called(finding.module)
+    if own is not None:  # an index may have another package of that name
+        return f'Import "{own}" if that is meant; {declare}'
+    internet = "" if kernel.manifest.kernel.enable_internet else ", and set enable_internet = true"
+    return f'Add pip = ["{finding.distribution}"] to [tool.kernelkit]{internet}; {declare}'
 
 
 FORMS = {
