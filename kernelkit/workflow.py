@@ -297,7 +297,8 @@ def pull(
     A complete folder stays as it is. A selection of the outputs does not complete the folder.
     `unpack` makes a folder of each verified zip.
     """
-    from kernelkit.runs.download import EVERYTHING, pull_run, unpack_zips
+    from kernelkit.runs.download import EVERYTHING, pull_run
+    from kernelkit.runs.unpack import unpack_zips
 
     wanted = selection or EVERYTHING
     pulled = pull_run(kaggle, folder, wanted, deadline=deadline, on_event=on_event)

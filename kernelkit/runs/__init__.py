@@ -4,8 +4,8 @@ push      decides whether a push is needed, and sends exactly once: `push_once`,
           `Pushed`, `Outcome`
 watch     follows a run to its end: `follow_run`, `state_of`, `read_log`, `cancel_run`,
           `progress`
-download  pulls and unpacks the outputs: `pull_run`, `unpack_zips`,
-          `PulledRun`, `Progress`, `Selection`, `EVERYTHING`
+download  pulls the outputs: `pull_run`, `PulledRun`, `Progress`, `Selection`, `EVERYTHING`
+unpack    turns verified zips into folders: `unpack_zips`
 verify    compares a folder with the manifest that its run wrote: `verify`, `require_verified`,
           `VerifiedFolder`
 failure   requires that a run has succeeded, and says why it failed: `require_success`

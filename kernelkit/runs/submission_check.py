@@ -49,7 +49,8 @@ def check(submission: Path, sample: Path, pixels: int | None = None) -> Submissi
     if (header := rows.header(found)) is None:
         return SubmissionCheck(tuple(found.lines()), (), 0)
     if header != expected.header:
-        found.add("columns", f"row 1: the columns are {header}, the sample's are {expected.header}")
+        ours, theirs = _row_shown(header), _row_shown(expected.header)
+        found.add("columns", f"row 1: the columns are {ours}, the sample's are {theirs}")
         return SubmissionCheck(tuple(found.lines()), (), 0)
     rules = [_rule(expected, column, pixels) for column in range(len(header))]
     seen: dict[str, int] = {}
@@ -189,7 +190,7 @@ class _Rows:
                 return None
             if len(row) > 1:
                 return row
-            found.add("header", f"row 1: {row} is not the header of a submission")
+            found.add("header", f"row 1: {_row_shown(row)} is not the header of a submission")
             return None
         found.add("header", "the file is empty")
         return None
@@ -250,3 +251,8 @@ def _is_number(cell: str) -> bool:
 
 def _shown(text: str) -> str:
     return repr(text if len(text) <= 40 else f"{text[:40]}…")
+
+
+def _row_shown(row: list[str]) -> str:
+    more = [f"… and {len(row) - 20:,} more"] if len(row) > 20 else []
+    return f"[{', '.join([*map(_shown, row[:20]), *more])}]"

@@ -31,7 +31,7 @@ from kernelkit.runs.manifest import (
     RunManifest,
     Verdict,
 )
-from kernelkit.storage import DocumentError, csv_rows, encodable, read_model, sha256_of
+from kernelkit.storage import DocumentError, counted, csv_rows, encodable, read_model, sha256_of
 
 OWN_NAMES = frozenset({BUNDLE_NAME, PUSH_NAME, END_NAME, RUN_MANIFEST_NAME})
 
@@ -248,17 +248,22 @@ def _zip_problems(name: str, path: Path, notes: list[str]) -> Iterator[str]:
             if size > UNPACKED_BYTES:
                 yield f"{name}: claims to contain {size:,} B, and was not tested"
                 return
+            untested: list[str] = []
             for member in archive.infolist():
                 inside = encodable(member.filename)
                 try:
                     stream = archive.open(member)
                 except Exception as error:  # encrypted, another compression, an odd name
-                    notes.append(f"{name}: {inside!r} in it was not tested ({error})")
+                    reason = "it is encrypted" if member.flag_bits & 1 else str(error)
+                    untested.append(f"{inside!r}: {reason}")
                     continue
                 with stream:
                     if not _is_readable(stream):
                         yield f"{name}: {inside} in it is damaged"
                         return
+            if untested:
+                files = counted(len(untested), "file")
+                notes.append(f"{name}: {files} in it not tested ({untested[0]})")
     except zipfile.BadZipFile as error:
         yield f"{name}: not a valid zip ({error})"
     except Exception as error:  # hostile bytes raise any exception of their decoder
@@ -281,13 +286,10 @@ def _spans_disks(path: Path) -> bool:
         stream.seek(max(0, path.stat().st_size - _END_RECORD_BYTES))
         tail = stream.read()
     at = tail.rfind(b"PK\5\6")
-    numbers = tail[at + 4 : at + 8] if at >= 0 else b""
-    # Two bytes each; all bits set mean that a zip64 record has the numbers.
-    return len(numbers) == 4 and any(n not in (b"\0\0", b"\xff\xff") for n in _halves(numbers))
-
-
-def _halves(numbers: bytes) -> tuple[bytes, bytes]:
-    return numbers[:2], numbers[2:]
+    numbers = tail[at + 4 : at + 8] if at >= 0 else b""  # of this part and of the first one
+    if tail[at - 20 : at - 16] == b"PK\6\7":  # zip64: the number of all parts is next to it
+        return int.from_bytes(tail[at - 4 : at], "little") > 1
+    return numbers not in (b"", bytes(4), b"\xff" * 4)
 
 
 def _csv_problems(name: str, path: Path, output: OutputEntry, notes: list[str]) -> Iterator[str]:

@@ -37,6 +37,45 @@ def test_a_valid_submission_passes(compare) -> None:
     assert compare(GOOD, b"\xef\xbb\xbf" + SAMPLE.encode()).problems == ()
 
 
+LONG = " ".join(f"{pixel} 1" for pixel in range(1, 60_000, 2))
+
+
+@pytest.mark.parametrize(
+    ("submission", "sample"),
+    [
+        (f"id,m\na,{LONG}\nb,\n", "id,m\na,1 1\nb,1 1\n"),
+        ("id,m\na,1 1\nb,1 1\n", f"id,m\na,{LONG}\nb,1 1\n"),
+        (f'id,m\r\n{"a" * 200_000},"{LONG}"\r\n', f"id,m\n{'a' * 200_000},1 1\n"),
+        (f"id,text\na,{'word ' * 40_000}\n", "id,text\na,word\n"),
+        ('id,m\n"a\nx",1 1\n', 'id,m\r\n"a\nx",1 1\r\n'),
+        ("id,m\ra,1 1\r", "id,m\na,1 1\n"),
+    ],
+)
+def test_long_cells_and_any_line_ends_are_valid(tmp_path: Path, submission, sample) -> None:
+    (tmp_path / "submission.csv").write_bytes(submission.encode())
+    (tmp_path / "sample.csv").write_bytes(sample.encode())
+    found = check(tmp_path / "submission.csv", tmp_path / "sample.csv")
+    assert found.problems == found.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (GOOD.encode("utf-16"), "row 1: not UTF-8 text"),
+        (b"\x1f\x8b\x08\xff", "row 1: not UTF-8 text"),
+        (GOOD.replace("b,", "b\0,").encode(), "row 3 (id 'b\\x00'): not UTF-8 text"),
+        (GOOD.replace("b,", "\xe9,").encode("latin-1"), "row 3 (id '\\udce9'): not UTF-8 text"),
+        (("id," + "r" * 300_000 + "\n").encode(), "row 1: the columns are ['id', 'rrr"),
+        ((",".join("abc" * 99_999) + "\n").encode(), "… and 299,977 more]"),
+        (('id,rle_mask\n"a,1 1\n' + "x\n" * 99_999).encode(), "not a readable csv (unexpected end"),
+    ],
+)
+def test_unreadable_text_is_a_short_problem(compare, content: bytes, problem: str) -> None:
+    problems = compare(content).problems
+    assert any(problem in found for found in problems), problems
+    assert all(len(found) < 1500 for found in problems)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "problem_text"),
     [

@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernelkit.errors import LocalError, VerificationError
-from kernelkit.runs import download
-from kernelkit.runs.download import unpack_zip
+from kernelkit.kaggle.types import State, Status
+from kernelkit.runs import unpack
+from kernelkit.runs.download import PulledRun
+from kernelkit.runs.manifest import OutputEntry, Verdict
+from kernelkit.runs.unpack import unpack_zip, unpack_zips
 
 Write = Callable[[zipfile.ZipFile], object]
 
@@ -98,16 +101,28 @@ def test_an_unsafe_zip_leaves_no_files(tmp_path: Path, write: Write, reason: str
     assert [path.name for path in tmp_path.iterdir()] == ["inner"]
 
 
+def test_a_zip_that_cannot_be_unpacked_is_reported_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "good.zip").write_bytes(made(tmp_path, twice("a")).read_bytes())
+    made(tmp_path, encrypted)
+    entries = [OutputEntry(path=f"{n}.zip", size=1, sha256="0" * 64) for n in ("some", "good")]
+    verdict = Verdict(problems=(), run_error=None, outputs=tuple(entries), undeclared=())
+    messages: list[str] = []
+    pulled = PulledRun(tmp_path, Status(State.COMPLETE), verdict)
+    assert unpack_zips(pulled, on_event=messages.append) == [tmp_path / "good.unpacked"]
+    assert "is not unpacked: 'secret' in it is encrypted" in messages[0]
+    assert not (tmp_path / "some.unpacked").exists()
+
+
 def test_a_zip_with_too_many_files_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "MEMBERS", 2)
+    monkeypatch.setattr(unpack, "MEMBERS", 2)
     with pytest.raises(VerificationError, match="3 files"):
         unpack_zip(made(tmp_path, twice("a", "b", "c")), tmp_path / "out")
 
 
 def test_a_full_disk_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "SPARE_BYTES", 1 << 60)
+    monkeypatch.setattr(unpack, "SPARE_BYTES", 1 << 60)
     with pytest.raises(LocalError, match="are free on its disk"):
         unpack_zip(made(tmp_path, twice("a")), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["some.zip"]

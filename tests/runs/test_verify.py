@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -259,6 +260,102 @@ def test_any_zip_gives_a_verdict(pulled: Path, cuts: list[tuple[int, bytes, int]
     redescribe(pulled, "models.zip")
     verify(pulled)
     (pulled / "models.zip").write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "id,x\na," + "1 " * 100_000 + "\n",
+        "a" * 200_000 + ",x\n" + "b" * 200_000 + ",1\n",
+        '\ufeffid,x\r\n"a\nb",1\r\n',
+        "id,x\na\0,1\na\0,1\n",
+        'id,x\n"a,1\n' + "more\n" * 50_000,
+    ],
+)
+def test_both_sides_count_the_rows_of_unusual_tables(pulled: Path, content: str) -> None:
+    limit = csv.field_size_limit()
+    (pulled / "out.csv").write_bytes(content.encode())
+    outputs = [_describe(pulled, name) for name in ("models.zip", "out.csv")]
+    assert csv.field_size_limit() == limit  # the run's process keeps its own
+    assert outputs[1]["rows"]
+    change_manifest(pulled, outputs=outputs)
+    assert verify(pulled).verified
+    change_manifest(pulled, outputs=[outputs[0], {**outputs[1], "rows": outputs[1]["rows"] + 1}])
+    assert verify(pulled).problems == ("out.csv: rows or ids differ from the manifest",)
+
+
+def entry_changed(offset: int, value: int) -> Callable[[bytearray], None]:
+    """A change of two bytes in the zip's first local header and in its directory."""
+
+    def change(content: bytearray) -> None:
+        directory = content.find(b"PK\1\2")
+        for at in (offset, directory + offset + 2):
+            content[at : at + 2] = value.to_bytes(2, "little")
+
+    return change
+
+
+def several_parts(content: bytearray) -> None:
+    end = content.rfind(b"PK\5\6")
+    content[end + 4 : end + 8] = b"\2\0\0\0"
+
+
+def several_zip64_parts(content: bytearray) -> None:
+    end = content.rfind(b"PK\5\6")
+    content[end:end] = b"PK\6\7" + bytes(12) + (3).to_bytes(4, "little")
+
+
+def other_name_inside(content: bytearray) -> None:
+    content[30:37] = b"WEIGHTS"
+
+
+def name_that_is_not_utf_8(content: bytearray) -> None:
+    entry_changed(6, 0x0800)(content)
+    content[content.rfind(b"weights")] = 0xFF
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (entry_changed(6, 1), "encrypted"),
+        (entry_changed(6, 0x41), "encrypted"),
+        (entry_changed(6, 0x20), "patched"),
+        (entry_changed(8, 9), "compression"),  # Deflate64
+        (entry_changed(8, 93), "compression"),  # Zstandard
+        (entry_changed(8, 98), "compression"),  # PPMd
+        (several_parts, "several files"),
+        (several_zip64_parts, "several files"),
+        (other_name_inside, "differ"),
+        (name_that_is_not_utf_8, "UnicodeDecodeError"),
+    ],
+)
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="Python 3.14 reads Zstandard")
+def test_a_zip_that_this_python_cannot_read_is_verified_by_its_sha256(
+    pulled: Path, change: Callable[[bytearray], None], note: str
+) -> None:
+    content = bytearray((pulled / "models.zip").read_bytes())
+    change(content)
+    (pulled / "models.zip").write_bytes(content)
+    redescribe(pulled, "models.zip")
+    verdict = verify(pulled)
+    assert verdict.verified
+    assert [note in found and "tested" in found for found in verdict.notes] == [True]
+    flip_a_byte(pulled)
+    assert not verify(pulled).verified
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_compressions_are_tested(pulled: Path, method: int) -> None:
+    with zipfile.ZipFile(pulled / "models.zip", "w", method) as archive:
+        archive.writestr("weights", bytes(range(256)) * 40)
+    redescribe(pulled, "models.zip")
+    assert verify(pulled).verified
+    assert verify(pulled).notes == ()
+    content = bytearray((pulled / "models.zip").read_bytes())
+    content[120] ^= 0xFF
+    (pulled / "models.zip").write_bytes(content)
+    redescribe(pulled, "models.zip")
+    assert verify(pulled).problems == ("models.zip: weights in it is damaged",)
 
 
 @given(content=st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode()))
