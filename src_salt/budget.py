@@ -29,6 +29,10 @@ class Budget:
     image_seconds: float = 0.0
     """Seconds that one process needed per image in the last validation."""
 
+    def record(self, epoch_seconds: float, image_seconds: float) -> None:
+        """Note the pace of an epoch that has just ended."""
+        self.epoch_seconds, self.image_seconds = epoch_seconds, image_seconds
+
     def allows_epoch(self) -> bool:
         """Whether one more epoch fits into the time. The first epoch is always allowed."""
         return self.hours is None or not self.epoch_seconds or self.epochs_left() > 0

@@ -1,8 +1,8 @@
 """Checkpoints: the complete state of an experiment, so that a run can resume.
 
 A checkpoint is written atomically after each epoch and deleted when its experiment is complete. It
-stores the fingerprint of its run: the settings, the data and the version of this package. Only a
-run with the same fingerprint resumes from it.
+stores the fingerprint of its run: the settings, the content of the data and of the pretrained
+weights, and the version of this package. Only a run with the same fingerprint resumes from it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ OLD_FINGERPRINT_FIELDS = {
     "recipe.chosen_cut": "recipe.tune_threshold",
 }
 """Fields of a fingerprint in earlier versions, and today's names."""
+
+NEW_FIELDS = ("experiment", "encoder_weights")
+"""Fields that fingerprints of earlier versions do not have."""
 
 
 class CheckpointError(Exception):
@@ -78,8 +81,15 @@ def current_fingerprint(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return `epochs was 1, is 2` for every field that differs, or an empty text."""
-    names = sorted(set(before) | set(now))
+    """Return `epochs was 1, is 2` for every field that differs, or an empty text.
+
+    Fields that `before` does not know, since an earlier version wrote it, do not count. The path
+    of the weights counts only if their content is not known.
+    """
+    unknown = {name for name in NEW_FIELDS if name not in before}
+    if "encoder_weights" not in unknown:
+        unknown.add("weights_dir")
+    names = sorted((set(before) | set(now)) - unknown)
     return "; ".join(
         f"{name} was {before.get(name)}, is {now.get(name)}"
         for name in names

@@ -40,9 +40,10 @@ class SaltError(Exception):
     ├── SettingsError    a parameter is unknown, or its value is not allowed (config)
     ├── DataError        the competition's files are missing or broken (data)
     ├── WeightsError     the ImageNet weights are not available (model)
-    ├── TrainingError    a loss is not finite, or the weights cannot be written (train)
+    ├── TrainingError    an experiment has no result (train)
     ├── OutOfMemory      a step does not fit into memory; a retry uses smaller pieces (train)
     ├── WorkerDied       a data loader's process ended; a retry works without them (train)
+    ├── ProcessesDied    torchrun's processes ended; a retry may use one process (launch)
     ├── OutputError      the output folder cannot be written (outputs)
     └── SubmissionError  the submission file is not valid (submission)
     """
@@ -328,9 +329,10 @@ class Settings:
     def fingerprint_fields(self) -> dict[str, Any]:
         """Return every value that affects an experiment's result.
 
-        Two runs with equal fields may share results. Left out: paths, the other experiments, the
-        time limit, and the number of workers and processes. Batches do not depend on those, except
-        a last batch that cannot be split evenly among the processes.
+        Two runs with equal fields may share results. Left out: the other experiments, the time
+        limit, and the number of workers and processes. Batches do not depend on those, except a
+        last batch that cannot be split evenly among the processes. Paths do not count either:
+        data and weights are compared by their content (see `checkpoint.describe_changes`).
         """
         excluded = {
             "data_dir",

@@ -6,16 +6,17 @@ files that Kaggle mounts or unpacked:
     train.zip    images/<id>.png, masks/<id>.png   or  train/images, train/masks  or  images, masks
     test.zip     images/<id>.png                   or  test/images                or  images
 
-If both are unpacked into one folder, train and test share `images/`, and the ids in the two csv
-files separate them. Nothing is written to the folder. Every image is read and checked before
+A zip may contain the folders at its root or, once, further down. If both are unpacked into one
+folder, train and test share `images/`, and the ids in the two csv files separate them. Nothing is
+written to the folder. Every image is read and checked before
 training begins: 4,000 pairs and 18,000 test images take 265 MB of memory.
 """
 
 from __future__ import annotations
 
+import errno
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -30,7 +31,7 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from src_salt.config import SaltError, Settings
+from src_salt.config import SaltError, Settings, first_line
 from src_salt.device import SINGLE_PROCESS, Compute, DistributedContext
 from src_salt.outputs import progress, sha256
 from src_salt.transforms import (
@@ -47,11 +48,17 @@ from src_salt.transforms import (
     training_transform,
 )
 
+MAX_FILE_SIZE = 10 << 20
+"""In bytes. An image of 101x101 pixels takes at most 41 kB."""
+
 SEARCH_DEPTH = 2
 """Levels below data_dir that are searched (Kaggle in 2026: input/competitions/<slug>)."""
 
 MARKERS = ("train.csv", "sample_submission.csv")
 """Files that identify the competition's folder."""
+
+CANNOT_START = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+"""Error numbers of a fork without memory, processes or file handles for another process."""
 
 SPLIT_SEED = 42
 VALIDATION_SHARE = 0.2
@@ -207,34 +214,75 @@ class ImageFolder:
 
 
 def _open_folder(folder: Path) -> ImageFolder:
-    paths = {path.stem: path for path in sorted(folder.glob("*.png")) if path.name[0] != "."}
+    paths = {
+        path.stem: path
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() == ".png" and path.name[0] != "."
+    }
     entries = {image_id: path.name for image_id, path in paths.items()}
     return ImageFolder(str(folder), entries, lambda image_id: paths[image_id].read_bytes())
 
 
-def _open_zip_folder(path: Path, folder: str) -> ImageFolder:
-    """Open a folder at the root of a zip file."""
+def _open_zip_folder(path: Path, kind: str) -> ImageFolder:
+    """Open the folder `images` or `masks` (`kind`) of a zip file."""
     archive = _open_zip(path)
-    entries: dict[str, str] = {}
-    for name in archive.namelist():
-        entry = PurePosixPath(name)
-        if str(entry.parent) != folder or entry.suffix != ".png" or entry.name[0] == ".":
+    folders: dict[PurePosixPath, dict[str, zipfile.ZipInfo]] = {}
+    for info in archive.infolist():
+        # Some programs write `./images/a.png` or `images\\a.png`.
+        entry = PurePosixPath(info.filename.replace("\\", "/"))
+        hidden = "__MACOSX" in entry.parts or ".." in entry.parts or entry.name[:1] == "."
+        if hidden or entry.suffix.lower() != ".png" or entry.parent.name != kind:
             continue
-        if entry.stem in entries:
-            raise DataError(f"{path}: contains {name} twice.")
-        entries[entry.stem] = entry.name
+        members = folders.setdefault(entry.parent, {})
+        if entry.stem in members:
+            raise DataError(f"{path}: contains {entry} twice.")
+        members[entry.stem] = info
+    if not folders:
+        found = _shorten(archive.namelist()) or "nothing"
+        raise DataError(f"{path}: contains no folder {kind} with PNG files, only {found}.")
+    folder, *others = sorted(folders, key=lambda found: len(found.parts))
+    if others and len(others[0].parts) == len(folder.parts):
+        found = _shorten(sorted(map(str, folders)))
+        raise DataError(f"{path}: contains several folders {kind}: {found}. Keep one.")
+    members = folders[folder]
     return ImageFolder(
         f"{path}/{folder}",
-        entries,
-        lambda image_id: archive.read(f"{folder}/{entries[image_id]}"),
+        {image_id: PurePosixPath(info.filename).name for image_id, info in members.items()},
+        lambda image_id: _read_member(archive, members[image_id]),
     )
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be opened as a zip: {error}") from error
+    except Exception as error:  # a damaged file makes zipfile raise almost any exception
+        try:
+            with path.open("rb") as file:
+                start = f" It begins with {file.read(24)!r}."
+        except OSError:
+            start = ""
+        raise DataError(
+            f"{path}: cannot be opened as a zip: {first_line(error)}.{start} Download it again."
+        ) from error
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """Read a member of a zip file; ValueError says why that is not possible."""
+    if info.flag_bits & 1:
+        raise ValueError("is encrypted. Pack the zip without a password")
+    try:
+        with archive.open(info) as member:
+            content = member.read(MAX_FILE_SIZE + 1)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"is compressed by a method (number {info.compress_type}) that Python cannot read. "
+            "Pack the zip with the usual method, deflate"
+        ) from error
+    except Exception as error:  # each compression method has exceptions of its own
+        raise ValueError(f"is damaged in the zip ({first_line(error)})") from error
+    if len(content) > MAX_FILE_SIZE:
+        raise ValueError(f"has more than {MAX_FILE_SIZE >> 20} MB")
+    return content
 
 
 def _find_images(root: Path, side: str, kind: str) -> tuple[ImageFolder, bool]:
@@ -242,9 +290,11 @@ def _find_images(root: Path, side: str, kind: str) -> tuple[ImageFolder, bool]:
 
     Also return whether train and test share the folder.
     """
-    if (root / f"{side}.zip").is_file():
-        return _open_zip_folder(root / f"{side}.zip", kind), False
-    for folder, shared in ((root / side / kind, False), (root / kind, True)):
+    packed = root / f"{side}.zip"
+    if packed.is_file():
+        return _open_zip_folder(packed, kind), False
+    unpacked = ((packed / kind, False), (root / side / kind, False), (root / kind, True))
+    for folder, shared in unpacked:
         if folder.is_dir():
             return _open_folder(folder), shared
     raise DataError(f"{root}: contains neither {side}.zip nor a folder {side}/{kind} or {kind}.")
@@ -288,13 +338,15 @@ def _read_images(
     for row, image_id in enumerate(progress(ids, title)):
         try:
             images[row] = convert(_decode(source.read(image_id)))
-        except (ValueError, OSError, zipfile.BadZipFile, zlib.error, cv2.error) as error:
-            raise DataError(f"{source.name(image_id)}: {error}") from error
+        except (ValueError, OSError, cv2.error) as error:
+            raise DataError(f"{source.name(image_id)}: {first_line(error)}.") from error
     return images
 
 
 def _decode(content: bytes) -> npt.NDArray[Any]:
     """Decode a PNG file without converting its pixels; the competition's masks have 16 bits."""
+    if not content:
+        raise ValueError("is empty")
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise ValueError("is corrupt and cannot be decoded as an image")
@@ -482,7 +534,12 @@ def _loader(
 
 
 def is_worker_failure(error: Exception) -> bool:
-    """Whether a worker process of a data loader ended; a broken connection is also a sign of it."""
+    """Whether a worker process of a data loader ended or cannot be started.
+
+    A broken connection is also a sign of it.
+    """
+    if isinstance(error, OSError) and error.errno in CANNOT_START:
+        return True
     return isinstance(error, ConnectionError | EOFError) or "DataLoader worker" in str(error)
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import faulthandler
+import gc
 import random
+import re
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,13 +33,27 @@ class DistributedContext:
 
     rank: int = 0
     world_size: int = 1
+    hang_seconds: float | None = None
+    """This process ends if it does not communicate for so long; None waits forever."""
 
     @classmethod
-    def from_torchrun(cls) -> DistributedContext:
+    def from_torchrun(cls, hang_seconds: float) -> DistributedContext:
         """Join the process group that torchrun started this process in."""
-        if not distributed.is_initialized():
-            distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        return cls(distributed.get_rank(), distributed.get_world_size())
+        faulthandler.dump_traceback_later(hang_seconds, exit=True)
+        distributed.init_process_group(
+            "nccl" if torch.cuda.is_available() else "gloo",
+            timeout=timedelta(seconds=hang_seconds),
+        )
+        return cls(distributed.get_rank(), distributed.get_world_size(), hang_seconds)
+
+    def _restart_timer(self) -> None:
+        """Show that this process still makes progress.
+
+        The timer is a thread of the interpreter that needs no lock, so it also ends a process
+        that hangs inside a library.
+        """
+        if self.hang_seconds is not None:
+            faulthandler.dump_traceback_later(self.hang_seconds, exit=True)
 
     @property
     def is_main(self) -> bool:
@@ -67,6 +87,7 @@ class DistributedContext:
         """
         if self.world_size == 1:
             return values
+        self._restart_timer()
         parts = all_gather_with_gradients(values.contiguous())  # type: ignore[no-untyped-call]
         return torch.stack(list(parts), dim=1).flatten(0, 1)
 
@@ -74,6 +95,7 @@ class DistributedContext:
         """Return the main process's value in every process."""
         if self.world_size == 1:
             return value
+        self._restart_timer()
         values = [value]
         distributed.broadcast_object_list(values, src=0)
         return values[0]
@@ -212,9 +234,52 @@ def _sum_over_processes(values: Tensor) -> Tensor:
     return total
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether the memory of a GPU or of the machine was too small."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+OUT_OF_MEMORY = re.compile(
+    # "CUDA error: out of memory", "Cuda failure 2 'out of memory'", "MPS backend out of memory".
+    r"(?:^|:\s*|\bfailure(?: \d+)? '|\b(?:CUDA|HIP|XPU|backend|device|GPU|ran)\s+)"
+    r"out of memory\b(?! (?:errors?|bounds|range|access)\b)"
+    r"|\b(?:CUDNN|CUBLAS|CUSOLVER|CUSPARSE)_STATUS_ALLOC_FAILED\b|\bCUFFT_ALLOC_FAILED\b"
+    r"|\bCUDA_ERROR_OUT_OF_MEMORY\b|\bcudaErrorMemoryAllocation\b"
+    # The machine's own memory: PyTorch on Linux and on Windows, the C library, C++ and OpenCV.
+    r"|can't allocate memory|not enough memory: you tried to allocate"
+    r"|\bCannot allocate memory\b|\bbad_alloc\b|\bInsufficient memory\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""What PyTorch and its libraries say when memory is full."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of a GPU or of the machine was too small.
+
+    Also true if that was the cause of the error. A killed data worker is a case of its own
+    (`data.is_worker_failure`).
+    """
+    return any(
+        isinstance(one, torch.OutOfMemoryError | MemoryError)
+        or (isinstance(one, OSError) and one.errno == errno.ENOMEM)
+        or OUT_OF_MEMORY.search(str(one)) is not None
+        for one in _causes(error)
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those that led to it, as a traceback would show them."""
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        yield following
+        seen.add(id(following))
+        context = None if following.__suppress_context__ else following.__context__
+        following = following.__cause__ or context
+
+
+def release_memory() -> None:
+    """Free what a failed step has left behind.
+
+    PyTorch keeps freed GPU memory for itself, where libraries such as cuDNN cannot use it.
+    """
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def seed_everything(seed: int, device: torch.device, deterministic: bool = True) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
@@ -11,10 +12,25 @@ from typing import Any
 from src_salt import __version__
 from src_salt.budget import Budget
 from src_salt.checkpoint import current_fingerprint, describe_changes
-from src_salt.config import Experiment, Settings
+from src_salt.config import (
+    Experiment,
+    SaltError,
+    Settings,
+    current_experiment_name,
+    first_line,
+)
 from src_salt.data import LabelledImages, split
-from src_salt.launch import train_distributed
-from src_salt.outputs import Outputs, emit, read_json, sha256_of_file, write_json
+from src_salt.device import release_memory
+from src_salt.launch import ProcessesDied, train_distributed
+from src_salt.model import load_encoder_weights, weights_fingerprint
+from src_salt.outputs import (
+    DISK_FULL,
+    Outputs,
+    emit,
+    read_json,
+    sha256_of_file,
+    write_json,
+)
 from src_salt.train import (
     Epoch,
     Outcome,
@@ -22,6 +38,7 @@ from src_salt.train import (
     TrainingError,
     WorkerDied,
     best_epoch,
+    saved_outcome,
     train_experiment,
 )
 
@@ -37,6 +54,9 @@ class Result:
 
     ended: str = ""
     """Why training stopped before the last epoch; empty if it is complete."""
+
+    notes: tuple[str, ...] = ()
+    """What happened on the way, such as a killed process."""
 
     @property
     def best(self) -> Epoch:
@@ -55,20 +75,24 @@ def run_experiments(
     """Train every planned experiment in order, or reuse its complete result of an earlier run.
 
     Experiments for which there is no time are skipped. One that fails after its first epoch is
-    kept with the epochs it has.
+    kept with the epochs it has. `Result.notes` say what else happened.
 
     Raises:
         TrainingError: no experiment has a result.
     """
     budget = budget or Budget()
+    runner = _Runner(settings, labelled, outputs, budget)
     results: list[Result] = []
     errors: list[str] = []
     skipped: list[str] = []
     for experiment in settings.planned_experiments:
         may_train = not results or budget.allows_epoch()
         try:
-            result = _train_or_reuse(experiment, settings, labelled, outputs, budget, may_train)
-        except TrainingError as error:
+            result = runner.train_or_reuse(experiment, may_train)
+        except (TrainingError, OSError) as error:
+            # The output folder may be full. What other experiments have written is still valid.
+            if isinstance(error, BrokenPipeError) or (isinstance(error, OSError) and not results):
+                raise
             errors.append(str(error))
             emit("failed", experiment=experiment.name, message=str(error))
             continue
@@ -104,95 +128,165 @@ def group_folds(results: Sequence[Result]) -> list[list[Result]]:
     return list(groups.values())
 
 
-def _train_or_reuse(
-    experiment: Experiment,
-    settings: Settings,
-    labelled: LabelledImages,
-    outputs: Outputs,
-    budget: Budget,
-    may_train: bool,
-) -> Result | None:
-    """Return None if there is neither an earlier result nor time to train."""
-    started = time.monotonic()
-    train, validation = split(labelled, settings, experiment.fold)
-    fingerprint = _fingerprint(settings, train, validation)
-    result, reason = _load_finished(experiment, fingerprint, outputs)
-    reused = result is not None
-    if result is None:
-        if not may_train:
-            return None
-        if reason:
-            emit("retrain", experiment=experiment.name, reason=reason)
-        # Before the weights are overwritten: an old record must not describe new weights.
-        outputs.history(experiment.name).unlink(missing_ok=True)
-        outcome = _train_with_retries(
-            experiment, settings, train, validation, outputs, fingerprint, budget
+class _Runner:
+    """Trains the experiments of a run one after another, and continues after failures."""
+
+    def __init__(
+        self, settings: Settings, labelled: LabelledImages, outputs: Outputs, budget: Budget
+    ) -> None:
+        self.settings, self.labelled = settings, labelled
+        self.outputs, self.budget = outputs, budget
+
+    def train_or_reuse(self, experiment: Experiment, may_train: bool) -> Result | None:
+        """Return None if there is neither an earlier result nor time to train."""
+        started = time.monotonic()
+        data = split(self.labelled, self.settings, experiment.fold)
+        fingerprint = _fingerprint(experiment, self.settings, *data)
+        result, reason = _load_earlier(experiment, fingerprint, self.outputs)
+        reused = result is not None and not (result.ended and may_train)
+        if result is None or not reused:
+            if not may_train:
+                return None
+            if reason:
+                emit("retrain", experiment=experiment.name, reason=reason)
+            # Before the weights are overwritten: an old record must not describe new weights.
+            self.outputs.history(experiment.name).unlink(missing_ok=True)
+            notes = [] if result is None else list(result.notes)
+            outcome = self._train(experiment, data, fingerprint, notes)
+            select_by = self.settings.resolved_recipe.select_by
+            result = Result(experiment, outcome.history, select_by, outcome.ended, tuple(notes))
+            _write_record(result, fingerprint, self.outputs)
+        emit(
+            "experiment",
+            experiment=experiment.name,
+            best_val_iou=result.best.val_iou,
+            best_val_score=result.best.val_score,
+            best_epoch=result.best.epoch,
+            seconds=round(time.monotonic() - started, 2),
+            skipped=reused,
+            ended=result.ended,
         )
-        select_by = settings.resolved_recipe.select_by
-        result = Result(experiment, outcome.history, select_by, outcome.ended)
-        _write_record(result, fingerprint, outputs)
-    emit(
-        "experiment",
-        experiment=experiment.name,
-        best_val_iou=result.best.val_iou,
-        best_val_score=result.best.val_score,
-        best_epoch=result.best.epoch,
-        seconds=round(time.monotonic() - started, 2),
-        skipped=reused,
-        ended=result.ended,
-    )
-    return result
+        return result
 
+    def _train(
+        self,
+        experiment: Experiment,
+        data: tuple[LabelledImages, LabelledImages],
+        fingerprint: dict[str, Any],
+        notes: list[str],
+    ) -> Outcome:
+        """Train, and continue from the last checkpoint after a failure; add to `notes` what failed.
 
-def _train_with_retries(
-    experiment: Experiment,
-    settings: Settings,
-    train: LabelledImages,
-    validation: LabelledImages,
-    outputs: Outputs,
-    fingerprint: dict[str, Any],
-    budget: Budget,
-) -> Outcome:
-    """Train, and continue from the last checkpoint when memory runs out or a worker dies."""
-    accumulation_steps = 1
-    while True:
+        If training cannot continue, the outcome is what the last checkpoint has reached.
+
+        Raises:
+            TrainingError: there is no such checkpoint.
+        """
+        attempt = _Attempt(experiment, self.settings)
+        try:
+            while True:
+                try:
+                    return self._try(attempt, data, fingerprint)
+                except (OutOfMemory, WorkerDied, ProcessesDied) as error:
+                    notes.append(attempt.reduce(error))
+                if attempt.settings.processes < self.settings.processes:
+                    self.budget.epoch_seconds *= self.settings.processes
+                    # For the rest of the run: the cause may remain, and a hang takes minutes.
+                    self.settings = replace(self.settings, processes=1)
+                release_memory()
+        except TrainingError as error:
+            reached = saved_outcome(
+                experiment, self.settings, self.outputs, fingerprint, ended=str(error)
+            )
+            if reached is None:
+                raise
+            return reached
+
+    def _try(
+        self,
+        attempt: _Attempt,
+        data: tuple[LabelledImages, LabelledImages],
+        fingerprint: dict[str, Any],
+    ) -> Outcome:
+        """Train with what is left to the attempt. An unexpected error becomes a TrainingError."""
+        experiment, settings, (train, validation) = attempt.experiment, attempt.settings, data
+        shared = (self.outputs, fingerprint, self.budget, attempt.accumulation_steps)
         try:
             if settings.processes > 1:
-                return train_distributed(
-                    experiment, settings, outputs, fingerprint, budget, accumulation_steps
-                )
-            return train_experiment(
-                *(experiment, settings, train, validation, outputs),
-                *(fingerprint, budget, accumulation_steps),
-            )
-        except OutOfMemory as error:
-            accumulation_steps *= 2
-            # Batch normalization may not be able to compute a variance from a single image.
-            if settings.batch_size // settings.processes < 2 * accumulation_steps:
-                raise TrainingError(
-                    f"{experiment.name}: out of memory even with two images at once ({error}). "
-                    "A smaller image_size or backbone needs less memory."
-                ) from error
-            emit(
-                "out_of_memory",
-                experiment=experiment.name,
-                message=str(error),
-                images_at_once=settings.batch_size // accumulation_steps,
-                accumulated=accumulation_steps,
-            )
-        except WorkerDied as error:
-            if settings.num_workers == 0:
-                raise TrainingError(f"{experiment.name}: {error}") from error
-            emit("worker_died", experiment=experiment.name, message=str(error), num_workers=0)
-            settings = replace(settings, num_workers=0)  # the batches stay the same
+                return train_distributed(experiment, settings, *shared)
+            return train_experiment(experiment, settings, train, validation, *shared)
+        except (SaltError, OSError):
+            raise
+        except Exception as error:  # such as an error of CUDA: the other results are still good
+            traceback.print_exc()
+            message = f"{experiment.name}: {type(error).__name__}: {first_line(error)}"
+            raise TrainingError(message) from error
+
+
+@dataclass
+class _Attempt:
+    """What one experiment is trained with. Each failure takes something away."""
+
+    experiment: Experiment
+    settings: Settings
+    accumulation_steps: int = 1
+    deaths: int = 0
+
+    def reduce(self, error: OutOfMemory | WorkerDied | ProcessesDied) -> str:
+        """Choose how to continue, report it, and return it as a note for the results.
+
+        Raises:
+            TrainingError: there is nothing left to take away.
+        """
+        if isinstance(error, OutOfMemory):
+            return self._use_smaller_pieces(error)
+        if isinstance(error, WorkerDied):
+            return self._use_no_workers(error)
+        self.deaths += 1
+        if self.deaths > 1:
+            self.settings = replace(self.settings, processes=1)
+        count = self.settings.processes
+        self._report("processes_died", error, processes=count)
+        continued = f"{count} processes" if count > 1 else "one process"
+        return f"A training process ended. Training continued with {continued}. ({error})"
+
+    def _use_smaller_pieces(self, error: OutOfMemory) -> str:
+        self.accumulation_steps *= 2
+        at_once = self.settings.batch_size // self.accumulation_steps
+        # Batch normalization may not be able to compute a variance from a single image.
+        if at_once // self.settings.processes < 2:
+            raise TrainingError(
+                f"{self.experiment.name}: out of memory even with two images at once ({error}). "
+                "A smaller image_size or backbone needs less memory."
+            ) from error
+        self._report(
+            "out_of_memory", error, images_at_once=at_once, accumulated=self.accumulation_steps
+        )
+        return f"Out of memory. Training continued with {at_once} images at once. ({error})"
+
+    def _use_no_workers(self, error: WorkerDied) -> str:
+        if self.settings.num_workers == 0:
+            raise TrainingError(f"{self.experiment.name}: {error}") from error
+        self.settings = replace(self.settings, num_workers=0)  # the batches stay the same
+        self._report("worker_died", error, num_workers=0)
+        return f"A data worker died. Training continued without workers. ({error})"
+
+    def _report(self, event: str, error: SaltError, **values: int) -> None:
+        emit(event, experiment=self.experiment.name, message=str(error), **values)
 
 
 def _fingerprint(
-    settings: Settings, train: LabelledImages, validation: LabelledImages
+    experiment: Experiment, settings: Settings, train: LabelledImages, validation: LabelledImages
 ) -> dict[str, Any]:
-    """Return everything that affects a result: settings, images and the package's version."""
-    data = {"train_data": train.fingerprint(), "val_data": validation.fingerprint()}
-    return settings.fingerprint_fields() | data | {"version": __version__}
+    """Return everything that affects a result: settings, content of all files, and the version."""
+    weights = load_encoder_weights(experiment.backbone, settings)
+    return settings.fingerprint_fields() | {
+        "experiment": experiment.name,
+        "encoder_weights": None if weights is None else weights_fingerprint(weights),
+        "train_data": train.fingerprint(),
+        "val_data": validation.fingerprint(),
+        "version": __version__,
+    }
 
 
 def _write_record(result: Result, fingerprint: dict[str, Any], outputs: Outputs) -> None:
@@ -204,22 +298,30 @@ def _write_record(result: Result, fingerprint: dict[str, Any], outputs: Outputs)
         "best_val_score": result.best.val_score,
         "best_epoch": result.best.epoch,
         "ended": result.ended,
+        "notes": list(result.notes),
         "weights": outputs.weights(name).name,
         "weights_sha256": sha256_of_file(outputs.weights(name)),
         "recipe": fingerprint,
         "history": [asdict(epoch) for epoch in result.history],
     }
-    write_json(outputs.history(name), record)
+    try:
+        write_json(outputs.history(name), record)
+    except OSError as error:
+        if result.ended or error.errno not in DISK_FULL:
+            raise
+        outputs.checkpoint(name).unlink(missing_ok=True)  # makes room, and is no longer needed
+        write_json(outputs.history(name), record)
     if not result.ended:
         outputs.checkpoint(name).unlink(missing_ok=True)
 
 
-def _load_finished(
+def _load_earlier(
     experiment: Experiment, fingerprint: dict[str, Any], outputs: Outputs
 ) -> tuple[Result | None, str]:
-    """Return the result of an earlier run, or None and why it cannot be used.
+    """Return the result of an earlier run, and why it must be trained (again).
 
-    The reason is empty if there is no earlier run. A record with old names is written again.
+    The result is None if it cannot be used at all, and the reason is empty if there is none or if
+    the result is complete. A record with old names is written again.
     """
     path = outputs.history(experiment.name)
     if not path.exists():
@@ -229,12 +331,15 @@ def _load_finished(
         changes = describe_changes(current_fingerprint(record["recipe"]), fingerprint)
         if changes:
             return None, f"differs from the earlier run: {changes}"
+        if current_experiment_name(record["experiment"]) != experiment.name:
+            return None, f"the record is of {record['experiment']}"
         if sha256_of_file(outputs.weights(experiment.name)) != record["weights_sha256"]:
             return None, "the weights are not those of the earlier run"
         history = tuple(Epoch(**epoch) for epoch in record["history"])
-        if record["ended"]:
-            return None, f"the earlier run ended early: {record['ended']}"
-        result = Result(experiment, history, record["selected_by"])
+        notes = tuple(map(str, record.get("notes", ())))  # earlier versions wrote none
+        result = Result(experiment, history, record["selected_by"], record["ended"], notes)
+        if result.ended:
+            return result, f"the earlier run ended early: {result.ended}"
         if record["experiment"] != experiment.name or record["recipe"] != fingerprint:
             _write_record(result, fingerprint, outputs)
         return result, ""

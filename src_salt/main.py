@@ -147,6 +147,7 @@ def _summarize(results: list[Result], evaluation: Evaluation, outputs: Outputs) 
                 "best_val_score": result.best.val_score,
                 "epochs": len(result.history),
                 "ended": result.ended,
+                "notes": list(result.notes),
                 "weights": outputs.relative(outputs.weights(result.experiment.name)),
             }
             for result in results

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from src_salt.config import SaltError, Settings, first_line
+from src_salt.outputs import sha256
 
 WIDTHS = {"resnet34": (64, 64, 128, 256, 512), "resnet50": (64, 256, 512, 1024, 2048)}
 """Channels after the encoder's stem and after each of its four stages."""
@@ -124,6 +125,15 @@ def load_encoder_weights(backbone: str, settings: Settings) -> Weights | None:
             "or set pretrained to false to train from scratch."
         ) from error
     return weights
+
+
+def weights_fingerprint(weights: Weights) -> str:
+    """Return the SHA-256 of names and values, whatever file they come from: 0.1 s for ResNet-34."""
+    tensors = {name: value.contiguous() for name, value in sorted(weights.items())}
+    described = [f"{name} {value.dtype} {tuple(value.shape)}" for name, value in tensors.items()]
+    # As bytes, since NumPy has no bfloat16.
+    contents = (value.view(-1).view(torch.uint8).numpy().data for value in tensors.values())
+    return sha256("\n".join(described).encode(), *contents)
 
 
 def require_encoder_weights(backbones: Iterable[str], settings: Settings) -> None:

@@ -110,7 +110,7 @@ def write_zip(path: Path, root: Path, members: Iterable[Path]) -> None:
                 shutil.copyfileobj(source, target, 1 << 20)
 
 
-def sha256(*parts: bytes) -> str:
+def sha256(*parts: bytes | memoryview) -> str:
     """Return the hexadecimal SHA-256 of the parts, one after another."""
     digest = hashlib.sha256()
     for part in parts:

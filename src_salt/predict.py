@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from src_salt.config import Experiment, Recipe, Settings, first_line
 from src_salt.data import Images, image_loader
-from src_salt.device import Compute, is_out_of_memory, pick_compute
+from src_salt.device import Compute, is_out_of_memory, pick_compute, release_memory
 from src_salt.metrics import Probabilities
 from src_salt.model import UNet
 from src_salt.outputs import Outputs, emit, progress
@@ -51,11 +51,14 @@ def predict(
                     following = _predict_batch(
                         models, inputs, at_once, settings.resolved_recipe, compute
                     )
-                except RuntimeError as error:
+                except (RuntimeError, MemoryError) as error:
                     at_once = min(at_once, len(inputs)) // 2
                     if not at_once or not is_out_of_memory(error):
                         raise
-                    emit("out_of_memory", message=first_line(error), images_at_once=at_once)
+                    message = first_line(error)
+                    emit("out_of_memory", message=message, images_at_once=at_once)
+                if following is None:
+                    release_memory()
         # One batch late: a GPU computes the next batch while the caller processes this one.
         if ready is not None:
             yield ready.cpu().numpy()

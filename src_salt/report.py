@@ -238,6 +238,10 @@ def write_table(
         + describe_postprocessing(evaluation),
         "",
     ]
+    for result in results:
+        lines += [f"- {result.experiment.name}: {' '.join(note.split())}" for note in result.notes]
+    if any(result.notes for result in results):
+        lines.append("")
     write_text(markdown, "\n".join(lines))
 
 
@@ -402,10 +406,14 @@ predicted by a network that was not trained on it.</p>
 <td class="number">{{ run.best.epoch }}</td>
 <td class="number">{{ run.history|length }}</td>
 {% if run.ended %}
-<td class="ended">early: {{ run.ended }}</td>
+<td class="ended">early: {{ run.ended }}
 {% else %}
-<td>complete</td>
+<td>complete
 {% endif %}
+{% for note in run.notes %}
+<p>{{ note }}</p>
+{% endfor %}
+</td>
 </tr>
 {% endfor %}
 </tbody>

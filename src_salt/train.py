@@ -366,8 +366,7 @@ def _train_epochs(trainer: Trainer, checkpointer: Checkpointer, budget: Budget) 
         started = time.monotonic()
         epoch = trainer.run_epoch()
         checkpointer.save(trainer)
-        budget.epoch_seconds = time.monotonic() - started
-        budget.image_seconds = trainer.seconds_per_image
+        budget.record(time.monotonic() - started, trainer.seconds_per_image)
         if context.is_main:
             _report_epoch(epoch, trainer.experiment, epochs, budget.epoch_seconds)
             left = epochs - epoch.epoch
@@ -380,6 +379,26 @@ def best_epoch(history: Sequence[Epoch], by: str = "val_iou") -> Epoch:
     """Return the first epoch with the highest value of the field `by`; its weights are kept."""
     best: Epoch = max(history, key=lambda epoch: float(getattr(epoch, by)))
     return best
+
+
+def saved_outcome(
+    experiment: Experiment,
+    settings: Settings,
+    outputs: Outputs,
+    fingerprint: Mapping[str, Any],
+    ended: str,
+) -> Outcome | None:
+    """Return what an experiment had reached at its last checkpoint, or None without one.
+
+    `ended` says why it does not continue.
+    """
+    checkpointer = Checkpointer(outputs, experiment.name, fingerprint)
+    try:
+        state = checkpointer.read(settings.resolved_recipe.select_by)
+    except (CheckpointError, TrainingError):
+        return None
+    history = [] if state is None else state["history"]
+    return Outcome(tuple(Epoch(**epoch) for epoch in history), ended) if history else None
 
 
 class Checkpointer:
@@ -496,24 +515,43 @@ class Checkpointer:
             CheckpointError: the checkpoint cannot be used.
             TrainingError: it can, but its weights cannot be written.
         """
-        if self.fingerprint is None or not self.checkpoint.exists():
+        state = self.read(trainer.recipe.select_by)
+        if state is None:
             return False
         try:
-            state = read_checkpoint(self.checkpoint, self.fingerprint)
             trainer.load_state(state)
-            self.weights_digest = state["weights_sha256"]
-            complete = self.weights.exists() and sha256_of_file(self.weights) == self.weights_digest
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise CheckpointError(str(error)) from error
+        self.weights_digest = state["weights_sha256"]
+        return True
+
+    def read(self, select_by: str) -> State | None:
+        """Read the checkpoint if there is one, and write its best weights if they are missing.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be used.
+            TrainingError: it can, but its weights cannot be written.
+        """
+        if self.fingerprint is None or not self.checkpoint.exists():
+            return None
+        try:
+            state = read_checkpoint(self.checkpoint, self.fingerprint)
+            history = [Epoch(**epoch) for epoch in state["history"]]
+            digest = state["weights_sha256"]
+            complete = self.weights.exists() and sha256_of_file(self.weights) == digest
+            is_best = best_epoch(history, select_by) is history[-1]
+            content = None if complete or not is_best else to_bytes(state["model"])
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
             raise CheckpointError(str(error)) from error
         if complete:
-            return True
-        if not trainer.is_best:
+            return state
+        if content is None:
             raise CheckpointError("the weights file does not belong to the checkpoint")
         try:
-            write_bytes(self.weights, to_bytes(copy_to_cpu(trainer.model.state_dict())))
+            write_bytes(self.weights, content)
         except OSError as error:
-            raise TrainingError(self._write_error(len(trainer.history), error)) from error
-        return True
+            raise TrainingError(self._write_error(len(history), error)) from error
+        return state
 
 
 class _RunningMeans:
@@ -549,14 +587,15 @@ def _convert_errors() -> Iterator[None]:
     """Turn PyTorch's errors about memory and workers into OutOfMemory and WorkerDied."""
     try:
         yield
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if is_out_of_memory(error):
-            raise OutOfMemory(first_line(error)) from error
+    except (RuntimeError, OSError, EOFError, MemoryError) as error:
+        # First, since a worker's own lack of memory is solved by training without workers.
         if is_worker_failure(error):
             # PyTorch's signal handler raises a second error at any place: wait for it here.
             with suppress(RuntimeError):
                 time.sleep(1)
             raise WorkerDied(first_line(error)) from error
+        if is_out_of_memory(error):
+            raise OutOfMemory(first_line(error)) from error
         raise
 
 

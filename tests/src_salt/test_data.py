@@ -131,6 +131,129 @@ def test_extra_files_of_macos_are_ignored(copied_dir: Path) -> None:
     assert len(load_competition(copied_dir).labelled) == TRAIN
 
 
+# --- zip files of other programs ----------------------------------------------------------------
+
+
+def rename_members(path: Path, rename: Callable[[str], str]) -> None:
+    def change(members: dict[str, bytes]) -> None:
+        for name in list(members):
+            members[rename(name)] = members.pop(name)
+
+    rewrite_zip(path, change)
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: "./" + name,
+        lambda name: name.replace("/", "\\"),
+        lambda name: "train/" + name,
+        lambda name: "data/tgs salt/" + name,
+        lambda name: name.replace(".png", ".PNG"),
+        lambda name: "/" + name.replace("/", "//"),
+    ],
+)
+def test_names_of_other_programs_are_accepted(
+    rename: Callable[[str], str], labelled: LabelledImages, copied_dir: Path
+) -> None:
+    rename_members(copied_dir / "train.zip", rename)
+    assert load_competition(copied_dir).labelled.fingerprint() == labelled.fingerprint()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_every_compression_of_python_and_zip64_are_accepted(
+    method: int, labelled: LabelledImages, copied_dir: Path
+) -> None:
+    with zipfile.ZipFile(copied_dir / "train.zip") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(copied_dir / "train.zip", "w", method) as archive:
+        for name, content in members.items():
+            with archive.open(name, "w", force_zip64=True) as member:
+                member.write(content)
+    assert load_competition(copied_dir).labelled.fingerprint() == labelled.fingerprint()
+
+
+def test_folder_with_the_name_of_the_zip_is_accepted(
+    labelled: LabelledImages, copied_dir: Path
+) -> None:
+    with zipfile.ZipFile(copied_dir / "train.zip") as archive:
+        archive.extractall(copied_dir / "unpacked")
+    (copied_dir / "train.zip").unlink()
+    (copied_dir / "unpacked").rename(copied_dir / "train.zip")
+    assert load_competition(copied_dir).labelled.fingerprint() == labelled.fingerprint()
+
+
+def patch_headers(path: Path, offset: int, value: int) -> None:
+    """Change a byte in the local and the central header of every member."""
+    content = bytearray(path.read_bytes())
+    for mark, shift in ((b"PK\1\2", 0), (b"PK\3\4", -2)):
+        place = content.find(mark)
+        while place >= 0:
+            content[place + offset + shift] = value
+            place = content.find(mark, place + 4)
+    path.write_bytes(content)
+
+
+def compress_and_damage(path: Path, method: int) -> None:
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    content = bytearray(path.read_bytes())
+    content[70:160] = bytes(90)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: patch_headers(path, 8, 1), r"images/\w+\.png: is encrypted"),
+        (lambda path: patch_headers(path, 10, 9), r"images/\w+\.png: .*method \(number 9\)"),
+        (lambda path: patch_headers(path, 10, 93), r"images/\w+\.png: .*method \(number 93\)"),
+        (lambda path: compress_and_damage(path, zipfile.ZIP_DEFLATED), r"images/\w+\.png: "),
+        (lambda path: compress_and_damage(path, zipfile.ZIP_BZIP2), r"images/\w+\.png: "),
+        (lambda path: compress_and_damage(path, zipfile.ZIP_LZMA), r"images/\w+\.png: "),
+        (lambda path: path.write_bytes(path.read_bytes()[:-30]), "opened as a zip"),
+        (lambda path: path.write_bytes(b""), "opened as a zip"),
+        (lambda path: path.write_text("<!DOCTYPE html><html>"), "begins with b'<!DOCTYPE html>"),
+        (lambda path: rename_members(path, lambda name: Path(name).name), "no folder images"),
+        (lambda path: rename_members(path, lambda name: "../" + name), "no folder images"),
+        (
+            lambda path: rewrite_zip(path, lambda all: all.update({min(all): bytes(11 << 20)})),
+            r"images/\w+\.png: has more than 10 MB",
+        ),
+        (
+            lambda path: rewrite_zip(
+                path, lambda all: [all.pop(name) for name in list(all) if name.startswith("masks")]
+            ),
+            "no folder masks",
+        ),
+        (
+            lambda path: rewrite_zip(
+                path, lambda all: all.update({"./" + name: all[name] for name in list(all)})
+            ),
+            r"contains images/\w+\.png twice",
+        ),
+        (
+            lambda path: rename_members(
+                path, lambda name: ("a/" if name[7] < "8" else "b/") + name
+            ),
+            "several folders images: a/images, b/images",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_unreadable_zip_is_named(
+    change: Callable[[Path], object], message: str, copied_dir: Path
+) -> None:
+    change(copied_dir / "train.zip")
+    with pytest.raises(DataError, match=message) as error:
+        load_competition(copied_dir)
+    assert str(copied_dir / "train.zip") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 # --- errors in real files -----------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from src_salt.device import (
     SINGLE_PROCESS,
     DistributedContext,
     cpu_flags,
+    is_out_of_memory,
     pick_compute,
     sync_batch_norm,
 )
@@ -78,6 +79,93 @@ def test_bfloat16_is_used_if_the_cpu_supports_it(monkeypatch: pytest.MonkeyPatch
     assert pick_compute(False).dtype == torch.float32  # the baseline
     with pick_compute(True).autocast():
         assert torch.nn.Conv2d(1, 1, 1)(torch.ones(1, 1, 2, 2)).dtype == torch.bfloat16
+
+
+def chained(cause: Exception, error: Exception, explicit: bool) -> Exception:
+    """An error that was raised from another one, or while another one was handled."""
+    try:
+        try:
+            raise cause
+        except Exception as caught:
+            if explicit:
+                raise error from caught
+            raise error  # noqa: B904
+    except Exception as caught:
+        return caught
+
+
+ALLOCATOR = "[enforce fail at alloc_cpu.cpp:114] err == 0. DefaultCPUAllocator: "
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        torch.OutOfMemoryError(""),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA driver error: out of memory"),
+        RuntimeError("HIP error: out of memory"),
+        RuntimeError("cuda runtime error (2) : out of memory at /pytorch/aten/src/THC/THC.cpp:50"),
+        RuntimeError("ncclUnhandledCudaError: Call to CUDA failed. Cuda failure 2 'out of memory'"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDn`"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 17.95 GB, max allowed: 18 GB)."),
+        RuntimeError("XPU out of memory. Tried to allocate 1.00 GiB."),
+        RuntimeError(ALLOCATOR + "can't allocate memory: you tried to allocate 800 bytes."),
+        RuntimeError(ALLOCATOR + "not enough memory: you tried to allocate 800 bytes."),
+        RuntimeError("unable to mmap 64 bytes from file </torch_1>: Cannot allocate memory (12)"),
+        MemoryError(),
+        OSError(12, "Cannot allocate memory"),
+        chained(torch.OutOfMemoryError("full"), ValueError("no result"), explicit=True),
+        chained(MemoryError(), KeyError("name"), explicit=False),
+    ],
+    ids=lambda error: f"{type(error).__name__} {str(error)[-30:]}",
+)
+def test_full_memory_is_recognized(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: misaligned address"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        RuntimeError("Pin memory thread exited unexpectedly"),
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+        RuntimeError(
+            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible "
+            "that dataloader's workers are out of shared memory. Please try to raise your limit."
+        ),
+        RuntimeError("required rank 4 tensor to use channels_last format in memory"),
+        RuntimeError("set expandable_segments to avoid CUDA out of memory errors"),
+        OSError(28, "No space left on device"),
+        ValueError("memory"),
+        RuntimeError(""),
+    ],
+    ids=lambda error: str(error)[-30:],
+)
+def test_other_errors_are_not_taken_for_full_memory(error: Exception) -> None:
+    assert not is_out_of_memory(error)
+
+
+def test_hidden_cause_of_an_error_does_not_count() -> None:
+    def hide() -> None:
+        try:
+            raise MemoryError
+        except MemoryError:
+            raise ValueError("wrong") from None
+
+    with pytest.raises(ValueError, match="wrong") as error:
+        hide()
+    assert not is_out_of_memory(error.value)
+    loop = ValueError("a")
+    loop.__cause__ = RuntimeError("b")
+    loop.__cause__.__cause__ = loop
+    assert not is_out_of_memory(loop)
 
 
 def batches(

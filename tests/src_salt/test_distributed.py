@@ -7,6 +7,9 @@ import json
 import os
 import signal
 import subprocess
+import sys
+import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ import torch
 
 from src_salt.device import pick_compute
 
-from .conftest import TINY_OPTIONS, finish_run, python, src_salt_command
+from .conftest import finish_run, python
 
 pytestmark = pytest.mark.slow
 
@@ -66,52 +69,73 @@ def test_two_processes_train_like_one_with_the_same_batch(
             assert other[name] == pytest.approx(value, rel=tolerance, abs=tolerance), name
 
 
-def test_killed_process_ends_the_run_and_the_next_run_resumes(
-    competition_dir: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("failure", "rank", "after"),
+    [
+        ("SIGKILL", 1, "epoch"),
+        ("SIGKILL", 0, "epoch"),  # the process that writes
+        ("SIGKILL", 1, "start"),  # before there is a checkpoint
+        ("SIGSTOP", 1, "epoch"),  # it hangs
+        ("always", 1, "epoch"),  # every process of rank 1 is killed
+    ],
+)
+def test_run_continues_after_a_process_died(
+    failure: str, rank: int, after: str, competition_dir: Path, tmp_path: Path
 ) -> None:
-    folders = ["--data-dir", competition_dir, "--output-dir", tmp_path]
-    options = ["--experiments", NAME, "--recipe", "fast", "--processes", "2", "--epochs", "30"]
+    program = f"""
+        from src_salt import launch
+        from src_salt.main import run
+        launch.HANG_SECONDS = {20 if failure == "SIGSTOP" else 300}
+        run(data_dir={str(competition_dir)!r}, output_dir={str(tmp_path)!r}, processes=2,
+            batch_size=4, image_size=32, pretrained=False, num_workers=0, recipe="fast",
+            experiments={NAME!r}, epochs=4)
+    """
     with subprocess.Popen(
-        src_salt_command(*folders, *TINY_OPTIONS, *options),
+        [sys.executable, "-c", textwrap.dedent(program)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     ) as running:
         assert running.stdout is not None
-        assert running.stderr is not None
-        assert any('"event": "epoch"' in line for line in running.stdout)
-        os.kill(find_rank_1(running.pid), signal.SIGKILL)
+        lines = []
+        killed: set[int] = set()
+        for line in running.stdout:
+            lines.append(line)
+            if f'"event": "{after}"' in line and len(killed) < (2 if failure == "always" else 1):
+                process = find_rank(rank, running.pid, killed)
+                os.kill(process, getattr(signal, failure, signal.SIGKILL))
+                killed.add(process)
         _, errors = running.communicate(timeout=120)
-    assert running.returncode == 2, errors
-    assert f"{NAME}: torchrun ended with status 1 and wrote no outcome" in errors
-    done = len(torch.load(tmp_path / "checkpoints" / f"{NAME}.pt")["state"]["history"])
-    assert done >= 1
-    # One process can resume what two began: the fingerprint is the same.
-    next_run = python(
-        f"""
-        from src_salt.config import Settings
-        from src_salt.data import load_labelled
-        from src_salt.experiments import run_experiments
-        from src_salt.outputs import Outputs
-        settings = Settings.from_parameters(dict(data_dir={str(competition_dir)!r},
-            output_dir={str(tmp_path)!r}, experiments={NAME!r}, recipe="fast", epochs=30,
-            batch_size=4, image_size=32, pretrained=False, max_hours=0.001))
-        run_experiments(settings, load_labelled(settings.data_dir), Outputs(settings.output_dir))
-        """
-    )
-    assert f'"epochs_done": {done}' in next_run.stdout, next_run.stderr[-2000:]
+    assert running.returncode == 0, errors[-3000:]
+    events = [json.loads(line) for line in lines if line.startswith("{")]
+    died = [event["processes"] for event in events if event["event"] == "processes_died"]
+    assert died == ([2, 1] if failure == "always" else [2])
+    resumed = [event["epochs_done"] for event in events if event["event"] == "resume"]
+    assert len(resumed) == (0 if after == "start" else len(died))
+    record = json.loads((tmp_path / f"models/{NAME}_history.json").read_text())
+    assert [epoch["epoch"] for epoch in record["history"]] == [1, 2, 3, 4]
+    assert record["ended"] == ""
+    assert len(record["notes"]) == len(died)
+    assert (tmp_path / "submission.csv").exists()
+    assert not list((tmp_path / "checkpoints").iterdir())
+    assert ("Timeout (0:00:20)" in errors) == (failure == "SIGSTOP")
 
 
-def find_rank_1(ancestor: int) -> int:
-    """Find the process of rank 1 by the environment that torchrun gave it."""
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and folder.stat().st_uid == os.getuid():
-            with contextlib.suppress(OSError):
-                entries = (folder / "environ").read_bytes().split(b"\0")
-                if b"RANK=1" in entries and is_descendant(int(folder.name), ancestor):
-                    return int(folder.name)
-    raise AssertionError("there is no process of rank 1")
+def find_rank(rank: int, ancestor: int, without: set[int]) -> int:
+    """Wait for a process of this rank, which torchrun names in its environment."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit() and int(folder.name) not in without:
+                with contextlib.suppress(OSError):
+                    entries = (folder / "environ").read_bytes().split(b"\0")
+                    if f"RANK={rank}".encode() in entries and is_descendant(
+                        int(folder.name), ancestor
+                    ):
+                        return int(folder.name)
+        time.sleep(0.05)
+    raise AssertionError(f"there is no process of rank {rank}")
 
 
 def is_descendant(process: int, ancestor: int) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torchvision
 
+from src_salt.budget import Budget
 from src_salt.config import Experiment, Settings
 from src_salt.data import LabelledImages
 from src_salt.experiments import Result, run_experiments, select_best
@@ -106,6 +110,75 @@ def test_result_does_not_depend_on_earlier_experiments(run_once: Any, tmp_path: 
     outputs.history(NAME).unlink()
     run_once(experiments=["resnet34_BCEDice", NAME])
     assert [outputs.history(NAME).read_bytes(), outputs.weights(NAME).read_bytes()] == alone
+
+
+@pytest.fixture
+def weights_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    write_weights(folder / "resnet34.pth", seed=1)
+    return folder
+
+
+def write_weights(path: Path, seed: int) -> None:
+    torch.manual_seed(seed)
+    torch.save(torchvision.models.resnet34().state_dict(), path)
+
+
+def test_changed_weights_at_the_same_path_cause_training(run_once: Any, weights_dir: Path) -> None:
+    changes = {"pretrained": True, "weights_dir": str(weights_dir)}
+    assert kinds(run_once(**changes)) == ["epoch", "experiment"]
+    assert kinds(run_once(**changes)) == ["experiment"]
+    write_weights(weights_dir / "resnet34.pth", seed=2)
+    events = run_once(**changes)
+    assert kinds(events) == ["retrain", "epoch", "experiment"]
+    assert "encoder_weights was" in events[0]["reason"]
+
+
+def test_same_weights_at_another_path_do_not(run_once: Any, weights_dir: Path) -> None:
+    run_once(pretrained=True, weights_dir=str(weights_dir))
+    moved = weights_dir.rename(weights_dir.with_name("moved"))
+    (moved / "resnet34.pth").rename(moved / "resnet34-b627a593.pt")
+    assert kinds(run_once(pretrained=True, weights_dir=str(moved))) == ["experiment"]
+
+
+def test_checkpoint_of_changed_weights_is_not_resumed(
+    easy_images: LabelledImages,
+    settings: MakeSettings,
+    weights_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    chosen = settings(
+        pretrained=True, weights_dir=str(weights_dir), epochs=2, experiments="resnet34_BCEDice"
+    )
+    outputs = Outputs(tmp_path)
+    run_experiments(chosen, easy_images, outputs, Budget(hours=1e-9))
+    write_weights(weights_dir / "resnet34.pth", seed=2)
+    capsys.readouterr()
+    run_experiments(chosen, easy_images, outputs)
+    events = read_events(capsys)
+    assert kinds(events) == ["retrain", "retrain", "epoch", "epoch", "experiment"]
+
+
+def test_files_of_another_experiment_under_this_name_are_not_used(
+    run_once: Any, tmp_path: Path
+) -> None:
+    """The two experiments differ in the loss only, so every other field is equal."""
+    outputs, other = Outputs(tmp_path), "resnet34_BCEDice"
+    run_once()
+    for path in (outputs.history, outputs.weights):
+        path(NAME).rename(path(other))
+    events = run_once(experiments=[other])
+    assert kinds(events) == ["retrain", "epoch", "experiment"]
+    assert f"experiment was {NAME}, is {other}" in events[0]["reason"]
+    # A record of an earlier version has the name in another place only.
+    record = json.loads(outputs.history(other).read_text())
+    for field in ("experiment", "encoder_weights"):
+        del record["recipe"][field]
+    record["experiment"] = NAME
+    outputs.history(other).write_text(json.dumps(record))
+    assert f"is of {NAME}" in run_once(experiments=[other])[0]["reason"]
 
 
 def result(backbone: str, fold: int | None, value: float, ended: str = "") -> Result:

@@ -23,7 +23,14 @@ from src_salt.data import LabelledImages
 from src_salt.experiments import run_experiments
 from src_salt.main import run
 from src_salt.outputs import Outputs
-from src_salt.train import Epoch, OutOfMemory, Trainer, TrainingError, train_experiment
+from src_salt.train import (
+    Epoch,
+    OutOfMemory,
+    Trainer,
+    TrainingError,
+    WorkerDied,
+    train_experiment,
+)
 
 from .conftest import TINY_OPTIONS, python, read_events, src_salt_command
 
@@ -238,6 +245,98 @@ def child_processes() -> list[int]:
     """Child processes of all threads of this process."""
     tasks = Path(f"/proc/{os.getpid()}/task").glob("*/children")
     return [int(word) for task in tasks for word in task.read_text().split()]
+
+
+# --- several processes --------------------------------------------------------------------------
+
+
+@tiny
+@pytest.mark.parametrize("program", ["/bin/false", "/bin/nothing", "/bin/sleep"])
+def test_run_continues_with_one_process_if_torchrun_cannot_work(
+    program: str,
+    easy_images: LabelledImages,
+    settings: MakeSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In place of Python, a program that fails, one that does not exist, and one that misuses."""
+    monkeypatch.setattr("src_salt.launch.sys.executable", program)
+    chosen = settings(processes=2, epochs=1)
+    found = run_experiments(chosen, easy_images, Outputs(tmp_path / "two"))
+    events = read_events(capsys)
+    died = [event["processes"] for event in events if event["event"] == "processes_died"]
+    assert died == [2, 1]  # the second experiment does not try again
+    assert [event["event"] for event in events][-4:] == ["epoch", "experiment"] * 2
+    first, second = found
+    assert first.ended == second.ended == ""
+    assert second.notes == ()
+    assert "Training continued with one process." in first.notes[-1]
+    record = json.loads(Outputs(tmp_path / "two").history(NAME).read_text())
+    assert tuple(record["notes"]) == first.notes
+    assert not [path for path in (tmp_path / "two").rglob("*.json") if "history" not in path.name]
+    alone = run_experiments(replace(chosen, processes=1), easy_images, Outputs(tmp_path / "one"))
+    assert [one.history for one in alone] == [one.history for one in found]
+    # The note stays when the result is reused.
+    assert run_experiments(chosen, easy_images, Outputs(tmp_path / "two")) == found
+
+
+@tiny
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered\nMore"),
+        KeyError("a bug"),
+        WorkerDied("DataLoader worker is killed"),  # there are no workers to do without
+    ],
+)
+def test_error_in_a_later_epoch_keeps_the_earlier_epochs_and_experiments(
+    error: Exception,
+    easy_images: LabelledImages,
+    settings: MakeSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    fail_in_epoch(2, error, monkeypatch)
+    outputs = Outputs(tmp_path)
+    first, second = run_experiments(settings(epochs=2), easy_images, outputs)
+    assert len(first.history) == 1
+    assert first.ended.startswith(NAME)
+    assert "More" not in first.ended
+    assert second.ended == ""
+    assert len(second.history) == 2
+    assert ("Traceback" in capfd.readouterr().err) == (not isinstance(error, WorkerDied))
+    # The next run finishes it from the checkpoint.
+    again = run_experiments(settings(epochs=2), easy_images, outputs)
+    assert [one.ended for one in again] == ["", ""]
+    assert again[0].history[:1] == first.history
+
+
+@tiny
+def test_error_before_the_first_checkpoint_costs_only_its_experiment(
+    easy_images: LabelledImages,
+    settings: MakeSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fail_in_epoch(1, RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), monkeypatch)
+    (found,) = run_experiments(settings(epochs=1), easy_images, Outputs(tmp_path))
+    assert found.experiment.name == "resnet34_Lovasz"
+    assert "CUDNN_STATUS_EXECUTION_FAILED" in read_events(capsys)[0]["message"]
+
+
+@tiny
+def test_earlier_unfinished_result_counts_if_there_is_no_time_to_finish_it(
+    easy_images: LabelledImages, settings: MakeSettings, tmp_path: Path
+) -> None:
+    chosen, no_time = settings(epochs=2, experiments="resnet34_Lovasz"), Budget(hours=1e-9)
+    (short,) = run_experiments(chosen, easy_images, Outputs(tmp_path), no_time)
+    both = replace(chosen, experiments=(NAME, "resnet34_Lovasz"))
+    first, second = run_experiments(both, easy_images, Outputs(tmp_path), Budget(hours=1e-9))
+    assert first.ended == second.ended == "out of time after epoch 1"
+    assert second == short
 
 
 # --- the disk -----------------------------------------------------------------------------------

@@ -16,7 +16,13 @@ import pytest
 import torch
 
 from src_salt.budget import Budget
-from src_salt.checkpoint import CheckpointError, current_fingerprint, read_checkpoint
+from src_salt.checkpoint import (
+    NEW_FIELDS,
+    CheckpointError,
+    current_fingerprint,
+    describe_changes,
+    read_checkpoint,
+)
 from src_salt.config import (
     OLD_LOSSES,
     OLD_RECIPES,
@@ -168,10 +174,10 @@ def test_summary_keeps_its_keys(finished: Run) -> None:
     old = read_sample("finished/summary.json")
     assert set(old) <= set(finished.summary)
     assert set(old["cut"]) == set(finished.summary["cut"])
-    assert set(old["experiments"][0]) == set(finished.summary["experiments"][0])
+    assert set(old["experiments"][0]) <= set(finished.summary["experiments"][0])
     record = read_sample("finished/models/resnet34_bcedice_history.json")
     path = Outputs(finished.folder).history("resnet34_BCEDice")
-    assert set(record) == set(json.loads(path.read_text()))
+    assert set(record) <= set(json.loads(path.read_text()))
     header = (SAMPLES / "finished/results/experiments.csv").read_text().splitlines()[0]
     table = (finished.folder / "results/experiments.csv").read_text().splitlines()
     assert table[0] == header
@@ -194,10 +200,21 @@ def test_fingerprint_of_a_sample_is_that_of_today(
 ) -> None:
     sample = read_sample(f"unfinished-{recipe}/checkpoint.json")["made_by"]
     chosen = settings(recipe=recipe, epochs=3)
-    today = _fingerprint(chosen, *split(labelled, chosen))
+    today = _fingerprint(chosen.planned_experiments[0], chosen, *split(labelled, chosen))
     assert sample != today
-    assert current_fingerprint(sample) == today
+    assert set(today) - set(current_fingerprint(sample)) == set(NEW_FIELDS)
+    assert describe_changes(current_fingerprint(sample), today) == ""
     assert current_fingerprint(today) == today
+
+
+def test_old_fingerprint_knows_only_the_path_of_the_weights() -> None:
+    old = {"weights_dir": "/a", "seed": 1}
+    today = {"weights_dir": "/a", "seed": 1, "encoder_weights": "abc", "experiment": "x"}
+    assert describe_changes(old, today) == ""
+    assert describe_changes(old, today | {"weights_dir": "/b"}) == "weights_dir was /a, is /b"
+    assert describe_changes(today, today | {"weights_dir": "/b"}) == ""
+    for name in ("encoder_weights", "experiment"):
+        assert f"{name} was {today[name]}, is y" in describe_changes(today, today | {name: "y"})
 
 
 @pytest.mark.parametrize("recipe", NEW_NAMES)

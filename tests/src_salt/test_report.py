@@ -258,3 +258,20 @@ def test_best_is_chosen_by_the_selected_metric(by: str, tmp_path: Path) -> None:
     first = report.table(given).iloc[0]["experiment"]
     assert first == ("resnet34_BCEDice" if by == "val_iou" else "resnet34_Lovasz")
     assert f"{report.SELECTED_BY[by]}: {first}." in (tmp_path / "t.md").read_text()
+
+
+def test_table_and_page_say_what_happened_on_the_way(
+    settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    shown = results(epochs=3)
+    notes = "A training process ended.", "Out of memory <1 GiB>.\nContinued | so."
+    shown[1] = replace(shown[1], notes=notes)
+    name = shown[1].experiment.name
+    report.write_table(shown, evaluation_of(8), tmp_path / "a.csv", tmp_path / "a.md")
+    lines = (tmp_path / "a.md").read_text().splitlines()
+    assert f"- {name}: A training process ended." in lines
+    assert f"- {name}: Out of memory <1 GiB>. Continued | so." in lines
+    report.write_page(tmp_path / "a.html", shown, evaluation_of(8), settings(), [])
+    assert notes[1].replace("\n", " ") in " ".join(
+        Page((tmp_path / "a.html").read_text()).text.split()
+    )
