@@ -5,6 +5,7 @@ config       settings, recipes and experiments
 data         reads and checks the competition's files; split and loaders
 synthetic    writes a small synthetic competition
 transforms   resizing and augmentation
+weights      reads pretrained weights of the encoder
 model        the U-Net
 losses       BCE-Dice and Lovász losses
 muon         the optimizer of the recipe `best`

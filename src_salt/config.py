@@ -39,7 +39,7 @@ class SaltError(Exception):
     SaltError
     ├── SettingsError    a parameter is unknown, or its value is not allowed (config)
     ├── DataError        the competition's files are missing or broken (data)
-    ├── WeightsError     the ImageNet weights are not available (model)
+    ├── WeightsError     the ImageNet weights are not available (weights)
     ├── TrainingError    an experiment has no result (train)
     ├── OutOfMemory      a step does not fit into memory; a retry uses smaller pieces (train)
     ├── WorkerDied       a data loader's process ended; a retry works without them (train)
@@ -224,7 +224,7 @@ class Settings:
     )
     weights_dir: Path | None = field(
         default=None,
-        metadata={"help": "folder with torchvision's weight files (default: download them)"},
+        metadata={"help": "file or folder with torchvision's weights (default: download them)"},
     )
     limit_train: int | None = field(
         default=None, metadata={"help": "train on the first N images of the split only"}

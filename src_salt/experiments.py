@@ -22,7 +22,7 @@ from src_salt.config import (
 from src_salt.data import LabelledImages, split
 from src_salt.device import release_memory
 from src_salt.launch import ProcessesDied, train_distributed
-from src_salt.model import load_encoder_weights, weights_fingerprint
+from src_salt.model import load_encoder_weights
 from src_salt.outputs import (
     DISK_FULL,
     Outputs,
@@ -41,6 +41,7 @@ from src_salt.train import (
     saved_outcome,
     train_experiment,
 )
+from src_salt.weights import weights_fingerprint
 
 
 @dataclass(frozen=True)

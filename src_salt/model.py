@@ -7,28 +7,20 @@ block resizes its input to the size of the skip connection.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from src_salt.config import SaltError, Settings, first_line
-from src_salt.outputs import sha256
+from src_salt.config import Settings
+from src_salt.weights import Weights, WeightsError, read_weights, select_encoder
 
 WIDTHS = {"resnet34": (64, 64, 128, 256, 512), "resnet50": (64, 256, 512, 1024, 2048)}
 """Channels after the encoder's stem and after each of its four stages."""
 
 DECODER_WIDTHS = (256, 128, 64, 64)
 """Channels of the decoder's four blocks, beginning with the deepest."""
-
-Weights = dict[str, Any]
-
-
-class WeightsError(SaltError):
-    """The requested ImageNet weights are not available."""
 
 
 class DecoderBlock(nn.Module):
@@ -99,7 +91,8 @@ def _resize_to(features: Tensor, size: torch.Size) -> Tensor:
 def _build_resnet(backbone: str, weights: Weights | None) -> torchvision.models.ResNet:
     resnet: torchvision.models.ResNet = torchvision.models.get_model(backbone, weights=None)
     if weights is not None:
-        resnet.load_state_dict(weights)  # strict: weights of another network raise
+        # Not strict, since `weights` has no classifier. Its other names are checked.
+        resnet.load_state_dict(weights, strict=False)
     return resnet
 
 
@@ -114,51 +107,20 @@ def load_encoder_weights(backbone: str, settings: Settings) -> Weights | None:
     if not settings.pretrained:
         return None
     if settings.weights_dir is not None:
-        return _read_weights(_find_weights_file(settings.weights_dir, backbone), backbone)
+        return read_weights(settings.weights_dir, backbone)
     try:
         enum = torchvision.models.get_model_weights(backbone)
-        weights: Weights = enum.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+        weights = enum.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
         raise WeightsError(
             f"ImageNet weights of {backbone} cannot be downloaded ({error}). "
             "Turn on the internet, set weights_dir to a folder that contains them, "
             "or set pretrained to false to train from scratch."
         ) from error
-    return weights
-
-
-def weights_fingerprint(weights: Weights) -> str:
-    """Return the SHA-256 of names and values, whatever file they come from: 0.1 s for ResNet-34."""
-    tensors = {name: value.contiguous() for name, value in sorted(weights.items())}
-    described = [f"{name} {value.dtype} {tuple(value.shape)}" for name, value in tensors.items()]
-    # As bytes, since NumPy has no bfloat16.
-    contents = (value.view(-1).view(torch.uint8).numpy().data for value in tensors.values())
-    return sha256("\n".join(described).encode(), *contents)
+    return select_encoder(weights, backbone, "torchvision's file")
 
 
 def require_encoder_weights(backbones: Iterable[str], settings: Settings) -> None:
     """Load the weights of every backbone once, so that an error appears before training."""
     for backbone in sorted(set(backbones)):
         _build_resnet(backbone, load_encoder_weights(backbone, settings))
-
-
-def _find_weights_file(folder: Path, backbone: str) -> Path:
-    found = sorted(path for path in folder.glob(f"{backbone}*") if path.suffix in {".pth", ".pt"})
-    if len(found) == 1:
-        return found[0]
-    raise WeightsError(
-        f"weights_dir: {folder} contains {len(found)} files {backbone}*.pth. "
-        "Provide exactly one, with torchvision's weights."
-    )
-
-
-def _read_weights(path: Path, backbone: str) -> Weights:
-    """Read a state_dict and check that it fits the backbone."""
-    try:
-        weights: Weights = torch.load(path, map_location="cpu", weights_only=True)
-        _build_resnet(backbone, weights)
-    except Exception as error:  # a broken file makes torch.load raise almost any exception
-        raise WeightsError(
-            f"{path} does not contain torchvision's weights of {backbone}: {first_line(error)}"
-        ) from error
-    return weights

@@ -92,7 +92,12 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Read UTF-8 JSON; OSError or ValueError if that is not possible."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    return parse_json(path.read_bytes())
+
+
+def parse_json(content: bytes) -> Any:
+    """Parse UTF-8 JSON; ValueError if that is not possible."""
+    return json.loads(content.decode("utf-8"))
 
 
 def write_zip(path: Path, root: Path, members: Iterable[Path]) -> None:

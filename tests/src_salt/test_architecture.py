@@ -23,6 +23,7 @@ ORDER = [
     "transforms",
     "device",
     "data",
+    "weights",
     "model",
     "losses",
     "metrics",

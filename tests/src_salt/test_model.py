@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 
 from src_salt.config import Settings
-from src_salt.model import UNet, WeightsError, load_encoder_weights, require_encoder_weights
+from src_salt.model import UNet, load_encoder_weights, require_encoder_weights
+from src_salt.weights import WeightsError
 
 MakeSettings = Callable[..., Settings]
 
@@ -63,49 +63,3 @@ def test_failed_download_says_what_to_do(
         require_encoder_weights(["resnet34"], settings(pretrained=True))
     for advice in ("resnet34", "internet", "weights_dir", "pretrained to false"):
         assert advice in str(error.value)
-
-
-@pytest.fixture
-def weights_dir(tmp_path: Path) -> Path:
-    folder = tmp_path / "weights"
-    folder.mkdir()
-    torch.manual_seed(5)
-    torch.save(torchvision.models.resnet34().state_dict(), folder / "resnet34-b627a593.pth")
-    return folder
-
-
-def test_weights_of_a_folder_are_loaded_into_the_encoder(
-    weights_dir: Path, settings: MakeSettings
-) -> None:
-    chosen = settings(pretrained=True, weights_dir=str(weights_dir))
-    given = torch.load(weights_dir / "resnet34-b627a593.pth", weights_only=True)
-    model = UNet("resnet34", encoder_weights=load_encoder_weights("resnet34", chosen))
-    assert torch.equal(model.stem[0].weight, given["conv1.weight"])
-    assert torch.equal(model.stages[3][2].conv2.weight, given["layer4.2.conv2.weight"])
-
-
-def test_folder_with_no_or_two_files_is_rejected(weights_dir: Path, settings: MakeSettings) -> None:
-    chosen = settings(pretrained=True, weights_dir=str(weights_dir))
-    with pytest.raises(WeightsError, match=r"contains 0 files resnet50\*\.pth"):
-        require_encoder_weights(["resnet34", "resnet50"], chosen)
-    (weights_dir / "resnet34-other.pt").write_bytes(b"")
-    with pytest.raises(WeightsError, match=r"contains 2 files resnet34\*\.pth"):
-        require_encoder_weights(["resnet34"], chosen)
-
-
-@pytest.mark.parametrize("change", ["garbage", "other network", "missing layer"])
-def test_weights_of_another_network_are_rejected(
-    change: str, weights_dir: Path, settings: MakeSettings
-) -> None:
-    path = weights_dir / "resnet34-b627a593.pth"
-    if change == "garbage":
-        path.write_bytes(b"no weights")
-    elif change == "other network":
-        torch.save(torchvision.models.resnet18().state_dict(), path)
-    else:
-        state = torch.load(path, weights_only=True)
-        del state["layer4.2.conv2.weight"]
-        torch.save(state, path)
-    chosen = settings(pretrained=True, weights_dir=str(weights_dir))
-    with pytest.raises(WeightsError, match="does not contain torchvision's weights of resnet34"):
-        require_encoder_weights(["resnet34"], chosen)
