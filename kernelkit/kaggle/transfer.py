@@ -39,6 +39,13 @@ CHUNK_BYTES = 1 << 18
 
 # How a disk refuses a file name.
 _NAME_ERRORS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EISDIR, errno.ENOTDIR)
+_HEAD_BYTES = 1 << 12
+_ERROR_PAGE = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?(?:<!--.{0,999}?-->\s*)?"
+    rb"(?:<!doctype html\b|<html\b|<head\b|<body\b|<error>|\{\s*\"code\"\s*:\s*[45]\d\d\s*,)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""How a page of Kaggle or of its storage begins that is sent instead of a file, with status 200."""
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})")
 
 
@@ -175,6 +182,9 @@ class _Partial:
             raise self._wrong(f"it sends {length:,} B ({headers.get('Content-Type', 'no type')})")
         if length is None and self.file.size is None and "Transfer-Encoding" not in headers:
             raise self._wrong("the length is unknown")
+        kind = str(headers.get("Content-Type", "")).partition(";")[0].strip().lower()
+        if self._is_unknown and kind in ("text/html", "application/xhtml+xml"):
+            raise self._wrong(f"it sends a page ({kind})")
         self.discard()
         state = _state(headers)
         if state and length is not None:
@@ -204,6 +214,9 @@ class _Partial:
         if self.file.size not in (None, size):
             self.discard()
             raise self._wrong(f"it sent {size:,} B")
+        if self._is_unknown and (page := _ERROR_PAGE.match(self._head())):
+            self.discard()
+            raise self._wrong(f"it sent a page ({page[0].strip().decode(errors='replace')!r:.60})")
         self._catch_up(size)
         found = self._hash.hexdigest()
         if self.file.sha256 not in (None, found):
@@ -230,6 +243,16 @@ class _Partial:
         self._path.touch()
         self._marks = None
         self._hash, self._hashed = hashlib.sha256(), 0
+
+    @property
+    def _is_unknown(self) -> bool:
+        """Whether neither its size nor its sha256 can show that an error page is not the file."""
+        page = self.file.name.lower().endswith((".html", ".htm", ".xhtml", ".xml", ".svg"))
+        return self.file.size is None and self.file.sha256 is None and not page
+
+    def _head(self) -> bytes:
+        with self._path.open("rb") as stream:
+            return stream.read(_HEAD_BYTES)
 
     def _catch_up(self, size: int) -> None:
         """Hash the bytes that are already there."""

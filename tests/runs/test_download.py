@@ -322,6 +322,45 @@ def test_a_file_that_stays_corrupted_is_a_failure(
     assert sorted(shelf.fetched) == ["out.csv", "page.bin", "run-manifest.json"]
 
 
+PAGES = [
+    HTML,
+    b"\xef\xbb\xbf\n<!DOCTYPE html><html lang=en>",
+    b"<!-- maintenance -->\n<HTML>",
+    b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
+    b'{"code": 403, "message": "Permission denied"}',
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("name", ["page.bin", "results.md", "data.csv"])
+def test_a_page_is_not_kept_as_an_output_of_unknown_size(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path, page: bytes, name: str
+) -> None:
+    shelf.sizes = False
+    shelf.files = [("out.csv", b"id\na\n"), (name, b"# <html> in a text, and <Error> too")]
+    shelf.declare("out.csv")
+    shelf.instead = {name: [page] * 99}
+    record = shelf.record(tmp_path / "v2", "out.csv")
+    pulled = pull_run(kaggle, record)
+    assert set(pulled.refused) == {name}
+    assert "page" in pulled.refused[name]
+    assert not record.is_complete()
+    with pytest.raises(RefusedError, match=name):
+        workflow.require_success(pulled)
+    shelf.instead = {name: [page]}  # only the first time
+    workflow.require_success(pull_run(kaggle, record))
+    assert downloaded_files(record.path) == dict(shelf.files[:2])
+
+
+def test_a_file_that_is_a_page_is_kept(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
+    shelf.sizes = False
+    shelf.files = [("report.html", HTML), ("notes.xml", PAGES[3]), ("one.json", b'{"code": 7}')]
+    shelf.declare()
+    record = shelf.record(tmp_path / "v2")
+    workflow.require_success(pull_run(kaggle, record))
+    assert downloaded_files(record.path) == dict(shelf.files[:3])
+
+
 def test_a_failed_undeclared_output_is_not_a_success(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path
 ) -> None:
