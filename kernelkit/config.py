@@ -24,6 +24,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import ErrorDetails
 
 from kernelkit.errors import ConfigError
+from kernelkit.storage import PathAllocator, UnsafePathError, safe_path
 
 PROJECT_FILE = "pyproject.toml"
 
@@ -33,6 +34,13 @@ RESERVED_NAMES = frozenset(
     | {"In", "Out", "exit", "quit", "get_ipython"}
 )
 """Names that the notebook's own cells or IPython use, so that no parameter may have them."""
+
+OWN_OUTPUTS = frozenset(
+    {"bundle.json", "push.json", "run.json", "run-manifest.json", "run-manifest.partial"}
+    | {"__notebook__.ipynb", "__notebook_source__.ipynb", "__results__.html", "__results___files"}
+    | {"__output__.json", "__script__.py", "custom.css", ".partial"}
+)
+"""Files that kernelkit or Kaggle itself writes next to a run's outputs."""
 
 LONGEST_NAME, LONGEST_PATH = 255, 2048  # bytes, of a part and of all; Linux takes 4096 from "/" on
 
@@ -128,14 +136,6 @@ def _module_name(value: str) -> str:
     if not all(part.isidentifier() for part in value.split(".")):
         raise ValueError('must be the name of a module, such as "cupy" or "package.module"')
     return value
-
-
-def _outputs(values: tuple[str, ...]) -> tuple[str, ...]:
-    if not values:
-        raise ValueError("must name at least one file: a run without outputs cannot be verified")
-    if len(set(values)) < len(values):
-        raise ValueError("names a file twice")
-    return values
 
 
 Layout = Literal["auto", "cells", "compressed"]
@@ -238,7 +238,7 @@ class _Profile(_Section):
 class _ProjectFile(_Section):
     package: Annotated[tuple[PackagePath, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
     entry: Annotated[str, AfterValidator(_entry)]
-    outputs: Annotated[tuple[RelativePath, ...], AfterValidator(_outputs)]
+    outputs: tuple[str, ...]
     arguments: Arguments = "--key value"
     files: Annotated[tuple[RelativePath, ...], BeforeValidator(_one_or_many)] = ()
     include: Annotated[tuple[Pattern, ...], BeforeValidator(_one_or_many)] = ()
@@ -486,7 +486,7 @@ def load_config(
         project=project.resolve(),
         package=stated.package,
         entry=stated.entry,
-        outputs=stated.outputs,
+        outputs=_checked_outputs(stated.outputs, stated.kernel.slug),
         arguments=stated.arguments,
         files=stated.files,
         include=stated.include,
@@ -668,6 +668,59 @@ def _is_literal(value: Parameter) -> bool:
     if isinstance(value, int):
         return abs(value) < 2**63  # TOML promises no more
     return isinstance(value, str)
+
+
+def _checked_outputs(outputs: Sequence[str], slug: str) -> tuple[str, ...]:
+    """The outputs in the form of a listing: `results/` is a folder, `*.csv` a pattern.
+
+    Raises:
+        ConfigError: with every output that can never exist, or that no pull could write here.
+    """
+    own = {*OWN_OUTPUTS, f"{slug}.log"}
+    own |= {f"{name.removesuffix('.zip')}.unpacked" for name in outputs if name.endswith(".zip")}
+    paths = PathAllocator(Path(os.devnull), own)  # below it is nothing
+    complaints, found = [], []
+    for output in outputs:
+        try:
+            path = _output_path(output)
+            is_folder = output.endswith("/")
+            paths.take(f"{path}/*" if is_folder else str(path))
+            found.append(f"{path}/" if is_folder else str(path))
+        except UnsafePathError as error:
+            complaints.append(
+                f'[tool.kernelkit] "outputs": {output!r} cannot be an output: {error}'
+            )
+    if not outputs:
+        complaints = ['[tool.kernelkit] "outputs" = []: a run without outputs cannot be verified']
+    if complaints:
+        raise ConfigError(
+            "\n".join(complaints),
+            'List files, folders ("results/") and patterns ("*.csv") below the working folder.',
+        )
+    return tuple(found)
+
+
+def is_several(output: str) -> bool:
+    """Whether a declared output is a folder or a pattern."""
+    return output.endswith("/") or any(mark in output for mark in "*?[")
+
+
+def _output_path(output: str) -> PurePosixPath:
+    """The path of a file, folder or pattern below the working folder.
+
+    Raises:
+        UnsafePathError: it means no such path.
+    """
+    inside = re.match(r"(?:kaggle://working|/kaggle/working)/+(?P<path>.+)", output)
+    if inside:
+        raise UnsafePathError(f'write it as the run sees it from there: "{inside["path"]}"')
+    if "://" in output:
+        raise UnsafePathError("it is an address, and Kaggle keeps only the working folder")
+    if output != output.strip() or output.startswith(("~", "!")):
+        raise UnsafePathError("it begins or ends with a character that only a shell understands")
+    if re.search(r"\{[^{}]*,[^{}]*\}", output):
+        raise UnsafePathError("braces are not understood: list a pattern for each")
+    return safe_path(output)
 
 
 def _templates_folder(project: Path, stated: str | None) -> Path | None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kernelkit.config import load_config
+from kernelkit.config import OWN_OUTPUTS, load_config
 from kernelkit.errors import ConfigError
 
 Make = Callable[..., Path]
@@ -134,12 +135,58 @@ def test_an_entry_names_a_function_a_module_or_a_script(make_project: Make, entr
     assert '"entry" =' in complaint(project)
 
 
-@pytest.mark.parametrize("output", ["../out.txt", "/out.txt", "a\\\\b", ""])
-def test_outputs_must_be_inside_the_working_folder(make_project: Make, output: str) -> None:
-    project = make_project({})
+def with_outputs(project: Path, *outputs: str) -> Path:
     path = project / "pyproject.toml"
-    path.write_text(path.read_text().replace('"out.txt"', f'"{output}"'))
-    assert "below the folder" in complaint(project)
+    path.write_text(path.read_text().replace('["out.txt"]', json.dumps(outputs)))
+    return project
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        *[
+            [name]
+            for name in ("../out.txt", "/out.txt", "a\\b", "", ".", "./", "/", "a/../b", "~/a")
+        ],
+        *[[name] for name in ("kaggle://working/o.csv", "kaggle://temp/x", "https://x.org/a")],
+        *[["o.csv", name] for name in ("aux.csv", "models/NUL", "com1", "a:b", "o.csv ", " o.csv")],
+        *[[name, "o.csv"] for name in ("x.", "a./b", "tab\tname", "bell\x07", "x" * 256)],
+        *[[name] for name in ("run.json", "bundle.json", "push.json", "Run-Manifest.json")],
+        *[[name] for name in ("some-kernel.log", "__notebook__.ipynb", "__results__.html")],
+        *[[name] for name in ("run.json/x", "bundle.json/", "!*.tmp", "*.{csv,png}")],
+        *[
+            ["A.csv", "a.csv"],
+            ["a", "a/b.csv"],
+            ["a/b.csv", "a"],
+            ["a/", "a"],
+            ["o.csv", "./o.csv"],
+        ],
+        *[
+            ["\u00e9.csv", "e\u0301.csv"],
+            ["m.zip", "m.unpacked/x"],
+            ["a/*.csv", "a"],
+            ["x/", "x//"],
+        ],
+    ],
+)
+def test_an_output_that_can_never_exist_is_refused(make_project: Make, outputs: list[str]) -> None:
+    assert '"outputs": ' in complaint(with_outputs(make_project({}), *outputs))
+
+
+def test_every_name_that_kernelkit_writes_is_refused_as_an_output() -> None:
+    from kernelkit.notebook.runtime import NOT_OUTPUTS
+    from kernelkit.runs.verify import OWN_NAMES, PARTIAL_FOLDER
+
+    assert {*OWN_NAMES, *NOT_OUTPUTS, PARTIAL_FOLDER} <= OWN_OUTPUTS
+
+
+def test_outputs_may_be_folders_and_patterns(make_project: Make) -> None:
+    stated = ["checkpoints//", "*.csv", "logs/**/*.txt", "./a/b.bin", "fold_[0-9]/", "größe.csv"]
+    found = load_config(with_outputs(make_project({}), *stated, "submission.csv"), environment={})
+    assert found.outputs == (
+        *("checkpoints/", "*.csv", "logs/**/*.txt", "a/b.bin", "fold_[0-9]/", "größe.csv"),
+        "submission.csv",
+    )
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from kernelkit.bundle.image import Presence
 from kernelkit.bundle.imports import REMOVED
 from kernelkit.bundle.scripts import CommandLine
 from kernelkit.bundle.secrets import Credential, NamedText, SecretFinding, scan
-from kernelkit.config import near_miss
+from kernelkit.config import is_several, near_miss
 from kernelkit.errors import PreflightError
 from kernelkit.notebook.layout import SIZE_CAP_BYTES, SIZE_LIMIT_BYTES
 from kernelkit.notebook.reader import read_cells
@@ -213,6 +213,36 @@ def check_image(kernel: Kernel) -> Iterator[Problem]:
             )
 
 
+def check_outputs(kernel: Kernel) -> Iterator[Problem]:
+    """Something can write each folder and each pattern of the outputs."""
+    fields, bundle = kernel.manifest.kernel, kernel.bundle
+    sources = [getattr(fields, kind) for kind in FORMS]
+    libraries = (bundle.third_party, bundle.optional, kernel.manifest.pip)
+    archives = (b"\0" in file.content for file in bundle.files)
+    if any(libraries) or any(sources) or fields.enable_internet or any(archives):
+        return  # one of them may name it: `advise` has a note
+    for output in _unmentioned_outputs(kernel):
+        yield Problem(
+            "outputs",
+            f'nothing in the package or in the parameters names a part of "{output}", so no file '
+            "can match it at the end of the run",
+            "Fix the name, or remove it.",
+        )
+
+
+def _unmentioned_outputs(kernel: Kernel) -> list[str]:
+    """Folders and patterns of which no word occurs in the package or in the parameters."""
+    texts = [file.content.lower() for file in kernel.bundle.files]
+    texts.append(repr(kernel.manifest.parameters).lower().encode(errors="replace"))
+    return [
+        output
+        for output in kernel.manifest.outputs
+        if is_several(output)
+        and (words := re.findall(r"\w+", output.lower()))
+        and not any(word.encode() in text for word in words for text in texts)
+    ]
+
+
 def check_parameters(kernel: Kernel) -> Iterator[Problem]:
     """The entry can be called with the parameters."""
     signature, entry = kernel.bundle.signature, kernel.bundle.entry
@@ -315,6 +345,11 @@ def advise(kernel: Kernel) -> list[str]:
     """What a user should know before a push; none of it stops one. Warnings come first."""
     advice = list(kernel.bundle.notes)
     warnings = []
+    advice += [
+        f'nothing in the package or in the parameters names a part of the output "{output}": '
+        "the run fails at its end if no file matches it"
+        for output in _unmentioned_outputs(kernel)
+    ]
     required = {canonicalize_name(Requirement(text).name) for text in kernel.manifest.pip}
     for finding in image.compare(kernel.bundle.third_party, kernel.manifest.pip, kernel.image):
         place = finding.places[0]
@@ -375,6 +410,7 @@ CHECKS: tuple[Callable[[Kernel], Iterator[Problem]], ...] = (
     check_inputs,
     check_sources,
     check_image,
+    check_outputs,
     check_parameters,
 )
 

@@ -29,6 +29,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NotRequired, TypeAlias, TypedDict
 
@@ -36,9 +37,16 @@ RUN_MANIFEST_NAME = "run-manifest.json"
 MANIFEST_MARK = "kernelkit-manifest "
 """The beginning of the one log line that holds the manifest of a failed run."""
 
+NOT_OUTPUTS = frozenset(
+    {RUN_MANIFEST_NAME, "run-manifest.partial", "__notebook__.ipynb", "__notebook_source__.ipynb"}
+    | {"__results__.html", "__results___files", "__output__.json", "__script__.py", "custom.css"}
+)
+"""What kernelkit and Kaggle write into the working folder."""
+
 SEARCH_DEPTH = 4  # /kaggle/input/competitions/<slug>/<folder of the archive>/
 TREE_LINES = 60  # enough to show what is mounted, and short enough for a log
 MANIFEST_LINE_CHARACTERS = 6000  # of a traceback: its end matters most
+MAX_OUTPUTS_SHOWN = 100
 MAX_RESULTS = 20  # tables and images shown in the notebook
 MAX_IMAGE_BYTES = 1_000_000  # a larger one would bloat the executed notebook
 PIP_CHARACTERS = 2000  # of its output: the end has the reason
@@ -362,17 +370,17 @@ class NotebookRun:
         Raises:
             RuntimeFault: a declared output is missing.
         """
-        missing = [
-            name for name in self.bundle["outputs"] if not (self.working_dir / name).is_file()
-        ]
+        missing = [name for name, files in self._outputs().items() if not files]
         if missing:
             raise RuntimeFault(
                 f"The run ended without its declared outputs: {', '.join(missing)}. Found in "
                 f"{self.working_dir}:\n{_tree(self.working_dir)}"
             )
         manifest = self._write_manifest("complete", None)
-        for output in manifest["outputs"]:
+        for output in manifest["outputs"][:MAX_OUTPUTS_SHOWN]:
             print(f"{str(output['sha256'])[:12]}  {output['size']:>12,} B  {output['path']}")
+        if len(manifest["outputs"]) > MAX_OUTPUTS_SHOWN:
+            print(f"… and {len(manifest['outputs']) - MAX_OUTPUTS_SHOWN} more outputs")
         return manifest
 
     def _resolve(self, value: Parameter) -> Parameter:
@@ -492,8 +500,17 @@ class NotebookRun:
         partial.replace(target)
         return manifest
 
-    def _existing_outputs(self) -> Iterator[str]:
-        return (name for name in self.bundle["outputs"] if (self.working_dir / name).is_file())
+    def _existing_outputs(self) -> list[str]:
+        """Each file once, although several declared outputs may stand for it."""
+        return list(dict.fromkeys(file for files in self._outputs().values() for file in files))
+
+    def _outputs(self) -> dict[str, list[str]]:
+        """Declared output → the files that it stands for: one, all of a folder, or a pattern's."""
+        files = _files_below(self.working_dir)
+        return {
+            name: [file for file in files if _stands_for(name, file)]
+            for name in self.bundle["outputs"]
+        }
 
 
 Run = NotebookRun  # as the template 30-hardware of kernelkit 0.1.0 calls it
@@ -659,6 +676,37 @@ def _compute_on_gpu(asked: str, gpus: list[str]) -> bool:
             f"{torch.__version__} cannot compute there: {error}. Set another machine_shape."
         ) from error
     return True
+
+
+def _files_below(folder: Path) -> list[str]:
+    """The files in a folder and its subfolders, without those of kernelkit and Kaggle."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        below = Path(parent).relative_to(folder)
+        at_top = parent == str(folder)
+        folders[:] = sorted(name for name in folders if not (at_top and name in NOT_OUTPUTS))
+        found += [
+            (below / name).as_posix()
+            for name in sorted(names)
+            if not (at_top and name in NOT_OUTPUTS) and Path(parent, name).is_file()
+        ]
+    return found
+
+
+def _stands_for(declared: str, file: str) -> bool:
+    """Whether a declared output is this file, a folder above it, or a pattern of either."""
+    pattern = declared.split("/")
+    if not pattern[-1]:  # "results/" is a folder and no file
+        pattern[-1] = "*"
+    return declared == file or _matches(file.split("/"), pattern)
+
+
+def _matches(path: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return True
+    if pattern[0] == "**":
+        return any(_matches(path[skipped:], pattern[1:]) for skipped in range(len(path) + 1))
+    return bool(path) and fnmatchcase(path[0], pattern[0]) and _matches(path[1:], pattern[1:])
 
 
 def _describe(folder: Path, name: str) -> OutputDocument:

@@ -104,13 +104,10 @@ class Selection:
         return not self.names and not self.patterns
 
     def takes(self, name: str) -> bool:
-        """Whether an output is selected."""
+        """Whether an output is selected: by its name, a folder above it, or a pattern."""
+        below = any(name.startswith(f"{folder.rstrip('/')}/") for folder in self.names)
         chosen = name in self.names or any(fnmatchcase(name, p) for p in self.patterns)
-        return self.everything or chosen
-
-    def among(self, declared: Sequence[str]) -> list[str] | None:
-        """The declared outputs that are selected; None for all."""
-        return None if self.everything else [name for name in declared if self.takes(name)]
+        return self.everything or chosen or below
 
 
 EVERYTHING = Selection()
@@ -245,7 +242,7 @@ def use_complete(folder: RunFolder, selection: Selection, *, on_event: OnEvent) 
     names = tuple(path.relative_to(folder.path).as_posix() for path in here)
     declared = folder.read_bundle().outputs
     _require_known(selection, DownloadResult(names, left_behind, {}, ()), declared, end)
-    verdict = verify(folder.path, selection.among(declared), left_behind, end)
+    verdict = verify(folder.path, selection.takes, left_behind, end)
     return PulledRun(folder.path, end, verdict, left_behind, partial=not selection.everything)
 
 
@@ -278,7 +275,7 @@ def _pull(
     result = download_outputs(kaggle, run, folder.path, declared, selection, on_event=on_event)
     _require_known(selection, result, declared, end)
     missing = {**result.left_behind, **result.refused}
-    verdict = verify(folder.path, selection.among(declared), missing, end)
+    verdict = verify(folder.path, selection.takes, missing, end)
     # A complete run that does not verify may be a bad download, and the log of a run that has just
     # failed may still come: in both cases the next pull tries again. Kaggle may also still send
     # what another run has left.
@@ -313,7 +310,7 @@ def _require_known(
 ) -> None:
     """Check that every selected name, and every pattern, matches an output of a complete run."""
     known = {*result.names, *result.left_out, *result.left_behind, *result.refused, *declared}
-    unknown = [name for name in selection.names if name not in known]
+    unknown = [name for name in selection.names if not any(map(Selection((name,)).takes, known))]
     unknown += [p for p in selection.patterns if not any(fnmatchcase(name, p) for name in known)]
     if unknown and end.state == State.COMPLETE:
         near = difflib.get_close_matches(unknown[0], known, 3) or sorted(known)[:10]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO
 
@@ -61,14 +62,14 @@ class VerifiedFolder:
 
 def verify(
     folder: Path,
-    names: Collection[str] | None = None,
+    takes: Callable[[str], bool] | None = None,
     left_behind: Mapping[str, str] | None = None,
     end: Status | None = None,
 ) -> Verdict:
     """Compare a pulled folder with its manifests.
 
-    `names` are the outputs to check, by default all. `left_behind` says why a file was not pulled.
-    `end` is how the run ended on Kaggle, by default as in run.json.
+    `takes` says which outputs to check, by default all. `left_behind` says why a file was not
+    pulled. `end` is how the run ended on Kaggle, by default as in run.json.
     """
     problems: list[str] = []
     bundle, manifest = _read_manifests(folder, problems)
@@ -81,9 +82,9 @@ def verify(
     if manifest and manifest.failed:
         run_error = encodable(manifest.error) if manifest.error else "no reason given"
     elif manifest and bundle:
-        problems += _missing_outputs(bundle, outputs, names)
+        problems += _missing_outputs(bundle, outputs, takes)
     paths = {output.path for output in outputs}
-    outputs = tuple(output for output in outputs if names is None or output.path in names)
+    outputs = tuple(output for output in outputs if takes is None or takes(output.path))
     notes: list[str] = []
     for output in outputs:
         problems += _output_problems(folder, output, left_behind or {}, notes)
@@ -207,13 +208,32 @@ def _kaggle_error(folder: Path, end: Status | None) -> str | None:
 
 
 def _missing_outputs(
-    bundle: Manifest, outputs: Collection[OutputEntry], names: Collection[str] | None
+    bundle: Manifest, outputs: Collection[OutputEntry], takes: Callable[[str], bool] | None
 ) -> Iterator[str]:
-    """Declared outputs that the manifest does not list."""
-    known = {output.path for output in outputs}
+    """Declared outputs for which the manifest lists no file."""
     for name in bundle.outputs:
-        if name not in known and (names is None or name in names):
+        there = any(_stands_for(name, output.path) for output in outputs)
+        if not there and (takes is None or takes(name)):
             yield f"{name}: not in the manifest"
+
+
+def _stands_for(declared: str, file: str) -> bool:
+    """Whether a declared output is this file, a folder above it, or a pattern of either."""
+    parts = declared.split("/")
+    if not parts[-1]:
+        parts[-1] = "*"
+    return declared == file or _matches(file.split("/"), parts)
+
+
+def _matches(path: list[str], pattern: list[str]) -> bool:
+    match pattern:
+        case []:
+            return True
+        case ["**", *rest]:
+            return _matches(path, rest) or (bool(path) and _matches(path[1:], pattern))
+        case [first, *rest]:
+            return bool(path) and fnmatchcase(path[0], first) and _matches(path[1:], rest)
+    raise AssertionError
 
 
 def _output_problems(

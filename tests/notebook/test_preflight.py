@@ -11,7 +11,7 @@ from kernelkit import workflow
 from kernelkit.bundle.secrets import own_credentials
 from kernelkit.config import load_config
 from kernelkit.errors import ConfigError
-from kernelkit.notebook.preflight import Problem, check
+from kernelkit.notebook.preflight import Problem, advise, check
 
 Make = Callable[..., Path]
 
@@ -73,6 +73,42 @@ def test_above_the_size_limit_the_largest_files_and_remedies_are_named(make_proj
     (problem,) = problems(project)
     assert "700,000 B  pkg/weights.bin" in problem.message
     assert "Kaggle dataset" in problem.remedy
+
+
+def declaring(project: Path, *outputs: str) -> Path:
+    path = project / "pyproject.toml"
+    path.write_text(path.read_text().replace('["out.txt"]', json.dumps(outputs)))
+    return project
+
+
+@pytest.mark.parametrize("output", ["results/", "models/*.pth", "**/fold_?/"])
+def test_an_output_that_nothing_can_write_is_a_problem(make_project: Make, output: str) -> None:
+    (problem,) = problems(declaring(make_project({}), output))
+    assert (problem.subject, output in problem.message) == ("outputs", True)
+
+
+@pytest.mark.parametrize(
+    ("output", "source"),
+    [
+        ("results/", "def run(**p):\n    open('Results/a.txt', 'w')\n"),
+        ("models/*.pth", "def run(**p):\n    open(p['name'] + '.pth', 'w')\n"),
+        ("*.csv", "def run(**p):\n    open('a.csv', 'w')\n"),
+        ("**", "def run(**p):\n    pass\n"),
+    ],
+)
+def test_an_output_that_the_package_names_is_no_problem(
+    make_project: Make, output: str, source: str
+) -> None:
+    assert subjects(declaring(make_project({"pkg/main.py": source}), output)) == []
+
+
+def test_a_library_or_an_input_may_name_an_output(make_project: Make) -> None:
+    project = declaring(make_project({"pkg/more.py": "import torch\n"}), "lightning_logs/")
+    assert subjects(project) == []
+    notes = advise(workflow.render_kernel(load_config(project, environment={})))
+    assert any("lightning_logs/" in note for note in notes)
+    project = declaring(make_project({}), "extracted/*.png")
+    assert subjects(project, 'kernel.dataset_sources=["ann/salt"]') == []
 
 
 def test_a_missing_import_is_a_problem_unless_pip_installs_it(make_project: Make) -> None:

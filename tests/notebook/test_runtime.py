@@ -119,6 +119,60 @@ def test_a_missing_output_is_a_failure(run: NotebookRun) -> None:
     assert "other.txt" in str(caught.value)
 
 
+FILES = [
+    "a.csv",
+    "b.csv",
+    "model[1].pth",
+    "ckpt/1.pt",
+    "ckpt/deep/2.pt",
+    "logs/x/y.txt",
+    "logs/z.md",
+]
+
+
+@pytest.mark.parametrize(
+    ("declared", "files"),
+    [
+        (["*.csv"], ["a.csv", "b.csv"]),
+        (["ckpt/"], ["ckpt/1.pt", "ckpt/deep/2.pt"]),
+        (["ckpt"], ["ckpt/1.pt", "ckpt/deep/2.pt"]),
+        (["ckpt/*"], ["ckpt/1.pt", "ckpt/deep/2.pt"]),
+        (["*/1.pt"], ["ckpt/1.pt"]),
+        (["logs/**/*.txt", "logs/**"], ["logs/x/y.txt", "logs/z.md"]),
+        (["**/*.txt"], ["logs/x/y.txt"]),
+        (["?.csv", "a.csv"], ["a.csv", "b.csv"]),
+        (["[!a].csv"], ["b.csv"]),
+        (["model[1].pth"], ["model[1].pth"]),
+        (["**"], sorted(FILES)),
+    ],
+)
+def test_a_declared_output_may_be_a_folder_or_a_pattern(
+    run: NotebookRun, declared: list[str], files: list[str]
+) -> None:
+    for name in [*FILES, "run-manifest.json", "__notebook__.ipynb", "__results___files/x.png"]:
+        (run.working_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.working_dir / name).write_text(name)
+    (run.working_dir / "empty").mkdir()
+    again = NotebookRun({**BUNDLE, "outputs": declared}, run.source_dir)
+    found = again.finish()["outputs"]
+    assert sorted(output["path"] for output in found) == files
+    for output in found:
+        assert output["sha256"] == hashlib.sha256(output["path"].encode()).hexdigest()
+        assert output["size"] == len(output["path"])
+
+
+@pytest.mark.parametrize("declared", ["*.png", "empty/", "empty", "a.csv/", "logs/**/*.pt"])
+def test_a_folder_without_a_file_and_a_pattern_without_a_match_are_missing(
+    run: NotebookRun, declared: str
+) -> None:
+    (run.working_dir / "empty" / "deep").mkdir(parents=True)
+    (run.working_dir / "a.csv").touch()
+    strict = NotebookRun({**BUNDLE, "outputs": ["a.csv", declared]}, run.source_dir)
+    with pytest.raises(RuntimeFault, match="without its declared outputs") as caught:
+        strict.finish()
+    assert f"outputs: {declared}." in str(caught.value)
+
+
 def test_changed_sources_stop_the_run(run: NotebookRun) -> None:
     bundle = {
         **BUNDLE,

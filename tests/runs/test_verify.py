@@ -171,6 +171,58 @@ def test_a_malformed_manifest_entry_is_rejected(pulled: Path, entry: dict[str, A
     assert any('"outputs.1.' in problem for problem in verdict.problems)
 
 
+@pytest.mark.parametrize("path", ["aux.csv", "x/nul", "o.csv ", "a\\b"])
+def test_a_name_without_a_path_here_does_not_affect_the_other_outputs(
+    pulled: Path, path: str
+) -> None:
+    outputs = json.loads((pulled / "run-manifest.json").read_text())["outputs"]
+    change_manifest(pulled, outputs=[*outputs, {**outputs[0], "path": path}])
+    verdict = verify(pulled)
+    assert [output.path for output in verdict.outputs] == [output["path"] for output in outputs]
+    (problem,) = verdict.problems
+    assert repr(path) in problem
+    (pulled / "models.zip").write_bytes(b"other")
+    assert any(problem.startswith("models.zip: ") for problem in verify(pulled).problems)
+
+
+def declare(folder: Path, *outputs: str) -> None:
+    path = folder / "bundle.json"
+    write(path, {**json.loads(path.read_text()), "outputs": outputs})
+
+
+@pytest.mark.parametrize(
+    ("declared", "missing"),
+    [
+        (["*.csv", "models.zip"], []),
+        (["*", "**"], []),
+        (["o?t.csv", "[m]odels.zip", "**/*.zip"], []),
+        (["logs/", "models.zip"], ["logs/"]),
+        (["*.png", "out.csv"], ["*.png"]),
+        (["out.csv/"], ["out.csv/"]),
+        (["out", "models"], ["out", "models"]),
+    ],
+)
+def test_a_folder_or_a_pattern_needs_at_least_one_file(
+    pulled: Path, declared: list[str], missing: list[str]
+) -> None:
+    declare(pulled, *declared)
+    assert verify(pulled).problems == tuple(f"{name}: not in the manifest" for name in missing)
+
+
+def test_the_files_of_a_folder_are_verified(pulled: Path) -> None:
+    (pulled / "logs" / "deep").mkdir(parents=True)
+    (pulled / "logs" / "deep" / "a.txt").write_text("text")
+    outputs = json.loads((pulled / "run-manifest.json").read_text())["outputs"]
+    entry = {**describe(pulled / "logs" / "deep" / "a.txt"), "path": "logs/deep/a.txt"}
+    change_manifest(pulled, outputs=[*outputs, entry])
+    declare(pulled, "out.csv", "models.zip", "logs")
+    assert verify(pulled).verified
+    (pulled / "logs" / "deep" / "a.txt").write_text("Text")
+    assert verify(pulled).problems == (
+        "logs/deep/a.txt: the content differs from what the run wrote (sha256)",
+    )
+
+
 def test_a_duplicate_output_is_reported(pulled: Path) -> None:
     outputs = json.loads((pulled / "run-manifest.json").read_text())["outputs"]
     change_manifest(pulled, outputs=[*outputs, outputs[0]])
@@ -375,7 +427,7 @@ def test_files_that_were_not_downloaded_are_named_with_the_reason(pulled: Path) 
     verdict = verify(pulled, left_behind={"out.csv": "it leads out"})
     assert verdict.problems == ("out.csv: it leads out",)
     assert verdict.undeclared == (".partial (incomplete downloads)",)
-    assert verify(pulled, names=["models.zip"]).verified
+    assert verify(pulled, lambda name: name == "models.zip").verified
 
 
 def test_unpacked_files_are_not_reported_as_undeclared(pulled: Path) -> None:
