@@ -1060,4 +1060,5 @@ def _duration_line(seconds: float) -> str:
 
 def _quota_line(quota: Quota) -> str:
     refresh = f" until {quota.refresh:%a %H:%M} UTC" if quota.refresh else ""
-    return f"GPU quota: {quota.used:.1f} of {quota.allowed:.0f} h used{refresh}"
+    reserved = f", {quota.reserved:.1f} h reserved" if quota.reserved else ""
+    return f"GPU quota: {quota.used:.1f} of {quota.allowed:.0f} h used{reserved}{refresh}"

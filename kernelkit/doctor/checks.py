@@ -320,7 +320,8 @@ def _account(kaggle: Kaggle, environment: Mapping[str, str]) -> str:
 def _quota(kaggle: Kaggle, config: Config | None) -> str:
     quota = kaggle.quota()
     refresh = f", refreshed {quota.refresh:%Y-%m-%d %H:%M} UTC" if quota.refresh else ""
-    used = f"{quota.used:.1f} of {quota.allowed:.1f} GPU hours used{refresh}"
+    reserved = f", {quota.reserved:.1f} reserved by running sessions" if quota.reserved else ""
+    used = f"{quota.used:.1f} of {quota.allowed:.1f} GPU hours used{reserved}{refresh}"
     if quota.left < LEAST_HOURS and (config is None or config.kernel.wants_gpu):
         raise CapacityError(
             f"{used}: {quota.left:.1f} left", "Wait for the refresh, or run on a CPU."

@@ -184,18 +184,43 @@ def one_attempt(what: str) -> Iterator[None]:
 def refusal(message: str) -> KernelkitError:
     """Kaggle's message as the error that it means."""
     message = one_line(message, MESSAGE_CHARACTERS)
+    if lack := _lack_of_capacity(message):
+        return lack
     lowered = message.lower()
-    if "session count" in lowered or "maximum batch" in lowered:
-        return SessionCapError(
-            f"Kaggle: {message}", "Wait until one of your runs has ended: `kernelkit push --wait`."
-        )
-    if "quota" in lowered:
-        return QuotaError(f"Kaggle: {message}", "Wait for the quota's refresh, or use a CPU.")
     advice = (remedy for mark, remedy in REMEDIES if mark in lowered)
     return RefusedError(
         f"Kaggle refused: {message}", next(advice, "Fix what it names, then run the command again.")
     )
 
+
+def _lack_of_capacity(message: str) -> KernelkitError | None:
+    """The error of a message that means "not now", in any of its spellings."""
+    words = " ".join(
+        re.findall(r"[a-z]+|[0-9]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", message).lower())
+    )
+    if "quota" in words:
+        return QuotaError(
+            f"Kaggle: {message}",
+            "Wait for the quota's refresh, or use a CPU or another machine_shape.",
+        )
+    if _NO_SESSION.search(words):
+        return SessionCapError(
+            f"Kaggle: {message}", "Wait until one of your runs has ended: `kernelkit push --wait`."
+        )
+    return None
+
+
+_NO_SESSION = re.compile(
+    r"session count|maximum (?:number of )?(?:\w+ ){0,3}sessions?\b|maximum batch|session limit"
+    r"|too many (?:\w+ ){0,2}(?:sessions|assignments)|toomanyassignments"
+    r"|precondition ?failed|failed ?precondition|resource ?exhausted"
+    r"|no (?:\w+ )?(?:gpus?|tpus?|accelerators?) (?:is |are )?(?:currently )?available"
+    r"|^412\b|(?:status|code|error|http) 412\b"
+)
+"""Refusals for lack of capacity, in lower case and without punctuation.
+
+One is known from many accounts [A], the others are those for which a CI on Kaggle waits [A].
+"""
 
 REMEDIES = (
     ("megabyte", "Run `kernelkit preflight`: it lists the largest files and what to do."),
@@ -248,6 +273,9 @@ def _from_response(what: str, error: requests.HTTPError) -> KernelkitError:
             f"{what}: Kaggle does not accept the credentials ({message})",
             "Run `kernelkit doctor` to see which ones are used. A new token: " + TOKEN_PAGE,
         )
+    lack = _lack_of_capacity(f"412 {message}" if code == 412 else message)
+    if lack is not None and code != 429:
+        return lack.with_message(f"{what}: Kaggle: {message} ({code})")
     if code in (403, 404):
         return NotFoundError(
             f"{what}: {message} ({code})", "Check the account: `kernelkit doctor` shows it."

@@ -255,9 +255,12 @@ def _kernel_info(response: Any) -> KernelInfo:
 
 
 def _quota(response: Any) -> Quota:
-    spans = (response.gpu_quota.time_used, response.gpu_quota.total_time_allowed)
-    used, allowed = ((span.total_seconds() / 3600 if span else 0.0) for span in spans)
-    return Quota(used, allowed, response.quota_refresh_time)
+    gpu = response.gpu_quota
+    spans = (gpu.time_used, gpu.total_time_allowed, gpu.time_reserved)
+    used, allowed, reserved = (
+        max(0.0, span.total_seconds() / 3600 if span else 0.0) for span in spans
+    )
+    return Quota(used, allowed, response.quota_refresh_time, reserved)
 
 
 def _push_response(response: Any) -> PushResponse:

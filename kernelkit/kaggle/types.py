@@ -111,16 +111,17 @@ class KernelInfo:
 
 @dataclass(frozen=True)
 class Quota:
-    """Hours of an accelerator: used, and allowed until `refresh`."""
+    """Hours of an accelerator until `refresh`: used, allowed, and reserved by running sessions."""
 
     used: float
     allowed: float
     refresh: datetime | None = None
+    reserved: float = 0.0
 
     @property
     def left(self) -> float:
-        """Hours that may still be used."""
-        return max(0.0, self.allowed - self.used)
+        """Hours that another run may still use."""
+        return max(0.0, self.allowed - self.used - self.reserved)
 
 
 @dataclass(frozen=True)

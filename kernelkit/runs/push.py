@@ -565,7 +565,8 @@ def _check_quota(kaggle: Kaggle, reserve: float, on_event: OnEvent) -> None:
         on_event("note: Kaggle does not say how many GPU hours are left")
         return
     until = f", until {quota.refresh:%Y-%m-%d %H:%M} UTC" if quota.refresh else ""
-    left = f"{quota.left:.1f} of {quota.allowed:.0f} GPU hours left{until}"
+    running = f", {quota.reserved:.1f} reserved by running sessions" if quota.reserved else ""
+    left = f"{quota.left:.1f} of {quota.allowed:.0f} GPU hours left{running}{until}"
     if quota.left <= reserve:
         reserved = f", and gpu_reserve_hours = {reserve:g}" if reserve else ""
         raise QuotaError(

@@ -59,6 +59,25 @@ def test_dropped_sources_of_every_kind_are_detected(kaggle: Kaggle, script: Scri
         ({"error": "Maximum batch GPU session count of 2 reached."}, 200, SessionCapError),
         ({"error": "You have used your GPU quota"}, 200, QuotaError),
         ({"error": "Something else"}, 200, RefusedError),
+        ({"error": "TooManyAssignments"}, 200, SessionCapError),
+        ({"error": "too_many_assignments for this account"}, 200, SessionCapError),
+        ({"code": 400, "message": "toomanyassignments"}, 400, SessionCapError),
+        ({"code": 400, "message": "Precondition failed."}, 400, SessionCapError),
+        ({"code": 400, "message": "FAILED_PRECONDITION: busy"}, 200, SessionCapError),
+        ({"code": 412, "message": "no"}, 412, SessionCapError),
+        (b"<html>412</html>", 412, SessionCapError),
+        ({"error": "HTTP status 412"}, 200, SessionCapError),
+        ({"error": "Maximum number of GPU sessions reached"}, 200, SessionCapError),
+        ({"code": 403, "message": "No accelerator quota"}, 403, QuotaError),
+        ({"code": 400, "message": "no quota for NvidiaH100"}, 400, QuotaError),
+        (
+            {"code": 500, "message": "Maximum batch GPU session count of 2 reached."},
+            500,
+            SessionCapError,
+        ),
+        ({"code": 429, "message": "quota of calls"}, 429, RateLimitedError),
+        ({"error": "The notebook has 412 cells: too many"}, 200, RefusedError),
+        ({"error": "Session timeout must be positive"}, 200, RefusedError),
         ({"code": 400, "message": "too large"}, 400, RefusedError),
         ({"code": 400, "message": "in a 200"}, 200, RefusedError),
         ({"code": 401, "message": "who?"}, 401, CredentialsError),
@@ -227,6 +246,20 @@ def test_a_refused_upload_is_not_submitted(kaggle: Kaggle, script: Script, tmp_p
     with pytest.raises(RefusedError, match="413"):
         Competition(kaggle, "salt").submit_file(table, "v1", "v1")
     assert len(script.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("reserved", "left", "shown"),
+    [("7200s", 18.0, 2.0), ("0s", 20.0, 0.0), (None, 20.0, 0.0), ("360000s", 0.0, 100.0)],
+)
+def test_hours_reserved_by_running_sessions_are_not_left(
+    kaggle: Kaggle, script: Script, reserved: str | None, left: float, shown: float
+) -> None:
+    quota = {"timeUsed": "36000s", "totalTimeAllowed": "108000s"}
+    quota |= {"timeReserved": reserved} if reserved else {}
+    script.say({"gpuQuota": quota, "quotaRefreshTime": "2026-12-01T00:00:00Z"})
+    found = kaggle.quota()
+    assert (found.used, found.allowed, found.reserved, found.left) == (10.0, 30.0, shown, left)
 
 
 def test_an_unsupported_call_is_reported(kaggle: Kaggle, script: Script) -> None:
