@@ -258,7 +258,8 @@ def watch(
     """
     from kernelkit.runs.watch import follow_run
 
-    return follow_run(kaggle, folder, deadline=deadline, on_event=on_event)
+    with kaggle.ends_in(deadline):
+        return follow_run(kaggle, folder, deadline=deadline, on_event=on_event)
 
 
 def status(kaggle: Kaggle, folder: RunFolder) -> Status:
@@ -301,7 +302,8 @@ def pull(
     from kernelkit.runs.unpack import unpack_zips
 
     wanted = selection or EVERYTHING
-    pulled = pull_run(kaggle, folder, wanted, deadline=deadline, on_event=on_event)
+    with kaggle.ends_in(deadline):
+        pulled = pull_run(kaggle, folder, wanted, deadline=deadline, on_event=on_event)
     require_success(pulled, project)
     if unpack:
         unpack_zips(pulled, on_event=on_event)
@@ -355,9 +357,10 @@ def submit(
 
     submitted = submit_once(kaggle, folder, options, on_event=on_event)
     if wait:
-        submitted = wait_for_score(
-            kaggle, folder.root, submitted, deadline=deadline, on_event=on_event
-        )
+        with kaggle.ends_in(deadline):
+            submitted = wait_for_score(
+                kaggle, folder.root, submitted, deadline=deadline, on_event=on_event
+            )
     require_no_scoring_error(submitted)
     return submitted
 

@@ -11,6 +11,7 @@ logs          reads a log, live or finished: `parse_log`
 credentials   whose account this is: `account_name`, `key_files`
 local         starts a local Kaggle, checks its folder of inputs: `local_kaggle`,
               `emulator_command`, `require_inputs`, `ReadyLocalKaggle`
+waiting       ends a call that makes no progress, or at a deadline
 connection    the SDK's client with timeouts; refuses endpoints on other machines
 answers       turns each failure of a call into a kernelkit error, or retries it
 

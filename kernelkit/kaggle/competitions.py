@@ -28,6 +28,7 @@ from kernelkit.errors import (
 from kernelkit.kaggle.answers import TransientError, as_flag, as_int, as_text, calling
 from kernelkit.kaggle.connection import Connection
 from kernelkit.kaggle.types import Scoring, Submission, Terms
+from kernelkit.kaggle.waiting import Upload, came
 
 PAGE_SIZE, PAGES = 100, 20  # a search through a list ends after 2,000 entries
 UPLOAD_PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # s, before each attempt after one without progress
@@ -255,7 +256,10 @@ class Competition:
         part = {"Content-Range": f"bytes {start}-{size - 1}/{size}"} if start else {}
         with calling("the upload"), file.open("rb") as stream:
             stream.seek(start)
-            response = self._connection.files.put(url, data=stream, headers=part)
+            body = Upload(stream, size - start) if size > start else b""
+            response = self._connection.wait_for(
+                lambda: self._connection.files.put(url, data=body, headers=part)
+            )
             if response.status_code == 503:  # incomplete [V, the official client]
                 return False
             response.raise_for_status()
@@ -265,7 +269,9 @@ class Competition:
         """How many bytes Kaggle has of an upload, by Google's protocol [V, the official client]."""
         with calling("the upload"):
             headers = {"Content-Range": f"bytes */{size}"}
-            response = self._connection.files.put(url, headers=headers, allow_redirects=False)
+            response = self._connection.wait_for(
+                lambda: self._connection.files.put(url, headers=headers, allow_redirects=False)
+            )
             if response.status_code == 308:
                 last = response.headers.get("Range", "").rpartition("-")[2]
                 return int(last) + 1 if last.isdecimal() else 0
@@ -375,6 +381,7 @@ def _store(response: requests.Response, target: Path) -> None:
     size = 0
     with response, target.open("wb") as stream:
         for chunk in response.iter_content(CHUNK_BYTES):
+            came(len(chunk))
             size += stream.write(chunk)
             if size > SAMPLE_BYTES:
                 raise RefusedError(f"the sample is larger than {SAMPLE_BYTES:,} B")

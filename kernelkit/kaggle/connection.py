@@ -6,7 +6,9 @@ This uses `kagglesdk` and not `kaggle`, because importing `kaggle` authenticates
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import requests
@@ -17,11 +19,22 @@ from kagglesdk.kaggle_http_client import KaggleHttpClient
 from requests.adapters import HTTPAdapter
 from urllib3.util import parse_url
 
-from kernelkit.errors import CredentialsError, RefusedError
-from kernelkit.kaggle.answers import calling, host_of, one_attempt, retrying
+from kernelkit.errors import (
+    CapacityError,
+    CredentialsError,
+    DeadlineError,
+    RefusedError,
+    UnreachableError,
+)
+from kernelkit.kaggle.answers import TransientError, calling, host_of, one_attempt, retrying
 from kernelkit.kaggle.types import PRODUCTION, Credentials, Timeouts
+from kernelkit.kaggle.waiting import read_body, within
+from kernelkit.storage import human_size
 
 T = TypeVar("T")
+
+BODY_BYTES = 128 << 20  # of an answer in memory; a log of a long run has some MB
+ERROR_BYTES = 1 << 16  # of an error: Kaggle's are short, those of proxies are pages
 
 Listener = Callable[[requests.Response, bool], None]
 """Called with every response, also of redirections, and whether its body is still to be read."""
@@ -46,6 +59,7 @@ class Connection:
         self.endpoint = endpoint or PRODUCTION
         self.timeouts = timeouts or Timeouts()
         self._loopback_only = endpoint is not None
+        self._deadline: float | None = None
         self.sdk = open_sdk(endpoint, self.timeouts)
         self.files = self.file_session()
         """For addresses that carry their own permission: it never sends the credentials."""
@@ -64,6 +78,34 @@ class Connection:
         _guard(session, self.timeouts, loopback_only=self._loopback_only)
         _attach(session, self._listener)
         return session
+
+    @contextmanager
+    def ends_in(self, seconds: float | None) -> Iterator[None]:
+        """Let no call in the block last longer than this; None does not limit them.
+
+        Raises:
+            DeadlineError: instead of an error that the deadline caused.
+        """
+        if seconds is None:
+            yield
+            return
+        before, self._deadline = self._deadline, time.monotonic() + seconds
+        try:
+            yield
+        except (UnreachableError, CapacityError) as error:
+            if not self.is_late:
+                raise
+            raise DeadlineError(
+                f"the deadline of {seconds:.0f} s passed. {error}",
+                "Nothing is lost: run the same command again, or with a longer --deadline.",
+            ) from error
+        finally:
+            self._deadline = before
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the deadline of `ends_in` has passed."""
+        return self._deadline is not None and time.monotonic() >= self._deadline
 
     @property
     def session(self) -> requests.Session:
@@ -87,10 +129,28 @@ class Connection:
 
         def attempt() -> T:
             with calling(what):
-                return call()
+                return self.wait_for(call)
 
-        stop = tenacity.stop_before_delay(self.timeouts.retry)
+        out_of_time = tenacity.stop_before_delay(self.timeouts.retry)
+
+        def stop(state: tenacity.RetryCallState) -> bool:
+            return out_of_time(state) or self._too_late(state)
+
         return self._renewing(lambda: retrying(stop)(attempt))
+
+    def wait_for(self, call: Callable[[], T]) -> T:
+        """The result of a call that may last as long as it moves bytes, and until the deadline.
+
+        Raises:
+            TransientError: it lasts longer.
+        """
+        return within(call, self.timeouts.connect + self.timeouts.read, self._deadline)
+
+    def _too_late(self, state: tenacity.RetryCallState) -> bool:
+        """Whether the next attempt would begin after the deadline."""
+        return self._deadline is not None and (
+            time.monotonic() + state.upcoming_sleep >= self._deadline
+        )
 
     def once(self, what: str, call: Callable[[], T]) -> T:
         """Make a call that must not be sent twice, except if its credentials were refused.
@@ -101,7 +161,7 @@ class Connection:
 
         def attempt() -> T:
             with one_attempt(what):
-                return call()
+                return within(call, self.timeouts.connect + self.timeouts.push)
 
         return self._renewing(attempt)
 
@@ -176,6 +236,14 @@ class _Adapter(HTTPAdapter):
             )
         kwargs["timeout"] = kwargs.get("timeout") or self._timeouts
         answer = super().send(request, *args, **kwargs)
+        streamed = bool(args[0] if args else kwargs.get("stream")) and answer.status_code < 300
+        if not streamed:
+            most = BODY_BYTES if answer.status_code < 300 else ERROR_BYTES
+            body = read_body(answer, most)
+            if len(body) > most and answer.status_code < 300:
+                raise TransientError(f"the response is larger than {human_size(most)}")
+            # what `requests` keeps of a body, which it would read without a limit
+            answer._content, answer._content_consumed = body[:most], True
         if self.listener is not None:
-            self.listener(answer, bool(args[0] if args else kwargs.get("stream")))
+            self.listener(answer, streamed)
         return answer

@@ -28,12 +28,14 @@ from kernelkit.kaggle.types import (
     State,
     Status,
 )
+from kernelkit.kaggle.waiting import within
 from kernelkit.printable import one_line
 
 if TYPE_CHECKING:
     from kernelkit.config import KernelSettings
 
 STREAM_READ_SECONDS = 30  # of silence in a log stream, before the status is asked again
+PAGES = 1000  # of a listing
 PAGE_SIZE = 200  # Kaggle's largest page of outputs; its default is 20
 
 
@@ -136,8 +138,8 @@ class Kaggle(Connection):
         """Every page of a listing of one version's outputs."""
         request.user_name, request.kernel_slug = owner, slug
         request.version_label, request.page_size = f"v{version}", PAGE_SIZE
-        tokens = set()
-        while True:
+        tokens: set[str] = set()
+        while len(tokens) < PAGES:
             page = self.read(what, lambda: call(request))
             yield page
             with calling(what):
@@ -145,9 +147,10 @@ class Kaggle(Connection):
             if not token:
                 return
             if token in tokens:
-                raise RefusedError(f"{what}: Kaggle's list of pages has no end")
+                break
             tokens.add(token)
             request.page_token = token
+        raise RefusedError(f"{what}: Kaggle's list of pages has no end")
 
     def log_stream(self, owner: str, slug: str, version: int, seconds: float) -> Iterator[LogEntry]:
         """A version's log from its first line: live, or complete if the run has ended.
@@ -157,20 +160,24 @@ class Kaggle(Connection):
         again at the first line.
         """
         end = time.monotonic() + seconds
+        most = max(0.1, min(CONNECT_SECONDS + STREAM_READ_SECONDS, seconds))
         url = f"{self.api}/v1/kernels/logs/stream/{owner}/{slug}"
         headers = {"Accept": "text/event-stream, */*"}
         timeout = (CONNECT_SECONDS, max(1.0, min(STREAM_READ_SECONDS, seconds)))
         label = {"versionLabel": f"v{version}"}
         with calling("the log"):
-            response = self.session.get(
-                url, params=label, headers=headers, stream=True, timeout=timeout
+            response = within(
+                lambda: self.session.get(
+                    url, params=label, headers=headers, stream=True, timeout=timeout
+                ),
+                most,
             )
             with response:
                 response.raise_for_status()
                 if "text/event-stream" in response.headers.get("Content-Type", ""):
                     yield from logs.events(response, end)
                 else:
-                    yield from logs.parse_log(response.text)
+                    yield from logs.parse_log(logs.whole(response, end))
 
     def quota(self) -> Quota:
         """The GPU hours of this account."""

@@ -1,9 +1,16 @@
-"""A run's log as Kaggle sends it: server-sent events while it runs, a JSON array afterwards."""
+"""A run's log as Kaggle sends it: server-sent events while it runs, a JSON array afterwards.
+
+A log may have any size, so the number of entries and the length of each are limited.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import queue
+import re
+import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -14,45 +21,171 @@ if TYPE_CHECKING:
     import requests
 
 CHUNK_BYTES = 1 << 20
+LOG_BYTES = 128 << 20  # in memory; a log of a long run has some MB
+ENTRY_CHARACTERS = 8 << 20  # the manifest of a failed run with 20,000 outputs has 6 MB
+ENTRIES = 200_000  # beyond, several are joined: an entry needs 600 B, its text often 10
+JOINED_CHARACTERS = 1 << 16
+QUEUED_CHUNKS = 4
+
+_BETWEEN = re.compile(r"\s*(,?)\s*")
+_DECODER = json.JSONDecoder()
 
 
 def parse_log(text: str) -> list[LogEntry]:
     """The entries of a finished run's log: a JSON array, or else plain lines."""
     try:
-        document = json.loads(text)
+        return list(_joined(_array(text)))
     except (ValueError, RecursionError):
-        document = [{"data": line} for line in text.splitlines(keepends=True)]
-    entries = document if isinstance(document, list) else [document]
-    return [found for found in map(_entry, entries) if found]
+        return list(_joined(LogEntry("stdout", 0.0, line) for line in _plain_lines(text)))
 
 
 def events(response: requests.Response, end: float) -> Iterator[LogEntry]:
     """Server-sent events of a running session, until its end, a silence or the time `end`."""
-    import urllib3  # only here: `parse_log` is also used where no connection is made
-
-    try:
-        for line in _lines(response):
-            if time.monotonic() > end:
-                return
-            payload = line.removeprefix(b"data:").strip()
-            if not line.startswith(b"data:") or not payload:
-                continue
-            if payload == b"END_OF_LOG":
-                return
-            yield _event(payload)
-    except urllib3.exceptions.HTTPError:
-        return  # the connection broke or fell silent; the caller asks for the status and reconnects
+    for line in _lines(response, end):
+        payload = line.removeprefix(b"data:").strip()
+        if not line.startswith(b"data:") or payload in (b"", b"null"):
+            continue
+        if payload == b"END_OF_LOG":
+            return
+        yield _event(payload)
 
 
-def _lines(response: requests.Response) -> Iterator[bytes]:
-    """Lines as they arrive; `iter_lines` would delay each until a chunk of bytes is full."""
-    pending = bytearray()
-    while chunk := response.raw.read1(CHUNK_BYTES, decode_content=True):
+def whole(response: requests.Response, end: float) -> str:
+    """The text of a log that does not arrive as events; what has come until the time `end`."""
+    data = bytearray()
+    for chunk in chunks(response, end):
+        data += chunk
+        if len(data) > LOG_BYTES:
+            break
+    return data.decode(errors="replace")
+
+
+def _lines(response: requests.Response, end: float) -> Iterator[bytes]:
+    """Lines as they arrive; `iter_lines` would delay each until a chunk of bytes is full.
+
+    Of a line that is too long, a note is left.
+    """
+    pending, left_out = bytearray(), 0
+    for chunk in chunks(response, end):
         pending += chunk
         if b"\n" in chunk:
-            *lines, pending = pending.split(b"\n")
+            first, *lines, pending = pending.split(b"\n")
+            yield _left_out(left_out + len(first)) if left_out else bytes(first)
+            left_out = 0
             yield from (bytes(line) for line in lines)
-    yield bytes(pending)
+        if len(pending) > ENTRY_CHARACTERS or (left_out and pending):
+            left_out += len(pending)
+            pending.clear()
+    yield _left_out(left_out) if left_out else bytes(pending)
+
+
+def _left_out(size: int) -> bytes:
+    return b"data:" + json.dumps({"data": f"(a line of {size:,} B is left out)\n"}).encode()
+
+
+def chunks(response: requests.Response, end: float) -> Iterator[bytes]:
+    """The body of a response as it arrives, until it ends, breaks, or the time `end`.
+
+    A thread reads it: a socket can be silent for longer than the caller may wait.
+    """
+    arrived: queue.Queue[bytes] = queue.Queue(QUEUED_CHUNKS)
+    stopped = threading.Event()
+
+    def read() -> None:
+        try:
+            while chunk := response.raw.read1(CHUNK_BYTES, decode_content=True):
+                if not _put(arrived, chunk, stopped):
+                    return
+        except Exception:  # broken or silent; the caller asks for the status and reconnects
+            pass
+        _put(arrived, b"", stopped)
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        while (left := end - time.monotonic()) > 0:
+            try:
+                chunk = arrived.get(timeout=left)
+            except queue.Empty:
+                return
+            if not chunk:
+                return
+            yield chunk
+    finally:
+        stopped.set()
+
+
+def _put(arrived: queue.Queue[bytes], chunk: bytes, stopped: threading.Event) -> bool:
+    """Hand over a chunk; False if nobody takes it any more."""
+    while not stopped.is_set():
+        try:
+            arrived.put(chunk, timeout=0.5)
+        except queue.Full:
+            continue
+        return True
+    return False
+
+
+def _array(text: str) -> Iterator[LogEntry]:
+    """The entries of a JSON array, one at a time: all at once need ten times the memory.
+
+    Raises:
+        ValueError, RecursionError: it is not JSON.
+    """
+    position = _end_of_blanks(text, 0)
+    if not text.startswith("[", position):
+        if (found := _entry(json.loads(text))) is not None:
+            yield found
+        return
+    position = _end_of_blanks(text, position + 1)
+    while not text.startswith("]", position):
+        value, position = _DECODER.raw_decode(text, position)
+        if (found := _entry(value)) is not None:
+            yield found
+        between = _BETWEEN.match(text, position)
+        assert between is not None  # it matches anything
+        position = between.end()
+        if bool(between[1]) == text.startswith("]", position):
+            raise ValueError(f"not a JSON array at {position}")
+    if _end_of_blanks(text, position + 1) != len(text):
+        raise ValueError("text after a JSON array")
+
+
+def _end_of_blanks(text: str, start: int) -> int:
+    while start < len(text) and text[start] in " \t\r\n":
+        start += 1
+    return start
+
+
+def _plain_lines(text: str) -> Iterator[str]:
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start) + 1 or len(text)
+        yield text[start:end]
+        start = end
+
+
+def _joined(entries: Iterator[LogEntry]) -> Iterator[LogEntry]:
+    """The entries, each of a limited length; after many of them, neighbors are joined."""
+    yield from map(_cut, itertools.islice(entries, ENTRIES))
+    pieces: list[str] = []
+    size, first = 0, LogEntry("stdout", 0.0, "")
+    for entry in map(_cut, entries):
+        if pieces and (size > JOINED_CHARACTERS or entry.stream != first.stream):
+            yield LogEntry(first.stream, first.seconds, "".join(pieces))
+            pieces, size = [], 0
+        first = first if pieces else entry
+        pieces.append(entry.text)
+        size += len(entry.text)
+    if pieces:
+        yield LogEntry(first.stream, first.seconds, "".join(pieces))
+
+
+def _cut(entry: LogEntry) -> LogEntry:
+    more = len(entry.text) - ENTRY_CHARACTERS
+    if more <= 0:
+        return entry
+    note = f"… ({more:,} more characters are left out)\n"
+    return LogEntry(entry.stream, entry.seconds, entry.text[:ENTRY_CHARACTERS] + note)
 
 
 def _event(payload: bytes) -> LogEntry:
@@ -72,4 +205,9 @@ def _entry(entry: object) -> LogEntry | None:
     except (OverflowError, TypeError, ValueError):
         seconds = 0.0
     seconds = seconds if math.isfinite(seconds) else 0.0
-    return LogEntry(str(entry.get("stream_name", "stdout")), seconds, str(entry.get("data", "")))
+    stream, data = entry.get("stream_name"), entry.get("data")
+    if data is None:
+        data = ""
+    elif not isinstance(data, str):
+        data = json.dumps(data, ensure_ascii=False)
+    return LogEntry(stream if isinstance(stream, str) else "stdout", seconds, data)

@@ -26,9 +26,11 @@ from requests.structures import CaseInsensitiveDict
 from kernelkit.errors import LocalError, NotFoundError, RateLimitedError, RefusedError
 from kernelkit.kaggle.answers import TransientError, calling, retry_after
 from kernelkit.kaggle.types import CONNECT_SECONDS, OutputFile
+from kernelkit.kaggle.waiting import within
 from kernelkit.storage import DocumentError, as_json, read_model, write_atomically
 
 SILENCE_SECONDS = 20  # of a server in the middle of a file; a large file may take hours
+SLOW_SECONDS = 60  # in which at least ADVANCE_BYTES must arrive
 FAILURES_IN_A_ROW = 5  # without any bytes between them
 FAILING_SECONDS = 60  # since the first of those: "unreachable" is reported within 100 s in all
 WRONG_CONTENTS = 3  # a bad download is repeated, but not forever
@@ -196,10 +198,18 @@ class _Partial:
         with self._path.open("ab") as stream:
             size = stream.tell()
             self._catch_up(size)
+            before, checked = size, time.monotonic()
             while chunk := response.raw.read1(CHUNK_BYTES, decode_content=True):
                 if stop.is_set():
                     raise Stopped
                 size += len(chunk)
+                if time.monotonic() - checked > SLOW_SECONDS:
+                    if size - before < ADVANCE_BYTES:
+                        raise TransientError(
+                            f"the output {self.file.name}: only {size - before:,} B arrived in "
+                            f"{SLOW_SECONDS} s"
+                        )
+                    before, checked = size, time.monotonic()
                 if self.file.size is not None and size > self.file.size:
                     raise self._wrong("it sends more")
                 stream.write(chunk)
@@ -282,7 +292,10 @@ def _attempt(session: requests.Session, what: _Partial, stop: threading.Event) -
     timeout = (CONNECT_SECONDS, SILENCE_SECONDS)
     with calling(name):
         try:
-            response = session.get(what.file.url, headers=headers, stream=True, timeout=timeout)
+            response = within(
+                lambda: session.get(what.file.url, headers=headers, stream=True, timeout=timeout),
+                CONNECT_SECONDS + SILENCE_SECONDS,
+            )
         except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema) as error:
             raise NotFoundError(f"{name}: its address is not valid") from error
         with response:

@@ -200,7 +200,11 @@ class Timeouts:
 
     connect: float = CONNECT_SECONDS
     read: float = READ_SECONDS
-    """Silence of one call before it counts as lost."""
+    """Silence of one call before it counts as lost. A call may last longer, for each byte of its
+    answer."""
+
+    push: float = 300
+    """Until the response to a push: Kaggle reads a notebook of 900 kB before it answers."""
 
     retry: float = 20
     """No attempt of a reading call begins later than this after the first. With the two timeouts of

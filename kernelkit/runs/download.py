@@ -53,6 +53,7 @@ from kernelkit.runs.watch import follow_run, state_of
 from kernelkit.storage import (
     PathAllocator,
     UnsafePathError,
+    counted,
     encodable,
     human_size,
     locked,
@@ -501,6 +502,10 @@ class _Downloads:
                 try:
                     result = ended.get(timeout=TICK_SECONDS)
                 except queue.Empty:
+                    if self.kaggle.is_late:
+                        raise UnreachableError(
+                            f"{counted(left, 'file')} did not arrive completely"
+                        ) from None
                     self.on_event(Progress(self._came, size, done + len(files) - left, of))
                     continue
                 left -= 1

@@ -149,6 +149,7 @@ def watch_run(
             if state is None or clock() - answered > kaggle.timeouts.outage:
                 raise
             limit = (error.retry_after or 0.0) if isinstance(error, RateLimitedError) else 0.0
+            limit = min(limit, kaggle.timeouts.outage)  # some servers ask for a day
             yield f"{error}; trying again"
             current = state
         else:
