@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import gc
 import inspect
+import json
 import logging
 import os
 import signal
@@ -70,11 +71,11 @@ class Options:
         """The project's folder: `--project`, else the nearest project from here upwards.
 
         Raises:
-            ConfigError: no folder from here upwards is a project.
+            ConfigError: there is no such folder, or no folder from here upwards is a project.
         """
-        from kernelkit.config import find_project
+        from kernelkit.config import find_project, project_folder
 
-        return self.project or find_project(Path.cwd())
+        return project_folder(self.project) if self.project else find_project(Path.cwd())
 
     def config(self, environment: Mapping[str, str] | None = None) -> Config:
         """The project as these options describe it."""
@@ -188,7 +189,9 @@ runs_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 def print_version(wanted: bool) -> None:
     """Print the version and exit, if `wanted`."""
     if wanted:
-        print(f"kernelkit {kernelkit.__version__}")
+        as_json = "--json" in sys.argv
+        version = kernelkit.__version__
+        print(json.dumps({"version": version}) if as_json else f"kernelkit {version}")
         raise typer.Exit
 
 
@@ -483,14 +486,17 @@ def diagnose_command(
 
 
 def _project_or_none(options: Options) -> Path | None:
-    """The project whose files a diagnosis compares with those of the run, if there is one."""
-    from kernelkit.config import PROJECT_FILE
+    """The folder that `--project` names, else the nearest project, if there is one.
 
+    Raises:
+        ConfigError: `--project` names no folder.
+    """
+    if options.project:
+        return options.folder
     try:
-        folder = options.folder
+        return options.folder
     except ConfigError:
         return None
-    return folder if (folder / PROJECT_FILE).is_file() else None
 
 
 @app.command("verify")
@@ -649,7 +655,7 @@ def runs(options: Options) -> None:
     from kernelkit import console
     from kernelkit.runs import history
 
-    folder = options.project or _project_or_none(options) or Path.cwd()
+    folder = _project_or_none(options) or Path.cwd()
     console.runs(history.rows(folder / "runs"), folder)
 
 
@@ -705,7 +711,7 @@ def doctor(
     except ConfigError as error:
         project = error
     endpoint = checked_endpoint(options.endpoint)
-    folder = options.project or _project_or_none(options) or Path.cwd()
+    folder = _project_or_none(options) or Path.cwd()
     if probe:
         _probe(options, folder, project, endpoint, yes)
         return

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import tomllib
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -24,7 +25,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import ErrorDetails
 
 from kernelkit.errors import ConfigError
-from kernelkit.storage import PathAllocator, UnsafePathError, safe_path
+from kernelkit.storage import PathAllocator, UnsafePathError, decoded, safe_path
 
 PROJECT_FILE = "pyproject.toml"
 
@@ -456,8 +457,8 @@ def find_project(start: Path) -> Path:
 def _is_project(folder: Path) -> bool:
     """Whether its project file has [tool.kernelkit]; invalid TOML may only mention it."""
     try:
-        content = (folder / PROJECT_FILE).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError):
+        content = _project_text(folder)
+    except ConfigError:
         return False
     try:
         return "kernelkit" in tomllib.loads(content).get("tool", ())
@@ -538,19 +539,82 @@ def near_miss(word: str, known: Iterable[str]) -> str:
     return f'; did you mean "{close[0]}"?' if close else ""
 
 
-def _read_project_file(project: Path) -> _RawProject:
-    path = project / PROJECT_FILE
+def project_folder(stated: Path) -> Path:
+    """The folder that `--project` names; its project file names it as well.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        if stated.is_dir():
+            return stated
+        if stated.name == PROJECT_FILE and stated.is_file():
+            return stated.parent
+        problem = "is not a folder" if os.path.lexists(stated) else "does not exist"
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+    raise ConfigError(f"--project {stated} {problem}", f"Name the folder of a {PROJECT_FILE}.")
+
+
+def _project_text(project: Path) -> str:
+    """The text of a project file, in any Unicode encoding that its byte-order mark names.
+
+    Raises:
+        ConfigError: there is none, or it is not such a text.
+    """
+    path = project / PROJECT_FILE
+    if not os.path.lexists(path):
         raise ConfigError(
             f"no {PROJECT_FILE} in {project.resolve()}",
             "Go to the project's folder, or name it: --project DIR.",
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+        )
+    try:
+        if not path.is_file():  # reading a pipe would wait for ever
+            raise ConfigError(f"{path} is not a file")
+        data = path.read_bytes()
+        text = decoded(data).lstrip("\ufeff")  # some editors add a second mark
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{path} is not text in UTF-8: the byte 0x{data[error.start]:02x} in line {line} is in "
+            "another encoding",
+            "Save the file as UTF-8.",
+        ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ConfigError(
+            f"{path} has the character NUL in line {line}: it is damaged, or in UTF-16 without a "
+            "byte-order mark",
+            "Save the file as UTF-8.",
+        )
+    return text
+
+
+def _parsed_toml(path: Path, text: str) -> Mapping[str, Any]:
+    """The document of a project file.
+
+    Raises:
+        ConfigError: it is not valid TOML, with the place.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError(f"{path} is not valid TOML: it is nested too deeply") from None
+    except ValueError as error:
+        place = re.search(r"at line (\d+), column (\d+)", str(error))
+        lines = text.replace("\r\n", "\n").split("\n")
+        rest = lines[int(place[1]) - 1][int(place[2]) - 1 :] if place else ""
+        odd = next((one for one in rest[:1] if not one.isascii() or not one.isprintable()), "")
+        name = unicodedata.name(odd, "a control character") if odd else ""
+        hint = f". The character there is U+{ord(odd):04X}, {name}" if odd else ""
+        raise ConfigError(f"{path} is not valid TOML: {error}{hint}") from None
+
+
+def _read_project_file(project: Path) -> _RawProject:
+    path = project / PROJECT_FILE
+    document = _parsed_toml(path, _project_text(project))
     tools = document.get("tool", {})
     tools = tools if isinstance(tools, dict) else {}
     if "kernelkit" not in tools:
@@ -575,7 +639,7 @@ def parameter_comments(
     Raises:
         ConfigError: its values are nested deeper than tomlkit reads.
     """
-    text = (project / PROJECT_FILE).read_text(encoding="utf-8")
+    text = _project_text(project)
     try:
         table: Any = tomlkit.parse(text)["tool"]
     except (ValueError, RecursionError) as error:  # tomllib accepts deeper nesting

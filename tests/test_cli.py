@@ -76,6 +76,34 @@ def test_the_version_is_printed(cli: Cli, flag: str) -> None:
     assert cli(flag).stdout == f"kernelkit {kernelkit.__version__}\n"
 
 
+@pytest.mark.parametrize("arguments", [["--json", "--version"], ["-V", "--json"]])
+def test_the_version_is_one_json_document(cli: Cli, arguments: list[str]) -> None:
+    done = cli(*arguments)
+    assert json.loads(done.stdout) == {"version": kernelkit.__version__}
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "command", [["runs"], ["preflight"], ["status"], ["doctor"], ["runs", "show"], ["rehearse"]]
+)
+def test_a_project_that_does_not_exist_is_an_error(
+    cli: Cli, tmp_path: Path, command: list[str]
+) -> None:
+    for name in ("nowhere", "x" * 300, "nowhere/pyproject.toml"):
+        message = cli(*command, "--project", tmp_path / name, expect=2).stderr
+        assert message.startswith("error: --project ")
+    (tmp_path / "setup.cfg").touch()
+    message = cli(*command, "--project", tmp_path / "setup.cfg", expect=2).stderr
+    assert "setup.cfg is not a folder" in message
+
+
+def test_the_project_file_names_the_project(plain: Path, cli: Cli, tmp_path: Path) -> None:
+    for command in (["preflight"], ["runs"], ["render"]):
+        cli(*command, "--project", plain / "pyproject.toml", cwd=tmp_path)
+        cli("--project", "pyproject.toml", *command, cwd=plain)
+    assert (plain / "build" / "kernel" / "notebook.ipynb").is_file()
+
+
 def test_dash_h_prints_help_for_every_command(cli: Cli) -> None:
     assert cli("-h").stdout == cli("--help").stdout
     assert cli("runs", "show", "-h").stdout == cli("runs", "show", "--help").stdout

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kernelkit.config import OWN_OUTPUTS, load_config
+from kernelkit.config import OWN_OUTPUTS, find_project, load_config
 from kernelkit.errors import ConfigError
 
 Make = Callable[..., Path]
@@ -91,6 +92,83 @@ def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
 def test_a_broken_project_file_is_reported(tmp_path: Path, content: str, part: str) -> None:
     (tmp_path / "pyproject.toml").write_text(content)
     assert part in complaint(tmp_path)
+
+
+PROJECT = """# ä project
+[tool.kernelkit]
+package = "pkg"
+entry = "pkg:run"
+outputs = ["out.txt"]
+
+[tool.kernelkit.kernel]
+id = "some-kernel"
+title = "Söme kernel"
+
+[tool.kernelkit.parameters]
+epochs = 2  # how löng
+"""
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    ("mark", "encoding"),
+    [
+        ("", "utf-8"),
+        ("\ufeff", "utf-8"),
+        ("\ufeff\ufeff", "utf-8"),
+        ("", "utf-16"),
+        ("\ufeff", "utf-16-le"),
+        ("\ufeff", "utf-16-be"),
+        ("", "utf-32"),
+        ("\ufeff", "utf-32-be"),
+    ],
+)
+def test_a_project_file_may_have_a_byte_order_mark(
+    tmp_path: Path, mark: str, encoding: str, newline: str
+) -> None:
+    content = (mark + PROJECT).replace("\n", newline)
+    (tmp_path / "pyproject.toml").write_bytes(content.encode(encoding))
+    (tmp_path / "sub").mkdir()
+    assert find_project(tmp_path / "sub") == tmp_path
+    config = load_config(tmp_path, environment={})
+    assert config.kernel.title == "Söme kernel"
+    assert config.comments["epochs"] == ((), "how löng")
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (PROJECT.encode("latin-1"), ["not text in UTF-8", "0xe4 in line 1", "another encoding"]),
+        (PROJECT.replace("ä", "a").encode("cp1252"), ["0xf6 in line 9"]),
+        ("[tool]\n".encode("utf-16-le"), ["NUL in line 1", "UTF-16"]),
+        (b"a = 1\n\x00b = 2\n", ["NUL in line 2"]),
+        (b"a = 1\nb = \xe2\x80\x9cx\xe2\x80\x9d\n", ["line 2, column 5", "LEFT DOUBLE QUOTATION"]),
+        (b"a = 1\n\xe2\x80\x8bb = 2\n", ["line 2, column 1", "U+200B, ZERO WIDTH SPACE"]),
+        (b"a = 1\rb = 2\n", ["line 1, column 6", "U+000D"]),
+        (b"a = 1\n[b\n", ["line 2, column 3"]),
+        (b"a = " + b"[" * 5000, ["not valid TOML"]),
+        (b"a = 1\na = 2\n", ["not valid TOML", "line 2"]),
+        (b"\xff\xfea", ["not text in UTF-8"]),
+    ],
+)
+def test_an_unreadable_project_file_is_reported_with_place_and_cause(
+    tmp_path: Path, content: bytes, parts: list[str]
+) -> None:
+    (tmp_path / "pyproject.toml").write_bytes(content)
+    for part in parts:
+        assert part in complaint(tmp_path)
+
+
+def test_a_project_file_must_be_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "pyproject.toml"
+    path.mkdir()
+    assert "is not a file" in complaint(tmp_path)
+    path.rmdir()
+    os.mkfifo(path)
+    assert "is not a file" in complaint(tmp_path)
+    path.unlink()
+    path.symlink_to(tmp_path / "nowhere")
+    assert "is not a file" in complaint(tmp_path)
 
 
 def test_a_missing_project_file_is_reported(tmp_path: Path) -> None:
