@@ -6,10 +6,11 @@ Every check is a pure function from a `Kernel` to its problems. All problems are
 from __future__ import annotations
 
 import codecs
+import difflib
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -32,8 +33,28 @@ WARNING = "warning: "
 
 LARGEST = 8  # files named, where the notebook is too large
 SHORTEST_NAME = 5  # characters, of title and slug alike
+LONGEST_TITLE = 50  # Kaggle answers a longer one with a bare error 500
 PLACES = ("input", "working", "temp")  # that the runtime resolves
 P100 = "NvidiaTeslaP100"  # CUDA capability 6.0, for which the image's torch has no code
+
+SHAPES = (
+    *("NvidiaTeslaT4", P100, "NvidiaTeslaA100", "NvidiaL4", "NvidiaL4X1", "NvidiaH100"),
+    *("NvidiaRtxPro6000", "TpuV5E8", "TpuV6E8"),
+)
+"""Accelerators that Kaggle has had names for since February 2026."""
+
+MOUNTS = ("competitions", "datasets", "notebooks", "models")  # folders of /kaggle/input since 2026
+_MOUNTED = re.compile(r"(?:/kaggle|\.\.)/input/(?P<below>[\w.*-][\w./*-]*)")
+_QUOTED_MOUNT = re.compile(rb"""["'](?:/kaggle|\.\.)/input/[\w.*-][\w./*-]*""")
+PLACES_SHOWN = 10  # of hard-coded paths
+
+# Folders that every Linux machine has, so that a path there says nothing about this machine.
+SYSTEM_FOLDERS = frozenset(
+    {"kaggle", "tmp", "var", "usr", "bin", "sbin", "lib", "lib64", "etc", "dev", "proc", "sys"}
+    | {"opt", "root", "run"}
+)
+_PERSONAL = re.compile(r"/home/|/Users/|~/|~$|[A-Za-z]:[\\/]|\\\\")
+_NAMES_A_PATH = re.compile(r"(?:^|_)(?:dir|directory|path|file|folder|root|data)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -114,6 +135,18 @@ def check_names(kernel: Kernel) -> Iterator[Problem]:
                 f'"{name}" has fewer than {SHORTEST_NAME} characters',
                 "Choose a longer name.",
             )
+    if len(title) > LONGEST_TITLE:
+        yield Problem(
+            "title",
+            f"it has {len(title)} characters, and Kaggle accepts {LONGEST_TITLE}",
+            "Choose a shorter title, and the id that belongs to it.",
+        )
+    if not title.isprintable() or title != title.strip():
+        yield Problem(
+            "title",
+            f"{title!r} has a control character, or white space at its beginning or end",
+            "Remove it.",
+        )
     if slugify(title) != slug:
         yield Problem(
             "title",
@@ -141,22 +174,84 @@ def check_accelerator(kernel: Kernel) -> Iterator[Problem]:
         )
     if kernel.manifest.wants_gpu and fields.enable_tpu:
         yield Problem("enable_tpu", "requests a TPU in addition to a GPU", "Choose one of them.")
+    yield from _contradictions(kernel)
+    shape = fields.machine_shape
+    if shape and shape not in SHAPES and (_meant_shape(shape) or not _may_be_new(shape)):
+        yield Problem(
+            "machine_shape",
+            f'Kaggle knows no "{shape}"' + _did_you_mean(_meant_shape(shape)),
+            f"Kaggle's names are {', '.join(SHAPES)}, or empty for a CPU.",
+        )
+
+
+def _contradictions(kernel: Kernel) -> Iterator[Problem]:
+    """A shape decides what a run gets, whatever else the project file says."""
+    shape, stated = kernel.metadata.machine_shape, kernel.metadata.model_fields_set
+    is_tpu = shape.lower().startswith("tpu")
+    if shape and not is_tpu and not kernel.metadata.enable_gpu and "enable_gpu" in stated:
+        yield Problem(
+            "enable_gpu",
+            f'machine_shape = "{shape}" gets a GPU, and enable_gpu = false does not prevent it',
+            'Set enable_gpu = true, or, for a run without a GPU, machine_shape = "".',
+        )
+    if is_tpu and kernel.metadata.enable_gpu:
+        yield Problem(
+            "enable_gpu",
+            f'requests a GPU, and machine_shape = "{shape}" a TPU',
+            "Choose one of them.",
+        )
+    if is_tpu and not kernel.metadata.enable_tpu and "enable_tpu" in stated:
+        yield Problem(
+            "enable_tpu",
+            f'machine_shape = "{shape}" gets a TPU, and enable_tpu = false does not prevent it',
+            'Set enable_tpu = true, or, for a run without a TPU, machine_shape = "".',
+        )
+
+
+def _meant_shape(shape: str) -> str:
+    """The known shape that a misspelled one probably means; empty if it may be a new one."""
+    core = _core(shape)
+    by_core = {_core(known): known for known in SHAPES}
+    if core in by_core:
+        return by_core[core]
+    without_count = re.sub(r"^\d+x(?=[a-z])|x\d+$", "", core)  # "T4 x2", as on Kaggle's pages
+    if without_count in by_core:
+        return by_core[without_count]
+    if re.fullmatch(r"[a-z]{1,2}\d+\w*", core) and _may_be_new(shape):  # another model
+        return ""
+    by_name = {known.lower(): known for known in SHAPES}
+    close = difflib.get_close_matches(shape.lower(), by_name, n=1, cutoff=0.8)
+    same_numbers = close and re.findall(r"\d+", close[0]) == re.findall(r"\d+", shape)
+    return by_name[close[0]] if same_numbers else ""
+
+
+def _core(shape: str) -> str:
+    """What tells one accelerator from another: `t4` of "NvidiaTeslaT4", `v5e8` of "TpuV5E8"."""
+    return re.sub(r"nvidia|tesla|gpu|tpu|[\W_]", "", shape.lower())
+
+
+def _may_be_new(shape: str) -> bool:
+    """Whether it has the form of Kaggle's names, so that it may have appeared since."""
+    return re.fullmatch(r"Nvidia[A-Z]\w*\d\w*|Tpu[A-Z]\w*\d\w*", shape, re.ASCII) is not None
+
+
+def _did_you_mean(name: str) -> str:
+    return f'; did you mean "{name}"?' if name else ""
 
 
 def check_inputs(kernel: Kernel) -> Iterator[Problem]:
     """Each `kaggle://input/<slug>` among the parameters is a declared source."""
-    fields = kernel.manifest.kernel
-    owned = [*fields.dataset_sources, *fields.kernel_sources, *fields.model_sources]
-    declared = {*fields.competition_sources}
-    declared |= {source.split("/")[1] for source in owned if "/" in source}
+    declared = _declared_slugs(kernel)
     for name, value in kernel.manifest.parameters.items():
-        for address in _addresses(value):
-            place, _, rest = address.partition("/")
+        for text in _texts(value):
+            if not text.startswith("kaggle://"):
+                continue
+            place, _, rest = text.removeprefix("kaggle://").partition("/")
             slug = rest.partition("/")[0]
             if place not in PLACES:
                 yield Problem(
                     f"parameters.{name}",
-                    f"kaggle://{address} does not exist in a run",
+                    f"{text} does not exist in a run",
                     f"Use kaggle://{', kaggle://'.join(PLACES)}.",
                 )
             elif place == "input" and slug not in declared:
@@ -165,6 +260,127 @@ def check_inputs(kernel: Kernel) -> Iterator[Problem]:
                     f"needs kaggle://input/{slug}, which is not a source of this kernel",
                     "Add it to competition_sources, dataset_sources or kernel_sources.",
                 )
+
+
+def check_paths(kernel: Kernel) -> Iterator[Problem]:
+    """No parameter is a path that exists only on this machine, or only in older runs."""
+    declared = _declared_slugs(kernel)
+    for name, value in kernel.manifest.parameters.items():
+        for text in _texts(value):
+            mounted = _MOUNTED.match(text)
+            if mounted:
+                yield from _mount_problems(f"parameters.{name}", text, mounted["below"], declared)
+            elif _is_only_here(text):
+                yield Problem(
+                    f"parameters.{name}",
+                    f'"{text}" is a path of this machine, and a run does not have it',
+                    "Make a dataset of it and use kaggle://input/<slug>, or kaggle://working for "
+                    "what the run writes.",
+                )
+
+
+def _mount_problems(
+    subject: str, text: str, below: str, declared: Collection[str]
+) -> Iterator[Problem]:
+    slug, address = _input_address(below)
+    if slug and slug not in declared:
+        yield Problem(
+            subject,
+            f'"{text}" needs {slug}, which is not a source of this kernel',
+            f'Add it to the sources, and use "{address}".',
+        )
+    elif slug and below.partition("/")[0] not in MOUNTS:
+        yield Problem(
+            subject,
+            f'"{text}" exists only if Kaggle mounts inputs as it did before 2026; now it is below '
+            "/kaggle/input/competitions, datasets or notebooks",
+            f'Use "{address}", which the run finds in both.',
+        )
+
+
+def _input_address(below: str) -> tuple[str, str]:
+    """Slug and `kaggle://` address of a path below /kaggle/input; empty if it names no input."""
+    kind, *rest = [part for part in below.split("/") if part]
+    if kind == "competitions":
+        names = rest
+    elif kind in MOUNTS:
+        names = rest[1:]  # after the owner
+    else:
+        names = [kind, *rest]
+    if not names or "*" in names[0]:
+        return "", ""
+    return names[0], f"kaggle://input/{'/'.join(names)}"
+
+
+def _is_only_here(text: str) -> bool:
+    """Whether it is the absolute path of a file or folder that a run cannot have."""
+    top = text.split("/")[1:2]
+    return text.startswith("/") and top[0] not in {"", *SYSTEM_FOLDERS} and _exists(Path(text))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, a null byte
+        return False
+
+
+def _declared_slugs(kernel: Kernel) -> set[str]:
+    """The slugs of all sources."""
+    fields = kernel.manifest.kernel
+    owned = [*fields.dataset_sources, *fields.kernel_sources, *fields.model_sources]
+    declared = {*fields.competition_sources}
+    return declared | {source.split("/")[1] for source in owned if "/" in source}
+
+
+def _path_notes(kernel: Kernel) -> Iterator[str]:
+    """Paths that a run may not have, although nobody can know it here."""
+    for name, value in kernel.manifest.parameters.items():
+        for text in _texts(value):
+            if _PERSONAL.match(text) and not _is_only_here(text):
+                yield (
+                    f'parameters.{name}: "{text}" looks like a path of somebody\'s own machine. '
+                    "For data use kaggle://input/<slug>, for results kaggle://working"
+                )
+            elif _is_left_here(kernel, name, text):
+                yield (
+                    f'parameters.{name}: "{text}" exists in the project, and a run looks for it in '
+                    "its working folder. If the run reads it, make a dataset of it and use "
+                    "kaggle://input/<slug>"
+                )
+
+
+def _is_left_here(kernel: Kernel, name: str, text: str) -> bool:
+    """Whether a parameter names a file or folder of the project that the notebook lacks."""
+    path = PurePosixPath(text)
+    looks_like_one = "/" in text or path.suffix or _NAMES_A_PATH.search(name)
+    if not looks_like_one or not path.parts or path.is_absolute() or _MOUNTED.match(text):
+        return False
+    carried = [PurePosixPath(file.path) for file in kernel.bundle.files]
+    if any(file.is_relative_to(path) for file in carried):
+        return False
+    return _exists(kernel.project / text)
+
+
+def _hard_coded_mounts(kernel: Kernel) -> Iterator[str]:
+    """Paths of inputs in the code that may differ in a run."""
+    declared = _declared_slugs(kernel)
+    for file in kernel.bundle.files:
+        if b"/input/" not in file.content:
+            continue
+        for number, line in enumerate(file.content.split(b"\n"), 1):
+            for found in _QUOTED_MOUNT.findall(line.partition(b"#")[0]):
+                path = found[1:].decode()
+                mounted = _MOUNTED.match(path)
+                slug, address = _input_address(mounted["below"]) if mounted else ("", "")
+                is_new = bool(mounted) and path.split("/input/")[1].partition("/")[0] in MOUNTS
+                if slug and not (is_new and slug in declared):
+                    yield (
+                        f'{WARNING}{file.path}:{number}: "{path}" may not exist in the run: Kaggle '
+                        "has changed these paths"
+                        + ("" if slug in declared else f", and {slug} is not a source")
+                        + f'. Let a parameter name the folder, with the value "{address}"'
+                    )
 
 
 def check_sources(kernel: Kernel) -> Iterator[Problem]:
@@ -350,6 +566,17 @@ def advise(kernel: Kernel) -> list[str]:
         "the run fails at its end if no file matches it"
         for output in _unmentioned_outputs(kernel)
     ]
+    advice += _path_notes(kernel)
+    hard_coded = list(_hard_coded_mounts(kernel))
+    warnings += hard_coded[:PLACES_SHOWN]
+    if len(hard_coded) > PLACES_SHOWN:
+        advice.append(f"{len(hard_coded) - PLACES_SHOWN} more paths of inputs are hard-coded")
+    shape = kernel.metadata.machine_shape
+    if shape and shape not in SHAPES and not _meant_shape(shape) and _may_be_new(shape):
+        warnings.append(
+            f'{WARNING}machine_shape: "{shape}" is not known to be a name of Kaggle\'s, which may '
+            f"have new ones. Known are {', '.join(SHAPES)}"
+        )
     required = {canonicalize_name(Requirement(text).name) for text in kernel.manifest.pip}
     for finding in image.compare(kernel.bundle.third_party, kernel.manifest.pip, kernel.image):
         place = finding.places[0]
@@ -408,6 +635,7 @@ CHECKS: tuple[Callable[[Kernel], Iterator[Problem]], ...] = (
     check_names,
     check_accelerator,
     check_inputs,
+    check_paths,
     check_sources,
     check_image,
     check_outputs,
@@ -415,15 +643,15 @@ CHECKS: tuple[Callable[[Kernel], Iterator[Problem]], ...] = (
 )
 
 
-def _addresses(value: JsonValue) -> Iterator[str]:
-    """Every `kaggle://` address in a parameter, without its scheme."""
-    if isinstance(value, str) and value.startswith("kaggle://"):
-        yield value.removeprefix("kaggle://")
+def _texts(value: JsonValue) -> Iterator[str]:
+    """Every text in a parameter, also in its lists and tables."""
+    if isinstance(value, str):
+        yield value
     elif isinstance(value, list):
         for item in value:
-            yield from _addresses(item)
+            yield from _texts(item)
     elif isinstance(value, dict):
-        yield from _addresses(list(value.values()))
+        yield from _texts([*value, *value.values()])
 
 
 def compare_with_image(kernel: Kernel) -> list[image.Availability]:

@@ -64,6 +64,9 @@ class Kernel:
     templates: Mapping[str, str]
     """The project's own: path in the project → text, as it is in the file."""
 
+    project: Path
+    """The folder of the project file."""
+
     allowed_secrets: tuple[str, ...]
     """Places that the project file names in `allow_secrets`; not part of the digest."""
 
@@ -125,13 +128,14 @@ def render(bundle: Bundle, config: Config) -> Kernel:
     cells = draft.cells(compressed)
     return Kernel(
         notebook=notebook_json(cells),
-        metadata=KernelMetadata(**dict(config.kernel)),
+        metadata=KernelMetadata(**config.kernel.model_dump(exclude_unset=True)),
         manifest=manifest,
         bundle=bundle,
         size=sent_size(cells),
         budget=draft.budget(compressed, cells),
         image=load_snapshot(config.image),
         templates=project_templates(config),
+        project=config.project,
         allowed_secrets=config.allow_secrets,
     )
 

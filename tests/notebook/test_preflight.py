@@ -53,6 +53,166 @@ def test_each_problem_is_found(plain: Path, settings: list[str], found: list[str
     assert subjects(plain, *settings) == found
 
 
+@pytest.mark.parametrize(
+    ("shape", "meant"),
+    [
+        ("T4", "NvidiaTeslaT4"),
+        ("nvidiateslat4", "NvidiaTeslaT4"),
+        ("NvidiaTelsaT4", "NvidiaTeslaT4"),
+        ("NvidaTeslaT4", "NvidiaTeslaT4"),
+        ("GPU T4 x2", "NvidiaTeslaT4"),
+        ("NvidiaTeslaT4x2", "NvidiaTeslaT4"),
+        ("NvidiaT4", "NvidiaTeslaT4"),
+        ("nvidia-tesla-a100", "NvidiaTeslaA100"),
+        ("l4x1", "NvidiaL4X1"),
+        ("NvidiaTeslaH100", "NvidiaH100"),
+        ("NvidiaRtxPr6000", "NvidiaRtxPro6000"),
+        ("TPU v5e-8", "TpuV5E8"),
+        ("TpuV6e8", "TpuV6E8"),
+        ("gpu", ""),
+        ("cuda", ""),
+        ("V100", ""),
+        ("Nvidia", ""),
+    ],
+)
+def test_a_misspelled_machine_is_refused_with_the_list(plain: Path, shape: str, meant: str) -> None:
+    found = problems(plain, f"kernel.machine_shape={json.dumps(shape)}")
+    (problem,) = [one for one in found if "knows no" in one.message]
+    assert (problem.subject, f'mean "{meant}"' in problem.message) == ("machine_shape", bool(meant))
+    assert "NvidiaL4X1" in problem.remedy
+
+
+@pytest.mark.parametrize("shape", ["NvidiaB200", "NvidiaH200", "NvidiaTeslaV100", "TpuV7X8"])
+def test_a_machine_that_may_be_new_is_a_warning(plain: Path, shape: str) -> None:
+    assert subjects(plain, f"kernel.machine_shape={shape}") == []
+    config = load_config(plain, settings=[f"kernel.machine_shape={shape}"], environment={})
+    notes = advise(workflow.render_kernel(config))
+    assert any(note.startswith("warning: machine_shape: ") and shape in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        (["machine_shape=NvidiaTeslaT4", "enable_gpu=false"], ["enable_gpu"]),
+        (["machine_shape=NvidiaTeslaT4", "enable_gpu=true"], []),
+        (["machine_shape=NvidiaTeslaT4"], []),
+        (["enable_gpu=false"], []),
+        (["machine_shape=TpuV5E8", "enable_gpu=true"], ["enable_gpu"]),
+        (["machine_shape=TpuV5E8", "enable_tpu=false"], ["enable_tpu"]),
+        (["machine_shape=TpuV5E8", "enable_tpu=true"], []),
+    ],
+)
+def test_a_machine_and_its_flags_must_agree(
+    plain: Path, settings: list[str], found: list[str]
+) -> None:
+    assert subjects(plain, *(f"kernel.{setting}" for setting in settings)) == found
+
+
+@pytest.mark.parametrize(
+    ("title", "slug", "found"),
+    [
+        ("A" * 50, "a" * 50, []),
+        ("A" * 51, "a" * 51, ["title"]),
+        ("Ünïcode " * 7 + "end", "unicode-" * 7 + "end", ["title"]),
+        (" Plain parcel", "plain-parcel", ["title"]),
+        ("Plain\nparcel", "plain-parcel", ["title"]),
+    ],
+)
+def test_titles_have_a_length_and_one_line(
+    plain: Path, title: str, slug: str, found: list[str]
+) -> None:
+    assert subjects(plain, f"kernel.title={json.dumps(title)}", f"kernel.id={slug}") == found
+
+
+@pytest.mark.parametrize(
+    ("value", "address"),
+    [
+        ("/kaggle/input/letters", "kaggle://input/letters"),
+        ("/kaggle/input/letters/train/*.png", "kaggle://input/letters/train/*.png"),
+        ("../input/letters", "kaggle://input/letters"),
+        ("/kaggle/input/competitions/others/x.csv", "kaggle://input/others/x.csv"),
+        ("/kaggle/input/datasets/ann/words", "kaggle://input/words"),
+        ("/kaggle/input/words", "kaggle://input/words"),
+    ],
+)
+@pytest.mark.parametrize("form", ["{}", "[[{}]]", '{{train = "x", test = {}}}'])
+def test_a_hard_coded_input_is_refused_with_its_address(
+    plain: Path, value: str, address: str, form: str
+) -> None:
+    (problem,) = problems(plain, f"data_dir={form.format(json.dumps(value))}")
+    assert problem.subject == "parameters.data_dir"
+    assert f'"{address}"' in problem.remedy
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["/kaggle/input", "/kaggle/input/competitions/letters", "/kaggle/working/x", "/kaggle/temp"],
+)
+def test_other_paths_of_a_run_are_no_problem(plain: Path, value: str) -> None:
+    assert subjects(plain, f"data_dir={value}") == []
+
+
+def test_a_hard_coded_input_in_the_code_is_a_warning_with_its_place(make_project: Make) -> None:
+    source = """
+def run(**parameters):
+    a = "/kaggle/input/words/train.csv"  # and "/kaggle/input/comment"
+    b = f'../input/{a}', "/kaggle/input/datasets/ann/words/x"
+    # "/kaggle/input/old"
+"""
+    data = "data: '/kaggle/input/unknown'\n"
+    project = make_project({"pkg/main.py": source, "pkg/config.yaml": data})
+    settings = ['kernel.dataset_sources=["ann/words"]']
+    assert subjects(project, *settings) == []
+    config = load_config(project, settings=settings, environment={})
+    notes = [note for note in advise(workflow.render_kernel(config)) if "/input/" in note]
+    assert len(notes) == 2
+    assert any('pkg/main.py:3: "/kaggle/input/words/train.csv"' in note for note in notes)
+    assert any("pkg/config.yaml:1: " in note and "not a source" in note for note in notes)
+    assert all('the value "kaggle://input/' in note for note in notes)
+
+
+def test_a_path_of_this_machine_is_refused(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kernelkit.notebook import preflight
+
+    monkeypatch.setattr(preflight, "SYSTEM_FOLDERS", frozenset({"usr"}))
+    (tmp_path / "data").mkdir()
+    for text in (str(tmp_path / "data"), f"{tmp_path}/data/"):
+        (problem,) = problems(plain, f"data_dir={text}")
+        assert "is a path of this machine" in problem.message
+    assert subjects(plain, f"data_dir={tmp_path}/none", "word=/api/v1", "output_dir=/") == []
+    assert subjects(plain, f"word=/{'x' * 5000}", "data_dir=/usr") == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "~/data",
+        "/home/nobody/data",
+        "/Users/ann/data.csv",
+        "C:\\data",
+        "d:/data",
+        "data",
+        "data/x.csv",
+    ],
+)
+def test_a_path_that_a_run_may_lack_is_a_note(plain: Path, value: str) -> None:
+    (plain / "data").mkdir()
+    (plain / "data" / "x.csv").touch()
+    settings = [f"data_dir={json.dumps(value)}"]
+    assert subjects(plain, *settings) == []
+    notes = advise(workflow.render_kernel(load_config(plain, settings=settings, environment={})))
+    assert any(note.startswith("parameters.data_dir: ") for note in notes)
+
+
+def test_words_and_carried_files_are_no_paths(plain: Path) -> None:
+    (plain / "unet").mkdir()
+    settings = ["word=unet", "data_dir=parcel/main.py"]
+    notes = advise(workflow.render_kernel(load_config(plain, settings=settings, environment={})))
+    assert not [note for note in notes if note.startswith("parameters.")]
+
+
 def test_all_problems_are_shown_at_once(plain: Path) -> None:
     assert subjects(plain, "kernel.title=Something", "kernel.enable_gpu=true") == [
         "title",
