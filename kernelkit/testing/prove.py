@@ -6,6 +6,10 @@ wrote: its cells up to the source check really run, in a fresh Jupyter kernel th
 about the project. The same pytest command runs in both copies, and every test must have the same
 outcome. Files outside the package that it reads are missing in the second copy, as on Kaggle.
 
+Tests inside the package run where the notebook wrote it. If a conftest.py above the package serves
+them, that folder is copied next to the package's place, so that pytest finds the
+same files above it. A file at a fixed distance from the package is still missing there.
+
 Not covered: what the notebook's `pip` cell would install, the versions of Kaggle's image, its
 hardware, and the metadata of an installed package (`importlib.metadata` finds what is installed for
 `--python`).
@@ -24,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -46,6 +50,7 @@ from kernelkit.errors import (
 from kernelkit.notebook.manifest import Manifest
 from kernelkit.notebook.render import Kernel
 from kernelkit.storage import sha256_of
+from kernelkit.testing.remedies import DifferingTest, PackagePlaces, remedy, remedy_of_stop
 
 DEADLINE_SECONDS = 600.0  # for the notebook, and for each of the two test runs
 KERNEL_START_SECONDS = 300  # on a machine that is busy
@@ -53,6 +58,8 @@ ANSWER_SECONDS = 60  # for a Python to say what it has installed, on a cold disk
 LAST_CELL = "check"  # the tag of the cell that compares the sources with the manifest
 INSTALLING_CELL = "pip"  # it would change the environment of this machine
 PLUGIN = "kernelkit_pytest_plugin"
+NEXT_TO_PACKAGE = "kernelkit_written"
+_LEAVING_OUT = ("--deselect", "--ignore", "--ignore-glob")
 SHOWN = 20  # differences in a message; --json has all
 TAIL_LINES = 15
 
@@ -81,6 +88,9 @@ class RecordedOutcome:
 
     reason: str
     """One line."""
+
+    report: str = ""
+    """The whole report of a failure, with the paths of its run."""
 
     def __str__(self) -> str:
         failed = self.outcome in ("failed", "error") and self.error
@@ -180,12 +190,12 @@ def prove(
         files = len(kernel.manifest.files)
         on_event(f"the notebook wrote {files} {'file' if files == 1 else 'files'}")
 
-        second = _stage_with_notebook(layout, here / "b", written)
+        second = _stage_with_notebook(layout, here / "b", written, package, command.arguments)
         with watch("tests with the notebook"):
             notebook = _run_tests(_moved(command, package, first, second), second, "the notebook")
-        _require_ran(notebook)
+        _require_ran(notebook, second)
         on_event(f"with what the notebook wrote: {_summary(notebook)}")
-        _require_same(package, notebook)
+        _require_same(package, notebook, second)
         _require_own_copy(notebook, second, "the notebook")
         return Proof(
             source_digest=kernel.manifest.source_digest,
@@ -360,6 +370,12 @@ class _Layout:
 
         self.outside = [path for path in listed if self.in_notebook(path) is None]
 
+    @property
+    def places(self) -> PackagePlaces:
+        """Where the package is in the project, to explain tests that name it by its path."""
+        carried = frozenset(map(self.in_project, self.carried))
+        return PackagePlaces(self.project, tuple(self.tops), carried)
+
     def in_project(self, path: PurePosixPath) -> PurePosixPath:
         """`pkg/mod.py` → `src/pkg/mod.py`."""
         home = next(home for home, top in self.tops.items() if top == path.parts[0])
@@ -371,6 +387,22 @@ class _Layout:
             if path.is_relative_to(home):
                 return path.relative_to(home.parent)
         return None
+
+    def served_from_above(
+        self, tests: Iterable[str], arguments: Sequence[str]
+    ) -> PurePosixPath | None:
+        """The folder around the packages that contain some of the tests.
+
+        None if neither a conftest.py there or above, nor an option with a path, is about them.
+        """
+        files = {PurePosixPath(test.partition("::")[0]) for test in tests}
+        homes = [home for home in self.tops if any(file.is_relative_to(home) for file in files)]
+        if not homes:
+            return None
+        around = PurePosixPath(os.path.commonpath([home.parent for home in homes]) or ".")
+        above = {folder / "conftest.py" for folder in (around, *around.parents)}
+        named = any(self.in_notebook(path) for _, path, _ in _path_options(arguments))
+        return around if named or above.intersection(self.outside) else None
 
     def is_own(self, module: str) -> bool:
         """Whether a module is carried, or belongs to a regular package that is carried."""
@@ -404,6 +436,13 @@ class _Stage:
 
     written: Path | None = None
     """Where the notebook wrote the package; None where it is in the project."""
+
+    @property
+    def nested(self) -> PurePosixPath | None:
+        """The folder with the written package, where it is in the project."""
+        if self.written is None or not self.written.is_relative_to(self.folder):
+            return None
+        return PurePosixPath(self.written.relative_to(self.folder).as_posix())
 
     @property
     def temp(self) -> Path:
@@ -446,9 +485,15 @@ def _stage_with_package(layout: _Layout, folder: Path) -> _Stage:
     return _with_folders(_Stage(stage, layout, tuple(homes)))
 
 
-def _stage_with_notebook(layout: _Layout, folder: Path, written: Path) -> _Stage:
+def _stage_with_notebook(
+    layout: _Layout, folder: Path, written: Path, package: _Session, arguments: Sequence[str]
+) -> _Stage:
     stage = folder / "project"
     stage.mkdir(parents=True)
+    if (around := layout.served_from_above(package.tests, arguments)) is not None:
+        ignored = shutil.ignore_patterns(f"{RUNTIME_MODULE}.py", *LEFT_OUT_FOLDERS)
+        target = stage / around / NEXT_TO_PACKAGE
+        written = Path(shutil.copytree(written, target, ignore=ignored))
     for path in layout.outside:
         _copy(layout.project, path, stage / path)
     for path in layout.tests_inside:
@@ -558,6 +603,7 @@ class _RecordedTest(BaseModel):
     outcome: str
     error: str
     reason: str
+    report: str = ""
 
 
 class _Record(BaseModel):
@@ -604,7 +650,7 @@ def _read_records(stage: _Stage, ended: _Ended) -> _Session:
             file = stage.in_project(Path(recorded.file))
             test = stage.without_paths(f"{file}::{recorded.test}" if recorded.test else file)
             reason = stage.without_paths(recorded.reason)
-            tests[test] = RecordedOutcome(recorded.outcome, recorded.error, reason)
+            tests[test] = RecordedOutcome(recorded.outcome, recorded.error, reason, recorded.report)
     return _Session(
         code=ended.code or 0,
         tail=stage.without_paths(ended.tail),
@@ -620,6 +666,9 @@ def _read_records(stage: _Stage, ended: _Ended) -> _Session:
 def _moved(command: _Command, package: _Session, first: _Stage, second: _Stage) -> _Command:
     """The same command, with paths into the package replaced: it is in another folder now."""
     moved = {stated: _moved_path(stated, package, first, second) for stated in package.arguments}
+    for option, path, rest in _path_options(command.arguments):
+        if second.nested and (inside := first.layout.in_notebook(path)):
+            moved[f"{option}{path}{rest}"] = [f"{option}{second.nested}/{inside}{rest}"]
     if all(paths == [stated] for stated, paths in moved.items()):
         return command
     arguments: list[str] = []
@@ -636,6 +685,19 @@ def _moved(command: _Command, package: _Session, first: _Stage, second: _Stage) 
     return _Command(
         command.python, tuple(arguments), command.pytest_plugin, command.deadline, tuple(fixed)
     )
+
+
+def _path_options(arguments: Sequence[str]) -> Iterator[tuple[str, PurePosixPath, str]]:
+    """The options that leave out tests: `--deselect=`, the path, and `::test_it`."""
+    before = ""
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if before in _LEAVING_OUT and not argument.startswith("-"):
+            option, equals, value = "", "", argument
+        if value and (not option or option in _LEAVING_OUT):
+            path, separator, test = value.partition("::")
+            yield f"{option}{equals}", PurePosixPath(path), f"{separator}{test}"
+        before = argument
 
 
 def _same_place(path: str, first: _Stage, second: _Stage) -> Path:
@@ -700,20 +762,15 @@ def _require_tests(package: _Session, python: _Python) -> None:
         )
 
 
-def _require_ran(notebook: _Session) -> None:
+def _require_ran(notebook: _Session, stage: _Stage) -> None:
     if notebook.code not in (*_TESTS_RAN, _NO_TESTS):
+        files = map(str, stage.layout.outside)
+        log = stage.folder.with_name("log").read_text(encoding="utf-8", errors="replace")
         raise VerificationError(
             "pytest stops early with what the notebook wrote, and not with the package:\n"
             f"{notebook.tail}",
-            _REMEDY,
+            remedy_of_stop(log, files, stage.layout.places, stage.folder),
         )
-
-
-_REMEDY = (
-    "The notebook mostly lacks files outside the package: move them into the package's folder, or "
-    "mount them as a dataset. If a test fails only sometimes, run it again, or leave it out with "
-    "--deselect."
-)
 
 
 @dataclass(frozen=True)
@@ -741,7 +798,7 @@ class ProofDifferences:
         return {"differences": [vars(one) for one in self.differences], "pytest": self.pytest}
 
 
-def _require_same(package: _Session, notebook: _Session) -> None:
+def _require_same(package: _Session, notebook: _Session, stage: _Stage) -> None:
     names = sorted(package.tests.keys() | notebook.tests.keys())
     differing = [name for name in names if _end(package, name) != _end(notebook, name)]
     if not differing:
@@ -763,10 +820,19 @@ def _require_same(package: _Session, notebook: _Session) -> None:
         )
         for name in differing
     ]
+    runs = {"package": package.tests, "notebook": notebook.tests}
+    explained = [
+        DifferingTest(
+            name,
+            frozenset(side for side, tests in runs.items() if name in tests),
+            notebook.tests[name].report if name in notebook.tests else "",
+        )
+        for name in differing
+    ]
     raise VerificationError(
         f"{len(differing)} of {len(names)} tests have another outcome with what the notebook "
         "wrote:\n  " + "\n  ".join([*lines[:SHOWN], *more]),
-        _REMEDY,
+        remedy(explained, stage.layout.places, stage.folder),
         ProofDifferences(tuple(differences), notebook.tail),
     )
 

@@ -22,6 +22,9 @@ import pytest
 RANKS = ("skipped", "xfailed", "passed", "xpassed", "failed", "error")
 """Outcomes of one test. If its phases or subtests differ, the last in this list counts."""
 
+REPORT = 20_000
+"""Characters of a report that are kept."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the recorder."""
@@ -94,6 +97,7 @@ class OutcomeRecorder:
             "file": str(self._config.rootpath / file),
             "error": "",
             "reason": _last_line(report),
+            "report": _text(report) if outcome in ("failed", "error") else "",
             **getattr(report, "kernelkit_signature", {}),
         }
         key = (signature.pop("file"), test)
@@ -110,6 +114,11 @@ def _sign(report: Any, node: pytest.Item | pytest.Collector, error: Any) -> None
         of_syntax = issubclass(error.type, SyntaxError)
         signature |= {"error": error.type.__name__, "reason": lines[-1 if of_syntax else 0]}
     report.kernelkit_signature = signature
+
+
+def _text(report: Any) -> str:
+    """The end of what pytest prints about a failure, with the output of the test."""
+    return "\n".join([*(text for _, text in report.sections), report.longreprtext])[-REPORT:]
 
 
 def _last_line(report: Any) -> str:

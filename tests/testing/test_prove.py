@@ -157,6 +157,137 @@ def test_tests_inside_the_package_are_run(make: Make) -> None:
     }
 
 
+def test_tests_inside_the_package_see_what_is_above_it(make: Make) -> None:
+    """Fixtures, hooks and options of each conftest.py, settings, plugins, and tests elsewhere."""
+    conftest = (
+        "import pytest\nfrom pathlib import Path\n\n\n"
+        "def pytest_addoption(parser):\n    parser.addoption('--top', default='unset')\n\n\n"
+        "def pytest_runtest_setup(item):\n    item.prepared = True\n\n\n"
+        "@pytest.fixture(autouse=True)\ndef reset():\n"
+        "    import pkg\n    pkg.PRECISION = 53\n\n\n"
+        "@pytest.fixture\ndef samples():\n"
+        "    return (Path(__file__).parent / 'samples' / 'a.txt').read_text()\n"
+    )
+    middle = "import pytest\n\n\n@pytest.fixture\ndef middle():\n    return 'middle'\n"
+    inside = (
+        "import pytest\nimport pkg\n\n\n"
+        "def test_it(samples, middle, made, request):\n"
+        "    assert pkg.PRECISION == 53\n"
+        "    assert request.node.prepared\n"
+        "    assert (samples, middle, made) == ('sample', 'middle', 'made')\n"
+        "    assert request.config.getoption('--top') == 'given'\n"
+        "    assert request.config.getini('xfail_strict') is True\n\n\n"
+        "@pytest.mark.special\ndef test_marked():\n    pass\n"
+    )
+    project = make(
+        {
+            "pyproject.toml": PROJECT_FILE.replace('"pkg"', '"src/pkg"', 1),
+            "pytest.ini": "[pytest]\naddopts = -p our_plugin --strict-markers --top=given\n"
+            "markers = special\nxfail_strict = true\ntestpaths = src/pkg/tests tests\n"
+            "pythonpath = tools\n",
+            "tools/our_plugin.py": middle.replace("middle", "made"),
+            "conftest.py": conftest,
+            "samples/a.txt": "sample",
+            "src/conftest.py": middle,
+            "src/pkg/__init__.py": PACKAGE + "\n\nPRECISION = 15\n",
+            "src/pkg/tests/test_inside.py": inside,
+            "tests/test_a.py": TEST,
+            "pkg/__init__.py": "raise AssertionError('this is not the package')\n",
+        }
+    )
+    (project / "pkg" / "__init__.py").unlink()
+    assert prove(project).outcomes == {
+        "src/pkg/tests/test_inside.py::test_it": "passed",
+        "src/pkg/tests/test_inside.py::test_marked": "passed",
+        "tests/test_a.py::test_it": "passed",
+    }
+
+
+def test_a_file_next_to_the_package_is_missing_for_tests_inside_it_too(make: Make) -> None:
+    reads = "from pathlib import Path\n\nHERE = Path(__file__).parents[1]\n\n\n"
+    reads += "def run():\n    return len(open(HERE / 'settings').read())\n"
+    inside = "import pkg\n\n\ndef test_it():\n    assert pkg.run() == 1\n"
+    project = make(
+        {
+            "conftest.py": "",
+            "settings": "a",
+            "pkg/__init__.py": reads,
+            "pkg/tests/__init__.py": "",
+            "pkg/tests/test_inside.py": inside,
+        }
+    )
+    with pytest.raises(VerificationError, match="settings") as raised:
+        prove(project)
+    assert "files outside the package" in raised.value.next_step
+    left_out = "pkg/tests/test_inside.py::test_it"
+    (project / "conftest.py").unlink()
+    (project / "pkg" / "tests" / "test_more.py").write_text(
+        "import pkg\n\n\ndef test_it():\n    pass\n"
+    )
+    (project / "pkg" / "tests" / "test_broken.py").write_text("1 / 0")
+    ignored = ["--ignore", "pkg/tests/test_broken.py"]
+    proof = prove(project, f"--deselect={left_out}", *ignored, "pkg/tests")
+    assert list(proof.outcomes) == ["pkg/tests/test_more.py::test_it"]
+
+
+NAMES_THE_PACKAGE = {
+    "absolute": "assert (Path(__file__).parents[1] / 'pkg' / '__init__.py').read_text()",
+    "relative": "assert open('pkg/data.txt').read()",
+    "listed": "assert list(Path('pkg').glob('*.py'))",
+    "joined": "assert os.path.exists(os.path.join(os.getcwd(), 'pkg', 'data.txt'))",
+    "program": "subprocess.run([sys.executable, 'pkg/__init__.py'], check=True)",
+    "silent": "assert not subprocess.run([sys.executable, 'pkg/__init__.py']).returncode",
+    "loaded": "importlib.util.spec_from_file_location('a', 'pkg/__init__.py').loader.get_code('a')",
+    "changed": "os.chdir('pkg')",
+    "found_there": "assert (ROOT / 'pkg' / 'data.txt').is_file()",
+    "walked": "assert [names for _, _, names in os.walk(ROOT / 'pkg')]",
+}
+
+
+def test_tests_that_name_the_package_by_its_path_get_that_advice(make: Make) -> None:
+    tests = "".join(
+        f"def test_{name}():\n    {line}\n\n\n" for name, line in NAMES_THE_PACKAGE.items()
+    )
+    head = "import importlib.util, os, subprocess, sys\nfrom pathlib import Path\nimport pkg\n\n"
+    head += "ROOT = Path(__file__).parents[1]\n\n\n"
+    files = {"pkg/data.txt": "data", "tests/test_paths.py": head + tests, "tests/test_a.py": TEST}
+    project = make(files)
+    with pytest.raises(VerificationError, match="10 of 11 tests") as raised:
+        prove(project)
+    advice = raised.value.next_step
+    assert "name the package by its path" in advice
+    assert "tests/test_paths.py:" in advice
+    assert "and 9 more" in advice
+    assert 'importlib.resources.files("pkg")' in advice
+    assert "files outside the package" not in advice
+
+
+def test_tests_with_changing_names_get_that_advice(make: Make) -> None:
+    changing = (
+        "import pytest, tempfile, time, uuid\nimport pkg\n\n\n"
+        "@pytest.mark.parametrize('x', [time.time_ns()])\ndef test_time(x):\n    pass\n\n\n"
+        "@pytest.mark.parametrize('x', [str(uuid.uuid4())])\ndef test_id(x):\n    pass\n\n\n"
+        "@pytest.mark.parametrize('x', [object()], ids=repr)\ndef test_address(x):\n    pass\n\n\n"
+        "@pytest.mark.parametrize('x', [tempfile.mktemp()])\ndef test_temporary(x):\n    pass\n"
+    )
+    project = make({"tests/test_changing.py": changing, "tests/test_a.py": TEST})
+    with pytest.raises(VerificationError, match="8 of 9 tests") as raised:
+        prove(project)
+    assert raised.value.next_step.startswith("The names of 8 tests change from run to run")
+    assert "outside the package" not in raised.value.next_step
+    assert "by its path" not in raised.value.next_step
+
+
+def test_a_conftest_that_reads_the_package_by_its_path_is_named(make: Make) -> None:
+    """It stops pytest before the first test."""
+    reads = "from pathlib import Path\n\nFILE = Path(__file__).parent / 'pkg' / '__init__.py'\n"
+    project = make({"conftest.py": f"{reads}FILE.read_text()\n", "tests/test_a.py": TEST})
+    with pytest.raises(VerificationError, match="stops early") as raised:
+        prove(project)
+    assert raised.value.next_step.startswith("conftest.py:3 names the package by its path")
+    assert "pkg/__init__.py is carried" in raised.value.next_step
+
+
 def test_pytest_can_find_the_package_automatically(make: Make) -> None:
     """Without a path, pytest also searches the package; nothing is installed."""
     documented = 'def run():\n    """Gives one.\n\n    >>> run()\n    1\n    """\n    return 1\n'
