@@ -271,6 +271,51 @@ def main() -> NoReturn:
         sys.exit(console.report(error, as_json="--json" in sys.argv))
 
 
+@app.command("init")
+@shares(*COMMON)
+def init(
+    options: Options,
+    competition: Annotated[
+        str | None, typer.Option(metavar="SLUG", help="Competition that has the data.")
+    ] = None,
+    entry: Annotated[
+        str | None, typer.Option(metavar="ENTRY", help="What the run starts, e.g. train.py.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Write without asking.")] = False,
+) -> None:
+    """Write [tool.kernelkit] for this project.
+
+    Reads the source, without executing it, for what could start a run, its parameters and the
+    files that it opens and writes. What is in pyproject.toml stays as it is.
+    """
+    from kernelkit import console
+    from kernelkit.project.init import open_points, plan_init, write_init
+
+    folder = options.project or Path.cwd()
+    plan = plan_init(folder, competition=competition, entry=entry)
+    if plan.exists:
+        console.initialized(plan, [])
+        return
+    if not yes and (options.as_json or not sys.stdin.isatty()):
+        raise ConfigError("init asks before it writes", "Agree in advance: kernelkit init --yes")
+    if not yes:
+        console.init_candidates(plan)
+        if entry is None and len(plan.candidates) > 1:
+            number = typer.prompt("Number of the entry", default=1, type=int)
+            if not 1 <= number <= len(plan.candidates):
+                raise ConfigError(f"there is no entry {number}", "Start again, or use --entry.")
+            entry = plan.candidates[number - 1].entry
+        if competition is None:
+            question = "Slug of the competition, or nothing"
+            competition = typer.prompt(question, default="", show_default=False) or None
+        plan = plan_init(folder, competition=competition, entry=entry)
+    console.init_text(plan)
+    if not yes and not typer.confirm(f"Add this to {plan.path}?", default=True):
+        raise typer.Exit(INTERRUPTED)
+    write_init(plan)
+    console.initialized(plan, open_points(folder))
+
+
 @app.command("render")
 @shares(*BUILD, *COMMON)
 def render(

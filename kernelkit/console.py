@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from kernelkit.kaggle.types import LogEntry, Quota, Status
     from kernelkit.notebook.edits import SyncPlan
     from kernelkit.notebook.layout import SizeEntry
+    from kernelkit.project.init import InitPlan
     from kernelkit.runs.download import Progress, PulledRun
     from kernelkit.runs.history import Metric, RunDetails, RunDifference, RunRow
     from kernelkit.runs.manifest import Verdict
@@ -502,6 +503,53 @@ def watching(on_interrupt: str) -> Iterator[Reporter]:
         say(on_interrupt, to=stderr)
         document({"error": "interrupted", "next": on_interrupt, "exit_code": INTERRUPTED})
         raise typer.Exit(INTERRUPTED) from None
+
+
+def init_candidates(plan: InitPlan) -> None:
+    """What could start the run, the most likely first."""
+    if len(plan.candidates) > 1:
+        rows = [
+            (str(number), candidate.entry, candidate.parameters)
+            for number, candidate in enumerate(plan.candidates, 1)
+        ]
+        _print_table(["", "entry", "parameters"], rows)
+
+
+def init_text(plan: InitPlan) -> None:
+    """What `init` is about to write."""
+    if not mode.quiet:
+        stdout.print(plan.text, soft_wrap=True)
+
+
+def initialized(plan: InitPlan, problems: Sequence[str]) -> None:
+    """What `init` has written, what a person should check, and the next two commands."""
+    if plan.exists:
+        _print_line(f"{plan.path} has [tool.kernelkit] already: nothing is changed")
+        commands = ["kernelkit preflight"]
+    else:
+        _print_line(f"[tool.kernelkit] is in {plan.path}")
+        for note in [*plan.notes, *problems]:
+            say(f"check: {note}", to=stderr, indent=7)
+        data = "".join(f" (DIR contains {slug}/ with the data)" for slug in plan.inputs)
+        commands = ["kernelkit rehearse --profile smoke --inputs DIR", "kernelkit run"]
+        if not plan.inputs:
+            commands[0] = "kernelkit rehearse --profile smoke"
+        say(f"next:  {commands[0]}{data}", indent=7)
+        say(f"then:  {commands[1]}", indent=7)
+    document(
+        {
+            "project_file": str(plan.path),
+            "written": not plan.exists,
+            "entry": plan.entry,
+            "candidates": [
+                {"entry": c.entry, "parameters": [o.names[-1] for o in c.options]}
+                for c in plan.candidates
+            ],
+            "text": plan.text,
+            "notes": [*plan.notes, *problems],
+            "next": commands,
+        }
+    )
 
 
 def rendered(result: RenderedKernel) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import subprocess
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,14 +69,26 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
             assert anchor in anchors, f"{path}#{anchor}"
 
 
-def test_the_readme_example_renders(cli: Cli, tmp_path: Path) -> None:
-    text = section(README, "## Your own package")
+SCRIPT = """
+import argparse, json, torch
+parser = argparse.ArgumentParser()
+parser.add_argument("--data-dir")
+parser.add_argument("--epochs", type=int, default=20)
+arguments = parser.parse_args()
+settings = open("config.yaml").read()
+torch.save({}, "model.pt")
+json.dump({}, open("metrics.json", "w"))
+"""
+
+
+def test_init_writes_the_readme_example(cli: Cli, tmp_path: Path) -> None:
+    text = section(README, "## Your own project")
     (example,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
-    (signature,) = re.findall(r"`(def .*?)`", text)
-    (tmp_path / "pyproject.toml").write_text(example, encoding="utf-8")
-    package = tmp_path / "my_package"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "train.py").write_text(f"{signature}:\n    pass\n", encoding="utf-8")
-    cli("preflight", cwd=tmp_path)
-    cli("preflight", "--profile", "cpu", "--set", "epochs=1", cwd=tmp_path)
+    (command,) = re.findall(r"\$ kernelkit (init .*)", text)
+    project = tmp_path / "my-training"
+    project.mkdir()
+    (project / "train.py").write_text(SCRIPT)
+    (project / "config.yaml").write_text("")
+    cli(*command.split(), "--yes", cwd=project)
+    assert tomllib.loads((project / "pyproject.toml").read_text()) == tomllib.loads(example)
+    cli("preflight", cwd=project)

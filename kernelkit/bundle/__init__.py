@@ -1,14 +1,16 @@
 """A package on disk becomes a `Bundle`: its files, sorted by imports, and a digest.
 
 bundle   `read_bundle`, `Bundle`, `SourceFile`, `RUNTIME_MODULE`, `digest_of`, `digest_part`
-files    which files are carried: patterns, .gitignore, tests, data; `TEST`, `COMPILED_SUFFIXES`
+files    which files are carried: patterns, .gitignore, tests, data; `TEST`, `COMPILED_SUFFIXES`,
+         `PackageFiles`, `Arrangement`, `WHOLE_PROJECT`
 git      the commit, what differs from it and what git ignores: `Provenance`, `changes`,
          `listed_files`
 checks   the entry and the imports: is everything there that the program needs?
 imports  the import graph: order, what the entry reaches, names from elsewhere; `Signature`,
          `REMOVED`
 syntax   parses source for the Python of Kaggle's image
-scripts  which options a script takes: `CommandLine`, `Option`, `OptionForm`
+scripts  which options a script takes: `read_command_line`, `function_arguments`,
+         `CommandLine`, `Option`, `OptionForm`, `OptionValue`
 image    compares imports with Kaggle's image: `compare`, `load_snapshot`, `read_snapshot`,
          `has_distribution`, `snapshot`, `Snapshot`, `Availability`, `Presence`
 secrets  finds credentials in texts: `scan`, `NamedText`, `SecretFinding`, `Credential`,

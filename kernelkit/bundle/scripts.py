@@ -15,6 +15,8 @@ OptionForm = Literal["value", "list", "repeated", "switch", "count", "truth", "l
 """How an option takes its value: one word, several words, once for each item, by being there, by
 its number of times, a text that `bool()` reads, or a Python literal after `=`."""
 
+OptionValue = str | int | float | bool | list[str | int | float | bool] | None
+
 _SWITCHES = {"store_true": True, "store_false": False, "store_const": True}
 _REPEATED = frozenset({"append", "append_const", "extend"})
 _WITHOUT_PARAMETER = frozenset({"help", "version"})
@@ -37,6 +39,8 @@ class Option:
     """Of a switch: the flag that sets it to false, where there is one."""
 
     required: bool = False
+    default: OptionValue = None
+    """The default value, if the source states it as a literal."""
 
 
 @dataclass(frozen=True)
@@ -121,26 +125,29 @@ def _argparse_option(call: ast.Call) -> Option | None:
     if action in _WITHOUT_PARAMETER:
         return Option((), "")
     dest = _text(given.get("dest"))
-    nargs = ast.literal_eval(given["nargs"]) if _is_constant(given.get("nargs")) else None
+    nargs = _literal(given.get("nargs"))
     many = "nargs" in given and nargs != "?"
+    default = _literal(given.get("default"))
     if not flags[0].startswith("-"):
         optional = nargs in ("?", "*")
-        return Option((_name(flags[0]),), "", "list" if many else "value", required=not optional)
+        form: OptionForm = "list" if many else "value"
+        return Option((_name(flags[0]),), "", form, required=not optional, default=default)
     long = [flag for flag in flags if flag.startswith("--")] or flags
     names = tuple(dict.fromkeys([*([dest] if dest else []), *map(_name, long)]))
     required = _is_true(given.get("required"))
     if action in _SWITCHES:
         if _SWITCHES[action]:
-            return Option(names, long[0], "switch")
-        return Option(names, "", "switch", off=long[0])
+            return Option(names, long[0], "switch", default=False)
+        return Option(names, "", "switch", off=long[0], default=True)
     if action.endswith("BooleanOptionalAction"):
-        return Option(names, long[0], "switch", f"--no-{long[0].lstrip('-')}", required)
+        off = f"--no-{long[0].lstrip('-')}"
+        return Option(names, long[0], "switch", off, required, default)
     if action == "count":
         return Option(names, long[0], "count")
-    form: OptionForm = "repeated" if action in _REPEATED else "list" if many else "value"
+    form = "repeated" if action in _REPEATED else "list" if many else "value"
     if form == "value" and "type" in given and ast.unparse(given["type"]) == "bool":
         form = "truth"
-    return Option(names, long[0], form, required=required)
+    return Option(names, long[0], form, required=required, default=default)
 
 
 def _click(tree: ast.Module) -> CommandLine | None:
@@ -175,14 +182,14 @@ def _click_option(flags: list[str], given: dict[str, ast.expr]) -> Option:
     long = [flag for flag in dashed if flag.startswith("--")] or dashed
     on, _, off = long[0].partition("/")
     names = tuple(dict.fromkeys([*plain, *(_name(flag.partition("/")[0]) for flag in long)]))
-    required = _is_true(given.get("required"))
+    required, default = _is_true(given.get("required")), _literal(given.get("default"))
     if off.strip() or _is_true(given.get("is_flag")):
-        return Option(names, on.strip(), "switch", off.strip(), required)
+        return Option(names, on.strip(), "switch", off.strip(), required, default)
     if _is_true(given.get("count")):
         return Option(names, on, "count")
     many = "nargs" in given and ast.unparse(given["nargs"]) != "1"
     form: OptionForm = "repeated" if _is_true(given.get("multiple")) else "value"
-    return Option(names, on, "list" if many else form, required=required)
+    return Option(names, on, "list" if many else form, required=required, default=default)
 
 
 def _typer(tree: ast.Module) -> CommandLine | None:
@@ -221,21 +228,22 @@ def _typer_options(function: ast.FunctionDef) -> Iterator[Option]:
                 else next((k.value for k in declared.keywords if k.arg == "default"), None)
             )
             required = first is None or ast.unparse(first) == "..."
+            value = _literal(first)
         else:
-            required = default is None
+            required, value = default is None, _literal(default)
         is_list = "list[" in kind.lower()
         if word == "Argument" or (word != "Option" and default is None):
             form: OptionForm = "list" if is_list else "value"
-            yield Option((argument.arg,), "", form, required=required)
+            yield Option((argument.arg,), "", form, required=required, default=value)
             continue
         flags = [text for text in map(_text, given) if text.startswith("--")]
         on, _, off = (flags[0] if flags else f"--{argument.arg.replace('_', '-')}").partition("/")
         if "bool" in kind:
             off = off.strip() or ("" if flags else f"--no-{on.lstrip('-')}")
-            yield Option((argument.arg,), on, "switch", off, required)
+            yield Option((argument.arg,), on, "switch", off, required, value)
         else:
             form = "repeated" if is_list else "value"
-            yield Option((argument.arg,), on, form, required=required)
+            yield Option((argument.arg,), on, form, required=required, default=value)
 
 
 def _fire(tree: ast.Module) -> CommandLine | None:
@@ -253,18 +261,24 @@ def _fire(tree: ast.Module) -> CommandLine | None:
     )
     if function is None:
         return CommandLine("fire")
-    given = function.args
-    needed = len(given.args) - len(given.defaults)
-    needs = {a.arg for a in given.args[:needed]}
-    needs |= {a.arg for a, d in zip(given.kwonlyargs, given.kw_defaults, strict=True) if d is None}
     return CommandLine(
         "fire",
         tuple(
-            Option((a.arg,), f"--{a.arg}", "literal", required=a.arg in needs)
-            for a in (*given.args, *given.kwonlyargs)
+            Option((name,), f"--{name}", "literal", required=required, default=default)
+            for name, required, default in function_arguments(function)
         ),
-        open=given.kwarg is not None,
+        open=function.args.kwarg is not None,
     )
+
+
+def function_arguments(function: ast.FunctionDef) -> Iterator[tuple[str, bool, OptionValue]]:
+    """Name, whether it is required, and the literal default of each argument of a function."""
+    given = function.args
+    by_place = [*given.posonlyargs, *given.args]
+    without = len(by_place) - len(given.defaults)
+    defaults = [*[None] * without, *given.defaults, *given.kw_defaults]
+    for argument, default in zip([*by_place, *given.kwonlyargs], defaults, strict=True):
+        yield argument.arg, default is None, _literal(default)
 
 
 def _decorators(node: ast.AST, *words: str) -> list[ast.Call]:
@@ -288,8 +302,16 @@ def _text(node: ast.expr | None) -> str:
     return node.value if is_text else ""  # type: ignore[union-attr]
 
 
-def _is_constant(node: ast.expr | None) -> bool:
-    return isinstance(node, ast.Constant)
+def _literal(node: ast.expr | None) -> OptionValue:
+    """The value of a literal that TOML can hold; None for everything else."""
+    try:
+        value = ast.literal_eval(node) if node is not None else None
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
+    if isinstance(value, list | tuple):
+        plain = all(isinstance(item, str | int | float) for item in value)
+        return list(value) if plain else None
+    return value if isinstance(value, str | int | float) else None
 
 
 def _is_true(node: ast.expr | None) -> bool:

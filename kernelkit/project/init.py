@@ -1,0 +1,511 @@
+"""Writes the first `[tool.kernelkit]` of a project, from what its source shows.
+
+What is written is a suggestion: it names the entry, its parameters and the files that the program
+writes, as far as literals in the source show them. Nothing of the project is executed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import tomlkit
+
+from kernelkit.bundle.bundle import Bundle, read_bundle
+from kernelkit.bundle.files import WHOLE_PROJECT, Arrangement, PackageFiles
+from kernelkit.bundle.scripts import Option, OptionValue
+from kernelkit.config import (
+    PROJECT_FILE,
+    RESERVED_NAMES,
+    Config,
+    KernelSettings,
+    load_config,
+    near_miss,
+)
+from kernelkit.errors import BundleError, ConfigError, KernelkitError
+from kernelkit.notebook.preflight import check
+from kernelkit.notebook.render import render
+from kernelkit.project.survey import (
+    Candidate,
+    FileUse,
+    Source,
+    candidates,
+    downloads,
+    file_uses,
+    module_of,
+)
+from kernelkit.storage import decoded, write_atomically
+
+LONGEST_TITLE, SHORTEST_SLUG = 50, 5  # characters; Kaggle's limits
+LARGEST_FILE_BYTES = 200_000  # of a file that is carried because the program opens it
+COMPETITION = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+
+_DATA_NAME = re.compile(
+    r"(?:data|dataset|input|inputs|train|test|csv|root)(?:_?(?:data|dir|path|root|folder|file|csv))*"
+)
+_OUTPUT_NAME = re.compile(
+    r"(?:out|output|outputs|save|result|results|work|working|log|logs|checkpoint|checkpoints|ckpt|"
+    r"model|artifact|artifacts|submission|run)(?:_?(?:dir|path|root|folder|file|to))*"
+)
+_FOLDER_WORDS = re.compile(
+    r"_?(?:data|dir|path|root|folder|file|csv)\b|^(?:data|dataset|input|root)s?"
+)
+_DATA_PATH = re.compile(
+    r"(?:\./|\.\./)*(?:/kaggle/input|kaggle/input|input|inputs|data|dataset)(?:/|$)"
+)
+_DATA_SUFFIXES = frozenset(
+    (".csv", ".parquet", ".feather", ".npy", ".npz", ".h5", ".hdf5", ".zip", ".gz", ".png", ".jpg")
+)
+_GPU_LIBRARIES = frozenset({"torch", "tensorflow", "jax", "keras", "cupy"})
+_SMALL = (  # parameters of a rehearsal: name, value
+    (re.compile(r"(?:num_|n_|max_)?epochs?"), 1),
+    (re.compile(r"(?:num_|n_|max_|train_)*(?:steps|iters|iterations)"), 10),
+    (re.compile(r"n_estimators|num_boost_round|num_rounds|n_rounds"), 10),
+    (re.compile(r"(?:num_|n_)?workers"), 0),
+)
+
+
+@dataclass(frozen=True)
+class InitPlan:
+    """What `kernelkit init` would write, and what it found."""
+
+    path: Path
+    """The project file."""
+
+    exists: bool
+    """Whether it has `[tool.kernelkit]` already; then nothing is written."""
+
+    text: str = ""
+    """What is added at its end."""
+
+    entry: str = ""
+    candidates: tuple[Candidate, ...] = ()
+    """Everything that could start the run, the most likely first."""
+
+    inputs: tuple[str, ...] = ()
+    """Slugs of the data sources, which a rehearsal needs as folders."""
+
+    notes: tuple[str, ...] = ()
+    """What a person should check."""
+
+
+@dataclass
+class _Draft:
+    """The values of a project file while they are found."""
+
+    competition: str | None
+    parameters: dict[str, OptionValue] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def plan_init(
+    project: Path, *, competition: str | None = None, entry: str | None = None
+) -> InitPlan:
+    """Read the project in a folder, and decide what its project file should say.
+
+    Raises:
+        ConfigError: there is no Python file, the entry is unknown, the slug of the competition is
+            not one, or the project file cannot be read.
+        BundleError: the package cannot be carried.
+    """
+    path = project / PROJECT_FILE
+    existing = _existing(path)
+    if existing.configured:
+        return InitPlan(path, exists=True)
+    if competition is not None and not COMPETITION.fullmatch(competition):
+        raise ConfigError(
+            f"--competition {competition}: not the slug of a competition",
+            "Copy it from the address of the competition: kaggle.com/competitions/SLUG.",
+        )
+    sources = _sources(project)
+    found = candidates(project, sources, existing.commands)
+    chosen = _chosen(project, found, entry)
+    package, bundle = _carried(project, chosen.entry, sources)
+    draft = _Draft(competition)
+    modules = [Source(f.path, f.content) for f in bundle.files if f.module is not None]
+    uses = file_uses(_in_project(bundle, modules))
+    _plan_parameters(draft, chosen.options)
+    _plan_files(draft, project, uses.read, chosen.options)
+    _plan_outputs(draft, uses.written, chosen.options)
+    contents = {source.path: source.content for source in modules}
+    online = downloads(contents)
+    if online:
+        draft.notes.append(f"{online} downloads something: enable_internet is true")
+    gpu = not _GPU_LIBRARIES.isdisjoint({*bundle.third_party, *bundle.optional})
+    slug = _slug(existing.name or project.resolve().name)
+    text = _text(draft, package, chosen, slug, gpu=gpu, online=bool(online))
+    _require_toml(path, text)
+    return InitPlan(
+        path,
+        exists=False,
+        text=text,
+        entry=chosen.entry,
+        candidates=tuple(found),
+        inputs=(competition,) if competition else (),
+        notes=tuple(draft.notes),
+    )
+
+
+def write_init(plan: InitPlan) -> None:
+    """Add the plan's text to the project file; what is there stays as it is.
+
+    Raises:
+        LocalError: the file cannot be written.
+    """
+    content = plan.path.read_bytes() if plan.path.exists() else b""
+    text = plan.text.replace("\n", "\r\n") if b"\r\n" in content else plan.text
+    gap = "" if not content else "\n" if content.endswith(b"\n") else "\n\n"
+    write_atomically(plan.path, content + (gap + text).encode())
+
+
+@dataclass(frozen=True)
+class _Existing:
+    """What init reads in a project file that is there already."""
+
+    configured: bool = False
+    name: str = ""
+    commands: tuple[str, ...] = ()
+    """The functions of `[project.scripts]`."""
+
+
+def open_points(project: Path) -> list[str]:
+    """What still stands between the project file and a push, one line for each problem."""
+    try:
+        config = load_config(project)
+        kernel = render(read_bundle(config), config)
+    except KernelkitError as error:
+        return [str(error)]
+    return [f"{problem.subject}: {problem.message}" for problem in check(kernel)]
+
+
+def _existing(path: Path) -> _Existing:
+    if not path.exists():
+        return _Existing()
+    try:
+        table = tomllib.loads(decoded(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}", "Fix the file first.") from None
+    project = table.get("project", {})
+    return _Existing(
+        configured="kernelkit" in table.get("tool", {}),
+        name=str(project.get("name", "")),
+        commands=tuple(map(str, project.get("scripts", {}).values())),
+    )
+
+
+def _provisional(project: Path, package: Sequence[str], entry: str) -> Config:
+    """A configuration that reads the program, before there is a project file."""
+    return Config(
+        project=project.resolve(),
+        package=tuple(package),
+        entry=entry,
+        outputs=("unknown",),
+        include=(),
+        exclude=(),
+        only_reachable=True,
+        layout="auto",
+        pip=(),
+        gpu_reserve_hours=0.0,
+        templates=None,
+        image=None,
+        kernel=KernelSettings(id="unknown", title="unknown"),
+        distribution="",
+        parameters={},
+        profile=None,
+        endpoint=None,
+    )
+
+
+def _sources(project: Path) -> list[Source]:
+    config = _provisional(project, [WHOLE_PROJECT], "unknown.py")
+    try:
+        files = PackageFiles.find(config, Arrangement({}, (WHOLE_PROJECT,)))
+    except BundleError as error:
+        if any(config.project.rglob("*.py")):
+            raise
+        raise ConfigError(
+            f"there is no Python in {config.project}",
+            "Go to the folder of your project, or name it: --project DIR.",
+        ) from error
+    paths = sorted(files.modules[name] for name in files.modules if files.is_carried(name))
+    return [Source(path, files.content(path)) for path in paths]
+
+
+def _chosen(project: Path, found: list[Candidate], entry: str | None) -> Candidate:
+    if entry is None:
+        if found:
+            return found[0]
+        raise ConfigError(
+            f"nothing in {project.resolve()} looks like the start of a program",
+            'Name it: --entry train.py, or --entry "package.module:function".',
+        )
+    for candidate in found:
+        if candidate.entry == entry:
+            return candidate
+    file = project / entry
+    if (entry.endswith(".py") and file.is_file()) or ":" in entry:
+        return Candidate(entry, (), "", 0)
+    raise ConfigError(
+        f"--entry {entry}: there is no such program in the project"
+        f"{near_miss(entry, [c.entry for c in found])}",
+        "Name a script, a module, or package.module:function. Found: "
+        + (", ".join(c.entry for c in found) or "nothing")
+        + ".",
+    )
+
+
+def _carried(project: Path, entry: str, sources: Sequence[Source]) -> tuple[list[str], Bundle]:
+    """The value of `package`, and what the entry reaches of it."""
+    choices = [[WHOLE_PROJECT]]
+    if not entry.endswith(".py"):
+        module = entry.partition(":")[0]
+        home = next((s.path for s in sources if _is_module(project, s.path, module)), None)
+        top = _package_folder(project, home) if home else None
+        if top:
+            choices.insert(0, [top])
+    for number, package in enumerate(choices, 1):
+        try:
+            return package, read_bundle(_provisional(project, package, entry))
+        except BundleError:
+            if number == len(choices):
+                raise
+    raise AssertionError("there is always a choice")
+
+
+def _is_module(project: Path, path: str, module: str) -> bool:
+    name = module_of(project, path)
+    return name in (module, f"{module}.__main__")
+
+
+def _package_folder(project: Path, path: str) -> str | None:
+    """The topmost regular package around a file."""
+    parts = PurePosixPath(path).parts[:-1]
+    for depth in range(1, len(parts) + 1):
+        folder = PurePosixPath(*parts[:depth])
+        if (project / folder / "__init__.py").is_file():
+            return folder.as_posix()
+    return None
+
+
+def _in_project(bundle: Bundle, modules: Sequence[Source]) -> Iterator[Source]:
+    """The sources under their paths in the project."""
+    for source in modules:
+        root = bundle.roots.get(source.path.partition("/")[0], ".")
+        yield Source(source.path if root == "." else f"{root}/{source.path}", source.content)
+
+
+# Parameters, files, outputs.
+
+
+def _plan_parameters(draft: _Draft, options: Sequence[Option]) -> None:
+    for option in options:
+        name = next((n for n in option.names if _is_usable(n)), None)
+        if name is None:
+            continue
+        value = _value_of(draft, name, option)
+        if value is not None:
+            draft.parameters[name] = value
+        elif option.required:
+            draft.notes.append(
+                f"{name} is required and has no default: add it to [tool.kernelkit.parameters]"
+            )
+
+
+def _is_usable(name: str) -> bool:
+    return name.isidentifier() and name not in RESERVED_NAMES and not name.startswith("_")
+
+
+def _value_of(draft: _Draft, name: str, option: Option) -> OptionValue:
+    default = option.default
+    is_text = default is None or isinstance(default, str)
+    path = default if isinstance(default, str) else ""
+    is_output = bool(_OUTPUT_NAME.fullmatch(name.lower()))
+    is_data = bool(_DATA_NAME.fullmatch(name.lower()) or _DATA_PATH.match(path))
+    if not is_text or option.form == "switch":
+        pass
+    elif is_output and (path in ("", ".", "./") or path.startswith("/")):
+        name_of_file = PurePosixPath(path).name if PurePosixPath(path).suffix else ""
+        return f"kaggle://working/{name_of_file}".rstrip("/")
+    elif is_data and not is_output:
+        return _data_address(draft, name, path, option)
+    if isinstance(default, float) and not math.isfinite(default):
+        return None
+    if isinstance(default, int) and abs(default) >= 2**63:
+        return None
+    return default
+
+
+def _data_address(draft: _Draft, name: str, path: str, option: Option) -> OptionValue:
+    """Where the run finds the data that a parameter names."""
+    inside = _DATA_PATH.sub("", path.replace("\\", "/"), count=1).strip("/")
+    slug = draft.competition
+    if "/kaggle/input/" in path or path.startswith("../input/"):
+        named, _, inside = inside.partition("/")
+        slug = slug or named
+        inside = inside if named == slug else f"{named}/{inside}".strip("/")
+    if slug is None:
+        draft.notes.append(
+            f"{name} names data: give the competition with --competition, or add a dataset to "
+            f'dataset_sources and set {name} = "kaggle://input/SLUG"'
+        )
+        return option.default
+    if not inside and not path:  # `train_csv` without a default
+        word = _FOLDER_WORDS.sub("", name.lower()).strip("_")
+        inside = f"{word}.csv" if "csv" in name.lower() and word else ""
+    return "/".join(["kaggle:/", "input", slug, *([inside] if inside else [])])
+
+
+def _plan_files(
+    draft: _Draft, project: Path, read: Sequence[FileUse], options: Sequence[Option]
+) -> None:
+    """Files that the program opens by name, and that are not data."""
+    named = [use.path for use in read if not use.base]
+    named += [o.default for o in options if isinstance(o.default, str) and o.default]
+    for name in named:
+        path = str(PurePosixPath(name))
+        if path.startswith(("/", "..", "~")) or path == "." or _DATA_PATH.match(name):
+            if _DATA_PATH.match(name) and not any(name in str(o.default) for o in options):
+                draft.notes.append(
+                    f"the program reads {name} by its name: make it a parameter with the value "
+                    '"kaggle://input/SLUG/…"'
+                )
+            continue
+        try:
+            found = sorted(project.glob(path))
+        except (ValueError, NotImplementedError):
+            continue
+        size = sum(f.stat().st_size for top in found for f in [top, *top.rglob("*")] if f.is_file())
+        is_code = all(one.suffix == ".py" for one in found)
+        if not found or is_code or size > LARGEST_FILE_BYTES:
+            continue
+        if any(one.suffix in _DATA_SUFFIXES for one in found):
+            draft.notes.append(
+                f'the program reads {path}: add it to "files", or make it a parameter with the '
+                'value "kaggle://input/SLUG/…"'
+            )
+            continue
+        line = f"{path}/" if found[0].is_dir() and len(found) == 1 else path
+        if line not in draft.files:
+            draft.files.append(line)
+
+
+def _plan_outputs(draft: _Draft, written: Sequence[FileUse], options: Sequence[Option]) -> None:
+    """The files that the program writes to its working folder."""
+    values = {name: _planned(draft, option) for option in options for name in option.names}
+    for use in written:
+        name = _output_of(use, values)
+        if name and name not in draft.outputs and name not in draft.files:
+            draft.outputs.append(name)
+    if not draft.outputs:
+        draft.outputs.append("submission.csv" if draft.competition else "*")
+        draft.notes.append(
+            "no file that the program writes was found: check outputs in [tool.kernelkit]"
+        )
+
+
+def _planned(draft: _Draft, option: Option) -> OptionValue:
+    return next(
+        (draft.parameters[n] for n in option.names if n in draft.parameters), option.default
+    )
+
+
+def _output_of(use: FileUse, values: Mapping[str, OptionValue]) -> str:
+    """The path of an output below the working folder; empty where the source does not show it."""
+    path = use.path
+    if use.base in values:
+        value = values[use.base]
+        if not isinstance(value, str):
+            return ""
+        folder = value.removeprefix("kaggle://working").strip("/")
+        if folder.startswith("kaggle:"):
+            return ""
+        path = f"{folder}/{path}".strip("/")
+    elif use.base and not _OUTPUT_NAME.fullmatch(use.base.lower()):
+        return ""
+    path = path.removeprefix("/kaggle/working/").removeprefix("./")
+    pure = PurePosixPath(path)
+    hidden = path.startswith(("/", "~", ".")) or ".." in pure.parts
+    if not path or hidden or not pure.name.strip("*."):
+        return ""
+    return re.sub(r"\*+", "*", path)
+
+
+# The text.
+
+
+def _slug(name: str) -> str:
+    from slugify import slugify  # its tables take 10 ms
+
+    slug = slugify(name)[:LONGEST_TITLE].strip("-")
+    if len(slug) < SHORTEST_SLUG:
+        slug = f"{slug}-kernel".strip("-")
+    return slug
+
+
+def _text(
+    draft: _Draft, package: Sequence[str], chosen: Candidate, slug: str, *, gpu: bool, online: bool
+) -> str:
+    """The new part of the project file."""
+    lines = ["[tool.kernelkit]"]
+    lines.append(f"package = {_toml(package[0] if len(package) == 1 else list(package))}")
+    lines.append(f"entry = {_toml(chosen.entry)}")
+    if chosen.library == "hydra":
+        lines.append('arguments = "key=value" # Hydra')
+    elif chosen.library in ("fire", "") and not chosen.options and ":" not in chosen.entry:
+        lines += ['arguments = "--key=value"'] if chosen.library == "fire" else []
+    if draft.files:
+        lines.append(f"files = {_toml(draft.files)} # carried next to the code")
+    lines.append(f"outputs = {_toml(draft.outputs)} # the run fails if one of them is missing")
+    title = " ".join(word.capitalize() for word in slug.split("-"))
+    lines += ["", "[tool.kernelkit.kernel]", f"id = {_toml(slug)}", f"title = {_toml(title)}"]
+    if gpu:
+        lines += ['machine_shape = "NvidiaTeslaT4"', "enable_gpu = true"]
+    if online:
+        lines.append("enable_internet = true")
+    if draft.competition:
+        lines.append(f"competition_sources = {_toml([draft.competition])}")
+    if draft.parameters:
+        lines += ["", "[tool.kernelkit.parameters]"]
+        lines += [f"{name} = {_toml(value)}" for name, value in draft.parameters.items()]
+    lines += _smoke(draft, gpu)
+    return "\n".join(lines) + "\n"
+
+
+def _smoke(draft: _Draft, gpu: bool) -> list[str]:
+    """A profile that makes a rehearsal short."""
+    small: dict[str, OptionValue] = {}
+    for name, value in draft.parameters.items():
+        for pattern, few in _SMALL:
+            is_number = isinstance(value, int) and not isinstance(value, bool)
+            if pattern.fullmatch(name.lower()) and is_number and int(str(value)) > few:
+                small[name] = few
+        if isinstance(value, str) and value.startswith("cuda"):
+            small[name] = "cpu"
+    head = "[tool.kernelkit.profiles.smoke"
+    lines = ["", f"{head}.parameters] # for `kernelkit rehearse --profile smoke`"]
+    lines += [f"{name} = {_toml(value)}" for name, value in small.items()]
+    if gpu:
+        lines += ["", f"{head}.kernel]", 'machine_shape = ""', "enable_gpu = false"]
+    return lines
+
+
+def _toml(value: OptionValue | list[str]) -> str:
+    return tomlkit.item(value).as_string()
+
+
+def _require_toml(path: Path, text: str) -> None:
+    """Raise if the text cannot stand at the end of the project file."""
+    before = decoded(path.read_bytes()) if path.exists() else ""
+    try:
+        tomllib.loads(f"{before}\n{text}")
+    except ValueError as error:
+        raise ConfigError(
+            f"[tool.kernelkit] cannot be added at the end of {path}: {error}",
+            "Write `[tool]` in its long form, with one heading per table.",
+        ) from None

@@ -1,0 +1,376 @@
+"""What the source of a project says about a run: what could start it, which files it needs.
+
+Source is parsed and never executed. What only running the program shows is missing here, so the
+answers are suggestions for a person to check.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from kernelkit.bundle.scripts import CommandLine, Option, function_arguments, read_command_line
+
+_ENTRY_FUNCTIONS = ("run", "train", "main", "fit", "train_model", "run_training")
+_GOOD_NAMES = {"train": 40, "main": 30, "run": 30, "training": 35, "fit": 25, "__main__": 20}
+_BAD_NAMES = re.compile(
+    r"predict|infer|eval|test|plot|prepare|preprocess|download|sample|convert|setup|util|config"
+)
+_WORK = (b".fit(", b".backward(", b"optimizer", b"to_csv(", b"torch.save(")
+
+# Function or method → the position of its path; -1 where the path is what the method belongs to.
+_WRITERS = {
+    **dict.fromkeys(("to_csv", "to_parquet", "to_json", "to_pickle", "to_feather", "savefig"), 0),
+    **dict.fromkeys(("savez", "savez_compressed", "savetxt", "imwrite", "save_weights"), 0),
+    **dict.fromkeys(("save_pretrained", "save_model", "save_checkpoint", "save_file"), 0),
+    **dict.fromkeys(("write_text", "write_bytes"), -1),
+}
+_SAVES = {"torch": 1, "joblib": 1, "np": 0, "numpy": 0}  # module → the position of the path
+_READERS = {
+    **dict.fromkeys(("read_csv", "read_parquet", "read_json", "read_excel", "read_feather"), 0),
+    **dict.fromkeys(("imread", "loadtxt", "genfromtxt", "safe_load_file"), 0),
+    **dict.fromkeys(("read_text", "read_bytes"), -1),
+}
+_LOADS = frozenset({"np", "numpy", "torch", "joblib", "OmegaConf", "Image"})
+_MAX_STEPS = 20  # of following names to their values
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something in the project that could start the run."""
+
+    entry: str
+    """As in the project file: `pkg.mod:function`, `pkg.mod` or `script.py`."""
+
+    options: tuple[Option, ...]
+    """Its parameters, as far as the source shows them."""
+
+    library: str
+    """What reads its command line; "function" for a function."""
+
+    score: int
+    """How likely it is what the user means."""
+
+    @property
+    def parameters(self) -> str:
+        """Its parameters in one line, for a list."""
+        return ", ".join(option.names[-1] for option in self.options)
+
+
+@dataclass(frozen=True)
+class FileUse:
+    """A file that the source reads or writes."""
+
+    base: str
+    """The parameter or variable that holds its folder; empty for the working folder."""
+
+    path: str
+    """Relative to the base; `*` stands for what only the run knows."""
+
+    @property
+    def full(self) -> str:
+        """The path, where there is no base."""
+        return self.path if not self.base else f"{self.base}/{self.path}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One Python file of the project."""
+
+    path: str
+    content: bytes
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        """Its syntax tree; empty where it is not valid Python."""
+        try:
+            return ast.parse(self.content)
+        except (SyntaxError, ValueError, RecursionError):
+            return ast.Module([], [])
+
+    @property
+    def stem(self) -> str:
+        """The file's name without its suffix."""
+        return PurePosixPath(self.path).stem
+
+
+def candidates(
+    project: Path, sources: Iterable[Source], declared: Iterable[str] = ()
+) -> list[Candidate]:
+    """Everything that could start a run, the most likely first.
+
+    `declared` are the functions of `[project.scripts]`.
+    """
+    every = list(sources)
+    imported = {name for source in every for name in _imported(source.tree)}
+    found: list[Candidate] = []
+    for source in every:
+        found += _programs(project, source, imported)
+        found += _functions(project, source)
+    commands = set(declared)
+    found = [
+        Candidate(c.entry, c.options, c.library, c.score + 15 * (c.entry in commands))
+        for c in found
+    ]
+    return sorted(found, key=lambda c: (-c.score, c.entry.count("/"), c.entry))
+
+
+def _programs(project: Path, source: Source, imported: set[str]) -> Iterator[Candidate]:
+    line = read_command_line([source.content]) if source.tree.body else CommandLine("")
+    guarded = any(_is_main_guard(node) for node in source.tree.body)
+    module = module_of(project, source.path)
+    in_package = "." in module
+    works = source.stem not in imported and any(_does_work(node) for node in source.tree.body)
+    if not (guarded or line.library or (works and not in_package)):
+        return
+    if source.stem in ("__init__", "setup", "conftest", "noxfile"):
+        return
+    if not guarded and not works:  # it only defines a command line for others
+        return
+    entry = source.path
+    if in_package:
+        entry = module.removesuffix(".__main__")
+    yield Candidate(entry, line.options, line.library, _score(source) + 5 * guarded)
+
+
+def _functions(project: Path, source: Source) -> Iterator[Candidate]:
+    module = module_of(project, source.path)
+    if not module or b"argparse" in source.content or b"sys.argv" in source.content:
+        return
+    for node in source.tree.body:
+        if not isinstance(node, ast.FunctionDef) or node.name not in _ENTRY_FUNCTIONS:
+            continue
+        arguments = list(function_arguments(node))
+        if node.decorator_list or node.args.posonlyargs or not arguments:
+            continue
+        options = tuple(Option((n,), "", required=r, default=d) for n, r, d in arguments)
+        named = 10 if node.name in ("run", "train") else 0
+        yield Candidate(f"{module}:{node.name}", options, "function", _score(source) + named)
+
+
+def module_of(project: Path, path: str) -> str:
+    """The name under which a file of the project is imported; empty where nothing can."""
+    parts, folder = list(PurePosixPath(path).with_suffix("").parts), project
+    while len(parts) > 1 and not (folder / parts[0] / "__init__.py").is_file():
+        folder /= parts.pop(0)  # a folder that only holds packages, such as src
+    name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    return name if all(part.isidentifier() for part in name.split(".")) else ""
+
+
+def _score(source: Source) -> int:
+    score = _GOOD_NAMES.get(source.stem, 0)
+    score += 20 if source.stem.startswith("train_") else 0
+    score -= 20 if _BAD_NAMES.search(source.stem) else 0
+    score += 10 * sum(word in source.content for word in _WORK)
+    return score - 3 * source.path.count("/")
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.rpartition(".")[2] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").rpartition(".")[2]
+            yield from (alias.name for alias in node.names)
+
+
+def _is_main_guard(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
+
+
+def _does_work(node: ast.stmt) -> bool:
+    """Whether a statement at the top level does more than define something."""
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Call)
+    return isinstance(node, ast.For | ast.While | ast.With)
+
+
+# Files.
+
+
+@dataclass
+class FileUses:
+    """The files that some sources read and write."""
+
+    written: list[FileUse] = field(default_factory=list)
+    read: list[FileUse] = field(default_factory=list)
+
+
+def file_uses(sources: Iterable[Source]) -> FileUses:
+    """What the sources read and write, as far as literals show it."""
+    uses = FileUses()
+    for source in sources:
+        folder = str(PurePosixPath(source.path).parent)
+        names = _Names(source.tree, "" if folder == "." else folder)
+        calls = (node for node in ast.walk(source.tree) if isinstance(node, ast.Call))
+        for call in sorted(calls, key=lambda node: (node.lineno, node.col_offset)):
+            _note_call(call, names, uses)
+    uses.written = list(dict.fromkeys(uses.written))
+    uses.read = list(dict.fromkeys(uses.read))
+    return uses
+
+
+def _note_call(call: ast.Call, names: _Names, uses: FileUses) -> None:
+    function = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    owner = call.func.value if isinstance(call.func, ast.Attribute) else None
+    module = ast.unparse(owner) if owner is not None else ""
+    writes: int | None = None
+    reads: int | None = None
+    if function == "open" and (owner is None or module == "io"):
+        mode = _mode(call, 1)
+        writes, reads = (0, None) if set(mode) & set("wax") else (None, 0)
+    elif function == "open" and module != "Image":
+        mode = _mode(call, 0)
+        writes, reads = (-1, None) if set(mode) & set("wax") else (None, -1)
+    elif function in ("save", "dump") and module in _SAVES:
+        writes = _SAVES[module]
+    elif function in ("load", "open") and module in _LOADS:
+        reads = 0
+    elif function in _WRITERS:
+        writes = _WRITERS[function]
+    elif function in _READERS:
+        reads = _READERS[function]
+    elif function == "save" and owner is not None and call.args:
+        writes = 0
+    elif function == "main" and module == "hydra":
+        given = {k.arg: k.value for k in call.keywords}
+        folder = given.get("config_path", call.args[0] if call.args else None)
+        if isinstance(folder, ast.Constant) and isinstance(folder.value, str):
+            path = PurePosixPath(names.folder, folder.value)
+            uses.read.append(FileUse("", f"{path.as_posix()}/"))
+        return
+    for place, found in ((writes, uses.written), (reads, uses.read)):
+        if place is None:
+            continue
+        argument = owner if place == -1 else _argument(call, place)
+        use = names.resolve(argument) if argument is not None else None
+        if use is not None:
+            found.append(use)
+
+
+def _argument(call: ast.Call, place: int) -> ast.expr | None:
+    if len(call.args) > place:
+        return call.args[place]
+    words = ("path", "path_or_buf", "fname", "f", "filename", "file", "filepath_or_buffer")
+    return next((k.value for k in call.keywords if k.arg in words), None)
+
+
+def _mode(call: ast.Call, place: int) -> str:
+    node = call.args[place] if len(call.args) > place else None
+    node = next((k.value for k in call.keywords if k.arg == "mode"), node)
+    is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+    return node.value if is_text else "r"  # type: ignore[union-attr]
+
+
+class _Names:
+    """Follows expressions for paths to a literal, or to the variable that holds their folder."""
+
+    def __init__(self, tree: ast.Module, folder: str) -> None:
+        self.folder = folder
+        """The folder of the source itself, relative to the project."""
+
+        self._values: dict[str, ast.expr] = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                self._values.setdefault(node.targets[0].id, node.value)
+            elif isinstance(node, ast.AnnAssign) and node.value is not None:
+                self._values.setdefault(ast.unparse(node.target), node.value)
+
+    def resolve(self, node: ast.expr, steps: int = 0) -> FileUse | None:
+        """The file that an expression names; None where it could be anything."""
+        if steps > _MAX_STEPS:
+            return None
+        if isinstance(node, ast.Constant):
+            return FileUse("", node.value) if isinstance(node.value, str) and node.value else None
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div | ast.Add):
+            return self._joined(node, steps)
+        if isinstance(node, ast.JoinedStr):
+            return self._formatted(node, steps)
+        if isinstance(node, ast.Call):
+            return self._called(node, steps)
+        if isinstance(node, ast.Name):
+            if node.id in self._values and "parse_args" not in ast.unparse(self._values[node.id]):
+                found = self.resolve(self._values[node.id], steps + 1)
+                if found is not None:
+                    return found
+            return FileUse(node.id, "")
+        if isinstance(node, ast.Attribute):
+            text = ast.unparse(node)
+            if "__file__" in text:  # Path(__file__).parent
+                return FileUse("", self._around(text))
+            return FileUse(node.attr, "")
+        if isinstance(node, ast.Subscript) and "__file__" in (text := ast.unparse(node)):
+            return FileUse("", self._around(text))
+        return None
+
+    def _around(self, text: str) -> str:
+        """The folder that `Path(__file__).parent.parent` or `….parents[1]` means."""
+        ups = text.count(".parent") - text.count(".parents")
+        if match := re.search(r"\.parents\[(\d+)\]", text):
+            ups += int(match[1]) + 1
+        parts = PurePosixPath(self.folder).parts
+        return "/".join(parts[: max(0, len(parts) - (ups - 1))]) or "."
+
+    def _joined(self, node: ast.BinOp, steps: int) -> FileUse | None:
+        left, right = self.resolve(node.left, steps + 1), self._part(node.right, steps)
+        if left is None:
+            return None
+        if isinstance(node.op, ast.Add):
+            return FileUse(left.base, f"{left.path}{right}".lstrip("/"))
+        return _below(left, right)
+
+    def _formatted(self, node: ast.JoinedStr, steps: int) -> FileUse | None:
+        start = FileUse("", "")
+        parts = list(node.values)
+        if isinstance(parts[0], ast.FormattedValue):
+            first = self.resolve(parts.pop(0).value, steps + 1)  # type: ignore[attr-defined]
+            start = first or FileUse("?", "")
+        text = "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in parts)
+        if start.base or start.path:
+            return _below(start, text.lstrip("/")) if text.startswith("/") else None
+        return FileUse("", text)
+
+    def _called(self, node: ast.Call, steps: int) -> FileUse | None:
+        name = ast.unparse(node.func)
+        if "__file__" in ast.unparse(node) and name.endswith(("resolve", "absolute", "dirname")):
+            text = ast.unparse(node)
+            ups = text.count("dirname(")
+            return FileUse("", self._around(text + ".parent" * ups))
+        if name in ("str", "os.fspath", "os.path.abspath", "os.path.expanduser") and node.args:
+            return self.resolve(node.args[0], steps + 1)
+        if isinstance(node.func, ast.Attribute) and node.func.attr in ("resolve", "as_posix"):
+            return self.resolve(node.func.value, steps + 1)
+        is_join = name.endswith(("path.join", "Path", "joinpath"))
+        parts: list[ast.expr] = list(node.args)
+        if name.endswith("joinpath") and isinstance(node.func, ast.Attribute):
+            parts.insert(0, node.func.value)
+        if not is_join or not parts:
+            return None
+        found = self.resolve(parts[0], steps + 1)
+        for part in parts[1:]:
+            found = _below(found, self._part(part, steps)) if found is not None else None
+        return found
+
+    def _part(self, node: ast.expr, steps: int) -> str:
+        """One part of a path below another; `*` where only the run knows it."""
+        found = self.resolve(node, steps + 1)
+        if found is None or found.base:
+            return f"*{found.path}" if found is not None and found.path else "*"
+        return found.path
+
+
+def _below(use: FileUse, part: str) -> FileUse:
+    path = f"{use.path}/{part}" if use.path not in ("", ".") else part
+    return FileUse(use.base, path)
+
+
+def downloads(contents: Mapping[str, bytes]) -> str:
+    """The first file that downloads weights or data in the run; empty without one."""
+    pattern = re.compile(
+        rb"from_pretrained\(|pretrained\s*=\s*True|torch\.hub|load_dataset\(|urlretrieve\("
+    )
+    return next((path for path, content in contents.items() if pattern.search(content)), "")

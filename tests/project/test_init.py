@@ -1,0 +1,349 @@
+"""`kernelkit init` in folders as people have them."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernelkit.config import load_config
+from kernelkit.errors import ConfigError
+from kernelkit.notebook.preflight import check
+from kernelkit.project.init import open_points, plan_init, write_init
+from kernelkit.workflow import render_kernel
+from tests.conftest import Cli
+
+Write = Callable[[dict[str, str]], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes the files of a project."""
+
+    def write_files(files: dict[str, str], folder: str = "my-project") -> Path:
+        (tmp_path / folder).mkdir()
+        for name, text in files.items():
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return tmp_path / folder
+
+    return write_files
+
+
+def initialized(project: Path, **options: Any) -> dict[str, Any]:
+    """The section that init writes; it must be one that a push accepts."""
+    write_init(plan_init(project, **options))
+    assert open_points(project) == []
+    assert list(check(render_kernel(load_config(project, profile="smoke")))) == []
+    return tomllib.loads((project / "pyproject.toml").read_text())["tool"]["kernelkit"]
+
+
+SCRIPT = """
+import argparse, json, os
+from pathlib import Path
+import pandas as pd
+import torch
+import helper
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--output-dir", default="outputs")
+    parser.add_argument("--config", default="config.yaml")
+    parser.add_argument("--num-epochs", type=int, default=20)
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--num_workers", type=int, default=4)
+    parser.add_argument("--seed", type=int)
+    args = parser.parse_args()
+    rows = pd.read_csv(os.path.join(args.data_dir, "train.csv"))
+    out = Path(args.output_dir)
+    torch.save({}, out / "model.pt")
+    for fold in range(5):
+        torch.save({}, f"{args.output_dir}/fold_{fold}.pt")
+    with open(out / "metrics.json", "w") as stream:
+        json.dump({}, stream)
+    rows.to_csv("submission.csv")
+
+if __name__ == "__main__":
+    main()
+"""
+OTHER = """
+import argparse
+parser = argparse.ArgumentParser()
+if __name__ == "__main__":
+    parser.parse_args()
+"""
+
+
+def test_a_folder_of_scripts(write: Write) -> None:
+    project = write(
+        {
+            "train.py": SCRIPT,
+            "helper.py": "",
+            "evaluate.py": OTHER,
+            "predict.py": "open('never.txt', 'w')\n",
+            "config.yaml": "x: 1\n",
+        }
+    )
+    assert initialized(project, competition="some-competition") == {
+        "package": ".",
+        "entry": "train.py",
+        "files": ["config.yaml"],
+        "outputs": [
+            *("outputs/model.pt", "outputs/fold_*.pt", "outputs/metrics.json", "submission.csv"),
+        ],
+        "kernel": {
+            "id": "my-project",
+            "title": "My Project",
+            "machine_shape": "NvidiaTeslaT4",
+            "enable_gpu": True,
+            "competition_sources": ["some-competition"],
+        },
+        "parameters": {
+            "data_dir": "kaggle://input/some-competition",
+            "output_dir": "outputs",
+            "config": "config.yaml",
+            "num_epochs": 20,
+            "device": "cuda:0",
+            "num_workers": 4,
+        },
+        "profiles": {
+            "smoke": {
+                "parameters": {"num_epochs": 1, "device": "cpu", "num_workers": 0},
+                "kernel": {"machine_shape": "", "enable_gpu": False},
+            }
+        },
+    }
+
+
+TABULAR = """
+from pathlib import Path
+import joblib
+import pandas as pd
+from sklearn.ensemble import RandomForestRegressor
+from .features import features
+
+def run(data_dir, output_dir, n_estimators=300, columns=("a", "b"), seed=None):
+    rows = pd.read_csv(Path(data_dir) / "train.csv")
+    model = RandomForestRegressor(n_estimators).fit(features(rows), rows["y"])
+    joblib.dump(model, Path(output_dir) / "model.joblib")
+    Path(output_dir, "metrics.json").write_text("{}")
+"""
+
+
+@pytest.mark.parametrize("folder", ["", "src/"])
+def test_a_tabular_package_with_tests(write: Write, folder: str) -> None:
+    project = write(
+        {
+            f"{folder}prices/__init__.py": "",
+            f"{folder}prices/train.py": TABULAR,
+            f"{folder}prices/features.py": "def features(rows): return rows\n",
+            "tests/test_features.py": "def test(): pass\n",
+            "pyproject.toml": '# kept\n[project]\nname = "Prices"  # kept\nversion = "1"\n',
+        }
+    )
+    section = initialized(project, competition="house-prices")
+    assert section["package"] == f"{folder}prices"
+    assert section["entry"] == "prices.train:run"
+    assert section["outputs"] == ["model.joblib", "metrics.json"]
+    assert section["kernel"] == {
+        "id": "prices",
+        "title": "Prices",
+        "competition_sources": ["house-prices"],
+    }
+    assert section["parameters"] == {
+        "data_dir": "kaggle://input/house-prices",
+        "output_dir": "kaggle://working",
+        "n_estimators": 300,
+        "columns": ["a", "b"],
+    }
+    assert section["profiles"]["smoke"]["parameters"] == {"n_estimators": 10}
+    text = (project / "pyproject.toml").read_text()
+    assert text.startswith('# kept\n[project]\nname = "Prices"  # kept\nversion = "1"\n\n[tool.')
+
+
+HYDRA = """
+import hydra
+import torch
+
+@hydra.main(version_base=None, config_path="conf", config_name="config")
+def main(config):
+    torch.save({}, "model.pt")
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_a_hydra_project(write: Write) -> None:
+    project = write(
+        {"train.py": HYDRA, "conf/config.yaml": "lr: 1\n", "conf/model/net.yaml": "width: 3\n"}
+    )
+    section = tomllib.loads(plan_init(project).text)["tool"]["kernelkit"]
+    assert section["arguments"] == "key=value"
+    assert section["files"] == ["conf/"]
+    assert section["outputs"] == ["model.pt"]
+
+
+CONFIGURATOR = """
+import os
+out_dir = "out"
+learning_rate = 6e-4
+exec(open("configurator.py").read())
+os.makedirs(out_dir, exist_ok=True)
+with open(os.path.join(out_dir, "ckpt.pt"), "wb") as stream:
+    stream.write(b"")
+"""
+
+
+def test_a_script_that_reads_sys_argv_itself(write: Write) -> None:
+    project = write(
+        {"train.py": CONFIGURATOR, "configurator.py": "import sys\nfor a in sys.argv[1:]: pass\n"}
+    )
+    section = initialized(project)
+    assert (section["entry"], section["outputs"]) == ("train.py", ["out/ckpt.pt"])
+
+
+@pytest.mark.parametrize(
+    ("folder", "slug", "title"),
+    [
+        ("ab", "ab-kernel", "Ab Kernel"),
+        ("Größe_2 (final)", "grosse-2-final", "Grosse 2 Final"),
+        ("a" * 70, "a" * 50, "A" + "a" * 49),
+        ("7", "7-kernel", "7 Kernel"),
+    ],
+)
+def test_a_name_that_kaggle_accepts(write: Write, folder: str, slug: str, title: str) -> None:
+    project = write({"train.py": "print()\nopen('out.txt', 'w')\n"}, folder)  # type: ignore[call-arg]
+    kernel = initialized(project)["kernel"]
+    assert (kernel["id"], kernel["title"]) == (slug, title)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "\ufeff[project]\r\nname = 'p-name'\r\n", "[tool.x]\na = 1"]
+)
+def test_the_project_file_keeps_what_it_has(write: Write, content: str) -> None:
+    project = write({"train.py": "open('out.txt', 'w').close()\n"})
+    before = content.encode()
+    (project / "pyproject.toml").write_bytes(before)
+    write_init(plan_init(project))
+    after = (project / "pyproject.toml").read_bytes()
+    assert after.startswith(before)
+    assert load_config(project).entry == "train.py"
+    assert (b"\r\n" in before) == (b"\r\n" in after)
+    assert after.count(b"\r\n") in (0, after.count(b"\n"))
+    plan = plan_init(project)
+    assert plan.exists
+
+
+def test_data_without_a_source_is_pointed_out(write: Write) -> None:
+    project = write({"train.py": SCRIPT, "helper.py": "", "config.yaml": ""})
+    notes = plan_init(project).notes
+    assert any(note.startswith("data_dir names data: give the competition") for note in notes)
+    assert "data_dir is required and has no default" in "\n".join(notes)
+
+
+READS = """
+import pandas as pd
+from pathlib import Path
+HERE = Path(__file__).parent
+a = pd.read_csv("data/train.csv")
+b = (HERE / "words.txt").read_text()
+c = open("settings/a.json").read()
+d = pd.read_csv("/kaggle/input/other/x.csv")
+Path("out.txt").write_text("")
+"""
+
+
+def test_files_that_the_program_opens(write: Write) -> None:
+    project = write(
+        {
+            "src/train.py": READS,
+            "src/words.txt": "",
+            "settings/a.json": "{}",
+            "data/train.csv": "a\n",
+            "unused.txt": "",
+        }
+    )
+    plan = plan_init(project)
+    section = tomllib.loads(plan.text)["tool"]["kernelkit"]
+    assert sorted(section["files"]) == ["settings/a.json", "src/words.txt"]
+    assert section["outputs"] == ["out.txt"]
+    assert sum("by its name" in note for note in plan.notes) == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "message"),
+    [
+        ({"notes.txt": ""}, {}, "there is no Python in"),
+        ({"a.py": "x = 1\n"}, {}, "looks like the start of a program"),
+        ({"a.py": "print()\n"}, {"entry": "b.py"}, "there is no such program"),
+        ({"a.py": "print()\n"}, {"competition": "https://x/y"}, "not the slug"),
+        ({"a.py": "print()\n", "pyproject.toml": "[a"}, {}, "cannot be read"),
+        ({"a.py": "print()\n", "pyproject.toml": "tool = {}"}, {}, "cannot be added"),
+    ],
+)
+def test_what_init_cannot_do(
+    write: Write, files: dict[str, str], options: dict[str, str], message: str
+) -> None:
+    project = write(files)
+    with pytest.raises(ConfigError, match=message):
+        plan_init(project, **options)  # type: ignore[arg-type]
+
+
+def test_an_entry_can_be_chosen(write: Write) -> None:
+    project = write({"train.py": SCRIPT, "helper.py": "", "config.yaml": "", "evaluate.py": OTHER})
+    plan = plan_init(project, entry="evaluate.py")
+    assert plan.entry == "evaluate.py"
+    assert {candidate.entry for candidate in plan.candidates} == {"train.py", "evaluate.py"}
+
+
+def test_the_command_writes_and_says_what_to_do_next(write: Write, cli: Cli) -> None:
+    project = write({"train.py": SCRIPT, "helper.py": "", "config.yaml": ""})
+    done = cli("init", "--project", str(project), "--json", expect=2)
+    assert "asks before it writes" in json.loads(done.stdout)["error"]
+    assert not (project / "pyproject.toml").exists()
+    done = cli("init", "--project", str(project), "--yes", "--competition", "demo", "--json")
+    document = json.loads(done.stdout)
+    assert document["written"]
+    assert document["next"][0].startswith("kernelkit rehearse")
+    before = (project / "pyproject.toml").read_bytes()
+    done = cli("init", "--project", str(project), "--yes")
+    assert (project / "pyproject.toml").read_bytes() == before
+    assert "nothing is changed" in done.stdout
+
+
+def answered(project: Path, answers: str) -> tuple[str, int]:
+    """Run the command in a terminal, as a person does."""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kernelkit", "init"],
+        cwd=project,
+        stdin=follower,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    os.close(follower)
+    os.write(leader, answers.encode())
+    output = process.communicate(timeout=60)[0]
+    os.close(leader)
+    return output, process.returncode
+
+
+def test_a_person_chooses_and_agrees(write: Write) -> None:
+    project = write({"train.py": SCRIPT, "helper.py": "", "config.yaml": "", "evaluate.py": OTHER})
+    output, code = answered(project, "2\n\nn\n")
+    assert (code, (project / "pyproject.toml").exists()) == (130, False)
+    assert "evaluate.py" in output
+    output, code = answered(project, "1\ndemo\ny\n")
+    assert code == 0, output
+    assert load_config(project).entry == "train.py"
+    assert load_config(project).parameters["data_dir"] == "kaggle://input/demo"
