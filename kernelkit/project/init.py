@@ -159,9 +159,11 @@ def write_init(plan: InitPlan) -> None:
         LocalError: the file cannot be written.
     """
     content = plan.path.read_bytes() if plan.path.exists() else b""
-    text = plan.text.replace("\n", "\r\n") if b"\r\n" in content else plan.text
     gap = "" if not content else "\n" if content.endswith(b"\n") else "\n\n"
-    write_atomically(plan.path, content + (gap + text).encode())
+    text = gap + plan.text
+    if b"\r\n" in content:
+        text = text.replace("\n", "\r\n")
+    write_atomically(plan.path, content + text.encode())
 
 
 @dataclass(frozen=True)
