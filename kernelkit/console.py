@@ -948,7 +948,7 @@ def _run_cells(row: RunRow) -> list[str]:
         *(owner, slug, f"v{row.version}", row.digest, row.commit, row.profile),
         *(
             ago(row.pushed),
-            f"{row.word}{unverified}",
+            f"{row.state_word}{unverified}",
             _metric(row.metric),
         ),
         _score(row.public_score, row.private_score, row.submission),
@@ -965,7 +965,7 @@ def run(details: RunDetails) -> None:
         if value := getattr(details, name):
             dirty = " (and uncommitted changes)" if name == "commit" and details.dirty else ""
             if name == "state":
-                value = details.word
+                value = details.state_word
             elif name in ("pushed", "pulled"):
                 value = f"{value} ({ago(value)})"
             _print_line(f"  {name}: {value}{dirty}")

@@ -20,6 +20,7 @@ from kernelkit.storage import (
     counted,
     human_size,
     locked,
+    make_ignored_folder,
     read_model,
     remove_partials,
     sha256_of,
@@ -134,3 +135,33 @@ def test_a_reworded_error_keeps_its_class_and_attributes() -> None:
     assert (str(document), document.reason) == ("new", "missing")
     assert other.details
     assert json.dumps(other.details.document) == '{"differences": ["gpu"]}'
+
+
+@pytest.mark.parametrize("parent", ["", "new", "new/deeper"])
+def test_a_new_folder_for_generated_files_is_ignored_by_git(tmp_path: Path, parent: str) -> None:
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    folder = tmp_path / parent / "build"
+    make_ignored_folder(folder)
+    make_ignored_folder(folder)
+    (folder / "deep").mkdir()
+    (folder / "deep" / "output.csv").write_text("x")
+    command = ["git", "-C", tmp_path, "status", "--porcelain", "-uall"]
+    assert subprocess.run(command, capture_output=True, check=True).stdout == b""
+    assert (folder / ".gitignore").read_text() == "*\n"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".gitignore", ".git/HEAD", "empty/.keep"])
+def test_a_folder_of_the_user_stays_visible_to_git(tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine" / name).parent.mkdir(parents=True)
+    (tmp_path / "mine" / name).write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    make_ignored_folder(tmp_path / "mine")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "mine" / name).read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_created_is_a_local_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(LocalError, match="cannot be written"):
+            make_ignored_folder(folder)

@@ -69,13 +69,12 @@ def require_success(pulled: PulledRun, explain: Callable[[Path], Explanation | N
         require_verified(verdict, pulled.folder, pulled)
         require_everything_sent(pulled)
         return
-    kept = f"Its outputs so far are in {pulled.folder}"
     if end.word == "cancelled":
         raise RunFailedError(
-            "the run was cancelled", f"To run it again: kernelkit push. {kept}", pulled
+            "the run was cancelled", f"To run it again: kernelkit push. {_saved(pulled)}", pulled
         )
     problems = "\n".join(["problems of the folder:", *verdict.problems])
-    problems = f"\n{problems}" if verdict.problems else ""
+    problems = f"\n{problems}" if verdict.problems and not verdict.left_no_manifest else ""
     try:
         found = explain(pulled.folder)
     except KernelkitError:  # there is no log: report the failure itself
@@ -83,7 +82,7 @@ def require_success(pulled: PulledRun, explain: Callable[[Path], Explanation | N
     if end.word == "timed out":
         raise RunFailedError(
             f"the run timed out: {end.failure}{problems}",
-            f"{kept}. {_how_to_resume(RunFolder(pulled.folder))}",
+            f"{_saved(pulled)} {_how_to_resume(pulled)}",
             FailedRun(pulled, found) if found else pulled,
         )
     if found is None:
@@ -96,12 +95,31 @@ def require_success(pulled: PulledRun, explain: Callable[[Path], Explanation | N
     )
 
 
-def _how_to_resume(folder: RunFolder) -> str:
+def _saved(pulled: PulledRun) -> str:
+    """Where the files are that a run has saved before it ended, and what is known about them."""
+    verdict = pulled.verdict
+    if not _has_saved(pulled):
+        return "It has saved no outputs."
+    doubts = [
+        *(["without a manifest they are not verified"] if verdict.left_no_manifest else []),
+        *(["that exactly this run made them is not proven"] if not verdict.identity_proven else []),
+    ]
+    return f"Its outputs so far are in {pulled.folder}{'; '.join(['', *doubts])}."
+
+
+def _has_saved(pulled: PulledRun) -> bool:
+    return bool(pulled.verdict.outputs or pulled.verdict.undeclared)
+
+
+def _how_to_resume(pulled: PulledRun) -> str:
     """The command that gives the next version the outputs of this run.
 
     A kernel can be a source of its own next version. If the project has a parameter for the folder
     to resume from, such as `resume_dir`, the command sets it.
     """
+    if not _has_saved(pulled):
+        return "Make the run shorter, or let it save its state to kaggle://working and resume."
+    folder = RunFolder(pulled.folder)
     try:
         record, sent = folder.read(), folder.read_bundle()
     except KernelkitError:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, computed_field
 
 from kernelkit.errors import KernelkitError, LocalError
 from kernelkit.kaggle.logs import parse_log
@@ -101,9 +101,10 @@ class RunRow(_Frozen):
     next: str | None
     """What to do about a damaged folder."""
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
-    def word(self) -> str:
-        """The state in one word for people."""
+    def state_word(self) -> str:
+        """The state in one word for people: only Kaggle's message tells a time-out."""
         return state_word(self.state, self.failure or "")
 
 
@@ -337,7 +338,7 @@ class _Known:
             pushed=self.pushed,
             state=self.state,
             failure=self.end.failure or None if self.end else None,
-            verified=self.end.verified if self.end else None,
+            verified=self.end.succeeded and self.end.verified if self.end else None,
             metric=self._metric(),
             submission=last.status if last else None,
             public_score=last.public_score or None if last else None,

@@ -37,6 +37,9 @@ from kernelkit.runs.identity import Identity
 from kernelkit.storage import UnsafePathError, safe_path
 
 RUN_MANIFEST_NAME = "run-manifest.json"
+NO_MANIFEST = f"{RUN_MANIFEST_NAME}: missing"
+"""The problem of a folder without one."""
+
 PUSH_NAME, END_NAME = "push.json", "run.json"
 
 
@@ -245,6 +248,11 @@ class Verdict(_Document):
     def files_verified(self) -> bool:
         """Whether every output is as the run wrote it; the run may have failed afterwards."""
         return not self.problems
+
+    @property
+    def left_no_manifest(self) -> bool:
+        """Whether the run was stopped before it could write one: its files cannot be verified."""
+        return self.run_error is not None and self.problems == (NO_MANIFEST,)
 
     @property
     def identity_proven(self) -> bool:

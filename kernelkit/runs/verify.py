@@ -116,7 +116,7 @@ def require_verified(verdict: Verdict, folder: Path, details: Details | None = N
             "the run's page.",
             details,
         )
-    if verdict.problems:
+    if verdict.problems and not verdict.left_no_manifest:
         raise VerificationError(
             f"{folder} does not match its manifest:\n" + "\n".join(verdict.problems),
             "Do not use these files. Delete run.json there, if it exists, and pull again.",

@@ -12,12 +12,13 @@ import pytest
 from kernelkit import workflow
 from kernelkit.errors import RunFailedError, VerificationError
 from kernelkit.kaggle.kernels import Kaggle
-from kernelkit.kaggle.types import Credentials, Timeouts
+from kernelkit.kaggle.types import Credentials, State, Status, Timeouts
 from kernelkit.notebook.cells import RenderedCell, notebook_json
 from kernelkit.notebook.reader import embedded_manifest, read_cells, with_push_id
+from kernelkit.runs import history, store
 from kernelkit.runs.identity import Identity, log_identity
 from kernelkit.runs.manifest import RunAddress
-from kernelkit.runs.verify import verify
+from kernelkit.runs.verify import require_verified, verify
 from kernelkit.runs.watch import read_log
 from tests.runs.test_download import DIGEST, Shelf
 
@@ -174,7 +175,7 @@ def test_what_a_run_that_did_not_complete_has_saved_is_kept(
     for known in (document, end):
         assert (known["state"], known["state_word"]) == (state.lower(), word)
         assert known["verified"] is False
-        assert known["files_verified"] is manifest
+        assert known["files_verified"] is manifest  # nothing else says what the run has written
         assert known["identity_proven"] is (manifest or log == OUR_LOG)
     assert (record.path / "extra.bin").read_bytes() == b"extra"
     assert word in str(caught.value)
@@ -182,7 +183,38 @@ def test_what_a_run_that_did_not_complete_has_saved_is_kept(
         assert 'kernel.kernel_sources=["ann/some-kernel"]' in caught.value.next_step
     with pytest.raises(RunFailedError):  # also from the complete folder
         workflow.pull(kaggle, record)
-    assert verify(record.path).run_error
+    verdict = verify(record.path)
+    assert verdict.run_error
+    with pytest.raises(RunFailedError):
+        require_verified(verdict, record.path)
+
+
+@pytest.mark.parametrize(
+    ("state", "failure"),
+    [("CANCEL_ACKNOWLEDGED", ""), ("CANCEL_ACKNOWLEDGED", TIME_OUT), ("ERROR", "no disk")],
+)
+def test_a_run_that_has_just_ended_without_outputs_is_listed_as_pulled(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path, state: str, failure: str
+) -> None:
+    shelf.state, shelf.failure, shelf.log = state, failure, OUR_LOG
+    folder = shelf.record(tmp_path / "some-kernel" / "v2", "out.csv", push_id=OURS)
+    record = {**folder.read().document, "pushed": store.now()}  # within the grace period
+    (folder.path / "push.json").write_text(json.dumps(record))
+    with pytest.raises(RunFailedError):
+        workflow.pull(kaggle, folder)
+    (row,) = history.rows(tmp_path)
+    assert (row.state, row.state_word) == (state.lower(), Status(State(row.state), failure).word)
+    assert row.verified is False
+
+
+def test_an_old_verdict_does_not_hide_how_the_run_ended(shelf: Shelf, tmp_path: Path) -> None:
+    """kernelkit 0.1.0 wrote `verified: true` if only Kaggle had reported the failure."""
+    folder = shelf.record(tmp_path / "some-kernel" / "v2", "out.csv")
+    end = {"state": "error", "failure": "out of memory", "verified": True}
+    (folder.path / "run.json").write_text(json.dumps(end))
+    (row,) = history.rows(tmp_path)
+    assert row.verified is False
+    assert history.show(folder).verified is False
 
 
 def test_a_complete_manifest_does_not_hide_how_the_run_ended(
@@ -204,6 +236,11 @@ def test_a_time_out_names_the_parameter_to_resume_with(
 ) -> None:
     shelf.state, shelf.failure = "CANCEL_ACKNOWLEDGED", TIME_OUT
     record = shelf.record(tmp_path / "some-kernel" / "v2", push_id=OURS)
+    with pytest.raises(RunFailedError, match="timed out") as caught:
+        workflow.pull(kaggle, record)
+    assert "It has saved no outputs" in caught.value.next_step
+    (record.path / "run.json").unlink()
+    shelf.files = [("checkpoints/one.pt", b"state")]
     bundle = json.loads((record.path / "bundle.json").read_text())
     bundle |= {"parameters": {"resume_dir": None}, "kernel": {"kernel_sources": ["bob/other"]}}
     (record.path / "bundle.json").write_text(json.dumps(bundle))

@@ -59,7 +59,8 @@ def test_old_runs_are_listed_unchanged(old_project: Path, cli: Cli, tmp_path: Pa
     shutil.rmtree(project / "runs" / "plain-parcel" / "v3")  # other tests pull it
     rows = json.loads(cli("runs", "--json", cwd=project).stdout)
     expected = json.loads((SAMPLE / "expected-runs.json").read_text(encoding="utf-8"))[:2]
-    assert [row.pop("failure") is None for row in rows] == [True, False]  # a key since then
+    assert [row.pop("failure") is None for row in rows] == [True, False]  # keys since then
+    assert [row.pop("state_word") for row in rows] == ["complete", "failed"]
     assert [{**row, "run": "rehearsal/plain-parcel"} for row in rows] == expected
     shown = json.loads(cli("runs", "show", "v1", "--json", cwd=project).stdout)
     assert shown["submissions"][0]["public_score"] == "1.00000"

@@ -83,7 +83,13 @@ def test_a_row_shows_the_result_of_a_run(tmp_path: Path) -> None:
     (row,) = history.rows(tmp_path)
     assert row.document == {
         **{"run": "ann/some-kernel", "version": 1, "digest": DIGEST[:12], "commit": "abcdef012+"},
-        **{"profile": "smoke", "pushed": "2026", "state": "complete", "failure": None},
+        **{
+            "profile": "smoke",
+            "pushed": "2026",
+            "state": "complete",
+            "state_word": "complete",
+            "failure": None,
+        },
         "verified": True,
         "metric": {"name": "val_iou", "value": 0.75, "experiment": "one", "epoch": 2},
         **{"submission": "complete", "public_score": "0.7", "private_score": "0.8"},
