@@ -359,9 +359,14 @@ def _add_imported_tests(
 
 
 def _keep_reachable(files: PackageFiles, modules: dict[str, Module], entry: str) -> list[str]:
-    """Leave out what the entry does not reach; data stays with the packages that it reaches."""
-    start = checks.program_module(entry, modules)
-    kept = imports.reachable(imports.graph(modules, typing=False), [start])
+    """Leave out what the entry does not reach; data stays with the packages that it reaches.
+
+    What `include` names stays, with everything that it reaches.
+    """
+    asked_for = files.included | set(files.named)
+    starts = [name for name in modules if files.modules[name] in asked_for]
+    starts.append(checks.program_module(entry, modules))
+    kept = imports.reachable(imports.graph(modules, typing=False), starts)
     folders = {files.modules[name].rpartition("/")[0] for name in kept}
     for name in sorted(modules.keys() - kept):
         del modules[name]
@@ -369,7 +374,7 @@ def _keep_reachable(files: PackageFiles, modules: dict[str, Module], entry: str)
     packages = set(files.modules.values())
     for path in files.data(modules):
         home = next((f for f in parents(path) if f"{f}/__init__.py" in packages), None)
-        if home is not None and home not in folders:
+        if home is not None and home not in folders and path not in asked_for:
             files.leave_out(path, UNREACHED)
     return [
         f"{module.path}:{line} imports a module whose name only the run knows: it may be one that "

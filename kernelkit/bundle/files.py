@@ -149,6 +149,9 @@ class PackageFiles:
     named: list[str] = field(default_factory=list)
     """The paths that `files` of the project file names."""
 
+    included: set[str] = field(default_factory=set)
+    """The paths that fit a pattern of `include`."""
+
     notes: list[str] = field(default_factory=list)
     """What a user should know about the choice of files."""
 
@@ -169,6 +172,8 @@ class PackageFiles:
         links: list[str] = []
         for package in arrangement.packages:
             for entry in files._walk(package, rules, links):
+                if rules.includes(entry.name):
+                    files.included.add(entry.path)
                 files._add(entry, rules.reason(entry) or files._private_key(entry, rules))
         for pattern in config.files:
             files._add_named(pattern, rules, links)
@@ -398,6 +403,10 @@ class _Rules:
             return None
         reason = self._default(entry)
         return reason if reason in (_GIT, _CACHE, _KEY, _HIDDEN) else None
+
+    def includes(self, name: str) -> bool:
+        """Whether a pattern of `include` fits a file."""
+        return bool(self._stated["include"]) and self._include.match_file(name)
 
     def includes_by_name(self, name: str) -> bool:
         """Whether `include` names this very file, and not only its folder or a pattern."""

@@ -11,11 +11,12 @@ import io
 import lzma
 import tarfile
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 
 from kernelkit.bundle.bundle import Bundle, SourceFile
+from kernelkit.errors import PreflightError
 from kernelkit.notebook.cells import ModuleCell, RenderedCell, in_lines, module_cell
 from kernelkit.notebook.templates import Templates, TemplateVariables, is_module_template
 
@@ -25,12 +26,21 @@ SIZE_CAP_BYTES = 1_000_000
 SIZE_LIMIT_BYTES = 900_000
 """Kaggle refused 1,353,126 bytes and accepted 878,947; where it draws the line is not known."""
 
+_PACKED_LIMIT_BYTES = 4 << 20
+"""Of an archive: far more than fits, and reached within seconds."""
+
+_FILE_LIMIT_BYTES = 5 * SIZE_CAP_BYTES
+"""Of a file in a cell of its own: far more than fits."""
+
+_LARGEST = 8  # files named, where the notebook is too large
+
 _ARCHIVE_LINE = (
     4000  # characters; each line adds fourteen bytes of quotes and escapes to the payload
 )
 _ARCHIVE_TIME = 946_684_800  # 2000-01-01: the same in every render, and a time that zip can write
 _MEMBER_BYTES = 100  # of the archive, for a file's name and header
 _ENVELOPE_BYTES = 500  # of the notebook, for its own metadata
+_MEASUREMENTS = 5  # of the whole notebook, each with another archive; then all files are compressed
 
 
 @dataclass(frozen=True)
@@ -83,12 +93,33 @@ class Draft:
         self._rendered: dict[tuple[str, ...], list[RenderedCell]] = {}
 
     def choose(self, layout: str) -> frozenset[str]:
-        """The paths of the files that are carried compressed."""
+        """The paths of the files that are carried compressed.
+
+        Raises:
+            PreflightError: the files are far too large for any notebook.
+        """
+        largest = max((len(file.content) for file in self._bundle.files), default=0)
+        if layout == "cells" and largest > _FILE_LIMIT_BYTES:
+            raise self._far_too_large(layout, f"the largest has {largest:,} B")
         if layout == "cells":
             return frozenset()
-        if layout == "compressed":
-            return frozenset(self._modules)
-        return self._largest()
+        try:
+            chosen = self._largest() if layout == "auto" else frozenset(self._modules)
+            self.cells(chosen)
+            return chosen
+        except _TooLargeError:
+            packed = _PACKED_LIMIT_BYTES * 4 // 3
+            raise self._far_too_large(
+                layout, f"compressed together, they take more than {packed:,} B"
+            ) from None
+
+    def _far_too_large(self, layout: str, reason: str) -> PreflightError:
+        sizes = {file.path: len(file.content) for file in self._bundle.files}
+        return PreflightError(
+            f"notebook: {len(sizes):,} files have {sum(sizes.values()):,} B; {reason}. Kaggle's "
+            f"limit is {SIZE_CAP_BYTES:,} B. {table_of_largest(sizes)}",
+            how_to_shrink(layout),
+        )
 
     def cells(self, compressed: frozenset[str]) -> list[RenderedCell]:
         """The whole notebook."""
@@ -142,32 +173,41 @@ class Draft:
         """The largest files, as many as the notebook needs to be below the limit; the entry's last.
 
         How much a file takes in the archive is first estimated from the file alone. One archive of
-        all candidates corrects the estimate, so that no more files than needed are compressed.
-        Where even all files are far from enough, none is compressed: preflight refuses that
-        notebook either way.
+        all candidates corrects the estimate, because files that resemble each other take far less
+        together; so no more files than needed are compressed. Where all files are not enough, they
+        are all compressed, and preflight names the size.
+
+        Raises:
+            _TooLargeError: the archive is beyond all bounds.
         """
-        excess = self._excess(frozenset())
+        chosen = frozenset(
+            file.path for file in self._bundle.files if len(file.content) > SIZE_CAP_BYTES
+        )
+        excess = self._excess(chosen)
         if excess <= 0:
-            return frozenset()
+            return chosen
         candidates: list[_Candidate] = []
         missing = excess
         for file in self._by_size():
-            if missing > 0 and (candidate := self._candidate(file)).gain() > 0:
+            if file.path in chosen or missing <= 0:
+                continue
+            if (candidate := self._candidate(file)).gain() > 0:
                 candidates.append(candidate)
                 missing -= candidate.gain()
-        if missing > SIZE_LIMIT_BYTES:
-            return frozenset()
         packed = len(_archive([candidate.file for candidate in candidates]))
+        everything = frozenset(self._modules)
+        if missing > 0 and self._excess(everything) > 0:
+            return everything
         ratio = packed / sum(candidate.packed for candidate in candidates) if candidates else 1.0
-        chosen: frozenset[str] = frozenset()
+        measured = 0
         for candidate in candidates:
-            if excess <= 0:
-                excess = self._excess(chosen)
+            if excess <= 0 and measured < _MEASUREMENTS:
+                excess, measured = self._excess(chosen), measured + 1
                 if excess <= 0:
                     break
             chosen |= {candidate.file.path}
             excess -= candidate.gain(ratio)
-        return chosen
+        return chosen if self._excess(chosen) <= 0 else everything
 
     def _excess(self, compressed: frozenset[str]) -> int:
         """By how many bytes the notebook is too large."""
@@ -208,16 +248,76 @@ class Draft:
         return [cell for cell in cells if cell is not None]
 
 
+def table_of_largest(sizes: Mapping[str, int]) -> str:
+    """The largest files and their bytes on disk, a line each; no line for many small ones."""
+    large = {path: size for path, size in sizes.items() if size * 100 > SIZE_CAP_BYTES}
+    lines = [
+        f"{size:>12,} B  {path}\n"
+        for path, size in sorted(large.items(), key=lambda one: -one[1])[:_LARGEST]
+    ]
+    return "".join(["The largest files:\n", *lines]) if lines else "No file is large.\n"
+
+
+def how_to_shrink(layout: str) -> str:
+    """What to do about a notebook that is too large."""
+    return (
+        ('Set layout = "auto"; l' if layout == "cells" else "L")
+        + "eave files out (exclude, only_reachable = true), move data into a Kaggle dataset, or "
+        "move code that does not change into a wheel that the run installs."
+    )
+
+
+class _TooLargeError(Exception):
+    """An archive is larger than it may be."""
+
+
+class _Compressor(io.RawIOBase):
+    """Compresses what is written to it.
+
+    Raises:
+        _TooLargeError: the result is larger than `_PACKED_LIMIT_BYTES`.
+    """
+
+    def __init__(self) -> None:
+        self._compressor = lzma.LZMACompressor()
+        self._parts: list[bytes] = []
+        self._written = self._size = 0
+
+    def tell(self) -> int:
+        """How many bytes were written."""
+        return self._written
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        """Compress some bytes."""
+        self._written += len(data)
+        self._add(self._compressor.compress(data))
+        return len(data)
+
+    def content(self) -> bytes:
+        """The compressed file."""
+        self._add(self._compressor.flush())
+        return b"".join(self._parts)
+
+    def _add(self, part: bytes) -> None:
+        self._parts.append(part)
+        self._size += len(part)
+        if self._size > _PACKED_LIMIT_BYTES:
+            raise _TooLargeError
+
+
 def _archive(files: list[SourceFile]) -> str:
-    """All files in one .tar.xz, which is smaller than each on its own; base64, in long lines."""
+    """All files in one .tar.xz, which is smaller than each on its own; base64, in long lines.
+
+    Raises:
+        _TooLargeError: it is larger than `_PACKED_LIMIT_BYTES`.
+    """
     if not files:
         return ""
-    packed = io.BytesIO()
+    packed = _Compressor()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for file in files:
             member = tarfile.TarInfo(file.path)
             member.size = len(file.content)
             member.mtime = _ARCHIVE_TIME
             tar.addfile(member, io.BytesIO(file.content))
-    text = base64.b64encode(lzma.compress(packed.getvalue())).decode()
-    return in_lines(text, _ARCHIVE_LINE)
+    return in_lines(base64.b64encode(packed.content()).decode(), _ARCHIVE_LINE)

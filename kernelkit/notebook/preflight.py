@@ -24,14 +24,18 @@ from kernelkit.bundle.scripts import CommandLine
 from kernelkit.bundle.secrets import Credential, NamedText, SecretFinding, scan
 from kernelkit.config import is_several, near_miss
 from kernelkit.errors import PreflightError
-from kernelkit.notebook.layout import SIZE_CAP_BYTES, SIZE_LIMIT_BYTES
+from kernelkit.notebook.layout import (
+    SIZE_CAP_BYTES,
+    SIZE_LIMIT_BYTES,
+    how_to_shrink,
+    table_of_largest,
+)
 from kernelkit.notebook.reader import read_cells
 from kernelkit.notebook.render import Kernel
 
 WARNING = "warning: "
 """The beginning of a piece of advice that most likely concerns a run that fails."""
 
-LARGEST = 8  # files named, where the notebook is too large
 SHORTEST_NAME = 5  # characters, of title and slug alike
 LONGEST_TITLE = 50  # Kaggle answers a longer one with a bare error 500
 PLACES = ("input", "working", "temp")  # that the runtime resolves
@@ -110,16 +114,20 @@ def check_size(kernel: Kernel) -> Iterator[Problem]:
     size = kernel.size
     if size <= SIZE_LIMIT_BYTES:
         return
-    files = [share for share in kernel.budget if share.path and share.size * 100 > size]
-    largest = sorted(files, key=lambda share: -share.size)[:LARGEST]
-    table = [f"{share.size:>12,} B  {share.path}\n" for share in largest]
+    sizes = {share.path: share.size for share in kernel.budget if share.path}
+    packed = sum(share.form == "compressed" for share in kernel.budget)
+    archive = sum(share.sent for share in kernel.budget if share.form == "archive")
+    compressed = (
+        f", of which {packed:,} are compressed together: {archive:,} B as they are sent, and "
+        f"{size - archive:,} B for everything else"
+    )
     yield Problem(
         "notebook",
         f"{size:,} B as it is sent; Kaggle's limit is {SIZE_CAP_BYTES:,} B, and up to "
-        f"{SIZE_LIMIT_BYTES:,} B are known to pass. The largest files:\n" + "".join(table),
-        ('Set layout = "auto"; l' if kernel.manifest.layout == "cells" else "L")
-        + "eave files out (exclude, only_reachable = true), move data into a Kaggle dataset, or "
-        "move code that does not change into a wheel that the run installs.",
+        f"{SIZE_LIMIT_BYTES:,} B are known to pass. {len(sizes):,} files have "
+        f"{sum(sizes.values()):,} B on disk{compressed if archive else ''}. "
+        + table_of_largest(sizes),
+        how_to_shrink(kernel.manifest.layout),
     )
 
 
