@@ -6,6 +6,7 @@ was accepted: the description of each contains a mark that names the run.
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,10 +26,18 @@ from kernelkit.errors import (
     RefusedError,
     UnreachableError,
 )
-from kernelkit.kaggle.answers import TransientError, as_flag, as_int, as_text, calling
+from kernelkit.kaggle.answers import (
+    MESSAGE_CHARACTERS,
+    TransientError,
+    as_flag,
+    as_int,
+    as_text,
+    calling,
+)
 from kernelkit.kaggle.connection import Connection
 from kernelkit.kaggle.types import Scoring, Submission, Terms
 from kernelkit.kaggle.waiting import Upload, came
+from kernelkit.printable import one_line
 
 PAGE_SIZE, PAGES = 100, 20  # a search through a list ends after 2,000 entries
 UPLOAD_PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # s, before each attempt after one without progress
@@ -284,7 +293,7 @@ class Competition:
             attempt += 1
             try:
                 with self._competition_errors():
-                    ref = self._connection.once("the submission", lambda: as_int(call().ref))
+                    ref, words = self._connection.once("the submission", lambda: _entered(call()))
             except AnswerLostError as lost:
                 if (found := self._found(mark, known)) is not None:
                     return found
@@ -293,13 +302,21 @@ class Competition:
             else:
                 found = ref or self._found(mark, known)
                 if found is None:
-                    # Kaggle answers like this beyond a daily limit [A, kaggle-cli #148].
-                    raise RefusedError(
-                        f"{self.name}: Kaggle reports success and lists no such submission. The "
-                        "day's limit may be used up",
-                        _LOST,
-                    )
+                    with self._competition_errors():
+                        raise self._not_listed(words)
                 return found
+
+    def _not_listed(self, words: str) -> RefusedError:
+        """Kaggle names no submission and lists none: its words are all that there is.
+
+        Kaggle answers like this beyond a daily limit [A, kaggle-cli #148].
+        """
+        said = f"Kaggle says: {words}" if words else "Kaggle gives no reason"
+        return RefusedError(
+            f"{self.name}: the submission has no number, and Kaggle lists none. {said}. The day's "
+            "limit may be used up",
+            _LOST,
+        )
 
     def _found(self, mark: str, known: set[int]) -> int | None:
         """The number of a new submission with this mark; None if it does not appear."""
@@ -324,13 +341,19 @@ class Competition:
             yield
         except RefusedError as error:
             message = str(error).lower()
-            if "submission limit" in message:
+            if _DAILY_LIMIT.search(message):
                 raise CapacityError(str(error), "Try again after midnight UTC.") from error
             if "accept" in message and "rules" in message:
                 page = f"https://www.kaggle.com/competitions/{self.name}/rules"
                 raise error.with_message(str(error), f"Accept the rules: {page}") from error
             raise
 
+
+_DAILY_LIMIT = re.compile(
+    r"(?:submission|daily) limit|(?:limit|max\w*)(?: number)? of (?:\w+ ){0,3}submissions"
+    r"|submissions? (?:per|a) day|no (?:more )?submissions (?:left|remaining)|too many submissions"
+)
+"""Kaggle's words for a day whose submissions are used up, in lower case [A]."""
 
 _LOST = "Look at the competition's page. The same command finds a submission that was accepted."
 
@@ -341,6 +364,13 @@ def _terms(details: Any) -> Terms:
         bool(as_flag(details.is_kernels_submissions_only)),
         bool(as_flag(details.user_has_entered)),
         bool(as_flag(details.submissions_disabled)),
+    )
+
+
+def _entered(response: Any) -> tuple[int, str]:
+    """The number of a submission, 0 without one, and Kaggle's words."""
+    return as_int(response.ref), one_line(as_text(response.message), MESSAGE_CHARACTERS).rstrip(
+        ". "
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 from kernelkit.config import KernelSettings
 from kernelkit.errors import (
     AnswerLostError,
+    CapacityError,
     CredentialsError,
     KernelkitError,
     NotFoundError,
@@ -20,6 +21,7 @@ from kernelkit.errors import (
     SessionCapError,
     UnreachableError,
 )
+from kernelkit.kaggle import competitions
 from kernelkit.kaggle import types as client
 from kernelkit.kaggle.competitions import Competition
 from kernelkit.kaggle.kernels import Kaggle, connect
@@ -235,6 +237,41 @@ def test_a_submission_is_uploaded_and_submitted(
     assert "Authorization" not in headers
     assert json.loads(enter)["blobFileTokens"] == "t"
     assert json.loads(enter)["submissionDescription"] == "v1 by hand"
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "words"),
+    [
+        ({"message": "The deadline of this competition has passed."}, RefusedError, "has passed"),
+        ({"message": "Your team is too large"}, RefusedError, "Kaggle says: Your team is too"),
+        ({"message": "x\r\n\x1b[2Jverified: y"}, RefusedError, "Kaggle says: x verified: y"),
+        ({"message": "You have used your submission limit"}, CapacityError, "used your"),
+        ({"message": "Maximum number of daily submissions reached"}, CapacityError, "Maximum"),
+        ({"message": "Only 5 submissions per day", "ref": 0}, CapacityError, "Only 5"),
+        ({}, RefusedError, "gives no reason"),
+        ({"message": None, "ref": None}, RefusedError, "gives no reason"),
+    ],
+)
+def test_kaggles_words_about_a_submission_without_number_are_reported(
+    kaggle: Kaggle,
+    script: Script,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: dict[str, object],
+    error: type[KernelkitError],
+    words: str,
+) -> None:
+    monkeypatch.setattr(competitions, "LISTED_SECONDS", 0)
+    table = tmp_path / "submission.csv"
+    table.write_text("id,rle_mask\n")
+    script.say({})
+    script.say({"token": "t", "createUrl": kaggle.endpoint + "/upload"})
+    script.say(b"", 201, "text/plain")
+    script.say(answer)
+    script.say({})
+    with pytest.raises(error) as caught:
+        Competition(kaggle, "salt").submit_file(table, "v1", "v1")
+    assert words in str(caught.value)
 
 
 def test_a_refused_upload_is_not_submitted(kaggle: Kaggle, script: Script, tmp_path: Path) -> None:
