@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from kernelkit.runs.push import Pushed
     from kernelkit.runs.store import RunFolder
     from kernelkit.runs.submit import Submitted
+    from kernelkit.runs.watch import LogEvent
     from kernelkit.testing.prove import Proof
     from kernelkit.workflow import Event, RenderedKernel
 
@@ -81,6 +82,7 @@ STARTED = time.monotonic()
 CELL_CHARACTERS = 400  # of a table's cell
 NAME_CHARACTERS = 10  # of a cell that is cut because the terminal is narrow
 WIDE = 200  # columns of a table that goes to a file or another program
+EXPERIMENTS = 100  # rows of the live table
 EPOCH_COLUMNS = (  # of an epoch's event: heading, key, digits
     ("train loss", "train_loss", 4),
     ("val loss", "val_loss", 4),
@@ -333,8 +335,8 @@ class Reporter:
 
     def __init__(self, live: Live | None = None) -> None:
         self._live = live
-        self._experiments: dict[str, Mapping[str, JsonValue]] = {}
-        self._epochs: Any = None
+        self._experiments: dict[str, LogEvent | None] = {}
+        self._epochs: float | None = None
         self._tail: list[str] = []
         self._quota: Quota | None = None
         self._started = time.monotonic()
@@ -378,11 +380,13 @@ class Reporter:
         if entry.text.startswith(MANIFEST_MARK):
             return  # of a failed run; the traceback after it is for people
         event = progress(entry)
-        if event and event["event"] == "start":
-            self._plan(event)
-        if event and event["event"] == "epoch" and "experiment" in event:
-            self._experiments[str(event["experiment"])] = event
-        is_epoch = event is not None and event["event"] == "epoch"
+        is_epoch = event is not None and event.kind == "epoch"
+        if event and event.kind == "start":
+            self._epochs = event.numbers.get("epochs")
+            for name in event.experiments:
+                self._keep(name, None)
+        elif event and is_epoch and event.experiment is not None:
+            self._keep(event.experiment, event)
         text = _epoch_line(event) if event and is_epoch else entry.text[: LOG_CHARACTERS + 1]
         line = lines_printable(text.rstrip())
         if len(text) > LOG_CHARACTERS:
@@ -420,44 +424,41 @@ class Reporter:
         """Whether the run reports epochs at all."""
         return bool(self._experiments)
 
-    def _plan(self, event: Mapping[str, JsonValue]) -> None:
-        """What a run announces at its start."""
-        names, self._epochs = event.get("experiments"), event.get("epochs")
-        if isinstance(names, list):
-            self._experiments |= {str(name): {} for name in names}
+    def _keep(self, name: str, event: LogEvent | None) -> None:
+        """Remember the last epoch of an experiment; None if it has only been announced."""
+        if name in self._experiments or len(self._experiments) < EXPERIMENTS:
+            self._experiments[name] = event
 
     def seconds_left(self) -> float | None:
         """Seconds of the planned epochs, estimated from those before; None if unknown."""
-        from kernelkit.runs.manifest import finite
-
-        took: dict[str, float] = {}
-        for name, event in self._experiments.items():
-            if (seconds := finite(event.get("seconds"))) is not None:
-                took[name] = seconds
+        numbers = {
+            name: event.numbers if event else {} for name, event in self._experiments.items()
+        }
+        took = {name: float(one["seconds"]) for name, one in numbers.items() if "seconds" in one}
         if not took:
             return None
         mean, left = sum(took.values()) / len(took), 0.0
-        for name, event in self._experiments.items():
-            epochs = finite(event.get("epochs", self._epochs))
+        for name, one in numbers.items():
+            epochs = one.get("epochs", self._epochs)
             if epochs is not None:
-                done = finite(event.get("epoch", 0)) or 0.0
-                left += max(0.0, epochs - done) * took.get(name, mean)
+                left += max(0.0, float(epochs) - float(one.get("epoch", 0))) * took.get(name, mean)
         return left if 0 < left < math.inf else None
 
     def table(self) -> Table:
         """A row for each experiment, with a column for each number that they report."""
-        events = self._experiments.values()
-        shown = [column for column in EPOCH_COLUMNS if any(column[1] in event for event in events)]
+        events = [event for event in self._experiments.values() if event]
+        shown = [one for one in EPOCH_COLUMNS if any(one[1] in event.numbers for event in events)]
         table = Table("experiment", "epoch", *(label for label, _, _ in shown), box=None)
         for column in table.columns:  # a narrow terminal cuts names, and wraps nothing
             column.no_wrap = True
         table.columns[0].min_width = 8
         for name, event in self._experiments.items():
-            epoch = f"{event.get('epoch', 0)}/{event.get('epochs', self._epochs or '?')}"
+            numbers = event.numbers if event else {}
+            epoch = f"{numbers.get('epoch', 0)}/{numbers.get('epochs', self._epochs or '?')}"
             table.add_row(
-                Text(printable(name)),
-                Text(printable(epoch)),
-                *(number(event.get(key), n) for _, key, n in shown),
+                Text(one_line(name, CELL_CHARACTERS)),
+                Text(epoch),
+                *(number(numbers.get(key), n) for _, key, n in shown),
             )
         return table
 
@@ -1094,10 +1095,11 @@ def _score(public: str | None, private: str | None, state: str | None) -> str:
     return f"{public or '?'} / {private or '?'}" if public or private else state or ""
 
 
-def _epoch_line(event: Mapping[str, JsonValue]) -> str:
-    shown = [f"{label} {number(event[key], n)}" for label, key, n in EPOCH_COLUMNS if key in event]
-    epoch = f"epoch {event.get('epoch', '?')}/{event.get('epochs', '?')}"
-    return "  ".join([str(event.get("experiment", "")), epoch, *shown]).strip()
+def _epoch_line(event: LogEvent) -> str:
+    known = event.numbers
+    shown = [f"{label} {number(known[key], n)}" for label, key, n in EPOCH_COLUMNS if key in known]
+    epoch = f"epoch {known.get('epoch', '?')}/{known.get('epochs', '?')}"
+    return "  ".join([event.experiment or "", epoch, *shown]).strip()
 
 
 def _duration_line(seconds: float) -> str:

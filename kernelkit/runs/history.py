@@ -27,10 +27,9 @@ from kernelkit.runs.manifest import (
     RunRecord,
     SubmissionRecord,
     Verdict,
-    finite,
 )
 from kernelkit.runs.store import RunFolder
-from kernelkit.runs.watch import progress
+from kernelkit.runs.watch import LogEvent, progress
 from kernelkit.storage import DocumentError, MissingDocumentError, read_model
 
 METRICS = (
@@ -364,15 +363,14 @@ class _Known:
         """The best epoch in the log, by the first of METRICS that it reports."""
         events = self._epochs()
         for name, best in METRICS:
-            numbers = ((finite(event.get(name)), event) for event in events)
-            found = [(value, event) for value, event in numbers if value is not None]
+            found = [(float(one.numbers[name]), one) for one in events if name in one.numbers]
             if found:
                 value, event = best(found, key=lambda pair: pair[0])
-                experiment, epoch = event.get("experiment"), event.get("epoch")
-                return Metric(name=name, value=value, experiment=experiment, epoch=epoch)
+                epoch = event.numbers.get("epoch")
+                return Metric(name=name, value=value, experiment=event.experiment, epoch=epoch)
         return None
 
-    def _epochs(self) -> Sequence[Mapping[str, JsonValue]]:
+    def _epochs(self) -> Sequence[LogEvent]:
         path = self.folder.log
         try:
             if not self.manifest or path.stat().st_size > LOG_BYTES:
@@ -383,7 +381,7 @@ class _Known:
         text = "".join(entry.text for entry in entries)
         lines = (LogEntry("", 0.0, line) for line in text.splitlines() if '"epoch"' in line)
         events = (progress(line) for line in lines)
-        return [event for event in events if event and event["event"] == "epoch"]
+        return [event for event in events if event and event.kind == "epoch"]
 
 
 def _read(folder: RunFolder, submissions: Iterable[SubmissionRecord] | None = None) -> _Known:

@@ -27,12 +27,10 @@ from kernelkit.kaggle.logs import parse_log
 from kernelkit.kaggle.types import LogEntry, Quota, State, Status
 from kernelkit.notebook.manifest import Manifest
 from kernelkit.runs.identity import HEAD_CHARACTERS, Identity, log_identity, shows_run
-from kernelkit.runs.manifest import Differences, RunAddress
+from kernelkit.runs.manifest import Differences, RunAddress, finite
 from kernelkit.runs.store import RunFolder
 
 if TYPE_CHECKING:
-    from pydantic import JsonValue
-
     from kernelkit.kaggle.kernels import Kaggle
 
 GPU_NAMES = {
@@ -46,6 +44,8 @@ GPU_NAMES = {
     "NvidiaRtxPro6000": "RTX PRO 6000",
 }
 """The name of a machine_shape's GPU in the output of nvidia-smi."""
+
+EVENT_CHARACTERS = 1 << 16  # a longer line of a log is not an event
 
 _SESSION_LINE = re.compile(r"kernelkit session (\d+)")
 _HARDWARE_LINE = re.compile(r"^hardware: (\{.*\})\s*$", re.MULTILINE)
@@ -281,16 +281,37 @@ def require_own_log(run: RunAddress, entries: Sequence[LogEntry]) -> None:
         )
 
 
-def progress(entry: LogEntry) -> Mapping[str, JsonValue] | None:
-    """The event in a line of the log (`{"event": "epoch", …}`); None for other lines."""
-    text = entry.text.strip()
+@dataclass(frozen=True)
+class LogEvent:
+    """What a run reports in one line of its log: `{"event": "epoch", "experiment": …}`."""
+
+    kind: str
+    experiment: str | None
+    experiments: tuple[str, ...]
+    """The plan that the event "start" announces."""
+
+    numbers: Mapping[str, int | float]
+    """Every finite number in it by its name: `epoch`, `epochs`, `seconds`, `val_iou` and others."""
+
+
+def progress(entry: LogEntry) -> LogEvent | None:
+    """The event in a line of the log; None for other lines."""
+    text = entry.text.strip() if len(entry.text) <= EVENT_CHARACTERS else ""
     if not text.startswith("{"):
         return None
     try:
         event = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
+    kind, name, names = (event.get(key) for key in ("event", "experiment", "experiments"))
+    if not isinstance(kind, str):
+        return None
+    return LogEvent(
+        kind,
+        None if name is None else str(name),
+        tuple(one for one in names if isinstance(one, str)) if isinstance(names, list) else (),
+        {key: value for key, value in event.items() if finite(value) is not None},
+    )
 
 
 def _confirm(

@@ -275,6 +275,18 @@ def test_a_line_that_is_not_an_event_is_ignored(text: str) -> None:
     assert watch.progress(LogEntry("stdout", 0.0, text)) is None
 
 
+def test_an_event_has_a_kind_an_experiment_and_finite_numbers() -> None:
+    values = f'"epoch": 2, "val_iou": NaN, "loss": 1e999, "big": 1{"0" * 400}, "on": true'
+    text = f'{{"event": "epoch", "experiment": "a", "seconds": 1.5, "word": "x", {values}}}'
+    event = watch.progress(LogEntry("stdout", 0.0, f"  {text}\n"))
+    assert event == watch.LogEvent("epoch", "a", (), {"epoch": 2, "seconds": 1.5})
+    start = '{"event": "start", "experiments": ["a", 3, null], "epochs": 20}'
+    event = watch.progress(LogEntry("stdout", 0.0, start))
+    assert event == watch.LogEvent("start", None, ("a",), {"epochs": 20})
+    long = '{"event": "epoch", "word": "' + "x" * 100_000 + '"}'
+    assert watch.progress(LogEntry("stdout", 0.0, long)) is None
+
+
 def test_a_long_line_does_not_delay_the_log(kaggle: Kaggle, server: Server) -> None:
     lines = [FIRST, *(["x" * 999_999 + "\n"] * 20)]
     server.statuses = [RUNNING, COMPLETE]
