@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import ast
 import base64
+import collections
 import contextlib
+import copy
 import csv
+import datetime
 import hashlib
 import importlib
 import importlib.metadata
 import io
+import itertools
 import json
+import math
 import os
 import platform
 import re
@@ -28,9 +33,9 @@ import tarfile
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NotRequired, TypeAlias, TypedDict
 
 RUN_MANIFEST_NAME = "run-manifest.json"
@@ -53,6 +58,15 @@ PIP_CHARACTERS = 2000  # of its output: the end has the reason
 NVIDIA_SMI_TIMEOUT_SECONDS = 30
 CHUNK_BYTES = 1 << 20
 CELL_CHARACTERS = 1 << 28  # of a csv: masks as run lengths take megabytes; Python allows 131,072
+
+MAX_RECORDED = 5000  # values of one parameter in the manifest
+MAX_CHARACTERS = 100_000  # of a text in the manifest
+MAX_SHOWN = 1000  # characters of what has no form in JSON
+MAX_DEPTH = 50
+MAX_BITS = 1024  # of a number in the manifest: many programs read JSON numbers as doubles
+MAX_ARRAY_BYTES = 8000
+
+_CONTAINERS = (dict, list, tuple, set, frozenset, collections.deque)
 
 Parameter: TypeAlias = "str | int | float | bool | list[Parameter] | dict[str, Parameter] | None"
 """A JSON value."""
@@ -165,6 +179,7 @@ class NotebookRun:
         self.temp_dir = _folder("KAGGLE_TEMP_DIR", "/kaggle/temp") or Path(tempfile.gettempdir())
         self.hardware: Hardware = {}
         self.parameters: Mapping[str, Parameter] = {}
+        self._recorded: dict[str, Parameter] = {}
         self._started = time.time()
         if push_id := bundle.get("push_id"):  # two pushes may have the same digest
             print("kernelkit push", push_id, flush=True)
@@ -271,9 +286,12 @@ class NotebookRun:
         Raises:
             RuntimeFault: an input is missing; the message lists what is mounted.
         """
+        self._recorded = {name: recorded(value) for name, value in parameters.items()}
         self.parameters = {name: self._resolve(value) for name, value in parameters.items()}
+        # Now, because the entry may change the values while it runs.
+        self._recorded = {name: recorded(value) for name, value in self.parameters.items()}
         for name, value in self.parameters.items():
-            print(f"{name} = {value!r}")
+            print(f"{name} = {_shown(value)}")
         return self.parameters
 
     def call(self, entry: str, parameters: Mapping[str, Parameter]) -> object:
@@ -376,26 +394,51 @@ class NotebookRun:
                 f"The run ended without its declared outputs: {', '.join(missing)}. Found in "
                 f"{self.working_dir}:\n{_tree(self.working_dir)}"
             )
-        manifest = self._write_manifest("complete", None)
+        manifest = self._manifest("complete", None)
+        self._save(manifest)
         for output in manifest["outputs"][:MAX_OUTPUTS_SHOWN]:
             print(f"{str(output['sha256'])[:12]}  {output['size']:>12,} B  {output['path']}")
         if len(manifest["outputs"]) > MAX_OUTPUTS_SHOWN:
             print(f"… and {len(manifest['outputs']) - MAX_OUTPUTS_SHOWN} more outputs")
         return manifest
 
-    def _resolve(self, value: Parameter) -> Parameter:
-        if isinstance(value, list):
-            return [self._resolve(item) for item in value]
-        if isinstance(value, dict):
-            return {key: self._resolve(item) for key, item in value.items()}
-        if not isinstance(value, str) or not value.startswith("kaggle://"):
+    def _resolve(self, value: Any, above: tuple[int, ...] = ()) -> Any:
+        """The value with its addresses replaced, also in containers; without any, the same object.
+
+        A user may have put anything into the parameters cell.
+        """
+        if isinstance(value, str):
+            return self._path_of(value) if value.startswith("kaggle://") else value
+        if isinstance(value, PurePath):  # Path() makes one slash of two
+            text = str(value)
+            is_address = text.startswith("kaggle:/")
+            return type(value)(self._path_of(f"kaggle://{text[8:]}")) if is_address else value
+        if not isinstance(value, _CONTAINERS) or id(value) in above or len(above) > MAX_DEPTH:
             return value
-        place, _, rest = value.removeprefix("kaggle://").partition("/")
+        above = (*above, id(value))
+        if isinstance(value, dict):
+            old = [part for item in value.items() for part in item]
+        else:
+            old = list(value)
+        new = [self._resolve(part, above) for part in old]
+        if all(part is before for part, before in zip(new, old, strict=True)):
+            return value
+        if isinstance(value, tuple | frozenset):
+            return value._make(new) if hasattr(value, "_make") else type(value)(new)
+        made: Any = copy.copy(value)  # of the same class, with its other attributes
+        made.clear()
+        if isinstance(value, dict):
+            new = list(zip(new[::2], new[1::2], strict=True))
+        (made.update if isinstance(value, dict | set) else made.extend)(new)
+        return made
+
+    def _path_of(self, address: str) -> str:
+        place, _, rest = address.removeprefix("kaggle://").partition("/")
         if place == "input":
             return str(self._find_input(rest))
         folder = {"working": self.working_dir, "temp": self.temp_dir}.get(place)
         if folder is None:
-            raise RuntimeFault(f"{value}: this run has no folder {place!r}")
+            raise RuntimeFault(f"{address}: this run has no folder {place!r}")
         folder.mkdir(parents=True, exist_ok=True)
         return str(folder / rest)
 
@@ -468,37 +511,54 @@ class NotebookRun:
 
     def _cell_ended(self, result: Any) -> None:
         error = result.error_before_exec or result.error_in_exec
-        if error is not None:
-            manifest = self._write_manifest("failed", error)
-            ends = {
-                "error": str(manifest["error"])[-MANIFEST_LINE_CHARACTERS:],
-                "traceback": str(manifest["traceback"])[-MANIFEST_LINE_CHARACTERS:],
-            }
-            line = json.dumps({**manifest, **ends}, sort_keys=True, default=str)
-            print(MANIFEST_MARK + line, flush=True)
+        if error is None:
+            return
+        manifest = self._manifest("failed", error)
+        try:
+            self._save(manifest)
+        except OSError as problem:  # such as a full disk: the log still has the manifest
+            print(f"{RUN_MANIFEST_NAME} cannot be written: {problem}")
+        ends = {
+            "error": str(manifest["error"])[-MANIFEST_LINE_CHARACTERS:],
+            "traceback": str(manifest["traceback"])[-MANIFEST_LINE_CHARACTERS:],
+        }
+        line = json.dumps({**manifest, **ends}, sort_keys=True, allow_nan=False)
+        print(MANIFEST_MARK + line, flush=True)
 
-    def _write_manifest(self, status: str, error: BaseException | None) -> RunManifestDocument:
-        manifest: RunManifestDocument = {
+    def _manifest(self, status: str, error: BaseException | None) -> RunManifestDocument:
+        """What run-manifest.json holds; all of it has a form in JSON.
+
+        Raises:
+            RuntimeFault: the run is complete, and an output of it cannot be read.
+        """
+        outputs = []
+        for name in self._existing_outputs():
+            try:
+                outputs.append(_describe(self.working_dir, name))
+            except OSError as problem:
+                if status == "complete":
+                    raise RuntimeFault(f"the output {name} cannot be read: {problem}") from problem
+        return {
             "schema": 1,
             "digest": self.bundle["digest"],
             "push_id": self.bundle.get("push_id"),
             "status": status,
-            "error": None if error is None else f"{type(error).__name__}: {error}",
-            "traceback": None if error is None else "".join(traceback.format_exception(error)),
-            "parameters": self.parameters,
-            "outputs": [_describe(self.working_dir, name) for name in self._existing_outputs()],
+            "error": None if error is None else _error_text(error),
+            "traceback": None if error is None else _traceback_text(error),
+            "parameters": self._recorded,
+            "outputs": outputs,
             "versions": _versions(self.bundle["third_party"]),
             "hardware": self.hardware,
             "started": _timestamp(self._started),
             "seconds": round(time.time() - self._started, 3),
         }
+
+    def _save(self, manifest: RunManifestDocument) -> None:
         target = self.working_dir / RUN_MANIFEST_NAME
         partial = target.with_suffix(".partial")
-        # ASCII with escapes: an error message may contain a surrogate.
-        text = json.dumps(manifest, indent=1, sort_keys=True, default=str)
+        text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
         partial.write_text(text + "\n", encoding="ascii")
         partial.replace(target)
-        return manifest
 
     def _existing_outputs(self) -> list[str]:
         """Each file once, although several declared outputs may stand for it."""
@@ -709,11 +769,107 @@ def _matches(path: Sequence[str], pattern: Sequence[str]) -> bool:
     return bool(path) and fnmatchcase(path[0], pattern[0]) and _matches(path[1:], pattern[1:])
 
 
+def recorded(value: object) -> Parameter:
+    """A JSON value that describes any Python value: what has no form in JSON becomes text."""
+    return _Recorder().record(value)
+
+
+class _Recorder:
+    def __init__(self) -> None:
+        self._left = MAX_RECORDED
+        self._above: list[int] = []
+
+    def record(self, value: Any) -> Parameter:
+        """One value, at most `MAX_RECORDED` in all."""
+        self._left -= 1
+        if self._left < 0 or id(value) in self._above or len(self._above) > MAX_DEPTH:
+            return "…"
+        self._above.append(id(value))
+        try:
+            return self._record(value)
+        except Exception:  # an object of any class may raise anything
+            return _shown(value)
+        finally:
+            self._above.pop()
+
+    def _record(self, value: Any) -> Parameter:
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            return _text(str.__str__(value))
+        if isinstance(value, int):
+            number = int(value)
+            return number if number.bit_length() <= MAX_BITS else hex(number)[:MAX_CHARACTERS]
+        if isinstance(value, float):
+            return float(value) if math.isfinite(value) else repr(float(value))
+        if isinstance(value, Mapping):
+            return self._table(value)
+        if isinstance(value, set | frozenset):
+            return sorted(self._items(value), key=repr)
+        if isinstance(value, _CONTAINERS):
+            return self._items(value)
+        if hasattr(value, "tolist") and value.nbytes <= MAX_ARRAY_BYTES:  # numpy and torch
+            return self.record(value.tolist())
+        if isinstance(value, PurePath | datetime.date | datetime.time):
+            return _text(str(value))
+        return _shown(value)
+
+    def _items(self, value: Iterable[Any]) -> list[Parameter]:
+        return [self.record(item) for item in itertools.islice(value, max(self._left, 0) + 1)]
+
+    def _table(self, value: Mapping[Any, Any]) -> Parameter:
+        items = list(itertools.islice(value.items(), max(self._left, 0) + 1))
+        if len({_key(key) for key, _ in items}) == len(items):
+            return {_key(key): self.record(item) for key, item in items}
+        return [[self.record(key), self.record(item)] for key, item in items]
+
+
+def _key(key: object) -> str:
+    """As JSON writes keys, and the text of those that it cannot write."""
+    if isinstance(key, str):
+        return _text(str.__str__(key))
+    if key is None or type(key) in (bool, int, float):
+        return str(key) if isinstance(key, float) else json.dumps(key)[:MAX_CHARACTERS]
+    return _shown(key)
+
+
+def _text(text: str) -> str:
+    """Text of bounded length that UTF-8 can encode."""
+    if len(text) > MAX_CHARACTERS:
+        text = text[:MAX_CHARACTERS] + "…"
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _shown(value: object) -> str:
+    """`repr`, of bounded length, for any object."""
+    try:
+        text = repr(value)
+    except Exception as error:  # also of numbers with thousands of digits
+        text = f"<{type(value).__name__}: {type(error).__name__} in its repr>"
+    return _text(text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…")
+
+
+def _error_text(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:
+        text = "(its text cannot be read)"
+    return _text(f"{type(error).__name__}: {text}")
+
+
+def _traceback_text(error: BaseException) -> str:
+    try:
+        lines = traceback.format_exception(error)
+    except Exception:
+        lines = [*traceback.format_tb(error.__traceback__), _error_text(error)]
+    return _text("".join(lines)[-MAX_CHARACTERS:])
+
+
 def _describe(folder: Path, name: str) -> OutputDocument:
     """Name, size in bytes and sha256 of an output; for a csv also rows and a hash of the ids."""
     path = folder / name
     described: OutputDocument = {
-        "path": name,
+        "path": _text(name),
         "size": path.stat().st_size,
         "sha256": _sha256(path),
     }
@@ -754,12 +910,15 @@ def _sha256(path: Path) -> str | None:
 
 def _versions(third_party: Sequence[str]) -> dict[str, str]:
     """Versions of Python and of the installed distributions that the package imports."""
-    distributions = importlib.metadata.packages_distributions()
-    names = {name for module in third_party for name in distributions.get(module, [])}
-    return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in sorted(names)},
-    }
+    versions = {"python": platform.python_version()}
+    # The metadata of a distribution that something has broken must not prevent the manifest.
+    with contextlib.suppress(Exception):
+        distributions = importlib.metadata.packages_distributions()
+        names = {name for module in third_party for name in distributions.get(module, [])}
+        for name in sorted(names):
+            with contextlib.suppress(Exception):
+                versions[name] = str(importlib.metadata.version(name))
+    return versions
 
 
 def _tree(folder: Path) -> str:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import ast
+import collections
 import csv
+import datetime
 import hashlib
 import json
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 from kernelkit.notebook import runtime
 from kernelkit.notebook.runtime import NotebookRun, RuntimeFault
@@ -110,6 +115,180 @@ def test_the_manifest_describes_a_csv_by_rows_and_ids(run: NotebookRun) -> None:
     assert manifest["status"] == "complete"
     assert set(manifest["versions"]) == {"python", "pytest"}
     assert json.loads((run.working_dir / "run-manifest.json").read_text()) == manifest
+
+
+class Broken:
+    def __repr__(self) -> str:
+        raise ValueError("no repr")
+
+
+class Odd(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+class Point(NamedTuple):
+    x: object
+    y: object
+
+
+def itself() -> list[object]:
+    made: list[object] = [1]
+    made.append({"me": made})
+    return made
+
+
+def strictly(path: Path) -> Any:
+    """The content of a JSON file, in which NaN and lone surrogates are errors."""
+
+    def refuse(word: str) -> None:
+        raise ValueError(word)
+
+    document = json.loads(path.read_text(), parse_constant=refuse)
+    json.dumps(document, ensure_ascii=False).encode()
+    return document
+
+
+EDITED: list[tuple[Any, object]] = [
+    ({0: 1.0, "other": 2.0}, {"0": 1.0, "other": 2.0}),
+    ({(3, 3): 1, None: 2, True: 3}, {"(3, 3)": 1, "null": 2, "true": 3}),
+    ({0: "a", "0": "b"}, [[0, "a"], ["0", "b"]]),
+    ({frozenset({1}): {2.5: [Path("/x")]}}, {"frozenset({1})": {"2.5": ["/x"]}}),
+    (float("nan"), "nan"),
+    ([1, float("inf"), -float("inf")], [1, "inf", "-inf"]),
+    ({float("nan"): 1}, {"nan": 1}),
+    ({3, 1, 2}, [1, 2, 3]),
+    ({"b", 1}, ["b", 1]),
+    (b"\xff", "b'\\xff'"),
+    (datetime.date(2026, 11, 27), "2026-11-27"),
+    (datetime.datetime(2026, 11, 27, 1, 2), "2026-11-27 01:02:00"),
+    (numpy.float32(0.5), 0.5),
+    (numpy.float64("nan"), "nan"),
+    (numpy.arange(4).reshape(2, 2), [[0, 1], [2, 3]]),
+    (numpy.array([numpy.nan]), ["nan"]),
+    (10**400, hex(10**400)),
+    (10**5000, hex(10**5000)),
+    (2**70, 2**70),
+    ("\udc80 text", "\\udc80 text"),
+    ({"\ud800": "\ud800"}, {"\\ud800": "\\ud800"}),
+    (Broken(), "<Broken: ValueError in its repr>"),
+    ({Broken(): 1}, {"<Broken: ValueError in its repr>": 1}),
+    (itself(), [1, {"me": "…"}]),
+    (1 + 2j, "(1+2j)"),
+    (range(3), "range(0, 3)"),
+    (collections.deque([1]), [1]),
+    (collections.OrderedDict(a=1), {"a": 1}),
+    (Point(1, "a"), [1, "a"]),
+]
+
+
+@pytest.mark.parametrize("number", range(len(EDITED)))
+def test_any_edited_parameter_leaves_a_valid_manifest(run: NotebookRun, number: int) -> None:
+    value, recorded = EDITED[number]
+    (run.working_dir / "out.csv").touch()
+    assert run.resolve({"a": value})["a"] is value
+    run.finish()
+    found = strictly(run.working_dir / "run-manifest.json")["parameters"]
+    assert found == {"a": recorded}
+
+
+def test_a_huge_parameter_does_not_fill_the_manifest(run: NotebookRun) -> None:
+    (run.working_dir / "out.csv").touch()
+    deep: Any = 0
+    for _ in range(5000):
+        deep = [deep]
+    run.resolve({"a": list(range(10**6)), "b": "x" * 10**7, "c": numpy.zeros(10**7), "d": deep})
+    run.finish()
+    assert (run.working_dir / "run-manifest.json").stat().st_size < 500_000
+    assert strictly(run.working_dir / "run-manifest.json")["status"] == "complete"
+
+
+def test_the_manifest_has_the_parameters_from_before_the_run(run: NotebookRun) -> None:
+    (run.working_dir / "out.csv").touch()
+    parameters: Any = run.resolve({"a": {"b": [1]}})
+    parameters["a"]["b"].append(2)  # as an entry may do
+    assert run.finish()["parameters"] == {"a": {"b": [1]}}
+
+
+def test_addresses_are_resolved_in_every_container(run: NotebookRun) -> None:
+    address, path = "kaggle://working/x", str(run.working_dir / "x")
+    cyclic: list[Any] = [address]
+    cyclic.append(cyclic)
+    given = {
+        "a": (address, 1),
+        "b": {address, "z"},
+        "c": frozenset({address}),
+        "d": {"k": ({"deep": [address]},)},
+        "e": {address: 1},
+        "f": Point(address, 2),
+        "g": collections.OrderedDict(x=address),
+        "h": collections.defaultdict(list, x=[address]),
+        "i": collections.deque([address], maxlen=3),
+        "j": Path(address),
+        "k": cyclic,
+    }
+    found: Any = run.resolve(given)
+    assert found["a"] == (path, 1)
+    assert (found["b"], found["c"]) == ({path, "z"}, frozenset({path}))
+    assert (found["d"], found["e"]) == ({"k": ({"deep": [path]},)}, {path: 1})
+    assert found["f"] == Point(path, 2)
+    assert (type(found["g"]), found["h"]["new"]) == (collections.OrderedDict, [])
+    assert found["h"]["x"] == [path]
+    assert found["i"].maxlen == 3
+    assert found["j"] == run.working_dir / "x"
+    assert found["k"][0] == path
+    assert "kaggle:" not in str({k: v for k, v in found.items() if k != "k"})
+
+
+@pytest.fixture
+def shell(run: NotebookRun) -> Iterator[InteractiveShell]:
+    """A notebook's shell in which the run has registered itself."""
+    made = InteractiveShell.instance()
+    made.user_ns["run"] = NotebookRun(run.bundle, run.source_dir)
+    made.user_ns["Odd"] = Odd
+    yield made
+    InteractiveShell.clear_instance()
+
+
+@pytest.mark.filterwarnings("ignore:To exit")
+@pytest.mark.parametrize(
+    ("cell", "error"),
+    [
+        ("raise Odd", "Odd: (its text cannot be read)"),
+        ("raise ValueError('\\ud800 \\x1b[31m')", "ValueError: \\ud800 \x1b[31m"),
+        ("raise ValueError(float('nan'))", "ValueError: nan"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt: "),
+        ("raise ExceptionGroup('many', [ValueError(1)])", "ExceptionGroup: many (1 sub-exception)"),
+        ("x = (", ("_IncompleteInputError: ", "SyntaxError: ")),
+        ("raise ValueError('x' * 10**6)", "ValueError: " + "x" * (10**5 - 12) + "…"),
+        ("run.resolve({'a': 'kaggle://input/none'})", "RuntimeFault: kaggle://input/none: "),
+    ],
+)
+def test_every_failing_cell_leaves_a_valid_manifest(
+    run: NotebookRun,
+    shell: InteractiveShell,
+    capsys: pytest.CaptureFixture[str],
+    cell: str,
+    error: str | tuple[str, ...],
+) -> None:
+    shell.user_ns["run"].resolve({"a": {(1, 2): float("nan")}})
+    shell.run_cell(cell)
+    manifest = strictly(run.working_dir / "run-manifest.json")
+    assert manifest["status"] == "failed"
+    assert manifest["error"].startswith(error)
+    (line,) = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("kernelkit-man")
+    ]
+    assert json.loads(line.partition(" ")[2])["digest"] == manifest["digest"]
+
+
+def test_a_failed_run_whose_manifest_cannot_be_written_prints_it(
+    run: NotebookRun, shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run.working_dir / "run-manifest.partial").mkdir()
+    shell.run_cell("1 / 0")
+    assert "kernelkit-manifest {" in capsys.readouterr().out
 
 
 def test_a_missing_output_is_a_failure(run: NotebookRun) -> None:
@@ -273,6 +452,41 @@ def test_a_failed_download_by_pip_reports_one_retry(
         run.pip_install(["no-such-package-anywhere==1"])
     assert str(raised.value).count("Retrying") == 1
     assert "Failed to establish a new connection" in str(raised.value)
+
+
+ARGUMENTS = """
+import argparse, multiprocessing, sys
+EARLY = argparse.ArgumentParser().parse_args()
+
+def child(queue):
+    queue.put(sys.argv[1:])
+
+def go():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--epochs", type=int, default=1)
+    queue = multiprocessing.get_context("spawn").SimpleQueue()
+    process = multiprocessing.get_context("spawn").Process(target=child, args=(queue,))
+    process.start()
+    inherited = queue.get()
+    process.join()
+    try:
+        first = sys.argv[1]
+    except IndexError:
+        first = None
+    return parser.parse_args().epochs, first, inherited, sys.argv[0]
+"""
+
+
+def test_the_entry_does_not_see_the_arguments_of_jupyter(
+    run: NotebookRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    monkeypatch.syspath_prepend(str(run.source_dir))
+    monkeypatch.setenv("PYTHONPATH", str(run.source_dir))
+    run.source_dir.mkdir()
+    path = run.source_dir / "reads_arguments.py"
+    path.write_text(ARGUMENTS)
+    assert run.call("reads_arguments:go", {}) == (1, None, [], str(path))
 
 
 @pytest.mark.parametrize(("code", "good"), [("", True), ("0", True), ("1", False), ("'x'", False)])
