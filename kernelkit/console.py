@@ -672,6 +672,9 @@ def explain(diagnosis: Diagnosis) -> None:
         line = Text.assemble((f"  {place:{width}}", "bold" if own else "dim"), f"  {source}")
         line.rstrip()
         _print_text(line)
+    if diagnosis.last_lines:
+        say("The run printed last:", "bold")
+        say("\n".join(f"  {shortened(printed)}" for printed in diagnosis.last_lines), indent=2)
     for note in diagnosis.notes:
         say(Text.assemble(("note:  ", "bold"), one_line(note)), indent=7)
     say(Text.assemble(("next:  ", "bold"), one_line(diagnosis.next_step)), indent=7)

@@ -38,6 +38,7 @@ LINE_CHARACTERS = 1_000
 MOST_FRAMES, FIRST_FRAMES = 40, 10  # shown of a deep recursion: its beginning and its end
 MOST_RELATIVES = 20  # related exceptions, in a chain or a group
 LAST_LINES = 50  # of a log without a traceback, searched for a cause
+PRINTED_LINES = 8  # of the run, shown where its error says nothing
 
 
 class Origin(StrEnum):
@@ -82,6 +83,8 @@ class Diagnosis:
 
     next_step: str
     notes: tuple[str, ...] = ()
+    last_lines: tuple[str, ...] = ()
+    """What the run printed last, where the error itself does not say what is wrong."""
 
     @property
     def headline(self) -> str:
@@ -94,11 +97,13 @@ class Diagnosis:
     def summary(self) -> str:
         """Cause and place: `out of GPU memory, at pkg/train.py:42 in step: loss.backward()`."""
         frame = self.innermost
+        printed = "\n  ".join(["\nThe run printed last:", *self.last_lines])
+        printed = printed if self.last_lines else ""
         if frame is None:
-            return str(self.cause)
+            return f"{self.cause}{printed}"
         function = f" in {frame.function}" if frame.function else ""
         source = f": {frame.source}" if frame.source else ""
-        return f"{self.cause}, at {frame.address}{function}{source}"
+        return f"{self.cause}, at {frame.address}{function}{source}{printed}"
 
     @property
     def innermost(self) -> Frame | None:
@@ -123,7 +128,21 @@ _CELLS = {
 _HOSTS = frozenset({"PapermillExecutionError", "DeadKernelError", "CellTimeoutError"})
 """Raised in the process that runs the notebook: their frames do not help."""
 
-_PAPERMILL_MESSAGES = ("Kernel died", "Executing ", "Ending Cell ")
+_SILENT = re.compile(
+    r"SystemExit\b(?!: [^\d\s])|.*\bDeadKernelError\b|.*\bCalledProcessError\b"
+    r"|.*\bRuntimeFault: The run ended without its declared outputs"
+)
+"""Errors that do not say what is wrong: the program has printed that before, if at all."""
+
+_NOT_PRINTED_BY_THE_RUN = re.compile(
+    r"Kernel died|Executing |Ending Cell |papermill\.exceptions\.|-{40,}$|\d+\.\d\ds - "
+    r"|\S+interactiveshell\.py:\d+: UserWarning: To exit: |\s*warn\(\"To exit: "
+    r"|An exception has occurred, use %tb|SystemExit\b"
+)
+"""Lines of papermill, IPython and the debugger."""
+
+_PROGRAM_BEGINS = re.compile(r"\d+ files?, each with the sha256 of the package|\$ python ")
+"""kernelkit prints it before the entry is called."""
 
 _CHILD_FAILED = frozenset({"CalledProcessError", "ChildFailedError", "ProcessExitedException"})
 """They report that another process failed; that process has printed the real error before."""
@@ -172,7 +191,7 @@ def diagnose(
         return None
     found = _find_failure(lines, report)
     if failure and not (found and found.sure):  # stopped from outside
-        diagnosis = _from_message(_clean(failure), lines, Facts.of(report, sent))
+        diagnosis = _from_message(_clean(failure), lines, report, Facts.of(report, sent))
         if diagnosis.cause != FailureCause.UNKNOWN or not found:
             return diagnosis
     return _explain(found, report, sent, project) if found else None
@@ -234,6 +253,8 @@ class _Failure:
     cell: str = ""
     sure: bool = True  # something says that the run ended with it
     notes: list[str] = field(default_factory=list)
+    last_lines: tuple[str, ...] = ()
+    """What the run printed before, if the error says nothing."""
 
     @property
     def shown(self) -> Traceback:
@@ -311,7 +332,9 @@ def _find_failure(lines: list[str], report: RunReport) -> _Failure | None:
     marks = [(n, found) for n, line in enumerate(lines) if (found := PAPERMILL.match(line))]
     began, cell = (marks[-1][0], marks[-1][1][1]) if marks else (len(lines), "")
     tracebacks = read_tracebacks(lines)
-    dead = _dead_kernel(tracebacks, lines)
+    hosts = [one.start for one in tracebacks if one.kind in _HOSTS]
+    printed = _printed_lines(lines[: min([began, *hosts])], report)
+    dead = _dead_kernel(tracebacks, lines, report)
     if dead:
         return dead
     errors = [one for one in tracebacks if one.error and one.kind not in _HOSTS]
@@ -325,6 +348,8 @@ def _find_failure(lines: list[str], report: RunReport) -> _Failure | None:
         return None
     child = _child(failure, before)
     failure = child or failure
+    if _SILENT.match(failure.shown.error):
+        failure.last_lines = printed
     failure.sure = bool(marks or written)
     if not failure.sure:  # then the end of the message is unknown
         last = failure.chain[-1]
@@ -334,7 +359,23 @@ def _find_failure(lines: list[str], report: RunReport) -> _Failure | None:
     return failure
 
 
-def _dead_kernel(tracebacks: list[Traceback], lines: list[str]) -> _Failure | None:
+def _printed_lines(lines: list[str], report: RunReport) -> tuple[str, ...]:
+    """The last lines that the program itself printed."""
+    printed: list[str] = []
+    settings = tuple(f"{name} = " for name in report.parameters)  # kernelkit prints them
+    for line in reversed(lines):
+        if _PROGRAM_BEGINS.match(line) or len(printed) == PRINTED_LINES:
+            break
+        if line.strip() and not _NOT_PRINTED_BY_THE_RUN.match(line):
+            printed.append(line)
+    while printed and settings and printed[-1].startswith(settings):
+        printed.pop()
+    return tuple(reversed(printed))
+
+
+def _dead_kernel(
+    tracebacks: list[Traceback], lines: list[str], report: RunReport
+) -> _Failure | None:
     """A kernel that was killed leaves no traceback; a crash may leave one."""
     pattern = re.compile(r"(?:[\w.]*\.)?((?:DeadKernel|CellTimeout)Error)\b")
     found = next((n for n in reversed(range(len(lines))) if pattern.match(lines[n])), None)
@@ -343,10 +384,8 @@ def _dead_kernel(tracebacks: list[Traceback], lines: list[str]) -> _Failure | No
     crashes = [one for one in tracebacks if one.error.startswith("Fatal Python error")]
     failure = _Failure([crashes[-1] if crashes else Traceback(found, found, error=lines[found])])
     host = [one.start for one in tracebacks if one.kind in _HOSTS and one.end >= found]
-    words = [line for line in lines[: min([found, *host])] if line.strip()]
-    words = [line for line in words if not line.startswith(_PAPERMILL_MESSAGES)]
-    if words and not crashes:
-        failure.notes.append(f"the last line of the run: {words[-1].strip()}")
+    if not crashes:
+        failure.last_lines = _printed_lines(lines[: min([found, *host])], report)
     return failure
 
 
@@ -403,7 +442,8 @@ def _explain(
         notes.append(f"{len(frames) - MOST_FRAMES} frames in the middle are not shown")
         frames = [*frames[:FIRST_FRAMES], *frames[FIRST_FRAMES - MOST_FRAMES :]]
     notes += _changed_files(shown, bundle, project)
-    return Diagnosis(cause, shown.error, tuple(frames), next_step, tuple(notes))
+    printed = found.last_lines
+    return Diagnosis(cause, shown.error, tuple(frames), next_step, tuple(notes), printed)
 
 
 def _relatives(found: _Failure, roots: _Roots) -> Iterator[str]:
@@ -424,17 +464,19 @@ def _relatives(found: _Failure, roots: _Roots) -> Iterator[str]:
         yield f"{relation}: {_first_line(other.error)}{f', at {place}' if place else ''}"
 
 
-def _from_message(failure: str, lines: list[str], facts: Facts) -> Diagnosis:
+def _from_message(failure: str, lines: list[str], report: RunReport, facts: Facts) -> Diagnosis:
     """Diagnose without a traceback, from Kaggle's message or the last lines of the log."""
-    last = [line for line in lines[-LAST_LINES:] if line.strip()]
-    notes = (f"the last line of the run: {last[-1].strip()}",) if last else ()
+    printed = _printed_lines(lines, report)
     if is_time_out(failure):
-        return Diagnosis(FailureCause.TIMED_OUT, failure, (), facts.time_advice, notes)
-    for words in [failure, *reversed(last)]:
+        step = facts.time_advice
+        return Diagnosis(FailureCause.TIMED_OUT, failure, (), step, last_lines=printed)
+    last = [line for line in lines[-LAST_LINES:] if line.strip()]
+    for words in [failure, *reversed(last), "\n".join(last)]:
         cause, next_step = find_cause([words], facts)
         if cause != FailureCause.OTHER:
-            return Diagnosis(cause, words.strip(), (), next_step)
-    return Diagnosis(FailureCause.UNKNOWN, failure, (), UNKNOWN_STEP, notes)
+            error = failure if "\n" in words else words.strip()
+            return Diagnosis(cause, error, (), next_step, last_lines=printed)
+    return Diagnosis(FailureCause.UNKNOWN, failure, (), UNKNOWN_STEP, last_lines=printed)
 
 
 def _causal_errors(found: _Failure) -> list[str]:
@@ -445,7 +487,9 @@ def _causal_errors(found: _Failure) -> list[str]:
         if after.link == "cause"
     ]
     members = [one for one in found.chain if one.link == "member"]
-    return [one.error for one in (found.shown, found.head, *reversed(direct), *members)]
+    errors = [one.error for one in (found.shown, found.head, *reversed(direct), *members)]
+    # What was printed explains such an error better than the error itself.
+    return ["\n".join(found.last_lines), *errors]
 
 
 def _frame_of(call: Call, roots: _Roots, cell: str) -> Frame:

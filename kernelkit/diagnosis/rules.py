@@ -27,6 +27,8 @@ class FailureCause(StrEnum):
     DISK_FULL = "disk full"
     OWN_CHECK = "kernelkit's own check"
     CRASH = "crash of the process"
+    USAGE = "wrong arguments"
+    EXIT = "exit of the program"
     OTHER = "the code's own error"
     UNKNOWN = "unknown"
 
@@ -45,7 +47,7 @@ class Rule:
 
 
 def _rule(cause: FailureCause, next_step: str, *patterns: str) -> Rule:
-    return Rule(cause, re.compile("|".join(patterns)), next_step)
+    return Rule(cause, re.compile("|".join(patterns), re.MULTILINE), next_step)
 
 
 RULES = (
@@ -132,7 +134,7 @@ RULES = (
     _rule(
         FailureCause.HOST_MEMORY,
         "Most likely the memory ran out (Kaggle has about 30 GB), though a crash of compiled code "
-        "looks the same. Try smaller batches{batch} and fewer worker processes.",
+        "and os._exit look the same. Try smaller batches{batch} and fewer worker processes.",
         r"\bDeadKernelError\b",
     ),
     # errno 28 and 122; torch.save on a full disk.
@@ -211,12 +213,39 @@ RULES = (
         r"\bSIG(?:SEGV|ABRT|BUS|ILL)\b",
         r"illegal memory access",
     ),
+    # A program that read Jupyter's own command line.
+    _rule(
+        FailureCause.USAGE,
+        "The program read Jupyter's own arguments: let the entry parse a list of its own, such as "
+        "parse_args([]), or make the script itself the entry.",
+        r"unrecognized arguments: -f \S+\.json",
+        r"[Nn]o such option:? '?-f\b",
+    ),
+    # argparse, click, typer (with and without a box), absl, fire and docopt.
+    _rule(
+        FailureCause.USAGE,
+        "The program refuses its command line, which the log shows after `$ python`. Change "
+        "`arguments` or the parameters in [tool.kernelkit], and try it with `kernelkit rehearse`.",
+        r"^\s*[Uu]sage: (?:.*\n){1,60}?.*(?:\b[Ee]rror: |ERROR: |─ Error ─)",
+        r"^ERROR: (?:.*\n){1,60}?[Uu]sage: ",
+        r"FATAL Flags parsing error:",
+        r"^.{0,80}: error: (?:the following arguments are required|unrecognized arguments"
+        r"|argument \S+|ambiguous option|one of the arguments|invalid choice|too few arguments)",
+        r"^(?:Error: )?(?:No such (?:option|command)|Missing (?:option|argument|command)"
+        r"|Invalid value for|Got unexpected extra argument)\b",
+    ),
     # CUDA reports an error later than it happens.
     _rule(
         FailureCause.OTHER,
         "The error may have happened before this line: try it on a CPU "
         "(`kernelkit rehearse`), where an index out of range is reported at once.",
         r"device-side assert triggered",
+    ),
+    _rule(
+        FailureCause.EXIT,
+        "The program ended itself: its last lines say why, or the condition around that call. "
+        "Try it with `kernelkit rehearse`, and push again.",
+        r"^SystemExit\b",
     ),
 )
 """Tried in this order, on the error itself and then on its causes."""

@@ -318,6 +318,7 @@ class NotebookRun:
             except SystemExit as end:
                 if end.code not in (None, 0):
                     raise
+                print("the entry ended with sys.exit()", flush=True)
         self._require_own_copies()  # modules that the run imported later count too
         return result
 

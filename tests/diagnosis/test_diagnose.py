@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,7 +23,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernelkit.diagnosis.diagnose import Diagnosis, Origin, diagnose, diagnose_folder
+from kernelkit.diagnosis.diagnose import (
+    PRINTED_LINES,
+    Diagnosis,
+    Origin,
+    diagnose,
+    diagnose_folder,
+)
 from kernelkit.diagnosis.rules import RULES, FailureCause
 from kernelkit.errors import ConfigError
 
@@ -475,7 +482,7 @@ def test_a_killed_kernel_is_distinguished_from_a_crash() -> None:
     found = diagnose(log, manifest={"parameters": {"batch_size": 32}})
     assert found
     assert (found.cause, found.frames) == (FailureCause.HOST_MEMORY, ())
-    assert found.notes == ("the last line of the run: epoch 3",)
+    assert found.last_lines[-1] == "epoch 3"
     crash = (
         "Fatal Python error: Segmentation fault\n\n"
         'Thread 0x00007f (most recent call first):\n  File "/x/threading.py", line 1 in wait\n\n'
@@ -506,11 +513,11 @@ def test_a_stopped_run_is_recognized_by_kaggles_message() -> None:
     assert found
     assert (found.cause, found.error) == (FailureCause.TIMED_OUT, words)
     assert "--set epochs=10" in found.next_step
-    assert found.notes == ("the last line of the run: epoch 2",)
+    assert found.last_lines[-1] == "epoch 2"
     found = diagnose("epoch 1\nepoch 2\n", failure="Kaggle says error")
     assert found
     assert found.cause == FailureCause.UNKNOWN
-    assert "epoch 2" in found.notes[0]
+    assert found.last_lines == ("epoch 1", "epoch 2")
 
 
 @pytest.mark.parametrize(
@@ -703,6 +710,14 @@ TABLE = [
         "-2] Name or service not known')': /simple/a/\nERROR: No matching distribution found for a",
         *(FailureCause.NO_INTERNET, "enable_internet = true"),
     ),
+    (
+        "SystemExit: no images in the folder",
+        *(FailureCause.EXIT, "ended itself"),
+    ),
+    (
+        "subprocess.CalledProcessError: train.py: error: unrecognized arguments: --epoch 3",
+        *(FailureCause.USAGE, "`arguments`"),
+    ),
     ("RuntimeError: CUDA error: device-side assert triggered", FailureCause.OTHER, "on a CPU"),
     ("RuntimeError: asked to fail", FailureCause.OTHER, "rehearse"),
     ("pkg.errors.BadShape: 3 has a bad shape", FailureCause.OTHER, "rehearse"),
@@ -718,6 +733,156 @@ def test_each_failure_has_its_cause_and_next_step(error: str, cause: str, step: 
         assert found.cause == cause
         assert step in found.next_step
         assert "{" not in found.next_step
+
+
+RUNNER = """
+import json, sys, traceback
+sys.argv = ["train.py", *json.loads(sys.argv[2])]
+sys.path.insert(0, {folder!r})
+try:
+    import program
+    program.run()
+except BaseException as error:
+    sys.stdout.flush()
+    print("kernelkit-manifest " + json.dumps({{
+        "status": "failed", "error": f"{{type(error).__name__}}: {{error}}",
+        "traceback": traceback.format_exc(), "parameters": {{"epochs": 1}}}}))
+"""
+"""Runs `program.run` as the notebook does, and ends with the line that the runtime prints."""
+
+BEGINNING = (
+    "kernelkit digest 0\nhardware: {}\n3 files, each with the sha256 of the package\nepochs = 1\n"
+)
+PAPERMILL_SAYS = """\
+/x/IPython/core/interactiveshell.py:3831: UserWarning: To exit: use 'exit', 'quit', or Ctrl-D.
+  warn("To exit: use 'exit', 'quit', or Ctrl-D.", stacklevel=1)
+papermill.exceptions.PapermillExecutionError:
+---------------------------------------------------------------------------
+Exception encountered at "In [8]":
+An exception has occurred, use %tb to see the full traceback.
+
+SystemExit: 1
+"""
+
+ARGPARSE = """
+import argparse
+def run():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--data", choices=["a", "b"], default="a")
+    parser.parse_args()
+"""
+CLICK = """
+import click
+@click.command()
+@click.option("--epochs", type=int, required=True)
+def run(epochs):
+    pass
+"""
+TYPER = "import typer\ndef main(epochs: int):\n    pass\ndef run():\n    typer.run(main)\n"
+
+ENDINGS = {
+    "stderr": (
+        "import sys\ndef run():\n    print('no folder conf', file=sys.stderr)\n    sys.exit(1)\n",
+        *([], FailureCause.EXIT, "no folder conf"),
+    ),
+    "logging": (
+        "import logging\ndef run():\n    logging.error('no GPU %s', 3)\n    raise SystemExit(7)\n",
+        *([], FailureCause.EXIT, "ERROR:root:no GPU 3"),
+    ),
+    "quit": (
+        "def run():\n    print('nothing to do')\n    quit(5)\n",
+        *([], FailureCause.EXIT, "nothing to do"),
+    ),
+    "handled": (
+        "import sys, traceback\ndef run():\n    try:\n        open('/no/such')\n"
+        "    except OSError:\n        traceback.print_exc()\n        sys.exit(3)\n",
+        *([], FailureCause.EXIT, "FileNotFoundError: [Errno 2] No such file or directory"),
+    ),
+    "memory": (
+        "import sys\ndef run():\n    sys.stderr.write('CUDA out of memory. Tried 2 GiB\\n')\n"
+        "    sys.exit(1)\n",
+        *([], FailureCause.GPU_MEMORY, "CUDA out of memory"),
+    ),
+    "argparse-missing": (ARGPARSE, [], FailureCause.USAGE, "required: --epochs"),
+    "argparse-unknown": (
+        *(ARGPARSE, ["--epochs", "1", "--epoch2", "3"], FailureCause.USAGE, "unrecognized"),
+    ),
+    "argparse-type": (ARGPARSE, ["--epochs", "x"], FailureCause.USAGE, "invalid int value"),
+    "argparse-choice": (
+        *(ARGPARSE, ["--epochs", "1", "--data", "c"], FailureCause.USAGE, "invalid choice"),
+    ),
+    "jupyter": (
+        *(ARGPARSE, ["--epochs", "1", "-f", "/x/kernel-1.json"], FailureCause.USAGE, "kernel-1"),
+    ),
+    "click-missing": (CLICK, [], FailureCause.USAGE, "Missing option"),
+    "click-unknown": (CLICK, ["--epoch2"], FailureCause.USAGE, "No such option"),
+    "click-type": (CLICK, ["--epochs", "x"], FailureCause.USAGE, "'x' is not a valid integer"),
+    "typer-missing": (TYPER, [], FailureCause.USAGE, "Missing argument"),
+    "typer-type": (TYPER, ["x"], FailureCause.USAGE, "Invalid value for"),
+    "child": (
+        "import subprocess, sys\ndef run():\n    program = 'print(\"no rows\"); exit(4)'\n"
+        "    subprocess.run([sys.executable, '-c', program], check=True)\n",
+        *([], FailureCause.OTHER, "no rows"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_what_a_program_printed_before_it_ended_is_shown(tmp_path: Path, name: str) -> None:
+    code, arguments, cause, printed = ENDINGS[name]
+    (tmp_path / "program.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER.format(folder=str(tmp_path)), "-", json.dumps(arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1"},
+    )
+    error = "CalledProcessError: exit 4" if name == "child" else "SystemExit: 1"
+    log = BEGINNING + done.stdout + PAPERMILL_SAYS.replace("SystemExit: 1", error)
+    text = log.replace("kernelkit-manifest", "something-else")  # a notebook without kernelkit
+    for found in (diagnose(log), diagnose(text, failure="Kaggle says error")):
+        assert found
+        assert printed in "\n".join(found.last_lines)
+        assert printed in found.summary
+        assert not [line for line in found.last_lines if "To exit" in line or "%tb" in line]
+    found = diagnose(log)
+    assert found
+    assert found.cause == cause
+    assert "epochs = 1" not in found.last_lines
+    assert ("Jupyter" in found.next_step) == (name == "jupyter")
+
+
+def test_a_message_at_the_exit_is_the_error_itself() -> None:
+    failed = {
+        "status": "failed",
+        "traceback": "Traceback (most recent call last):\nSystemExit: no data",
+    }
+    found = diagnose(f"{BEGINNING}reading\n{PAPERMILL_SAYS}", manifest=failed)
+    assert found
+    assert (found.error, found.last_lines) == ("SystemExit: no data", ())
+
+
+def test_an_early_end_with_success_shows_what_was_printed() -> None:
+    missing = "RuntimeFault: The run ended without its declared outputs: out.txt"
+    failed: dict[str, Any] = {"status": "failed", "parameters": {"epochs": 1}}
+    failed["traceback"] = f"Traceback (most recent call last):\n{missing}"
+    log = f"{BEGINNING}no new data\nthe entry ended with sys.exit()\n"
+    found = diagnose(log, manifest=failed)
+    assert found
+    assert found.cause == FailureCause.OWN_CHECK
+    assert found.last_lines == ("no new data", "the entry ended with sys.exit()")
+
+
+def test_the_last_lines_are_few_and_plain() -> None:
+    failed = {"status": "failed", "traceback": "Traceback (most recent call last):\nSystemExit: 1"}
+    many = "".join(f"\x1b[31mstep {n}\x1b[0m\r" for n in range(99)) + "\n" + "x" * 9_999 + "\n"
+    found = diagnose(many * 50 + PAPERMILL_SAYS, manifest=failed)
+    assert found
+    assert len(found.last_lines) == PRINTED_LINES
+    assert max(map(len, found.last_lines)) <= 1_000
+    assert found.last_lines[0] == "step 98"
 
 
 def test_every_cause_has_an_error_in_the_table() -> None:
@@ -886,7 +1051,8 @@ def test_a_killed_run_is_diagnosed(failing: Path, cli: Cli) -> None:
     folder = failing / "build" / "rehearsal" / "plain-parcel" / "v1"
     found = diagnose_folder(folder)
     assert found
-    assert "the last line of the run" in found.notes[0]
+    assert found.last_lines
+    assert "The run printed last:" in shown
 
 
 def test_a_complete_run_has_no_diagnosis(cli: Cli, tmp_path: Path) -> None:
