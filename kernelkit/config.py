@@ -424,15 +424,40 @@ def _lists_as_tuples(section: Mapping[str, Parameter]) -> dict[str, Parameter]:
 
 def _complaint(error: ErrorDetails) -> str:
     """One line about one error: its key as in the file, what is wrong, the near miss."""
-    *sections, key = [str(part) for part in error["loc"]]
+    names = [part for part in error["loc"] if isinstance(part, str)]
+    items = [part for part in error["loc"] if isinstance(part, int)]
+    *sections, key = names
     where = ".".join(["tool.kernelkit", *sections])
     if error["type"] == "extra_forbidden":
         known = _SECTIONS.get(tuple(sections), _Profile).model_fields
         return f'[{where}] has no key "{key}"{near_miss(key, known)}'
     if error["type"] == "missing":
         return f'[{where}] is missing the key "{key}"'
-    reason = error["msg"].removeprefix("Value error, ")
-    return f'[{where}] "{key}" = {_shown(error["input"])}: {reason}'
+    item = f", item {items[0] + 1}" if items else ""
+    return f'[{where}] "{key}"{item} = {_shown(error["input"])}: {_reason(error)}'
+
+
+_TYPES = {  # of pydantic's errors: what a TOML file says instead
+    "string_type": 'must be text in quotes: "…"',
+    "bool_type": "must be true or false",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+}
+
+
+def _reason(error: ErrorDetails) -> str:
+    """What is wrong with a value, in the words of TOML."""
+    if error["type"] == "tuple_type":
+        value = error["input"]
+        is_text = isinstance(value, str)
+        return (
+            f"must be a list: [{tomlkit.item(value).as_string()}]" if is_text else "must be a list"
+        )
+    if error["type"] == "literal_error":
+        return error["msg"].replace("Input should be", "must be")
+    return _TYPES.get(error["type"], error["msg"].removeprefix("Value error, "))
 
 
 def find_project(start: Path) -> Path:

@@ -337,3 +337,35 @@ def test_the_size_of_images_is_set_for_submissions(plain: Path) -> None:
     assert load_config(plain, environment={}).submission.pixels == 10201
     path.write_text(path.read_text().replace("pixels = 10201", "pixel = 0"))
     assert 'has no key "pixel"; did you mean "pixels"?' in complaint(plain)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('outputs = ["out.txt"]', 'outputs = "out.txt"', 'must be a list: ["out.txt"]'),
+        (
+            'outputs = ["out.txt"]',
+            'outputs = ["a", 3]',
+            '"outputs", item 2 = 3: must be text in quo',
+        ),
+        ('outputs = ["out.txt"]', "outputs = {a = 1}", "must be a list"),
+        ('title = "Some kernel"', "title = 3", "must be text in quotes"),
+        (
+            "[tool.kernelkit.kernel]",
+            "[tool.kernelkit.kernel]\nenable_gpu = 1",
+            "must be true or false",
+        ),
+        (
+            "[tool.kernelkit.kernel]",
+            'layout = "x"\n[tool.kernelkit.kernel]',
+            "must be 'auto', 'cells'",
+        ),
+        ("[tool.kernelkit.kernel]", "parameters = 3\n[tool.kernelkit.kernel]", "must be a table"),
+    ],
+)
+def test_a_value_of_another_type_is_explained_in_the_words_of_toml(
+    make_project: Make, old: str, new: str, message: str
+) -> None:
+    path = make_project({}) / "pyproject.toml"
+    path.write_text(path.read_text().replace(old, new))
+    assert message in complaint(path.parent)
