@@ -346,7 +346,7 @@ def test_the_size_of_images_is_set_for_submissions(plain: Path) -> None:
         (
             'outputs = ["out.txt"]',
             'outputs = ["a", 3]',
-            '"outputs", item 2 = 3: must be text in quo',
+            "item 2 = 3: must be text in quotes",
         ),
         ('outputs = ["out.txt"]', "outputs = {a = 1}", "must be a list"),
         ('title = "Some kernel"', "title = 3", "must be text in quotes"),
