@@ -315,9 +315,6 @@ class Config(_Section):
 
     kernel: KernelSettings
     submission: SubmissionSettings = SubmissionSettings()
-    distribution: str
-    """[project] "name", empty without one."""
-
     parameters: dict[str, Parameter]
     comments: dict[str, tuple[tuple[str, ...], str]] = Field(default_factory=dict)
     """Of parameters: the comment lines above, and the comment on the line."""
@@ -359,10 +356,9 @@ class Config(_Section):
 
 @dataclass(frozen=True)
 class _RawProject:
-    """[tool.kernelkit] as TOML has it, and the name of the project's own distribution."""
+    """[tool.kernelkit] as TOML has it."""
 
     table: Mapping[str, Any]
-    distribution: str
 
     def with_profile(self, profile: str | None) -> _RawProject:
         """The values of a profile on top of these."""
@@ -527,7 +523,6 @@ def load_config(
         allow_secrets=stated.allow_secrets,
         kernel=stated.kernel,
         submission=stated.submission,
-        distribution=raw.distribution,
         parameters=stated.parameters,
         comments=parameter_comments(project, profile),
         profile=profile,
@@ -650,8 +645,7 @@ def _read_project_file(project: Path) -> _RawProject:
     table = tools["kernelkit"]
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: tool.kernelkit must be a table")
-    named = document.get("project")
-    return _RawProject(table, str(named.get("name", "")) if isinstance(named, dict) else "")
+    return _RawProject(table)
 
 
 def parameter_comments(

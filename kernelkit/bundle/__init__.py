@@ -8,6 +8,7 @@ git      the commit, what differs from it and what git ignores: `Provenance`, `c
 checks   the entry and the imports: is everything there that the program needs?
 imports  the import graph: order, what the entry reaches, names from elsewhere; `Signature`,
          `REMOVED`
+metadata  name, version and entry points of the project's distribution: `Distribution`
 syntax   parses source for the Python of Kaggle's image
 scripts  which options a script takes: `read_command_line`, `function_arguments`,
          `CommandLine`, `Option`, `OptionForm`, `OptionValue`

@@ -23,6 +23,7 @@ from kernelkit.bundle import checks, image, imports, syntax
 from kernelkit.bundle.files import TEST, UNREACHED, WHOLE_PROJECT, Arrangement, PackageFiles
 from kernelkit.bundle.git import Provenance, parents, read_provenance
 from kernelkit.bundle.imports import ImportKind, Module, PythonSyntaxError, Signature
+from kernelkit.bundle.metadata import Distribution, read_distribution
 from kernelkit.bundle.scripts import CommandLine, read_command_line
 from kernelkit.config import Config, is_script
 from kernelkit.errors import BundleError
@@ -86,6 +87,9 @@ class Bundle:
     removed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Needed modules that some version of Python has removed → the places that import them."""
 
+    distribution: Distribution | None = None
+    """What the notebook installs as the metadata of the project; None where that is not known."""
+
     signature: Signature | None = None
     """The arguments of the entry; None where the source does not show them."""
 
@@ -99,6 +103,11 @@ class Bundle:
         """A carried module with that word in its name, as in `package.name.module`."""
         modules = (file.module for file in self.files if file.module)
         return next((module for module in modules if name in module.split(".")), None)
+
+    @property
+    def tops(self) -> set[str]:
+        """The top-level names of its modules."""
+        return {file.module.partition(".")[0] for file in self.files if file.module}
 
     @cached_property
     def digest(self) -> str:
@@ -141,7 +150,10 @@ def read_bundle(config: Config) -> Bundle:
         *(_source_file(files, files.modules[name], modules[name]) for name in order),
         *(_source_file(files, path) for path in files.data(modules)),
     )
-    notes += files.notes + checks.layout_notes(config, arrangement, modules)
+    notes += files.notes + checks.layout_notes(arrangement)
+    packages = [files.in_project(package) for package in arrangement.packages]
+    distribution = read_distribution(config.project, packages)
+    notes += checks.metadata_notes(distribution, modules, own)
     carried = [files.in_project(source.path) for source in sources]
     return Bundle(
         roots=_tops(arrangement, sources),
@@ -155,6 +167,7 @@ def read_bundle(config: Config) -> Bundle:
         removed=imports.removed(modules.values(), own),
         signature=signature,
         provenance=read_provenance(config.project, carried),
+        distribution=distribution if isinstance(distribution, Distribution) else None,
         left_out=files.left_out,
         notes=tuple(notes),
     )

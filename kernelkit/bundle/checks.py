@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from kernelkit.bundle import image, imports
 from kernelkit.bundle.files import EXCLUDED, Arrangement, PackageFiles, holds_python
 from kernelkit.bundle.imports import Import, ImportKind, Module, PythonSyntaxError, Signature
+from kernelkit.bundle.metadata import Distribution, NoDistribution, readers
 from kernelkit.config import Config, entry_module, is_script, near_miss
 from kernelkit.errors import BundleError
 
@@ -300,9 +301,7 @@ def _is_elsewhere(module: str, config: Config) -> bool:
     return found.is_known
 
 
-def layout_notes(
-    config: Config, arrangement: Arrangement, modules: Mapping[str, Module]
-) -> list[str]:
+def layout_notes(arrangement: Arrangement) -> list[str]:
     """Differences between the folders here and in the notebook that may matter to a program."""
     notes = []
     roots = set(arrangement.roots.values())
@@ -311,13 +310,25 @@ def layout_notes(
             f"the packages come from {', '.join(sorted(roots))}: in the notebook "
             "they are in one folder, which may break paths relative to a file"
         )
-    name = config.distribution
-    for module in modules.values():
-        if name and b"metadata" in module.content and name.encode() in module.content:
-            notes.append(
-                f"{module.path} may ask for the metadata of {name}: a notebook does not install it"
-            )
     return notes
+
+
+def metadata_notes(
+    distribution: Distribution | NoDistribution,
+    modules: Mapping[str, Module],
+    tops: Collection[str],
+) -> list[str]:
+    """Whether the program finds the metadata that it asks for."""
+    name = distribution.name
+    names = [name] if name else tops
+    places = readers([module for _, module in sorted(modules.items())], names)
+    if not places:
+        return []
+    more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+    asks = f"{places[0]}{more} may ask for the metadata of this project's distribution"
+    if isinstance(distribution, Distribution):
+        return [f"{asks}: the notebook installs that of {name} {distribution.version}"]
+    return [f"{asks}, which the notebook does not have: {distribution.reason}"]
 
 
 class _OwnModules:

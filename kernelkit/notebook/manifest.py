@@ -73,6 +73,18 @@ class ManifestCommand(_Lenient):
     """Of the parameters, as far as the source of the script shows them."""
 
 
+class ManifestDistribution(_Lenient):
+    """The metadata that the run installs for the project's own distribution."""
+
+    name: str
+    version: str = ""
+    folder: str
+    """Next to the sources: `my_package-1.0.dist-info`."""
+
+    files: dict[str, str] = Field(default_factory=dict)
+    """Name in that folder → text."""
+
+
 class ManifestKernel(KernelSettings):
     """The kernel's settings as they were rendered; its `id` is the slug, without the owner."""
 
@@ -121,6 +133,9 @@ class Manifest(_Lenient):
 
     outputs: tuple[str, ...]
     """The files that a run must leave."""
+
+    distribution: ManifestDistribution | None = None
+    """None where the project states no name and version; the key is then absent."""
 
     pip: tuple[str, ...] = ()
     layout: str = "auto"

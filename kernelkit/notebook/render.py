@@ -163,6 +163,7 @@ def _manifest(bundle: Bundle, config: Config, templates: Mapping[str, str]) -> M
     stated = {
         "entry": bundle.entry,
         **_how_to_start(bundle, config),
+        **_distribution(bundle),
         "outputs": list(config.outputs),
         "pip": list(config.pip),
         "layout": config.layout,
@@ -195,6 +196,16 @@ def _manifest(bundle: Bundle, config: Config, templates: Mapping[str, str]) -> M
             "third_party": sorted({*bundle.third_party, *bundle.optional}),
         }
     )
+
+
+def _distribution(bundle: Bundle) -> dict[str, object]:
+    """The metadata of the project's distribution; nothing where that is not known."""
+    found = bundle.distribution
+    if found is None:
+        return {}
+    files = found.files(bundle.tops)
+    folder = {"name": found.name, "version": found.version, "folder": found.folder}
+    return {"distribution": {**folder, "files": files}}
 
 
 def _how_to_start(bundle: Bundle, config: Config) -> dict[str, object]:

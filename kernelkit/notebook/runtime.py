@@ -125,11 +125,19 @@ class _StartDocument(TypedDict, total=False):
     working_files: Sequence[str]
 
 
+class DistributionDocument(TypedDict):
+    """The metadata of the project's own distribution."""
+
+    folder: str
+    files: Mapping[str, str]
+
+
 class BundleDocument(_StartDocument):
     """What a run reads in the embedded manifest; `push_id` is absent if kernelkit did not push."""
 
     digest: str
     push_id: NotRequired[str]
+    distribution: NotRequired[DistributionDocument]
     wants_gpu: bool
     outputs: Sequence[str]
     kernel: KernelDocument
@@ -266,6 +274,8 @@ class NotebookRun:
                 (self.source_dir / file["path"]).chmod(0o755)
         folders = [str(self.source_dir / f) for f in self.bundle.get("import_folders", [""])]
         sys.path[:0] = [folder for folder in folders if folder not in sys.path]
+        if "distribution" in self.bundle:
+            _install_metadata(self.bundle["distribution"], Path(folders[0]))
         # The kernel may have imported its own copy of a package that is carried here.
         for name in self._foreign_modules():
             del sys.modules[name]
@@ -690,6 +700,20 @@ def _hydra_value(value: Parameter) -> str:
     quoted = re.sub(r"(\\*)'", lambda found: 2 * found[1] + "\\'", value)
     trailing = len(quoted) - len(quoted.rstrip("\\"))
     return f"'{quoted}{trailing * chr(92)}'"
+
+
+def _install_metadata(distribution: DistributionDocument, folder: Path) -> None:
+    """Write the dist-info of the project's distribution, in place of that of another version."""
+    name = distribution["folder"].partition("-")[0]
+    for other in folder.glob(f"{name}-*.dist-info"):
+        shutil.rmtree(other)
+    target = folder / distribution["folder"]
+    target.mkdir(parents=True)
+    for file, text in distribution["files"].items():
+        (target / file).write_text(text, encoding="utf-8", newline="\n")
+    loaded = sys.modules.get("pkg_resources")  # it looks for distributions only once
+    if loaded is not None:
+        loaded.working_set.add_entry(str(folder))
 
 
 def _folder(variable: str, default: str) -> Path | None:

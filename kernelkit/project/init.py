@@ -217,7 +217,6 @@ def _provisional(project: Path, package: Sequence[str], entry: str) -> Config:
         templates=None,
         image=None,
         kernel=KernelSettings(id="unknown", title="unknown"),
-        distribution="",
         parameters={},
         profile=None,
         endpoint=None,

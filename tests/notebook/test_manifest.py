@@ -15,6 +15,9 @@ SAMPLE = Path(__file__).parent.parent / "samples" / "kernel_folder"
 SCRIPT_KEYS = {"command", "import_folders", "working_files"}
 """Absent where the entry is a function and no files are carried next to the packages."""
 
+OPTIONAL_KEYS = SCRIPT_KEYS | {"push_id", "distribution"}
+"""Also absent: in a notebook that kernelkit has not pushed, and without name and version."""
+
 
 def test_every_key_of_a_stored_manifest_round_trips() -> None:
     text = (SAMPLE / "bundle.json").read_text()
@@ -23,7 +26,7 @@ def test_every_key_of_a_stored_manifest_round_trips() -> None:
     assert not manifest.kernel.model_extra
     assert json.dumps(manifest.document, indent=1, ensure_ascii=False) + "\n" == text
     known = {field.alias or name for name, field in Manifest.model_fields.items()}
-    assert known - SCRIPT_KEYS - {"push_id"} == set(json.loads(text))  # only a push adds that
+    assert known - OPTIONAL_KEYS == set(json.loads(text))
 
 
 def test_a_manifest_has_typed_values() -> None:

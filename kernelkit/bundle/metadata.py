@@ -1,0 +1,282 @@
+"""The metadata of the project's own distribution, which the notebook installs with the sources.
+
+A program reads it with `importlib.metadata` or `pkg_resources`: its version, its entry points. It
+is made from what the project states, so that it is the same whether the project is installed here
+or not. Only a version that a build computes, as setuptools-scm does, comes from the installation.
+Nothing is built or imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import importlib.metadata
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from kernelkit.bundle.imports import Module
+from kernelkit.config import PROJECT_FILE
+
+_LIBRARIES = frozenset({"importlib.metadata", "importlib_metadata", "pkg_resources"})
+_READS = frozenset(
+    {"version", "metadata", "distribution", "files", "requires", "from_name", "entry_points"}
+    | {"get_distribution", "require", "get_provider", "iter_entry_points", "load_entry_point"}
+    | {"get_entry_map", "get_entry_info"}
+)
+"""Functions of these libraries that read what is installed."""
+
+_NAME = re.compile(r"[A-Z0-9](?:[A-Z0-9._-]*[A-Z0-9])?", re.IGNORECASE)  # of a distribution
+_UNKNOWN = (OSError, ValueError, SyntaxError, RecursionError)  # of files that may be anything
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Name, version and entry points of what the project installs."""
+
+    name: str
+    version: str
+    summary: str = ""
+    entry_points: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
+    """Group → name → object, all sorted."""
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder next to the sources."""
+        return f"{canonicalize_name(self.name).replace('-', '_')}-{self.version}.dist-info"
+
+    def files(self, tops: Iterable[str]) -> dict[str, str]:
+        """The files of that folder; `tops` are the modules that it installs."""
+        summary = f"Summary: {self.summary}\n" if self.summary else ""
+        files = {
+            "METADATA": f"Metadata-Version: 2.1\nName: {self.name}\nVersion: {self.version}\n"
+            + summary,
+            "top_level.txt": "".join(f"{top}\n" for top in sorted(set(tops))),
+        }
+        if self.entry_points:
+            files["entry_points.txt"] = "\n".join(
+                f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in points)
+                for group, points in self.entry_points
+            )
+        return files
+
+
+@dataclass(frozen=True)
+class NoDistribution:
+    """A project whose distribution is not known."""
+
+    name: str
+    """Empty where the project states none."""
+
+    reason: str
+
+
+class _Stated(BaseModel):
+    """What a project states about its distribution: `[project]` or `[tool.poetry]`."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    name: str = ""
+    version: str | None = None
+    description: str = ""
+    dynamic: list[str] = Field(default_factory=list)
+    """What only a build knows."""
+
+    scripts: dict[str, JsonValue] = Field(default_factory=dict)
+    gui_scripts: dict[str, JsonValue] = Field(default_factory=dict, alias="gui-scripts")
+    entry_points: dict[str, dict[str, JsonValue]] = Field(
+        default_factory=dict, alias="entry-points"
+    )
+    plugins: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
+    """As poetry calls entry points."""
+
+    @property
+    def groups(self) -> dict[str, dict[str, JsonValue]]:
+        """The entry points by group."""
+        scripts = {"console_scripts": self.scripts, "gui_scripts": self.gui_scripts}
+        return {**scripts, **self.entry_points, **self.plugins}
+
+    def completed(self, installed: importlib.metadata.Distribution | None) -> _Stated:
+        """With what an installation knows and the project does not state."""
+        if installed is None:
+            return self
+        points: dict[str, dict[str, JsonValue]] = {}
+        for point in installed.entry_points if not any(self.groups.values()) else ():
+            points.setdefault(point.group, {})[point.name] = point.value
+        return self.model_copy(
+            update={
+                "name": self.name or installed.name,
+                "version": self.version or installed.version,
+                "entry_points": {**self.entry_points, **points},
+            }
+        )
+
+
+class _Build(BaseModel):
+    """Where a build finds the version."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    attr: str = ""
+    path: str = ""
+    file: str | list[str] = ""
+
+
+def read_distribution(project: Path, packages: Iterable[str]) -> Distribution | NoDistribution:
+    """The project's distribution, or why there is none; `packages` are paths in the project."""
+    stated, build = _stated(project)
+    if stated.version is None:
+        stated = stated.model_copy(update={"version": _built_version(project, packages, build)})
+    if stated.version is None or not stated.name or "entry-points" in stated.dynamic:
+        stated = stated.completed(_installed(project, stated.name))
+    if not _NAME.fullmatch(stated.name):
+        return NoDistribution("", f"{PROJECT_FILE} states no name in [project]")
+    if stated.version is None:
+        reason = f"no version of {stated.name} is stated, and it is not installed here"
+        return NoDistribution(stated.name, reason)
+    try:
+        version = str(Version(stated.version))
+    except InvalidVersion:
+        return NoDistribution(stated.name, f'the version "{stated.version}" is not valid')
+    groups = {group: _plain(points) for group, points in stated.groups.items()}
+    return Distribution(
+        name=stated.name,
+        version=version,
+        summary=" ".join(stated.description.split()),
+        entry_points=tuple((group, points) for group, points in sorted(groups.items()) if points),
+    )
+
+
+def readers(modules: Iterable[Module], names: Iterable[str]) -> list[str]:
+    """The places `path:line` that may read the metadata of a distribution of one of these names."""
+    canonical = frozenset(map(canonicalize_name, names))
+    return [
+        f"{module.path}:{line}"
+        for module in modules
+        if b"metadata" in module.content or b"pkg_resources" in module.content
+        for line in _reading_lines(module, canonical)
+    ]
+
+
+def _reading_lines(module: Module, names: frozenset[str]) -> list[int]:
+    loaded = {name for found in module.imports for name in found.candidates}
+    if loaded.isdisjoint(_LIBRARIES) and b"importlib.metadata" not in module.content:
+        return []
+    nodes = list(ast.walk(module.tree()))
+    renamed = {a.asname for a in nodes if isinstance(a, ast.alias) and a.name in _READS}
+    lines = []
+    for node in nodes:
+        if not isinstance(node, ast.Call):
+            continue
+        function = getattr(node.func, "id", getattr(node.func, "attr", ""))
+        if function not in _READS and function not in renamed:
+            continue
+        words = [*node.args[:1], *(keyword.value for keyword in node.keywords[:1])]
+        name = getattr(words[0], "value", None) if words else None
+        is_other = isinstance(name, str) and canonicalize_name(name) not in names
+        if not is_other or "entry" in function:
+            lines.append(node.lineno)
+    return sorted(set(lines))
+
+
+def _stated(project: Path) -> tuple[_Stated, _Build]:
+    """What the first file says that names the distribution, and where a build has the version."""
+    try:
+        text = (project / PROJECT_FILE).read_text(encoding="utf-8-sig")
+        document = tomllib.loads(text)
+        tool = document.get("tool", {})
+        if "project" in document:
+            return _Stated.model_validate(document["project"]), _of_build(tool)
+        if "poetry" in tool:
+            return _Stated.model_validate(tool["poetry"]), _Build()
+        return _of_setup_cfg(project)
+    except (*_UNKNOWN, ValidationError, configparser.Error):
+        return _Stated(), _Build()
+
+
+def _of_build(tool: Mapping[str, Mapping[str, Mapping[str, JsonValue]]]) -> _Build:
+    for backend, key in (("setuptools", "dynamic"), ("hatch", "version"), ("pdm", "version")):
+        if found := tool.get(backend, {}).get(key):
+            inner = found.get("version") if key == "dynamic" else found
+            return _Build.model_validate(inner or {})
+    return _Build()
+
+
+def _of_setup_cfg(project: Path) -> tuple[_Stated, _Build]:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(project / "setup.cfg", encoding="utf-8-sig")
+    section = dict(parser["metadata"]) if parser.has_section("metadata") else {}
+    version = section.pop("version", "")
+    kind, colon, place = version.partition(":")
+    build = _Build.model_validate({kind.strip(): place.strip()} if colon else {})
+    stated = {**section, "version": None if colon else version or None}
+    points: dict[str, dict[str, str]] = {}
+    if parser.has_section("options.entry_points"):
+        for group, lines in parser["options.entry_points"].items():
+            pairs = (line.split("=", 1) for line in lines.splitlines() if "=" in line)
+            points[group] = {name.strip(): value.strip() for name, value in pairs}
+    return _Stated.model_validate({**stated, "entry-points": points}), build
+
+
+def _built_version(project: Path, packages: Iterable[str], build: _Build) -> str | None:
+    """The version that a build would read from a file of the project."""
+    places = [build.file] if isinstance(build.file, str) else build.file
+    for place in filter(None, places):
+        try:
+            return (project / place).read_text(encoding="utf-8-sig").strip()
+        except _UNKNOWN:
+            return None
+    if build.path:
+        return _assigned(project / build.path, ("__version__", "VERSION"))
+    module, _, attribute = build.attr.rpartition(".")
+    for package in packages:
+        root = (project / package).parent
+        path = root / (module.replace(".", "/") or Path(package).name)
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if found := _assigned(file, (attribute or "__version__",)):
+                return found
+    return None
+
+
+def _assigned(path: Path, names: tuple[str, ...]) -> str | None:
+    """The text that a Python file assigns to the first of these names that it has."""
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except _UNKNOWN:
+        return None
+    for node in body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        value = getattr(node, "value", None)
+        is_named = any(getattr(target, "id", None) in names for target in targets)
+        if is_named and isinstance(value, ast.Constant) and isinstance(value.value, str):
+            return value.value
+    return None
+
+
+def _installed(project: Path, name: str) -> importlib.metadata.Distribution | None:
+    """What a build has left in the project's folder, or what is installed by that name."""
+    folders = [str(project), str(project / "src")]
+    for found in importlib.metadata.distributions(path=folders):
+        if found.name and (not name or canonicalize_name(found.name) == canonicalize_name(name)):
+            return found
+    try:
+        return importlib.metadata.distribution(name) if name else None
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _plain(points: Mapping[str, JsonValue]) -> tuple[tuple[str, str], ...]:
+    """The entry points of a group that are one line of text each, sorted."""
+    found = {}
+    for name, value in points.items():
+        if isinstance(value, dict):  # of poetry
+            value = value.get("reference", "") if value.get("type") != "file" else ""
+        if isinstance(value, str) and value.isprintable() and name.isprintable() and value:
+            found[name.strip()] = value.strip()
+    return tuple(sorted(found.items()))
