@@ -193,7 +193,6 @@ def _attempt(
     ]
     local = kaggle.endpoint if urlsplit(kaggle.endpoint).scheme == "http" else None
     config = load_config(project_folder(), settings=settings, endpoint=local, environment={})
-    kernel = workflow.render_kernel(config)
     differences: list[str] = []
     try:
         run = workflow.push(config, kaggle, folder, again=True, on_event=on_event).folder
@@ -211,6 +210,7 @@ def _attempt(
     pull_run(kaggle, run, on_event=on_event)
     outputs = tuple(file.name for file in kaggle.outputs(owner, SLUG, run.version)[0])
     log = run.log.read_text(encoding="utf-8")
+    kernel = workflow.render_kernel(config).as_pushed(run.read().push_id)
     return _Attempt(kernel, run, tuple(differences), source, end, outputs, log)
 
 
