@@ -980,7 +980,7 @@ def run(details: RunDetails) -> None:
         where = f"{metric.experiment or 'the run'}, epoch {metric.epoch}"
         _print_line(f"  best: {_metric(metric)} ({where})")
     for title in ("parameters", "kernel", "hardware", "versions"):
-        values = getattr(details, title)
+        values = getattr(details, title).document
         if values:
             say(title, style="bold")
         for name, value in values.items():

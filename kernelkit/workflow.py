@@ -20,6 +20,7 @@ from kernelkit.bundle.bundle import read_bundle
 from kernelkit.bundle.secrets import own_credentials
 from kernelkit.config import Config
 from kernelkit.errors import KernelkitError
+from kernelkit.kaggle.types import ignore
 from kernelkit.notebook.preflight import (
     WARNING,
     advise,
@@ -55,10 +56,6 @@ class RenderedKernel:
     folder: Path
     imports: Sequence[Availability]
     notes: Sequence[str]
-
-
-def ignore(event: Event) -> None:
-    """A listener that does nothing."""
 
 
 def run(

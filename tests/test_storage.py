@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from kernelkit.errors import LocalError, RateLimitedError
-from kernelkit.runs.manifest import Differences
+from kernelkit.runs.manifest import RunFacts
 from kernelkit.storage import (
     DocumentError,
     MissingDocumentError,
@@ -124,12 +124,14 @@ def test_sizes_and_counts_are_formatted_for_readers() -> None:
 
 
 def test_a_reworded_error_keeps_its_class_and_attributes() -> None:
-    error = RateLimitedError("too many calls", "Wait.", Differences(differences=("gpu",)))
+    error = RateLimitedError(
+        "too many calls", "Wait.", RunFacts.model_validate({"differences": ["gpu"]})
+    )
     error.retry_after = 30.0
     other = error.with_message(f"the pull: {error}")
     assert (type(other), str(other)) == (RateLimitedError, "the pull: too many calls")
     assert (other.retry_after, other.next_step, other.details) == (30.0, "Wait.", error.details)
-    details = Differences(differences=())
+    details = RunFacts.model_validate({"differences": []})
     assert other.with_message("x", "Stop.", details).details is details
     document = DocumentError(Path("a.json"), "missing").with_message("new")
     assert (str(document), document.reason) == ("new", "missing")

@@ -27,12 +27,11 @@ from kernelkit.config import load_config
 from kernelkit.doctor.checks import CheckResult, Health
 from kernelkit.errors import RefusedError
 from kernelkit.kaggle.kernels import Kaggle
-from kernelkit.kaggle.types import Credentials, State, Status
+from kernelkit.kaggle.types import Credentials, State, Status, ignore
 from kernelkit.notebook.render import Kernel
 from kernelkit.runs.download import pull_run
 from kernelkit.runs.store import RunFolder, find
 from kernelkit.storage import write_json
-from kernelkit.workflow import ignore
 
 if TYPE_CHECKING:
     from kernelkit.workflow import OnEvent

@@ -12,6 +12,11 @@ from enum import StrEnum
 PRODUCTION = "https://api.kaggle.com"
 """The real Kaggle: the address that its runs are recorded with [V: the SDK's own constant]."""
 
+
+def ignore(event: object) -> None:
+    """A listener that does nothing."""
+
+
 CONNECT_SECONDS = 5
 READ_SECONDS = 60  # Kaggle answers a push of 900 kB after several seconds
 

@@ -30,7 +30,7 @@ from kernelkit.errors import (
     RefusedError,
     UnreachableError,
 )
-from kernelkit.kaggle.types import LogEntry, OutputFile, Quota, State, Status
+from kernelkit.kaggle.types import LogEntry, OutputFile, Quota, State, Status, ignore
 from kernelkit.runs import store
 from kernelkit.runs.identity import Identity
 from kernelkit.runs.manifest import (
@@ -178,17 +178,13 @@ class PulledRun:
 OnEvent = Callable[[Progress | str], None]
 
 
-def _ignore(event: Progress | Status | LogEntry | Quota | str) -> None:
-    """A listener that does nothing."""
-
-
 def pull_run(
     kaggle: Kaggle,
     folder: RunFolder,
     selection: Selection = EVERYTHING,
     *,
     deadline: float | None = None,
-    on_event: Callable[[Progress | Status | LogEntry | Quota | str], None] = _ignore,
+    on_event: Callable[[Progress | Status | LogEntry | Quota | str], None] = ignore,
 ) -> PulledRun:
     """Wait for a run's end, download its outputs, and verify them; the verdict may be bad.
 

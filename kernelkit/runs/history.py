@@ -18,11 +18,13 @@ from kernelkit.kaggle.logs import parse_log
 from kernelkit.kaggle.types import LogEntry, state_word
 from kernelkit.notebook.manifest import BUNDLE_NAME, Manifest
 from kernelkit.runs import store
+from kernelkit.runs.identity import Identity, identity
 from kernelkit.runs.manifest import (
     END_NAME,
     RUN_MANIFEST_NAME,
     OutputEntry,
     RunEnd,
+    RunFacts,
     RunManifest,
     RunRecord,
     SubmissionRecord,
@@ -117,10 +119,15 @@ class RunDetails(RunRow):
     failure: str | None
     pulled: str | None
     seconds: float | None
-    parameters: dict[str, JsonValue]
-    kernel: dict[str, JsonValue]
-    hardware: dict[str, JsonValue]
-    versions: dict[str, JsonValue]
+    push_id: str | None
+    """None if another client or an older kernelkit has pushed it."""
+
+    identity_proven: bool | None
+    files_verified: bool | None
+    parameters: RunFacts
+    kernel: RunFacts
+    hardware: RunFacts
+    versions: RunFacts
     outputs: tuple[OutputEntry, ...]
     verdict: Verdict | None
     submissions: tuple[SubmissionRecord, ...]
@@ -196,10 +203,13 @@ def show(folder: RunFolder) -> RunDetails:
             "failure": end.failure if end else None,
             "pulled": end.pulled if end else None,
             "seconds": manifest.seconds if manifest else None,
-            "parameters": (manifest.parameters if manifest else {}) or known.parameters,
-            "kernel": known.kernel,
-            "hardware": manifest.hardware if manifest else {},
-            "versions": manifest.versions if manifest else {},
+            "push_id": record.push_id if record else None,
+            "identity_proven": end.identity_proven if end else None,
+            "files_verified": end.files_verified if end else None,
+            "parameters": _document(manifest and manifest.parameters) or _parameters(bundle),
+            "kernel": _document(bundle and bundle.kernel),
+            "hardware": _document(manifest and manifest.hardware),
+            "versions": _document(manifest and manifest.versions),
             "outputs": manifest.outputs if manifest else (),
             "verdict": end.verdict if end else None,
             "submissions": known.submissions,
@@ -212,22 +222,25 @@ def show(folder: RunFolder) -> RunDetails:
 def diff(before: RunFolder, after: RunFolder) -> RunDifference:
     """How two runs differ."""
     a, b = _read(before), _read(after)
-    versions = [known.manifest.versions if known.manifest else {} for known in (a, b)]
+    versions = [known.manifest.versions if known.manifest else None for known in (a, b)]
+    parameters = [RunFacts.model_validate(_parameters(known.bundle)) for known in (a, b)]
+    kernels = [known.bundle.kernel if known.bundle else None for known in (a, b)]
     return RunDifference(
         before=a.name,
         after=b.name,
         same=a.digest == b.digest,
         commits=(a.commit, b.commit),
-        parameters=_pairs(a.parameters, b.parameters),
-        kernel=_pairs(a.kernel, b.kernel),
-        settings=_pairs(a.settings, b.settings),
+        parameters=_pairs(*parameters),
+        kernel=_pairs(*kernels),
+        settings=_pairs(a.bundle, b.bundle, names=_SETTINGS),
         code=_code(a.files, b.files),
         versions=_pairs(*versions),
-        results=_pairs(a.results, b.results),
+        results=_pairs(a.row(), b.row(), names=_RESULTS),
         problems=(*a.problems, *b.problems),
     )
 
 
+_RESULTS = ("metric", "submission", "public_score", "private_score", "gpu_seconds")
 _SETTINGS = ("kernelkit", "profile", "entry", "outputs", "pip", "layout")
 
 
@@ -244,8 +257,7 @@ class _Known:
         self.bundle = self._read(BUNDLE_NAME, Manifest)
         self.end: RunEnd | None = folder.read_end()
         manifest = self._read(RUN_MANIFEST_NAME, RunManifest) if self.end else None
-        ours = manifest is not None and manifest.digest == self.digest
-        self.manifest = manifest if ours else None
+        self.manifest = manifest if manifest and self._is_own(manifest) else None
         if self.record is None:
             self.state = HALF_WRITTEN
         elif self.end is not None:
@@ -262,6 +274,14 @@ class _Known:
             if (submission.slug, submission.version) == (folder.slug, folder.version)
             and submission.endpoint == endpoint
         ]
+
+    def _is_own(self, manifest: RunManifest) -> bool:
+        if self.record is None:
+            return False
+        whose, difference = identity(self.record, manifest.digest, manifest.push_id)
+        if difference:
+            self.problems.append(f"{RUN_MANIFEST_NAME} is {difference}. Pull this version again.")
+        return whose != Identity.MISMATCH
 
     @property
     def name(self) -> str:
@@ -291,20 +311,6 @@ class _Known:
         return f"{provenance.commit[:9]}{'+' if provenance.dirty else ''}"
 
     @property
-    def parameters(self) -> Mapping[str, JsonValue]:
-        """As they were sent."""
-        return self.bundle.parameters if self.bundle else {}
-
-    @property
-    def kernel(self) -> Mapping[str, JsonValue]:
-        return self.bundle.kernel.model_dump(mode="json", exclude_unset=True) if self.bundle else {}
-
-    @property
-    def settings(self) -> Mapping[str, JsonValue]:
-        document = self.bundle.document if self.bundle else {}
-        return {name: document.get(name) for name in _SETTINGS}
-
-    @property
     def files(self) -> dict[str, str]:
         return {file.path: file.sha256 for file in self.bundle.files} if self.bundle else {}
 
@@ -313,18 +319,7 @@ class _Known:
         """How long the run says that it had a GPU; Kaggle counts the session around it."""
         if self.manifest is None or self.manifest.seconds is None:
             return None
-        return self.manifest.seconds if self.manifest.hardware.get("gpus") else 0.0
-
-    @property
-    def results(self) -> Mapping[str, JsonValue]:
-        row = self.row()
-        return {
-            "metric": row.metric.document if row.metric else None,
-            "submission": row.submission,
-            "public_score": row.public_score,
-            "private_score": row.private_score,
-            "gpu_seconds": row.gpu_seconds,
-        }
+        return self.manifest.seconds if self.manifest.hardware.document.get("gpus") else 0.0
 
     def row(self) -> RunRow:
         last = self.submissions[-1] if self.submissions else None
@@ -400,9 +395,22 @@ def _code(before: Mapping[str, str], after: Mapping[str, str]) -> CodeDifference
     )
 
 
-def _pairs(before: Mapping[str, JsonValue], after: Mapping[str, JsonValue]) -> dict[str, Pair]:
+def _pairs(
+    before: BaseModel | None, after: BaseModel | None, *, names: Sequence[str] = ()
+) -> dict[str, Pair]:
+    """The values that differ, by name; `names` restricts them."""
+    a, b = _document(before), _document(after)
     return {
-        name: (before.get(name), after.get(name))
-        for name in sorted({*before, *after})
-        if before.get(name) != after.get(name)
+        name: (a.get(name), b.get(name))
+        for name in names or sorted({*a, *b})
+        if a.get(name) != b.get(name)
     }
+
+
+def _document(model: BaseModel | None) -> dict[str, JsonValue]:
+    return model.model_dump(mode="json", exclude_unset=True) if model else {}
+
+
+def _parameters(bundle: Manifest | None) -> dict[str, JsonValue]:
+    """As they were sent."""
+    return bundle.parameters if bundle else {}

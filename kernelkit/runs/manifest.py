@@ -71,23 +71,17 @@ def _or_none(value: object, handler: ValidatorFunctionWrapHandler) -> object:
 
 
 def _objects(value: object) -> object:
-    return value if isinstance(value, Mapping) else {}
+    return value if isinstance(value, Mapping | BaseModel) else {}
 
 
 Reported = WrapValidator(_or_none)
-Facts = Annotated[dict[str, JsonValue], BeforeValidator(_objects)]
 
 
-class Differences(_Document):
-    """The requested settings that Kaggle changed, for the details of an error."""
-
-    differences: tuple[str, ...]
+class RunFacts(_Document):
+    """What a run reports by name, for people: any JSON values, and nothing depends on them."""
 
 
-class FileProblems(_Document):
-    """What prevents a score, for the details of an error."""
-
-    problems: tuple[str, ...]
+ReportedFacts = Annotated[RunFacts, BeforeValidator(_objects)]
 
 
 class RunAddress(_Document):
@@ -199,9 +193,9 @@ class RunManifest(_Document):
     outputs: tuple[OutputEntry, ...]
     error: Annotated[str | None, Reported] = None
     traceback: Annotated[str | None, Reported] = None
-    parameters: Facts = Field(default_factory=dict)
-    versions: Facts = Field(default_factory=dict)
-    hardware: Facts = Field(default_factory=dict)
+    parameters: ReportedFacts = RunFacts()
+    versions: ReportedFacts = RunFacts()
+    hardware: ReportedFacts = RunFacts()
     started: Annotated[str | None, Reported] = None
     seconds: Annotated[float | None, Reported] = None
 

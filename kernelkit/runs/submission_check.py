@@ -11,7 +11,7 @@ import csv
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from kernelkit.errors import ConfigError
@@ -31,6 +31,11 @@ class SubmissionCheck:
     notes: tuple[str, ...]
     rows: int
     """Number of rows below the header."""
+
+    @property
+    def document(self) -> dict[str, object]:
+        """All of it for a script."""
+        return asdict(self)
 
 
 def check(submission: Path, sample: Path, pixels: int | None = None) -> SubmissionCheck:

@@ -27,7 +27,7 @@ from kernelkit.errors import (
 from kernelkit.kaggle.types import Scoring
 from kernelkit.printable import one_line
 from kernelkit.runs import store
-from kernelkit.runs.manifest import FileProblems, RunAddress, SubmissionRecord
+from kernelkit.runs.manifest import RunAddress, SubmissionRecord
 from kernelkit.runs.store import RunFolder
 from kernelkit.runs.submission_check import check
 from kernelkit.runs.verify import verify
@@ -309,7 +309,7 @@ def _require_scorable(
         raise VerificationError(
             f"{candidate.file} would not be scored:\n" + "\n".join(found.problems),
             "Nothing was sent. Fix the package, and run again.",
-            FileProblems(problems=tuple(found.problems)),
+            found,
         )
     on_event(f"{candidate.name}: {found.rows:,} rows, with the ids and columns of the sample")
 

@@ -27,7 +27,7 @@ from kernelkit.kaggle.logs import parse_log
 from kernelkit.kaggle.types import LogEntry, Quota, State, Status
 from kernelkit.notebook.manifest import Manifest
 from kernelkit.runs.identity import HEAD_CHARACTERS, Identity, log_identity, shows_run
-from kernelkit.runs.manifest import Differences, RunAddress, finite
+from kernelkit.runs.manifest import RunAddress, RunRecord, finite
 from kernelkit.runs.store import RunFolder
 
 if TYPE_CHECKING:
@@ -329,7 +329,7 @@ def _confirm(
         raise RefusedError(
             f"Kaggle changed the requested settings of {run.name}:\n" + "\n".join(different),
             f"Cancel it with `kernelkit cancel v{run.version}`, or pull its outputs.",
-            Differences(differences=tuple(different)),
+            RunRecord.model_validate({**run.document, "differences": different}),
         )
     if settled or (hardware and confirmed):
         for line in confirmed:
