@@ -207,17 +207,18 @@ def push(
     kernel = preflight(config)
     for note in advise(kernel):
         on_event(note if note.startswith(WARNING) else f"note: {note}")
-    return push_once(
-        kaggle,
-        kernel,
-        root or config.project / "runs",
-        profile=config.profile,
-        reserve=config.gpu_reserve_hours,
-        again=again,
-        wait=wait,
-        deadline=deadline,
-        on_event=on_event,
-    )
+    with kaggle.ends_in(deadline):
+        return push_once(
+            kaggle,
+            kernel,
+            root or config.project / "runs",
+            profile=config.profile,
+            reserve=config.gpu_reserve_hours,
+            again=again,
+            wait=wait,
+            deadline=deadline,
+            on_event=on_event,
+        )
 
 
 def find_folder(config: Config, name: str = "") -> RunFolder:

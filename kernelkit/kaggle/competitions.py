@@ -313,7 +313,7 @@ class Competition:
         """
         said = f"Kaggle says: {words}" if words else "Kaggle gives no reason"
         return RefusedError(
-            f"{self.name}: the submission has no number, and Kaggle lists none. {said}. The day's "
+            f"{self.name}: Kaggle gives no number and lists no such submission. {said}. The day's "
             "limit may be used up",
             _LOST,
         )

@@ -9,6 +9,7 @@ import ipaddress
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import requests
@@ -81,7 +82,9 @@ class Connection:
 
     @contextmanager
     def ends_in(self, seconds: float | None) -> Iterator[None]:
-        """Let no call in the block last longer than this; None does not limit them.
+        """Let no call and no pause in the block last longer than this; None does not limit them.
+
+        A call that must not be sent twice is not begun any more, but is never cut off.
 
         Raises:
             DeadlineError: instead of an error that the deadline caused.
@@ -89,7 +92,13 @@ class Connection:
         if seconds is None:
             yield
             return
-        before, self._deadline = self._deadline, time.monotonic() + seconds
+        before, timeouts = self._deadline, self.timeouts
+        deadline = self._deadline = time.monotonic() + seconds
+
+        def sleep(pause: float) -> None:
+            timeouts.sleep(max(0.0, min(pause, deadline - time.monotonic())))
+
+        self.timeouts = replace(timeouts, sleep=sleep)
         try:
             yield
         except (UnreachableError, CapacityError) as error:
@@ -100,7 +109,7 @@ class Connection:
                 "Nothing is lost: run the same command again, or with a longer --deadline.",
             ) from error
         finally:
-            self._deadline = before
+            self._deadline, self.timeouts = before, timeouts
 
     @property
     def is_late(self) -> bool:
@@ -160,6 +169,8 @@ class Connection:
         """
 
         def attempt() -> T:
+            if self.is_late:
+                raise UnreachableError(f"{what} was not sent, because the time is up")
             with one_attempt(what):
                 return within(call, self.timeouts.connect + self.timeouts.push)
 

@@ -29,12 +29,13 @@ from kernelkit.kaggle.types import (
     Status,
 )
 from kernelkit.kaggle.waiting import within
-from kernelkit.printable import one_line
+from kernelkit.printable import one_line, shortened
 
 if TYPE_CHECKING:
     from kernelkit.config import KernelSettings
 
 STREAM_READ_SECONDS = 30  # of silence in a log stream, before the status is asked again
+FAILURE_CHARACTERS = 100_000  # of Kaggle's message about a failed run
 PAGES = 1000  # of a listing
 PAGE_SIZE = 200  # Kaggle's largest page of outputs; its default is 20
 
@@ -240,7 +241,8 @@ class Kaggle(Connection):
 
 
 def _status(response: Any) -> Status:
-    return Status(State(response.status.name.lower()), as_text(response.failure_message))
+    failure = shortened(as_text(response.failure_message), FAILURE_CHARACTERS)
+    return Status(State(response.status.name.lower()), failure)
 
 
 def _kernel_info(response: Any) -> KernelInfo:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 DATASET_SECONDS = 600  # for a dataset to become ready
 QUEUE_PAUSES = (30.0, 300.0)  # seconds between two tries for a free session: first and longest
+LONGEST_PAUSE = 3600.0  # seconds, whatever Retry-After asks for
 RATE_LIMITED_TRIES = 5  # of a push that is refused for too many calls
 CHANGING_SOURCES = ("dataset_sources", "kernel_sources", "model_sources")
 """Sources whose content can change while their name stays the same."""
@@ -436,7 +437,9 @@ class _Queue:
         """Sleep for a suitable time, or raise the error if there is no reason to wait."""
         if isinstance(error, RateLimitedError):
             self._limited += 1
-            pause = (error.retry_after or 0.0) + random.uniform(1, 4) * self._limited
+            pause = (
+                min(error.retry_after or 0.0, LONGEST_PAUSE) + random.uniform(1, 4) * self._limited
+            )
             may_wait = self._wait or pause < self.timeouts.grace
             may_wait = may_wait and self._limited < RATE_LIMITED_TRIES
         else:

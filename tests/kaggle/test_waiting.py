@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kernelkit.config import KernelSettings
 from kernelkit.errors import DeadlineError, KernelkitError, RefusedError, UnreachableError
 from kernelkit.kaggle import connection, kernels, logs, transfer
 from kernelkit.kaggle.kernels import Kaggle
@@ -118,6 +119,36 @@ def test_a_call_without_a_deadline_ends_if_it_makes_no_progress(
     with pytest.raises(UnreachableError):
         kaggle.quota()
     assert time.monotonic() - started < 4
+
+
+def test_a_push_is_not_begun_after_the_deadline_and_never_cut_off(
+    kaggle: Kaggle, script: Script, serve: Callable[[Answer], Kaggle]
+) -> None:
+    settings = KernelSettings(id="some-kernel", title="Some kernel")
+    with pytest.raises(DeadlineError, match="was not sent"), kaggle.ends_in(0.0):
+        kaggle.save_kernel("some-kernel", "{}", settings)
+    assert script.requests == []
+
+    def answer(client: socket.socket, _: str) -> None:
+        time.sleep(1.0)
+        body = b'{"versionNumber": 3, "url": "u"}'
+        client.sendall(OK + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+
+    slow = serve(answer)
+    with slow.ends_in(0.3):
+        assert slow.save_kernel("some-kernel", "{}", settings).version == 3
+
+
+def test_pauses_end_at_the_deadline(kaggle: Kaggle) -> None:
+    before = kaggle.timeouts
+    started = time.monotonic()
+    with kaggle.ends_in(0.3):
+        kaggle.timeouts.sleep(60)
+        kaggle.timeouts.sleep(60)
+        assert kaggle.is_late
+    assert time.monotonic() - started < 2
+    assert kaggle.timeouts is before
+    assert not kaggle.is_late
 
 
 def test_a_slow_answer_that_makes_progress_is_awaited(serve: Callable[[Answer], Kaggle]) -> None:
