@@ -23,7 +23,7 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = [
-    *("render", "preflight", "prove", "push", "cancel", "status", "watch", "logs", "pull"),
+    *("init", "render", "preflight", "prove", "push", "cancel", "status", "watch", "logs", "pull"),
     *("diagnose", "verify", "run", "rehearse", "submit", "sync", "doctor", "emulator", "runs"),
 ]
 TARGETS = [
