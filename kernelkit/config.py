@@ -385,7 +385,7 @@ class _RawProject:
             if not equals:
                 raise ConfigError(f"--set {setting}: must read key=value")
             is_field = key.startswith("kernel.")
-            section, name = ("kernel", key[7:]) if is_field else ("parameters", key)
+            section, name = ("kernel", key[7:]) if is_field else ("parameters", _python_name(key))
             if section == "parameters":
                 assert stated is not None
                 _require_known_parameter(stated, name)
@@ -645,7 +645,40 @@ def _read_project_file(project: Path) -> _RawProject:
     table = tools["kernelkit"]
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: tool.kernelkit must be a table")
-    return _RawProject(table)
+    return _RawProject(_with_python_names(table))
+
+
+def _python_name(name: str) -> str:
+    """The name as Python reads it: `µ` (the sign of micro) becomes `μ` (the Greek letter)."""
+    return unicodedata.normalize("NFKC", name)
+
+
+def _with_python_names(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section and its profiles, with each parameter under the name that Python gives it.
+
+    Raises:
+        ConfigError: two names of parameters are the same for Python.
+    """
+    changed = dict(section)
+    parameters = section.get("parameters")
+    if isinstance(parameters, dict):
+        renamed: dict[str, Parameter] = {}
+        for name, value in parameters.items():
+            if _python_name(name) in renamed:
+                raise ConfigError(
+                    f'[tool.kernelkit.parameters] "{name}": another parameter has the same name '
+                    f'for Python, "{_python_name(name)}"',
+                    "Rename one of them.",
+                )
+            renamed[_python_name(name)] = value
+        changed["parameters"] = renamed
+    profiles = section.get("profiles")
+    if isinstance(profiles, dict):
+        changed["profiles"] = {
+            name: _with_python_names(profile) if isinstance(profile, dict) else profile
+            for name, profile in profiles.items()
+        }
+    return changed
 
 
 def parameter_comments(
@@ -671,7 +704,7 @@ def parameter_comments(
     for layer in layers:
         for name, above, beside in _commented_keys(layer):
             if above or beside:
-                comments[name] = above, beside
+                comments[_python_name(name)] = above, beside
     return comments
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from kernelkit import workflow
 from kernelkit.config import OWN_OUTPUTS, find_project, load_config
 from kernelkit.errors import ConfigError
+from kernelkit.notebook.preflight import check
 
 Make = Callable[..., Path]
 
@@ -369,3 +371,57 @@ def test_a_value_of_another_type_is_explained_in_the_words_of_toml(
     path = make_project({}) / "pyproject.toml"
     path.write_text(path.read_text().replace(old, new))
     assert message in complaint(path.parent)
+
+
+ALIASES = [  # as they may be written, and as Python reads them
+    ("\u00b5", "\u03bc"),  # micro, and the Greek letter
+    ("\ufb01lter_size", "filter_size"),  # a ligature
+    ("\uff52\uff41\uff54\uff45", "rate"),  # full width
+    ("e\u0301tape", "\u00e9tape"),  # a combining accent
+    ("x\u00b2", "x2"),
+]
+
+
+@pytest.mark.parametrize(("written", "read"), ALIASES)
+def test_parameters_have_the_names_that_python_gives_them(
+    make_project: Make, written: str, read: str
+) -> None:
+    extra = (
+        f'[tool.kernelkit.parameters]\n# About it.\n"{written}" = 1\n'
+        f'[tool.kernelkit.profiles.big.parameters]\n"{written}" = 2\n'
+    )
+    main = f"def run({written if written.isidentifier() else read}):\n    pass\n"
+    project = make_project({"pkg/main.py": main}, extra=extra)
+    config = load_config(project, environment={})
+    assert config.parameters == {read: 1}
+    assert config.described_parameters[0].above == ("About it.",)
+    assert load_config(project, profile="big", environment={}).parameters == {read: 2}
+    for name in (written, read):
+        assert load_config(project, settings=[f"{name}=3"], environment={}).parameters == {read: 3}
+    assert not [p for p in check(workflow.render_kernel(config)) if "argument" in p.message]
+
+
+def test_two_parameters_that_are_one_for_python_are_refused(make_project: Make) -> None:
+    extra = '[tool.kernelkit.parameters]\n"\u00b5" = 1\n"\u03bc" = 2\n'
+    assert "the same name for Python" in complaint(make_project({}, extra=extra))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("lambda", "None", "\uff49\uff46", "class", "a-b", "2x", "", "a b", "a.b"),
+        *("file", "\uff46\uff49\uff4c\uff45", "result", "print", "SRC", "__debug__", "_x", "exit"),
+    ],
+)
+def test_names_that_the_notebook_cannot_have_are_refused(make_project: Make, name: str) -> None:
+    extra = f'[tool.kernelkit.parameters]\n"{name}" = 1\n'
+    assert "[tool.kernelkit.parameters]" in complaint(make_project({}, extra=extra))
+
+
+SHADOWS = ["match", "type", "case", "list", "id", "len", "repr", "open", "input", "display"]
+
+
+def test_soft_keywords_and_builtins_may_be_names(make_project: Make) -> None:
+    lines = "".join(f"{name} = {number}\n" for number, name in enumerate(SHADOWS))
+    project = make_project({}, extra=f"[tool.kernelkit.parameters]\n{lines}")
+    assert list(load_config(project, environment={}).parameters) == SHADOWS

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
@@ -21,7 +22,7 @@ from nbclient import NotebookClient
 from kernelkit import workflow
 from kernelkit.bundle.bundle import Bundle, SourceFile
 from kernelkit.bundle.git import Provenance
-from kernelkit.config import load_config
+from kernelkit.config import RESERVED_NAMES, load_config
 from kernelkit.errors import BundleError, ConfigError, TemplateError
 from kernelkit.notebook.layout import SIZE_LIMIT_BYTES
 from kernelkit.notebook.render import Kernel, render
@@ -466,3 +467,24 @@ def test_render_does_not_follow_a_link_out_of_the_project(
         workflow.render_to(config)
     assert not list(away.iterdir())
     workflow.render_to(config, away)  # a folder that the user names
+
+
+def test_no_cell_uses_a_name_that_a_parameter_may_have(make_project: Make) -> None:
+    """A parameter is a global name of the notebook, so it could hide what a later cell uses."""
+    files = {name: content for name, content in AWKWARD.items() if name.isascii()}
+    project = make_project(
+        {f"pkg/{name}": content for name, content in files.items()},
+        keys='pip = ["six"]',
+        extra="[tool.kernelkit.parameters]\nmy_own = 1",
+    )
+    used: set[str] = set()
+    for layout in ("cells", "compressed"):
+        path = project / "pyproject.toml"
+        path.write_text(path.read_text() + "\n")
+        config = load_config(project, environment={}).model_copy(update={"layout": layout})
+        for cell in json.loads(workflow.render_kernel(config).notebook)["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "code" and not source.startswith("%%"):
+                names = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+                used |= {node.id for node in names}
+    assert used - {"my_own"} <= RESERVED_NAMES
