@@ -39,6 +39,7 @@ class SaltError(Exception):
     SaltError
     ├── SettingsError    a parameter is unknown, or its value is not allowed (config)
     ├── DataError        the competition's files are missing or broken (data)
+    ├── TransformError   albumentations cannot be used (transforms)
     ├── WeightsError     the ImageNet weights are not available (weights)
     ├── TrainingError    an experiment has no result (train)
     ├── OutOfMemory      a step does not fit into memory; a retry uses smaller pieces (train)

@@ -195,6 +195,7 @@ class _Runner:
                     # For the rest of the run: the cause may remain, and a hang takes minutes.
                     self.settings = replace(self.settings, processes=1)
                 release_memory()
+                self.outputs.remove_temporary()  # a killed process may leave a large one
         except TrainingError as error:
             reached = saved_outcome(
                 experiment, self.settings, self.outputs, fingerprint, ended=str(error)

@@ -19,9 +19,10 @@ from src_salt.experiments import Result, run_experiments, select_best
 from src_salt.metrics import Postprocessing
 from src_salt.model import require_encoder_weights
 from src_salt.outputs import Outputs, convert_disk_errors, emit, write_zip
-from src_salt.predict import load_model, predict
+from src_salt.predict import load_model, predict, write_prediction
 from src_salt.report import write_report
 from src_salt.submission import write_submission
+from src_salt.transforms import training_transform
 
 
 def run(data_dir: str | Path, output_dir: str | Path, **parameters: Any) -> dict[str, Any]:
@@ -44,6 +45,8 @@ def run(data_dir: str | Path, output_dir: str | Path, **parameters: Any) -> dict
     competition = load_competition(settings.data_dir)
     planned = settings.planned_experiments
     require_encoder_weights((experiment.backbone for experiment in planned), settings)
+    if not settings.resolved_recipe.on_device:
+        training_transform(settings.image_size)  # fail now if albumentations cannot be used
     train, validation = split(competition.labelled, settings, planned[0].fold)
     budget.final_images = _count_final_images(settings, competition)
     with convert_disk_errors(outputs.root):
@@ -62,6 +65,8 @@ def run(data_dir: str | Path, output_dir: str | Path, **parameters: Any) -> dict
     evaluation = evaluate(best, models, competition.labelled, settings)
     with convert_disk_errors(outputs.root):
         _write_submission(models, evaluation.postprocessing, competition, settings, outputs)
+        experiments = [result.experiment for result in best]
+        write_prediction(experiments, evaluation.postprocessing, settings, outputs)
         write_report(results, evaluation, settings, outputs)
         _write_zips(results, outputs)
     summary = _summarize(results, evaluation, outputs)
@@ -125,7 +130,7 @@ def _write_submission(
 def _write_zips(results: list[Result], outputs: Outputs) -> None:
     names = [result.experiment.name for result in results]
     models = [path(name) for name in names for path in (outputs.weights, outputs.history)]
-    write_zip(outputs.models_zip, outputs.root, models)
+    write_zip(outputs.models_zip, outputs.root, [*models, outputs.prediction])
     write_zip(outputs.results_zip, outputs.root, outputs.results)
 
 

@@ -27,8 +27,8 @@ T = TypeVar("T")
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 """The earliest time that a zip can store. A fixed time makes equal files give equal bytes."""
 
-RESUMABLE = {"models": (".pth", ".json"), "checkpoints": (".pt",)}
-"""Suffixes of weights, records and checkpoints, by folder."""
+RESUMABLE = {"models": (".pth", "_history.json"), "checkpoints": (".pt",)}
+"""How the names of weights, records and checkpoints end, by folder."""
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers that go away when the user deletes something."""
@@ -148,6 +148,7 @@ class Outputs:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.submission = root / "submission.csv"
+        self.prediction = root / "models" / "prediction.json"
         self.models_zip = root / "models.zip"
         self.results_zip = root / "results.zip"
         results = root / "results"
@@ -226,7 +227,8 @@ class Outputs:
             for source in folder.iterdir() if folder.is_dir() else ():
                 target = self.root / folder.name / current_experiment_name(source.name)
                 temporary = source.name.startswith(".")  # a killed run did not finish this file
-                if target in present or temporary or source.suffix not in RESUMABLE[folder.name]:
+                resumable = source.name.endswith(RESUMABLE[folder.name])
+                if target in present or temporary or not resumable:
                     continue
                 present.add(target)
                 with (
@@ -239,17 +241,22 @@ class Outputs:
         return adopted
 
     def remove_stale(self) -> None:
-        """Delete the final files of an earlier run, so that a failing run leaves none behind.
-
-        Also delete temporary files of processes that no longer exist.
-        """
-        final = (self.submission, self.models_zip, self.results_zip, *self.results)
-        for path in final:
+        """Delete the final files of an earlier run, so that a failing run leaves none behind."""
+        for path in self._final:
             path.unlink(missing_ok=True)
+        self.remove_temporary()
+
+    @property
+    def _final(self) -> tuple[Path, ...]:
+        zips = (self.models_zip, self.results_zip)
+        return (self.submission, self.prediction, *zips, *self.results)
+
+    def remove_temporary(self) -> None:
+        """Delete temporary files of processes that no longer exist."""
         # Only names that this package writes: the folder may contain files of the user.
-        patterns = [path.with_name(f".{path.stem}.*{path.suffix}") for path in final]
-        for folder, suffixes in RESUMABLE.items():
-            patterns += [self.root / folder / f".*{suffix}" for suffix in suffixes]
+        patterns = [path.with_name(f".{path.stem}.*{path.suffix}") for path in self._final]
+        for folder, ends in RESUMABLE.items():
+            patterns += [self.root / folder / f".*{Path(end).suffix or end}" for end in ends]
         for path in (path for pattern in patterns for path in pattern.parent.glob(pattern.name)):
             name = TEMPORARY_NAME.fullmatch(path.name)
             if name and not _is_alive(int(name[1])):

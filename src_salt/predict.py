@@ -11,10 +11,20 @@ from torch import Tensor, nn
 from src_salt.config import Experiment, Recipe, Settings, first_line
 from src_salt.data import Images, image_loader
 from src_salt.device import Compute, is_out_of_memory, pick_compute, release_memory
-from src_salt.metrics import Probabilities
+from src_salt.metrics import Postprocessing, Probabilities
 from src_salt.model import UNet
-from src_salt.outputs import Outputs, emit, progress
-from src_salt.transforms import normalize, resize_to_input, resize_to_original
+from src_salt.outputs import Outputs, emit, progress, write_json
+from src_salt.transforms import (
+    IMAGE_SIZE,
+    MEAN,
+    STD,
+    inner_region,
+    normalize,
+    resize_to_input,
+    resize_to_original,
+)
+
+PREDICTION_SCHEMA = 1
 
 BATCH_SIZE = 128
 """Images per batch on the fast path, before mirrored views are added. Prediction keeps no
@@ -27,6 +37,41 @@ def load_model(experiment: Experiment, settings: Settings, outputs: Outputs) -> 
     path = outputs.weights(experiment.name)
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return pick_compute(settings.resolved_recipe.on_device).place(model).eval()
+
+
+def write_prediction(
+    experiments: Sequence[Experiment],
+    postprocessing: Postprocessing,
+    settings: Settings,
+    outputs: Outputs,
+) -> None:
+    """Write how these networks make the submission, for programs without this package.
+
+    docs/src_salt.md contains such a program.
+    """
+    recipe, size = settings.resolved_recipe, settings.image_size
+    compute = pick_compute(recipe.on_device)
+    inner, offset = inner_region(size, recipe.fit)
+    content = {
+        "schema": PREDICTION_SCHEMA,
+        "networks": [
+            {"weights": outputs.weights(one.name).name, "backbone": one.backbone}
+            for one in experiments
+        ],
+        "image_size": size,
+        "fit": recipe.fit,  # resize to inner_size, then mirror the border at offset
+        "inner_size": inner,
+        "offset": offset,
+        "mean": MEAN,
+        "std": STD,
+        "flip_tta": recipe.flip_tta,
+        "threshold": postprocessing.threshold,
+        "min_area": postprocessing.min_area,
+        "original_size": IMAGE_SIZE,
+        "dtype": str(compute.dtype).removeprefix("torch."),
+        "channels_last": compute.channels_last,
+    }
+    write_json(outputs.prediction, content)
 
 
 def predict(

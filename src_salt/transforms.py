@@ -2,7 +2,7 @@
 
 The baseline augments with albumentations. Each sample gets its own seed (see `augment`), because
 the library keeps the random state in the pipeline object: with that state, a batch would depend on
-the number of workers and on which worker made it.
+the number of workers and on which worker made it. The library is imported only for that recipe.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 import math
 import os
 import random
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -18,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# On import, albumentations asks PyPI for its newest version. Without a network that takes two
-# seconds and prints a warning; this variable of the library turns it off.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-import albumentations
+from src_salt.config import SaltError, first_line
+
+if TYPE_CHECKING:
+    import albumentations
 
 IMAGE_SIZE = 101
 """Width and height of the competition's images and masks, in pixels."""
@@ -33,17 +36,21 @@ Image = npt.NDArray[np.uint8]
 """One gray image or 0/1 mask (101, 101), or several (N, 101, 101)."""
 
 
+class TransformError(SaltError):
+    """albumentations cannot be used."""
+
+
 def training_transform(size: int) -> albumentations.Compose:
     """Resize, augment and normalize a pair of (101, 101) arrays; use it with `augment`."""
-    return albumentations.Compose(
-        [
-            albumentations.Resize(size, size),
-            albumentations.HorizontalFlip(p=0.5),
-            albumentations.VerticalFlip(p=0.5),
-            albumentations.RandomRotate90(p=0.5),
+    return _compose(
+        lambda library: [
+            library.Resize(size, size),
+            library.HorizontalFlip(p=0.5),
+            library.VerticalFlip(p=0.5),
+            library.RandomRotate90(p=0.5),
             # ShiftScaleRotate in the form of albumentations 2: one scale for both axes, and a
             # mirrored border, so that no black corner looks like the edge of a survey.
-            albumentations.Affine(
+            library.Affine(
                 translate_percent=(-0.0625, 0.0625),
                 scale=(0.9, 1.1),
                 rotate=(-15, 15),
@@ -51,22 +58,41 @@ def training_transform(size: int) -> albumentations.Compose:
                 border_mode=cv2.BORDER_REFLECT_101,
                 p=0.5,
             ),
-            albumentations.RandomBrightnessContrast(p=0.5),
-            albumentations.Normalize(),  # its defaults are ImageNet's mean and standard deviation
-            albumentations.ToTensorV2(),
+            library.RandomBrightnessContrast(p=0.5),
+            library.Normalize(),  # its defaults are ImageNet's mean and standard deviation
+            library.ToTensorV2(),
         ]
     )
 
 
 def evaluation_transform(size: int) -> albumentations.Compose:
     """Resize and normalize, without augmentation."""
-    return albumentations.Compose(
-        [
-            albumentations.Resize(size, size),
-            albumentations.Normalize(),
-            albumentations.ToTensorV2(),
-        ]
+    return _compose(
+        lambda library: [library.Resize(size, size), library.Normalize(), library.ToTensorV2()]
     )
+
+
+def _compose(steps: Callable[[ModuleType], list[object]]) -> albumentations.Compose:
+    """Import albumentations and build a pipeline.
+
+    Raises:
+        TransformError: it cannot be imported, or its version is another one.
+    """
+    # On import, albumentations asks PyPI for its newest version. Without a network that takes two
+    # seconds and prints a warning; this variable of the library turns it off.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    try:
+        import albumentations
+
+        pipeline = albumentations.Compose(steps(albumentations))
+        pipeline.set_random_state  # noqa: B018  older versions do not have it
+    except Exception as error:  # a broken library may raise anything
+        raise TransformError(
+            f"The recipe baseline needs albumentations 2, which cannot be used here "
+            f"({type(error).__name__}: {first_line(error)}). Install albumentations, or choose the "
+            "recipe fast, which augments in the same way without it."
+        ) from error
+    return pipeline
 
 
 def augment(
@@ -101,7 +127,7 @@ def resize_to_input(images: Image, size: int, fit: str, nearest: bool = False) -
     the mirror image. At a size of 128 it keeps every original pixel; at 256 it pads around 202
     pixels, and so on in proportion.
     """
-    inner, before = _inner_region(size, fit)
+    inner, before = inner_region(size, fit)
     after = size - inner - before
     interpolation = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
     result = np.empty((len(images), size, size), np.uint8)
@@ -115,7 +141,7 @@ def resize_to_input(images: Image, size: int, fit: str, nearest: bool = False) -
 
 def resize_to_original(probabilities: Tensor, fit: str = "resize") -> Tensor:
     """Reverse `resize_to_input`: (B, 1, S, S) to (B, 101, 101)."""
-    inner, before = _inner_region(probabilities.shape[-1], fit)
+    inner, before = inner_region(probabilities.shape[-1], fit)
     inside = slice(before, before + inner)
     size = (IMAGE_SIZE, IMAGE_SIZE)
     full = functional.interpolate(
@@ -124,7 +150,7 @@ def resize_to_original(probabilities: Tensor, fit: str = "resize") -> Tensor:
     return torch.squeeze(full, dim=1)
 
 
-def _inner_region(size: int, fit: str) -> tuple[int, int]:
+def inner_region(size: int, fit: str) -> tuple[int, int]:
     """Return the size and the offset of the image in the network's input: 101 and 13 of 128."""
     inner = round(size * IMAGE_SIZE / PADDED_SIZE) if fit == "reflect" else size
     return inner, (size - inner) // 2

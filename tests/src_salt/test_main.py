@@ -24,6 +24,7 @@ EXPECTED = [
     "models.zip",
     "models/best_model_resnet34_BCEDice.pth",
     "models/best_model_resnet34_Lovasz.pth",
+    "models/prediction.json",
     "models/resnet34_BCEDice_history.json",
     "models/resnet34_Lovasz_history.json",
     "results.zip",
@@ -110,6 +111,20 @@ def test_zips_contain_the_folders(finished: Run) -> None:
             assert archive.testzip() is None
             packed = {member: archive.read(member) for member in archive.namelist()}
         assert packed == {path: files[path] for path in files if path.startswith(f"{name}/")}
+
+
+def test_models_zip_says_how_the_submission_was_made(finished: Run) -> None:
+    with zipfile.ZipFile(finished.folder / "models.zip") as archive:
+        how = json.loads(archive.read("models/prediction.json"))
+        names = archive.namelist()
+    best = finished.summary["best_experiment"]
+    assert how["networks"] == [{"weights": f"best_model_{best}.pth", "backbone": "resnet34"}]
+    assert {f"models/{one['weights']}" for one in how["networks"]} < set(names)
+    assert {name: how[name] for name in ("threshold", "min_area")} == (
+        finished.summary["postprocessing"]
+    )
+    assert (how["image_size"], how["fit"], how["flip_tta"]) == (TINY["image_size"], "resize", False)
+    assert (how["mean"], how["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 def test_two_runs_write_the_same_bytes(

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from src_salt.transforms import (
+    TransformError,
     apply_to_image,
     apply_to_pair,
     augment,
@@ -12,6 +16,8 @@ from src_salt.transforms import (
     resize_to_original,
     training_transform,
 )
+
+from .conftest import python
 
 
 def half_salt() -> tuple[np.ndarray, np.ndarray]:
@@ -78,3 +84,61 @@ def test_resize_to_original_reverses_the_resize() -> None:
     back = resize_to_original(resized_mask[None])[0] > 0.5
     assert back.shape == (101, 101)
     assert (back.numpy() != (mask > 0)).mean() <= 0.01  # at most one column at the edge
+
+
+BROKEN = {
+    "missing": "raise ModuleNotFoundError(\"No module named 'albumentations'\")",
+    "import error": "raise ImportError('libGL.so.1: cannot open shared object file')",
+    "another error": "raise AttributeError('module numpy has no attribute bool8')\n",
+    "no class": "Compose = list",
+    "another version": "class Compose:\n    def __init__(self, steps):\n        pass\n"
+    "def __getattr__(name):\n    return lambda *_, p=1: None",
+    "old version": "class Compose:\n    def __init__(self, steps):\n        pass\n"
+    "def __getattr__(name):\n    return lambda *_, **__: None",
+}
+"""The content of albumentations/__init__.py."""
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_albumentations_is_reported(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "albumentations").mkdir()
+    (tmp_path / "albumentations" / "__init__.py").write_text(BROKEN[kind])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.split(".")[0] == "albumentations"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(TransformError, match=r"needs albumentations 2.* recipe fast"):
+        training_transform(32)
+    sys.modules.pop("albumentations", None)
+
+
+def test_recipes_without_albumentations_do_not_import_it(
+    competition_dir: Path, tmp_path: Path
+) -> None:
+    """One recipe trains and predicts; the other says what is wrong before it trains."""
+    (tmp_path / "albumentations").mkdir()
+    (tmp_path / "albumentations" / "__init__.py").write_text("raise SystemError('broken')")
+    program = f"""
+        import sys
+        sys.path.insert(0, {str(tmp_path)!r})
+        from src_salt.config import Settings
+        from src_salt.data import load_competition
+        from src_salt.main import run
+        from src_salt.model import UNet
+        from src_salt.predict import predict_all
+        from src_salt.train import Trainer
+        chosen = dict(data_dir={str(competition_dir)!r}, output_dir={str(tmp_path / "out")!r},
+            image_size=32, pretrained=False)
+        data = load_competition(Settings.from_parameters(chosen).data_dir)
+        for recipe in ("fast", "best"):
+            settings = Settings.from_parameters(dict(chosen, recipe=recipe))
+            Trainer(settings.planned_experiments[0], settings, data.labelled, data.labelled)
+            predict_all([UNet("resnet34").eval()], data.test.images, settings, "")
+        print("fine without")
+        run(**chosen)
+    """
+    done = python(program)
+    assert done.stdout == "fine without\n", done.stderr[-2000:]
+    assert "TransformError: The recipe baseline needs albumentations 2" in done.stderr
+    assert not (tmp_path / "out" / "models").exists()
