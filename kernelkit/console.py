@@ -714,17 +714,16 @@ def results(folder: Path, verdict: Verdict) -> None:
     """The beginning of the tables that the run wrote, the paths of its images, and its duration."""
     from kernelkit.runs.manifest import RUN_MANIFEST_NAME, RunManifest
 
-    declared = {output.path for output in verdict.outputs}
     left = RESULT_LINES
     tables, images = _files(folder, "*.md"), _files(folder, "*.png")
     for path in tables[:RESULT_FILES]:
-        name = path.relative_to(folder).as_posix()
-        if name not in declared:
-            say(one_line(f"not verified, because it is not declared as an output: {name}"))
+        if verdict.is_undeclared(path.relative_to(folder)):
+            say(one_line(f"not declared as an output, so not verified: {path.name}"))
         left -= _print_markdown(path, left)
     _print_more(tables, "table")
     for path in images[:RESULT_FILES]:
-        _print_line(f"image: {path}")
+        doubt = " (not verified)" if verdict.is_undeclared(path.relative_to(folder)) else ""
+        _print_line(f"image: {path}{doubt}")
     _print_more(images, "image")
     manifest = read_model(folder / RUN_MANIFEST_NAME, RunManifest)
     total = time.monotonic() - STARTED
@@ -973,7 +972,7 @@ def run(details: RunDetails) -> None:
             elif name in ("pushed", "pulled"):
                 value = f"{value} ({ago(value)})"
             _print_line(f"  {name}: {value}{dirty}")
-    for name in ("failure", "verified", "seconds", "gpu_seconds"):
+    for name in ("failure", "verified", "identity_proven", "seconds", "gpu_seconds"):
         if (value := getattr(details, name)) is not None and value != "":
             _print_line(f"  {name}: {value}")
     if metric := details.metric:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import UTC, datetime, timedelta
 from io import StringIO
@@ -16,6 +17,7 @@ from kernelkit import console
 from kernelkit.kaggle.types import LogEntry, State, state_word
 from kernelkit.runs.history import RunRow
 from kernelkit.runs.manifest import Verdict
+from kernelkit.runs.verify import verify
 
 HUGE = 10**400
 """JSON integers can be too large for a float."""
@@ -95,6 +97,22 @@ def test_results_shows_tables_and_the_paths_of_images(screen: StringIO, tmp_path
         assert expected in said
     for refused in ("folder.md", "folder.png", "\x1b"):
         assert refused not in said
+
+
+@pytest.mark.parametrize("name", ["results.md", "deep/table.md", "plot.png"])
+@pytest.mark.parametrize("declared", [True, False])
+def test_an_undeclared_result_is_marked(
+    screen: StringIO, tmp_path: Path, name: str, declared: bool
+) -> None:
+    entry = {"path": name, "size": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+    outputs = [entry] if declared else []
+    manifest = {"digest": "d", "status": "complete", "outputs": outputs, "seconds": 3}
+    (tmp_path / "run-manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "bundle.json").write_text('{"digest": "d", "outputs": []}')
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    console.results(tmp_path, verify(tmp_path))
+    assert ("not verified" in screen.getvalue()) is not declared
 
 
 def test_thousands_of_undeclared_files_are_counted(screen: StringIO) -> None:

@@ -16,6 +16,7 @@ import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import PurePath
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -232,6 +233,10 @@ class Verdict(_Document):
 
     identity: Identity = Identity.UNPROVEN
     """Whether exactly this run has made the files, and not another one with the same digest."""
+
+    def is_undeclared(self, file: PurePath) -> bool:
+        """Whether a file of the folder is undeclared."""
+        return file.as_posix() in self.undeclared
 
     @property
     def verified(self) -> bool:
