@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kernelkit import workflow
+from kernelkit.config import load_config
 from kernelkit.errors import RunFailedError, VerificationError
 from kernelkit.kaggle.kernels import Kaggle
 from kernelkit.kaggle.types import Credentials, State, Status, Timeouts
@@ -272,3 +274,27 @@ def test_a_push_id_is_added_to_the_embedded_manifest_alone(source: str) -> None:
     assert pushed.replace(f"    'push_id': '{OURS}',", "") != pushed
     joined = [cell.source.replace(f"\n    'push_id': '{OURS}',", "") for cell in read_cells(pushed)]
     assert joined == [cell.source for cell in read_cells(plain)]
+
+
+def test_a_pushed_notebook_differs_from_the_rendered_one_in_the_push_id_alone(plain: Path) -> None:
+    kernel = workflow.render_kernel(load_config(plain, environment={}))
+    sent = kernel.as_pushed(OURS)
+    entry = f"\\n    'push_id': '{OURS}',"
+    assert sent.payload.replace(entry, "") == kernel.payload
+    assert sent.payload.count(entry) == 1
+    assert (sent.digest, sent.size) == (kernel.digest, len(sent.payload))
+    assert sent.manifest.push_id == OURS
+    assert workflow.render_kernel(load_config(plain, environment={})).notebook == kernel.notebook
+    edited = plain / "pulled.ipynb"
+    edited.write_text(sent.notebook)
+    plan = workflow.plan_sync(load_config(plain, environment={}), edited)
+    assert (plan.changes, plan.refused, plan.parameters, plan.notes) == ((), (), (), ())
+
+
+def test_a_kernel_whose_templates_hide_the_manifest_is_pushed_without_an_identity(
+    plain: Path,
+) -> None:
+    kernel = workflow.render_kernel(load_config(plain, environment={}))
+    hidden = replace(kernel, notebook=kernel.notebook.replace("BUNDLE = {", "BUNDLE = dict({", 1))
+    assert hidden.as_pushed(OURS) is hidden
+    assert hidden.as_pushed(OURS).manifest.push_id is None
