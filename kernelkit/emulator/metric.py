@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+CELL_CHARACTERS = 1 << 28  # a mask as run lengths takes megabytes; Python allows 131,072
 MAX_PIXELS = 2**26
 """Pixels of an image if the solution does not say; limits the memory that a mask takes."""
 COLUMNS = ("id", "rle_mask")
@@ -175,6 +176,7 @@ def _table(path: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def _rows(lines: Iterable[str]) -> Iterator[list[str]]:
+    csv.field_size_limit(CELL_CHARACTERS)
     return (row for row in csv.reader(lines, strict=True) if row)
 
 

@@ -18,7 +18,7 @@ from typing import IO
 
 from pydantic import JsonValue
 
-from kernelkit.errors import Details, LocalError, RunFailedError, VerificationError
+from kernelkit.errors import Details, RunFailedError, VerificationError
 from kernelkit.kaggle.types import State, Status, state_word
 from kernelkit.notebook.manifest import BUNDLE_NAME, Manifest
 from kernelkit.runs.identity import HEAD_CHARACTERS, Identity, identity, log_identity
@@ -32,7 +32,15 @@ from kernelkit.runs.manifest import (
     RunManifest,
     Verdict,
 )
-from kernelkit.storage import DocumentError, counted, csv_rows, encodable, read_model, sha256_of
+from kernelkit.storage import (
+    DocumentError,
+    MissingDocumentError,
+    counted,
+    csv_rows,
+    encodable,
+    read_model,
+    sha256_of,
+)
 
 OWN_NAMES = frozenset({BUNDLE_NAME, PUSH_NAME, END_NAME, RUN_MANIFEST_NAME})
 
@@ -78,7 +86,7 @@ def verify(
     if whose == Identity.MISMATCH:
         manifest = None  # nothing in it is about this run
     outputs = manifest.outputs if manifest else ()
-    run_error = _kaggle_error(folder, end)
+    run_error = _kaggle_error(folder, end, problems)
     if manifest and manifest.failed:
         run_error = encodable(manifest.error) if manifest.error else "no reason given"
     elif manifest and bundle:
@@ -191,13 +199,16 @@ def _log_head(folder: Path, bundle: Manifest) -> str:
         return ""
 
 
-def _kaggle_error(folder: Path, end: Status | None) -> str | None:
+def _kaggle_error(folder: Path, end: Status | None, problems: list[str]) -> str | None:
     """How the run ended, if Kaggle reports a failure: that may happen after the manifest."""
     state, failure = (end.state.value, end.failure) if end else ("", "")
     if end is None:
         try:
             kept = read_model(folder / END_NAME, RunEnd)
-        except LocalError:
+        except MissingDocumentError:
+            return None
+        except DocumentError as error:  # then it is unknown whether the run succeeded
+            problems.append(f"{END_NAME}: {error.reason}")
             return None
         state, failure = kept.state, kept.failure or ""
     if state == State.COMPLETE:

@@ -223,3 +223,10 @@ def test_runs_must_stay_inside_images_of_known_size(tmp_path):
     write(path, ["id", "rle_mask", "Usage", "pixels"], [("small", "1 1", "Public", "many")])
     with pytest.raises(InvalidCsv, match=r"pixels: .*'many'"):
         read_solution(path)
+
+
+def test_a_cell_of_any_length_is_read(solution, tmp_path):
+    """The csv module's own limit is 131,072 characters."""
+    assert submit(solution, tmp_path, spare=" " * 200_000) == submit(solution, tmp_path)
+    with pytest.raises(InvalidCsv, match=r"run|sorted|overlap"):
+        submit(solution, tmp_path, square="1 1 " * 60_000)

@@ -112,6 +112,8 @@ def other_ids(folder: Path) -> None:
         (lambda f: (f / "run-manifest.json").write_text("{"), "run-manifest.json: cannot be read"),
         (lambda f: (f / "run-manifest.json").write_text("[]"), "run-manifest.json: is not a JSON"),
         (lambda f: (f / "bundle.json").unlink(), "bundle.json: missing"),
+        (lambda f: (f / "run.json").write_text("{"), "run.json: cannot be read"),
+        (lambda f: (f / "run.json").write_text("{}"), 'run.json: "state": Field required'),
         (lambda f: change_manifest(f, digest="e" * 64), "run-manifest.json: of another bundle"),
         (lambda f: change_manifest(f, digest=None), 'run-manifest.json: "digest": Input should be'),
         (lambda f: change_manifest(f, status="fine"), '"status": Input should be'),
