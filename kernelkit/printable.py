@@ -127,7 +127,7 @@ def _content(path: Path) -> str:
             return ""
         with path.open("rb") as stream:
             data = stream.read(KEY_FILE_BYTES)
-    except (OSError, ValueError):  # ValueError: a token with NUL is no path
+    except (OSError, ValueError):  # ValueError: a token may contain NUL
         return ""
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     return data.decode(encoding, errors="replace")

@@ -80,6 +80,8 @@ def calling(what: str) -> Iterator[None]:
         yield
     except KernelkitError:
         raise
+    except EndlessAnswerError as error:
+        raise TransientError(f"{what}: {error}", "Check the network connection.") from error
     except requests.HTTPError as error:
         raise _from_response(what, error) from error
     except (requests.ConnectionError, requests.Timeout) as error:
@@ -94,6 +96,10 @@ def calling(what: str) -> Iterator[None]:
         raise LocalError(f"{what}: {error.strerror or _reason(error)}") from error
     except NOT_THE_API as error:
         raise TransientError(f"{what}: the response is not the API's ({_reason(error)})") from error
+
+
+class EndlessAnswerError(Exception):
+    """An answer that takes too long or is too large; the message says which."""
 
 
 class _WrongTypeError(TypeError):

@@ -27,7 +27,7 @@ from kernelkit.errors import (
     RefusedError,
     UnreachableError,
 )
-from kernelkit.kaggle.answers import TransientError, calling, host_of, one_attempt, retrying
+from kernelkit.kaggle.answers import EndlessAnswerError, calling, host_of, one_attempt, retrying
 from kernelkit.kaggle.types import PRODUCTION, Credentials, Timeouts
 from kernelkit.kaggle.waiting import read_body, within
 from kernelkit.storage import human_size
@@ -151,7 +151,7 @@ class Connection:
         """The result of a call that may last as long as it moves bytes, and until the deadline.
 
         Raises:
-            TransientError: it lasts longer.
+            EndlessAnswerError: it lasts longer.
         """
         return within(call, self.timeouts.connect + self.timeouts.read, self._deadline)
 
@@ -252,7 +252,7 @@ class _Adapter(HTTPAdapter):
             most = BODY_BYTES if answer.status_code < 300 else ERROR_BYTES
             body = read_body(answer, most)
             if len(body) > most and answer.status_code < 300:
-                raise TransientError(f"the response is larger than {human_size(most)}")
+                raise EndlessAnswerError(f"the response is larger than {human_size(most)}")
             # what `requests` keeps of a body, which it would read without a limit
             answer._content, answer._content_consumed = body[:most], True
         if self.listener is not None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
-from kernelkit.kaggle.answers import TransientError
+from kernelkit.kaggle.answers import EndlessAnswerError
 
 T = TypeVar("T")
 
@@ -36,13 +36,13 @@ def came(size: int) -> None:
     """Count bytes that the call of this thread has sent or received.
 
     Raises:
-        TransientError: nobody waits for this call any more.
+        EndlessAnswerError: nobody waits for this call any more.
     """
     progress: _Progress | None = getattr(_current, "progress", None)
     if progress is not None:
         progress.bytes += size
         if progress.abandoned:
-            raise TransientError("the call took too long")
+            raise EndlessAnswerError("the call took too long")
 
 
 def within(call: Callable[[], T], seconds: float, deadline: float | None = None) -> T:
@@ -51,7 +51,7 @@ def within(call: Callable[[], T], seconds: float, deadline: float | None = None)
     `deadline` is a time of `time.monotonic`.
 
     Raises:
-        TransientError: it took longer.
+        EndlessAnswerError: it took longer.
     """
     progress = _Progress()
     results: list[T] = []
@@ -76,7 +76,9 @@ def within(call: Callable[[], T], seconds: float, deadline: float | None = None)
     while not progress.done.wait(max(0.0, min(left(), TICK_SECONDS))):
         if left() <= 0:
             progress.abandoned = True
-            raise TransientError(f"no complete answer within {time.monotonic() - started:.0f} s")
+            raise EndlessAnswerError(
+                f"no complete answer within {time.monotonic() - started:.0f} s"
+            )
     if errors:
         raise errors[0]
     return results[0]

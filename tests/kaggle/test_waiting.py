@@ -104,7 +104,7 @@ def test_every_call_ends_at_the_deadline(kind: str, serve: Callable[[Answer], Ka
     kaggle = serve(ENDLESS[kind])
     started = time.monotonic()
     error = KernelkitError if kind.startswith("a d") else DeadlineError  # at once, or in time
-    with pytest.raises(error), kaggle.ends_in(1.0):
+    with pytest.raises(error, match="the quota: "), kaggle.ends_in(1.0):
         kaggle.quota()
     assert time.monotonic() - started < 3
 
