@@ -312,7 +312,7 @@ def _excess(columns: Mapping[str, Sequence[Text]]) -> int:
 
 
 def _cut_names(columns: dict[str, list[Text]]) -> None:
-    """Cut the longest cells in the middle until the table fits: names often differ only in their ends."""
+    """Cut the longest cells in the middle until the table fits; both ends of a name stay."""
     widths = {name: _width(name, cells) for name, cells in columns.items()}
     for _ in range(_excess(columns)):
         widest = max(widths, key=lambda name: widths[name])
