@@ -251,8 +251,17 @@ def test_preflight_fails_before_anything_is_sent(plain: Path, cli: Cli) -> None:
 
 
 def test_an_unreachable_endpoint_exits_with_9(plain: Path, cli: Cli) -> None:
-    printed = cli("push", "--endpoint", "http://127.0.0.1:9", cwd=plain, expect=9).stderr
+    endpoint = ["--endpoint", "http://127.0.0.1:9"]
+    seconds = {"KERNELKIT_RETRY_SECONDS": "0.5"}
+    printed = cli("push", *endpoint, cwd=plain, env=seconds, expect=9).stderr
     assert "no answer from 127.0.0.1:9" in printed
+
+
+@pytest.mark.parametrize("seconds", ["soon", "-1", "nan", "inf"])
+def test_a_wrong_time_for_retries_is_reported(plain: Path, cli: Cli, seconds: str) -> None:
+    given = {"KERNELKIT_RETRY_SECONDS": seconds}
+    printed = cli("push", "--endpoint", "http://127.0.0.1:9", cwd=plain, env=given, expect=2)
+    assert f"KERNELKIT_RETRY_SECONDS='{seconds}'" in printed.stderr
 
 
 def test_an_empty_endpoint_does_not_mean_the_real_kaggle(plain: Path, cli: Cli) -> None:

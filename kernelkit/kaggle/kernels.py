@@ -27,6 +27,7 @@ from kernelkit.kaggle.types import (
     Quota,
     State,
     Status,
+    Timeouts,
 )
 from kernelkit.kaggle.waiting import within
 from kernelkit.printable import one_line, shortened
@@ -301,8 +302,10 @@ def connect(
     """Open a connection with the credentials that the official client would use.
 
     If Kaggle stops accepting them, they are looked up once more: a token may have been renewed.
+    KERNELKIT_RETRY_SECONDS in `environment` limits how long a failed call is repeated.
 
     Raises:
+        ConfigError: KERNELKIT_RETRY_SECONDS is not a number of seconds.
         CredentialsError: there are none, or Kaggle does not know them.
         UnreachableError: Kaggle did not say whose token it is.
     """
@@ -311,4 +314,5 @@ def connect(
         credentials,
         endpoint,
         lambda: find_credentials(endpoint, environment, local_user, renew=True),
+        timeouts=Timeouts.of(environment),
     )

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from kernelkit.errors import ConfigError
+
 PRODUCTION = "https://api.kaggle.com"
 """The real Kaggle: the address that its runs are recorded with [V: the SDK's own constant]."""
 
@@ -18,6 +20,7 @@ def ignore(event: object) -> None:
 
 
 CONNECT_SECONDS = 5
+MOST_RETRY_SECONDS = 3600
 READ_SECONDS = 60  # Kaggle answers a push of 900 kB after several seconds
 
 
@@ -236,6 +239,26 @@ class Timeouts:
 
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Timeouts:
+        """The default ones, with the time for retries that the environment sets.
+
+        Raises:
+            ConfigError: it is not a number of seconds.
+        """
+        name = "KERNELKIT_RETRY_SECONDS"
+        text = environment.get(name, "")
+        try:
+            seconds = float(text or cls.retry)
+        except ValueError:
+            seconds = -1
+        if not 0 <= seconds <= MOST_RETRY_SECONDS:
+            raise ConfigError(
+                f"{name}={text!r} is not a number of seconds from 0 to {MOST_RETRY_SECONDS}",
+                f"Set it to {cls.retry:g}, or remove it.",
+            )
+        return cls(retry=seconds)
 
     def pauses(self) -> Iterator[float]:
         """Growing pauses, in seconds, without end."""

@@ -142,7 +142,7 @@ def test_a_wrong_clock_is_reported(plain: Path, local_kaggle: str) -> None:
 
 
 def test_an_unreachable_kaggle_is_called_only_once(plain: Path) -> None:
-    found = diagnosed(plain, "http://127.0.0.1:9")
+    found = diagnosed(plain, "http://127.0.0.1:9", {"KERNELKIT_RETRY_SECONDS": "0.5"})
     assert found["quota"].exit_code == 9
     assert found["kernel"].words == "not checked: Kaggle did not answer (quota)"
     assert found["clock"].health == Health.UNKNOWN
