@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -327,13 +328,12 @@ def diagnose_end(
 ) -> Diagnosis | None:
     """Why a run that has just ended on Kaggle failed, from its log there."""
     from kernelkit.diagnosis.diagnose import diagnose
+    from kernelkit.diagnosis.documents import SentBundle
 
-    text, bundle = "", None
-    try:
+    text = ""
+    bundle = SentBundle.read(folder.path / "bundle.json")
+    with suppress(KernelkitError):  # the failure matters, and not that its log is unavailable
         text = "".join(entry.text for entry in logs(kaggle, folder))
-        bundle = folder.read_bundle().document
-    except KernelkitError:  # the failure matters, and not that its log is unavailable
-        pass
     reason = end.failure or f"Kaggle says {end.state}"
     return diagnose(text, bundle=bundle, project=project, failure=reason)
 

@@ -19,7 +19,7 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kernelkit.diagnosis.documents import Document, RunReport, SentBundle
+from kernelkit.diagnosis.documents import EndReport, RunReport, SentBundle
 from kernelkit.diagnosis.rules import UNKNOWN_STEP, Facts, FailureCause, find_cause
 from kernelkit.diagnosis.tracebacks import (
     HEADER,
@@ -166,8 +166,8 @@ _REMOTE = frozenset({"RemoteTraceback", "_RemoteTraceback"})
 def diagnose(
     log: str,
     *,
-    manifest: Document | None = None,
-    bundle: Document | None = None,
+    manifest: RunReport | None = None,
+    bundle: SentBundle | None = None,
     project: Path | None = None,
     failure: str = "",
 ) -> Diagnosis | None:
@@ -181,10 +181,10 @@ def diagnose(
     text = _text(log)
     lines, printed = _tail(text)
     digest = _DIGEST.search(text)
-    sent = SentBundle.of(bundle or {})
+    sent = bundle or SentBundle()
     if digest and sent.digest not in ("", digest[1]):
         sent = SentBundle()  # of another run
-    reports = (RunReport.of(one) for one in (manifest, printed) if one)
+    reports = (one for one in (manifest, printed) if one and one != RunReport())
     same_run = (one for one in reports if sent == SentBundle() or one.digest == sent.digest)
     report = next(same_run, RunReport())
     if report.status == "complete" and not failure:
@@ -204,17 +204,16 @@ def diagnose_folder(folder: Path, project: Path | None = None) -> Diagnosis | No
         ConfigError: the folder has no log.
         LocalError: the log cannot be read.
     """
-    bundle, run = _read_document(folder / "bundle.json"), _read_document(folder / "run.json")
-    logs = [folder / f"{bundle.get('slug')}.log", *sorted(folder.glob("*.log"))]
+    bundle, end = SentBundle.read(folder / "bundle.json"), EndReport.read(folder / "run.json")
+    logs = [folder / f"{bundle.slug}.log", *sorted(folder.glob("*.log"))]
     log = next((path for path in logs if path.is_file()), None)
     if log is None:
         raise ConfigError(f"{folder} has no log", "Download it first: `kernelkit pull`.")
-    manifest = _read_document(folder / "run-manifest.json")
-    state = str(run.get("state", "complete"))
-    failed = state != "complete"
-    if run and not failed and manifest.get("status") != "failed":
+    manifest = RunReport.read(folder / "run-manifest.json")
+    if end.state == "complete" and manifest.status != "failed":
         return None
-    failure = str(run.get("failure") or f"Kaggle says {state}") if failed else ""
+    failed = end.state not in ("", "complete")
+    failure = (end.failure or f"Kaggle says {end.state}") if failed else ""
     return diagnose(
         _read_log(log), manifest=manifest, bundle=bundle, project=project, failure=failure
     )
@@ -226,16 +225,8 @@ def diagnose_log(path: Path, project: Path | None = None) -> Diagnosis | None:
     Raises:
         LocalError: the log cannot be read.
     """
-    bundle = _read_document(path.parent / "bundle.json")
+    bundle = SentBundle.read(path.parent / "bundle.json")
     return diagnose(_read_log(path), bundle=bundle, project=project)
-
-
-def _read_document(path: Path) -> Document:
-    """A JSON object, empty if there is none: a failed run may have left anything."""
-    try:
-        return _document(path.read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError):
-        return {}
 
 
 def _read_log(path: Path) -> str:
@@ -301,12 +292,14 @@ def _text(log: str) -> str:
     return "".join([*pieces, log[position:]]) if pieces else log
 
 
-def _tail(text: str) -> tuple[list[str], Document | None]:
+def _tail(text: str) -> tuple[list[str], RunReport | None]:
     """The last lines without control characters, and the manifest that is printed in them."""
-    lines, manifest = [], None
+    lines: list[str] = []
+    manifest: RunReport | None = None
     for line in text.rsplit("\n", TAIL_LINES)[-TAIL_LINES:]:
         if line.startswith(MANIFEST_MARK):
-            manifest = _document(line.removeprefix(MANIFEST_MARK)) or manifest
+            read = RunReport.parse(line.removeprefix(MANIFEST_MARK))
+            manifest = read if read != RunReport() else manifest
         else:
             lines.append(_clean(line))
     return lines, manifest
@@ -317,14 +310,6 @@ def _clean(line: str) -> str:
     last = line.rstrip("\r").rpartition("\r")[2]  # a progress bar overwrites itself
     shown = TERMINAL_COMMANDS.sub("", last[: 2 * LINE_CHARACTERS]).replace("\t", "    ")
     return _CONTROLS.sub("�", shown[:LINE_CHARACTERS]).rstrip()
-
-
-def _document(text: str) -> Document | None:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None
 
 
 def _find_failure(lines: list[str], report: RunReport) -> _Failure | None:
@@ -552,14 +537,14 @@ def _changed_files(shown: Traceback, bundle: SentBundle, project: Path | None) -
     if project is None:
         return
     carried = {found[1] for call in shown.frames if (found := _SOURCES.search(call.path))}
-    for path in sorted(carried & bundle.files.keys()):
+    for path in sorted(carried & bundle.hashes.keys()):
         own = _below_root(path, bundle.roots)
         try:
             now = hashlib.sha256((project / own).read_bytes()).hexdigest()
         except (OSError, ValueError):  # also a name that no file can have
             yield f"{own} is no longer in the project"
         else:
-            if now != bundle.files[path]:
+            if now != bundle.hashes[path]:
                 yield f"{own} has changed since the run: its lines may have moved"
 
 

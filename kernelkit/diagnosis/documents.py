@@ -1,4 +1,4 @@
-"""What a diagnosis reads in bundle.json and run-manifest.json, as typed values.
+"""What a diagnosis reads in bundle.json, run-manifest.json and run.json, as typed values.
 
 A failed run may have left anything. A value of the wrong type therefore counts as absent, and never
 stops a diagnosis; `runs.verify` is the strict reader of the same files.
@@ -6,71 +6,108 @@ stops a diagnosis; `runs.verify` is the strict reader of the same files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+from pathlib import Path
+from typing import Annotated, Any, Self
 
-from pydantic import JsonValue
+from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, ValidationError, WrapValidator
+from pydantic_core import PydanticUseDefault
 
-Document = Mapping[str, JsonValue]
-"""A JSON object of any content."""
+from kernelkit.config import Parameter
 
 
-@dataclass(frozen=True)
-class RunReport:
+def _or_default(value: Any, validate: Any) -> Any:
+    try:
+        return validate(value)
+    except (ValidationError, RecursionError):
+        raise PydanticUseDefault from None
+
+
+_Lenient = WrapValidator(_or_default)
+Text = Annotated[str, _Lenient]
+Names = Annotated[tuple[str, ...], _Lenient]
+Texts = Annotated[dict[str, str], _Lenient]
+Parameters = Annotated[dict[str, Parameter], _Lenient]
+
+
+class _Report(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The file's values; empty ones if it is missing or is not a JSON object."""
+        try:
+            return cls.parse(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return cls()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The values of a JSON object; empty ones of anything else."""
+        try:
+            return cls.model_validate(json.loads(text))
+        except (ValueError, RecursionError):
+            return cls()
+
+
+class RunReport(_Report):
     """run-manifest.json: what the run reported about itself."""
 
-    digest: str = ""
-    status: str = ""
+    digest: Text = ""
+    status: Text = ""
     """"complete" or "failed"."""
 
-    error: str = ""
-    traceback: str = ""
-    parameters: Document = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, document: Document) -> RunReport:
-        """Read what the document has of it."""
-        names = ("digest", "status", "error", "traceback")
-        texts = {name: str(document.get(name) or "") for name in names}
-        return cls(**texts, parameters=_mapping(document.get("parameters")))
+    error: Text = ""
+    traceback: Text = ""
+    parameters: Parameters = {}
 
 
-@dataclass(frozen=True)
-class SentBundle:
+class EndReport(_Report):
+    """run.json: how the run ended on Kaggle."""
+
+    state: Text = ""
+    failure: Text = ""
+
+
+class SentFile(_Report):
+    """A file of the bundle."""
+
+    path: Text = ""
+    sha256: Text = ""
+
+
+class SentSettings(_Report):
+    """The kernel's settings."""
+
+    competition_sources: Names = ()
+    dataset_sources: Names = ()
+    kernel_sources: Names = ()
+    model_sources: Names = ()
+    enable_internet: Annotated[StrictBool, _Lenient] = False
+    session_timeout_seconds: Annotated[StrictInt, _Lenient] = 0
+
+
+class SentBundle(_Report):
     """bundle.json: what was sent."""
 
-    digest: str = ""
-    roots: Mapping[str, str] = field(default_factory=dict)
+    digest: Text = ""
+    slug: Text = ""
+    roots: Texts = {}
     """First part of a file's path in the run → the project folder that contains it."""
 
-    files: Mapping[str, str] = field(default_factory=dict)
-    """Path → SHA-256 of each file that was sent."""
+    files: Annotated[tuple[SentFile, ...], _Lenient] = ()
+    parameters: Parameters = {}
+    kernel: Annotated[SentSettings, _Lenient] = SentSettings()
 
-    parameters: Document = field(default_factory=dict)
-    sources: frozenset[str] = frozenset()
-    """Slugs of everything that the kernel declares as a source."""
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Path → SHA-256 of each file that was sent."""
+        return {file.path: file.sha256 for file in self.files if file.path}
 
-    enable_internet: bool = False
-    session_timeout_seconds: int = 0
-
-    @classmethod
-    def of(cls, document: Document) -> SentBundle:
-        """Read what the document has of it."""
-        kernel, listed = _mapping(document.get("kernel")), document.get("files")
-        files = [_mapping(file) for file in listed] if isinstance(listed, list) else []
-        sources = [kernel[name] for name in kernel if name.endswith("_sources")]
-        names = {str(name) for names in sources if isinstance(names, list) for name in names}
-        timeout = kernel.get("session_timeout_seconds")
-        return cls(
-            digest=str(document.get("digest") or ""),
-            roots={name: str(folder) for name, folder in _mapping(document.get("roots")).items()},
-            files={str(file["path"]): str(file.get("sha256")) for file in files if "path" in file},
-            parameters=_mapping(document.get("parameters")),
-            sources=frozenset(name.rpartition("/")[2] for name in names),
-            enable_internet=kernel.get("enable_internet") is True,
-            session_timeout_seconds=timeout if isinstance(timeout, int) else 0,
-        )
-
-
-def _mapping(value: JsonValue) -> Document:
-    return value if isinstance(value, Mapping) else {}
+    @property
+    def sources(self) -> frozenset[str]:
+        """Slugs of everything that the kernel declares as a source."""
+        kernel = self.kernel
+        owned = (*kernel.dataset_sources, *kernel.kernel_sources, *kernel.model_sources)
+        slugs = (name.split("/")[1] if "/" in name else name for name in owned)
+        return frozenset((*kernel.competition_sources, *slugs))

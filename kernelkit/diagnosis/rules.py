@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from kernelkit.diagnosis.documents import Document, RunReport, SentBundle
+from kernelkit.diagnosis.documents import Parameters, RunReport, SentBundle
 
 
 class FailureCause(StrEnum):
@@ -267,7 +267,7 @@ def find_cause(errors: Iterable[str], facts: Facts) -> tuple[FailureCause, str]:
 class Facts:
     """What is known about the run; the next steps quote it."""
 
-    parameters: Document
+    parameters: Parameters
     sources: frozenset[str]
     """Slugs of everything that the kernel declares as a source."""
 
@@ -284,9 +284,9 @@ class Facts:
         return cls(
             report.parameters or bundle.parameters,
             bundle.sources,
-            frozenset(path.partition("/")[0].removesuffix(".py") for path in bundle.files),
-            bundle.enable_internet,
-            bundle.session_timeout_seconds,
+            frozenset(path.partition("/")[0].removesuffix(".py") for path in bundle.hashes),
+            bundle.kernel.enable_internet,
+            bundle.kernel.session_timeout_seconds,
         )
 
     def phrases(self, groups: Mapping[str, str | None]) -> dict[str, str]:

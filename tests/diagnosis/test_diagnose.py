@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernelkit.diagnosis.diagnose import (
-    PRINTED_LINES,
-    Diagnosis,
-    Origin,
-    diagnose,
-    diagnose_folder,
-)
+from kernelkit.diagnosis import diagnose as module
+from kernelkit.diagnosis.diagnose import PRINTED_LINES, Diagnosis, Origin, diagnose_folder
+from kernelkit.diagnosis.documents import RunReport, SentBundle
 from kernelkit.diagnosis.rules import RULES, FailureCause
 from kernelkit.errors import ConfigError
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+Document = Mapping[str, Any]
+
+
+def diagnose(
+    log: str, manifest: Document | None = None, bundle: Document | None = None, **options: Any
+) -> Diagnosis | None:
+    """The same function, with the content of the two files."""
+    return module.diagnose(
+        log,
+        manifest=RunReport.parse(json.dumps(manifest)) if manifest else None,
+        bundle=SentBundle.parse(json.dumps(bundle)) if bundle else None,
+        **options,
+    )
+
 
 SOURCES = "kernelkit-0123456789ab"
 MOD = """\
