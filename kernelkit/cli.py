@@ -316,6 +316,24 @@ def init(
     console.initialized(plan, open_points(folder))
 
 
+@app.command("config")
+@shares(*BUILD, "endpoint", *COMMON)
+def show_config(options: Options) -> None:
+    """Show each setting and where it comes from."""
+    from kernelkit import console
+    from kernelkit.config import config_values
+
+    console.config_values(
+        config_values(
+            options.folder,
+            profile=options.profile,
+            settings=options.settings or (),
+            endpoint=options.endpoint,
+            only_reachable=options.only_reachable,
+        )
+    )
+
+
 @app.command("render")
 @shares(*BUILD, *COMMON)
 def render(
@@ -445,12 +463,38 @@ def watch(options: Options, name: RunName = "", deadline: Deadline = None) -> No
 
 @app.command()
 @shares(*REMOTE, *COMMON)
-def logs(options: Options, name: RunName = "") -> None:
+def logs(
+    options: Options,
+    name: RunName = "",
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print new lines until the run ends.")
+    ] = False,
+    tail: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Only the last N lines.", show_default="all"),
+    ] = None,
+    deadline: Deadline = None,
+) -> None:
     """Print the log of a run."""
     from kernelkit import console, workflow
 
     kaggle, folder = workflow.attach(options.config(), name)
-    console.log(workflow.logs(kaggle, folder))
+    entries = workflow.logs(kaggle, folder)
+    if not follow:
+        console.log(entries, tail)
+        return
+    with console.following(entries, tail, DETACHED.format(f" v{folder.version}")) as on_event:
+        end = workflow.watch(kaggle, folder, deadline=deadline, on_event=on_event)
+    console.require_no_failure(end, None)
+
+
+@app.command("open")
+@shares("profile", *COMMON)
+def open_run(options: Options, name: RunName = "") -> None:
+    """Show the page of a run in a browser."""
+    from kernelkit import console, workflow
+
+    console.open_page(workflow.find_folder(options.config(), name).read().address.url)
 
 
 @app.command()

@@ -532,6 +532,80 @@ def load_config(
     )
 
 
+@dataclass(frozen=True)
+class ConfigValue:
+    """One value of the configuration, and where it comes from."""
+
+    key: str
+    """As `--set` and the project file name it: `layout`, `kernel.title`, `parameters.epochs`."""
+
+    value: Parameter
+    origin: str
+    """The project file, a profile, --set, --only-reachable, an environment variable, or default."""
+
+
+def config_values(
+    project: Path,
+    *,
+    profile: str | None = None,
+    settings: Sequence[str] = (),
+    endpoint: str | None = None,
+    only_reachable: bool = False,
+    environment: Mapping[str, str] = os.environ,
+) -> list[ConfigValue]:
+    """Every value of the merged configuration with its origin, in the order of the models.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    config = load_config(
+        project,
+        profile=profile,
+        settings=settings,
+        endpoint=endpoint,
+        only_reachable=only_reachable,
+        environment=environment,
+    )
+    stated = _read_project_file(project).validated()
+    layer = stated.profiles[profile] if profile else _Profile()
+    given = {setting.partition("=")[0].strip() for setting in settings}
+    asked = {k if k.startswith("kernel.") else f"parameters.{k}" for k in given}
+    by_environment = endpoint == environment.get("KERNELKIT_ENDPOINT")
+    asked |= {"endpoint"} if endpoint is not None and not by_environment else set()
+    asked |= {"only_reachable"} if only_reachable else set()
+
+    def origin(key: str, section: _Section | None, name: str, over: Mapping[str, Any]) -> str:
+        if key in asked:
+            return "--set" if "." in key else f"--{key.replace('_', '-')}"
+        if name in over:
+            return f"profile {profile}"
+        if key == "endpoint" and config.endpoint is not None:
+            return "KERNELKIT_ENDPOINT"
+        return PROJECT_FILE if section is None or name in section.model_fields_set else "default"
+
+    top = [name for name in _ProjectFile.model_fields if name in Config.model_fields]
+    values = [
+        ConfigValue(
+            name,
+            getattr(stated if name in ("templates", "image") else config, name),
+            origin(name, stated, name, {}),
+        )
+        for name in [*top, "endpoint"]
+        if name not in ("kernel", "submission", "parameters")
+    ]
+    for prefix, section, over in (
+        ("kernel", stated.kernel, layer.kernel),
+        ("submission", stated.submission, {}),
+    ):
+        for name in type(section).model_fields:
+            key, value = f"{prefix}.{name}", getattr(getattr(config, prefix), name)
+            values.append(ConfigValue(key, value, origin(key, section, name, over)))
+    for name, value in config.parameters.items():
+        key = f"parameters.{name}"
+        values.append(ConfigValue(key, value, origin(key, None, name, layer.parameters)))
+    return values
+
+
 def checked_endpoint(endpoint: str | None) -> str | None:
     """The address of a local Kaggle without its last slash, None for the real Kaggle.
 

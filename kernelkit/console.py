@@ -16,6 +16,7 @@ import re
 import sys
 import time
 import traceback
+import webbrowser
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as ProgressBar
 
     from kernelkit.bundle.image import Availability
+    from kernelkit.config import ConfigValue
     from kernelkit.diagnosis.diagnose import Diagnosis, Frame
     from kernelkit.doctor.checks import CheckResult
     from kernelkit.doctor.probe import Report
@@ -506,6 +508,17 @@ def watching(on_interrupt: str) -> Iterator[Reporter]:
         raise typer.Exit(INTERRUPTED) from None
 
 
+def config_values(values: Sequence[ConfigValue]) -> None:
+    """Each setting with its value, as TOML would have it, and its origin."""
+    shown_values = [one for one in values if mode.verbose or one.origin != "default"]
+    rows = [(one.key, _value(one.value), one.origin) for one in shown_values]
+    if not mode.as_json:
+        _print_table(["key", "value", "from"], rows)
+        if len(shown_values) < len(values):
+            _detail("--verbose shows the defaults too", style="dim")
+    document({one.key: {"value": one.value, "from": one.origin} for one in values})
+
+
 def init_candidates(plan: InitPlan) -> None:
     """What could start the run, the most likely first."""
     if len(plan.candidates) > 1:
@@ -618,12 +631,59 @@ def _state_document(now: Status) -> dict[str, str]:
     return {"state": now.state, "state_word": now.word, "failure": now.failure}
 
 
-def log(entries: Sequence[LogEntry]) -> None:
+def log(entries: Sequence[LogEntry], tail: int | None = None) -> None:
     """The log of a run: as it is, or without control characters on a terminal."""
     document([vars(entry) for entry in entries])
+    _print_log(_last_lines("".join(entry.text for entry in entries), tail))
+
+
+def _print_log(text: str) -> None:
     if not mode.as_json:
-        text = "".join(entry.text for entry in entries)
         sys.stdout.write(shown(text) if sys.stdout.isatty() else _hidden(text))
+        sys.stdout.flush()
+
+
+def _last_lines(text: str, count: int | None) -> str:
+    lines = text.splitlines(keepends=True)
+    return text if count is None else "".join(lines[max(0, len(lines) - count) :])
+
+
+@contextmanager
+def following(
+    entries: Sequence[LogEntry], tail: int | None, on_interrupt: str
+) -> Iterator[Callable[[Event], None]]:
+    """Print the last lines of a log, and then what a watch adds to it; `--json` prints all of it.
+
+    A watch begins with the first line again, so what is printed already is left out.
+    """
+    from kernelkit.kaggle.types import LogEntry
+
+    every: list[LogEntry] = []
+    left = sum(len(entry.text) for entry in entries)
+    _print_log(_last_lines("".join(entry.text for entry in entries), tail))
+
+    def print_new(event: Event) -> None:
+        nonlocal left
+        if isinstance(event, LogEntry):
+            every.append(event)
+            _print_log(event.text[left:])
+            left = max(0, left - len(event.text))
+
+    try:
+        yield print_new
+    except KeyboardInterrupt:
+        say(on_interrupt, to=stderr)
+        document({"error": "interrupted", "next": on_interrupt, "exit_code": INTERRUPTED})
+        raise typer.Exit(INTERRUPTED) from None
+    document([vars(entry) for entry in every])
+
+
+def open_page(url: str) -> None:
+    """Show a page in the browser, and print its address: there may be no browser."""
+    document({"url": url})
+    _print_line(url)
+    if not mode.as_json:
+        webbrowser.open(url)
 
 
 def conclude(pulled: PulledRun) -> None:

@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kernelkit import workflow
-from kernelkit.config import OWN_OUTPUTS, find_project, load_config
+from kernelkit.config import OWN_OUTPUTS, config_values, find_project, load_config
 from kernelkit.errors import ConfigError
 from kernelkit.notebook.preflight import check
 
 Make = Callable[..., Path]
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def complaint(folder: Path, **options: object) -> str:
@@ -425,3 +428,50 @@ def test_soft_keywords_and_builtins_may_be_names(make_project: Make) -> None:
     lines = "".join(f"{name} = {number}\n" for number, name in enumerate(SHADOWS))
     project = make_project({}, extra=f"[tool.kernelkit.parameters]\n{lines}")
     assert list(load_config(project, environment={}).parameters) == SHADOWS
+
+
+def test_each_value_has_its_origin(make_project: Make) -> None:
+    extra = """
+[tool.kernelkit.parameters]
+epochs = 3
+seed = 1
+size = 2
+[tool.kernelkit.profiles.small.parameters]
+size = 1
+[tool.kernelkit.profiles.small.kernel]
+enable_internet = true
+"""
+    values = config_values(
+        make_project({}, extra=extra),
+        profile="small",
+        settings=["epochs=9", "kernel.is_private=false"],
+        only_reachable=True,
+        environment={"KERNELKIT_ENDPOINT": "http://127.0.0.1:8000"},
+    )
+    found = {one.key: (one.value, one.origin) for one in values}
+    assert (
+        found.items()
+        >= {
+            "layout": ("auto", "default"),
+            "entry": ("pkg.main:run", "pyproject.toml"),
+            "only_reachable": (True, "--only-reachable"),
+            "endpoint": ("http://127.0.0.1:8000", "KERNELKIT_ENDPOINT"),
+            "kernel.title": ("Some kernel", "pyproject.toml"),
+            "kernel.enable_gpu": (False, "default"),
+            "kernel.enable_internet": (True, "profile small"),
+            "kernel.is_private": (False, "--set"),
+            "parameters.epochs": (9, "--set"),
+            "parameters.seed": (1, "pyproject.toml"),
+            "parameters.size": (1, "profile small"),
+        }.items()
+    )
+
+
+def test_the_command_prints_each_setting(make_project: Make, cli: Cli) -> None:
+    project = make_project({})
+    printed = cli("config", "--set", "kernel.enable_tpu=true", cwd=project).stdout
+    assert re.search(r"kernel.enable_tpu +true +--set", printed)
+    assert "gpu_reserve_hours" not in printed
+    assert "gpu_reserve_hours" in cli("config", "--verbose", cwd=project).stdout
+    document = json.loads(cli("config", "--json", cwd=project).stdout)
+    assert document["package"] == {"value": ["pkg"], "from": "pyproject.toml"}

@@ -63,6 +63,21 @@ def test_a_run_is_downloaded_and_verified(project: Path, cli: Cli, local_kaggle:
     assert log.index("kernelkit digest") < log.index("hardware:") < log.index("data_dir = ")
 
 
+def test_logs_follow_a_run_to_its_end(project: Path, cli: Cli, local_kaggle: str) -> None:
+    endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
+    pushed = json.loads(cli("push", "--json", cwd=project, env=endpoint).stdout)
+    followed = cli("logs", "--follow", cwd=project, env=endpoint).stdout
+    log = cli("logs", cwd=project, env=endpoint).stdout
+    assert followed == log
+    assert log.count("kernelkit digest") == 1
+    last = "".join(log.splitlines(keepends=True)[-2:])
+    assert cli("logs", "--tail", "2", cwd=project, env=endpoint).stdout == last
+    assert cli("logs", "-f", "--tail", "2", cwd=project, env=endpoint).stdout == last
+    entries = json.loads(cli("logs", "-f", "--json", cwd=project, env=endpoint).stdout)
+    assert "".join(entry["text"] for entry in entries) == log
+    assert json.loads(cli("open", "--json", cwd=project).stdout) == {"url": pushed["url"]}
+
+
 def test_a_complete_folder_never_changes(project: Path, cli: Cli, local_kaggle: str) -> None:
     endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
     cli("run", cwd=project, env=endpoint)
