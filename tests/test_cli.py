@@ -23,8 +23,9 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = [
-    *("init", "render", "preflight", "prove", "push", "cancel", "status", "watch", "logs", "pull"),
-    *("diagnose", "verify", "run", "rehearse", "submit", "sync", "doctor", "emulator", "runs"),
+    *("init", "config", "render", "preflight", "prove", "push", "cancel", "status", "watch"),
+    *("logs", "open", "pull", "diagnose", "verify", "run", "rehearse", "submit", "sync"),
+    *("doctor", "emulator", "runs"),
 ]
 TARGETS = [
     *("setup", "smoke", "test", "lint", "format", "render", "push", "status", "watch"),
