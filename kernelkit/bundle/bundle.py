@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
 
-from packaging.version import Version
-
 from kernelkit.bundle import checks, image, imports, syntax
 from kernelkit.bundle.files import TEST, UNREACHED, WHOLE_PROJECT, Arrangement, PackageFiles
 from kernelkit.bundle.git import Provenance, parents, read_provenance
@@ -231,7 +229,7 @@ def _command_line(entry: str, modules: Mapping[str, Module]) -> CommandLine | No
     start = checks.program_module(entry, modules)
     links = imports.graph(modules, typing=False)
     behind = sorted(imports.reachable(links, [start]) - {start})
-    return read_command_line(modules[name].content for name in [start, *behind])
+    return read_command_line(modules[name].parsable for name in [start, *behind])
 
 
 def _checked_roots(config: Config) -> dict[str, str]:
@@ -273,8 +271,7 @@ class _ModuleReader:
     def __init__(self, files: PackageFiles, config: Config) -> None:
         self._files = files
         self.declared = frozenset(config.optional_imports)
-        release = Version(image.load_snapshot(config.image).python).release
-        self._python = (release[0], release[1] if len(release) > 1 else 0)
+        self._python = image.load_snapshot(config.image).release
 
     def parse(self) -> tuple[dict[str, Module], dict[str, PythonSyntaxError]]:
         """The carried modules, and those that are not valid Python, each with its error."""

@@ -75,6 +75,12 @@ class Snapshot:
     modules: Mapping[str, str]
     """Top-level module → the distribution that installs it, where their names differ."""
 
+    @property
+    def release(self) -> tuple[int, int]:
+        """The version of Python, whose syntax the image knows: (3, 12)."""
+        parts = Version(self.python).release
+        return parts[0], parts[1] if len(parts) > 1 else 0
+
 
 @cache
 def snapshot() -> Snapshot:

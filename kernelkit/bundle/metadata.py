@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from kernelkit.bundle import image, syntax
 from kernelkit.bundle.imports import Module
 from kernelkit.config import PROJECT_FILE
 
@@ -247,7 +248,7 @@ def _built_version(project: Path, packages: Iterable[str], build: _Build) -> str
 def _assigned(path: Path, names: tuple[str, ...]) -> str | None:
     """The text that a Python file assigns to the first of these names that it has."""
     try:
-        body = ast.parse(path.read_bytes()).body
+        body = syntax.parse(path.read_bytes(), path.name, image.snapshot().release).tree.body
     except _UNKNOWN:
         return None
     for node in body:

@@ -70,7 +70,7 @@ class CommandLine:
         return frozenset(name for option in self.options for name in option.names)
 
 
-def read_command_line(sources: Iterable[bytes]) -> CommandLine:
+def read_command_line(sources: Iterable[bytes | str]) -> CommandLine:
     """The command line of a script: its source comes first, then the modules that it imports."""
     trees = [ast.parse(source) for source in sources]
     main = trees[0]

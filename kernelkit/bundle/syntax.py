@@ -26,6 +26,9 @@ _TOKEN = re.compile(
     r"|(?P<other>.)",
     re.DOTALL,
 )
+_PLAIN_FORMATTED = re.compile(r"[rRfF]+(?P<quote>['\"])[^'\"\\\n#]*(?P=quote)")
+"""An f-string that every version knows, or none."""
+
 _GENERIC = re.compile(r"[ \t]+\w+[ \t]*(?=\[)")
 """After `class` or `def`: the name, where type parameters follow."""
 
@@ -201,6 +204,8 @@ def _depth(character: str | None) -> int:
 
 def _is_known(literal: str) -> bool:
     """Whether this machine's Python can parse an f-string."""
+    if _PLAIN_FORMATTED.fullmatch(literal):
+        return True
     try:
         ast.parse(f"({literal})")
     except SyntaxError:

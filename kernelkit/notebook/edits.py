@@ -27,6 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import kernelkit
+from kernelkit.bundle import image, syntax
 from kernelkit.bundle.bundle import (
     RUNTIME_MODULE,
     Bundle,
@@ -93,7 +94,10 @@ class Change:
             with warnings.catch_warnings(action="ignore"):
                 compile(self.after, self.name, "exec", dont_inherit=True)
         except SyntaxError as error:
-            return f"{self.name}:{error.lineno}: {error.msg}"
+            try:
+                syntax.parse(self.after, self.name, image.snapshot().release)
+            except SyntaxError:
+                return f"{self.name}:{error.lineno}: {error.msg}"
         except (ValueError, RecursionError, MemoryError) as error:
             return f"{self.name}: {error}"
         return None
@@ -647,7 +651,9 @@ def _source_file(path: str, content: bytes) -> SourceFile:
     importable = suffix == "py" and all(part.isidentifier() for part in name.split("/"))
     try:
         with warnings.catch_warnings(action="ignore"):
-            docstring = ast.get_docstring(ast.parse(content)) if importable else None
+            python = image.snapshot().release
+            tree = syntax.parse(content, path, python).tree if importable else ast.Module([], [])
+            docstring = ast.get_docstring(tree)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         docstring = None
     summary = (docstring or "").partition("\n")[0].strip()

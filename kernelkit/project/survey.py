@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from kernelkit.bundle import image, syntax
 from kernelkit.bundle.scripts import CommandLine, Option, function_arguments, read_command_line
 
 _ENTRY_FUNCTIONS = ("run", "train", "main", "fit", "train_model", "run_training")
@@ -85,12 +86,17 @@ class Source:
     content: bytes
 
     @cached_property
-    def tree(self) -> ast.Module:
-        """Its syntax tree; empty where it is not valid Python."""
+    def parsed(self) -> syntax.Parsed:
+        """Its syntax; that of an empty file where it is not valid Python."""
         try:
-            return ast.parse(self.content)
+            return syntax.parse(self.content, self.path, image.snapshot().release)
         except (SyntaxError, ValueError, RecursionError):
-            return ast.Module([], [])
+            return syntax.Parsed(ast.Module([], []), b"")
+
+    @property
+    def tree(self) -> ast.Module:
+        """Its syntax tree."""
+        return self.parsed.tree
 
     @property
     def stem(self) -> str:
@@ -120,7 +126,7 @@ def candidates(
 
 
 def _programs(project: Path, source: Source, imported: set[str]) -> Iterator[Candidate]:
-    line = read_command_line([source.content]) if source.tree.body else CommandLine("")
+    line = read_command_line([source.parsed.source]) if source.tree.body else CommandLine("")
     guarded = any(_is_main_guard(node) for node in source.tree.body)
     module = module_of(project, source.path)
     in_package = "." in module

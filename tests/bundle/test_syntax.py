@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,31 @@ def test_a_package_with_new_syntax_is_carried_and_reported(make_project: Make) -
     (project / "pkg" / "b.py").write_text("class A[T]:\n    from pkg import gone\n")
     with pytest.raises(BundleError, match=r'pkg/b\.py:2: imports "pkg\.gone"'):
         read_bundle(load_config(project, environment={}))
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="this Python knows the syntax")
+def test_scripts_edits_and_new_projects_may_have_new_syntax(
+    make_project: Make, cli: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    script = (
+        '"""Trains."""\nimport argparse\ntype Rate = float\n\n\ndef main() -> None:\n'
+        "    parser = argparse.ArgumentParser()\n    parser.add_argument('--learning-rate')\n"
+        "    words = vars(parser.parse_args())\n    print(f'{words['learning_rate']}')\n\n\n"
+        'if __name__ == "__main__":\n    main()\n'
+    )
+    extra = "[tool.kernelkit.parameters]\nlearning_rate = 1.0\n"
+    project = make_project({"train.py": script}, entry="train.py", extra=extra)
+    cli("render", "--project", project)
+    notebook = project / "build" / "kernel" / "notebook.ipynb"
+    text = notebook.read_text()
+    assert "--learning-rate" in text
+    notebook.write_text(text.replace("type Rate = float", "type Rate = int"))
+    done = cli("sync", notebook, "--project", project)
+    assert "type Rate = int" in (project / "train.py").read_text()
+    assert "invalid syntax" not in done.stdout + done.stderr
+    (project / "pyproject.toml").unlink()
+    cli("init", "--project", project, "--yes")
+    assert 'entry = "train.py"' in (project / "pyproject.toml").read_text()
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="this Python does not know the syntax")
