@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
+from kernelkit.storage import sha256_of
+
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -288,6 +290,31 @@ def test_a_rehearsal_does_not_need_the_owners_account(plain: Path, cli: Cli) -> 
     assert "as ann" in printed
     folder = plain / "build" / "rehearsal" / "plain-parcel" / "v1"
     assert printed.splitlines()[-1] == f"verified: {folder}"
+
+
+def test_folders_and_patterns_are_pulled_and_verified(
+    make_project: Callable[..., Path], cli: Cli
+) -> None:
+    project = make_project(
+        {
+            "pkg/main.py": "from pathlib import Path\ndef run():\n"
+            "    for name in ('a.csv', 'b.csv', 'ckpt/1/w.pt', 'logs/x/y.txt', 'logs/z.md'):\n"
+            "        Path(name).parent.mkdir(parents=True, exist_ok=True)\n"
+            "        Path(name).write_text(name)\n"
+        }
+    )
+    path = project / "pyproject.toml"
+    stated = '["*.csv", "ckpt/", "logs/**/*.txt"]'
+    path.write_text(path.read_text().replace('["out.txt"]', stated))
+    reported = json.loads(cli("rehearse", "--json", cwd=project).stdout)
+    outputs = {output["path"]: output["sha256"] for output in reported["outputs"]}
+    assert set(outputs) == {"a.csv", "b.csv", "ckpt/1/w.pt", "logs/x/y.txt"}
+    assert reported["undeclared"] == ["logs/z.md"]
+    folder = Path(reported["folder"])
+    for name, sha256 in outputs.items():
+        assert sha256_of(folder / name) == sha256
+    (folder / "ckpt" / "1" / "w.pt").write_text("CKPT/1/w.pt")
+    assert "ckpt/1/w.pt: the content differs" in cli("verify", folder, expect=8).stderr
 
 
 def test_a_rehearsal_names_the_folder_that_is_missing(

@@ -105,8 +105,8 @@ def require_no_problems(problems: Sequence[Problem]) -> None:
 
 
 def _as_line(problem: Problem) -> str:
-    after_table = problem.message.endswith("\n")
-    return f"{problem.subject}: {problem.message}{'' if after_table else '. '}{problem.remedy}"
+    end = "" if problem.message.endswith("\n") else " " if problem.message[-1:] == "?" else ". "
+    return f"{problem.subject}: {problem.message}{end}{problem.remedy}"
 
 
 def check_size(kernel: Kernel) -> Iterator[Problem]:

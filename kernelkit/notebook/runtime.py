@@ -578,10 +578,11 @@ class NotebookRun:
     def _outputs(self) -> dict[str, list[str]]:
         """Declared output → the files that it stands for: one, all of a folder, or a pattern's."""
         files = _files_below(self.working_dir)
-        return {
-            name: [file for file in files if _stands_for(name, file)]
-            for name in self.bundle["outputs"]
-        }
+        found = {}
+        for name in self.bundle["outputs"]:
+            is_file = not name.endswith("/") and (self.working_dir / name).is_file()
+            found[name] = [name] if is_file else [f for f in files if _stands_for(name, f)]
+        return found
 
 
 Run = NotebookRun  # as the template 30-hardware of kernelkit 0.1.0 calls it
@@ -764,7 +765,10 @@ def _compute_on_gpu(asked: str, gpus: list[str]) -> bool:
 
 
 def _files_below(folder: Path) -> list[str]:
-    """The files in a folder and its subfolders, without those of kernelkit and Kaggle."""
+    """The files in a folder and its subfolders, without those of kernelkit and Kaggle.
+
+    Nor links: whether Kaggle keeps them is not known.
+    """
     found = []
     for parent, folders, names in os.walk(folder):
         below = Path(parent).relative_to(folder)
@@ -773,17 +777,21 @@ def _files_below(folder: Path) -> list[str]:
         found += [
             (below / name).as_posix()
             for name in sorted(names)
-            if not (at_top and name in NOT_OUTPUTS) and Path(parent, name).is_file()
+            if not (at_top and name in NOT_OUTPUTS) and _is_regular(Path(parent, name))
         ]
     return found
 
 
+def _is_regular(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
 def _stands_for(declared: str, file: str) -> bool:
-    """Whether a declared output is this file, a folder above it, or a pattern of either."""
+    """Whether a declared output is a folder above this file, or a pattern of it or of a folder."""
     pattern = declared.split("/")
     if not pattern[-1]:  # "results/" is a folder and no file
         pattern[-1] = "*"
-    return declared == file or _matches(file.split("/"), pattern)
+    return _matches(file.split("/"), pattern)
 
 
 def _matches(path: Sequence[str], pattern: Sequence[str]) -> bool:

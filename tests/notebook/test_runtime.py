@@ -332,12 +332,21 @@ def test_a_declared_output_may_be_a_folder_or_a_pattern(
         (run.working_dir / name).parent.mkdir(parents=True, exist_ok=True)
         (run.working_dir / name).write_text(name)
     (run.working_dir / "empty").mkdir()
+    (run.working_dir / "ckpt" / "last.pt").symlink_to("1.pt")
     again = NotebookRun({**BUNDLE, "outputs": declared}, run.source_dir)
     found = again.finish()["outputs"]
     assert sorted(output["path"] for output in found) == files
     for output in found:
         assert output["sha256"] == hashlib.sha256(output["path"].encode()).hexdigest()
         assert output["size"] == len(output["path"])
+
+
+def test_a_link_is_an_output_only_by_its_own_name(run: NotebookRun) -> None:
+    (run.working_dir / "ckpt").mkdir()
+    (run.working_dir / "ckpt" / "1.pt").write_text("weights")
+    (run.working_dir / "last.pt").symlink_to("ckpt/1.pt")
+    again = NotebookRun({**BUNDLE, "outputs": ["last.pt", "**/*.pt", "ckpt"]}, run.source_dir)
+    assert [output["path"] for output in again.finish()["outputs"]] == ["last.pt", "ckpt/1.pt"]
 
 
 @pytest.mark.parametrize("declared", ["*.png", "empty/", "empty", "a.csv/", "logs/**/*.pt"])
