@@ -271,18 +271,15 @@ def check_hidden(
     needed = [one for one in hidden if one.kind is ImportKind.NEEDED]
     if needed and not changes_path:
         first = needed[0]
-        top = first.target.partition(".")[0]
+        start = modules[program_module(entry, modules)].path
+        root = first.root.removesuffix(".") and f"{first.root}/"
+        package = root + first.path.removeprefix(root).partition("/")[0]
         advice = f'Import "{first.own_name}" instead of "{first.target}".'
-        script = modules[program_module(entry, modules)].path
-        if script.rpartition("/")[0] == first.root:  # a script can import its neighbors
-            advice += f' Or run the entry as a script: entry = "{script}" in [tool.kernelkit].'
-        elif first.root != "..":
-            prefix = f"{first.root}/" if first.root else ""
-            paths = [prefix + first.path.removeprefix(prefix).partition("/")[0]]
-            listed = ", ".join(f'"{path}"' for path in paths)
+        if start.rpartition("/")[0] == first.root:  # a script can import its neighbors
+            advice += f' Or run the entry as a script: entry = "{start}" in [tool.kernelkit].'
+        elif start.startswith(f"{package}/"):
             advice += (
-                f' Or make "{top}" a top-level name of the notebook: package = [{listed}] in '
-                "[tool.kernelkit], and change the entry to match."
+                f' Or set package = "{package}" in [tool.kernelkit], and change the entry to match.'
             )
         raise BundleError(
             "\n".join(dict.fromkeys(f"{one.place}: {one.words}" for one in needed)), advice

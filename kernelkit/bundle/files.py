@@ -181,7 +181,10 @@ class PackageFiles:
         if not any(files.is_carried(name) for name in files.modules):
             reasons = sorted({str(files.reason(name)) for name in files.modules})
             but = f" except those that are left out ({', '.join(reasons)})" if reasons else ""
-            raise BundleError(f"{', '.join(config.package)}: there is no Python module{but}")
+            raise BundleError(
+                f"{', '.join(config.package)}: there is no Python module{but}",
+                'Name the files to carry in "include" of [tool.kernelkit].' if reasons else "",
+            )
         files.notes = rules.notes([*map(files.in_project, files._paths), *files.left_out])
         files.notes += files._link_notes(links)
         return files
