@@ -84,7 +84,7 @@ class ReplaySession(EmulatedSession):
 
     def _replayed(self) -> Iterator[bytes]:
         """The recorded report; it ends early if the run is killed."""
-        yield _line({"event": "running", "kernel": None})
+        yield _line({"event": "running"})
         log = (self._recording / "log.jsonl").read_text(encoding="utf-8")
         push_id = _push_id(self.version.push.text)
         log = log.replace(_SESSION, str(self.version.session_id)).replace(_PUSH, push_id)

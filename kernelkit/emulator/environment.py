@@ -45,7 +45,7 @@ def _copy_scripts(scripts: Path, place: Path) -> None:
     """Copy the commands of the interpreter's environment, so that they run in this one."""
     own = Path(sys.executable).parent
     for command in own.iterdir():
-        if command.is_symlink() or not command.is_file() or (scripts / command.name).exists():
+        if not command.is_file() or (scripts / command.name).exists():
             continue
         if not os.access(command, os.X_OK | os.R_OK) or command.stat().st_size > SCRIPT_BYTES:
             continue

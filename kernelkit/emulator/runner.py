@@ -153,7 +153,6 @@ class EmulatedSession:
         self._scratch = ScratchFolders(version.folder / "scratch")
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._kernel_group: int | None = None
         self._end: ForcedEnd | None = None
         self._forced_end: ForcedEnd | None = None
         self._killed = False
@@ -203,8 +202,8 @@ class EmulatedSession:
     def follow(self, report: Iterable[bytes], kaggle: EmulatedKaggle) -> None:
         """Take over a report, line by line: the start of the run, its log and its end.
 
-        A line is JSON: {"event": "running", "kernel": …}, {"event": "end", "status": …,
-        "failure": …}, or an entry of the log.
+        A line is JSON: {"event": "running"}, {"event": "end", "status": …, "failure": …}, or an
+        entry of the log.
         """
         timer = threading.Timer(self._limit, self.kill, (TIMED_OUT,))
         timer.daemon = True
@@ -215,7 +214,6 @@ class EmulatedSession:
                 record = json.loads(line)
                 match record.get("event"):
                     case "running":
-                        self._kernel_group = record["kernel"]
                         kaggle.start(self.version)
                         timer.start()  # now: how long a kernel may take to start, `session` limits
                     case "end":
@@ -244,19 +242,18 @@ class EmulatedSession:
                 self._kill_groups(process.pid)
 
     def _kill_groups(self, session: int) -> None:
-        """Kill the session and, without a namespace, its kernel and what has left their groups.
+        """Kill the session and, without a namespace, everything that descends from it.
 
-        In a namespace the kernel's number means nothing outside, and the death of the session is
-        enough. The kernel comes last, so that the session cannot report its end as a failure.
+        In a namespace the death of the session is enough. Otherwise it is stopped before its
+        processes are killed, so that it cannot report the end of its kernel as a failure.
         """
-        groups = [session]
-        if self.isolation == "folders" and self._kernel_group is not None:
-            groups.append(self._kernel_group)
-        for group in groups:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(group, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if self.isolation == "folders":
+                os.killpg(session, signal.SIGSTOP)
         if self.isolation == "folders":
-            kill_run_of(self.version.working)
+            kill_run_of(self.version.working, session)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(session, signal.SIGKILL)
 
     def _order(self) -> SessionOrder:
         folder, working = self.version.folder, self.version.working

@@ -42,7 +42,7 @@ CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 MNT_DETACH = 2
 AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = -100, 0x8000, 0x1
-PR_CAPBSET_DROP = 24
+PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER = 24, 36
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 SYS_MOUNT_SETATTR = 442  # the same on every architecture: younger than the common numbering
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
@@ -102,6 +102,11 @@ def enter(layout: SandboxLayout) -> None:
         _loopback_up()
     _drop_capabilities()
     _init(os.fork())
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends; without a sandbox, init would."""
+    _call(_libc.prctl, PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _follow(child: int) -> None:

@@ -148,7 +148,7 @@ class NotebookExecution:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._kernel_group, signal.SIGKILL)
         if working := os.environ.get("KAGGLE_WORKING_DIR"):  # no namespace ends with this process
-            kill_run_of(Path(working))
+            kill_run_of(Path(working), os.getpid())
 
     def _client(self) -> Any:
         from jupyter_client.kernelspec import KernelSpecManager
@@ -193,7 +193,7 @@ class NotebookExecution:
 
     def _started(self, manager: Any) -> None:
         self._kernel_group = manager.provisioner.pid
-        self._log.send(event="running", kernel=self._kernel_group)
+        self._log.send(event="running")
 
     def _failed(self, failure: str, traceback: str) -> tuple[str, str]:
         self._log.write("stderr", traceback or f"{failure}\n")
@@ -213,25 +213,39 @@ class NotebookExecution:
         return ""
 
 
-def kill_run_of(working: Path) -> None:
+def kill_run_of(working: Path, session: int) -> None:
     """Without a namespace: kill the processes of the run that has this folder, until none is left.
 
-    All of them have inherited the variable that names the folder. A process that has started its
-    own session cannot be found by its group. The calling process is spared.
+    A process that has started its own session cannot be found by its group. But it descends from
+    the run's session, which adopts orphans on Linux, or has inherited the variable that names the
+    folder. The session itself is spared.
     """
     import psutil  # not earlier: it is only needed without a namespace
 
     for _ in range(SWEEPS):
-        found = []
+        found = set()
+        with contextlib.suppress(psutil.Error):
+            found |= set(psutil.Process(session).children(recursive=True))
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                of_run = process.environ().get("KAGGLE_WORKING_DIR") == str(working)
-                if of_run and process.pid != os.getpid():
-                    process.kill()
-                    found.append(process)
+                if process.environ().get("KAGGLE_WORKING_DIR") == str(working):
+                    found |= {process, *process.children(recursive=True)}
+        found = {one for one in found if one.pid != session and _is_alive(one)}
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
         if not found:
             return
         psutil.wait_procs(found, 0.1)
+
+
+def _is_alive(process: Any) -> bool:
+    """Whether it still runs; a killed one remains as a zombie until its parent has noticed."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def main() -> None:
@@ -245,6 +259,8 @@ def main() -> None:
     with Path(order.executed).open("w", encoding="utf-8") as executed:
         if order.layout:
             sandbox.enter(order.layout)
+        elif sys.platform.startswith("linux"):
+            sandbox.adopt_orphans()
         if not order.notebook:  # a trial: can a kernel start in here?
             os.execv(sys.executable, [sys.executable, "-c", _TRIAL])
         status, failure = _execute(text, order, log, executed)

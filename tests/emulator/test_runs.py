@@ -298,7 +298,9 @@ for command in ([wait], [deaf], [daemon], [again, "-c", wait]):
     apart = command[0] == again
     command = [sys.executable, "-c", *command, {marker!r}]
     subprocess.Popen(command, start_new_session=apart)
-while subprocess.run(["pgrep", "-fc", {marker!r}], capture_output=True, text=True).stdout < "5":
+command = [sys.executable, "-c", wait, {marker!r}]
+subprocess.Popen(command, start_new_session=True, env={{}})
+while subprocess.run(["pgrep", "-fc", {marker!r}], capture_output=True, text=True).stdout < "6":
     time.sleep(0.1)
 open("saved", "w").write("so far")
 if {died}:
