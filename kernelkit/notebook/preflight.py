@@ -49,7 +49,15 @@ SHAPES = (
 
 MOUNTS = ("competitions", "datasets", "notebooks", "models")  # folders of /kaggle/input since 2026
 _MOUNTED = re.compile(r"(?:/kaggle|\.\.)/input/(?P<below>[\w.*-][\w./*-]*)")
-_QUOTED_MOUNT = re.compile(rb"""["'](?:/kaggle|\.\.)/input/[\w.*-][\w./*-]*""")
+_MOUNTS_IN_CODE = re.compile(
+    rb"""["'](?P<whole>(?:/kaggle|\.\.)/input/[\w.*-][\w./*-]*)|"""
+    rb"""["'](?P<base>(?:/kaggle|\.\.)/input)/?["']\)?\s*"""
+    rb"""(?:[/,]\s*["']|\+\s*["']/?)(?P<rest>[\w.-][\w./-]*)"""
+)
+_MOUNTS_IN_SETTINGS = re.compile(
+    rb"""(?:^|[\s"':=,\[(])(?P<whole>(?:/kaggle|\.\.)/input/[\w.*-][\w./*-]*)"""
+)
+_SETTINGS_SUFFIXES = (".yaml", ".yml", ".json", ".toml", ".cfg", ".ini", ".sh")
 PLACES_SHOWN = 10  # of hard-coded paths
 
 # Folders that every Linux machine has, so that a path there says nothing about this machine.
@@ -371,17 +379,20 @@ def _is_left_here(kernel: Kernel, name: str, text: str) -> bool:
 
 
 def _hard_coded_mounts(kernel: Kernel) -> Iterator[str]:
-    """Paths of inputs in the code that may differ in a run."""
+    """Paths of inputs in the code and in settings files that may differ in a run."""
     declared = _declared_slugs(kernel)
     for file in kernel.bundle.files:
-        if b"/input/" not in file.content:
+        is_code = file.path.endswith(".py")
+        if b"/input" not in file.content or not (is_code or file.path.endswith(_SETTINGS_SUFFIXES)):
             continue
+        pattern = _MOUNTS_IN_CODE if is_code else _MOUNTS_IN_SETTINGS
         for number, line in enumerate(file.content.split(b"\n"), 1):
-            for found in _QUOTED_MOUNT.findall(line.partition(b"#")[0]):
-                path = found[1:].decode()
-                mounted = _MOUNTED.match(path)
-                slug, address = _input_address(mounted["below"]) if mounted else ("", "")
-                is_new = bool(mounted) and path.split("/input/")[1].partition("/")[0] in MOUNTS
+            for found in pattern.finditer(line.partition(b"#")[0]):
+                parts = {name: text.decode() for name, text in found.groupdict(b"").items()}
+                path = parts["whole"] or f"{parts['base']}/{parts['rest']}"
+                below = path.partition("/input/")[2]
+                slug, address = _input_address(below)
+                is_new = below.partition("/")[0] in MOUNTS
                 if slug and not (is_new and slug in declared):
                     yield (
                         f'{WARNING}{file.path}:{number}: "{path}" may not exist in the run: Kaggle '

@@ -152,22 +152,36 @@ def test_other_paths_of_a_run_are_no_problem(plain: Path, value: str) -> None:
     assert subjects(plain, f"data_dir={value}") == []
 
 
-def test_a_hard_coded_input_in_the_code_is_a_warning_with_its_place(make_project: Make) -> None:
-    source = """
+CODE = """
 def run(**parameters):
     a = "/kaggle/input/words/train.csv"  # and "/kaggle/input/comment"
     b = f'../input/{a}', "/kaggle/input/datasets/ann/words/x"
+    c = Path("/kaggle/input") / "words" / "x"
+    d = os.path.join('../input', 'words')
     # "/kaggle/input/old"
+    e = "/kaggle/input", "/kaggle/input/", f"/kaggle/input/{parameters}"
 """
-    data = "data: '/kaggle/input/unknown'\n"
-    project = make_project({"pkg/main.py": source, "pkg/config.yaml": data})
+
+
+def test_a_hard_coded_input_in_the_code_is_a_warning_with_its_place(make_project: Make) -> None:
+    files = {
+        "pkg/main.py": CODE,
+        "pkg/config.yaml": "# /kaggle/input/old\ndata: /kaggle/input/unknown/x\n",
+        "pkg/notes.txt": "'/kaggle/input/notes'\n",
+    }
+    project = make_project(files)
     settings = ['kernel.dataset_sources=["ann/words"]']
     assert subjects(project, *settings) == []
     config = load_config(project, settings=settings, environment={})
     notes = [note for note in advise(workflow.render_kernel(config)) if "/input/" in note]
-    assert len(notes) == 2
-    assert any('pkg/main.py:3: "/kaggle/input/words/train.csv"' in note for note in notes)
-    assert any("pkg/config.yaml:1: " in note and "not a source" in note for note in notes)
+    places = [note.removeprefix("warning: ").partition(" may not")[0] for note in notes]
+    assert sorted(places) == [
+        'pkg/config.yaml:2: "/kaggle/input/unknown/x"',
+        'pkg/main.py:3: "/kaggle/input/words/train.csv"',
+        'pkg/main.py:5: "/kaggle/input/words"',
+        'pkg/main.py:6: "../input/words"',
+    ]
+    assert [note for note in notes if "not a source" in note] == notes[:1]
     assert all('the value "kaggle://input/' in note for note in notes)
 
 
