@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -139,6 +141,26 @@ def test_blanks_around_a_credential_are_ignored(place: str, blank: str) -> None:
     variables = PLACES[place](Path.home(), secret)
     found = find_credentials(None, variables)
     assert (found.username, found.key) == ("ann", BEGIN)
+
+
+@pytest.mark.parametrize("name", ["kaggle.json", "access_token", "credentials.json"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "huge", "nested", "empty", "dangling"])
+def test_odd_key_files_are_refused_or_ignored(name: str, kind: str) -> None:
+    path = Path.home() / ".kaggle" / name
+    path.parent.mkdir()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "dangling":
+        path.symlink_to("nowhere")
+    else:
+        path.write_text({"huge": BEGIN * 10_000, "nested": '["' * 20_000, "empty": ""}[kind])
+    started = time.monotonic()
+    with pytest.raises(CredentialsError) as caught:
+        find_credentials(None, {})
+    require_clean(str(caught.value))
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

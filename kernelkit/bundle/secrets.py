@@ -119,7 +119,7 @@ def own_credentials(environment: Mapping[str, str], home: Path, project: Path) -
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     except OSError:
         return ""
 
@@ -127,7 +127,7 @@ def _read(path: Path) -> str:
 def _json_secrets(text: str) -> Iterator[str]:
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return
     for name, value in document.items() if isinstance(document, dict) else ():
         if isinstance(value, str) and ("key" in name or "token" in name):

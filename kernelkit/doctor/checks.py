@@ -238,7 +238,13 @@ def _no_redirection(environment: Mapping[str, str]) -> str:
 
 def _proxy() -> str:
     """The hosts only: the address of a proxy may contain a password."""
-    hosts = {scheme: urlsplit(url).hostname for scheme, url in urllib.request.getproxies().items()}
+    try:
+        proxies = urllib.request.getproxies().items()
+        hosts = {scheme: urlsplit(url).hostname for scheme, url in proxies}
+    except ValueError:
+        raise ConfigError(
+            "the address of a proxy is not valid", "Fix http_proxy, https_proxy or all_proxy."
+        ) from None
     named = [
         f"{scheme} through {host}" for scheme, host in hosts.items() if scheme != "no" and host
     ]

@@ -104,7 +104,7 @@ def account_name(value: str, origin: str) -> str:
 
 def _stripped(value: str) -> str:
     """Without whitespace, line ends, byte-order marks and other invisible characters around it."""
-    blank = [unicodedata.category(character)[0] in "ZC" for character in value]
+    blank = [unicodedata.category(one) in ("Cc", "Cf", "Zs", "Zl", "Zp") for one in value]
     if all(blank):
         return ""
     return value[blank.index(False) : len(value) - blank[::-1].index(False)]
