@@ -291,7 +291,7 @@ def init(
     from kernelkit import console
     from kernelkit.project.init import open_points, plan_init, write_init
 
-    folder = options.project or Path.cwd()
+    folder = options.folder if options.project else Path.cwd()
     plan = plan_init(folder, competition=competition, entry=entry)
     if plan.exists:
         console.initialized(plan, [])
@@ -742,9 +742,12 @@ app.add_typer(runs_app, name="runs")
 def runs(options: Options) -> None:
     """List, show or compare pushed versions."""
     from kernelkit import console
+    from kernelkit.config import PROJECT_FILE
     from kernelkit.runs import history
 
     folder = _project_or_none(options) or Path.cwd()
+    if options.project and not any((folder / name).exists() for name in (PROJECT_FILE, "runs")):
+        raise ConfigError(f"{folder} has no {PROJECT_FILE} and no runs", "Name a project's folder.")
     console.runs(history.rows(folder / "runs"), folder)
 
 

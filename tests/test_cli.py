@@ -85,7 +85,8 @@ def test_the_version_is_one_json_document(cli: Cli, arguments: list[str]) -> Non
 
 
 @pytest.mark.parametrize(
-    "command", [["runs"], ["preflight"], ["status"], ["doctor"], ["runs", "show"], ["rehearse"]]
+    "command",
+    [["runs"], ["preflight"], ["status"], ["doctor"], ["runs", "show"], ["rehearse"], ["init"]],
 )
 def test_a_project_that_does_not_exist_is_an_error(
     cli: Cli, tmp_path: Path, command: list[str]
@@ -96,6 +97,13 @@ def test_a_project_that_does_not_exist_is_an_error(
     (tmp_path / "setup.cfg").touch()
     message = cli(*command, "--project", tmp_path / "setup.cfg", expect=2).stderr
     assert "setup.cfg is not a folder" in message
+
+
+def test_an_empty_folder_has_no_runs_to_list(cli: Cli, tmp_path: Path) -> None:
+    for arguments in ([], ["--json"]):
+        cli("runs", *arguments, "--project", tmp_path, expect=2)
+    (tmp_path / "runs").mkdir()
+    assert json.loads(cli("runs", "--json", "--project", tmp_path).stdout) == []
 
 
 def test_the_project_file_names_the_project(plain: Path, cli: Cli, tmp_path: Path) -> None:
