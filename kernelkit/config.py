@@ -332,7 +332,7 @@ class Config(_Section):
         return self.entry.endswith(".py") or "." in self.package or bool(self.files)
 
     def build_folder(self, name: str) -> Path:
-        """The folder `build/NAME` of the project, where nobody names another one.
+        """The folder `build/NAME` of the project, the default of a command.
 
         Raises:
             ConfigError: it is a link out of the project, which may be somebody else's.

@@ -74,6 +74,7 @@ RESULT_LINES = 200  # of all its tables
 RESULT_BYTES = 1 << 14  # of one table
 BUDGET_ROWS = 25  # files listed by `render`
 LEFT_OUT_NAMED = 5  # files listed for each reason
+OUTPUTS_SHOWN = 50  # a folder of outputs may hold thousands
 UNDECLARED_NAMED = 20  # files that are not declared as outputs; --json lists all
 ERROR_LINES = 8  # of an exception's message; --json has more
 TRACEBACK_LINES = 1000  # of a bug
@@ -753,9 +754,14 @@ def _place(frame: Frame) -> str:
 def outputs(verdict: Verdict) -> None:
     """The declared outputs with their sizes, and the files that are not declared."""
     rows = [
-        (output.path, human_size(output.size), output.sha256[:12]) for output in verdict.outputs
+        (output.path, human_size(output.size), output.sha256[:12])
+        for output in verdict.outputs[:OUTPUTS_SHOWN]
     ]
     _print_table(("output", "size", "sha256"), rows, right=("size",))
+    if len(verdict.outputs) > OUTPUTS_SHOWN:
+        left = verdict.outputs[OUTPUTS_SHOWN:]
+        size = human_size(sum(output.size for output in left))
+        say(f"… and {counted(len(left), 'more output')}, {size}")
     if verdict.undeclared:
         more = len(verdict.undeclared) - UNDECLARED_NAMED
         shown = ", ".join(verdict.undeclared[:UNDECLARED_NAMED])
@@ -1047,8 +1053,10 @@ def run(details: RunDetails) -> None:
                 _print_line(f"  {name} = {json.dumps(value, ensure_ascii=False)}")
     if details.outputs:
         say("outputs", style="bold")
-    for output in details.outputs:
+    for output in details.outputs[:OUTPUTS_SHOWN]:
         _print_line(f"  {output.path}  {human_size(output.size)}")
+    if len(details.outputs) > OUTPUTS_SHOWN:
+        say(f"  … and {counted(len(details.outputs) - OUTPUTS_SHOWN, 'more output')}")
     if details.submissions:
         say("submissions", style="bold")
     for one in details.submissions:

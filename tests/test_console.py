@@ -16,7 +16,7 @@ from rich.live import Live
 from kernelkit import console
 from kernelkit.kaggle.types import LogEntry, State, state_word
 from kernelkit.runs.history import RunRow
-from kernelkit.runs.manifest import Verdict
+from kernelkit.runs.manifest import OutputEntry, Verdict
 from kernelkit.runs.verify import verify
 
 HUGE = 10**400
@@ -120,6 +120,15 @@ def test_thousands_of_undeclared_files_are_counted(screen: StringIO) -> None:
     console.outputs(Verdict(problems=(), run_error=None, outputs=(), undeclared=names))
     assert "many0019.txt and 2980 more" in screen.getvalue()
     assert len(screen.getvalue()) < 1000
+
+
+def test_thousands_of_outputs_are_counted(screen: StringIO) -> None:
+    entries = tuple(
+        OutputEntry(path=f"ckpt/{i:04}.pt", size=10, sha256="a" * 64) for i in range(3000)
+    )
+    console.outputs(Verdict(problems=(), run_error=None, outputs=entries, undeclared=()))
+    assert "… and 2,950 more outputs, 29.5 kB" in screen.getvalue()
+    assert len(screen.getvalue()) < 10_000
 
 
 def shown_at(width: int, message: str, **options: Any) -> list[str]:

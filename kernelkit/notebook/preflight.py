@@ -242,7 +242,7 @@ def _meant_shape(shape: str) -> str:
 
 
 def _core(shape: str) -> str:
-    """What tells one accelerator from another: `t4` of "NvidiaTeslaT4", `v5e8` of "TpuV5E8"."""
+    """What distinguishes an accelerator: `t4` of "NvidiaTeslaT4", `v5e8` of "TpuV5E8"."""
     return re.sub(r"nvidia|tesla|gpu|tpu|[\W_]", "", shape.lower())
 
 
@@ -350,7 +350,7 @@ def _declared_slugs(kernel: Kernel) -> set[str]:
 
 
 def _path_notes(kernel: Kernel) -> Iterator[str]:
-    """Paths that a run may not have, although nobody can know it here."""
+    """Paths that a run may not have, which is not certain here."""
     for name, value in kernel.manifest.parameters.items():
         for text in _texts(value):
             if _PERSONAL.match(text) and not _is_only_here(text):

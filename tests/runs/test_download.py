@@ -381,6 +381,19 @@ def test_a_failed_undeclared_output_is_not_a_success(
     assert record.is_complete()
 
 
+@pytest.mark.parametrize("name", ["ckpt", "ckpt/", "ckpt/a", "ckpt/a/1.pt"])
+def test_the_name_of_a_folder_selects_its_files(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path, name: str
+) -> None:
+    shelf.files = [("ckpt/a/1.pt", b"one"), ("ckpt2/b.pt", b"two"), ("out.csv", b"id\na\n")]
+    shelf.declare("ckpt/a/1.pt", "out.csv")
+    record = shelf.record(tmp_path / "v2", "ckpt/", "out.csv")
+    pulled = pull_run(kaggle, record, Selection(names=(name,)))
+    assert [output.path for output in pulled.verdict.outputs] == ["ckpt/a/1.pt"]
+    assert pulled.verdict.verified
+    assert downloaded_files(record.path) == {"ckpt/a/1.pt": b"one"}
+
+
 def test_the_manifest_takes_precedence_over_the_listing(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path
 ) -> None:
