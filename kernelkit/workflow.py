@@ -109,7 +109,8 @@ def rehearse(
     from kernelkit.runs import store
 
     preflight(config)  # before the last rehearsal is removed
-    require_inputs(inputs, config.kernel.sources)
+    for doubt in require_inputs(inputs, config.kernel.sources):
+        on_event(f"note: {doubt}")
     with store.rehearsal_lock(out):
         store.remove_rehearsal(out / config.kernel.slug, config.project / "runs")
         with local_kaggle(inputs, mounts) as server:

@@ -91,8 +91,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def require_inputs(inputs: Path | None, sources: Mapping[str, Sequence[str]]) -> None:
+def require_inputs(inputs: Path | None, sources: Mapping[str, Sequence[str]]) -> list[str]:
     """Check that the folder of inputs has data for every source; `sources` has them by kind.
+
+    Returns what is doubtful about the folders that exist.
 
     Raises:
         ConfigError: with each folder that is missing, and what there is instead.
@@ -105,10 +107,10 @@ def require_inputs(inputs: Path | None, sources: Mapping[str, Sequence[str]]) ->
                 f"the rehearsal needs a folder with the data of the sources:\n  {declared}",
                 "Name it: kernelkit rehearse --inputs DIR, or set KERNELKIT_DATA.",
             )
-        return
+        return []
     missing = [(one, problem) for one in needed if (problem := _problem(inputs, one.place))]
     if not missing:
-        return
+        return [doubt for one in needed if (doubt := _doubt(inputs / one.place))]
     lines = [f"{one.title} needs {inputs / one.place}: {problem}" for one, problem in missing]
     advice = "Put the data of each source into its folder, or name another folder: --inputs DIR."
     for root in (inputs.resolve().parent, *_folders(inputs)):
@@ -149,11 +151,19 @@ def _problem(inputs: Path, place: PurePosixPath) -> str:
         if not (folder / part).is_dir():
             return _instead(inputs, folder, part)
         folder /= part
+    return ""
+
+
+def _doubt(folder: Path) -> str:
+    """What may be wrong with the folder of a source, though Kaggle has such sources too."""
     names = _names(folder)
     if not names:
-        return "the folder is empty"
+        return f"{folder} is empty, so the run gets no data there"
     if names == [folder.name] and (folder / folder.name).is_dir():
-        return "it contains only a folder of the same name: its data is one level too deep"
+        return (
+            f"{folder} contains only a folder of the same name. If Kaggle's does not, the data is "
+            f"one level too deep: kernelkit rehearse --inputs {folder}"
+        )
     return ""
 
 

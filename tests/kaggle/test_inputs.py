@@ -54,8 +54,6 @@ def test_each_kind_of_source_has_its_folder(tmp_path: Path) -> None:
         (COMPETITION, ("House_Prices/a",), 'Is it "House_Prices"?'),
         (OUTPUTS, ("first-runs/a",), 'Is it "first-runs"?'),
         (COMPETITION, ("house-prices",), "{}/house-prices: it is a file, not a folder"),
-        (DATASET, ("extra-rows/.DS_Store",), "{}/extra-rows: the folder is empty"),
-        (OUTPUTS, ("first-run/",), "{}/first-run: the folder is empty"),
         (COMPETITION, ("house-prices.zip",), 'there is only "house-prices.zip": unpack it'),
         (DATASET, ("extra-rows.tar.gz",), 'there is only "extra-rows.tar.gz": unpack it'),
         (ALL, ("datasets/ann/extra-rows/a",), "but there is {}/datasets/ann/extra-rows"),
@@ -86,7 +84,6 @@ def test_a_broken_link_is_named(tmp_path: Path) -> None:
         (("house-prices/a.csv",), "house-prices", ""),
         (("competitions/house-prices/a.csv",), "", "competitions"),
         (("data/raw/house-prices/a.csv",), "", "data/raw"),
-        (("house-prices/house-prices/a.csv",), "", "house-prices"),
     ],
 )
 def test_the_right_folder_is_suggested(
@@ -96,3 +93,23 @@ def test_the_right_folder_is_suggested(
     error = refusal(inputs / given, COMPETITION)
     assert error.next_step.endswith(f" --inputs {inputs / right}")
     require_inputs(inputs / right, COMPETITION)
+
+
+@pytest.mark.parametrize(
+    ("names", "doubt"),
+    [
+        (("house-prices/",), "is empty"),
+        (("house-prices/.DS_Store",), "is empty"),
+        (
+            ("house-prices/house-prices/a.csv",),
+            "one level too deep: kernelkit rehearse --inputs {}",
+        ),
+        (("house-prices/house-prices/a.csv", "house-prices/b.csv"), ""),
+        (("house-prices/train/a.csv",), ""),
+    ],
+)
+def test_a_doubtful_folder_is_no_error(tmp_path: Path, names: tuple[str, ...], doubt: str) -> None:
+    inputs = make(tmp_path / "inputs", *names)
+    found = require_inputs(inputs, COMPETITION)
+    assert len(found) == bool(doubt)
+    assert doubt in "".join(found)
