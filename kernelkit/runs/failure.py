@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 from pydantic import JsonValue
 
 from kernelkit.errors import KernelkitError, RunFailedError
-from kernelkit.kaggle.types import State
+from kernelkit.kaggle.types import PRODUCTION, State
 from kernelkit.runs.download import PulledRun, require_everything_sent
 from kernelkit.runs.identity import Identity
 from kernelkit.runs.store import RunFolder
@@ -114,8 +114,8 @@ def _has_saved(pulled: PulledRun) -> bool:
 def _how_to_resume(pulled: PulledRun) -> str:
     """The command that gives the next version the outputs of this run.
 
-    A kernel can be a source of its own next version. If the project has a parameter for the folder
-    to resume from, such as `resume_dir`, the command sets it.
+    A kernel can be a source of its own next version. The command names it, and sets the parameter
+    for the folder to resume from, which src_salt calls `resume_dir`.
     """
     if not _has_saved(pulled):
         return "Make the run shorter, or let it save its state to kaggle://working and resume."
@@ -124,9 +124,15 @@ def _how_to_resume(pulled: PulledRun) -> str:
         record, sent = folder.read(), folder.read_bundle()
     except KernelkitError:
         return "The next version can read them if kernel_sources names this kernel."
-    sources = dict.fromkeys([*sent.kernel.kernel_sources, f"{record.owner}/{record.slug}"])
-    options = f"--set 'kernel.kernel_sources={json.dumps(list(sources))}'"
-    place = f"kaggle://input/{record.slug}"
-    if name := next((name for name in sent.parameters if "resume" in name.lower()), ""):
-        return f"To resume from them: kernelkit push {options} --set {name}={place}"
-    return f"To resume, let the package read them from {place}, and push: kernelkit push {options}"
+    rehearsed = record.endpoint != PRODUCTION and folder.root.name != "runs"
+    owner = "OWNER" if rehearsed else record.owner
+    sources = dict.fromkeys([*sent.kernel.kernel_sources, f"{owner}/{record.slug}"])
+    profile = f"--profile {record.profile} " if record.profile else ""
+    options = f"{profile}--set 'kernel.kernel_sources={json.dumps(list(sources))}'"
+    known = next((name for name in sent.parameters if "resume" in name.lower()), "")
+    place = f"{known or 'resume_dir'}=kaggle://input/{record.slug}"
+    explained = " (resume_dir: the package's parameter for a folder with earlier results)"
+    return (
+        "To resume " + ("such a run on Kaggle" if rehearsed else "from them") + ": "
+        f"kernelkit push {options} --set {place}{'' if known else explained}"
+    )

@@ -169,7 +169,8 @@ def test_what_a_run_that_did_not_complete_has_saved_is_kept(
     serve(shelf, log, push_id=OURS, status="failed", error="KeyboardInterrupt")
     shelf.files = shelf.files if manifest else shelf.files[:-1]
     shelf.state, shelf.failure = state, failure
-    record = shelf.record(tmp_path / "some-kernel" / "v2", "out.csv", "late.zip", push_id=OURS)
+    folder = tmp_path / "runs" / "some-kernel" / "v2"
+    record = shelf.record(folder, "out.csv", "late.zip", push_id=OURS)
     with pytest.raises(RunFailedError) as caught:
         workflow.pull(kaggle, record)
     document = dict(caught.value.details.document)  # type: ignore[union-attr]
@@ -237,7 +238,7 @@ def test_a_time_out_names_the_parameter_to_resume_with(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path
 ) -> None:
     shelf.state, shelf.failure = "CANCEL_ACKNOWLEDGED", TIME_OUT
-    record = shelf.record(tmp_path / "some-kernel" / "v2", push_id=OURS)
+    record = shelf.record(tmp_path / "runs" / "some-kernel" / "v2", push_id=OURS)
     with pytest.raises(RunFailedError, match="timed out") as caught:
         workflow.pull(kaggle, record)
     assert "It has saved no outputs" in caught.value.next_step
