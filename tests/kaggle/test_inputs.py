@@ -102,7 +102,7 @@ def test_the_right_folder_is_suggested(
         (("house-prices/.DS_Store",), "is empty"),
         (
             ("house-prices/house-prices/a.csv",),
-            "one level too deep: kernelkit rehearse --inputs {}",
+            "one level too deep: kernelkit rehearse --inputs",
         ),
         (("house-prices/house-prices/a.csv", "house-prices/b.csv"), ""),
         (("house-prices/train/a.csv",), ""),
