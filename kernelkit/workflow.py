@@ -27,8 +27,8 @@ from kernelkit.notebook.preflight import (
     advise,
     check,
     compare_with_image,
-    require_no_problems,
 )
+from kernelkit.notebook.problems import require_no_problems
 from kernelkit.notebook.render import Kernel, render, write_kernel
 
 if TYPE_CHECKING:  # each function imports what it calls, so that `render` loads none of these

@@ -186,7 +186,7 @@ class Module:
         return replace(self, imports=tuple(declared.get(found, found) for found in self.imports))
 
     def tree(self) -> ast.Module:
-        """Its syntax, parsed anew: the trees of all modules together would fill the memory."""
+        """Its syntax, parsed again: the trees of all modules together would fill the memory."""
         with warnings.catch_warnings(action="ignore"):
             return ast.parse(self.parsable)
 

@@ -11,7 +11,8 @@ layout     which files are compressed, and the size of each: `SizeEntry`, `SIZE_
 runtime    the code that runs inside the notebook; standard library only: `NotebookRun`,
            `MANIFEST_MARK`
 preflight  problems that would cost a run, found before a push: `check`, `compare_with_image`,
-           `advise`, `require_no_problems`, `Problem`, `WARNING`
+           `advise`, `WARNING`
+problems   `Problem`, `ProblemList`, `require_no_problems`
 reader     the cells and the manifest of a notebook: `read_cells`, `embedded_manifest`,
            `with_push_id`
 edits      edits made in a notebook: `read_notebook`, `plan`,

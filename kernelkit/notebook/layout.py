@@ -18,6 +18,7 @@ from itertools import groupby
 from kernelkit.bundle.bundle import Bundle, SourceFile
 from kernelkit.errors import PreflightError
 from kernelkit.notebook.cells import ModuleCell, RenderedCell, in_lines, module_cell
+from kernelkit.notebook.problems import Problem, refusal
 from kernelkit.notebook.templates import Templates, TemplateVariables, is_module_template
 
 SIZE_CAP_BYTES = 1_000_000
@@ -115,11 +116,11 @@ class Draft:
 
     def _far_too_large(self, layout: str, reason: str) -> PreflightError:
         sizes = {file.path: len(file.content) for file in self._bundle.files}
-        return PreflightError(
-            f"notebook: {len(sizes):,} files have {sum(sizes.values()):,} B; {reason}. Kaggle's "
-            f"limit is {SIZE_CAP_BYTES:,} B. {table_of_largest(sizes)}",
-            how_to_shrink(layout),
+        message = (
+            f"{len(sizes):,} files have {sum(sizes.values()):,} B; {reason}. Kaggle's limit is "
+            f"{SIZE_CAP_BYTES:,} B. {table_of_largest(sizes)}"
         )
+        return refusal([Problem("notebook", message, how_to_shrink(layout))])
 
     def cells(self, compressed: frozenset[str]) -> list[RenderedCell]:
         """The whole notebook."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 import codecs
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePosixPath
 
 from packaging.requirements import Requirement
@@ -23,13 +22,13 @@ from kernelkit.bundle.imports import REMOVED
 from kernelkit.bundle.scripts import CommandLine
 from kernelkit.bundle.secrets import Credential, NamedText, SecretFinding, scan
 from kernelkit.config import is_several, near_miss
-from kernelkit.errors import PreflightError
 from kernelkit.notebook.layout import (
     SIZE_CAP_BYTES,
     SIZE_LIMIT_BYTES,
     how_to_shrink,
     table_of_largest,
 )
+from kernelkit.notebook.problems import Problem
 from kernelkit.notebook.reader import read_cells
 from kernelkit.notebook.render import Kernel
 
@@ -69,29 +68,6 @@ _PERSONAL = re.compile(r"/home/|/Users/|~/|~$|[A-Za-z]:[\\/]|\\\\")
 _NAMES_A_PATH = re.compile(r"(?:^|_)(?:dir|directory|path|file|folder|root|data)$", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One reason not to push."""
-
-    subject: str
-    """The key or file that has the problem."""
-
-    message: str
-    remedy: str
-
-
-@dataclass(frozen=True)
-class ProblemList:
-    """All problems, for the details of an error."""
-
-    problems: tuple[Problem, ...]
-
-    @property
-    def document(self) -> dict[str, list[dict[str, str]]]:
-        """All of it for a script."""
-        return {"problems": [asdict(problem) for problem in self.problems]}
-
-
 def check(kernel: Kernel, own: Collection[Credential] = ()) -> list[Problem]:
     """Every problem of the kernel; an empty list means that it may be pushed.
 
@@ -99,22 +75,6 @@ def check(kernel: Kernel, own: Collection[Credential] = ()) -> list[Problem]:
     """
     problems = [problem for look in CHECKS for problem in look(kernel)]
     return [*problems, *check_secrets(kernel, own)]
-
-
-def require_no_problems(problems: Sequence[Problem]) -> None:
-    """Check that a kernel has no problems.
-
-    Raises:
-        PreflightError: with every problem.
-    """
-    if problems:
-        lines = [_as_line(problem) for problem in problems]
-        raise PreflightError("\n".join(lines), "Nothing was sent.", ProblemList(tuple(problems)))
-
-
-def _as_line(problem: Problem) -> str:
-    end = "" if problem.message.endswith("\n") else " " if problem.message[-1:] == "?" else ". "
-    return f"{problem.subject}: {problem.message}{end}{problem.remedy}"
 
 
 def check_size(kernel: Kernel) -> Iterator[Problem]:

@@ -19,7 +19,8 @@ from kernelkit.bundle import secret_rules, secrets
 from kernelkit.bundle.secrets import Credential, SecretFinding
 from kernelkit.config import load_config
 from kernelkit.errors import PreflightError
-from kernelkit.notebook.preflight import ProblemList, find_secrets
+from kernelkit.notebook.preflight import find_secrets
+from kernelkit.notebook.problems import ProblemList
 
 Make = Callable[..., Path]
 

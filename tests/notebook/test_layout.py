@@ -14,6 +14,7 @@ from kernelkit.config import load_config
 from kernelkit.errors import PreflightError
 from kernelkit.notebook.layout import SIZE_LIMIT_BYTES
 from kernelkit.notebook.preflight import check
+from kernelkit.notebook.problems import ProblemList
 from kernelkit.notebook.render import Kernel
 
 Make = Callable[..., Path]
@@ -94,7 +95,8 @@ def test_a_package_far_beyond_the_limit_is_refused_at_once(make_project: Make, l
     with pytest.raises(PreflightError) as caught:
         kernel_of(project, layout=layout)
     assert "6,000,000 B  pkg/weights.bin" in str(caught.value)
-    assert "Kaggle dataset" in caught.value.next_step
+    assert "Kaggle dataset" in str(caught.value)
+    assert isinstance(caught.value.details, ProblemList)
 
 
 def test_many_small_files_are_named_as_the_cause(make_project: Make) -> None:

@@ -11,7 +11,8 @@ from kernelkit import workflow
 from kernelkit.bundle.secrets import own_credentials
 from kernelkit.config import load_config
 from kernelkit.errors import ConfigError
-from kernelkit.notebook.preflight import Problem, advise, check
+from kernelkit.notebook.preflight import advise, check
+from kernelkit.notebook.problems import Problem
 
 Make = Callable[..., Path]
 
