@@ -473,8 +473,13 @@ def _causal_errors(found: _Failure) -> list[str]:
     ]
     members = [one for one in found.chain if one.link == "member"]
     errors = [one.error for one in (found.shown, found.head, *reversed(direct), *members)]
-    # What was printed explains such an error better than the error itself.
-    return ["\n".join(found.last_lines), *errors]
+    # What was printed explains such an end better than the error itself. Before a process was
+    # killed, only the very last lines can have to do with it.
+    if found.shown.kind in ("SystemExit", *_CHILD_FAILED):
+        return ["\n".join(found.last_lines), *errors]
+    if found.shown.kind == "DeadKernelError":
+        return ["\n".join(found.last_lines[-2:]), *errors]
+    return errors
 
 
 def _frame_of(call: Call, roots: _Roots, cell: str) -> Frame:

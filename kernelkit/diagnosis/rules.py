@@ -210,6 +210,7 @@ RULES = (
         "without worker processes{workers}.",
         r"Fatal Python error",
         r"Segmentation fault",
+        r"terminate called after throwing",
         r"\bSIG(?:SEGV|ABRT|BUS|ILL)\b",
         r"illegal memory access",
     ),

@@ -139,7 +139,7 @@ TIMED_OUT = ForcedEnd(
     WorkerStatus.CANCEL_ACKNOWLEDGED,
     "Your notebook was stopped because it exceeded the max allowed execution duration.",
 )
-"""Kaggle's state and words [A]: only the message tells it from a user's cancellation."""
+"""Kaggle's state and words [A]: only the message distinguishes it from a user's cancellation."""
 
 
 class EmulatedSession:

@@ -66,7 +66,9 @@ _STATE_WORDS = {
     State.NEW_SCRIPT: "queued",
 }
 _TIMED_OUT = re.compile(
-    r"time.?out|timed out|time limit|max\w* (?:allowed )?execution", re.IGNORECASE
+    r"time.?out|timed out|time limit|max\w* (?:allowed )?(?:execution|run ?time|duration)"
+    r"|allowed (?:execution|run ?time|duration)|run ?time limit",
+    re.IGNORECASE,
 )
 """Kaggle reports a time-out as an error or as a cancellation; only its message shows which."""
 _EXCEPTION = re.compile(r"[^\W\d][\w.]*: ")

@@ -506,6 +506,26 @@ def test_a_killed_kernel_is_distinguished_from_a_crash() -> None:
     assert [frame.place for frame in found.frames] == ["pkg/main.py", "torch"]
 
 
+@pytest.mark.parametrize(
+    ("printed", "cause"),
+    [
+        ("Max retries exceeded with url: /a\nepoch 1\nepoch 2\n", FailureCause.HOST_MEMORY),
+        ("usage: train.py [-h]\ntrain.py: error: argument --a: bad\n", FailureCause.USAGE),
+        (
+            "terminate called after throwing an instance of 'c10'\n  what():  no\n",
+            FailureCause.CRASH,
+        ),
+        ("terminate called\n  what():  CUDA error: out of memory\n", FailureCause.GPU_MEMORY),
+    ],
+)
+def test_only_the_last_lines_before_a_dead_kernel_count(printed: str, cause: FailureCause) -> None:
+    """os._exit, abort() and a lack of memory all look like this."""
+    dead = "Traceback (most recent call last):\nnbclient.exceptions.DeadKernelError: Kernel died\n"
+    found = diagnose(f"{printed}{dead}")
+    assert found
+    assert (found.cause, found.last_lines) == (cause, tuple(printed.splitlines()))
+
+
 def test_a_run_that_did_not_fail_has_no_diagnosis() -> None:
     survived = "Traceback (most recent call last):\nValueError: logged\nepoch 2\n"
     assert diagnose("epoch 1\nepoch 2\n") is None
@@ -539,6 +559,8 @@ def test_a_stopped_run_is_recognized_by_kaggles_message() -> None:
         ),
         ("Your notebook hit a timeout", FailureCause.TIMED_OUT),
         ("Notebook Timeout", FailureCause.TIMED_OUT),
+        ("The notebook exceeded the allowed runtime of 9 hours", FailureCause.TIMED_OUT),
+        ("Your notebook reached its maximum run time.", FailureCause.TIMED_OUT),
         ("TimeoutError: the server did not answer", FailureCause.UNKNOWN),
         ("requests.exceptions.ReadTimeout: read timed out", FailureCause.UNKNOWN),
         ("Kaggle says cancel_acknowledged", FailureCause.UNKNOWN),
