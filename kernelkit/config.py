@@ -143,6 +143,8 @@ Layout = Literal["auto", "cells", "compressed"]
 Arguments = Literal["--key value", "--key=value", "key=value"]
 """How a script takes its parameters; the last one is Hydra's."""
 
+MetricGoal = Literal["minimize", "maximize"]
+
 PackagePath = Annotated[str, AfterValidator(_package_path)]
 RelativePath = Annotated[str, AfterValidator(_inside)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
@@ -248,6 +250,8 @@ class _ProjectFile(_Section):
     layout: Layout = "auto"
     pip: Annotated[tuple[PipRequirement, ...], BeforeValidator(_one_or_many)] = ()
     optional_imports: Annotated[tuple[ModuleName, ...], BeforeValidator(_one_or_many)] = ()
+    metric: str = ""
+    metric_goal: MetricGoal | None = None
     gpu_reserve_hours: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)] = 0.0
     templates: RelativePath | None = None
     image: RelativePath | None = None
@@ -299,6 +303,12 @@ class Config(_Section):
 
     optional_imports: tuple[str, ...] = ()
     """Modules without which the program works; what is below them is meant too."""
+
+    metric: str = ""
+    """The number of the epochs that says how good a run is; empty to choose it by its name."""
+
+    metric_goal: MetricGoal | None = None
+    """None to tell from the name of the metric."""
 
     gpu_reserve_hours: float
     """GPU hours of the week that no push may use."""
@@ -517,6 +527,8 @@ def load_config(
         layout=stated.layout,
         pip=stated.pip,
         optional_imports=stated.optional_imports,
+        metric=stated.metric,
+        metric_goal=stated.metric_goal,
         gpu_reserve_hours=stated.gpu_reserve_hours,
         templates=_templates_folder(project, stated.templates),
         image=_image_file(project, stated.image),

@@ -57,8 +57,9 @@ if TYPE_CHECKING:
     from kernelkit.notebook.layout import SizeEntry
     from kernelkit.project.init import InitPlan
     from kernelkit.runs.download import Progress, PulledRun
-    from kernelkit.runs.history import Metric, RunDetails, RunDifference, RunRow
+    from kernelkit.runs.history import RunDetails, RunDifference, RunRow
     from kernelkit.runs.manifest import Verdict
+    from kernelkit.runs.metric import Metric
     from kernelkit.runs.push import Pushed
     from kernelkit.runs.store import RunFolder
     from kernelkit.runs.submit import Submitted
@@ -93,6 +94,8 @@ EPOCH_COLUMNS = (  # of an epoch's event: heading, key, digits
     ("val score", "val_score", 4),
     ("s", "seconds", 1),
 )
+NOT_MEASURED = frozenset({"epoch", "epochs", *(key for _, key, _ in EPOCH_COLUMNS)})
+MORE_COLUMNS = 12  # other numbers of an epoch
 EXPENDABLE = ("owner", "digest", "sha256", "commit", "here")
 """Columns that a table drops, in this order, before a narrow terminal cuts names."""
 
@@ -450,7 +453,7 @@ class Reporter:
     def table(self) -> Table:
         """A row for each experiment, with a column for each number that they report."""
         events = [event for event in self._experiments.values() if event]
-        shown = [one for one in EPOCH_COLUMNS if any(one[1] in event.numbers for event in events)]
+        shown = _epoch_columns(events)
         table = Table("experiment", "epoch", *(label for label, _, _ in shown), box=None)
         for column in table.columns:  # a narrow terminal cuts names, and wraps nothing
             column.no_wrap = True
@@ -1043,7 +1046,11 @@ def run(details: RunDetails) -> None:
             _print_line(f"  {name}: {value}")
     if metric := details.metric:
         where = f"{metric.experiment or 'the run'}, epoch {metric.epoch}"
-        _print_line(f"  best: {_metric(metric)} ({where})")
+        direction = "lower" if metric.goal == "minimize" else "higher"
+        _print_line(f"  best: {_metric(metric)} ({where}; {direction} is better)")
+        others = [f"{name} {number(value)}" for name, value in metric.numbers.items()]
+        if others:
+            _print_line(f"        with {', '.join(others[:MORE_COLUMNS])}")
     for title in ("parameters", "kernel", "hardware", "versions"):
         values = getattr(details, title).document
         if values:
@@ -1165,9 +1172,19 @@ def _score(public: str | None, private: str | None, state: str | None) -> str:
     return f"{public or '?'} / {private or '?'}" if public or private else state or ""
 
 
+def _epoch_columns(events: Sequence[LogEvent]) -> list[tuple[str, str, int]]:
+    """Heading, key and digits of every number that the events report."""
+    known = [one for one in EPOCH_COLUMNS if any(one[1] in event.numbers for event in events)]
+    keys = dict.fromkeys(key for event in events for key in event.numbers)
+    other = [key for key in keys if key not in NOT_MEASURED][:MORE_COLUMNS]
+    more = [(one_line(key.replace("_", " "), CELL_CHARACTERS), key, 4) for key in other]
+    last = [one for one in known if one[1] == "seconds"]
+    return [one for one in known if one not in last] + more + last
+
+
 def _epoch_line(event: LogEvent) -> str:
     known = event.numbers
-    shown = [f"{label} {number(known[key], n)}" for label, key, n in EPOCH_COLUMNS if key in known]
+    shown = [f"{label} {number(known[key], n)}" for label, key, n in _epoch_columns([event])]
     epoch = f"epoch {known.get('epoch', '?')}/{known.get('epochs', '?')}"
     return "  ".join([event.experiment or "", epoch, *shown]).strip()
 

@@ -486,6 +486,8 @@ class _KnownCells:
                 "entry": manifest.entry,
                 **({"arguments": manifest.command.arguments} if manifest.command else {}),
                 "outputs": manifest.outputs,
+                "metric": manifest.metric,
+                "metric_goal": manifest.metric_goal,
                 "pip": manifest.pip,
                 "layout": manifest.layout,
                 "kernel": _kernel_then(manifest, config_now.kernel),

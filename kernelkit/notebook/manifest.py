@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from kernelkit.bundle.git import Provenance
 from kernelkit.bundle.scripts import OptionForm
-from kernelkit.config import KernelSettings
+from kernelkit.config import KernelSettings, MetricGoal
 from kernelkit.storage import parse_model
 
 NOTEBOOK_NAME = "notebook.ipynb"
@@ -137,6 +137,10 @@ class Manifest(_Lenient):
     distribution: ManifestDistribution | None = None
     """None where the project states no name and version; the key is then absent."""
 
+    metric: str = ""
+    """The number of the epochs that says how good the run is; not part of the digest."""
+
+    metric_goal: MetricGoal | None = None
     pip: tuple[str, ...] = ()
     layout: str = "auto"
     parameters: dict[str, JsonValue] = Field(default_factory=dict)

@@ -187,6 +187,7 @@ def _manifest(bundle: Bundle, config: Config, templates: Mapping[str, str]) -> M
             "wants_gpu": config.kernel.wants_gpu,
             "roots": {**bundle.roots},
             **stated,
+            **_declared_metric(config),
             "provenance": bundle.provenance.model_dump(),
             "files": [
                 {"path": file.path, "sha256": file.sha256, "size": len(file.content)}
@@ -206,6 +207,12 @@ def _distribution(bundle: Bundle) -> dict[str, object]:
     files = found.files(bundle.tops)
     folder = {"name": found.name, "version": found.version, "folder": found.folder}
     return {"distribution": {**folder, "files": files}}
+
+
+def _declared_metric(config: Config) -> dict[str, str]:
+    """Only for people who compare runs: it changes nothing in the run."""
+    goal = {"metric_goal": config.metric_goal} if config.metric_goal else {}
+    return {"metric": config.metric, **goal} if config.metric else {}
 
 
 def _how_to_start(bundle: Bundle, config: Config) -> dict[str, object]:

@@ -12,7 +12,8 @@ failure   requires that a run has succeeded, and says why it failed: `require_su
 store     the run folders, and the names of runs: `RunFolder`, `find`, `find_named`,
           `rehearsal_lock`, `remove_rehearsal`
 history   lists and compares runs: `rows`, `show`, `diff`, `RunRow`, `RunDetails`,
-          `RunDifference`, `Metric`
+          `RunDifference`
+metric    the number that says how good a run is: `Metric`
 submit    checks and submits a file once: `submit_once`, `wait_for_score`,
           `require_no_scoring_error`, `SubmitOptions`, `Submitted`
 submission_check  compares a submission file with the competition's sample

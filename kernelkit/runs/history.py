@@ -30,20 +30,10 @@ from kernelkit.runs.manifest import (
     SubmissionRecord,
     Verdict,
 )
+from kernelkit.runs.metric import Metric, best_metric
 from kernelkit.runs.store import RunFolder
 from kernelkit.runs.watch import LogEvent, progress
 from kernelkit.storage import DocumentError, MissingDocumentError, read_model
-
-METRICS = (
-    ("val_iou", max),
-    ("val_score", max),
-    ("val_f1", max),
-    ("val_auc", max),
-    ("val_accuracy", max),
-    ("val_loss", min),
-)
-"""Keys of an epoch's event in the log, with the function that finds the best value; the first key
-that a run reports counts."""
 
 LOG_BYTES = 64 << 20  # metrics are not read from a larger log
 HALF_WRITTEN, DAMAGED, NOT_PULLED = "half-written", "damaged", "not pulled"
@@ -61,15 +51,6 @@ class _Frozen(BaseModel):
     def document(self) -> dict[str, JsonValue]:
         """All of it for a script."""
         return self.model_dump(mode="json")
-
-
-class Metric(_Frozen):
-    """The best value of a metric among all epochs."""
-
-    name: str
-    value: float
-    experiment: JsonValue = None
-    epoch: JsonValue = None
 
 
 class RunRow(_Frozen):
@@ -355,15 +336,10 @@ class _Known:
             return None
 
     def _metric(self) -> Metric | None:
-        """The best epoch in the log, by the first of METRICS that it reports."""
-        events = self._epochs()
-        for name, best in METRICS:
-            found = [(float(one.numbers[name]), one) for one in events if name in one.numbers]
-            if found:
-                value, event = best(found, key=lambda pair: pair[0])
-                epoch = event.numbers.get("epoch")
-                return Metric(name=name, value=value, experiment=event.experiment, epoch=epoch)
-        return None
+        """The best epoch in the log."""
+        if self.bundle is None:
+            return best_metric(self._epochs())
+        return best_metric(self._epochs(), self.bundle.metric, self.bundle.metric_goal)
 
     def _epochs(self) -> Sequence[LogEvent]:
         path = self.folder.log

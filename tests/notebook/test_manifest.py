@@ -12,10 +12,10 @@ from kernelkit.storage import read_model
 SAMPLE = Path(__file__).parent.parent / "samples" / "kernel_folder"
 """Rendered by kernelkit 0.1.0, with every key of its bundle.json."""
 
-SCRIPT_KEYS = {"command", "import_folders", "working_files"}
-"""Absent where the entry is a function and no files are carried next to the packages."""
+NEWER_KEYS = {"command", "import_folders", "working_files", "metric", "metric_goal"}
+"""Absent unless the project file uses them."""
 
-OPTIONAL_KEYS = SCRIPT_KEYS | {"push_id", "distribution"}
+OPTIONAL_KEYS = NEWER_KEYS | {"push_id", "distribution"}
 """Also absent: in a notebook that kernelkit has not pushed, and without name and version."""
 
 
