@@ -91,7 +91,10 @@ def test_a_row_shows_the_result_of_a_run(tmp_path: Path) -> None:
             "failure": None,
         },
         "verified": True,
-        "metric": {"name": "val_iou", "value": 0.75, "experiment": "one", "epoch": 2},
+        "metric": {
+            **{"name": "val_iou", "value": 0.75, "goal": "maximize", "experiment": "one"},
+            **{"epoch": 2, "numbers": {}},
+        },
         **{"submission": "complete", "public_score": "0.7", "private_score": "0.8"},
         **{"gpu_seconds": 90.5, "next": None},
     }
