@@ -321,8 +321,9 @@ def send(
     for version in range(known + 1, sent.run.version):
         if kernel.digest in _source_of(kaggle, kernel, version):
             on_event(
-                f"warning: v{version} has the same digest: it was pushed from elsewhere meanwhile, "
-                f"and also runs. To cancel it: kernelkit cancel {kernel.slug}/v{version}"
+                f"warning: v{version} has the same digest and also runs: it was pushed from "
+                f"elsewhere meanwhile, or by a request whose response was lost. To cancel it: "
+                f"kernelkit cancel {kernel.slug}/v{version}"
             )
     return sent
 
