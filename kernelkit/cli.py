@@ -451,7 +451,7 @@ def watch(options: Options, name: RunName = "", deadline: Deadline = None) -> No
     from kernelkit import console, workflow
 
     config = options.config()
-    kaggle, folder = workflow.attach(config, name)
+    kaggle, folder = workflow.attach(config, name, deadline)
     with console.watching(DETACHED.format(f" v{folder.version}")) as reporter:
         end = workflow.watch(kaggle, folder, deadline=deadline, on_event=reporter)
     diagnosis = None
@@ -525,7 +525,7 @@ def pull(
     from kernelkit.runs.download import Selection
 
     config = options.config()
-    kaggle, folder = workflow.attach(config, name)
+    kaggle, folder = workflow.attach(config, name, deadline)
     selection = Selection(tuple(files or ()), tuple(only or ()))
     with console.watching(DETACHED.format(f" v{folder.version}")) as reporter:
         pulled = workflow.pull(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -234,17 +234,27 @@ def find_folder(config: Config, name: str = "") -> RunFolder:
     return find_named(config.project / "runs", config.kernel.slug, name)
 
 
-def attach(config: Config, name: str = "") -> tuple[Kaggle, RunFolder]:
+def attach(
+    config: Config, name: str = "", deadline: float | None = None
+) -> tuple[Kaggle, RunFolder]:
     """A connection and the folder of a run; a run that was pushed from elsewhere is adopted.
 
     Raises:
         ConfigError: the name is invalid or unknown, or not the name of a kernel of kernelkit.
         NotFoundError: Kaggle knows no such kernel or version.
+        DeadlineError: Kaggle did not answer within `deadline` seconds.
     """
     from kernelkit.runs.push import find_or_adopt
 
     root, slug = config.project / "runs", config.kernel.slug
-    return find_or_adopt(lambda: connect_to(config), root, slug, name)
+    with ExitStack() as limited:
+
+        def connect() -> Kaggle:
+            kaggle = connect_to(config)
+            limited.enter_context(kaggle.ends_in(deadline))
+            return kaggle
+
+        return find_or_adopt(connect, root, slug, name)
 
 
 def watch(
