@@ -17,7 +17,14 @@ ROOT = Path(__file__).parent.parent
 REAL_DATA = ROOT.parent / "shared" / "data"
 SLUG = "tgs-salt-identification-challenge"
 
-SMALL = {"limit_train": 8, "limit_val": 4, "batch_size": 4, "epochs": 1, "num_workers": 2}
+SMALL = {
+    "limit_train": 8,
+    "limit_val": 4,
+    "batch_size": 4,
+    "epochs": 1,
+    "image_size": 32,
+    "num_workers": 2,
+}
 
 
 def rehearse(cli: Cli, inputs: Path, out: Path, **parameters: object) -> Path:

@@ -10,20 +10,40 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from src_salt.config import Settings
+from src_salt.data import LabelledImages
 from src_salt.device import pick_compute
+from src_salt.experiments import run_experiments
+from src_salt.outputs import Outputs
 
 from .conftest import finish_run, python
-
-pytestmark = pytest.mark.slow
 
 NAME = "resnet34_BCEDice"
 
 
+def test_two_processes_train_an_epoch_like_one(
+    competition_dir: Path, labelled: LabelledImages, settings: Callable[..., Settings]
+) -> None:
+    """The fast test of the real thing; the slow ones below vary recipe, loss and failures."""
+    chosen = settings(data_dir=competition_dir, experiments=NAME, epochs=1, limit_train=8)
+    both = replace(chosen, processes=2, output_dir=chosen.output_dir / "two")
+    (one,) = run_experiments(chosen, labelled, Outputs(chosen.output_dir))
+    (two,) = run_experiments(both, labelled, Outputs(both.output_dir))
+    assert two.notes == ()
+    assert two.ended == ""
+    for name, value in asdict(one.best).items():
+        expected = pytest.approx(value, rel=2e-3, abs=2e-3 + 0.1 / 4 * (name == "val_score"))
+        assert getattr(two.best, name) == expected, name
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "loss"),
     [
@@ -69,6 +89,7 @@ def test_two_processes_train_like_one_with_the_same_batch(
             assert other[name] == pytest.approx(value, rel=tolerance, abs=tolerance), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("failure", "rank", "after"),
     [
