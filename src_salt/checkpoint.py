@@ -30,7 +30,7 @@ OLD_FINGERPRINT_FIELDS = {
 }
 """Fields of a fingerprint in earlier versions, and today's names."""
 
-NEW_FIELDS = ("experiment", "encoder_weights")
+NEW_FIELDS = ("experiment", "encoder_weights", "code")
 """Fields that fingerprints of earlier versions do not have."""
 
 
@@ -84,17 +84,24 @@ def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Return `epochs was 1, is 2` for every field that differs, or an empty text.
 
     Fields that `before` does not know, since an earlier version wrote it, do not count. The path
-    of the weights counts only if their content is not known.
+    of the weights counts only if their content is not known. Code never counts: most of its changes
+    do not affect a result, and training takes hours (see `changed_modules`).
     """
-    unknown = {name for name in NEW_FIELDS if name not in before}
-    if "encoder_weights" not in unknown:
-        unknown.add("weights_dir")
-    names = sorted((set(before) | set(now)) - unknown)
+    left_out = {"code", *(name for name in NEW_FIELDS if name not in before)}
+    if "encoder_weights" not in left_out:
+        left_out.add("weights_dir")
+    names = sorted((set(before) | set(now)) - left_out)
     return "; ".join(
         f"{name} was {before.get(name)}, is {now.get(name)}"
         for name in names
         if before.get(name) != now.get(name)
     )
+
+
+def changed_modules(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the modules whose code differs; earlier versions did not record it."""
+    code, earlier = now.get("code", {}), before.get("code")
+    return [] if earlier is None else [name for name in code if earlier.get(name) != code[name]]
 
 
 def random_state() -> State:

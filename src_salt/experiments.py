@@ -6,12 +6,13 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from src_salt import __version__
 from src_salt.budget import Budget
-from src_salt.checkpoint import current_fingerprint, describe_changes
+from src_salt.checkpoint import changed_modules, current_fingerprint, describe_changes
 from src_salt.config import (
     Experiment,
     SaltError,
@@ -28,6 +29,7 @@ from src_salt.outputs import (
     Outputs,
     emit,
     read_json,
+    sha256,
     sha256_of_file,
     write_json,
 )
@@ -42,6 +44,12 @@ from src_salt.train import (
     train_experiment,
 )
 from src_salt.weights import weights_fingerprint
+
+TRAINING_CODE = (
+    *("checkpoint", "data", "device", "losses", "metrics"),
+    *("model", "muon", "train", "transforms", "weights"),
+)
+"""Modules that affect a result."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ def run_experiments(
     """
     budget = budget or Budget()
     runner = _Runner(settings, labelled, outputs, budget)
-    results: list[Result] = []
+    results = runner.results
     errors: list[str] = []
     skipped: list[str] = []
     for experiment in settings.planned_experiments:
@@ -137,6 +145,7 @@ class _Runner:
     ) -> None:
         self.settings, self.labelled = settings, labelled
         self.outputs, self.budget = outputs, budget
+        self.results: list[Result] = []
 
     def train_or_reuse(self, experiment: Experiment, may_train: bool) -> Result | None:
         """Return None if there is neither an earlier result nor time to train."""
@@ -196,6 +205,8 @@ class _Runner:
                     self.settings = replace(self.settings, processes=1)
                 release_memory()
                 self.outputs.remove_temporary()  # a killed process may leave a large one
+                if self.results and not self.budget.allows_epoch():
+                    raise TrainingError(f"{experiment.name}: {notes[-1]} Then there was no time.")
         except TrainingError as error:
             reached = saved_outcome(
                 experiment, self.settings, self.outputs, fingerprint, ended=str(error)
@@ -280,7 +291,8 @@ class _Attempt:
 def _fingerprint(
     experiment: Experiment, settings: Settings, train: LabelledImages, validation: LabelledImages
 ) -> dict[str, Any]:
-    """Return everything that affects a result: settings, content of all files, and the version."""
+    """Return everything that affects a result: settings, content of all files, and the code."""
+    package = Path(__file__).parent
     weights = load_encoder_weights(experiment.backbone, settings)
     return settings.fingerprint_fields() | {
         "experiment": experiment.name,
@@ -288,6 +300,7 @@ def _fingerprint(
         "train_data": train.fingerprint(),
         "val_data": validation.fingerprint(),
         "version": __version__,
+        "code": {name: sha256((package / f"{name}.py").read_bytes()) for name in TRAINING_CODE},
     }
 
 
@@ -339,6 +352,11 @@ def _load_earlier(
             return None, "the weights are not those of the earlier run"
         history = tuple(Epoch(**epoch) for epoch in record["history"])
         notes = tuple(map(str, record.get("notes", ())))  # earlier versions wrote none
+        changed = changed_modules(record["recipe"], fingerprint)
+        if changed:
+            note = f"Trained with another version of the code ({', '.join(changed)})."
+            emit("note", message=f"{experiment.name}: {note} Delete {path} to train again.")
+            notes = (*notes, note)
         result = Result(experiment, history, record["selected_by"], record["ended"], notes)
         if result.ended:
             return result, f"the earlier run ended early: {result.ended}"

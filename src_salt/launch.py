@@ -83,7 +83,8 @@ def train_distributed(
         "pace": str(pace),
     }
     try:
-        outcome.unlink(missing_ok=True)
+        for file in (outcome, pace):  # of a run that was killed
+            file.unlink(missing_ok=True)
         try:
             write_json(job, content)
             running = _start_torchrun(settings.processes, job)

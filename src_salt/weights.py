@@ -185,7 +185,7 @@ def _read_file(path: Path) -> object:
         if pattern.match(start):
             raise WeightsError(f"{path} {description}.")
     if is_safetensors:
-        raise WeightsError(f"{path} is no safetensors file. It begins with {start[:12]!r}.")
+        raise WeightsError(f"{path} is not a safetensors file. It begins with {start[:12]!r}.")
     reason = f"is damaged or no file of torch.save. It begins with {start[:12]!r}"
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

@@ -181,6 +181,25 @@ def test_files_of_another_experiment_under_this_name_are_not_used(
     assert f"is of {NAME}" in run_once(experiments=[other])[0]["reason"]
 
 
+def test_result_of_other_code_is_reused_and_says_so(run_once: Any, tmp_path: Path) -> None:
+    """Training again after every change of the code would cost hours."""
+    run_once()
+    path = Outputs(tmp_path).history(NAME)
+    record = json.loads(path.read_text())
+    assert "losses" in record["recipe"]["code"]
+    record["recipe"]["code"]["losses"] = "of another version"
+    path.write_text(json.dumps(record))
+    events = run_once()
+    assert kinds(events) == ["note", "experiment"]
+    assert "another version of the code (losses)" in events[0]["message"]
+    kept = json.loads(path.read_text())
+    assert kept["notes"] == ["Trained with another version of the code (losses)."]
+    assert kinds(run_once()) == ["experiment"]  # the note is in the record now
+    del kept["recipe"]["code"]  # as an earlier version wrote it
+    path.write_text(json.dumps(kept))
+    assert kinds(run_once()) == ["experiment"]
+
+
 def result(backbone: str, fold: int | None, value: float, ended: str = "") -> Result:
     experiment = Experiment(backbone, "Lovasz", fold)
     return Result(experiment, (Epoch(1, 1, 1, 0, value, value, 1e-4),), ended=ended)

@@ -328,6 +328,30 @@ def test_error_before_the_first_checkpoint_costs_only_its_experiment(
 
 
 @tiny
+def test_failure_without_time_left_does_not_start_again(
+    easy_images: LabelledImages,
+    settings: MakeSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Without a checkpoint, a new attempt would train a first epoch, whatever time it takes."""
+    chosen, budget = settings(epochs=1), Budget(hours=1)
+    run_epoch = Trainer.run_epoch
+
+    def failing(trainer: Trainer) -> Epoch:
+        if trainer.experiment.loss == "Lovasz":
+            budget.started -= 3600
+            raise OutOfMemory("full")
+        return run_epoch(trainer)
+
+    monkeypatch.setattr(Trainer, "run_epoch", failing)
+    (found,) = run_experiments(chosen, easy_images, Outputs(tmp_path), budget)
+    assert found.experiment.name == NAME
+    assert read_events(capsys)[-1]["message"].endswith("(full) Then there was no time.")
+
+
+@tiny
 def test_earlier_unfinished_result_counts_if_there_is_no_time_to_finish_it(
     easy_images: LabelledImages, settings: MakeSettings, tmp_path: Path
 ) -> None:

@@ -202,7 +202,7 @@ def test_other_files_are_refused_with_words_that_help(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"PK\x03\x04 no safetensors", "is no safetensors file"),
+        (b"PK\x03\x04 no safetensors", "is not a safetensors file"),
         (b"<html>", "is a web page"),
         ((50).to_bytes(8, "little") + b"{}", "is damaged"),
         ((2).to_bytes(8, "little") + b"{}", "contains no weights"),
