@@ -19,11 +19,12 @@ PYTEST := $(VENV)/bin/python -m pytest -n 4 --dist worksteal
 OPTIONS = $(if $(PROFILE),--profile $(PROFILE)) $(ARGS)
 SYNTHETIC := build/synthetic.done
 PEERS := build/bench-venv
+DOCS := build/docs-venv
 INPUTS = $(or $(KERNELKIT_DATA),build/inputs)
 
 .DEFAULT_GOAL := help
 .PHONY: setup smoke test test-all lint format render push run status watch logs pull diagnose \
-	runs submit doctor emulator bench bench-rendering bench-training bench-startup faults \
+	runs submit doctor emulator docs bench bench-rendering bench-training bench-startup faults \
 	requirements clean help
 
 setup: $(VENV)/all.done ## install kernelkit, the workload and the test tools
@@ -82,6 +83,10 @@ doctor: $(VENV)/tool.done ## check this machine, the account and the project
 emulator: $(VENV)/all.done $(if $(KERNELKIT_DATA),,$(SYNTHETIC)) ## serve a local Kaggle until stopped
 	@$(KERNELKIT) emulator --inputs "$(INPUTS)" $(ARGS)
 
+docs: $(DOCS)/all.done ## build the documentation in build/site
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+	@echo "open build/site/index.html"
+
 bench: bench-rendering ## run the rendering and training benchmarks
 	@$(MAKE) --no-print-directory bench-training ARGS="$(TRAINING_ARGS)"
 
@@ -102,6 +107,7 @@ faults: $(VENV)/all.done ## run the chaos tests against a faulty local Kaggle
 requirements: $(VENV)/uv.done ## update requirements/ from pyproject.toml
 	@$(RESOLVE) --all-extras --group dev -o requirements/all.txt
 	@$(RESOLVE) --constraint requirements/all.txt -o requirements/tool.txt
+	@$(RESOLVE) --group docs --constraint requirements/all.txt -o requirements/docs.txt
 	@echo uv | $(RESOLVE_FILE) - -o requirements/uv.txt
 
 clean: ## remove build products and caches, but not runs/
@@ -143,6 +149,11 @@ $(VENV)/all.done: requirements/all.txt $(VENV)/tool.done
 $(PEERS)/all.done: benchmarks/requirements.txt | $(VENV)/uv.done
 	@$(VENV)/bin/python -m venv --clear $(PEERS)
 	@$(VENV)/bin/uv pip install --quiet --python $(PEERS)/bin/python -r $<
+	@touch $@
+
+$(DOCS)/all.done: requirements/docs.txt | $(VENV)/uv.done
+	@$(VENV)/bin/python -m venv --clear $(DOCS)
+	@$(VENV)/bin/uv pip install --quiet --python $(DOCS)/bin/python --require-hashes -r $<
 	@touch $@
 
 $(SYNTHETIC): src_salt/synthetic.py | $(VENV)/all.done
