@@ -85,7 +85,7 @@ emulator: $(VENV)/all.done $(if $(KERNELKIT_DATA),,$(SYNTHETIC)) ## serve a loca
 
 docs: $(DOCS)/all.done ## build the documentation in build/site
 	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
-	@echo "open build/site/index.html"
+	@echo "to read it: $(VENV)/bin/python -m http.server -b 127.0.0.1 -d build/site"
 
 bench: bench-rendering ## run the rendering and training benchmarks
 	@$(MAKE) --no-print-directory bench-training ARGS="$(TRAINING_ARGS)"

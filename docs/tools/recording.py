@@ -20,7 +20,7 @@ from rich.text import Text
 
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "docs" / "images" / "rehearsal.svg"
-COLUMNS = 84
+COLUMNS = 68
 PROJECT = "/home/ada/house-prices"
 """Stands in the picture for the temporary folder of the recording."""
 

@@ -3,6 +3,7 @@
 - `<!-- commands -->` becomes the reference of the command line.
 - The tables of configuration.md get the types and defaults of the models in `kernelkit.config`,
   and a row for each key that they lack.
+- A page that would load something from another host is an error.
 - A link to a file outside `docs/` becomes its path, because the site does not have that file.
 """
 
@@ -35,6 +36,8 @@ SECTIONS = {
 }
 """The headings in configuration.md whose tables describe the fields of a model."""
 
+FOREIGN = re.compile(r"""<(?:script|link|img|iframe)\b[^>]*(?:src|href)=["']?(?:https?:)?//[^>]*""")
+
 WORDS = {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}
 """TOML's words for Python's types."""
 
@@ -45,6 +48,17 @@ def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
         markdown = with_models(markdown)
     text = re.sub(r"\[([^\]]*)\]\(\.\./([^)#]*)[^)]*\)", r"\1 (`\2`)", markdown)
     return re.sub("<!-- commands -->", lambda _: command_reference(), text)
+
+
+def on_post_page(output: str, page: Any, **_: object) -> str:
+    """The finished page, which must load nothing from another host.
+
+    Raises:
+        ValueError: it does.
+    """
+    if found := FOREIGN.search(output):
+        raise ValueError(f"{page.file.src_uri} loads something from another host: {found[0]}")
+    return output
 
 
 def command_reference() -> str:
