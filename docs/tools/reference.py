@@ -71,7 +71,7 @@ def command_reference() -> str:
         own = [one for one in command.params if one.name not in {*DECLARED, "help"}]
         taken = [f"`{_flags(one)[0]}`" for one in command.params if one.name in DECLARED]
         parts += [f"## {name}", inspect.cleandoc(command.help or "")]
-        parts += [f"```text\nkernelkit {name}{_usage(command.params)}\n```"]
+        parts += [f"```text\nkernelkit {name}{_usage(command.params)} [OPTIONS]\n```"]
         parts += _table(own)
         if taken:
             parts.append(f"Shared options that it takes: {', '.join(taken)}.")
@@ -88,11 +88,9 @@ def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _usage(parameters: Iterable[Any]) -> str:
-    words = [
-        one.metavar or one.name.upper() for one in parameters if one.param_type_name == "argument"
-    ]
-    required = {one.metavar or one.name.upper() for one in parameters if one.required}
-    return "".join(f" {word}" if word in required else f" [{word}]" for word in words) + " [OPTIONS]"
+    arguments = [one for one in parameters if one.param_type_name == "argument"]
+    names = [(one.metavar or one.name.upper(), one.required) for one in arguments]
+    return "".join(f" {name}" if required else f" [{name}]" for name, required in names)
 
 
 def _flags(option: Any) -> list[str]:
@@ -110,7 +108,9 @@ def _table(parameters: Iterable[Any]) -> list[str]:
             names[0] += f" {value}"
         help_text = (one.help or "").replace("|", "\\|")
         rows.append(f"| {', '.join(f'`{name}`' for name in names)} | {help_text}{_default(one)} |")
-    return ["\n".join(["| argument or option | what it does |", "|---|---|", *rows])] if rows else []
+    return (
+        ["\n".join(["| argument or option | what it does |", "|---|---|", *rows])] if rows else []
+    )
 
 
 def _type_name(parameter: Any) -> str:
