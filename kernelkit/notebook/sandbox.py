@@ -106,7 +106,7 @@ class Limits:
                 yield
             finally:
                 signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-                signal.signal(signal.SIGVTALRM, before)
+                signal.signal(signal.SIGVTALRM, before or signal.SIG_DFL)
                 self._left -= time.process_time() - started
 
 
