@@ -36,11 +36,11 @@ _ALIAS = re.compile(r"[ \t]+(?P<name>\w+)[ \t]*(?=\[|=(?!=))")
 """After `type` at the beginning of a statement."""
 
 _TYPE_PARAMETERS, _DEFAULTS = (3, 12), (3, 13)
-"""The versions that brought type parameters and the new f-strings, and their defaults."""
+"""The first versions with type parameters and the new f-strings, and with their defaults."""
 
 
 class _UnknownSyntaxError(Exception):
-    """The source is no Python that this module knows."""
+    """The source has syntax that this module does not know."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def parse(content: bytes, path: str, python: tuple[int, int]) -> Parsed:
     """Parse a file that is meant for the version `python`.
 
     Raises:
-        SyntaxError: it is no valid Python of that version, as far as this machine can tell.
+        SyntaxError: it is not valid in that version, as far as this machine knows.
     """
     older = python if python < HERE else None
     try:
@@ -78,7 +78,7 @@ def text_of(source: bytes | str) -> str:
 def _without_new_syntax(content: bytes, python: tuple[int, int]) -> str | None:
     """The source with the same lines; None where it has no new syntax, or that of a later Python.
 
-    The text is a copy with the syntax taken out that versions up to `python` brought.
+    The text is a copy without the syntax that is new in versions up to `python`.
     """
     try:
         text = text_of(content)

@@ -32,6 +32,7 @@ from kernelkit.notebook.problems import Problem
 from kernelkit.notebook.reader import read_cells
 from kernelkit.notebook.render import Kernel
 
+OPTIONAL_NAMED = 5  # imports in one note
 WARNING = "warning: "
 """The beginning of a piece of advice that most likely concerns a run that fails."""
 
@@ -397,7 +398,7 @@ def check_image(kernel: Kernel) -> Iterator[Problem]:
     for finding in image.compare(kernel.bundle.removed, pip, kernel.image):
         version = REMOVED[finding.module]
         is_gone = Version(kernel.image.python) >= Version(version)
-        # setuptools brings its own distutils.
+        # setuptools has its own distutils.
         kept = finding.module == "distutils" and image.has_distribution("setuptools", kernel.image)
         if is_gone and not kept and finding.presence is not Presence.BY_PIP:
             yield Problem(
@@ -580,12 +581,22 @@ def advise(kernel: Kernel) -> list[str]:
                 f'it is not known whether one of the requirements of "pip" installs '
                 f'"{finding.module}" ({place})'
             )
+    unknown = []
     for finding in image.compare(kernel.bundle.optional, kernel.manifest.pip, kernel.image):
         if finding.presence is Presence.ABSENT:
             advice.append(
                 f'"{finding.module}" is not in Kaggle\'s image; its import is optional '
                 f"({finding.places[0]})"
             )
+        elif finding.presence is Presence.UNKNOWN and finding.local_version is None:
+            unknown.append(f'"{finding.module}" ({finding.places[0]})')
+    if unknown:
+        more = len(unknown) - OPTIONAL_NAMED
+        advice.append(
+            "optional imports that are not installed here and not known to be in Kaggle's image: "
+            + ", ".join(unknown[:OPTIONAL_NAMED])
+            + (f" and {more} more" if more > 0 else "")
+        )
     return [*warnings, *advice]
 
 

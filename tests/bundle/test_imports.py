@@ -171,7 +171,9 @@ def test_an_import_that_the_run_need_not_make_is_no_problem(
     project = make_project({**files, "image.json": image}, keys=keys)
     kernel = workflow.render_kernel(load_config(project, environment={}))
     assert check(kernel) == []
-    assert not any(note.startswith("warning: ") for note in advise(kernel))
+    notes = advise(kernel)
+    assert not any(note.startswith("warning: ") for note in notes)
+    assert any(ABSENT in note for note in notes) == ("TYPE_CHECKING" not in source)
 
 
 @pytest.mark.parametrize("source", NEEDED)
