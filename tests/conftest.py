@@ -39,7 +39,7 @@ hypothesis.settings.load_profile("tests")
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory):
-    """Hide the credentials and settings of the user who runs the tests; forget --json after each."""
+    """Hide the credentials and settings of the user; forget --json after each test."""
     for name in list(os.environ):
         if name.startswith(("KAGGLE_", "KERNELKIT_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
