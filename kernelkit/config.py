@@ -882,9 +882,13 @@ def _checked_outputs(outputs: Sequence[str], slug: str) -> tuple[str, ...]:
     own |= {f"{name.removesuffix('.zip')}.unpacked" for name in outputs if name.endswith(".zip")}
     paths = PathAllocator(Path(os.devnull), own)  # below it is nothing
     complaints, found = [], []
+    folders: dict[str, PurePosixPath] = {}
     for output in outputs:
         try:
             path = _output_path(output)
+            for folder in [*path.parents, *([path] if output.endswith("/") else [])]:
+                if folders.setdefault(str(folder).casefold(), folder) != folder:
+                    raise UnsafePathError("another output has that folder in other letters")
             is_folder = output.endswith("/")
             paths.take(f"{path}/*" if is_folder else str(path))
             found.append(f"{path}/" if is_folder else str(path))

@@ -239,6 +239,8 @@ def with_outputs(project: Path, *outputs: str) -> Path:
         *[[name] for name in ("run.json/x", "bundle.json/", "!*.tmp", "*.{csv,png}")],
         *[
             ["A.csv", "a.csv"],
+            ["Logs/a.txt", "logs/b.txt"],
+            ["Logs/", "logs/deep/b.txt"],
             ["a", "a/b.csv"],
             ["a/b.csv", "a"],
             ["a/", "a"],
