@@ -39,6 +39,7 @@ from kernelkit.printable import (
     printable,
     shortened,
     without_secrets,
+    without_signatures,
 )
 from kernelkit.storage import counted, human_size, read_model
 
@@ -145,7 +146,8 @@ def configure(*, as_json: bool = False, quiet: bool = False, verbose: bool = Fal
 def document(content: object) -> None:
     """Print the document of `--json`, if it is asked for."""
     if mode.as_json:
-        sys.stdout.write(_hidden(json.dumps(content, indent=1, default=str)) + "\n")
+        text = json.dumps(content, indent=1, default=str)
+        sys.stdout.write(_without_credentials(text) + "\n")
 
 
 def shown(text: str) -> str:
@@ -154,6 +156,12 @@ def shown(text: str) -> str:
 
 
 def _hidden(text: str) -> str:
+    """A text of kernelkit without credentials, and without what makes an address secret."""
+    return without_signatures(_without_credentials(text))
+
+
+def _without_credentials(text: str) -> str:
+    """Data of a run without this machine's credentials; its addresses stay as they are."""
     if mode.secrets is None:
         mode.secrets = machine_secrets()
     return without_secrets(text, mode.secrets)
@@ -194,10 +202,11 @@ def report(error: BaseException, *, as_json: bool) -> int:
         code, next_step = 1, "Report this bug of kernelkit, with the traceback."
         message = f"{type(error).__name__}: {error}"
         text = "".join(traceback.format_exception(error))
-        details = {"traceback": text}
+        details = {"traceback": _hidden(text)}
         if not as_json:
             sys.stderr.write(shown("\n".join(_beginning(text, TRACEBACK_LINES))))
         _print_error("this is a bug of kernelkit", "Please report it, with the traceback.")
+    message, next_step = _hidden(message), _hidden(next_step)
     document({"error": message, "next": next_step, **details, "exit_code": code})
     return code
 
@@ -643,7 +652,7 @@ def log(entries: Sequence[LogEntry], tail: int | None = None) -> None:
 
 def _print_log(text: str) -> None:
     if not mode.as_json:
-        sys.stdout.write(shown(text) if sys.stdout.isatty() else _hidden(text))
+        sys.stdout.write(shown(text) if sys.stdout.isatty() else _without_credentials(text))
         sys.stdout.flush()
 
 

@@ -72,10 +72,15 @@ def shortened(line: str, characters: int = LINE_CHARACTERS) -> str:
     return line if more <= 0 else f"{line[:characters]}… ({more:,} more characters)"
 
 
-def without_secrets(text: str, secrets: Iterable[str] = ()) -> str:
-    """A text or JSON without `secrets`, user info in addresses, and signed queries."""
+def without_secrets(text: str, secrets: Iterable[str]) -> str:
+    """A text, or JSON, without `secrets`."""
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
+    return text
+
+
+def without_signatures(text: str) -> str:
+    """A text without the user info of addresses and without signed queries."""
     if "://" in text or "?" in text:
         text = _USER_INFO.sub(rf"\1{HIDDEN}@", text)
         text = _SIGNED_QUERY.sub(f"?{HIDDEN}", text)
@@ -116,9 +121,10 @@ def _credentials(environment: Mapping[str, str], home: Path) -> Iterator[str]:
 
 def _with_header(username: str, key: str | None) -> Iterator[str]:
     """A key, and as HTTP sends it together with the name."""
-    if key:
-        yield key
-        yield base64.b64encode(f"{username}:{key}".encode(errors="replace")).decode()
+    for form in {key, key.strip()} if key else ():
+        yield form
+        header = f"{username.strip()}:{form}".encode(errors="replace")
+        yield base64.b64encode(header).decode()
 
 
 def _content(path: Path) -> str:

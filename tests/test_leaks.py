@@ -18,7 +18,8 @@ from kernelkit import console
 from kernelkit.errors import CredentialsError, KernelkitError
 from kernelkit.kaggle.answers import calling
 from kernelkit.kaggle.credentials import find_credentials
-from kernelkit.printable import HIDDEN, own_secrets, without_secrets
+from kernelkit.kaggle.types import LogEntry
+from kernelkit.printable import HIDDEN, own_secrets, without_signatures
 
 Cli = Callable[..., "object"]
 
@@ -224,7 +225,7 @@ def test_a_low_level_exception_is_never_quoted(error: BaseException) -> None:
     ],
 )
 def test_addresses_lose_what_permits(text: str, expected: str | None) -> None:
-    assert without_secrets(text) == (text if expected is None else expected)
+    assert without_signatures(text) == (text if expected is None else expected)
 
 
 def test_pieces_of_a_broken_credential_are_known() -> None:
@@ -257,3 +258,13 @@ def test_libraries_print_no_warnings(odd_headers: str, plain: Path, cli_process:
     done = cli_process("logs", "plain-parcel/v1", "--endpoint", odd_headers, cwd=plain, expect=4)
     assert "Failed to parse headers" not in done.stderr  # type: ignore[attr-defined]
     assert done.stderr.startswith("error: ")  # type: ignore[attr-defined]
+
+
+def test_the_log_of_a_run_keeps_its_addresses(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "GET https://u:p@host/f?token=abc\n"
+    console.log([LogEntry("stdout", 0.0, text)])
+    assert capsys.readouterr().out == text
+    console.configure(as_json=True)
+    console.log([LogEntry("stdout", 0.0, text)])
+    console.configure()
+    assert json.loads(capsys.readouterr().out)[0]["text"] == text
