@@ -22,7 +22,7 @@ import pytest
 RANKS = ("skipped", "xfailed", "passed", "xpassed", "failed", "error")
 """Outcomes of one test. If its phases or subtests differ, the last in this list counts."""
 
-REPORT = 20_000
+REPORT = 6_000
 """Characters of a report that are kept."""
 
 

@@ -205,6 +205,7 @@ def test_tests_inside_the_package_see_what_is_above_it(make: Make) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_file_next_to_the_package_is_missing_for_tests_inside_it_too(make: Make) -> None:
     reads = "from pathlib import Path\n\nHERE = Path(__file__).parents[1]\n\n\n"
     reads += "def run():\n    return len(open(HERE / 'settings').read())\n"
@@ -264,6 +265,7 @@ def test_tests_that_name_the_package_by_its_path_get_that_advice(make: Make) -> 
     assert "files outside the package" not in advice
 
 
+@pytest.mark.slow
 def test_tests_with_changing_names_get_that_advice(make: Make) -> None:
     changing = (
         "import pytest, tempfile, time, uuid\nimport pkg\n\n\n"
@@ -280,6 +282,7 @@ def test_tests_with_changing_names_get_that_advice(make: Make) -> None:
     assert "by its path" not in raised.value.next_step
 
 
+@pytest.mark.slow
 def test_a_conftest_that_reads_the_package_by_its_path_is_named(make: Make) -> None:
     """It stops pytest before the first test."""
     reads = "from pathlib import Path\n\nFILE = Path(__file__).parent / 'pkg' / '__init__.py'\n"
