@@ -33,6 +33,7 @@ from rich.text import Text
 
 from kernelkit.errors import KernelkitError
 from kernelkit.printable import (
+    LINE_CHARACTERS,
     lines_printable,
     machine_secrets,
     one_line,
@@ -313,7 +314,8 @@ def _print_table(
 
 def _cell(cell: str | Text) -> Text:
     text = cell if isinstance(cell, Text) else Text(cell)
-    return _safe(Text(one_line(text.plain, CELL_CHARACTERS), text.style))
+    most = LINE_CHARACTERS if mode.verbose else CELL_CHARACTERS
+    return _safe(Text(one_line(text.plain, most), text.style))
 
 
 def _width(name: str, cells: Sequence[Text]) -> int:
