@@ -111,6 +111,7 @@ def test_pictures_load_nothing_from_elsewhere() -> None:
 
 def test_the_reference_has_every_command_and_option(reference: ModuleType) -> None:
     text = reference.command_reference()
+    assert "| `FOLDER` | A run folder: runs/&lt;slug>/v&lt;version>. |" in text
     for words, command in commands().items():
         assert f"## {' '.join(words)}\n" in text
         for parameter in command.params:
@@ -122,6 +123,9 @@ def test_the_tables_of_the_configuration_are_those_of_the_models(reference: Modu
     page = (DOCS / "configuration.md").read_text(encoding="utf-8")
     made = reference.with_models(page)
     assert "| `only_reachable` | true or false | `false` |" in made
+    assert "| `package` | text or list of text | required |" in made
+    assert "| `outputs` | list of text | required |" in made
+    assert not re.search(r"\| +\|", made), "a type or a default is missing"
     assert '| `layout` | `"auto"` or `"cells"` or `"compressed"` | `"auto"` |' in made
     for heading, model in reference.SECTIONS.items():
         table = re.search(r"(?:^\|.*\n)+", section(DOCS / "configuration.md", heading), re.M)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 import typer.main  # noqa: E402
-from pydantic import BaseModel  # noqa: E402
+from pydantic import BaseModel, BeforeValidator  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
 
 from kernelkit import config  # noqa: E402
@@ -70,7 +70,7 @@ def command_reference() -> str:
         # The shared options that every command has are in the first table.
         own = [one for one in command.params if one.name not in {*DECLARED, "help"}]
         taken = [f"`{_flags(one)[0]}`" for one in command.params if one.name in DECLARED]
-        parts += [f"## {name}", inspect.cleandoc(command.help or "")]
+        parts += [f"## {name}", _escaped(inspect.cleandoc(command.help or ""))]
         parts += [f"```text\nkernelkit {name}{_usage(command.params)} [OPTIONS]\n```"]
         parts += _table(own)
         if taken:
@@ -103,14 +103,19 @@ def _table(parameters: Iterable[Any]) -> list[str]:
     for one in parameters:
         is_argument = one.param_type_name == "argument"
         value = one.metavar or ("" if getattr(one, "is_flag", False) else _type_name(one))
-        names = [value] if is_argument else _flags(one)
+        names = [one.metavar or one.name.upper()] if is_argument else _flags(one)
         if value and not is_argument:
             names[0] += f" {value}"
-        help_text = (one.help or "").replace("|", "\\|")
+        help_text = _escaped(one.help or "")
         rows.append(f"| {', '.join(f'`{name}`' for name in names)} | {help_text}{_default(one)} |")
     return (
         ["\n".join(["| argument or option | what it does |", "|---|---|", *rows])] if rows else []
     )
+
+
+def _escaped(text: str) -> str:
+    """Text in Markdown that shows no tag and ends no cell."""
+    return text.replace("<", "&lt;").replace("|", "\\|")
 
 
 def _type_name(parameter: Any) -> str:
@@ -207,12 +212,13 @@ def docstrings(model: type[BaseModel]) -> dict[str, str]:
 
 def type_words(field: FieldInfo) -> str:
     """The type of a field in TOML's words."""
-    text = str(field.annotation).replace("typing.", "")
-    if match := re.fullmatch(r"Literal\[(.*)\]", text):
+    text = str(field.annotation)
+    if match := re.search(r"Literal\[([^\]]*)\]", text):
         return " or ".join(f'`"{one}"`' for one in re.findall(r"'([^']*)'", match[1]))
-    if text.startswith("tuple["):
-        return "list of text"
-    names = re.findall(r"\b(?:str|int|float|bool)\b", str(field.annotation))
+    if "tuple[" in text:
+        takes_one = any(isinstance(one, BeforeValidator) for one in field.metadata)
+        return "text or list of text" if takes_one else "list of text"
+    names = re.findall(r"\b(?:str|int|float|bool)\b", text)
     return " or ".join(WORDS[name] for name in dict.fromkeys(names))
 
 
