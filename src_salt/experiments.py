@@ -98,9 +98,10 @@ def run_experiments(
         may_train = not results or budget.allows_epoch()
         try:
             result = runner.train_or_reuse(experiment, may_train)
-        except (TrainingError, OSError) as error:
-            # The output folder may be full. What other experiments have written is still valid.
-            if isinstance(error, BrokenPipeError) or (isinstance(error, OSError) and not results):
+        except (SaltError, OSError) as error:
+            # If the disk is full or the weights are gone, other results are still valid.
+            alone = not results and not isinstance(error, TrainingError)
+            if alone or isinstance(error, BrokenPipeError):
                 raise
             errors.append(str(error))
             emit("failed", experiment=experiment.name, message=str(error))
@@ -244,6 +245,7 @@ class _Attempt:
     settings: Settings
     accumulation_steps: int = 1
     deaths: int = 0
+    """How often the processes have died."""
 
     def reduce(self, error: OutOfMemory | WorkerDied | ProcessesDied) -> str:
         """Choose how to continue, report it, and return it as a note for the results.

@@ -61,14 +61,18 @@ def run(data_dir: str | Path, output_dir: str | Path, **parameters: Any) -> dict
     with convert_disk_errors(outputs.root):
         results = run_experiments(settings, competition.labelled, outputs, budget)
     best = select_best(results)
-    models = [load_model(result.experiment, settings, outputs) for result in best]
-    evaluation = evaluate(best, models, competition.labelled, settings)
-    with convert_disk_errors(outputs.root):
-        _write_submission(models, evaluation.postprocessing, competition, settings, outputs)
-        experiments = [result.experiment for result in best]
-        write_prediction(experiments, evaluation.postprocessing, settings, outputs)
-        write_report(results, evaluation, settings, outputs)
-        _write_zips(results, outputs)
+    try:
+        models = [load_model(result.experiment, settings, outputs) for result in best]
+        evaluation = evaluate(best, models, competition.labelled, settings)
+        with convert_disk_errors(outputs.root):
+            _write_submission(models, evaluation.postprocessing, competition, settings, outputs)
+            experiments = [result.experiment for result in best]
+            write_prediction(experiments, evaluation.postprocessing, settings, outputs)
+            write_report(results, evaluation, settings, outputs)
+            write_zip(outputs.results_zip, outputs.root, outputs.results)
+    finally:  # also after an error of the GPU: the next run can resume from this zip
+        with convert_disk_errors(outputs.root):
+            _write_models_zip(results, outputs)
     summary = _summarize(results, evaluation, outputs)
     emit("done", **summary)
     return summary
@@ -127,11 +131,12 @@ def _write_submission(
     write_submission(outputs.submission, test.ids, masks, competition.sample_submission)
 
 
-def _write_zips(results: list[Result], outputs: Outputs) -> None:
+def _write_models_zip(results: list[Result], outputs: Outputs) -> None:
     names = [result.experiment.name for result in results]
-    models = [path(name) for name in names for path in (outputs.weights, outputs.history)]
-    write_zip(outputs.models_zip, outputs.root, [*models, outputs.prediction])
-    write_zip(outputs.results_zip, outputs.root, outputs.results)
+    files = [path(name) for name in names for path in (outputs.weights, outputs.history)]
+    if outputs.prediction.exists():
+        files.append(outputs.prediction)
+    write_zip(outputs.models_zip, outputs.root, files)
 
 
 def _summarize(results: list[Result], evaluation: Evaluation, outputs: Outputs) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 import torch
 import torchvision
 
+from src_salt import experiments
 from src_salt.budget import Budget
 from src_salt.config import Experiment, Settings
 from src_salt.data import LabelledImages
 from src_salt.experiments import Result, run_experiments, select_best
 from src_salt.outputs import Outputs
 from src_salt.train import Epoch
+from src_salt.weights import WeightsError
 
 from .conftest import read_events
 
@@ -179,6 +182,27 @@ def test_files_of_another_experiment_under_this_name_are_not_used(
     record["experiment"] = NAME
     outputs.history(other).write_text(json.dumps(record))
     assert f"is of {NAME}" in run_once(experiments=[other])[0]["reason"]
+
+
+def test_weights_that_vanish_cost_only_the_experiments_that_need_them(
+    easy_images: LabelledImages,
+    settings: MakeSettings,
+    weights_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write = experiments._write_record
+
+    def write_and_delete(*arguments: Any) -> None:
+        write(*arguments)
+        (weights_dir / "resnet34.pth").unlink(missing_ok=True)
+
+    chosen = settings(pretrained=True, weights_dir=str(weights_dir), epochs=1)
+    monkeypatch.setattr(experiments, "_write_record", write_and_delete)
+    found = run_experiments(chosen, easy_images, Outputs(tmp_path))
+    assert [one.experiment.name for one in found] == ["resnet34_BCEDice"]
+    with pytest.raises(WeightsError):
+        run_experiments(replace(chosen, seed=1), easy_images, Outputs(tmp_path))
 
 
 def test_result_of_other_code_is_reused_and_says_so(run_once: Any, tmp_path: Path) -> None:

@@ -197,6 +197,26 @@ def test_failing_run_leaves_no_files_of_an_earlier_run(
     assert {"submission.csv", "models.zip", "results/experiments.md"}.isdisjoint(left)
 
 
+def test_failed_prediction_leaves_what_was_trained(
+    competition_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("src_salt.main.evaluate", fail)
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            finish_run(competition_dir, tmp_path / "first", **ONE_EPOCH)
+    assert not (tmp_path / "first" / "submission.csv").exists()
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "first" / "models.zip").rename(tmp_path / "kept" / "models.zip")
+    run = finish_run(
+        competition_dir, tmp_path / "second", resume_dir=str(tmp_path / "kept"), **ONE_EPOCH
+    )
+    assert run.kinds == ["start", "taken_over", "experiment", "done"]
+    assert (tmp_path / "second" / "submission.csv").exists()
+
+
 REAL = Path(__file__).parents[3] / "shared/data/tgs-salt-identification-challenge"
 
 
