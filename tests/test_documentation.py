@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -125,7 +126,7 @@ def test_the_tables_of_the_configuration_are_those_of_the_models(reference: Modu
     assert "| `only_reachable` | true or false | `false` |" in made
     assert "| `package` | text or list of text | required |" in made
     assert "| `outputs` | list of text | required |" in made
-    assert not re.search(r"\| +\|", made), "a type or a default is missing"
+    assert not re.search(r"\| +\|", made), "a type, a default or an explanation is missing"
     assert '| `layout` | `"auto"` or `"cells"` or `"compressed"` | `"auto"` |' in made
     for heading, model in reference.SECTIONS.items():
         table = re.search(r"(?:^\|.*\n)+", section(DOCS / "configuration.md", heading), re.M)
@@ -160,6 +161,20 @@ def test_every_documented_make_target_exists(page: Path) -> None:
     assert set(named) <= targets
 
 
+@each_page
+def test_documented_modules_and_variables_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for module in re.findall(r"python -m ([\w.]+)", text):
+        folders = [ROOT, ROOT / "examples" / "tabular", page.parent]
+        places = [folder / module.replace(".", "/") for folder in folders]
+        is_own = any(place.is_dir() or place.with_suffix(".py").is_file() for place in places)
+        is_example = module in {"package.train", "pip"}
+        assert is_own or is_example or importlib.util.find_spec(module), module
+    source = "".join(path.read_text() for path in (ROOT / "kernelkit").rglob("*.py"))
+    for variable in set(re.findall(r"\bKERNELKIT_[A-Z_]+\b", text)):
+        assert f'"{variable}"' in source, variable
+
+
 def anchors(page: Path) -> list[str]:
     headings = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), re.MULTILINE)
     return [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings]
@@ -175,6 +190,7 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
 
 
+@cache
 def commands() -> dict[tuple[str, ...], Any]:
     """Every command and sub-command by its words."""
     root: Any = typer.main.get_command(app)

@@ -163,14 +163,19 @@ def with_models(markdown: str) -> str:
 
 def explanations(table: str) -> dict[str, str]:
     """The last column of a table for each name in backticks in its first column."""
-    rows = [re.split(r" *(?<!\\)\| *", line.strip("| \n")) for line in table.splitlines()[2:]]
-    return {name: row[-1] for row in rows for name in re.findall(r"`([^`]+)`", row[0])}
+    return {name: row[-1] for name, row in _rows(table)}
 
 
 def defaults(table: str) -> dict[str, str]:
-    """The second of three columns of a table for each name in its first column."""
-    rows = [re.split(r" *(?<!\\)\| *", line.strip("| \n")) for line in table.splitlines()[2:]]
-    return {name: row[1] for row in rows for name in re.findall(r"`([^`]+)`", row[0])}
+    """The second column of a table for each name in its first column, if there are three."""
+    return {name: row[1] for name, row in _rows(table) if len(row) == 3}
+
+
+def _rows(table: str) -> Iterator[tuple[str, list[str]]]:
+    """The cells of each row, with each name in backticks in the first one."""
+    for line in table.splitlines()[2:]:
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip()[1:-1])]
+        yield from ((name, cells) for name in re.findall(r"`([^`]+)`", cells[0]))
 
 
 def model_table(model: type[BaseModel], explained: dict[str, str]) -> str:
