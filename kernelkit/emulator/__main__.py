@@ -177,6 +177,7 @@ def _announced(
     proxy = f"KAGGLE_API_ENVIRONMENT=LOCALHOST http_proxy={server.endpoint} no_proxy="
     credentials = f"KAGGLE_USERNAME={options.user} KAGGLE_KEY=any"
     print(f"Local Kaggle at {server.endpoint} (isolation: {isolation})")
+    print(f"export KERNELKIT_ENDPOINT={server.endpoint}")
     print(f"Official client: {proxy} {credentials} kaggle kernels ...", flush=True)
     try:
         yield
