@@ -45,7 +45,9 @@ def flood(start: bytes, piece: bytes = b"x" * 65536) -> Answer:
 def redirect(client: socket.socket, address: str) -> None:
     time.sleep(0.2)
     location = f"Location: {address}/again\r\n".encode()
-    client.sendall(b"HTTP/1.1 307 Go\r\nContent-Length: 0\r\n" + location + b"\r\n")
+    client.sendall(
+        b"HTTP/1.1 307 Go\r\nConnection: close\r\nContent-Length: 0\r\n" + location + b"\r\n"
+    )
 
 
 ENDLESS: dict[str, Answer] = {
@@ -60,11 +62,11 @@ ENDLESS: dict[str, Answer] = {
     "continue": drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
     "redirections": redirect,
     "a day": lambda client, _: client.sendall(
-        b"HTTP/1.1 429 No\r\nRetry-After: 86400\r\nContent-Length: 0\r\n\r\n"
+        b"HTTP/1.1 429 No\r\nRetry-After: 86400\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
     ),
     "a date in years": lambda client, _: client.sendall(
         b"HTTP/1.1 503 No\r\nRetry-After: Thu, 31 Dec 2099 23:59:59 GMT\r\n"
-        b"Content-Length: 0\r\n\r\n"
+        b"Connection: close\r\nContent-Length: 0\r\n\r\n"
     ),
 }
 
