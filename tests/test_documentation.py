@@ -107,6 +107,14 @@ def test_pictures_load_nothing_from_elsewhere() -> None:
         assert not re.search(r"url\(\W*http|href=|@import|<script", text), picture.name
 
 
+def test_the_architecture_names_every_module_of_the_package() -> None:
+    listed = first_column(section(DOCS / "architecture.md", "## Layout"))
+    assert [path for path in listed if not (ROOT / path).exists()] == []
+    modules = [path.relative_to(ROOT / "kernelkit") for path in (ROOT / "kernelkit").rglob("*.py")]
+    inside = {path.parts[0] + "/" * (len(path.parts) > 1) for path in modules}
+    assert {f"kernelkit/{one}" for one in inside if one[0] != "_"} <= set(listed)
+
+
 # The generated parts
 
 

@@ -46,8 +46,13 @@ def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
     """The text of a page, as MkDocs is to render it."""
     if page.file.src_uri == "configuration.md":
         markdown = with_models(markdown)
-    text = re.sub(r"\[([^\]]*)\]\(\.\./([^)#]*)[^)]*\)", r"\1 (`\2`)", markdown)
+    text = re.sub(r"\[([^\]]*)\]\(\.\./([^)#]*)[^)]*\)", _without_link, markdown)
     return re.sub("<!-- commands -->", lambda _: command_reference(), text)
+
+
+def _without_link(link: re.Match[str]) -> str:
+    text, path = link.groups()
+    return f"`{path}`" if text == path else f"{text} (`{path}`)"
 
 
 def on_post_page(output: str, page: Any, **_: object) -> str:
