@@ -124,7 +124,13 @@ def _pattern(value: str) -> str:
     return value
 
 
+THIS_PROJECT = "project"
+"""In `pip`: the dependencies that [project] declares."""
+
+
 def _requirement(value: str) -> str:
+    if value == THIS_PROJECT or value.endswith(".txt"):
+        return value  # `_requirements` reads it
     try:
         if "file:" in (Requirement(value).url or ""):
             raise ValueError("names a file of this machine, which the run does not have")
@@ -299,7 +305,8 @@ class Config(_Section):
     """Which files go into the compressed cell: none, all, or as few as the size limit allows."""
 
     pip: tuple[str, ...]
-    """Requirements (PEP 508) that the run installs first."""
+    """Requirements (PEP 508) that the run installs first, with those of the files that the project
+    file names."""
 
     optional_imports: tuple[str, ...] = ()
     """Modules without which the program works; what is below them is meant too."""
@@ -525,7 +532,7 @@ def load_config(
         exclude=stated.exclude,
         only_reachable=stated.only_reachable or only_reachable,
         layout=stated.layout,
-        pip=stated.pip,
+        pip=tuple(_requirements(project, stated.pip)),
         optional_imports=stated.optional_imports,
         metric=stated.metric,
         metric_goal=stated.metric_goal,
@@ -616,6 +623,63 @@ def config_values(
         key = f"parameters.{name}"
         values.append(ConfigValue(key, value, origin(key, None, name, layer.parameters)))
     return values
+
+
+def _requirements(project: Path, stated: Sequence[str]) -> Iterator[str]:
+    """The requirements themselves: of [project], and of the files that the project file names."""
+    for line in stated:
+        if line == THIS_PROJECT:
+            yield from _project_dependencies(project)
+        elif line.endswith(".txt"):
+            yield from _requirements_file(project, (project / line).resolve(), ())
+        else:
+            yield line
+
+
+def _project_dependencies(project: Path) -> Iterator[str]:
+    section = tomllib.loads(_project_text(project)).get("project", {})
+    if "dependencies" in section.get("dynamic", ()) or "dependencies" not in section:
+        raise ConfigError(
+            f'[tool.kernelkit] "pip" = "{THIS_PROJECT}": [project] has no list of dependencies',
+            'Write them there, or name a file: pip = "requirements.txt".',
+        )
+    for line in section["dependencies"]:
+        yield _checked_requirement(str(line), f"{PROJECT_FILE}: [project] dependencies")
+
+
+def _requirements_file(project: Path, path: Path, above: tuple[Path, ...]) -> Iterator[str]:
+    """The requirements of a file for pip, and of the files that it includes."""
+    shown = os.path.relpath(path, project.resolve())
+    try:
+        text = decoded(path.read_bytes())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f'[tool.kernelkit] "pip": {shown} cannot be read: {reason}') from None
+    number = 0
+    for joined in re.split(r"(?<!\\)\n", text):
+        start, number = number + 1, number + 1 + joined.count("\n")
+        line = re.sub(r"(?:^|\s)#.*", "", joined.replace("\\\n", " ")).strip()
+        line = re.sub(r"\s--hash=\S+", "", line).strip()
+        place = f"{shown}:{start}"
+        included = re.fullmatch(r"(?:-r|--requirement)[ =]?\s*(\S+)", line)
+        if included:
+            other = (path.parent / included[1]).resolve()
+            if other not in (path, *above):
+                yield from _requirements_file(project, other, (*above, path))
+        elif line.startswith("-"):
+            raise ConfigError(
+                f"{place}: the run cannot use {line.split()[0]}",
+                "List the requirements themselves, for example in a file of their own.",
+            )
+        elif line:
+            yield _checked_requirement(line, place)
+
+
+def _checked_requirement(line: str, place: str) -> str:
+    try:
+        return _requirement(line)
+    except ValueError as error:
+        raise ConfigError(f"{place}: {line!r} {error}", "Write it as in PEP 508.") from None
 
 
 def checked_endpoint(endpoint: str | None) -> str | None:

@@ -590,6 +590,8 @@ def rendered(result: RenderedKernel) -> None:
     if not mode.quiet:
         budget(kernel.budget, size)
         image_imports(result.imports)
+        if kernel.downloads:
+            say(f"the run installs: {', '.join(kernel.downloads)}")
         left_out(kernel.bundle.left_out)
         advice(result.notes)
     if size > SIZE_LIMIT_BYTES:
@@ -601,6 +603,7 @@ def rendered(result: RenderedKernel) -> None:
         "limit": SIZE_LIMIT_BYTES,
         "budget": [vars(entry) for entry in kernel.budget],
         "imports": [vars(one) for one in result.imports],
+        "downloads": kernel.downloads,
         "left_out": {**kernel.bundle.left_out},
         "notes": list(result.notes),
     }

@@ -477,3 +477,54 @@ def test_the_command_prints_each_setting(make_project: Make, cli: Cli) -> None:
     assert "gpu_reserve_hours" in cli("config", "--verbose", cwd=project).stdout
     document = json.loads(cli("config", "--json", cwd=project).stdout)
     assert document["package"] == {"value": ["pkg"], "from": "pyproject.toml"}
+
+
+REQUIREMENTS = """
+# what the program needs
+numpy>=2  # of the image
+six==1.17.0 \\
+    --hash=sha256:0000000000000000000000000000000000000000000000000000000000000000
+-r more/others.txt
+"""
+
+
+def test_requirements_come_from_files_and_from_the_project(make_project: Make) -> None:
+    project = make_project(
+        {
+            "requirements.txt": REQUIREMENTS,
+            "more/others.txt": "\ufeffuri ; python_version > '3'\r\n-r ../requirements.txt",
+        },
+        keys='pip = ["project", "requirements.txt", "rich"]',
+    )
+    path = project / "pyproject.toml"
+    path.write_text('[project]\nname = "x"\ndependencies = ["pandas>=2"]\n' + path.read_text())
+    assert load_config(project).pip == (
+        *("pandas>=2", "numpy>=2", "six==1.17.0", "uri ; python_version > '3'", "rich"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("numpy\n-e .", "requirements.txt:2: the run cannot use -e"),
+        (
+            "--extra-index-url https://x\nnumpy",
+            "requirements.txt:1: the run cannot use --extra-ind",
+        ),
+        ("a\n\nb ==", "requirements.txt:3: 'b =='"),
+        ("./local.whl", "requirements.txt:1: './local.whl'"),
+        ("x @ file:///a/x.whl", "names a file of this machine"),
+        ("-r missing.txt", "missing.txt cannot be read"),
+    ],
+)
+def test_requirements_that_a_run_cannot_use(make_project: Make, text: str, message: str) -> None:
+    project = make_project({"requirements.txt": text}, keys='pip = "requirements.txt"')
+    assert message in complaint(project)
+
+
+def test_a_project_without_dependencies_is_told_apart(make_project: Make) -> None:
+    project = make_project({}, keys='pip = "project"')
+    assert "[project] has no list of dependencies" in complaint(project)
+    path = project / "pyproject.toml"
+    path.write_text('[project]\nname = "x"\ndynamic = ["dependencies"]\n' + path.read_text())
+    assert "[project] has no list of dependencies" in complaint(project)

@@ -13,7 +13,7 @@ syntax   parses source for the Python of Kaggle's image: `parse`, `Parsed`
 scripts  which options a script takes: `read_command_line`, `function_arguments`,
          `CommandLine`, `Option`, `OptionForm`, `OptionValue`
 image    compares imports with Kaggle's image: `compare`, `load_snapshot`, `read_snapshot`,
-         `has_distribution`, `snapshot`, `Snapshot`, `Availability`, `Presence`
+         `has_distribution`, `installed_by_pip`, `snapshot`, `Snapshot`, `Availability`, `Presence`
 secrets  finds credentials in texts: `scan`, `NamedText`, `SecretFinding`, `Credential`,
          `own_credentials`
 secret_rules  what a credential looks like

@@ -174,6 +174,20 @@ def compare(
     return findings
 
 
+def installed_by_pip(pip: Sequence[str], image: Snapshot) -> list[str]:
+    """The requirements that pip downloads in the run: the image has no fitting version of them."""
+    return [text for text in pip if not _satisfies(image, Requirement(text))]
+
+
+def _satisfies(image: Snapshot, requirement: Requirement) -> bool:
+    """Whether pip has nothing to do; extras may need more than the image has."""
+    if not _applies(requirement, image):
+        return True
+    version = image.distributions.get(canonicalize_name(requirement.name))
+    plain = requirement.url is None and not requirement.extras
+    return plain and version is not None and requirement.specifier.contains(version, True)
+
+
 def _applies(requirement: Requirement, image: Snapshot) -> bool:
     """Whether pip would install it in the image."""
     marker = requirement.marker

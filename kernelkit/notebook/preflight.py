@@ -382,10 +382,10 @@ def check_sources(kernel: Kernel) -> Iterator[Problem]:
 def check_image(kernel: Kernel) -> Iterator[Problem]:
     """Imports are in the image, or the run installs them, which needs the internet."""
     fields, pip = kernel.manifest.kernel, kernel.manifest.pip
-    if pip and not fields.enable_internet:
+    if kernel.downloads and not fields.enable_internet:
         yield Problem(
             "pip",
-            f"the run installs {', '.join(pip)}, and has no internet",
+            f"the run installs {', '.join(kernel.downloads)}, and has no internet",
             "Set enable_internet = true in [tool.kernelkit.kernel].",
         )
     for finding in image.compare(kernel.bundle.third_party, pip, kernel.image):

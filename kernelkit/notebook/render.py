@@ -19,7 +19,7 @@ from pathlib import Path
 
 import kernelkit
 from kernelkit.bundle.bundle import Bundle, digest_of, digest_part
-from kernelkit.bundle.image import Snapshot, load_snapshot
+from kernelkit.bundle.image import Snapshot, installed_by_pip, load_snapshot
 from kernelkit.config import Config
 from kernelkit.errors import ConfigError, LocalError
 from kernelkit.notebook.cells import notebook_json, sent_size
@@ -79,6 +79,11 @@ class Kernel:
     def digest(self) -> str:
         """SHA-256 over sources, parameters, settings and templates; the owner is not part of it."""
         return self.manifest.digest
+
+    @property
+    def downloads(self) -> list[str]:
+        """The requirements that the run installs because the image has no fitting version."""
+        return installed_by_pip(self.manifest.pip, self.image)
 
     @cached_property
     def payload(self) -> str:
