@@ -115,6 +115,21 @@ def test_the_architecture_names_every_module_of_the_package() -> None:
     assert {f"kernelkit/{one}" for one in inside if one[0] != "_"} <= set(listed)
 
 
+def test_the_site_is_built_from_pinned_versions() -> None:
+    def pinned(file: str) -> dict[str, str]:
+        text = (ROOT / "requirements" / file).read_text(encoding="utf-8")
+        assert "://" not in text
+        entries = re.findall(r"^([a-z][\w.-]*)==(\S+)(.*(?:\n    .*)+)", text, re.MULTILINE)
+        assert len(entries) == len(re.findall(r"^\w", text, re.MULTILINE))
+        assert all("--hash=sha256:" in rest for *_, rest in entries)
+        return {package: version for package, version, _ in entries}
+
+    site, everything = pinned("docs.txt"), pinned("all.txt")
+    assert "mkdocs-material" in site
+    shared = site.keys() & everything.keys()
+    assert {one: site[one] for one in shared} == {one: everything[one] for one in shared}
+
+
 # The generated parts
 
 
@@ -131,11 +146,13 @@ def test_the_reference_has_every_command_and_option(reference: ModuleType) -> No
 def test_the_tables_of_the_configuration_are_those_of_the_models(reference: ModuleType) -> None:
     page = (DOCS / "configuration.md").read_text(encoding="utf-8")
     made = reference.with_models(page)
-    assert "| `only_reachable` | true or false | `false` |" in made
-    assert "| `package` | text or list of text | required |" in made
-    assert "| `outputs` | list of text | required |" in made
-    assert not re.search(r"\| +\|", made), "a type, a default or an explanation is missing"
-    assert '| `layout` | `"auto"` or `"cells"` or `"compressed"` | `"auto"` |' in made
+    assert "| `only_reachable`<br>true or false<br>default: `false` |" in made
+    assert "| `package`<br>text or list of text<br>required |" in made
+    assert "| `outputs`<br>list of text<br>required |" in made
+    assert not re.search(r"(\||<br>) *(\||<br>)", made), (
+        "a type, a default or an explanation is missing"
+    )
+    assert '<br>`"auto"` or `"cells"` or `"compressed"`<br>default: `"auto"` |' in made
     for heading, model in reference.SECTIONS.items():
         table = re.search(r"(?:^\|.*\n)+", section(DOCS / "configuration.md", heading), re.M)
         assert table
@@ -149,7 +166,7 @@ def test_the_tables_of_the_configuration_are_those_of_the_models(reference: Modu
 
 def test_a_key_without_an_explanation_gets_its_docstring(reference: ModuleType) -> None:
     table = reference.model_table(reference.config.KernelSettings, {"title": "shown"})
-    assert "| `title` | text | required | shown |" in table
+    assert "| `title`<br>text<br>required | shown |" in table
     assert "Deprecated by Kaggle" in table
 
 

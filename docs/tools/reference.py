@@ -193,11 +193,12 @@ def model_table(model: type[BaseModel], explained: dict[str, str]) -> str:
     if unknown := explained.keys() - set(keys):
         raise ValueError(f"{model.__name__} has no key {', '.join(sorted(unknown))}")
     documented = docstrings(model)
-    lines = ["| key | type | default | what it does |", "|---|---|---|---|"]
+    lines = ["| key | what it does |", "|---|---|"]
     for key in sorted(keys, key=lambda key: [*explained, *keys].index(key)):
         field = model.model_fields[key]
         text = explained.get(key) or documented.get(key, "")
-        lines.append(f"| `{key}` | {type_words(field)} | {default_words(field)} | {text} |")
+        value = "required" if field.is_required() else f"default: {default_words(field)}"
+        lines.append(f"| `{key}`<br>{type_words(field)}<br>{value} | {text} |")
     return "\n".join(lines) + "\n"
 
 
