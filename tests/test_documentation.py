@@ -368,15 +368,46 @@ def test_init_writes_the_readme_example(cli: Cli, tmp_path: Path) -> None:
     cli("preflight", cwd=project)
 
 
-def sessions(page: Path) -> list[tuple[str, list[str]]]:
-    """Each command of a page, with the lines that it prints."""
+@pytest.mark.slow
+def test_the_readme_example_is_rehearsed(tmp_path: Path) -> None:
+    project = tmp_path / "my-training"
+    (project / "inputs" / "my-competition").mkdir(parents=True)
+    (project / "train.py").write_text(SCRIPT)
+    for command, shown in sessions(README, "## Your own project")[:2]:
+        agreed = command.replace("kernelkit init", "kernelkit init --yes")
+        output = run_in(project, agreed)
+        if shown:
+            before, after = shown[-1].removeprefix("verified: ").split("…")
+            assert output.splitlines()[-1] == f"verified: {before}{project}{after}"
+
+
+def sessions(page: Path, heading: str = "") -> list[tuple[str, list[str]]]:
+    """Each command of a page, or of one section, with the lines that it prints."""
+    text = section(page, heading) if heading else page.read_text(encoding="utf-8")
     found: list[tuple[str, list[str]]] = []
-    for line in "".join(blocks(page, "console")).splitlines():
-        if line.startswith("$ "):
-            found.append((line[2:], []))
-        else:
-            found[-1][1].append(line)
+    for block in re.findall(r"^```console\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        for line in block.splitlines():
+            if line.startswith("$ "):
+                found.append((line[2:], []))
+            else:
+                found[-1][1].append(line)
     return found
+
+
+def run_in(folder: Path, command: str, code: int = 0, **variables: str) -> str:
+    """What a command prints in a terminal of 80 columns."""
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "80"}
+    done = subprocess.run(
+        ["bash", "-e", "-c", command],
+        cwd=folder,
+        env={**environment, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout
+    return done.stdout
 
 
 def comparable(line: str) -> str:
@@ -394,6 +425,11 @@ def follows(printed: Sequence[str], shown: Sequence[str]) -> bool:
     return bool(printed) and printed[0] == shown[0] and follows(printed[1:], shown[1:])
 
 
+def assert_shown(output: str, shown: Sequence[str]) -> None:
+    printed = [comparable(line) for line in output.rstrip().splitlines()]
+    assert follows(printed, [line if line == "…" else comparable(line) for line in shown]), output
+
+
 @pytest.mark.parametrize(
     "part",
     [slice(0, 3), pytest.param(slice(3, None), marks=pytest.mark.slow)],
@@ -408,23 +444,19 @@ def test_getting_started_shows_what_the_commands_print(part: slice, tmp_path: Pa
     steps = [
         one for one in sessions(DOCS / "getting-started.md") if not one[0].startswith(to_set_up)
     ]
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "80"}
     for number, (command, shown) in enumerate(steps):
         if number > 1 and number not in range(len(steps))[part]:  # the first two are needed
             continue
-        done = subprocess.run(
-            shlex.split(command),
-            cwd=project,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == (6 if "error: the run failed" in "\n".join(shown) else 0)
-        printed = done.stdout.rstrip().replace(str(project), "/home/ada/house-prices").splitlines()
-        expected = [one if one == "…" else comparable(one) for one in shown]
-        assert follows([comparable(one) for one in printed], expected), done.stdout
+        failed = any(line.startswith("error: the run failed") for line in shown)
+        output = run_in(project, command, code=6 if failed else 0)
+        output = output.replace(str(project), "/home/ada/house-prices")
+        assert_shown(output, shown)
+
+
+@pytest.mark.slow
+def test_prove_prints_what_the_page_of_commands_shows() -> None:
+    ((command, shown),) = sessions(DOCS / "commands.md", "## prove")
+    assert_shown(run_in(ROOT, command), shown)
 
 
 def workflow_steps(job: str) -> list[str]:
@@ -451,17 +483,9 @@ def test_the_documented_workflow_pushes_and_collects(
 
     def run(job: str, folder: Path) -> str:
         (script,) = workflow_steps(job)
-        environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
-        environment |= {"KERNELKIT_ENDPOINT": emulator.endpoint, "GITHUB_OUTPUT": str(outputs)}
-        done = subprocess.run(
-            ["bash", "-e", "-c", script],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
+        return run_in(
+            folder, script, KERNELKIT_ENDPOINT=emulator.endpoint, GITHUB_OUTPUT=str(outputs)
         )
-        return done.stdout
 
     run("check", project)
     assert "is pushed" in run("push", project)
