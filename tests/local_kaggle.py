@@ -273,7 +273,7 @@ def start_emulator(
         text=True,
     )
     assert process.stdout is not None
-    lines = [process.stdout.readline(), process.stdout.readline()]
+    lines = [process.stdout.readline() for _ in range(3)]
     if not ready.exists():
         _, stderr = process.communicate(timeout=30)
         raise AssertionError(f"no emulator: {lines} {stderr}")

@@ -41,9 +41,10 @@ def test_the_address_is_announced(launch):
     }
     assert bool(emulator.ready["reason"]) == (emulator.ready["isolation"] == "folders")
     assert emulator.endpoint in emulator.lines[0]
+    assert emulator.lines[1] == f"export KERNELKIT_ENDPOINT={emulator.endpoint}\n"
     assert (
         f"KAGGLE_API_ENVIRONMENT=LOCALHOST http_proxy={emulator.endpoint} no_proxy= "
-        in emulator.lines[1]
+        in emulator.lines[2]
     )
     assert "KAGGLE_USERNAME=somebody KAGGLE_KEY=" in emulator.lines[1]
 
