@@ -46,7 +46,7 @@ def test_the_address_is_announced(launch):
         f"KAGGLE_API_ENVIRONMENT=LOCALHOST http_proxy={emulator.endpoint} no_proxy= "
         in emulator.lines[2]
     )
-    assert "KAGGLE_USERNAME=somebody KAGGLE_KEY=" in emulator.lines[1]
+    assert "KAGGLE_USERNAME=somebody KAGGLE_KEY=" in emulator.lines[2]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
