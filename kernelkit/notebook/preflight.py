@@ -66,6 +66,9 @@ SYSTEM_FOLDERS = frozenset(
     | {"opt", "root", "run"}
 )
 _PERSONAL = re.compile(r"/home/|/Users/|~/|~$|[A-Za-z]:[\\/]|\\\\")
+_ALMOST_AN_ADDRESS = re.compile(
+    rf"kaggle:/*(?:{'|'.join(PLACES)})(?:/|$)|/*kaggle://", re.IGNORECASE
+)
 _NAMES_A_PATH = re.compile(r"(?:^|_)(?:dir|directory|path|file|folder|root|data)$", re.IGNORECASE)
 
 
@@ -222,9 +225,21 @@ def check_inputs(kernel: Kernel) -> Iterator[Problem]:
     for name, value in kernel.manifest.parameters.items():
         for text in _texts(value):
             if not text.startswith("kaggle://"):
+                if _ALMOST_AN_ADDRESS.match(text):
+                    yield Problem(
+                        f"parameters.{name}",
+                        f"{text} is not an address: the program would get the text itself",
+                        f"Use kaggle://{', kaggle://'.join(PLACES)}.",
+                    )
                 continue
             place, _, rest = text.removeprefix("kaggle://").partition("/")
             slug = rest.partition("/")[0]
+            if ".." in rest.split("/"):
+                yield Problem(
+                    f"parameters.{name}",
+                    f'{text} contains ".."',
+                    "Write the address of the folder itself.",
+                )
             if place not in PLACES:
                 yield Problem(
                     f"parameters.{name}",
@@ -319,12 +334,23 @@ def _path_notes(kernel: Kernel) -> Iterator[str]:
                     f'parameters.{name}: "{text}" looks like a path of somebody\'s own machine. '
                     "For data use kaggle://input/<slug>, for results kaggle://working"
                 )
+            elif _leads_out(text) and not _MOUNTED.match(text):
+                yield (
+                    f'parameters.{name}: "{text}" lies outside the working folder, and a run has '
+                    "nothing there. For data use kaggle://input/<slug>, for results "
+                    "kaggle://working"
+                )
             elif _is_left_here(kernel, name, text):
                 yield (
                     f'parameters.{name}: "{text}" exists in the project, and a run looks for it in '
-                    "its working folder. If the run reads it, make a dataset of it and use "
-                    "kaggle://input/<slug>"
+                    'its working folder. If the run reads it, add it to "files" in '
+                    "[tool.kernelkit], or make a dataset of it and use kaggle://input/<slug>"
                 )
+
+
+def _leads_out(text: str) -> bool:
+    """Whether it is a relative path that leads out of its folder."""
+    return re.match(r"(?:\./)*\.\.(?:/|$)", text) is not None
 
 
 def _is_left_here(kernel: Kernel, name: str, text: str) -> bool:

@@ -617,7 +617,10 @@ def command_line(
         else:
             words += _declared_words(option, value, arguments)
     last = [word for _, items in sorted(positional) for word in items]
-    return [*words, *(["--"] if any(word.startswith("-") for word in last) else []), *last]
+    # Without `--` an option of several words would take the positional ones, too.
+    several = any(option["form"] == "list" and option["flag"] for option in options)
+    marked = any(word.startswith("-") for word in last)
+    return [*words, *(["--"] if last and (marked or several) else []), *last]
 
 
 def _declared_words(option: OptionDocument, value: Parameter, arguments: str) -> list[str]:
@@ -670,8 +673,8 @@ def _word(value: Parameter) -> str:
 
 def _literal(value: Parameter) -> str:
     """A text that fire reads back as the same value."""
-    if not isinstance(value, str):
-        return repr(value)
+    if not isinstance(value, str) or not re.fullmatch(r"[\w./-]+", value):
+        return repr(value)  # fire reads `[a,b]` as a list, and drops what follows a `#`
     try:
         ast.literal_eval(value)
     except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -187,6 +187,31 @@ def test_fire_receives_the_parameters(tmp_path: Path) -> None:
     assert [option.names[0] for option in line.options if option.required] == ["data"]
 
 
+@pytest.mark.parametrize(
+    "text", ["[a,b]", "x#y", "{a: b}", "(x)", ".5", "...", "None", "a b", "it's", "runs/1", "a-b"]
+)
+def test_fire_receives_a_text_as_a_text(tmp_path: Path, text: str) -> None:
+    given = words(FIRE, {"data": text})[1]
+    assert received(tmp_path, FIRE, given)["data"] == text
+
+
+@pytest.mark.parametrize("values", [[1, 2], [3]])
+def test_an_option_of_several_words_leaves_the_positional_ones(
+    tmp_path: Path, values: list[int]
+) -> None:
+    source = f"""
+import argparse
+{SHOW}
+parser = argparse.ArgumentParser()
+parser.add_argument("folder")
+parser.add_argument("names", nargs="*")
+parser.add_argument("--layers", nargs="+", type=int)
+show(vars(parser.parse_args()))
+"""
+    parameters = {"layers": values, "folder": "data", "names": ["a", "b"]}
+    assert received(tmp_path, source, words(source, parameters)[1]) == parameters
+
+
 HYDRA = f"""
 import hydra
 from omegaconf import OmegaConf

@@ -43,6 +43,12 @@ def test_a_valid_kernel_has_no_problems(plain: Path) -> None:
         (['kernel.dataset_sources=["no-owner"]'], ["dataset_sources"]),
         (['data_dir=["kaggle://input/else/where"]'], ["parameters.data_dir"]),
         (["data_dir=kaggle://imput/letters"], ["parameters.data_dir"]),
+        (["data_dir=kaggle:/input/letters"], ["parameters.data_dir"]),
+        (["data_dir=Kaggle://input/letters"], ["parameters.data_dir"]),
+        (['data_dir=["kaggle:///input/letters"]'], ["parameters.data_dir"]),
+        (["output_dir=kaggle://working/../x"], ["parameters.output_dir"]),
+        (["data_dir=kaggle://input/letters/.."], ["parameters.data_dir"]),
+        (["data_dir=kaggle://input/letters/a..b", "word=kaggle: input"], []),
         (
             ["data_dir=kaggle://input/ann", 'kernel.dataset_sources=["ann/salt"]'],
             ["parameters.data_dir"],
@@ -211,6 +217,9 @@ def test_a_path_of_this_machine_is_refused(
         "d:/data",
         "data",
         "data/x.csv",
+        "../data",
+        "./../x.csv",
+        "..",
     ],
 )
 def test_a_path_that_a_run_may_lack_is_a_note(plain: Path, value: str) -> None:
