@@ -354,11 +354,14 @@ class _OwnModules:
         if module is None:  # a folder without __init__.py binds no names
             return package in self._present
         given = f".{name} =".encode()
-        return (
-            not module.is_package
-            or self.may_bind(package, name)
-            or any(given in other.content for other in self._carried.values())
+        return self.may_bind(package, name) or any(
+            given in other.content for other in self._carried.values()
         )
+
+    def plain(self, target: str) -> Module | None:
+        """A carried module that is no package: it holds names and no modules."""
+        module = self._carried.get(target)
+        return None if module is None or module.is_package else module
 
     def may_bind(self, module_name: str, name: str) -> bool:
         """Whether a carried module may have a name, its own or by `import *`."""
@@ -410,8 +413,14 @@ def _lost_targets(
             yield found.target, f"the package does not hold{own.near_miss(found.target)}"
         return
     names = own.not_exported(found.target) if "*" in found.names else found.names
+    plain = own.plain(found.target)
     for name in names:
         target = f"{found.target}.{name}"
+        if plain is not None:
+            if found.kind is ImportKind.NEEDED and not own.may_hold(found.target, name):
+                close = near_miss(name, plain.top_level_names or ())
+                yield target, f"{plain.path} does not define{close}"
+            continue
         if (
             target not in files.modules
             and target not in excluded

@@ -33,7 +33,8 @@ _WRITERS = {
 _SAVES = {"torch": 1, "joblib": 1, "np": 0, "numpy": 0}  # module → the position of the path
 _READERS = {
     **dict.fromkeys(("read_csv", "read_parquet", "read_json", "read_excel", "read_feather"), 0),
-    **dict.fromkeys(("imread", "loadtxt", "genfromtxt", "safe_load_file"), 0),
+    **dict.fromkeys(("imread", "loadtxt", "genfromtxt", "safe_load_file", "run_path"), 0),
+    **dict.fromkeys(("memmap", "fromfile"), 0),
     **dict.fromkeys(("read_text", "read_bytes"), -1),
 }
 _LOADS = frozenset({"np", "numpy", "torch", "joblib", "OmegaConf", "Image"})
@@ -280,11 +281,23 @@ class _Names:
         """The folder of the source itself, relative to the project."""
 
         self._values: dict[str, ast.expr] = {}
+        self._fields: dict[str, ast.expr] = {}
+        """The default values of the fields of classes."""
+
         for node in ast.walk(tree):
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 self._values.setdefault(node.targets[0].id, node.value)
             elif isinstance(node, ast.AnnAssign) and node.value is not None:
                 self._values.setdefault(ast.unparse(node.target), node.value)
+            elif isinstance(node, ast.ClassDef):
+                for line in node.body:
+                    if isinstance(line, ast.AnnAssign) and line.value is not None:
+                        self._fields[ast.unparse(line.target)] = line.value
+
+    def default(self, name: str) -> str:
+        """The literal default of a field of a class, such as a dataclass of settings."""
+        found = getattr(self._fields.get(name), "value", "")
+        return found if isinstance(found, str) else ""
 
     def resolve(self, node: ast.expr, steps: int = 0) -> FileUse | None:
         """The file that an expression names; None where it could be anything."""

@@ -104,6 +104,43 @@ def test_optional_and_resolvable_imports_are_accepted(make_project: Make, source
     )
 
 
+SOME_NAMES = "class Model: ...\nlimit: int = 3\nif limit:\n    from os import sep\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "part"),
+    [
+        (
+            "from .names import Modle\n",
+            '"pkg.names.Modle", which pkg/names.py does not define; did',
+        ),
+        ("from pkg.stars import nothing\n", "which pkg/stars.py does not define"),
+        ("from .names import sep, limits\n", '"pkg.names.limits"'),
+        ("from .names import Model, sep, limit, __doc__\nfrom .stars import Model\n", ""),
+        ("def f():\n    from .names import later\n", ""),
+        ("try:\n    from .names import later\nexcept ImportError:\n    later = None\n", ""),
+        ("from .names import given\nfrom .made import anything\nfrom .outside import x\n", ""),
+    ],
+)
+def test_a_name_that_an_own_module_lacks(make_project: Make, source: str, part: str) -> None:
+    project = make_project(
+        {
+            "pkg/names.py": SOME_NAMES,
+            "pkg/stars.py": "from .names import *\n",
+            "pkg/made.py": "globals().update(anything=1)\n",
+            "pkg/outside.py": "from numpy import *\n",
+            "pkg/__init__.py": "from . import names\nnames.given = 1\n",
+            "pkg/use.py": source,
+        }
+    )
+    if not part:
+        bundle_of(project)
+        return
+    with pytest.raises(BundleError) as caught:
+        bundle_of(project)
+    assert part in str(caught.value)
+
+
 def test_third_party_imports_are_listed_with_their_places(make_project: Make) -> None:
     project = make_project({"pkg/a.py": "import torch.nn as nn, os\nfrom numpy import x\n"})
     assert bundle_of(project).third_party == {"numpy": ("pkg/a.py:2",), "torch": ("pkg/a.py:1",)}
