@@ -200,7 +200,14 @@ def test_a_time_is_relative_and_a_state_is_one_word() -> None:
     assert state_word(State.ERROR, "Your notebook hit a timeout") == "timed out"
     exceeded = "Your notebook was stopped because it exceeded the max allowed execution duration."
     assert state_word(State.CANCEL_ACKNOWLEDGED, exceeded) == "timed out"
-    assert state_word(State.ERROR, "TimeoutError: the host did not answer") == "failed"
+    for failure in ("Ran for longer than allowed", "Error: exceeded max allowed run-time"):
+        assert state_word(State.CANCEL_ACKNOWLEDGED, failure) == "timed out"
+    for failure in (
+        "TimeoutError: the host did not answer",
+        "Cell 3 failed: subprocess.TimeoutExpired: it timed out after 60 s",
+        "Traceback (most recent call last):\n  socket.timeout: timed out",
+    ):
+        assert state_word(State.ERROR, failure) == "failed"
 
 
 def test_the_traceback_at_the_end_of_a_log_is_left_to_diagnose(screen: StringIO) -> None:

@@ -135,6 +135,15 @@ def test_no_command_prints_a_credential(
         require_clean(path.read_text())
 
 
+@pytest.mark.parametrize("stray", ["\udcff", "\x1b[2J", "Ж"])
+def test_the_doctor_reports_any_stray_character(
+    stray: str, plain: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment("KAGGLE_API_TOKEN", f"{BEGIN}{stray}{END}", monkeypatch)
+    done = cli("doctor", cwd=plain, expect=9)
+    require_clean(done.stdout + done.stderr)  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("blank", ["\n", "\r\n", " ", "\ufeff", "\u200b", "\x00", "\u00a0\t"])
 @pytest.mark.parametrize("place", ["KAGGLE_KEY", "kaggle.json", "kaggle.json in .config"])
 def test_blanks_around_a_credential_are_ignored(place: str, blank: str) -> None:

@@ -138,7 +138,8 @@ def _matches(text: str, own: Collection[Credential]) -> Iterator[SecretMatch]:
     from kernelkit.bundle.secret_rules import SecretMatch, matches
 
     for credential in own:
-        for form in {credential.value, credential.value.encode().decode("latin-1")}:
+        data = credential.value.encode(errors="surrogateescape")
+        for form in {credential.value, data.decode("latin-1")}:
             for found in re.finditer(re.escape(form), text):
                 kind = f"a credential of this machine ({credential.origin})"
                 yield SecretMatch(kind, found.start(), credential.value)

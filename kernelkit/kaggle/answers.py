@@ -19,6 +19,7 @@ import urllib3
 
 from kernelkit.errors import (
     AnswerLostError,
+    CapacityError,
     CredentialsError,
     KernelkitError,
     LocalError,
@@ -110,6 +111,8 @@ _REASONS = {
     "TooManyRedirects": "too many redirections",
     "InvalidHeader": "a header cannot be sent",
     "InvalidURL": "an address is not valid",
+    "InvalidProxyURL": "the address of a proxy is not valid",
+    "InvalidSchema": "the address of a proxy has a scheme that cannot be used",
     "JSONDecodeError": "not JSON",
 }
 
@@ -204,29 +207,54 @@ def _lack_of_capacity(message: str) -> KernelkitError | None:
     words = " ".join(
         re.findall(r"[a-z]+|[0-9]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", message).lower())
     )
-    if "quota" in words:
+    if _SUBMISSIONS.search(words):
+        return CapacityError(f"Kaggle: {message}", "Submit again when the allowance is renewed.")
+    is_other = _OTHER.search(words) is not None
+    if _NO_HOURS.search(words) or (_QUOTA.search(words) and not is_other):
         return QuotaError(
             f"Kaggle: {message}",
             "Wait for the quota's refresh, or use a CPU or another machine_shape.",
         )
-    if _NO_SESSION.search(words):
+    if _NO_SESSION.search(words) or (_BUSY.search(words) and not is_other):
         return SessionCapError(
             f"Kaggle: {message}", "Wait until one of your runs has ended: `kernelkit push --wait`."
         )
     return None
 
 
+_NO_HOURS = re.compile(r"\bno (?:\w+ )?quota\b|not enough (?:\w+ )?quota\b")
 _NO_SESSION = re.compile(
-    r"session count|maximum (?:number of )?(?:\w+ ){0,3}sessions?\b|maximum batch|session limit"
-    r"|too many (?:\w+ ){0,2}(?:sessions|assignments)|toomanyassignments"
+    r"session count|maximum batch|toomanyassignments|too many (?:\w+ ){0,2}assignments"
     r"|precondition ?failed|failed ?precondition|resource ?exhausted"
-    r"|no (?:\w+ )?(?:gpus?|tpus?|accelerators?) (?:is |are )?(?:currently )?available"
     r"|^412\b|(?:status|code|error|http) 412\b"
 )
 """Refusals for lack of capacity, in lower case and without punctuation.
 
 One is known from many accounts [A], the others are those for which a CI on Kaggle waits [A].
 """
+
+_QUOTA = re.compile(
+    r"\bquota\b|\b(?:gpu|tpu|accelerator) (?:\w+ )?(?:limit|allowance)\b"
+    r"|\b(?:used|spent) all (?:\w+ ){0,4}hours\b"
+)
+_BUSY = re.compile(
+    r"(?:maximum|too many|already (?:have|has)|limit of) (?:\w+ ){0,4}sessions?\b|session limit"
+    r"|(?:maximum|too many) (?:\w+ ){0,3}(?:concurrent|active|running|parallel)"
+    r" (?:\w+ )?(?:notebooks|kernels|runs)\b"
+    r"|no (?:\w+ )?(?:gpus?|tpus?|accelerators?|machines?|capacity) "
+    r"(?:is |are )?(?:currently )?available"
+    r"|\b(?:at|out of|insufficient|not enough|no) capacity\b|\bqueue is full\b"
+    r"|\b(?:gpus?|tpus?|accelerators?|machines?)\b.*\b(?:in use|try again later)\b"
+)
+"""Other words for the same."""
+
+_OTHER = re.compile(
+    r"storage|\bdisk\b|\b(?:datasets?|models?|files?) quota|not found|does not exist|invalid"
+    r"|unknown|already exists|must (?:not )?be\b|timeout|session (?:length|duration)"
+)
+"""Such a message is about something that waiting does not change."""
+
+_SUBMISSIONS = re.compile(r"\bdaily (?:\w+ )?(?:submission|allowance)|submission allowance")
 
 REMEDIES = (
     ("megabyte", "Run `kernelkit preflight`: it lists the largest files and what to do."),

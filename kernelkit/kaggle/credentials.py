@@ -19,7 +19,7 @@ from kagglesdk.security.types.oauth_service import IntrospectTokenRequest
 from kernelkit.errors import CredentialsError
 from kernelkit.kaggle.answers import TOKEN_PAGE, as_flag, as_text, calling
 from kernelkit.kaggle.connection import Connection, open_sdk
-from kernelkit.kaggle.types import Credentials
+from kernelkit.kaggle.types import Credentials, Timeouts
 from kernelkit.storage import decoded
 
 LOCAL_CREDENTIALS = ("rehearsal", "local")  # sent to a local Kaggle if the environment sets none
@@ -51,7 +51,7 @@ def find_credentials(
         return _local_credentials(endpoint, environment, local_user)
     token, origin = _token(environment)
     if token:
-        return _introspected(token, origin, None)
+        return _introspected(token, origin, None, environment)
     name, key = _stated_key(environment)
     problem = ""
     if not (name and key):
@@ -195,7 +195,7 @@ def _local_credentials(
 ) -> Credentials:
     token = _environment_token(environment)
     if token:
-        return _introspected(token, "KAGGLE_API_TOKEN", endpoint)
+        return _introspected(token, "KAGGLE_API_TOKEN", endpoint, environment)
     name, key = _stated_key(environment)
     return Credentials(
         name or local_user or LOCAL_CREDENTIALS[0],
@@ -204,9 +204,12 @@ def _local_credentials(
     )
 
 
-def _introspected(token: str, origin: str, endpoint: str | None) -> Credentials:
+def _introspected(
+    token: str, origin: str, endpoint: str | None, environment: Mapping[str, str]
+) -> Credentials:
     """A token does not contain the name of its owner, so ask Kaggle."""
-    asking = Connection(Credentials("", origin, token=token), endpoint)
+    timeouts = Timeouts.of(environment)
+    asking = Connection(Credentials("", origin, token=token), endpoint, timeouts=timeouts)
     request = IntrospectTokenRequest()
     request.token = token
     oauth = asking.sdk.security.oauth_client

@@ -66,12 +66,19 @@ _STATE_WORDS = {
     State.NEW_SCRIPT: "queued",
 }
 _TIMED_OUT = re.compile(
-    r"time.?out|timed out|time limit|max\w* (?:allowed )?(?:execution|run ?time|duration)"
-    r"|allowed (?:execution|run ?time|duration)|run ?time limit",
+    r"time.?out|timed out|time.?limit|hours? limit"
+    r"|max\w* (?:allowed )?(?:execution|run.?time|duration)"
+    r"|allowed (?:execution|run.?time|duration)"
+    r"|longer than (?:\w+ ){0,3}(?:allowed|permitted|limit)"
+    r"|deadline exceeded|exceeded (?:\w+ ){0,2}deadline|session (?:has )?expired",
     re.IGNORECASE,
 )
 """Kaggle reports a time-out as an error or as a cancellation; only its message shows which."""
-_EXCEPTION = re.compile(r"[^\W\d][\w.]*: ")
+
+_EXCEPTION = re.compile(
+    r"Traceback \(|\b\w+(?:Error|Exception)\b"
+    r"|\b(?:[^\W\d]\w*\.)+[^\W\d]\w*: |\b\w+(?:Timeout|Expired): "
+)
 
 
 def is_time_out(failure: str) -> bool:
@@ -79,7 +86,7 @@ def is_time_out(failure: str) -> bool:
 
     An exception of the notebook, such as "TimeoutError: …", is no such message.
     """
-    return not _EXCEPTION.match(failure) and _TIMED_OUT.search(failure) is not None
+    return not _EXCEPTION.search(failure) and _TIMED_OUT.search(failure) is not None
 
 
 def state_word(state: str, failure: str = "") -> str:

@@ -336,6 +336,12 @@ def test_a_push_searches_for_the_key_that_it_uses(
     assert some(30, HEX) not in repr(problem)
 
 
+@pytest.mark.parametrize("value", ["kkkkkkkkkkkk\udcff", "\udc80\udc81 café café"])
+def test_a_credential_of_any_bytes_is_searched_for(make_project: Make, value: str) -> None:
+    own = tuple(secrets.own_credentials({"KAGGLE_API_TOKEN": value}, Path("/"), Path("/")))
+    assert found(make_project({}), own=own) == []
+
+
 def test_scanning_uses_no_network(all_planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """detect-secrets can ask a secret's issuer whether it is valid, which would leak it."""
 
