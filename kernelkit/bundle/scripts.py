@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-OptionForm = Literal["value", "list", "repeated", "switch", "count", "truth", "literal"]
+OptionForm = Literal[
+    "value", "list", "repeated", "switch", "count", "truth", "literal", "subcommand"
+]
 """How an option takes its value: one word, several words, once for each item, by being there, by
-its number of times, a text that `bool()` reads, or a Python literal after `=`."""
+its number of times, a text that `bool()` reads, a Python literal after `=`, or the first word."""
 
 OptionValue = str | int | float | bool | list[str | int | float | bool] | None
 
@@ -106,6 +108,9 @@ def _argparse(trees: list[ast.Module]) -> CommandLine:
     for call in calls:
         name = getattr(call.func, "attr", getattr(call.func, "id", ""))
         is_open |= name in _OPENING
+        if name == "add_subparsers":
+            given = {str(keyword.arg): keyword.value for keyword in call.keywords}
+            options.append(_subcommand(_text(given.get("dest")), _is_true(given.get("required"))))
         if name == "add_argument":
             option = _argparse_option(call)
             is_open |= option is None
@@ -113,6 +118,10 @@ def _argparse(trees: list[ast.Module]) -> CommandLine:
     if not options:
         return CommandLine("")
     return CommandLine("argparse", tuple(options), is_open)
+
+
+def _subcommand(name: str = "", required: bool = False) -> Option:
+    return Option((name or "command",), "", "subcommand", required=required)
 
 
 def _argparse_option(call: ast.Call) -> Option | None:
@@ -156,7 +165,7 @@ def _click(tree: ast.Module) -> CommandLine | None:
     if not commands:
         return None
     if len(commands) > 1 or any(_decorators(node, "group") for node in ast.walk(tree)):
-        return CommandLine("click")
+        return CommandLine("click", (_subcommand(),))
     options: list[Option] = []
     is_open = False
     for call in _decorators(commands[0], "option", "argument"):
@@ -205,7 +214,7 @@ def _typer(tree: ast.Module) -> CommandLine | None:
     if not commands:
         return None
     if len(commands) > 1 or any(_decorators(n, "callback") for n in functions.values()):
-        return CommandLine("typer")
+        return CommandLine("typer", (_subcommand(),))
     return CommandLine("typer", tuple(_typer_options(commands[0])), open=False)
 
 

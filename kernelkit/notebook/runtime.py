@@ -600,6 +600,7 @@ def command_line(
         RuntimeFault: an option that is on or off has another value.
     """
     declared = {option["name"]: option for option in options}
+    first: list[str] = []
     words: list[str] = []
     positional: list[tuple[int, list[str]]] = []
     order = [option["name"] for option in options]
@@ -611,6 +612,8 @@ def command_line(
             words += _hydra_words(name, value)
         elif option is None:
             words += _plain_words(name, value, arguments)
+        elif option["form"] == "subcommand":
+            first.append(_word(value))
         elif not option["flag"] and option["form"] in ("value", "list"):
             items = value if isinstance(value, list) else [value]
             positional.append((order.index(name), [_word(item) for item in items]))
@@ -620,7 +623,7 @@ def command_line(
     # Without `--` an option of several words would take the positional ones, too.
     several = any(option["form"] == "list" and option["flag"] for option in options)
     marked = any(word.startswith("-") for word in last)
-    return [*words, *(["--"] if last and (marked or several) else []), *last]
+    return [*first, *words, *(["--"] if last and (marked or several) else []), *last]
 
 
 def _declared_words(option: OptionDocument, value: Parameter, arguments: str) -> list[str]:

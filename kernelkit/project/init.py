@@ -32,6 +32,7 @@ from kernelkit.notebook.render import render
 from kernelkit.project.survey import (
     Candidate,
     FileUse,
+    FileUses,
     Source,
     candidates,
     downloads,
@@ -132,7 +133,7 @@ def plan_init(
     uses = file_uses(_in_project(bundle, modules))
     _plan_parameters(draft, chosen.options)
     _plan_files(draft, project, uses.read, chosen.options)
-    _plan_outputs(draft, uses.written, chosen.options)
+    _plan_outputs(draft, uses, chosen.options)
     contents = {source.path: source.content for source in modules}
     online = downloads(contents)
     if online:
@@ -305,6 +306,13 @@ def _in_project(bundle: Bundle, modules: Sequence[Source]) -> Iterator[Source]:
 
 
 def _plan_parameters(draft: _Draft, options: Sequence[Option]) -> None:
+    subcommand = next((option for option in options if option.form == "subcommand"), None)
+    if subcommand is not None:  # which of the options it takes is not known
+        draft.notes.append(
+            f"the program has subcommands: name one in [tool.kernelkit.parameters], such as "
+            f'{subcommand.names[0]} = "train", with its options below'
+        )
+        return
     for option in options:
         name = next((n for n in option.names if _is_usable(n)), None)
         if name is None:
@@ -382,8 +390,7 @@ def _plan_files(
         except (ValueError, NotImplementedError):
             continue
         size = sum(f.stat().st_size for top in found for f in [top, *top.rglob("*")] if f.is_file())
-        is_code = all(one.suffix == ".py" for one in found)
-        if not found or is_code or size > LARGEST_FILE_BYTES:
+        if not found or size > LARGEST_FILE_BYTES:
             continue
         if any(one.suffix in _DATA_SUFFIXES for one in found):
             draft.notes.append(
@@ -396,10 +403,11 @@ def _plan_files(
             draft.files.append(line)
 
 
-def _plan_outputs(draft: _Draft, written: Sequence[FileUse], options: Sequence[Option]) -> None:
+def _plan_outputs(draft: _Draft, uses: FileUses, options: Sequence[Option]) -> None:
     """The files that the program writes to its working folder."""
-    values = {name: _planned(draft, option) for option in options for name in option.names}
-    for use in written:
+    values: dict[str, OptionValue] = {**uses.defaults}
+    values |= {name: _planned(draft, option) for option in options for name in option.names}
+    for use in uses.written:
         name = _output_of(use, values)
         if name and name not in draft.outputs and name not in draft.files:
             draft.outputs.append(name)

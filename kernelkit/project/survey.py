@@ -205,6 +205,8 @@ class FileUses:
 
     written: list[FileUse] = field(default_factory=list)
     read: list[FileUse] = field(default_factory=list)
+    defaults: dict[str, str] = field(default_factory=dict)
+    """Texts that are the default values of fields of classes, such as a dataclass of settings."""
 
 
 def file_uses(sources: Iterable[Source]) -> FileUses:
@@ -213,6 +215,7 @@ def file_uses(sources: Iterable[Source]) -> FileUses:
     for source in sources:
         folder = str(PurePosixPath(source.path).parent)
         names = _Names(source.tree, "" if folder == "." else folder)
+        uses.defaults |= names.defaults
         calls = (node for node in ast.walk(source.tree) if isinstance(node, ast.Call))
         for call in sorted(calls, key=lambda node: (node.lineno, node.col_offset)):
             _note_call(call, names, uses)
@@ -281,9 +284,7 @@ class _Names:
         """The folder of the source itself, relative to the project."""
 
         self._values: dict[str, ast.expr] = {}
-        self._fields: dict[str, ast.expr] = {}
-        """The default values of the fields of classes."""
-
+        self.defaults: dict[str, str] = {}
         for node in ast.walk(tree):
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 self._values.setdefault(node.targets[0].id, node.value)
@@ -291,13 +292,9 @@ class _Names:
                 self._values.setdefault(ast.unparse(node.target), node.value)
             elif isinstance(node, ast.ClassDef):
                 for line in node.body:
-                    if isinstance(line, ast.AnnAssign) and line.value is not None:
-                        self._fields[ast.unparse(line.target)] = line.value
-
-    def default(self, name: str) -> str:
-        """The literal default of a field of a class, such as a dataclass of settings."""
-        found = getattr(self._fields.get(name), "value", "")
-        return found if isinstance(found, str) else ""
+                    value = getattr(getattr(line, "value", None), "value", None)
+                    if isinstance(line, ast.AnnAssign) and isinstance(value, str):
+                        self.defaults[ast.unparse(line.target)] = value
 
     def resolve(self, node: ast.expr, steps: int = 0) -> FileUse | None:
         """The file that an expression names; None where it could be anything."""

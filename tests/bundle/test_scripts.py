@@ -212,6 +212,53 @@ show(vars(parser.parse_args()))
     assert received(tmp_path, source, words(source, parameters)[1]) == parameters
 
 
+SUBCOMMANDS = {
+    "argparse": f"""
+import argparse
+{SHOW}
+parser = argparse.ArgumentParser()
+commands = parser.add_subparsers(dest="command", required=True)
+train = commands.add_parser("train")
+train.add_argument("--epochs", type=int, default=3)
+train.add_argument("folder")
+commands.add_parser("predict").add_argument("--model", required=True)
+show(vars(parser.parse_args()))
+""",
+    "click": f"""
+import click
+{SHOW}
+@click.group()
+def cli(): ...
+@cli.command()
+@click.option("--epochs", type=int)
+@click.option("--folder")
+def train(**given): show(dict(given, command="train"))
+@cli.command()
+def predict(): ...
+cli()
+""",
+    "typer": f"""
+import typer
+{SHOW}
+app = typer.Typer()
+@app.command()
+def train(epochs: int = 3, folder: str = ""):
+    show(dict(epochs=epochs, folder=folder, command="train"))
+@app.command()
+def predict(): ...
+app()
+""",
+}
+
+
+@pytest.mark.parametrize("library", list(SUBCOMMANDS))
+def test_a_subcommand_comes_first(tmp_path: Path, library: str) -> None:
+    parameters = {"epochs": 5, "folder": "data", "command": "train"}
+    line, given = words(SUBCOMMANDS[library], parameters)
+    assert (line.library, line.open, given[0]) == (library, True, "train")
+    assert received(tmp_path, SUBCOMMANDS[library], given) == parameters
+
+
 HYDRA = f"""
 import hydra
 from omegaconf import OmegaConf

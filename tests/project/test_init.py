@@ -209,6 +209,57 @@ def test_a_script_that_reads_sys_argv_itself(write: Write) -> None:
     )
     section = initialized(project)
     assert (section["entry"], section["outputs"]) == ("train.py", ["out/ckpt.pt"])
+    assert section["files"] == ["configurator.py"]  # which it opens by its name
+
+
+DATACLASS = """
+import argparse, os
+from dataclasses import dataclass
+@dataclass
+class Settings:
+    data_path: str = "data/train.csv"
+    output_dir: str = "./results"
+parser = argparse.ArgumentParser()
+for name, value in vars(Settings()).items():
+    parser.add_argument("--" + name, default=value)
+settings = parser.parse_args()
+open(os.path.join(settings.output_dir, "metrics.json"), "w").write("{}")
+"""
+
+
+def test_an_output_folder_that_a_dataclass_names(write: Write) -> None:
+    assert initialized(write({"train.py": DATACLASS}))["outputs"] == ["results/metrics.json"]
+
+
+SUBCOMMANDS = {
+    "argparse": """
+import argparse
+parser = argparse.ArgumentParser()
+commands = parser.add_subparsers(dest="task")
+train = commands.add_parser("train")
+train.add_argument("--epochs", type=int, default=3)
+commands.add_parser("predict").add_argument("--model", required=True)
+parser.parse_args()
+""",
+    "click": """
+import click
+@click.group()
+def cli(): ...
+@cli.command()
+@click.option("--epochs", default=3)
+def train(epochs): ...
+if __name__ == "__main__":
+    cli()
+""",
+}
+
+
+@pytest.mark.parametrize(("library", "name"), [("argparse", "task"), ("click", "command")])
+def test_subcommands_are_left_to_the_person(write: Write, library: str, name: str) -> None:
+    project = write({"train.py": SUBCOMMANDS[library]})
+    plan = plan_init(project)
+    assert "parameters" not in tomllib.loads(plan.text)["tool"]["kernelkit"]
+    assert any(f'{name} = "train"' in note for note in plan.notes)
 
 
 @pytest.mark.parametrize(
