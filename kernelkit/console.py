@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import sys
 import time
 import traceback
@@ -212,6 +213,22 @@ def report(error: BaseException, *, as_json: bool) -> int:
     return code
 
 
+def as_called(text: str) -> str:
+    """A text whose commands begin as the user called this program, such as `.venv/bin/kernelkit`."""
+    return re.sub(r"(?:(?<=`)|(?<=: )|^)kernelkit (?=[a-z])", f"{_program()} ", text)
+
+
+def _program() -> str:
+    """The path of this program, unless the shell finds it by its name."""
+    path = Path(sys.argv[0])
+    if path.name != "kernelkit" or len(path.parts) == 1:
+        return "kernelkit"
+    found = shutil.which("kernelkit")
+    if found and path.samefile(found):
+        return "kernelkit"
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def _usage_advice(error: BaseException) -> str:
     context = getattr(error, "ctx", None)
     return f"Show the usage: `{context.command_path if context else 'kernelkit'} --help`"
@@ -221,7 +238,8 @@ def _print_error(message: str, next_step: str = "") -> None:
     text = "\n".join(_beginning(message, ERROR_MESSAGE_LINES))
     say(Text.assemble(("error: ", "bold red"), text), to=stderr, indent=7)
     if next_step:
-        say(Text.assemble(("next:  ", "bold"), one_line(next_step)), to=stderr, indent=7)
+        advice = one_line(as_called(next_step))
+        say(Text.assemble(("next:  ", "bold"), advice), to=stderr, indent=7)
 
 
 def _beginning(text: str, most: int) -> list[str]:
@@ -518,7 +536,7 @@ def watching(on_interrupt: str) -> Iterator[Reporter]:
             finally:
                 reporter.finish()
     except KeyboardInterrupt:
-        say(on_interrupt, to=stderr)
+        say(as_called(on_interrupt), to=stderr)
         document({"error": "interrupted", "next": on_interrupt, "exit_code": INTERRUPTED})
         raise typer.Exit(INTERRUPTED) from None
 
@@ -563,8 +581,8 @@ def initialized(plan: InitPlan, problems: Sequence[str]) -> None:
         commands = ["kernelkit rehearse --profile smoke --inputs DIR", "kernelkit run"]
         if not plan.inputs:
             commands[0] = "kernelkit rehearse --profile smoke"
-        say(f"next:  {commands[0]}{data}", indent=7)
-        say(f"then:  {commands[1]}", indent=7)
+        say(f"next:  {as_called(commands[0])}{data}", indent=7)
+        say(f"then:  {as_called(commands[1])}", indent=7)
     document(
         {
             "project_file": str(plan.path),
@@ -690,7 +708,7 @@ def following(
     try:
         yield print_new
     except KeyboardInterrupt:
-        say(on_interrupt, to=stderr)
+        say(as_called(on_interrupt), to=stderr)
         document({"error": "interrupted", "next": on_interrupt, "exit_code": INTERRUPTED})
         raise typer.Exit(INTERRUPTED) from None
     document([vars(entry) for entry in every])
@@ -755,7 +773,7 @@ def explain(diagnosis: Diagnosis) -> None:
         say("\n".join(f"  {shortened(printed)}" for printed in diagnosis.last_lines), indent=2)
     for note in diagnosis.notes:
         say(Text.assemble(("note:  ", "bold"), one_line(note)), indent=7)
-    say(Text.assemble(("next:  ", "bold"), one_line(diagnosis.next_step)), indent=7)
+    say(Text.assemble(("next:  ", "bold"), one_line(as_called(diagnosis.next_step))), indent=7)
 
 
 def _place(frame: Frame) -> str:

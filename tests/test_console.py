@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
@@ -221,3 +222,27 @@ def test_the_traceback_at_the_end_of_a_log_is_left_to_diagnose(screen: StringIO)
         reporter(entry(f"{line}\n"))
     console.configure()
     assert "RuntimeError: no" in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("program", "path", "shown"),
+    [
+        ("kernelkit", "", "kernelkit"),
+        ("{here}/.venv/bin/kernelkit", "", ".venv/bin/kernelkit"),
+        ("{here}/.venv/bin/kernelkit", "{here}/.venv/bin", "kernelkit"),
+        ("/elsewhere/bin/kernelkit", "", "/elsewhere/bin/kernelkit"),
+        ("{here}/kernelkit/__main__.py", "", "kernelkit"),
+    ],
+)
+def test_advice_names_the_command_as_the_user_called_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, path: str, shown: str
+) -> None:
+    command = tmp_path / ".venv" / "bin" / "kernelkit"
+    command.parent.mkdir(parents=True)
+    command.touch(mode=0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", path.format(here=tmp_path))
+    monkeypatch.setattr(sys, "argv", [program.format(here=tmp_path)])
+    text = "Come back with: kernelkit watch v1, or `kernelkit runs`. kernelkit runs the rest."
+    expected = f"Come back with: {shown} watch v1, or `{shown} runs`. kernelkit runs the rest."
+    assert console.as_called(text) == expected
