@@ -214,7 +214,7 @@ def report(error: BaseException, *, as_json: bool) -> int:
 
 
 def as_called(text: str) -> str:
-    """A text whose commands begin as the user called this program, such as `.venv/bin/kernelkit`."""
+    """A text whose commands begin as the user called them, such as `.venv/bin/kernelkit push`."""
     return re.sub(r"(?:(?<=`)|(?<=: )|^)kernelkit (?=[a-z])", f"{_program()} ", text)
 
 
