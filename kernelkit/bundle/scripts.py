@@ -281,13 +281,17 @@ def _fire(tree: ast.Module) -> CommandLine | None:
 
 
 def function_arguments(function: ast.FunctionDef) -> Iterator[tuple[str, bool, OptionValue]]:
-    """Name, whether it is required, and the literal default of each argument of a function."""
+    """Name, whether it is required, and the literal default of each argument of a function.
+
+    A tuple is no such default: the project file would make a list of it.
+    """
     given = function.args
     by_place = [*given.posonlyargs, *given.args]
     without = len(by_place) - len(given.defaults)
     defaults = [*[None] * without, *given.defaults, *given.kw_defaults]
     for argument, default in zip([*by_place, *given.kwonlyargs], defaults, strict=True):
-        yield argument.arg, default is None, _literal(default)
+        value = None if isinstance(default, ast.Tuple) else _literal(default)
+        yield argument.arg, default is None, value
 
 
 def _decorators(node: ast.AST, *words: str) -> list[ast.Call]:

@@ -315,7 +315,7 @@ class NotebookRun:
         command = self.bundle.get("command")
         module_name, _, function = entry.partition(":")
         result = None
-        with self._files_in_working_folder():
+        with self._files_in_working_folder(), _no_running_loop():
             try:
                 if command is not None:
                     self._run_program(command, parameters)
@@ -586,6 +586,25 @@ class NotebookRun:
 
 
 Run = NotebookRun  # as the template 30-hardware of kernelkit 0.1.0 calls it
+
+
+@contextlib.contextmanager
+def _no_running_loop() -> Iterator[None]:
+    """Hide Jupyter's event loop: `asyncio.run` refuses to start where another one runs."""
+    asyncio = sys.modules.get("asyncio")
+    running = asyncio._get_running_loop() if asyncio is not None else None
+    if asyncio is None or running is None:
+        yield
+        return
+    own = asyncio.new_event_loop()
+    asyncio._set_running_loop(None)
+    asyncio.set_event_loop(own)
+    try:
+        yield
+    finally:
+        own.close()
+        asyncio.set_event_loop(running)
+        asyncio._set_running_loop(running)
 
 
 def command_line(

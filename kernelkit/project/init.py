@@ -133,8 +133,9 @@ def plan_init(
     uses = file_uses(_in_project(bundle, modules))
     _plan_parameters(draft, chosen.options)
     _plan_files(draft, project, uses.read, chosen.options)
-    _plan_outputs(draft, uses, chosen.options)
     contents = {source.path: source.content for source in modules}
+    submits = any(b"submission" in content for content in contents.values())
+    _plan_outputs(draft, uses, chosen.options, "submission.csv" if submits else "*")
     online = downloads(contents)
     if online:
         draft.notes.append(f"{online} downloads something: enable_internet is true")
@@ -358,6 +359,8 @@ def _data_address(draft: _Draft, name: str, path: str, option: Option) -> Option
         named, _, inside = inside.partition("/")
         slug = slug or named
         inside = inside if named == slug else f"{named}/{inside}".strip("/")
+    elif slug is not None and inside.partition("/")[0] == slug:
+        inside = inside.partition("/")[2]
     if slug is None:
         draft.notes.append(
             f"{name} names data: give the competition with --competition, or add a dataset to "
@@ -403,7 +406,7 @@ def _plan_files(
             draft.files.append(line)
 
 
-def _plan_outputs(draft: _Draft, uses: FileUses, options: Sequence[Option]) -> None:
+def _plan_outputs(draft: _Draft, uses: FileUses, options: Sequence[Option], otherwise: str) -> None:
     """The files that the program writes to its working folder."""
     values: dict[str, OptionValue] = {**uses.defaults}
     values |= {name: _planned(draft, option) for option in options for name in option.names}
@@ -412,7 +415,7 @@ def _plan_outputs(draft: _Draft, uses: FileUses, options: Sequence[Option]) -> N
         if name and name not in draft.outputs and name not in draft.files:
             draft.outputs.append(name)
     if not draft.outputs:
-        draft.outputs.append("submission.csv" if draft.competition else "*")
+        draft.outputs.append(otherwise)
         draft.notes.append(
             "no file that the program writes was found: check outputs in [tool.kernelkit]"
         )

@@ -31,6 +31,11 @@ _WRITERS = {
     **dict.fromkeys(("write_text", "write_bytes"), -1),
 }
 _SAVES = {"torch": 1, "joblib": 1, "np": 0, "numpy": 0}  # module → the position of the path
+_ADDED = {  # to a name without it
+    (module, function): suffix
+    for module in ("np", "numpy")
+    for function, suffix in (("save", ".npy"), ("savez", ".npz"), ("savez_compressed", ".npz"))
+}
 _READERS = {
     **dict.fromkeys(("read_csv", "read_parquet", "read_json", "read_excel", "read_feather"), 0),
     **dict.fromkeys(("imread", "loadtxt", "genfromtxt", "safe_load_file", "run_path"), 0),
@@ -259,6 +264,9 @@ def _note_call(call: ast.Call, names: _Names, uses: FileUses) -> None:
         argument = owner if place == -1 else _argument(call, place)
         use = names.resolve(argument) if argument is not None else None
         if use is not None:
+            suffix = _ADDED.get((module, function), "")
+            if suffix and use.path and not use.path.endswith(("*", suffix)):
+                use = FileUse(use.base, use.path + suffix)
             found.append(use)
 
 

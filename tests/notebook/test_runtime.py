@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import collections
 import csv
 import datetime
@@ -496,6 +497,34 @@ def test_the_entry_does_not_see_the_arguments_of_jupyter(
     path = run.source_dir / "reads_arguments.py"
     path.write_text(ARGUMENTS)
     assert run.call("reads_arguments:go", {}) == (1, None, [], str(path))
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "return asyncio.run(answer())",
+        "return asyncio.get_event_loop().run_until_complete(answer())",
+        "asyncio.run(answer())\n    raise SystemExit",
+    ],
+)
+def test_the_entry_may_start_an_event_loop(
+    run: NotebookRun, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    run.source_dir.mkdir()
+    monkeypatch.syspath_prepend(str(run.source_dir))
+    monkeypatch.chdir(run.source_dir)
+    name = f"waits_{abs(hash(start))}"
+    (run.source_dir / f"{name}.py").write_text(
+        f"import asyncio\nasync def answer():\n    await asyncio.sleep(0)\n    return 42\n"
+        f"def go():\n    {start}\n"
+    )
+
+    async def cell() -> object:  # Jupyter runs a cell inside its own loop
+        result = run.call(f"{name}:go", {})
+        await asyncio.sleep(0)  # which goes on behind it
+        return result
+
+    assert asyncio.run(cell()) == (42 if start.startswith("return") else None)
 
 
 @pytest.mark.parametrize(("code", "good"), [("", True), ("0", True), ("1", False), ("'x'", False)])

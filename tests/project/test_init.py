@@ -130,7 +130,7 @@ import pandas as pd
 from sklearn.ensemble import RandomForestRegressor
 from .features import features
 
-def run(data_dir, output_dir, n_estimators=300, columns=("a", "b"), seed=None):
+def run(data_dir, output_dir, n_estimators=300, columns=["a", "b"], sizes=(1, 2)):
     rows = pd.read_csv(Path(data_dir) / "train.csv")
     model = RandomForestRegressor(n_estimators).fit(features(rows), rows["y"])
     joblib.dump(model, Path(output_dir) / "model.joblib")
@@ -299,6 +299,38 @@ def test_data_without_a_source_is_pointed_out(write: Write) -> None:
     notes = plan_init(project).notes
     assert any(note.startswith("data_dir names data: give the competition") for note in notes)
     assert "data_dir is required and has no default" in "\n".join(notes)
+
+
+@pytest.mark.parametrize(
+    ("default", "address"),
+    [
+        ("../data/letters", "kaggle://input/letters"),
+        ("./data/letters/train.csv", "kaggle://input/letters/train.csv"),
+        ("/kaggle/input/letters/a", "kaggle://input/letters/a"),
+        ("data/train", "kaggle://input/letters/train"),
+    ],
+)
+def test_the_folder_of_the_competition_is_named_once(
+    write: Write, default: str, address: str
+) -> None:
+    source = f"def run(data_dir={default!r}):\n    open('out.txt', 'w').close()\n"
+    project = write({"job/__init__.py": "", "job/train.py": source})
+    assert initialized(project, competition="letters")["parameters"] == {"data_dir": address}
+
+
+@pytest.mark.parametrize(
+    ("source", "outputs"),
+    [
+        ("import numpy as np\nnp.save('a', 1)\nnp.savez('b', a=1)\n", ["a.npy", "b.npz"]),
+        ("import numpy as np\nnp.save('a.b.npy', 1)\n", ["a.b.npy"]),
+        ("print()\n", ["*"]),
+        ("print('submission')\n", ["submission.csv"]),
+    ],
+)
+def test_outputs_have_the_names_that_the_run_gives_them(
+    write: Write, source: str, outputs: list[str]
+) -> None:
+    assert initialized(write({"train.py": source}), competition="letters")["outputs"] == outputs
 
 
 READS = """
