@@ -8,7 +8,8 @@ unnoticed. For the same reason it imports neither kaggle nor kagglesdk. Start it
     state         kernels, their versions, and Kaggle's rules; no HTTP, no processes
     datasets      datasets and models
     competitions  competitions, their files, and the submissions to them
-    metric        the score of a submission
+    scoring       the score of a submission, by the metric of the competition
+    metric        the metric of masks: mean average precision over IoU thresholds
     uploads       files that clients upload
     storage       atomic JSON files, the lock of the state folder, safe names
     runner        starts, watches, limits and ends the runs

@@ -29,6 +29,7 @@ from kernelkit.emulator.kernels_api import KernelsApi
 from kernelkit.emulator.metric import InvalidCsv
 from kernelkit.emulator.plugin import EmulatorPlugin, PluginError, load_plugin
 from kernelkit.emulator.runner import TIME_LIMIT, Isolation, SessionRunner, why_no_namespace
+from kernelkit.emulator.scoring import METRICS
 from kernelkit.emulator.server import EmulatorServer
 from kernelkit.emulator.state import GPU_HOURS, EmulatedKaggle, is_account
 from kernelkit.emulator.storage import StateError, lock_file, write_json
@@ -263,6 +264,7 @@ def _add_competition_options(parser: argparse.ArgumentParser) -> None:
     """The options of competitions and datasets."""
     add = parser.add_argument
     add("--solutions", type=_folder, help="folder of <slug>/solution.csv, never mounted")
+    add("--metric", default="", metavar="NAME", help=f"{', '.join(METRICS)}, or module:function")
     add("--scoring-seconds", type=_hours, default=SCORING, metavar="SECONDS", help="in PENDING")
     add("--daily-submissions", type=_count, default=DAILY, metavar="N", help="of one account")
     add("--silent-limit", action="store_true", help="accept more, but do not store them")
@@ -288,6 +290,7 @@ def _competition_settings(options: argparse.Namespace) -> CompetitionSettings:
         options.scoring_seconds,
         frozenset(options.rules_not_accepted),
         frozenset(options.code_competition),
+        options.metric,
     )
 
 

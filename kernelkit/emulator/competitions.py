@@ -27,8 +27,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from kernelkit.emulator.metric import InvalidCsv, Solution, read_solution, score
+from kernelkit.emulator.metric import InvalidCsv
 from kernelkit.emulator.responses import RequestRefused
+from kernelkit.emulator.scoring import Scorer, read_scorer
 from kernelkit.emulator.state import StoredFile
 from kernelkit.emulator.storage import is_safe_name, read_json, reading, write_json
 
@@ -51,7 +52,8 @@ class CompetitionSettings:
 
     `daily`: submissions of an account per day. `scoring`: seconds in PENDING. `silent_limit`:
     beyond the daily limit, answer as if the submission was accepted, as has happened on Kaggle
-    [A, kaggle-cli #148]. `code_only`: competitions that take no uploads.
+    [A, kaggle-cli #148]. `code_only`: competitions that take no uploads. `metric`: of all
+    competitions (see `scoring`).
     """
 
     daily: int = DAILY
@@ -59,6 +61,7 @@ class CompetitionSettings:
     scoring: float = SCORING
     rules_not_accepted: frozenset[str] = frozenset()
     code_only: frozenset[str] = frozenset()
+    metric: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Competitions:
         self.settings = settings
         self._folder = folder
         self._inputs = inputs
-        self._solutions = _solutions(solutions)
+        self._scorers = _scorers(solutions, settings.metric)
         self._lock = threading.Lock()
         self._zipping = threading.Lock()
         self._zipped: dict[str, tuple[StoredFile, ...]] = {}
@@ -114,7 +117,7 @@ class Competitions:
     def check(self, competition: str, rules: bool = True) -> str:
         """The slug. Raises RequestRefused if it is unknown or its rules are not accepted."""
         slug = competition.lower()
-        if slug not in self._solutions and self._data(slug) is None:
+        if slug not in self._scorers and self._data(slug) is None:
             raise RequestRefused(404, "Not found")
         if rules and slug in self.settings.rules_not_accepted:
             raise RequestRefused(403, NOT_ACCEPTED)
@@ -122,7 +125,7 @@ class Competitions:
 
     def is_scored(self, slug: str) -> bool:
         """Whether there is a solution."""
-        return slug in self._solutions
+        return slug in self._scorers
 
     def files(self, competition: str) -> list[StoredFile]:
         """The files of a competition, sorted; a name is the path below its folder."""
@@ -223,11 +226,11 @@ class Competitions:
         return known
 
     def _scored(self, submission: StoredSubmission) -> StoredSubmission:
-        solution = self._solutions.get(submission.competition)
-        if solution is None:
+        score = self._scorers.get(submission.competition)
+        if score is None:
             return replace(submission, status="COMPLETE")
         try:
-            scores = score(solution, self._folder / str(submission.ref) / "submission.csv")
+            scores = score(self._folder / str(submission.ref) / "submission.csv")
         except InvalidCsv as error:
             return replace(submission, status="ERROR", error=f"ERROR: {error}")
         public, private = _shown(scores.public), _shown(scores.private)
@@ -250,12 +253,12 @@ class Competitions:
         return key
 
 
-def _solutions(folder: Path | None) -> dict[str, Solution]:
-    """Solutions by slug. Raises InvalidCsv, which names the file."""
+def _scorers(folder: Path | None, metric: str) -> dict[str, Scorer]:
+    """What scores each competition, by its slug. Raises InvalidCsv, which names the file."""
     found = {}
     for path in sorted(folder.glob("*/solution.csv")) if folder else ():
         try:
-            found[path.parent.name.lower()] = read_solution(path)
+            found[path.parent.name.lower()] = read_scorer(path, metric)
         except InvalidCsv as error:
             raise InvalidCsv(f"{path}: {error}") from None
     return found

@@ -59,7 +59,7 @@ def read_solution(path: Path) -> Solution:
 
     Raises InvalidCsv.
     """
-    header, rows = _table(path)
+    header, rows = read_table(path)
     known = [*COLUMNS, "Usage"]
     if header not in (known, [*known, "pixels"]):
         columns = f"{', '.join(header)} (known: {', '.join(known)})"
@@ -84,7 +84,7 @@ def score(solution: Solution, path: Path) -> Scores:
     Every id of the solution must appear once, and no other. Where Kaggle's wording is unknown,
     the messages are ours [?].
     """
-    header, rows = _table(path)
+    header, rows = read_table(path)
     if header != list(COLUMNS):
         raise InvalidCsv(f"The columns must be {', '.join(COLUMNS)}, not {', '.join(header)}")
     masks, problems = _masks(((row[0], row[1]) for row in rows), solution.pixels)
@@ -92,9 +92,9 @@ def score(solution: Solution, path: Path) -> Scores:
     unknown = [key for key in masks if key not in solution.masks]
     if missing:
         found = f"Unable to find {len(missing)} required key values in the 'id' column"  # [A]
-        problems.append(f"{found}: {_examples(missing)}")
+        problems.append(f"{found}: {examples(missing)}")
     if unknown:
-        problems.append(f"{len(unknown)} values in the 'id' column unknown: {_examples(unknown)}")
+        problems.append(f"{len(unknown)} values in the 'id' column unknown: {examples(unknown)}")
     if problems:
         raise InvalidCsv(". ".join(problems))
     return Scores(*(_mean(solution, masks, usage) for usage in ("Public", "Private")))
@@ -154,12 +154,12 @@ def _masks(
         except ValueError as error:
             masks[key] = 0
             illegal.append(f"{key}: {error}")
-    problems = [f"{len(twice)} duplicate values in the 'id' column: {_examples(twice)}"]
-    problems.append(f"{len(illegal)} run-length texts are not legal: {_examples(illegal)}")
+    problems = [f"{len(twice)} duplicate values in the 'id' column: {examples(twice)}"]
+    problems.append(f"{len(illegal)} run-length texts are not legal: {examples(illegal)}")
     return masks, [p for p, found in zip(problems, (twice, illegal), strict=True) if found]
 
 
-def _table(path: Path) -> tuple[list[str], list[list[str]]]:
+def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a csv, all as long as the header. Raises InvalidCsv."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -180,5 +180,6 @@ def _rows(lines: Iterable[str]) -> Iterator[list[str]]:
     return (row for row in csv.reader(lines, strict=True) if row)
 
 
-def _examples(found: list[str]) -> str:
+def examples(found: list[str]) -> str:
+    """The first few, for an error."""
     return ", ".join(found[:SHOWN]) + (", …" if len(found) > SHOWN else "")
