@@ -225,8 +225,9 @@ RULES = (
     # argparse, click, typer (with and without a box), absl, fire and docopt.
     _rule(
         FailureCause.USAGE,
-        "The program refuses its command line, which the log shows after `$ python`. Change "
-        "`arguments` or the parameters in [tool.kernelkit], and try it with `kernelkit rehearse`.",
+        "The program refuses its command line. A script gets `arguments` and the parameters of "
+        "[tool.kernelkit]: the log shows them after `$ python`. A function gets an empty one: let "
+        "it take parameters, or make the script the entry. Try it with `kernelkit rehearse`.",
         r"^\s*[Uu]sage: (?:.*\n){1,60}?.*(?:\b[Ee]rror: |ERROR: |─ Error ─)",
         r"^ERROR: (?:.*\n){1,60}?[Uu]sage: ",
         r"FATAL Flags parsing error:",

@@ -150,7 +150,8 @@ def watch_run(
                 raise
             limit = (error.retry_after or 0.0) if isinstance(error, RateLimitedError) else 0.0
             limit = min(limit, kaggle.timeouts.outage)  # some servers ask for a day
-            yield f"{error}; trying again"
+            if not kaggle.is_late:  # else the deadline has cut off the call
+                yield f"{error}; trying again"
             current = state
         else:
             answered = clock()

@@ -250,6 +250,18 @@ def test_a_silent_stream_does_not_delay_the_deadline(
     assert 1.5 < time.monotonic() - started < 8
 
 
+@pytest.mark.parametrize("log", [[], [FIRST]])
+def test_a_call_that_the_deadline_cuts_off_is_not_reported(
+    kaggle: Kaggle, server: Server, log: list[str]
+) -> None:
+    server.statuses, server.streams, server.log = [COMPLETE], [failing(404)], log
+    kaggle.timeouts = replace(QUICK, grace=60)
+    events: list[object] = []
+    with kaggle.ends_in(0.7), pytest.raises(DeadlineError):
+        events.extend(watch.watch_run(kaggle, pushed_again(kaggle), CPU, deadline=0.7))
+    assert not [event for event in events if isinstance(event, str)]
+
+
 def test_a_stream_that_outlives_its_run_does_not_block_the_watch(
     kaggle: Kaggle, server: Server
 ) -> None:
