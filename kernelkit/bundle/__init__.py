@@ -9,7 +9,7 @@ checks   the entry and the imports: is everything there that the program needs?
 imports  the import graph: order, what the entry reaches, names from elsewhere; `Signature`,
          `REMOVED`
 metadata  name, version and entry points of the project's distribution: `Distribution`
-syntax   parses source for the Python of Kaggle's image: `parse`, `Parsed`
+syntax   parses source for the Python of Kaggle's image: `parse`, `Parsed`, `called_name`
 scripts  which options a script takes: `read_command_line`, `function_arguments`,
          `CommandLine`, `Option`, `OptionForm`, `OptionValue`
 image    compares imports with Kaggle's image: `compare`, `load_snapshot`, `read_snapshot`,

@@ -206,19 +206,11 @@ class Module:
         found = bound[0]
         if found.decorator_list or found not in nodes[0].body:  # type: ignore[attr-defined]
             return None
-        given = found.args
-        by_place = [*given.posonlyargs, *given.args]
-        required = by_place[: len(by_place) - len(given.defaults)]
-        by_name = [
-            argument
-            for argument, default in zip(given.kwonlyargs, given.kw_defaults, strict=True)
-            if default is None
-        ]
         waits = isinstance(found, ast.AsyncFunctionDef)
         return Signature(
-            accepted=frozenset(a.arg for a in (*given.args, *given.kwonlyargs)),
-            required=frozenset(a.arg for a in (*required, *by_name)),
-            open=given.kwarg is not None,
+            accepted=frozenset(a.arg for a in (*found.args.args, *found.args.kwonlyargs)),
+            required=frozenset(a.arg for a, value in syntax.arguments_of(found) if value is None),
+            open=found.args.kwarg is not None,
             runs_when_called=not waits and not _yields(found),
         )
 
@@ -549,7 +541,7 @@ def _calls(tree: ast.Module, content: bytes, package: str) -> tuple[list[Import]
             dynamic.append(node.lineno)
         if not isinstance(node, ast.Call):
             continue
-        function = getattr(node.func, "id", getattr(node.func, "attr", ""))
+        function = syntax.called_name(node)
         runs_text = function in ("exec", "eval")
         if function not in _BY_NAME and function not in renamed:
             continue

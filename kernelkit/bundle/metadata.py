@@ -174,7 +174,7 @@ def _reading_lines(module: Module, names: frozenset[str]) -> list[int]:
     for node in nodes:
         if not isinstance(node, ast.Call):
             continue
-        function = getattr(node.func, "id", getattr(node.func, "attr", ""))
+        function = syntax.called_name(node)
         if function not in _READS and function not in renamed:
             continue
         words = [*node.args[:1], *(keyword.value for keyword in node.keywords[:1])]

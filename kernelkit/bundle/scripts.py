@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from kernelkit.bundle.syntax import arguments_of, called_name
+
 OptionForm = Literal[
     "value", "list", "repeated", "switch", "count", "truth", "literal", "subcommand"
 ]
@@ -106,10 +108,10 @@ def _argparse(trees: list[ast.Module]) -> CommandLine:
     options = []
     is_open = False
     for call in calls:
-        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        name = called_name(call)
         is_open |= name in _OPENING
         if name == "add_subparsers":
-            given = {str(keyword.arg): keyword.value for keyword in call.keywords}
+            given = _keywords(call)
             options.append(_subcommand(_text(given.get("dest")), _is_true(given.get("required"))))
         if name == "add_argument":
             option = _argparse_option(call)
@@ -129,18 +131,18 @@ def _argparse_option(call: ast.Call) -> Option | None:
     flags = [_text(argument) for argument in call.args]
     if not flags or not all(flags) or any(keyword.arg is None for keyword in call.keywords):
         return None
-    given = {str(keyword.arg): keyword.value for keyword in call.keywords}
+    given = _keywords(call)
     action = _text(given.get("action")) or ast.unparse(given["action"]) if "action" in given else ""
     if action in _WITHOUT_PARAMETER:
         return Option((), "")
     dest = _text(given.get("dest"))
-    nargs = _literal(given.get("nargs"))
-    many = "nargs" in given and nargs != "?"
+    nargs = ast.unparse(given["nargs"]) if "nargs" in given else "None"
+    many = nargs not in ("None", "'?'")
     default = _literal(given.get("default"))
     if not flags[0].startswith("-"):
-        optional = nargs in ("?", "*")
         form: OptionForm = "list" if many else "value"
-        return Option((_name(flags[0]),), "", form, required=not optional, default=default)
+        required = nargs == "None" or nargs == "'+'" or nargs.isdecimal()
+        return Option((_name(flags[0]),), "", form, required=required, default=default)
     long = [flag for flag in flags if flag.startswith("--")] or flags
     names = tuple(dict.fromkeys([*([dest] if dest else []), *map(_name, long)]))
     required = _is_true(given.get("required"))
@@ -170,12 +172,11 @@ def _click(tree: ast.Module) -> CommandLine | None:
     is_open = False
     for call in _decorators(commands[0], "option", "argument"):
         flags = [_text(argument) for argument in call.args]
-        given = {str(keyword.arg): keyword.value for keyword in call.keywords}
+        given = _keywords(call)
         if not flags or not all(flags):
             is_open = True
-        elif getattr(call.func, "attr", getattr(call.func, "id", "")) == "argument":
-            nargs = given.get("nargs")
-            many = nargs is not None and ast.unparse(nargs) != "1"
+        elif called_name(call) == "argument":
+            many = "nargs" in given and ast.unparse(given["nargs"]) != "1"
             required = not ("default" in given or _is_false(given.get("required")))
             options.append(
                 Option((_name(flags[0]),), "", "list" if many else "value", required=required)
@@ -219,33 +220,24 @@ def _typer(tree: ast.Module) -> CommandLine | None:
 
 
 def _typer_options(function: ast.FunctionDef) -> Iterator[Option]:
-    arguments = [*function.args.args, *function.args.kwonlyargs]
-    without = len(function.args.args) - len(function.args.defaults)
-    defaults = [None] * without + [*function.args.defaults, *function.args.kw_defaults]
-    for argument, default in zip(arguments, defaults, strict=True):
+    for argument, default in arguments_of(function):
         kind = ast.unparse(argument.annotation) if argument.annotation else ""
         if kind.endswith("Context"):
             continue
-        calls = [n for n in ast.walk(argument) if isinstance(n, ast.Call)]
-        declared = calls[0] if calls else default if isinstance(default, ast.Call) else None
-        word = ast.unparse(declared.func).rpartition(".")[2] if declared else ""
-        given = list(declared.args) if declared else []
-        if declared is default and declared is not None:
-            first = (
-                given.pop(0)
-                if given
-                else next((k.value for k in declared.keywords if k.arg == "default"), None)
-            )
-            required = first is None or ast.unparse(first) == "..."
-            value = _literal(first)
-        else:
-            required, value = default is None, _literal(default)
+        nodes = [*ast.walk(argument), default]
+        calls = [node for node in nodes if isinstance(node, ast.Call)]
+        declared = next((c for c in calls if called_name(c) in ("Argument", "Option")), None)
+        words = list(declared.args) if declared else []
+        if declared is not None and declared is default:  # `= typer.Option(0.5, "--rate")`
+            default = words.pop(0) if words else _keywords(declared).get("default")
+        required, value = default is None or ast.unparse(default) == "...", _literal(default)
+        is_argument = called_name(declared) == "Argument" if declared else required
         is_list = "list[" in kind.lower()
-        if word == "Argument" or (word != "Option" and default is None):
+        if is_argument:
             form: OptionForm = "list" if is_list else "value"
             yield Option((argument.arg,), "", form, required=required, default=value)
             continue
-        flags = [text for text in map(_text, given) if text.startswith("--")]
+        flags = [text for text in map(_text, words) if text.startswith("--")]
         on, _, off = (flags[0] if flags else f"--{argument.arg.replace('_', '-')}").partition("/")
         if "bool" in kind:
             off = off.strip() or ("" if flags else f"--no-{on.lstrip('-')}")
@@ -285,13 +277,13 @@ def function_arguments(function: ast.FunctionDef) -> Iterator[tuple[str, bool, O
 
     A tuple is no such default: the project file would make a list of it.
     """
-    given = function.args
-    by_place = [*given.posonlyargs, *given.args]
-    without = len(by_place) - len(given.defaults)
-    defaults = [*[None] * without, *given.defaults, *given.kw_defaults]
-    for argument, default in zip([*by_place, *given.kwonlyargs], defaults, strict=True):
+    for argument, default in arguments_of(function):
         value = None if isinstance(default, ast.Tuple) else _literal(default)
         yield argument.arg, default is None, value
+
+
+def _keywords(call: ast.Call) -> dict[str, ast.expr]:
+    return {str(keyword.arg): keyword.value for keyword in call.keywords}
 
 
 def _decorators(node: ast.AST, *words: str) -> list[ast.Call]:
@@ -299,7 +291,7 @@ def _decorators(node: ast.AST, *words: str) -> list[ast.Call]:
     found = []
     for decorator in getattr(node, "decorator_list", ()):
         call = decorator if isinstance(decorator, ast.Call) else ast.Call(decorator, [], [])
-        if getattr(call.func, "attr", getattr(call.func, "id", "")) in words:
+        if called_name(call) in words:
             found.append(call)
     return found
 

@@ -70,6 +70,22 @@ def parse(content: bytes, path: str, python: tuple[int, int]) -> Parsed:
     return Parsed(ast.parse(copy, filename=path), copy)
 
 
+def called_name(call: ast.Call) -> str:
+    """The last word of what is called: `append` of `x.items.append()`; empty for an expression."""
+    return getattr(call.func, "attr", getattr(call.func, "id", ""))
+
+
+def arguments_of(
+    function: ast.FunctionDef | ast.AsyncFunctionDef,
+) -> Iterator[tuple[ast.arg, ast.expr | None]]:
+    """Each argument of a function with its default value, without `*args` and `**kwargs`."""
+    given = function.args
+    by_place = [*given.posonlyargs, *given.args]
+    without = len(by_place) - len(given.defaults)
+    defaults = [*[None] * without, *given.defaults, *given.kw_defaults]
+    return zip([*by_place, *given.kwonlyargs], defaults, strict=True)
+
+
 def text_of(source: bytes | str) -> str:
     """Source as text, by its declared encoding."""
     return source if isinstance(source, str) else importlib.util.decode_source(source)

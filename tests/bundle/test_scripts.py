@@ -162,6 +162,35 @@ def test_typer_receives_the_parameters(tmp_path: Path) -> None:
     assert [o.names[0] for o in line.options if o.required] == ["data", "extra", "name"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "required"),
+    [
+        ("a: int, b: str = 'x', /, c: int = 1", ["a"]),
+        ("a: int, /, *, b: Path = Path(), c: bool = typer.Option(...)", ["a", "c"]),
+        ("a: Annotated[Path, typer.Argument(default=None)] = Path(), b: int = ...", ["b"]),
+    ],
+)
+def test_typer_functions_in_every_form(arguments: str, required: list[str]) -> None:
+    line = read_command_line([f"import typer\ndef main({arguments}): ...\ntyper.run(main)\n"])
+    assert [option.names[0] for option in line.options if option.required] == required
+
+
+@pytest.mark.parametrize(
+    ("nargs", "form", "required"),
+    [
+        ("None", "value", True),
+        ("'?'", "value", False),
+        ("'+'", "list", True),
+        ("2", "list", True),
+        ("argparse.REMAINDER", "list", False),
+    ],
+)
+def test_argparse_counts_of_words(nargs: str, form: str, required: bool) -> None:
+    source = f"import argparse\nargparse.ArgumentParser().add_argument('x', nargs={nargs})\n"
+    (option,) = read_command_line([source]).options
+    assert (option.form, option.required) == (form, required)
+
+
 FIRE = f"""
 import fire
 {SHOW}
