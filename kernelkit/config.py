@@ -292,19 +292,19 @@ class Config(_Section):
     files: tuple[str, ...] = ()
     """Files and folders that are carried next to the packages, relative to the project."""
 
-    include: tuple[str, ...]
+    include: tuple[str, ...] = ()
     """Patterns as in .gitignore, of files to carry that are left out by default."""
 
-    exclude: tuple[str, ...]
+    exclude: tuple[str, ...] = ()
     """Patterns as in .gitignore, of files to leave out; they win over `include`."""
 
-    only_reachable: bool
+    only_reachable: bool = False
     """Carry only what the entry imports, directly or not."""
 
-    layout: Layout
+    layout: Layout = "auto"
     """Which files go into the compressed cell: none, all, or as few as the size limit allows."""
 
-    pip: tuple[str, ...]
+    pip: tuple[str, ...] = ()
     """Requirements (PEP 508) that the run installs first, with those of the files that the project
     file names."""
 
@@ -317,13 +317,13 @@ class Config(_Section):
     metric_goal: MetricGoal | None = None
     """None to tell from the name of the metric."""
 
-    gpu_reserve_hours: float
+    gpu_reserve_hours: float = 0.0
     """GPU hours of the week that no push may use."""
 
-    templates: Path | None
+    templates: Path | None = None
     """The project's own templates; None for kernelkit's."""
 
-    image: Path | None
+    image: Path | None = None
     """The project's own snapshot of Kaggle's image; None for kernelkit's."""
 
     allow_secrets: tuple[str, ...] = ()
@@ -332,12 +332,12 @@ class Config(_Section):
 
     kernel: KernelSettings
     submission: SubmissionSettings = SubmissionSettings()
-    parameters: dict[str, Parameter]
+    parameters: dict[str, Parameter] = Field(default_factory=dict)
     comments: dict[str, tuple[tuple[str, ...], str]] = Field(default_factory=dict)
     """Of parameters: the comment lines above, and the comment on the line."""
 
-    profile: str | None
-    endpoint: str | None
+    profile: str | None = None
+    endpoint: str | None = None
     """Address of a local Kaggle; None for the real one."""
 
     @property

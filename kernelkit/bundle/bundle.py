@@ -124,6 +124,7 @@ def read_bundle(config: Config) -> Bundle:
     """
     arrangement = _arrange(config)
     files = PackageFiles.find(config, arrangement)
+    files.require_modules()
     reader = _ModuleReader(files, config)
     with _parsing():
         modules, unreadable = reader.parse()

@@ -164,8 +164,8 @@ class PackageFiles:
         """Walk through the packages and through `files`.
 
         Raises:
-            BundleError: a package is missing or has no module, a file cannot be read, or a compiled
-                extension would have to be carried.
+            BundleError: a package is missing, a file cannot be read, or a compiled extension would
+                have to be carried.
         """
         files = cls(config.project, arrangement)
         rules = _Rules(config)
@@ -178,16 +178,21 @@ class PackageFiles:
         for pattern in config.files:
             files._add_named(pattern, rules, links)
         files._paths.sort()
-        if not any(files.is_carried(name) for name in files.modules):
-            reasons = sorted({str(files.reason(name)) for name in files.modules})
-            but = f" except those that are left out ({', '.join(reasons)})" if reasons else ""
-            raise BundleError(
-                f"{', '.join(config.package)}: there is no Python module{but}",
-                'Name the files to carry in "include" of [tool.kernelkit].' if reasons else "",
-            )
         files.notes = rules.notes([*map(files.in_project, files._paths), *files.left_out])
         files.notes += files._link_notes(links)
         return files
+
+    def require_modules(self) -> None:
+        """Raise unless at least one module is carried."""
+        if any(map(self.is_carried, self.modules)):
+            return
+        reasons = sorted({str(self.reason(name)) for name in self.modules})
+        but = f" except those that are left out ({', '.join(reasons)})" if reasons else ""
+        raise BundleError(
+            f"{', '.join(map(self.in_project, self.arrangement.packages))}: there is no Python "
+            f"module{but}",
+            'Name the files to carry in "include" of [tool.kernelkit].' if reasons else "",
+        )
 
     def in_project(self, path: str) -> str:
         """`pkg/mod.py` → `src/pkg/mod.py`."""

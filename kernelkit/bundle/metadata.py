@@ -18,7 +18,7 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from kernelkit.bundle import image, syntax
 from kernelkit.bundle.imports import Module
@@ -196,7 +196,7 @@ def _stated(project: Path) -> tuple[_Stated, _Build]:
         if "poetry" in tool:
             return _Stated.model_validate(tool["poetry"]), _Build()
         return _of_setup_cfg(project)
-    except (*_UNKNOWN, ValidationError):
+    except (*_UNKNOWN, AttributeError, TypeError):  # a table may be anything else
         return _Stated(), _Build()
 
 

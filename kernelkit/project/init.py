@@ -6,6 +6,7 @@ writes, as far as literals in the source show them. Nothing of the project is ex
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import tomllib
@@ -39,7 +40,7 @@ from kernelkit.project.survey import (
     file_uses,
     module_of,
 )
-from kernelkit.storage import decoded, write_atomically
+from kernelkit.storage import write_atomically
 
 LONGEST_TITLE, SHORTEST_SLUG = 50, 5  # characters; Kaggle's limits
 LARGEST_FILE_BYTES = 200_000  # of a file that is carried because the program opens it
@@ -133,16 +134,15 @@ def plan_init(
     uses = file_uses(_in_project(bundle, modules))
     _plan_parameters(draft, chosen.options)
     _plan_files(draft, project, uses.read, chosen.options)
-    contents = {source.path: source.content for source in modules}
-    submits = any(b"submission" in content for content in contents.values())
+    submits = any(b"submission" in source.content for source in modules)
     _plan_outputs(draft, uses, chosen.options, "submission.csv" if submits else "*")
-    online = downloads(contents)
+    online = downloads(modules)
     if online:
         draft.notes.append(f"{online} downloads something: enable_internet is true")
     gpu = not _GPU_LIBRARIES.isdisjoint({*bundle.third_party, *bundle.optional})
     slug = _slug(existing.name or project.resolve().name)
     text = _text(draft, package, chosen, slug, gpu=gpu, online=bool(online))
-    _require_toml(path, text)
+    _require_toml(path, existing.text, text)
     return InitPlan(
         path,
         exists=False,
@@ -172,6 +172,7 @@ def write_init(plan: InitPlan) -> None:
 class _Existing:
     """What init reads in a project file that is there already."""
 
+    text: str = ""
     configured: bool = False
     name: str = ""
     commands: tuple[str, ...] = ()
@@ -192,15 +193,23 @@ def _existing(path: Path) -> _Existing:
     if not path.exists():
         return _Existing()
     try:
-        table = tomllib.loads(decoded(path.read_bytes()))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", "Fix the file first.") from None
-    project = table.get("project", {})
-    return _Existing(
-        configured="kernelkit" in table.get("tool", {}),
-        name=str(project.get("name", "")),
-        commands=tuple(map(str, project.get("scripts", {}).values())),
-    )
+        text = path.read_bytes().decode("utf-8-sig")
+        document = tomllib.loads(text)
+        project = _table(document.get("project"))
+        return _Existing(
+            text=text,
+            configured="kernelkit" in _table(document.get("tool")),
+            name=str(project.get("name", "")),
+            commands=tuple(map(str, _table(project.get("scripts")).values())),
+        )
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error}", "Make it valid TOML in UTF-8 first."
+        ) from None
+
+
+def _table(value: object) -> dict[str, object]:
+    return value if isinstance(value, dict) else {}
 
 
 def _provisional(project: Path, package: Sequence[str], entry: str) -> Config:
@@ -210,33 +219,22 @@ def _provisional(project: Path, package: Sequence[str], entry: str) -> Config:
         package=tuple(package),
         entry=entry,
         outputs=("unknown",),
-        include=(),
-        exclude=(),
         only_reachable=True,
-        layout="auto",
-        pip=(),
-        gpu_reserve_hours=0.0,
-        templates=None,
-        image=None,
         kernel=KernelSettings(id="unknown", title="unknown"),
-        parameters={},
-        profile=None,
-        endpoint=None,
     )
 
 
 def _sources(project: Path) -> list[Source]:
     config = _provisional(project, [WHOLE_PROJECT], "unknown.py")
-    try:
-        files = PackageFiles.find(config, Arrangement({}, (WHOLE_PROJECT,)))
-    except BundleError as error:
-        if any(config.project.rglob("*.py")):
-            raise
+    files = PackageFiles.find(config, Arrangement({}, (WHOLE_PROJECT,)))
+    paths = [path for path in files.data(()) if path.endswith(".py")]
+    if not paths and files.modules:
+        files.require_modules()
+    if not paths:
         raise ConfigError(
             f"there is no Python in {config.project}",
             "Go to the folder of your project, or name it: --project DIR.",
-        ) from error
-    paths = sorted(files.modules[name] for name in files.modules if files.is_carried(name))
+        )
     return [Source(path, files.content(path)) for path in paths]
 
 
@@ -265,20 +263,12 @@ def _chosen(project: Path, found: list[Candidate], entry: str | None) -> Candida
 
 def _carried(project: Path, entry: str, sources: Sequence[Source]) -> tuple[list[str], Bundle]:
     """The value of `package`, and what the entry reaches of it."""
-    choices = [[WHOLE_PROJECT]]
-    if not entry.endswith(".py"):
-        module = entry.partition(":")[0]
-        home = next((s.path for s in sources if _is_module(project, s.path, module)), None)
-        top = _package_folder(project, home) if home else None
-        if top:
-            choices.insert(0, [top])
-    for number, package in enumerate(choices, 1):
-        try:
-            return package, read_bundle(_provisional(project, package, entry))
-        except BundleError:
-            if number == len(choices):
-                raise
-    raise AssertionError("there is always a choice")
+    module = "" if entry.endswith(".py") else entry.partition(":")[0]
+    home = next((s.path for s in sources if module and _is_module(project, s.path, module)), "")
+    if top := _package_folder(project, home):
+        with contextlib.suppress(BundleError):  # it may import what is next to it
+            return [top], read_bundle(_provisional(project, [top], entry))
+    return [WHOLE_PROJECT], read_bundle(_provisional(project, [WHOLE_PROJECT], entry))
 
 
 def _is_module(project: Path, path: str, module: str) -> bool:
@@ -381,7 +371,7 @@ def _plan_files(
     named += [o.default for o in options if isinstance(o.default, str) and o.default]
     for name in named:
         path = str(PurePosixPath(name))
-        if path.startswith(("/", "..", "~")) or path == "." or _DATA_PATH.match(name):
+        if path.startswith(("/", "..", "~")) or not path.strip("*.") or _DATA_PATH.match(name):
             if _DATA_PATH.match(name) and not any(name in str(o.default) for o in options):
                 draft.notes.append(
                     f"the program reads {name} by its name: make it a parameter with the value "
@@ -469,8 +459,8 @@ def _text(
     lines.append(f"entry = {_toml(chosen.entry)}")
     if chosen.library == "hydra":
         lines.append('arguments = "key=value" # Hydra')
-    elif chosen.library in ("fire", "") and not chosen.options and ":" not in chosen.entry:
-        lines += ['arguments = "--key=value"'] if chosen.library == "fire" else []
+    elif chosen.library == "fire" and not chosen.options:
+        lines.append('arguments = "--key=value"')
     if draft.files:
         lines.append(f"files = {_toml(draft.files)} # carried next to the code")
     lines.append(f"outputs = {_toml(draft.outputs)} # the run fails if one of them is missing")
@@ -494,8 +484,7 @@ def _smoke(draft: _Draft, gpu: bool) -> list[str]:
     small: dict[str, OptionValue] = {}
     for name, value in draft.parameters.items():
         for pattern, few in _SMALL:
-            is_number = isinstance(value, int) and not isinstance(value, bool)
-            if pattern.fullmatch(name.lower()) and is_number and int(str(value)) > few:
+            if pattern.fullmatch(name.lower()) and type(value) is int and value > few:
                 small[name] = few
         if isinstance(value, str) and value.startswith("cuda"):
             small[name] = "cpu"
@@ -511,9 +500,8 @@ def _toml(value: OptionValue | list[str]) -> str:
     return tomlkit.item(value).as_string()
 
 
-def _require_toml(path: Path, text: str) -> None:
+def _require_toml(path: Path, before: str, text: str) -> None:
     """Raise if the text cannot stand at the end of the project file."""
-    before = decoded(path.read_bytes()) if path.exists() else ""
     try:
         tomllib.loads(f"{before}\n{text}")
     except ValueError as error:

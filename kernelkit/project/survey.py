@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -42,8 +43,11 @@ _READERS = {
     **dict.fromkeys(("memmap", "fromfile"), 0),
     **dict.fromkeys(("read_text", "read_bytes"), -1),
 }
+_OPENS = frozenset({"", "io", "gzip", "bz2", "lzma", "codecs"})  # with `open(path, mode)`
 _LOADS = frozenset({"np", "numpy", "torch", "joblib", "OmegaConf", "Image"})
-_MAX_STEPS = 20  # of following names to their values
+_DOWNLOADS = re.compile(
+    rb"from_pretrained\(|pretrained\s*=\s*True|torch\.hub|load_dataset\(|urlretrieve\("
+)
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,6 @@ class FileUse:
 
     path: str
     """Relative to the base; `*` stands for what only the run knows."""
-
-    @property
-    def full(self) -> str:
-        """The path, where there is no base."""
-        return self.path if not self.base else f"{self.base}/{self.path}"
 
 
 @dataclass(frozen=True)
@@ -223,51 +222,51 @@ def file_uses(sources: Iterable[Source]) -> FileUses:
         uses.defaults |= names.defaults
         calls = (node for node in ast.walk(source.tree) if isinstance(node, ast.Call))
         for call in sorted(calls, key=lambda node: (node.lineno, node.col_offset)):
-            _note_call(call, names, uses)
+            with suppress(RecursionError):  # an expression of hundreds of terms
+                _note_call(call, names, uses)
     uses.written = list(dict.fromkeys(uses.written))
     uses.read = list(dict.fromkeys(uses.read))
     return uses
 
 
 def _note_call(call: ast.Call, names: _Names, uses: FileUses) -> None:
-    function = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    function = syntax.called_name(call)
     owner = call.func.value if isinstance(call.func, ast.Attribute) else None
     module = ast.unparse(owner) if owner is not None else ""
-    writes: int | None = None
-    reads: int | None = None
-    if function == "open" and (owner is None or module == "io"):
-        mode = _mode(call, 1)
-        writes, reads = (0, None) if set(mode) & set("wax") else (None, 0)
-    elif function == "open" and module != "Image":
-        mode = _mode(call, 0)
-        writes, reads = (-1, None) if set(mode) & set("wax") else (None, -1)
-    elif function in ("save", "dump") and module in _SAVES:
-        writes = _SAVES[module]
-    elif function in ("load", "open") and module in _LOADS:
-        reads = 0
-    elif function in _WRITERS:
-        writes = _WRITERS[function]
-    elif function in _READERS:
-        reads = _READERS[function]
-    elif function == "save" and owner is not None and call.args:
-        writes = 0
-    elif function == "main" and module == "hydra":
+    if (module, function) == ("hydra", "main"):
         given = {k.arg: k.value for k in call.keywords}
         folder = given.get("config_path", call.args[0] if call.args else None)
         if isinstance(folder, ast.Constant) and isinstance(folder.value, str):
             path = PurePosixPath(names.folder, folder.value)
             uses.read.append(FileUse("", f"{path.as_posix()}/"))
         return
-    for place, found in ((writes, uses.written), (reads, uses.read)):
-        if place is None:
-            continue
-        argument = owner if place == -1 else _argument(call, place)
-        use = names.resolve(argument) if argument is not None else None
-        if use is not None:
-            suffix = _ADDED.get((module, function), "")
-            if suffix and use.path and not use.path.endswith(("*", suffix)):
-                use = FileUse(use.base, use.path + suffix)
-            found.append(use)
+    found = _path_place(call, module, function)
+    if found is None:
+        return
+    writes, place = found
+    argument = owner if place == -1 else _argument(call, place)
+    use = names.resolve(argument) if argument is not None else None
+    if use is not None:
+        suffix = _ADDED.get((module, function), "")
+        if suffix and use.path and not use.path.endswith(("*", suffix)):
+            use = FileUse(use.base, use.path + suffix)
+        (uses.written if writes else uses.read).append(use)
+
+
+def _path_place(call: ast.Call, module: str, function: str) -> tuple[bool, int] | None:
+    """Whether a call writes a file or reads one, and the position of its path; None for neither."""
+    if function == "open" and module != "Image":
+        place = 0 if module in _OPENS else -1
+        return not set(_mode(call, place + 1)).isdisjoint("wax"), place
+    if function in ("save", "dump") and module in _SAVES:
+        return True, _SAVES[module]
+    if function in ("load", "open") and module in _LOADS:
+        return False, 0
+    if function in _WRITERS:
+        return True, _WRITERS[function]
+    if function in _READERS:
+        return False, _READERS[function]
+    return (True, 0) if function == "save" and module and call.args else None
 
 
 def _argument(call: ast.Call, place: int) -> ast.expr | None:
@@ -292,6 +291,7 @@ class _Names:
         """The folder of the source itself, relative to the project."""
 
         self._values: dict[str, ast.expr] = {}
+        self._found: dict[str, FileUse] = {}
         self.defaults: dict[str, str] = {}
         for node in ast.walk(tree):
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
@@ -304,24 +304,18 @@ class _Names:
                     if isinstance(line, ast.AnnAssign) and isinstance(value, str):
                         self.defaults[ast.unparse(line.target)] = value
 
-    def resolve(self, node: ast.expr, steps: int = 0) -> FileUse | None:
+    def resolve(self, node: ast.expr) -> FileUse | None:
         """The file that an expression names; None where it could be anything."""
-        if steps > _MAX_STEPS:
-            return None
         if isinstance(node, ast.Constant):
             return FileUse("", node.value) if isinstance(node.value, str) and node.value else None
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div | ast.Add):
-            return self._joined(node, steps)
+            return self._joined(node)
         if isinstance(node, ast.JoinedStr):
-            return self._formatted(node, steps)
+            return self._formatted(node)
         if isinstance(node, ast.Call):
-            return self._called(node, steps)
+            return self._called(node)
         if isinstance(node, ast.Name):
-            if node.id in self._values and "parse_args" not in ast.unparse(self._values[node.id]):
-                found = self.resolve(self._values[node.id], steps + 1)
-                if found is not None:
-                    return found
-            return FileUse(node.id, "")
+            return self._named(node.id)
         if isinstance(node, ast.Attribute):
             text = ast.unparse(node)
             if "__file__" in text:  # Path(__file__).parent
@@ -331,6 +325,15 @@ class _Names:
             return FileUse("", self._around(text))
         return None
 
+    def _named(self, name: str) -> FileUse:
+        """What a variable holds: a file, or else the folder that only the run knows."""
+        if name not in self._found:
+            self._found[name] = unknown = FileUse(name, "")  # its value may name it again
+            value = self._values.get(name)
+            if value is not None and "parse_args" not in ast.unparse(value):
+                self._found[name] = self.resolve(value) or unknown
+        return self._found[name]
+
     def _around(self, text: str) -> str:
         """The folder that `Path(__file__).parent.parent` or `….parents[1]` means."""
         ups = text.count(".parent") - text.count(".parents")
@@ -339,49 +342,49 @@ class _Names:
         parts = PurePosixPath(self.folder).parts
         return "/".join(parts[: max(0, len(parts) - (ups - 1))]) or "."
 
-    def _joined(self, node: ast.BinOp, steps: int) -> FileUse | None:
-        left, right = self.resolve(node.left, steps + 1), self._part(node.right, steps)
+    def _joined(self, node: ast.BinOp) -> FileUse | None:
+        left, right = self.resolve(node.left), self._part(node.right)
         if left is None:
             return None
         if isinstance(node.op, ast.Add):
             return FileUse(left.base, f"{left.path}{right}".lstrip("/"))
         return _below(left, right)
 
-    def _formatted(self, node: ast.JoinedStr, steps: int) -> FileUse | None:
+    def _formatted(self, node: ast.JoinedStr) -> FileUse | None:
         start = FileUse("", "")
         parts = list(node.values)
-        if isinstance(parts[0], ast.FormattedValue):
-            first = self.resolve(parts.pop(0).value, steps + 1)  # type: ignore[attr-defined]
+        if parts and isinstance(parts[0], ast.FormattedValue):
+            first = self.resolve(parts.pop(0).value)  # type: ignore[attr-defined]
             start = first or FileUse("?", "")
         text = "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in parts)
         if start.base or start.path:
             return _below(start, text.lstrip("/")) if text.startswith("/") else None
         return FileUse("", text)
 
-    def _called(self, node: ast.Call, steps: int) -> FileUse | None:
+    def _called(self, node: ast.Call) -> FileUse | None:
         name = ast.unparse(node.func)
         if "__file__" in ast.unparse(node) and name.endswith(("resolve", "absolute", "dirname")):
             text = ast.unparse(node)
             ups = text.count("dirname(")
             return FileUse("", self._around(text + ".parent" * ups))
         if name in ("str", "os.fspath", "os.path.abspath", "os.path.expanduser") and node.args:
-            return self.resolve(node.args[0], steps + 1)
+            return self.resolve(node.args[0])
         if isinstance(node.func, ast.Attribute) and node.func.attr in ("resolve", "as_posix"):
-            return self.resolve(node.func.value, steps + 1)
+            return self.resolve(node.func.value)
         is_join = name.endswith(("path.join", "Path", "joinpath"))
         parts: list[ast.expr] = list(node.args)
         if name.endswith("joinpath") and isinstance(node.func, ast.Attribute):
             parts.insert(0, node.func.value)
         if not is_join or not parts:
             return None
-        found = self.resolve(parts[0], steps + 1)
+        found = self.resolve(parts[0])
         for part in parts[1:]:
-            found = _below(found, self._part(part, steps)) if found is not None else None
+            found = _below(found, self._part(part)) if found is not None else None
         return found
 
-    def _part(self, node: ast.expr, steps: int) -> str:
+    def _part(self, node: ast.expr) -> str:
         """One part of a path below another; `*` where only the run knows it."""
-        found = self.resolve(node, steps + 1)
+        found = self.resolve(node)
         if found is None or found.base:
             return f"*{found.path}" if found is not None and found.path else "*"
         return found.path
@@ -392,9 +395,6 @@ def _below(use: FileUse, part: str) -> FileUse:
     return FileUse(use.base, path)
 
 
-def downloads(contents: Mapping[str, bytes]) -> str:
+def downloads(sources: Iterable[Source]) -> str:
     """The first file that downloads weights or data in the run; empty without one."""
-    pattern = re.compile(
-        rb"from_pretrained\(|pretrained\s*=\s*True|torch\.hub|load_dataset\(|urlretrieve\("
-    )
-    return next((path for path, content in contents.items() if pattern.search(content)), "")
+    return next((source.path for source in sources if _DOWNLOADS.search(source.content)), "")

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from kernelkit.config import load_config
-from kernelkit.errors import ConfigError
+from kernelkit.errors import ConfigError, KernelkitError
 from kernelkit.notebook.preflight import check
 from kernelkit.project.init import open_points, plan_init, write_init
+from kernelkit.project.survey import FileUse, Source, file_uses
 from kernelkit.workflow import render_kernel
 from tests.conftest import Cli
 
@@ -362,6 +363,20 @@ def test_files_that_the_program_opens(write: Write) -> None:
     assert sum("by its name" in note for note in plan.notes) == 2
 
 
+def test_paths_that_refer_to_themselves() -> None:
+    source = f"""
+out = Path(out)
+out = out / out
+loop = os.path.join({", ".join(["loop"] * 9)})
+open(f"")
+open(loop)
+gzip.open(out / "a.gz", "wt")
+open({" + ".join(["'a'"] * 900)}, "w")
+"""
+    uses = file_uses([Source("a.py", source.encode())])
+    assert FileUse("out", "a.gz") in uses.written
+
+
 @pytest.mark.parametrize(
     ("files", "options", "message"),
     [
@@ -369,7 +384,9 @@ def test_files_that_the_program_opens(write: Write) -> None:
         ({"a.py": "x = 1\n"}, {}, "looks like the start of a program"),
         ({"a.py": "print()\n"}, {"entry": "b.py"}, "there is no such program"),
         ({"a.py": "print()\n"}, {"competition": "https://x/y"}, "not the slug"),
+        ({"test_a.py": "print()\n"}, {}, r"left out \(a test\)"),
         ({"a.py": "print()\n", "pyproject.toml": "[a"}, {}, "cannot be read"),
+        ({"a.py": "print()\n", "pyproject.toml": "tool = 1"}, {}, "cannot be added"),
         ({"a.py": "print()\n", "pyproject.toml": "tool = {}"}, {}, "cannot be added"),
     ],
 )
@@ -377,8 +394,37 @@ def test_what_init_cannot_do(
     write: Write, files: dict[str, str], options: dict[str, str], message: str
 ) -> None:
     project = write(files)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(KernelkitError, match=message):
         plan_init(project, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["train-model.py", "01 train.py", "訓練-1.py"])
+@pytest.mark.parametrize("others", [{}, {"helper.py": "x = 1\n"}])
+def test_a_script_that_nothing_can_import(write: Write, name: str, others: dict[str, str]) -> None:
+    project = write({name: "open('out.txt', 'w').close()\n", **others})
+    assert initialized(project)["entry"] == name
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "project = 1\n",
+        "[project]\nscripts = 3\nname = 2\n",
+        "[project]\nname = 'x'\ndynamic = ['version']\n[tool]\nsetuptools = 1\n",
+        "[project]\nname = 'x'\n[tool.hatch]\nversion = 'y'\n[tool]\npoetry = 1\n",
+    ],
+)
+def test_a_project_file_with_odd_values(write: Write, content: str) -> None:
+    project = write({"train.py": "open('out.txt', 'w').close()\n", "pyproject.toml": content})
+    assert initialized(project)["entry"] == "train.py"
+
+
+def test_a_project_file_in_utf_16_is_refused_and_kept(write: Write) -> None:
+    project = write({"train.py": "print()\n"})
+    path = project / "pyproject.toml"
+    path.write_bytes("[project]\n".encode("utf-16"))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        plan_init(project)
 
 
 def test_an_entry_can_be_chosen(write: Write) -> None:
