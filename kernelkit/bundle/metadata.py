@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from kernelkit.bundle import image, syntax
 from kernelkit.bundle.imports import Module
 from kernelkit.config import PROJECT_FILE
+from kernelkit.storage import decoded
 
 _LIBRARIES = frozenset({"importlib.metadata", "importlib_metadata", "pkg_resources"})
 _READS = frozenset(
@@ -188,8 +189,7 @@ def _reading_lines(module: Module, names: frozenset[str]) -> list[int]:
 def _stated(project: Path) -> tuple[_Stated, _Build]:
     """What the first file says that names the distribution, and where a build has the version."""
     try:
-        text = (project / PROJECT_FILE).read_text(encoding="utf-8-sig")
-        document = tomllib.loads(text)
+        document = tomllib.loads(decoded((project / PROJECT_FILE).read_bytes()))
         tool = document.get("tool", {})
         if "project" in document:
             return _Stated.model_validate(document["project"]), _of_build(tool)

@@ -7,6 +7,7 @@ writes, as far as literals in the source show them. Nothing of the project is ex
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import re
 import tomllib
@@ -40,7 +41,7 @@ from kernelkit.project.survey import (
     file_uses,
     module_of,
 )
-from kernelkit.storage import write_atomically
+from kernelkit.storage import decoded, write_atomically
 
 LONGEST_TITLE, SHORTEST_SLUG = 50, 5  # characters; Kaggle's limits
 LARGEST_FILE_BYTES = 200_000  # of a file that is carried because the program opens it
@@ -161,11 +162,13 @@ def write_init(plan: InitPlan) -> None:
         LocalError: the file cannot be written.
     """
     content = plan.path.read_bytes() if plan.path.exists() else b""
-    gap = "" if not content else "\n" if content.endswith(b"\n") else "\n\n"
-    text = gap + plan.text
-    if b"\r\n" in content:
-        text = text.replace("\n", "\r\n")
-    write_atomically(plan.path, content + text.encode())
+    encoding = json.detect_encoding(content)  # editors of Windows write UTF-16
+    before = content.decode(encoding)
+    gap = "" if not before else "\n" if before.endswith("\n") else "\n\n"
+    added = gap + plan.text
+    if "\r\n" in before:
+        added = added.replace("\n", "\r\n")
+    write_atomically(plan.path, (before + added).encode(encoding))
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,7 @@ def _existing(path: Path) -> _Existing:
     if not path.exists():
         return _Existing()
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = decoded(path.read_bytes())
         document = tomllib.loads(text)
         project = _table(document.get("project"))
         return _Existing(
@@ -203,9 +206,7 @@ def _existing(path: Path) -> _Existing:
             commands=tuple(map(str, _table(project.get("scripts")).values())),
         )
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error}", "Make it valid TOML in UTF-8 first."
-        ) from None
+        raise ConfigError(f"{path} cannot be read: {error}", "Make it valid TOML first.") from None
 
 
 def _table(value: object) -> dict[str, object]:
