@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -40,11 +41,15 @@ from kernelkit.errors import (
 )
 from kernelkit.kaggle.credentials import account_name, key_files
 from kernelkit.kaggle.kernels import Kaggle, connect
+from kernelkit.kaggle.local import emulator_command
 from kernelkit.kaggle.types import PRODUCTION
 from kernelkit.notebook.preflight import check
 from kernelkit.notebook.render import render
 
-TESTED = {"kaggle": "2.2.4", "kagglesdk": "0.1.37"}
+TESTED = {"kaggle": ("2.2.5", "2.2.4"), "kagglesdk": ("0.1.38", "0.1.37")}
+"""The versions with which kernelkit was tested, the newest first."""
+
+START_SECONDS = 30  # for the local Kaggle, on a busy machine
 """The versions of the client and the SDK that kernelkit is tested with."""
 
 CLOCK_SECONDS = 300  # Kaggle refuses a signed address if the clock differs more
@@ -114,6 +119,7 @@ def _tool_checks(endpoint: str | None, environment: Mapping[str, str]) -> Iterat
     yield "endpoint", lambda: f"{endpoint or PRODUCTION}, {kind}"
     yield "environment", lambda: _no_redirection(environment)
     yield "proxy", _proxy
+    yield "local Kaggle", _local_kaggle
 
 
 def _project_checks(
@@ -207,16 +213,32 @@ def _code(error: KernelkitError) -> int | None:
     return response.status_code if isinstance(response, requests.Response) else None
 
 
-def _version(distribution: str, tested: str) -> str:
+def _version(distribution: str, tested: tuple[str, ...]) -> str:
     try:
         version = importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         raise _UnknownError(
-            f"not installed as a distribution; kernelkit is tested with {tested}"
+            f"not installed as a distribution; kernelkit is tested with {tested[0]}"
         ) from None
-    if version != tested:
-        raise _UnknownError(f"{version}; kernelkit is tested with {tested}")
-    return f"{version}, the tested version"
+    if version not in tested:
+        raise _UnknownError(f"{version}; kernelkit is tested with {tested[0]}")
+    return f"{version}, a tested version"
+
+
+def _local_kaggle() -> str:
+    """Whether a rehearsal can run here, and how it isolates its runs."""
+    try:
+        done = subprocess.run(
+            emulator_command(["--check"]), capture_output=True, text=True, timeout=START_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _UnknownError(f"the local Kaggle does not start: {error}") from None
+    if done.returncode:
+        raise _UnknownError((done.stderr.strip().splitlines() or ["it does not start"])[-1])
+    isolation, _, reason = done.stdout.strip().partition(": ")
+    if isolation == "namespace":
+        return "runs are in private namespaces"
+    return f"runs are in ordinary folders, with an open network: {reason}"
 
 
 def _no_redirection(environment: Mapping[str, str]) -> str:

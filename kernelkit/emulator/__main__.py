@@ -56,10 +56,13 @@ def main(arguments: list[str] | None = None) -> int:
     except PluginError as error:
         return _fail(f"--plugin {error}", USAGE)
     if missing := [m for m in ("nbclient", "ipykernel") if importlib.util.find_spec(m) is None]:
-        return _fail(f"{' and '.join(missing)} not installed: pip install 'kernelkit[emulator]'")
+        return _fail(f"{' and '.join(missing)} not installed: pip install '.[emulator]'")
     isolation, reason = _isolation(options.isolation)
     if isolation is None:
         return MACHINE
+    if options.check:
+        print(isolation if not reason else f"{isolation}: {reason}")
+        return 0
     with _state_folder(options.state) as folder, contextlib.ExitStack() as stack:
         try:
             _lock_state(folder)
@@ -247,6 +250,7 @@ def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, type[Emulat
     add("--user", type=_user, default="rehearsal", help="the account of every token")
     add("--time-limit", type=_positive, default=TIME_LIMIT, metavar="SECONDS", help="of a run")
     add("--gpu-quota", type=_hours, default=GPU_HOURS, metavar="HOURS", help="of an account")
+    add("--check", action="store_true", help="print the isolation of runs, and serve nothing")
     add("--isolation", choices=["auto", "namespace", "folders"], default="auto")
     add("--ready-file", type=Path, help="write this JSON file once it listens")
     add("--lifeline", action="store_true", help="stop when standard input is closed")

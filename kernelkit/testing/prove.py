@@ -263,7 +263,7 @@ def _python_of_notebook(tests: _Python) -> _Python:
     if missing:
         raise LocalError(
             f"a notebook cannot run here: {' and '.join(missing)} not installed",
-            "Install what the local Kaggle needs: pip install 'kernelkit[emulator]'",
+            "Install what the local Kaggle needs: pip install '.[emulator]'",
         )
     return chosen
 

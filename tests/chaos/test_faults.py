@@ -617,7 +617,7 @@ def test_unknown_control_addresses_are_unimplemented(done):
 
 
 def test_the_official_client_sees_the_faults(emulator, kaggle, kernel_folder, tmp_path):
-    """It exits 0 after a refused push, and saves an error page as an output."""
+    """It exits 0 after a refused push; it saves no output outside of its folder (2.2.5)."""
     name, push = f"{emulator.account}/my-first-kernel", ("kernels", "push", "-p", kernel_folder)
     emulator.inject("session-cap", "lost-after,at=2", "dropped-source,kind=competition,at=3")
     assert "Maximum batch GPU session count of 2 reached." in kaggle(*push)
@@ -630,12 +630,14 @@ def test_the_official_client_sees_the_faults(emulator, kaggle, kernel_folder, tm
     assert "COMPLETE" in kaggle("kernels", "status", name)
     assert "Permission 'kernels.get' was denied" in kaggle("kernels", "status", name, code=1)
 
-    emulator.inject("pages,size=20", "hostile-names,kind=parent", "error-page")
     out = tmp_path / "deep" / "out"
+    emulator.inject("pages,size=20", "error-page")
     kaggle("kernels", "output", name, "-p", str(out))
     assert (out / "out.txt").read_text().startswith("<!DOCTYPE html>")
+    emulator.inject("hostile-names,kind=parent")
+    kaggle("kernels", "output", name, "-p", str(out), code=1)
     assert (out / "sub" / "24").read_text() == "24"
-    assert (tmp_path / "deep" / "escaped.txt").read_text() == "hostile\n"
+    assert not (tmp_path / "deep" / "escaped.txt").exists()
 
 
 def test_faults_can_be_set_on_the_command_line(tmp_path):

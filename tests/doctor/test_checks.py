@@ -199,7 +199,9 @@ def test_a_proxy_is_shown_without_its_password(
 def test_untested_versions_are_unknown(
     plain: Path, local_kaggle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kernelkit.doctor.checks.TESTED", {"kaggle": "0.1", "no-such-thing": "1"})
+    monkeypatch.setattr(
+        "kernelkit.doctor.checks.TESTED", {"kaggle": ("0.1",), "no-such-thing": ("1",)}
+    )
     found = diagnosed(plain, local_kaggle)
     assert "kernelkit is tested with" in found["kaggle"].words
     assert found["kaggle"].health == found["no-such-thing"].health == Health.UNKNOWN
@@ -250,3 +252,16 @@ def test_the_report_is_printed_as_a_table(capsys: pytest.CaptureFixture[str]) ->
 def test_a_project_error_is_a_finding(tmp_path: Path, local_kaggle: str) -> None:
     found = examine(tmp_path, ConfigError("broken", "fix it"), local_kaggle, environment={})
     assert CheckResult("project", Health.BAD, "broken", "fix it", 2) in found
+
+
+def test_the_local_kaggle_is_tried(
+    plain: Path, local_kaggle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finding = diagnosed(plain, local_kaggle)["local Kaggle"]
+    assert finding.health == Health.GOOD
+    assert re.match("runs are in (private namespaces|ordinary folders)", finding.words)
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['nbclient'] = None\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    finding = diagnosed(plain, local_kaggle)["local Kaggle"]
+    assert finding.health == Health.UNKNOWN
+    assert "nbclient not installed: pip install" in finding.words
