@@ -60,6 +60,7 @@ def test_the_error_of_a_notebook_is_reported(tmp_path: Path) -> None:
     assert found == Outcome(error="ZeroDivisionError: division by zero")
 
 
+@pytest.mark.slow
 def test_both_ways_of_pulling_download_the_same_files(tmp_path: Path) -> None:
     small = ["--files", "2", "--megabytes", "1", "--rounds", "1", "--folder", str(tmp_path)]
     command = [sys.executable, "-m", "benchmarks.pull", *small]
@@ -69,6 +70,7 @@ def test_both_ways_of_pulling_download_the_same_files(tmp_path: Path) -> None:
     assert "| kaggle kernels output |" in done.stdout
 
 
+@pytest.mark.slow
 def test_recipes_are_compared_with_the_baseline(tmp_path: Path) -> None:
     tiny = ["--images", "4", "--size", "32", "--batch-size", "2", "--workers", "0"]
     chosen = ["--backbones", "resnet34", "--losses", "BCEDice", "--recipes", "baseline"]

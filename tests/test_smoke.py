@@ -61,6 +61,7 @@ def flags(parameters: dict[str, object]) -> list[str]:
     return options
 
 
+@pytest.mark.slow
 def test_notebook_and_package_write_the_same_bytes(cli: Cli, inputs: Path, tmp_path: Path) -> None:
     names = ["resnet34_BCEDice", "resnet34_Lovasz"]
     pulled = rehearse(cli, inputs, tmp_path / "out", experiments=names)

@@ -404,6 +404,7 @@ def test_watching_without_a_push_is_an_error(project: Path, cli: Cli) -> None:
     assert "Push first" in reported.stderr
 
 
+@pytest.mark.slow
 def test_old_and_new_mounts_give_the_same_bytes(plain: Path, cli: Cli, tmp_path: Path) -> None:
     inputs = Path(__file__).parent / "samples" / "inputs"
     tables = []

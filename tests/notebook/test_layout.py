@@ -89,7 +89,10 @@ def test_a_refusal_names_the_compressed_size(make_project: Make, layout: str) ->
     assert f"{kernel.size:,} B as it is sent" in problem.message
 
 
-@pytest.mark.parametrize("layout", ["auto", "compressed", "cells"])
+SLOW = [pytest.param(layout, marks=pytest.mark.slow) for layout in ("compressed", "cells")]
+
+
+@pytest.mark.parametrize("layout", ["auto", *SLOW])
 def test_a_package_far_beyond_the_limit_is_refused_at_once(make_project: Make, layout: str) -> None:
     project = make_project({"pkg/weights.bin": os.urandom(6_000_000)})
     with pytest.raises(PreflightError) as caught:

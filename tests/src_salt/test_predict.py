@@ -137,13 +137,19 @@ def write_models(
 @pytest.mark.parametrize(
     ("experiment", "changes", "postprocessing"),
     [
-        ("resnet34_BCEDice", {"recipe": "baseline", "image_size": 48}, Postprocessing()),
+        pytest.param(
+            *("resnet34_BCEDice", {"recipe": "baseline", "image_size": 48}, Postprocessing()),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             *("resnet34_Lovasz", {"recipe": "fast", "image_size": 64}, Postprocessing(0.6)),
             marks=pytest.mark.slow,
         ),
         ("resnet34_Lovasz", {"recipe": "best", "image_size": 64}, Postprocessing(0.45, 40)),
-        ("resnet34_Lovasz", {"recipe": "best", "folds": 2}, Postprocessing(0.45, 10)),
+        pytest.param(
+            *("resnet34_Lovasz", {"recipe": "best", "folds": 2}, Postprocessing(0.45, 10)),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             *("resnet50_BCEDice", {"recipe": "best", "image_size": 128}, Postprocessing(0.5, 160)),
             marks=pytest.mark.slow,

@@ -78,6 +78,7 @@ def test_tests_that_never_import_the_package_prove_nothing() -> None:
         prove(SAMPLES / "never_imported")
 
 
+@pytest.mark.slow
 def test_a_failure_in_both_runs_is_not_a_difference(cli) -> None:
     arguments = ["-k", "not nothing", "--maxfail=9"]
     done = cli("prove", *arguments, "--project", SAMPLES / "failing")
