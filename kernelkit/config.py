@@ -691,9 +691,9 @@ def checked_endpoint(endpoint: str | None) -> str | None:
     """
     if endpoint is None:
         return None
-    found = _ENDPOINT.fullmatch(endpoint)
+    found = _ENDPOINT.fullmatch(endpoint.strip())  # a file of settings may end in a line break
     if found and int(found[2] or 80) < 2**16:
-        return endpoint.rstrip("/").lower()
+        return found[0].rstrip("/").lower()
     plain = _PLAIN_ADDRESS.fullmatch(endpoint)
     shown = f" {endpoint!r}" if plain else " (not shown: it may contain a password)"
     raise ConfigError(

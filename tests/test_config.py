@@ -288,7 +288,7 @@ def test_outputs_may_be_folders_and_patterns(make_project: Make) -> None:
             "http://127.0.0.1:",
         ),
         *("http://127.0.0.1/api", "http://127.0.0.1:80/a/..", "http://127.0.0.1:\uff18\uff10"),
-        *("http://localho\u017ft:80", "http://127.0.0.1:80\n", "http://127.0.0.1\t:80"),
+        *("http://localho\u017ft:80", "http://127.0.0.1\n:80", "http://127.0.0.1\t:80"),
         *("ftp://127.0.0.1", "//127.0.0.1", "http:127.0.0.1", "http:\\\\127.0.0.1"),
     ],
 )
@@ -324,6 +324,7 @@ def test_an_endpoint_with_a_password_is_refused_and_not_repeated(
     ("endpoint", "expected"),
     [
         ("http://127.0.0.1", "http://127.0.0.1"),
+        (" http://127.0.0.1:80\r\n", "http://127.0.0.1:80"),
         ("http://LOCALHOST:8000//", "http://localhost:8000"),
         ("HTTP://[::1]:65535/", "http://[::1]:65535"),
     ],
