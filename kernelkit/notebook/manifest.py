@@ -26,13 +26,28 @@ BUNDLE_NAME = "bundle.json"
 MANIFEST_SCHEMA = 1
 
 
-class _Lenient(BaseModel):
+class Document(BaseModel):
+    """A JSON file as a model that keeps keys which it does not know."""
+
     model_config = ConfigDict(extra="allow", frozen=True)
 
     __pydantic_extra__: dict[str, JsonValue] = Field(init=False)
 
+    @property
+    def document(self) -> dict[str, JsonValue]:
+        """The JSON object, with the keys that were given, in their order."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
-class ManifestFile(_Lenient):
+    def updated(self, **changes: object) -> Self:
+        """A copy with other values.
+
+        Raises:
+            ValidationError: a value has the wrong type.
+        """
+        return type(self).model_validate({**self.document, **changes})
+
+
+class ManifestFile(Document):
     """One file that the notebook carries."""
 
     path: str
@@ -48,7 +63,7 @@ class ManifestFile(_Lenient):
     """Whether its owner may run it as a program; the key is absent where it is false."""
 
 
-class ManifestOption(_Lenient):
+class ManifestOption(Document):
     """How a script takes one parameter; see `kernelkit.bundle.scripts.Option`."""
 
     name: str
@@ -57,7 +72,7 @@ class ManifestOption(_Lenient):
     off: str = ""
 
 
-class ManifestCommand(_Lenient):
+class ManifestCommand(Document):
     """How a script is started."""
 
     path: str = ""
@@ -73,7 +88,7 @@ class ManifestCommand(_Lenient):
     """Of the parameters, as far as the source of the script shows them."""
 
 
-class ManifestDistribution(_Lenient):
+class ManifestDistribution(Document):
     """The metadata that the run installs for the project's own distribution."""
 
     name: str
@@ -94,7 +109,7 @@ class ManifestKernel(KernelSettings):
     title: str = ""
 
 
-class Manifest(_Lenient):
+class Manifest(Document):
     """What a notebook was made from: the one thing that build side and run side share."""
 
     schema_version: int = Field(default=MANIFEST_SCHEMA, alias="schema")
@@ -160,11 +175,6 @@ class Manifest(_Lenient):
             LocalError: the text is not JSON, or not a manifest.
         """
         return parse_model(text, cls, Path(str(source)))
-
-    @property
-    def document(self) -> dict[str, JsonValue]:
-        """What bundle.json holds, with the keys in their order; absent keys stay absent."""
-        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 class KernelMetadata(KernelSettings):

@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import PurePath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -34,6 +34,7 @@ from pydantic import (
 )
 
 from kernelkit.kaggle.types import Scoring, State
+from kernelkit.notebook.manifest import Document
 from kernelkit.runs.identity import Identity
 from kernelkit.storage import UnsafePathError, safe_path
 
@@ -42,25 +43,6 @@ NO_MANIFEST = f"{RUN_MANIFEST_NAME}: missing"
 """The problem of a folder without one."""
 
 PUSH_NAME, END_NAME = "push.json", "run.json"
-
-
-class _Document(BaseModel):
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    __pydantic_extra__: dict[str, JsonValue] = Field(init=False)
-
-    @property
-    def document(self) -> dict[str, JsonValue]:
-        """The JSON object, with the keys that were given."""
-        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
-
-    def updated(self, **changes: object) -> Self:
-        """A copy with other values.
-
-        Raises:
-            ValidationError: a value has the wrong type.
-        """
-        return type(self).model_validate({**self.document, **changes})
 
 
 def _or_none(value: object, handler: ValidatorFunctionWrapHandler) -> object:
@@ -78,14 +60,14 @@ def _objects(value: object) -> object:
 Reported = WrapValidator(_or_none)
 
 
-class RunFacts(_Document):
+class RunFacts(Document):
     """What a run reports by name, for people: any JSON values, and nothing depends on them."""
 
 
 ReportedFacts = Annotated[RunFacts, BeforeValidator(_objects)]
 
 
-class RunAddress(_Document):
+class RunAddress(Document):
     """Which run on which Kaggle, and the digest of the kernel that was sent."""
 
     owner: str
@@ -156,7 +138,7 @@ class OutputEntry(BaseModel):
         return sha256
 
 
-class ReadableManifest(_Document):
+class ReadableManifest(Document):
     """What can be used of a run-manifest.json although some of its values are malformed."""
 
     digest: Annotated[str | None, Reported] = None
@@ -181,7 +163,7 @@ class ReadableManifest(_Document):
         return self.status == "failed"
 
 
-class RunManifest(_Document):
+class RunManifest(Document):
     """run-manifest.json: what the run says about itself.
 
     Digest, status and outputs are checked strictly, because the verdict depends on them. All other
@@ -213,7 +195,7 @@ class RunManifest(_Document):
         return finite(seconds)
 
 
-class Verdict(_Document):
+class Verdict(Document):
     """Whether a folder contains the results of exactly the run that was pushed."""
 
     problems: tuple[str, ...]
@@ -269,7 +251,7 @@ class Verdict(_Document):
         }
 
 
-class RunEnd(_Document):
+class RunEnd(Document):
     """run.json: how a run ended, and what was pulled. Its presence means a complete folder."""
 
     state: str
@@ -302,7 +284,7 @@ class RunEnd(_Document):
         return self.state == State.COMPLETE
 
 
-class SubmissionRecord(_Document):
+class SubmissionRecord(Document):
     """A submission that was made from here; its scores are Kaggle's text, empty until it shows any.
 
     The file is rewritten when the score is known.
