@@ -12,13 +12,14 @@ import ast
 import importlib.metadata
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from kernelkit.bundle import image, syntax
 from kernelkit.bundle.imports import Module
@@ -78,6 +79,23 @@ class NoDistribution:
     reason: str
 
 
+def _plain(points: object) -> dict[str, str]:
+    """The entry points of a group that are one line of text each."""
+    if not isinstance(points, dict):
+        raise ValueError("is not a table")
+    found = {}
+    for name, value in points.items():
+        if isinstance(value, dict):  # of poetry
+            value = value.get("reference", "") if value.get("type") != "file" else ""
+        if isinstance(value, str) and value.isprintable() and name.isprintable() and value:
+            found[name.strip()] = value.strip()
+    return found
+
+
+_Points = Annotated[dict[str, str], BeforeValidator(_plain)]
+"""Name → object, of one group of entry points."""
+
+
 class _Stated(BaseModel):
     """What a project states about its distribution: `[project]` or `[tool.poetry]`."""
 
@@ -89,16 +107,14 @@ class _Stated(BaseModel):
     dynamic: list[str] = Field(default_factory=list)
     """What only a build knows."""
 
-    scripts: dict[str, JsonValue] = Field(default_factory=dict)
-    gui_scripts: dict[str, JsonValue] = Field(default_factory=dict, alias="gui-scripts")
-    entry_points: dict[str, dict[str, JsonValue]] = Field(
-        default_factory=dict, alias="entry-points"
-    )
-    plugins: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
+    scripts: _Points = Field(default_factory=dict)
+    gui_scripts: _Points = Field(default_factory=dict, alias="gui-scripts")
+    entry_points: dict[str, _Points] = Field(default_factory=dict, alias="entry-points")
+    plugins: dict[str, _Points] = Field(default_factory=dict)
     """As poetry calls entry points."""
 
     @property
-    def groups(self) -> dict[str, dict[str, JsonValue]]:
+    def groups(self) -> dict[str, _Points]:
         """The entry points by group."""
         scripts = {"console_scripts": self.scripts, "gui_scripts": self.gui_scripts}
         return {**scripts, **self.entry_points, **self.plugins}
@@ -107,14 +123,17 @@ class _Stated(BaseModel):
         """With what an installation knows and the project does not state."""
         if installed is None:
             return self
-        points: dict[str, dict[str, JsonValue]] = {}
+        points: dict[str, _Points] = {}
         for point in installed.entry_points if not any(self.groups.values()) else ():
             points.setdefault(point.group, {})[point.name] = point.value
         return self.model_copy(
             update={
                 "name": self.name or installed.name,
                 "version": self.version or installed.version,
-                "entry_points": {**self.entry_points, **points},
+                "entry_points": {
+                    **self.entry_points,
+                    **{group: _plain(found) for group, found in points.items()},
+                },
             }
         )
 
@@ -127,6 +146,36 @@ class _Build(BaseModel):
     attr: str = ""
     path: str = ""
     file: str | list[str] = ""
+
+
+class _BuildBackend(BaseModel):
+    """The table of setuptools, hatch or pdm."""
+
+    version: _Build | None = None
+    dynamic: _BuildBackend | None = None
+    """Where setuptools has the version."""
+
+
+class _Tools(BaseModel):
+    """The tables `[tool.…]` that state something about the distribution."""
+
+    poetry: _Stated | None = None
+    setuptools: _BuildBackend = _BuildBackend()
+    hatch: _BuildBackend = _BuildBackend()
+    pdm: _BuildBackend = _BuildBackend()
+
+    @property
+    def build(self) -> _Build:
+        """Where the build finds the version."""
+        dynamic = self.setuptools.dynamic and self.setuptools.dynamic.version
+        return dynamic or self.hatch.version or self.pdm.version or _Build()
+
+
+class _ProjectDocument(BaseModel):
+    """What pyproject.toml states about the distribution."""
+
+    project: _Stated | None = None
+    tool: _Tools = _Tools()
 
 
 def read_distribution(project: Path, packages: Iterable[str]) -> Distribution | NoDistribution:
@@ -145,12 +194,15 @@ def read_distribution(project: Path, packages: Iterable[str]) -> Distribution | 
         version = str(Version(stated.version))
     except InvalidVersion:
         return NoDistribution(stated.name, f'the version "{stated.version}" is not valid')
-    groups = {group: _plain(points) for group, points in stated.groups.items()}
     return Distribution(
         name=stated.name,
         version=version,
         summary=" ".join(stated.description.split()),
-        entry_points=tuple((group, points) for group, points in sorted(groups.items()) if points),
+        entry_points=tuple(
+            (group, tuple(sorted(points.items())))
+            for group, points in sorted(stated.groups.items())
+            if points
+        ),
     )
 
 
@@ -189,23 +241,15 @@ def _reading_lines(module: Module, names: frozenset[str]) -> list[int]:
 def _stated(project: Path) -> tuple[_Stated, _Build]:
     """What the first file says that names the distribution, and where a build has the version."""
     try:
-        document = tomllib.loads(decoded((project / PROJECT_FILE).read_bytes()))
-        tool = document.get("tool", {})
-        if "project" in document:
-            return _Stated.model_validate(document["project"]), _of_build(tool)
-        if "poetry" in tool:
-            return _Stated.model_validate(tool["poetry"]), _Build()
+        text = decoded((project / PROJECT_FILE).read_bytes())
+        found = _ProjectDocument.model_validate(tomllib.loads(text))
+        if found.project is not None:
+            return found.project, found.tool.build
+        if found.tool.poetry is not None:
+            return found.tool.poetry, _Build()
         return _of_setup_cfg(project)
-    except (*_UNKNOWN, AttributeError, TypeError):  # a table may be anything else
+    except _UNKNOWN:
         return _Stated(), _Build()
-
-
-def _of_build(tool: Mapping[str, Mapping[str, Mapping[str, JsonValue]]]) -> _Build:
-    for backend, key in (("setuptools", "dynamic"), ("hatch", "version"), ("pdm", "version")):
-        if found := tool.get(backend, {}).get(key):
-            inner = found.get("version") if key == "dynamic" else found
-            return _Build.model_validate(inner or {})
-    return _Build()
 
 
 def _of_setup_cfg(project: Path) -> tuple[_Stated, _Build]:
@@ -274,14 +318,3 @@ def _installed(project: Path, name: str) -> importlib.metadata.Distribution | No
         return importlib.metadata.distribution(name) if name else None
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _plain(points: Mapping[str, JsonValue]) -> tuple[tuple[str, str], ...]:
-    """The entry points of a group that are one line of text each, sorted."""
-    found = {}
-    for name, value in points.items():
-        if isinstance(value, dict):  # of poetry
-            value = value.get("reference", "") if value.get("type") != "file" else ""
-        if isinstance(value, str) and value.isprintable() and name.isprintable() and value:
-            found[name.strip()] = value.strip()
-    return tuple(sorted(found.items()))
