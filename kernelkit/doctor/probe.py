@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,16 +23,16 @@ from pydantic import BaseModel, JsonValue
 
 import kernelkit
 from kernelkit import workflow
-from kernelkit.bundle.image import read_snapshot, snapshot
+from kernelkit.bundle.image import Snapshot, load_snapshot, snapshot
 from kernelkit.config import load_config
 from kernelkit.doctor.checks import CheckResult, Health
-from kernelkit.errors import RefusedError
+from kernelkit.errors import ConfigError, RefusedError
 from kernelkit.kaggle.kernels import Kaggle
 from kernelkit.kaggle.types import Credentials, State, Status, ignore
 from kernelkit.notebook.render import Kernel
 from kernelkit.runs.download import pull_run
 from kernelkit.runs.store import RunFolder, find
-from kernelkit.storage import write_json
+from kernelkit.storage import DocumentError, read_model, write_atomically, write_json
 
 if TYPE_CHECKING:
     from kernelkit.workflow import OnEvent
@@ -128,13 +129,31 @@ class _Attempt:
     def step(self) -> str:
         return f"v{self.folder.version}"
 
-    def read(self, name: str) -> Mapping[str, JsonValue]:
-        """A JSON file among the outputs; empty if it does not exist."""
-        try:
-            document = json.loads((self.folder.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return document if isinstance(document, dict) else {}
+    @property
+    def image_path(self) -> Path:
+        """Where the run's snapshot of the image is, if it wrote one."""
+        return self.folder.path / "image.json"
+
+    @property
+    def image(self) -> Snapshot | None:
+        """The run's snapshot of the image; None if it wrote none that can be read."""
+        with suppress(ConfigError):
+            return load_snapshot(self.image_path)
+        return None
+
+    @property
+    def session(self) -> _SessionDocument | None:
+        """What the run found on its machine; None if it wrote nothing that can be read."""
+        with suppress(DocumentError):
+            return read_model(self.folder.path / "session.json", _SessionDocument)
+        return None
+
+    @property
+    def status(self) -> str | None:
+        """The status in the run's manifest; None if it wrote none that can be read."""
+        with suppress(DocumentError):
+            return self.folder.read_manifest().status
+        return None
 
 
 def plan(kaggle: Kaggle, folder: Path, competitions: Sequence[str]) -> str:
@@ -169,9 +188,9 @@ def probe(
         write_json(folder / "transcript.json", transcript.document)
     findings = tuple(_results(good, bad, earlier, competitions, transcript))
     write_json(folder / "report.json", transcript.redacted([asdict(found) for found in findings]))
-    image = folder / "image.json" if good.read("image.json") else None
+    image = folder / "image.json" if good.image else None
     if image:
-        write_json(image, good.read("image.json"))
+        write_atomically(image, good.image_path.read_bytes())
     return Report(folder, image, findings)
 
 
@@ -227,8 +246,6 @@ def _results(
     competitions: Sequence[str],
     transcript: Transcript,
 ) -> Iterator[CheckResult]:
-    document = good.read("session.json")
-    session = _SessionDocument.model_validate(document) if document else None
     yield _result("run", good.end.state == State.COMPLETE, f"it ended {good.end.state}")
     yield _result("requested settings", not good.differences, "; ".join(good.differences) or "kept")
     yield CheckResult("status", Health.GOOD, "; ".join(_statuses(transcript)))
@@ -238,15 +255,14 @@ def _results(
         f"after v{bad.folder.version} had ended {bad.end.state}, "
         f"{good.step} is still reported as {earlier.state}",
     )
-    yield from _session_results(session, good, competitions)
+    yield from _session_results(good, competitions)
     yield from _read_back_results(good, transcript)
     yield from _log_and_output_results(good, transcript)
     yield from _failure_results(bad)
 
 
-def _session_results(
-    session: _SessionDocument | None, good: _Attempt, competitions: Sequence[str]
-) -> Iterator[CheckResult]:
+def _session_results(good: _Attempt, competitions: Sequence[str]) -> Iterator[CheckResult]:
+    session = good.session
     if session is None:
         yield CheckResult("session", Health.UNKNOWN, "the run wrote no session.json")
         return
@@ -265,7 +281,7 @@ def _session_results(
     yield CheckResult(
         "image", Health.GOOD if stamps else Health.UNKNOWN, stamps or "no versions in /etc"
     )
-    yield _freeze(good.read("image.json"))
+    yield _freeze(good.image)
     for slug in competitions:
         yield _mount(slug, session.mounts)
     names = [name for name in session.environment if name.startswith("KAGGLE_")]
@@ -276,10 +292,10 @@ def _session_results(
     )
 
 
-def _freeze(document: Mapping[str, JsonValue]) -> CheckResult:
-    if not document:
+def _freeze(image: Snapshot | None) -> CheckResult:
+    if image is None:
         return CheckResult("freeze", Health.UNKNOWN, "the run wrote no image.json")
-    found, assumed = read_snapshot(document).distributions, snapshot().distributions
+    found, assumed = image.distributions, snapshot().distributions
     other = [
         f"{name} {found.get(name, 'absent')} for {version}"
         for name, version in assumed.items()
@@ -373,9 +389,9 @@ def _failure_results(bad: _Attempt) -> Iterator[CheckResult]:
     )
     saved = "this run was asked to fail" in bad.log
     yield _result("log of a failed run", saved, "saved, with the error" if saved else "not saved")
-    status = bad.read("run-manifest.json").get("status")
-    words = {"failed": "not run", "complete": "run"}.get(str(status), "unknown")
-    health = {"failed": Health.GOOD, "complete": Health.BAD}.get(str(status), Health.UNKNOWN)
+    words, health = {"failed": ("not run", Health.GOOD), "complete": ("run", Health.BAD)}.get(
+        bad.status or "", ("unknown", Health.UNKNOWN)
+    )
     yield CheckResult("cells after the failing one", health, words)
 
 
