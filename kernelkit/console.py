@@ -1030,7 +1030,7 @@ def _warn(message: str) -> None:
 
 def runs(rows: Sequence[RunRow], folder: Path | None = None) -> None:
     """A line for each version, the newest last, and advice about damaged folders."""
-    document([row.document for row in rows])
+    document([row.model_dump(mode="json") for row in rows])
     if not rows:
         say(f"nothing was pushed from {folder or 'here'}")
         return
@@ -1117,7 +1117,7 @@ def _print_text(line: Text) -> None:
 
 def difference(found: RunDifference) -> None:
     """How two runs differ."""
-    document(found.document)
+    document(found.model_dump(mode="json"))
     say(printable(f"{found.before} → {found.after}"), style="bold")
     say("the same kernel" if found.same else "different kernels")
     for title in ("parameters", "kernel", "settings", "versions", "results"):

@@ -47,11 +47,6 @@ Model = TypeVar("Model", bound=BaseModel)
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True)
 
-    @property
-    def document(self) -> dict[str, JsonValue]:
-        """All of it for a script."""
-        return self.model_dump(mode="json")
-
 
 class RunRow(_Frozen):
     """One version in the table of all runs. A value that is unknown is None."""
@@ -187,7 +182,7 @@ def show(folder: RunFolder) -> RunDetails:
             "push_id": record.push_id if record else None,
             "identity_proven": end.identity_proven if end else None,
             "files_verified": end.files_verified if end else None,
-            "parameters": _document(manifest and manifest.parameters) or _parameters(bundle),
+            "parameters": _document(manifest and manifest.parameters) or _sent(bundle).document,
             "kernel": _document(bundle and bundle.kernel),
             "hardware": _document(manifest and manifest.hardware),
             "versions": _document(manifest and manifest.versions),
@@ -204,7 +199,7 @@ def diff(before: RunFolder, after: RunFolder) -> RunDifference:
     """How two runs differ."""
     a, b = _read(before), _read(after)
     versions = [known.manifest.versions if known.manifest else None for known in (a, b)]
-    parameters = [RunFacts.model_validate(_parameters(known.bundle)) for known in (a, b)]
+    parameters = [_sent(known.bundle) for known in (a, b)]
     kernels = [known.bundle.kernel if known.bundle else None for known in (a, b)]
     return RunDifference(
         before=a.name,
@@ -383,10 +378,10 @@ def _pairs(
     }
 
 
+def _sent(bundle: Manifest | None) -> RunFacts:
+    """The parameters as they were sent."""
+    return RunFacts.model_validate(bundle.parameters if bundle else {})
+
+
 def _document(model: BaseModel | None) -> dict[str, JsonValue]:
     return model.model_dump(mode="json", exclude_unset=True) if model else {}
-
-
-def _parameters(bundle: Manifest | None) -> dict[str, JsonValue]:
-    """As they were sent."""
-    return bundle.parameters if bundle else {}

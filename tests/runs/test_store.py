@@ -81,7 +81,7 @@ def test_a_row_shows_the_result_of_a_run(tmp_path: Path) -> None:
     store.record_submission(tmp_path, submission(version=2, ref=8))
     store.record_submission(tmp_path, submission(ref=9, endpoint="another", public_score="1"))
     (row,) = history.rows(tmp_path)
-    assert row.document == {
+    assert row.model_dump(mode="json") == {
         **{"run": "ann/some-kernel", "version": 1, "digest": DIGEST[:12], "commit": "abcdef012+"},
         **{
             "profile": "smoke",
@@ -119,7 +119,7 @@ def test_two_runs_are_compared(tmp_path: Path) -> None:
     files = [{"path": "pkg/a.py", "sha256": "2"}, {"path": "pkg/b.py", "sha256": "1"}]
     other = bundle(files=files, parameters={"epochs": 3, "new": None}, kernel={"title": "Other"})
     (b.path / "bundle.json").write_text(json.dumps(other.document))
-    found = history.diff(a, b).document
+    found = history.diff(a, b).model_dump(mode="json")
     assert (found["before"], found["after"]) == ("ann/some-kernel/v1", "ann/some-kernel/v2")
     assert found["parameters"] == {"epochs": [2, 3]}
     assert found["kernel"] == {"title": ["Some", "Other"]}
@@ -314,10 +314,10 @@ def test_any_folder_can_be_listed(
         text = log.encode("utf-8", "surrogatepass")
         (record.path / "some-kernel.log").write_bytes(text)
     console.runs(history.rows(root))
-    json.dumps([row.document for row in history.rows(root)])
+    json.dumps([row.model_dump(mode="json") for row in history.rows(root)])
     console.run(history.show(record))
     console.difference(history.diff(sound, record))
-    json.dumps([history.show(record).document, history.diff(record, sound).document])
+    json.dumps([history.show(record).document, history.diff(record, sound).model_dump(mode="json")])
     capsys.readouterr()
 
 
