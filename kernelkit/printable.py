@@ -61,9 +61,7 @@ def lines_printable(text: str) -> str:
 
 def one_line(text: str, characters: int = LINE_CHARACTERS) -> str:
     """Words of somebody else as a part of a line: they cannot begin a line of their own."""
-    words = _LINE_END.sub(" ", lines_printable(text[:characters]).strip())
-    more = len(text) - characters
-    return words if more <= 0 else f"{words[:characters]}… ({more:,} more characters)"
+    return _LINE_END.sub(" ", lines_printable(shortened(text, characters)).strip())
 
 
 def shortened(line: str, characters: int = LINE_CHARACTERS) -> str:
@@ -94,29 +92,38 @@ def own_secrets(environment: Mapping[str, str], home: Path) -> list[str]:
     quotes, escapes and unusual characters count.
     """
     found: set[str] = set()
-    for value in _credentials(environment, home):
+    for _, value in machine_credentials(environment, home):
         found.update(_SECRET_PIECE.findall(value))
     return sorted(found, key=len, reverse=True)
 
 
-def _credentials(environment: Mapping[str, str], home: Path) -> Iterator[str]:
+def machine_credentials(environment: Mapping[str, str], home: Path) -> Iterator[tuple[str, str]]:
+    """This machine's Kaggle credentials, used or not: the variable or file of each, and its text.
+
+    A file that cannot be parsed has every long word as a text.
+    """
     token = environment.get("KAGGLE_API_TOKEN", "")
-    yield _content(Path(token)) or token
-    yield from _with_header(environment.get("KAGGLE_USERNAME", ""), environment.get("KAGGLE_KEY"))
-    for name in ("access_token", "access_token.txt"):
-        yield _content(home / ".kaggle" / name)
+    yield "KAGGLE_API_TOKEN", _content(Path(token)) or token
+    name, key = environment.get("KAGGLE_USERNAME", ""), environment.get("KAGGLE_KEY")
+    yield from (("KAGGLE_KEY", form) for form in _with_header(name, key))
     stated = environment.get("KAGGLE_CONFIG_DIR")
     folders = [home / ".kaggle", home / ".config" / "kaggle", *([Path(stated)] if stated else [])]
-    for path in [*(folder / "kaggle.json" for folder in folders), folders[0] / "credentials.json"]:
-        text = _content(path)
-        try:
-            document = json.loads(text)
-            values = {name: value for name, value in document.items() if isinstance(value, str)}
-        except (ValueError, RecursionError, AttributeError):
-            yield from _WORD.findall(text)
-            continue
-        yield from (text for name, text in values.items() if "key" in name or "token" in name)
-        yield from _with_header(values.get("username", ""), values.get("key"))
+    for folder in folders:
+        for name in ("access_token", "access_token.txt"):
+            yield name, _content(folder / name)
+        for name in ("kaggle.json", "credentials.json"):
+            yield from ((name, value) for value in _in_json(_content(folder / name)))
+
+
+def _in_json(text: str) -> Iterator[str]:
+    try:
+        document = json.loads(text)
+        values = {name: value for name, value in document.items() if isinstance(value, str)}
+    except (ValueError, RecursionError, AttributeError):
+        yield from _WORD.findall(text)
+        return
+    yield from (value for name, value in values.items() if "key" in name or "token" in name)
+    yield from _with_header(values.get("username", ""), values.get("key"))
 
 
 def _with_header(username: str, key: str | None) -> Iterator[str]:

@@ -8,7 +8,6 @@ A finding has the place and the kind. The secret itself is in no `repr`, no mess
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -16,6 +15,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from kernelkit.printable import machine_credentials
 
 if TYPE_CHECKING:
     from kernelkit.bundle.secret_rules import SecretMatch
@@ -103,14 +104,7 @@ def own_credentials(environment: Mapping[str, str], home: Path, project: Path) -
     """The Kaggle credentials of this machine, and what looks secret in the project's .env."""
     from kernelkit.bundle.secret_rules import looks_random
 
-    stated = environment.get("KAGGLE_CONFIG_DIR")
-    folders = [home / ".kaggle", home / ".config" / "kaggle", *([Path(stated)] if stated else [])]
-    found = [(name, environment.get(name, "")) for name in ("KAGGLE_KEY", "KAGGLE_API_TOKEN")]
-    for folder in folders:
-        for name in ("access_token", "access_token.txt"):
-            found.append((name, _read(folder / name).strip()))
-        for name in ("kaggle.json", "credentials.json"):
-            found += [(name, value) for value in _json_secrets(_read(folder / name))]
+    found = [(name, text.strip()) for name, text in machine_credentials(environment, home)]
     for match in _DOTENV_LINE.finditer(_read(project / ".env")):
         found.append((f".env: {match['name']}", match["value"].strip().strip("'\"")))
     unique = {value: origin for origin, value in reversed(found) if looks_random(value)}
@@ -122,16 +116,6 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     except OSError:
         return ""
-
-
-def _json_secrets(text: str) -> Iterator[str]:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        return
-    for name, value in document.items() if isinstance(document, dict) else ():
-        if isinstance(value, str) and ("key" in name or "token" in name):
-            yield value
 
 
 def _matches(text: str, own: Collection[Credential]) -> Iterator[SecretMatch]:

@@ -312,7 +312,8 @@ def test_this_machines_own_credentials_are_found(make_project: Make, tmp_path: P
     dotenv = some(24, HEX + "g")
     (project / ".env").write_text(f"MODE=development\nexport OTHER='{dotenv}'\nN=12345678901\n")
     own = secrets.own_credentials({"KAGGLE_API_TOKEN": values["token"]}, home, project)
-    assert {credential.value for credential in own} == {*values.values(), dotenv}
+    header = base64.b64encode(f"annabella2:{values['key']}".encode()).decode()
+    assert {credential.value for credential in own} == {*values.values(), dotenv, header}
     assert not [value for value in values.values() if value in repr(own)]
     sent = "\n".join(["X = '''", *values.values(), dotenv, "development annabella2", "'''", ""])
     (project / "pkg" / "main.py").write_text("def run(): pass\n" + sent)
