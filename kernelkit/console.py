@@ -389,8 +389,7 @@ class Reporter:
         elif isinstance(event, Status):
             seconds = time.monotonic() - self._started
             failure = f": {one_line(event.failure)}" if event.failure else ""
-            word = event.word
-            _detail(Text.assemble((word, "bold"), f" after {seconds:.0f} s{failure}"))
+            _detail(Text.assemble((event.word, "bold"), f" after {seconds:.0f} s{failure}"))
         elif isinstance(event, Quota):
             self._quota = event
             if not self._live:
@@ -406,7 +405,7 @@ class Reporter:
             self._live.update(self.table() if self.seen_epochs else Text())
         if (progress := self._download) and progress.files:
             files = counted(progress.files, "file")
-            _detail(f"{files} complete, {human_size(progress.came)}")
+            _detail(f"{files} complete, {human_size(progress.received)}")
 
     def _line(self, entry: LogEntry) -> None:
         from kernelkit.notebook.runtime import MANIFEST_MARK
@@ -422,12 +421,8 @@ class Reporter:
                 self._keep(name, None)
         elif event and is_epoch and event.experiment is not None:
             self._keep(event.experiment, event)
-        text = _epoch_line(event) if event and is_epoch else entry.text[: LOG_CHARACTERS + 1]
-        line = lines_printable(text.rstrip())
-        if len(text) > LOG_CHARACTERS:
-            line = (
-                f"{line[:LOG_CHARACTERS]}… ({len(entry.text) - LOG_CHARACTERS:,} more characters)"
-            )
+        text = _epoch_line(event) if event and is_epoch else entry.text
+        line = lines_printable(shortened(text, LOG_CHARACTERS).rstrip())
         self._tail = [*self._tail, line[:TAIL_CHARACTERS]][-TAIL_LINES:]
         if self._live:
             self._live.update(self._view())
@@ -448,7 +443,7 @@ class Reporter:
             self._bar.add_task("")
         self._bar.update(
             self._bar.task_ids[0],
-            completed=progress.came,
+            completed=progress.received,
             total=progress.size or None,
             description=f"{progress.files} of {counted(progress.of, 'file')}",
         )
@@ -529,12 +524,18 @@ def watching(on_interrupt: str) -> Iterator[Reporter]:
     visible = stdout.is_terminal and not (mode.as_json or mode.quiet)
     live = Live(console=stdout, refresh_per_second=4) if visible else None
     reporter = Reporter(live)
+    with _interruptible(on_interrupt), live or nullcontext():
+        try:
+            yield reporter
+        finally:
+            reporter.finish()
+
+
+@contextmanager
+def _interruptible(on_interrupt: str) -> Iterator[None]:
+    """Let Ctrl-C end the command with the message `on_interrupt`."""
     try:
-        with live or nullcontext():
-            try:
-                yield reporter
-            finally:
-                reporter.finish()
+        yield
     except KeyboardInterrupt:
         say(as_called(on_interrupt), to=stderr)
         document({"error": "interrupted", "next": on_interrupt, "exit_code": INTERRUPTED})
@@ -652,8 +653,7 @@ def pushed(result: Pushed) -> None:
 
 def state(folder: RunFolder, now: Status) -> None:
     """The state of a run, in one line."""
-    word = now.word
-    say(f"{folder.slug} v{folder.version}: {word}")
+    say(f"{folder.slug} v{folder.version}: {now.word}")
     document({**folder.read().document, **_state_document(now)})
 
 
@@ -705,12 +705,8 @@ def following(
             _print_log(event.text[left:])
             left = max(0, left - len(event.text))
 
-    try:
+    with _interruptible(on_interrupt):
         yield print_new
-    except KeyboardInterrupt:
-        say(as_called(on_interrupt), to=stderr)
-        document({"error": "interrupted", "next": on_interrupt, "exit_code": INTERRUPTED})
-        raise typer.Exit(INTERRUPTED) from None
     document([vars(entry) for entry in every])
 
 

@@ -76,7 +76,7 @@ JOIN_SECONDS = 1.0  # for a download that was stopped; a silent one ends with th
 class Progress:
     """How far a pull is."""
 
-    came: int
+    received: int
     """Bytes on this disk."""
 
     size: int
@@ -414,7 +414,7 @@ class _Downloads:
     folder: Path
     listing: _Listing
     on_event: OnEvent
-    _came: int = 0
+    _received: int = 0
     _count: threading.Lock = field(default_factory=threading.Lock)
 
     def fetch(
@@ -427,8 +427,8 @@ class _Downloads:
             LocalError: at once.
         """
         self._require_room(files)
-        self._came = sum(file.size or 0 for file in done)
-        size = self._came + sum(file.size or 0 for file in files)
+        self._received = sum(file.size or 0 for file in done)
+        size = self._received + sum(file.size or 0 for file in files)
         of = len(done) + len(files)
         refused: dict[str, str] = {}
         late: list[tuple[str, KernelkitError]] = []
@@ -451,7 +451,7 @@ class _Downloads:
                 else:
                     raise error
                 count = len(done) + number - len(late)
-                self.on_event(Progress(self._came, size, count, of, completed))
+                self.on_event(Progress(self._received, size, count, of, completed))
         if late:
             raise self._incomplete(late, files)
         return refused
@@ -502,7 +502,7 @@ class _Downloads:
                         raise UnreachableError(
                             f"{counted(left, 'file')} did not arrive completely"
                         ) from None
-                    self.on_event(Progress(self._came, size, done + len(files) - left, of))
+                    self.on_event(Progress(self._received, size, done + len(files) - left, of))
                     continue
                 left -= 1
                 yield result
@@ -514,7 +514,7 @@ class _Downloads:
 
     def _add(self, more: int) -> None:
         with self._count:
-            self._came += more
+            self._received += more
 
     def _partial(self, file: OutputFile) -> Path:
         """In a folder of its own: the file's name may be too long for another suffix."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -78,9 +78,8 @@ def read_status(kaggle: Kaggle, run: RunAddress, *, fresh: bool) -> Status:
             return Status(State.QUEUED)
         if kaggle.kernel(run.owner, run.slug).version != run.version:
             raise
-        now = kaggle.status(
-            run.owner, run.slug, None
-        )  # this Kaggle accepts no versions in the call
+        # This Kaggle accepts no versions in the call.
+        now = kaggle.status(run.owner, run.slug, None)
     if fresh and now.state.finished and not shows_run(run, _text(_kept_log(kaggle, run))):
         return Status(State.QUEUED)
     return now
@@ -162,8 +161,7 @@ def watch_run(
             require_own_log(run, entries)
             yield from _unseen(entries, shown)
             if not confirmed:
-                text = "".join(entry.text for entry in entries)
-                yield from _confirm(kaggle, run, requested, text, settled=True)
+                yield from _confirm(kaggle, run, requested, _text(entries), settled=True)
             return
         if requested.wants_gpu and clock() - quota_read > kaggle.timeouts.quota:
             quota_read = clock()
@@ -227,10 +225,8 @@ def cancel_run(kaggle: Kaggle, run: RunAddress, *, age: float = math.inf) -> Sta
             f"{run.name} has already ended ({now.word}): there is nothing to cancel",
             f"Pull its outputs: `kernelkit pull v{run.version}`.",
         )
-    text = "".join(
-        entry.text for entry in _live_log(kaggle, run, "", kaggle.timeouts.longest_pause)
-    )
-    session = _SESSION_LINE.search(text)
+    entries = _live_log(kaggle, run, "", kaggle.timeouts.longest_pause)
+    session = _SESSION_LINE.search(_text(entries))
     if session is None:
         raise RefusedError(
             f"{run.name} is {now.word} and has not printed the number of its session: it cannot "
@@ -347,7 +343,7 @@ def _kept_log(kaggle: Kaggle, run: RunAddress) -> list[LogEntry]:
         return []
 
 
-def _text(entries: Sequence[LogEntry]) -> str:
+def _text(entries: Iterable[LogEntry]) -> str:
     return "".join(entry.text for entry in entries)
 
 
@@ -400,7 +396,7 @@ def _live_log(kaggle: Kaggle, run: RunAddress, shown: str, seconds: float) -> It
 
 def _unseen(entries: list[LogEntry], shown: str) -> Iterator[LogEntry]:
     """What a log has beyond `shown`; if the two differ, everything from the first such line on."""
-    whole = "".join(entry.text for entry in entries)
+    whole = _text(entries)
     skip = len(shown)
     if not whole.startswith(shown):
         pairs = enumerate(zip(whole, shown, strict=False))

@@ -206,7 +206,7 @@ def test_thousands_of_files_are_downloaded_quickly(
     assert shelf.calls.count("ListKernelSessionOutput") == 6
     last = [event for event in heard if isinstance(event, Progress)][-1]
     assert (last.files, last.of) == (1000, 1000)
-    assert last.came == last.size == sum(len(content) for _, content in shelf.files[:-1])
+    assert last.received == last.size == sum(len(content) for _, content in shelf.files[:-1])
     assert record.is_complete()
     assert not (record.path / ".partial").exists()
 
