@@ -8,8 +8,8 @@ files that Kaggle mounts or unpacked:
 
 A zip may contain the folders at its root or, once, further down. If both are unpacked into one
 folder, train and test share `images/`, and the ids in the two csv files separate them. Nothing is
-written to the folder. Every image is read and checked before
-training begins: 4,000 pairs and 18,000 test images take 265 MB of memory.
+written to the folder. Every image is read and checked before training begins: 4,000 pairs and
+18,000 test images take 265 MB of memory.
 """
 
 from __future__ import annotations

@@ -247,10 +247,9 @@ class EmulatedSession:
         In a namespace the death of the session is enough. Otherwise it is stopped before its
         processes are killed, so that it cannot report the end of its kernel as a failure.
         """
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if self.isolation == "folders":
-                os.killpg(session, signal.SIGSTOP)
         if self.isolation == "folders":
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(session, signal.SIGSTOP)
             kill_run_of(self.version.working, session)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(session, signal.SIGKILL)

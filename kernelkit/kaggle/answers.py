@@ -8,7 +8,7 @@ from __future__ import annotations
 import email.utils
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -52,7 +52,7 @@ class TransientError(UnreachableError):
     retry_after: float | None = None
 
 
-def retrying(stop: Any) -> tenacity.Retrying:
+def retrying(stop: Callable[[tenacity.RetryCallState], bool]) -> tenacity.Retrying:
     """Attempts with growing pauses until `stop`; then the last error is raised.
 
     A pause is a little longer than Kaggle asks for, so that many clients do not return at once.
@@ -270,9 +270,8 @@ REMEDIES = (
 
 def _never_connected(error: BaseException) -> bool:
     """Whether urllib3 gave up before it had a connection: then nothing was sent."""
-    return "NewConnectionError" in repr(error.__cause__) or "NameResolution" in repr(
-        error.__cause__
-    )
+    cause = repr(error.__cause__)
+    return "NewConnectionError" in cause or "NameResolution" in cause
 
 
 def _host(error: requests.RequestException) -> str:

@@ -36,7 +36,7 @@ from kernelkit.kaggle.answers import (
 )
 from kernelkit.kaggle.connection import Connection
 from kernelkit.kaggle.types import Scoring, Submission, Terms
-from kernelkit.kaggle.waiting import Upload, came
+from kernelkit.kaggle.waiting import Upload, count_bytes
 from kernelkit.printable import one_line
 
 PAGE_SIZE, PAGES = 100, 20  # a search through a list ends after 2,000 entries
@@ -205,9 +205,8 @@ class Competition:
         packed, target = folder / "sample.download", folder / "sample_submission.csv"
         try:
             self._read(name, lambda: _store(self._api.download_data_file(request), packed))
-            if not zipfile.is_zipfile(
-                packed
-            ):  # Kaggle zips large files without changing the name [A]
+            # Kaggle zips large files without changing the name [A].
+            if not zipfile.is_zipfile(packed):
                 return packed.replace(target)
             _unzip(packed, target)
         except OSError as error:
@@ -369,9 +368,8 @@ def _terms(details: Any) -> Terms:
 
 def _entered(response: Any) -> tuple[int, str]:
     """The number of a submission, 0 without one, and Kaggle's words."""
-    return as_int(response.ref), one_line(as_text(response.message), MESSAGE_CHARACTERS).rstrip(
-        ". "
-    )
+    words = one_line(as_text(response.message), MESSAGE_CHARACTERS)
+    return as_int(response.ref), words.rstrip(". ")
 
 
 def _limits(response: Any) -> tuple[bool, int]:
@@ -411,15 +409,12 @@ def _store(response: requests.Response, target: Path) -> None:
     size = 0
     with response, target.open("wb") as stream:
         for chunk in response.iter_content(CHUNK_BYTES):
-            came(len(chunk))
+            count_bytes(len(chunk))
             size += stream.write(chunk)
             if size > SAMPLE_BYTES:
                 raise RefusedError(f"the sample is larger than {SAMPLE_BYTES:,} B")
-    if (
-        expected is not None
-        and "Content-Encoding" not in response.headers
-        and size != int(expected)
-    ):
+    is_whole = expected is None or "Content-Encoding" in response.headers or size == int(expected)
+    if not is_whole:
         raise TransientError(f"the sample: only {size} of {expected} B arrived")
 
 

@@ -115,7 +115,9 @@ class Kaggle(Connection):
         request = kernels.ApiListKernelSessionOutputRequest()
         what = f"the log of {owner}/{slug} v{version}"
         call = self._kernels.list_kernel_session_output
-        return str(next(self._pages(what, call, request, owner, slug, version)).log or "")
+        page = next(self._pages(what, call, request, owner, slug, version))
+        with calling(what):
+            return as_text(page.log)
 
     def output_sizes(self, owner: str, slug: str, version: int) -> dict[str, int]:
         """The size of every output of one version, by name; a size that Kaggle leaves out is 0."""

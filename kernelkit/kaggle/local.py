@@ -21,8 +21,6 @@ from kernelkit.storage import read_model
 START_SECONDS = 30  # it imports nbclient, which takes some seconds from a cold disk
 STOP_SECONDS = 20  # it ends its runs first
 MESSAGE_CHARACTERS = 2000  # the end of its output, for an error
-
-
 SHOWN = 8  # names of a folder, for an error
 SEARCHED = 500  # folders that are searched for a source
 ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar", ".7z")

@@ -14,14 +14,13 @@ from kernelkit.errors import ConfigError
 PRODUCTION = "https://api.kaggle.com"
 """The real Kaggle: the address that its runs are recorded with [V: the SDK's own constant]."""
 
+CONNECT_SECONDS = 5
+READ_SECONDS = 60  # Kaggle answers a push of 900 kB after several seconds
+MOST_RETRY_SECONDS = 3600
+
 
 def ignore(event: object) -> None:
     """A listener that does nothing."""
-
-
-CONNECT_SECONDS = 5
-MOST_RETRY_SECONDS = 3600
-READ_SECONDS = 60  # Kaggle answers a push of 900 kB after several seconds
 
 
 class State(StrEnum):

@@ -32,7 +32,7 @@ class _Progress:
 _current = threading.local()
 
 
-def came(size: int) -> None:
+def count_bytes(size: int) -> None:
     """Count bytes that the call of this thread has sent or received.
 
     Raises:
@@ -99,7 +99,7 @@ class Upload:
     def read(self, size: int = -1) -> bytes:
         """The next bytes."""
         data = self._stream.read(size)
-        came(len(data))
+        count_bytes(len(data))
         return data
 
 
@@ -108,7 +108,7 @@ def read_body(response: Any, most: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     for chunk in response.iter_content(1 << 16):
-        came(len(chunk))
+        count_bytes(len(chunk))
         chunks.append(chunk)
         size += len(chunk)
         if size > most:

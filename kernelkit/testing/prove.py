@@ -7,8 +7,8 @@ about the project. The same pytest command runs in both copies, and every test m
 outcome. Files outside the package that it reads are missing in the second copy, as on Kaggle.
 
 Tests inside the package run where the notebook wrote it. If a conftest.py above the package serves
-them, that folder is copied next to the package's place, so that pytest finds the
-same files above it. A file at a fixed distance from the package is still missing there.
+them, that folder is copied next to the package's place, so that pytest finds the same files above
+it. A file at a fixed distance from the package is still missing there.
 
 Not covered: what the notebook's `pip` cell would install, the versions of Kaggle's image, its
 hardware, and the metadata of an installed package (`importlib.metadata` finds what is installed for

@@ -22,17 +22,8 @@ OUTSIDE = (
 _PATH_CALLS = frozenset(
     {"Path", "PurePath", "PosixPath", "PurePosixPath", "open", "join", "joinpath", "glob", "iglob"}
     | {"rglob", "listdir", "scandir", "walk", "exists", "isfile", "isdir", "run", "check_call"}
-    | {
-        "chdir",
-        "copy",
-        "copytree",
-        "check_output",
-        "call",
-        "Popen",
-        "spec_from_file_location",
-        "run_path",
-        "path",
-    }
+    | {"chdir", "copy", "copytree", "check_output", "call", "Popen", "spec_from_file_location"}
+    | {"run_path", "path"}
 )
 """Functions and methods whose text arguments are paths or command lines."""
 
