@@ -60,6 +60,14 @@ _MOUNTS_IN_SETTINGS = re.compile(
 _SETTINGS_SUFFIXES = (".yaml", ".yml", ".json", ".toml", ".cfg", ".ini", ".sh")
 PLACES_SHOWN = 10  # of hard-coded paths
 
+_SOURCE_FORMS = {
+    "competition_sources": (r"[^/]+", "slug"),
+    "dataset_sources": (r"[^/]+/[^/]+(/\d+)?", "owner/slug"),
+    "kernel_sources": (r"[^/]+/[^/]+(/\d+)?", "owner/slug"),
+    "model_sources": (r"[^/]+(/[^/]+){3}/\d+", "owner/model/framework/instance/version"),
+}
+"""Kind of source → the pattern of its full name, and that pattern in words."""
+
 # Folders that every Linux machine has, so that a path there says nothing about this machine.
 SYSTEM_FOLDERS = frozenset(
     {"kaggle", "tmp", "var", "usr", "bin", "sbin", "lib", "lib64", "etc", "dev", "proc", "sys"}
@@ -224,34 +232,28 @@ def check_inputs(kernel: Kernel) -> Iterator[Problem]:
     declared = _declared_slugs(kernel)
     for name, value in kernel.manifest.parameters.items():
         for text in _texts(value):
-            if not text.startswith("kaggle://"):
-                if _ALMOST_AN_ADDRESS.match(text):
-                    yield Problem(
-                        f"parameters.{name}",
-                        f"{text} is not an address: the program would get the text itself",
-                        f"Use kaggle://{', kaggle://'.join(PLACES)}.",
-                    )
-                continue
-            place, _, rest = text.removeprefix("kaggle://").partition("/")
-            slug = rest.partition("/")[0]
-            if ".." in rest.split("/"):
-                yield Problem(
-                    f"parameters.{name}",
-                    f'{text} contains ".."',
-                    "Write the address of the folder itself.",
-                )
-            if place not in PLACES:
-                yield Problem(
-                    f"parameters.{name}",
-                    f"{text} does not exist in a run",
-                    f"Use kaggle://{', kaggle://'.join(PLACES)}.",
-                )
-            elif place == "input" and slug not in declared:
-                yield Problem(
-                    f"parameters.{name}",
-                    f"needs kaggle://input/{slug}, which is not a source of this kernel",
-                    "Add it to competition_sources, dataset_sources or kernel_sources.",
-                )
+            for message, remedy in _address_problems(text, declared):
+                yield Problem(f"parameters.{name}", message, remedy)
+
+
+def _address_problems(text: str, declared: Collection[str]) -> Iterator[tuple[str, str]]:
+    """What is wrong with a `kaggle://` address or with what was meant as one, and the remedy."""
+    places = f"Use kaggle://{', kaggle://'.join(PLACES)}."
+    if not text.startswith("kaggle://"):
+        if _ALMOST_AN_ADDRESS.match(text):
+            yield f"{text} is not an address: the program would get the text itself", places
+        return
+    place, _, rest = text.removeprefix("kaggle://").partition("/")
+    slug = rest.partition("/")[0]
+    if ".." in rest.split("/"):
+        yield f'{text} contains ".."', "Write the address of the folder itself."
+    if place not in PLACES:
+        yield f"{text} does not exist in a run", places
+    elif place == "input" and slug not in declared:
+        yield (
+            f"needs kaggle://input/{slug}, which is not a source of this kernel",
+            "Add it to competition_sources, dataset_sources or kernel_sources.",
+        )
 
 
 def check_paths(kernel: Kernel) -> Iterator[Problem]:
@@ -391,18 +393,11 @@ def _hard_coded_mounts(kernel: Kernel) -> Iterator[str]:
 
 def check_sources(kernel: Kernel) -> Iterator[Problem]:
     """Sources have the full form of their name: Kaggle drops those that it cannot find."""
-    fields = kernel.manifest.kernel
-    for kind, form in (
-        ("dataset_sources", r"[^/]+/[^/]+(/\d+)?"),
-        ("kernel_sources", r"[^/]+/[^/]+(/\d+)?"),
-        ("competition_sources", r"[^/]+"),
-        ("model_sources", r"[^/]+/[^/]+/[^/]+/[^/]+/\d+"),
-    ):
-        for source in getattr(fields, kind):
-            if not re.fullmatch(form, source):
-                yield Problem(
-                    kind, f'"{source}" does not have the form {FORMS[kind]}', "Fix the name."
-                )
+    for kind, sources in kernel.manifest.kernel.sources.items():
+        pattern, form = _SOURCE_FORMS[kind]
+        for source in sources:
+            if not re.fullmatch(pattern, source):
+                yield Problem(kind, f'"{source}" does not have the form {form}', "Fix the name.")
 
 
 def check_image(kernel: Kernel) -> Iterator[Problem]:
@@ -438,10 +433,9 @@ def check_image(kernel: Kernel) -> Iterator[Problem]:
 def check_outputs(kernel: Kernel) -> Iterator[Problem]:
     """Something can write each folder and each pattern of the outputs."""
     fields, bundle = kernel.manifest.kernel, kernel.bundle
-    sources = [getattr(fields, kind) for kind in FORMS]
     libraries = (bundle.third_party, bundle.optional, kernel.manifest.pip)
     archives = (b"\0" in file.content for file in bundle.files)
-    if any(libraries) or any(sources) or fields.enable_internet or any(archives):
+    if any(libraries) or any(fields.sources.values()) or fields.enable_internet or any(archives):
         return  # one of them may name it: `advise` has a note
     for output in _unmentioned_outputs(kernel):
         yield Problem(
@@ -565,52 +559,75 @@ def _as_text(content: bytes) -> str:
 
 def advise(kernel: Kernel) -> list[str]:
     """What a user should know before a push; none of it stops one. Warnings come first."""
-    advice = list(kernel.bundle.notes)
-    warnings = []
-    advice += [
-        f'nothing in the package or in the parameters names a part of the output "{output}": '
-        "the run fails at its end if no file matches it"
-        for output in _unmentioned_outputs(kernel)
+    notes = [
+        *kernel.bundle.notes,
+        *_output_notes(kernel),
+        *_path_notes(kernel),
+        *_mount_notes(kernel),
+        *_shape_notes(kernel),
+        *_import_notes(kernel),
+        *_optional_import_notes(kernel),
     ]
-    advice += _path_notes(kernel)
-    hard_coded = list(_hard_coded_mounts(kernel))
-    warnings += hard_coded[:PLACES_SHOWN]
-    if len(hard_coded) > PLACES_SHOWN:
-        advice.append(f"{len(hard_coded) - PLACES_SHOWN} more paths of inputs are hard-coded")
+    return sorted(notes, key=lambda note: not note.startswith(WARNING))
+
+
+def _output_notes(kernel: Kernel) -> Iterator[str]:
+    for output in _unmentioned_outputs(kernel):
+        yield (
+            f'nothing in the package or in the parameters names a part of the output "{output}": '
+            "the run fails at its end if no file matches it"
+        )
+
+
+def _mount_notes(kernel: Kernel) -> Iterator[str]:
+    found = list(_hard_coded_mounts(kernel))
+    yield from found[:PLACES_SHOWN]
+    if len(found) > PLACES_SHOWN:
+        yield f"{len(found) - PLACES_SHOWN} more paths of inputs are hard-coded"
+
+
+def _shape_notes(kernel: Kernel) -> Iterator[str]:
     shape = kernel.metadata.machine_shape
     if shape and shape not in SHAPES and not _meant_shape(shape) and _may_be_new(shape):
-        warnings.append(
+        yield (
             f'{WARNING}machine_shape: "{shape}" is not known to be a name of Kaggle\'s, which may '
             f"have new ones. Known are {', '.join(SHAPES)}"
         )
+
+
+def _import_notes(kernel: Kernel) -> Iterator[str]:
+    """Needed imports that a run may not find, or find in another version."""
     required = {canonicalize_name(Requirement(text).name) for text in kernel.manifest.pip}
     for finding in image.compare(kernel.bundle.third_party, kernel.manifest.pip, kernel.image):
         place = finding.places[0]
         if finding.presence is Presence.OTHER_VERSION:
-            advice.append(
+            yield (
                 f"{finding.distribution} is {finding.image_version} in Kaggle's image, "
                 f"{finding.local_version} here ({place})"
             )
         elif finding.presence is Presence.UNKNOWN and finding.local_version is None:
-            warnings.append(
+            yield (
                 f'{WARNING}{place} imports "{finding.module}", which is not installed here and is '
                 "not known to be in Kaggle's image. Without it the run fails. "
                 + _import_remedy(kernel, finding)
             )
         elif finding.presence is Presence.UNKNOWN:
-            advice.append(
+            yield (
                 f'it is not known whether Kaggle\'s image has "{finding.module}" ({place}): '
                 'if not, add it to "pip" in [tool.kernelkit]'
             )
         elif finding.presence is Presence.BY_PIP and finding.distribution not in required:
-            advice.append(
+            yield (
                 f'it is not known whether one of the requirements of "pip" installs '
                 f'"{finding.module}" ({place})'
             )
+
+
+def _optional_import_notes(kernel: Kernel) -> Iterator[str]:
     unknown = []
     for finding in image.compare(kernel.bundle.optional, kernel.manifest.pip, kernel.image):
         if finding.presence is Presence.ABSENT:
-            advice.append(
+            yield (
                 f'"{finding.module}" is not in Kaggle\'s image; its import is optional '
                 f"({finding.places[0]})"
             )
@@ -618,12 +635,11 @@ def advise(kernel: Kernel) -> list[str]:
             unknown.append(f'"{finding.module}" ({finding.places[0]})')
     if unknown:
         more = len(unknown) - OPTIONAL_NAMED
-        advice.append(
+        yield (
             "optional imports that are not installed here and not known to be in Kaggle's image: "
             + ", ".join(unknown[:OPTIONAL_NAMED])
             + (f" and {more} more" if more > 0 else "")
         )
-    return [*warnings, *advice]
 
 
 def _import_remedy(kernel: Kernel, finding: image.Availability) -> str:
@@ -638,13 +654,6 @@ def _import_remedy(kernel: Kernel, finding: image.Availability) -> str:
     internet = "" if kernel.manifest.kernel.enable_internet else ", and set enable_internet = true"
     return f'Add pip = ["{finding.distribution}"] to [tool.kernelkit]{internet}; {declare}'
 
-
-FORMS = {
-    "dataset_sources": "owner/slug",
-    "kernel_sources": "owner/slug",
-    "competition_sources": "slug",
-    "model_sources": "owner/model/framework/instance/version",
-}
 
 CHECKS: tuple[Callable[[Kernel], Iterator[Problem]], ...] = (
     check_size,
