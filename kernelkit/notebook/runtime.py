@@ -364,18 +364,19 @@ class NotebookRun:
         """
         copies = []
         for name in self.bundle.get("working_files", ()):
-            copy = self.working_dir / name
-            if not copy.exists():
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(self.source_dir / name, copy)
-                copies.append((copy, self.source_dir / name))
+            target = self.working_dir / name
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(self.source_dir / name, target)
+                copies.append(name)
         try:
             yield
         finally:
-            for copy, source in copies:
-                if _sha256(copy) == _sha256(source):
-                    copy.unlink()
-                for folder in copy.relative_to(self.working_dir).parents[:-1]:
+            for name in copies:
+                target = self.working_dir / name
+                if _sha256(target) == _sha256(self.source_dir / name):
+                    target.unlink()
+                for folder in PurePath(name).parents[:-1]:
                     with contextlib.suppress(OSError):  # it holds other files
                         (self.working_dir / folder).rmdir()
 
@@ -621,11 +622,9 @@ def command_line(
     declared = {option["name"]: option for option in options}
     first: list[str] = []
     words: list[str] = []
-    positional: list[tuple[int, list[str]]] = []
-    order = [option["name"] for option in options]
     for name, value in parameters.items():
         option = declared.get(name)
-        if value is None:
+        if value is None or (option is not None and _is_positional(option)):
             continue
         if arguments == "key=value":
             words += _hydra_words(name, value)
@@ -633,16 +632,18 @@ def command_line(
             words += _plain_words(name, value, arguments)
         elif option["form"] == "subcommand":
             first.append(_word(value))
-        elif not option["flag"] and option["form"] in ("value", "list"):
-            items = value if isinstance(value, list) else [value]
-            positional.append((order.index(name), [_word(item) for item in items]))
         else:
             words += _declared_words(option, value, arguments)
-    last = [word for _, items in sorted(positional) for word in items]
+    positional = [parameters.get(option["name"]) for option in options if _is_positional(option)]
+    last = [word for value in positional if value is not None for word in _items(value)]
     # Without `--` an option of several words would take the positional ones, too.
     several = any(option["form"] == "list" and option["flag"] for option in options)
     marked = any(word.startswith("-") for word in last)
     return [*first, *words, *(["--"] if last and (marked or several) else []), *last]
+
+
+def _is_positional(option: OptionDocument) -> bool:
+    return not option["flag"] and option["form"] in ("value", "list")
 
 
 def _declared_words(option: OptionDocument, value: Parameter, arguments: str) -> list[str]:
@@ -660,11 +661,10 @@ def _declared_words(option: OptionDocument, value: Parameter, arguments: str) ->
         return [f"{flag}={value if value else ''}"]
     if form == "literal":
         return [f"{flag}={_literal(value)}"]
-    items = value if isinstance(value, list) else [value]
     if form == "list":
-        return [flag, *map(_word, items)]
+        return [flag, *_items(value)]
     if form == "repeated":
-        return [word for item in items for word in _pair(flag, _word(item), arguments)]
+        return [word for item in _items(value) for word in _pair(flag, item, arguments)]
     return _pair(flag, _word(value), arguments)
 
 
@@ -676,7 +676,7 @@ def _plain_words(name: str, value: Parameter, arguments: str) -> list[str]:
     if isinstance(value, bool):
         return [flag] if value else []
     if isinstance(value, list):
-        return [flag, *map(_word, value)]
+        return [flag, *_items(value)]
     return _pair(flag, _word(value), arguments)
 
 
@@ -684,6 +684,11 @@ def _pair(flag: str, word: str, arguments: str) -> list[str]:
     """Two words, or one where the value could be read as another option."""
     joined = arguments == "--key=value" or (word.startswith("-") and flag.startswith("--"))
     return [f"{flag}={word}"] if joined else [flag, word]
+
+
+def _items(value: Parameter) -> list[str]:
+    """The items of a list, or the only value, as words."""
+    return [_word(item) for item in (value if isinstance(value, list) else [value])]
 
 
 def _word(value: Parameter) -> str:
@@ -713,7 +718,7 @@ def _hydra_words(key: str, value: Parameter) -> list[str]:
 def _hydra_value(value: Parameter) -> str:
     """By the grammar of Hydra's overrides."""
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+        return json.dumps(value)
     if isinstance(value, list):
         return f"[{','.join(map(_hydra_value, value))}]"
     if isinstance(value, dict):
