@@ -637,21 +637,22 @@ def _requirements(project: Path, stated: Sequence[str]) -> Iterator[str]:
 
 
 def _project_dependencies(project: Path) -> Iterator[str]:
-    section = tomllib.loads(_project_text(project)).get("project", {})
-    if "dependencies" in section.get("dynamic", ()) or "dependencies" not in section:
+    section = tomllib.loads(_project_text(project)).get("project")
+    stated = section.get("dependencies") if isinstance(section, dict) else None
+    if not isinstance(stated, list) or not all(isinstance(line, str) for line in stated):
         raise ConfigError(
             f'[tool.kernelkit] "pip" = "{THIS_PROJECT}": [project] has no list of dependencies',
             'Write them there, or name a file: pip = "requirements.txt".',
         )
-    for line in section["dependencies"]:
-        yield _checked_requirement(str(line), f"{PROJECT_FILE}: [project] dependencies")
+    for line in stated:
+        yield _checked_requirement(line, f"{PROJECT_FILE}: [project] dependencies")
 
 
 def _requirements_file(project: Path, path: Path, above: tuple[Path, ...]) -> Iterator[str]:
     """The requirements of a file for pip, and of the files that it includes."""
     shown = os.path.relpath(path, project.resolve())
     try:
-        text = decoded(path.read_bytes())
+        text = decoded(path.read_bytes()).replace("\r\n", "\n")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f'[tool.kernelkit] "pip": {shown} cannot be read: {reason}') from None

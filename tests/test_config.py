@@ -523,9 +523,26 @@ def test_requirements_that_a_run_cannot_use(make_project: Make, text: str, messa
     assert message in complaint(project)
 
 
-def test_a_project_without_dependencies_is_told_apart(make_project: Make) -> None:
+@pytest.mark.parametrize(
+    "stated",
+    [
+        "",
+        '[project]\ndynamic = ["dependencies"]\n',
+        "project = 1\n",
+        '[project]\ndependencies = "numpy"\n',
+        '[project]\ndependencies = ["numpy", 1]\n',
+    ],
+)
+def test_a_project_without_a_list_of_dependencies(make_project: Make, stated: str) -> None:
     project = make_project({}, keys='pip = "project"')
-    assert "[project] has no list of dependencies" in complaint(project)
     path = project / "pyproject.toml"
-    path.write_text('[project]\nname = "x"\ndynamic = ["dependencies"]\n' + path.read_text())
+    path.write_text(stated + path.read_text())
     assert "[project] has no list of dependencies" in complaint(project)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_requirements_with_hashes_on_lines_of_their_own(make_project: Make, end: str) -> None:
+    lines = ["six==1.17.0 \\", "    --hash=sha256:00 \\", "    --hash=sha256:01", "uri"]
+    text = end.join(lines).encode()
+    project = make_project({"requirements.txt": text}, keys='pip = "requirements.txt"')
+    assert load_config(project).pip == ("six==1.17.0", "uri")
