@@ -315,7 +315,7 @@ class Config(_Section):
     """The number of the epochs that says how good a run is; empty to choose it by its name."""
 
     metric_goal: MetricGoal | None = None
-    """None to tell from the name of the metric."""
+    """None: decided by the name of the metric."""
 
     gpu_reserve_hours: float = 0.0
     """GPU hours of the week that no push may use."""
@@ -464,10 +464,8 @@ def _reason(error: ErrorDetails) -> str:
     """What is wrong with a value, in the words of TOML."""
     if error["type"] == "tuple_type":
         value = error["input"]
-        is_text = isinstance(value, str)
-        return (
-            f"must be a list: [{tomlkit.item(value).as_string()}]" if is_text else "must be a list"
-        )
+        example = f": [{tomlkit.item(value).as_string()}]" if isinstance(value, str) else ""
+        return f"must be a list{example}"
     if error["type"] == "literal_error":
         return error["msg"].replace("Input should be", "must be")
     return _TYPES.get(error["type"], error["msg"].removeprefix("Value error, "))

@@ -27,14 +27,14 @@ def require_entry(entry: str, modules: Collection[str], files: PackageFiles) -> 
     found = module_name in files.modules
     reason = files.reason(module_name) if found else files.folder_reason(module_name)
     if reason:
-        path = files.in_project(files.modules[module_name]) if found else f"of {module_name}"
+        where = files.in_project(files.modules[module_name]) if found else "the whole folder"
+        remedy = 'Take it out of "exclude"'
+        if reason != EXCLUDED:
+            remedy = f'Add {_pattern(module_name, files)} to "include"'
         raise BundleError(
             f'the entry "{entry}" names the module "{module_name}", which is left out ({reason}): '
-            f"{path if found else 'the whole folder'}",
-            f'Add {_pattern(module_name, files)} to "include" in [tool.kernelkit], or name another '
-            "entry."
-            if reason != EXCLUDED
-            else 'Take it out of "exclude" in [tool.kernelkit], or name another entry.',
+            f"{where}",
+            f"{remedy} in [tool.kernelkit], or name another entry.",
         )
     if module_name not in modules:
         raise BundleError(
@@ -359,7 +359,7 @@ class _OwnModules:
         )
 
     def plain(self, target: str) -> Module | None:
-        """A carried module that is no package: it holds names and no modules."""
+        """A carried module that is not a package: it holds names and no modules."""
         module = self._carried.get(target)
         return None if module is None or module.is_package else module
 

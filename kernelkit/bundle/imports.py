@@ -477,8 +477,8 @@ def _may_catch(types: ast.expr) -> bool:
     names = {node.id for node in ast.walk(types) if isinstance(node, ast.Name)}
     names |= {node.attr for node in ast.walk(types) if isinstance(node, ast.Attribute)}
     classes = [getattr(builtins, name, ImportError) for name in names]
-    return any(isinstance(c, type) and issubclass(ImportError, c) for c in classes) or bool(
-        names & {"ModuleNotFoundError"}
+    return "ModuleNotFoundError" in names or any(
+        isinstance(c, type) and issubclass(ImportError, c) for c in classes
     )
 
 

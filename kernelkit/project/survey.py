@@ -10,7 +10,7 @@ import ast
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -123,10 +123,7 @@ def candidates(
         found += _programs(project, source, imported)
         found += _functions(project, source)
     commands = set(declared)
-    found = [
-        Candidate(c.entry, c.options, c.library, c.score + 15 * (c.entry in commands))
-        for c in found
-    ]
+    found = [replace(c, score=c.score + 15 * (c.entry in commands)) for c in found]
     return sorted(found, key=lambda c: (-c.score, c.entry.count("/"), c.entry))
 
 
@@ -136,15 +133,12 @@ def _programs(project: Path, source: Source, imported: set[str]) -> Iterator[Can
     module = module_of(project, source.path)
     in_package = "." in module
     works = source.stem not in imported and any(_does_work(node) for node in source.tree.body)
-    if not (guarded or line.library or (works and not in_package)):
+    # Without either, it only defines a command line for others.
+    if not guarded and not (works and (line.library or not in_package)):
         return
     if source.stem in ("__init__", "setup", "conftest", "noxfile"):
         return
-    if not guarded and not works:  # it only defines a command line for others
-        return
-    entry = source.path
-    if in_package:
-        entry = module.removesuffix(".__main__")
+    entry = module.removesuffix(".__main__") if in_package else source.path
     yield Candidate(entry, line.options, line.library, _score(source) + 5 * guarded)
 
 
