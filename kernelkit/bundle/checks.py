@@ -16,7 +16,8 @@ from kernelkit.bundle.metadata import Distribution, NoDistribution, readers
 from kernelkit.config import Config, entry_module, is_script, near_miss
 from kernelkit.errors import BundleError
 
-_MUST_EXIST = (ImportKind.NEEDED, ImportKind.LAZY)  # of modules of the package itself
+_REACHABLE = (ImportKind.NEEDED, ImportKind.LAZY)  # imports that no handler catches
+_MISSING, _NOT_THERE = "the package does not hold", ": the run must not get there"
 _CHANGES_PATH = (b"sys.path", b"addsitedir", b"PYTHONPATH")
 """Words in a source that may add a folder to those in which Python looks for modules."""
 
@@ -96,13 +97,13 @@ def require_readable(
     wanted = {program_module(entry, modules.keys() | unreadable.keys())}
     for module in modules.values() if unreadable else ():
         for found in module.imports:
-            wanted |= set(found.candidates) if found.kind in _MUST_EXIST else set()
+            wanted |= set(found.candidates) if found.kind in _REACHABLE else set()
     for name in sorted(imports.with_parents(wanted) & unreadable.keys()):
         raise unreadable[name]
 
 
 def check_own_imports(modules: Mapping[str, Module], files: PackageFiles) -> list[str]:
-    """Notes on imports of excluded modules that the run may never reach.
+    """Notes on imports that would fail, in functions that the run may never call.
 
     Raises:
         BundleError: a module of the package imports one that the notebook would not have.
@@ -114,13 +115,15 @@ def check_own_imports(modules: Mapping[str, Module], files: PackageFiles) -> lis
             if found.top not in own.tops or found.kind is ImportKind.TYPING:
                 continue
             place = f"{module.path}:{found.line}"
-            lost += [
-                f'{place}: imports "{target}", which {reason}'
-                for target, reason in _lost_targets(found, own, files)
-            ]
+            for target, reason in _lost_targets(found, own, files):
+                if found.kind is ImportKind.LAZY and reason.startswith(_MISSING):
+                    close = reason.removeprefix(_MISSING)
+                    notes.append(f'{place} imports "{target}", which {_MISSING}{_NOT_THERE}{close}')
+                else:
+                    lost.append(f'{place}: imports "{target}", which {reason}')
             if found.kind is ImportKind.LAZY:
                 notes += [
-                    f'{place} imports "{target}", which is excluded: the run must not get there'
+                    f'{place} imports "{target}", which is excluded{_NOT_THERE}'
                     for target in _excluded(found, own, files)
                 ]
     if lost:
@@ -284,7 +287,7 @@ def check_hidden(
         raise BundleError(
             "\n".join(dict.fromkeys(f"{one.place}: {one.words}" for one in needed)), advice
         )
-    reported = {one.target: one for one in reversed(hidden) if one.kind in _MUST_EXIST}
+    reported = {one.target: one for one in reversed(hidden) if one.kind in _REACHABLE}
     if not reported:
         return []
     first, *others = reversed(reported.values())
@@ -401,7 +404,7 @@ def _lost_targets(
         if reason and reason != EXCLUDED:
             path = files.in_project(files.modules.get(target, f"{target.replace('.', '/')}/"))
             yield target, f"is left out ({reason}): {path}"
-    if found.kind not in _MUST_EXIST:
+    if found.kind not in _REACHABLE:
         return
     excluded = set(_excluded(found, own, files))
     if found.kind is ImportKind.NEEDED:
@@ -410,7 +413,7 @@ def _lost_targets(
         return
     if not own.has(found.target) and found.target not in files.modules:
         if not own.may_be_made(found.target):
-            yield found.target, f"the package does not hold{own.near_miss(found.target)}"
+            yield found.target, f"{_MISSING}{own.near_miss(found.target)}"
         return
     names = own.not_exported(found.target) if "*" in found.names else found.names
     plain = own.plain(found.target)
@@ -426,7 +429,7 @@ def _lost_targets(
             and target not in excluded
             and not own.may_hold(found.target, name)
         ):
-            yield target, f"the package does not hold{own.near_miss(target)}"
+            yield target, f"{_MISSING}{own.near_miss(target)}"
 
 
 def _excluded(found: Import, own: _OwnModules, files: PackageFiles) -> list[str]:
