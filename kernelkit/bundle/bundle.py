@@ -23,7 +23,7 @@ from kernelkit.bundle.git import Provenance, parents, read_provenance
 from kernelkit.bundle.imports import ImportKind, Module, PythonSyntaxError, Signature
 from kernelkit.bundle.metadata import Distribution, read_distribution
 from kernelkit.bundle.scripts import CommandLine, read_command_line
-from kernelkit.config import Config, is_script
+from kernelkit.config import Config, is_script, near_miss
 from kernelkit.errors import BundleError
 from kernelkit.storage import digest_of_bytes
 
@@ -201,6 +201,13 @@ def _arrange(config: Config) -> Arrangement:
     if not config.keeps_folders:
         return Arrangement(roots, tuple(roots))
     script = config.entry if config.entry.endswith(".py") else ""
+    if script and not (config.project / script).is_file():
+        scripts = (path.name for path in config.project.glob("*.py"))
+        raise BundleError(
+            f'the entry "{script}": there is no such file in {config.project}'
+            f"{near_miss(script, scripts)}",
+            'Write the path of a script, "package.module" or "package.module:function".',
+        )
     packages = [str(PurePosixPath(package)) for package in config.package]
     holders = {WHOLE_PROJECT, script, *parents(script)}
     if script and holders.isdisjoint(packages):

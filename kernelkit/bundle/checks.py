@@ -82,7 +82,8 @@ def entry_signature(
     if not _OwnModules(modules, files.modules).may_bind(module_name, function):
         raise BundleError(
             f'the entry "{entry}": {module.path} defines no "{function}"'
-            f"{near_miss(function, module.top_level_names or ())}"
+            f"{near_miss(function, module.top_level_names or ())}",
+            'Name a function of that module, or the script itself: entry = "script.py".',
         )
     return signature
 

@@ -50,6 +50,9 @@ REMOVED = {
 _STANDARD = sys.stdlib_module_names | REMOVED.keys() | {"__main__"}
 
 
+_FIX_OR_EXCLUDE = 'Fix the file, or name it in "exclude" of [tool.kernelkit].'
+
+
 class PythonSyntaxError(BundleError):
     """A file that is not valid Python: a sample or a template, unless something imports it."""
 
@@ -233,15 +236,19 @@ def read_module(
         parsed = syntax.parse(content, path, python)
     except SyntaxError as error:
         line = f":{error.lineno}" if error.lineno else ""
-        raise PythonSyntaxError(f"{path}{line}: {error.msg}") from None
+        raise PythonSyntaxError(f"{path}{line}: {error.msg}", _FIX_OR_EXCLUDE) from None
     except (ValueError, RecursionError, MemoryError) as error:
-        raise PythonSyntaxError(f"{path}: cannot be read as Python: {error}") from None
+        raise PythonSyntaxError(
+            f"{path}: cannot be read as Python: {error}", _FIX_OR_EXCLUDE
+        ) from None
     package = name if is_package else name.rpartition(".")[0]
     try:
         found = list(_statements(parsed.tree, content, package, path))
         by_name, dynamic = _calls(parsed.tree, content, package)
     except RecursionError:
-        raise PythonSyntaxError(f"{path}: cannot be read as Python: too deeply nested") from None
+        raise PythonSyntaxError(
+            f"{path}: cannot be read as Python: too deeply nested", _FIX_OR_EXCLUDE
+        ) from None
     summary = (ast.get_docstring(parsed.tree) or "").partition("\n")[0].strip()
     return Module(
         name=name,
@@ -407,7 +414,10 @@ def _statements(tree: ast.Module, content: bytes, package: str, path: str) -> It
             elif isinstance(node, ast.ImportFrom):
                 target = _absolute(node.module or "", node.level, package)
                 if target is None and kind is ImportKind.NEEDED:
-                    raise BundleError(f"{path}:{node.lineno}: a relative import beyond the package")
+                    raise BundleError(
+                        f"{path}:{node.lineno}: a relative import beyond the package",
+                        'Import by the full name, or name the folder above as the "package".',
+                    )
                 if target is None:  # the import fails, and the program handles that
                     continue
                 yield Import(target, node.lineno, kind, tuple(a.name for a in node.names))
