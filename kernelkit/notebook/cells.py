@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from json.encoder import encode_basestring, encode_basestring_ascii
 
-from pydantic import JsonValue
-
 from kernelkit.bundle.bundle import SourceFile
 
 _PROMPT = re.compile(r"^[^\S\n]*(?:>>>|\.\.\.|In \[\d+\]:)", re.MULTILINE)
@@ -129,27 +127,19 @@ _SENT_ENVELOPE = len(json.dumps(json.loads(f'{{"cells": [],{_NOTEBOOK_METADATA}}
 @cache
 def _sent_around(tag: str, is_code: bool) -> int:
     """Bytes of a sent cell apart from its id and its source."""
-    node: dict[str, JsonValue] = {
-        "cell_type": "code" if is_code else "markdown",
-        **({"execution_count": None, "outputs": []} if is_code else {}),
-        "id": "",
-        "metadata": _metadata(tag),
-        "source": "",
-    }
+    node = json.loads(_cell_json(RenderedCell(id="", source="", tag=tag, is_code=is_code)))
+    node["source"] = ""
     return len(json.dumps(node)) - len('""""') + len(", ")
 
 
-def _metadata(tag: str) -> dict[str, JsonValue]:
-    collapsed: dict[str, JsonValue] = {  # for Kaggle and for JupyterLab
-        "_kg_hide-input": True,
-        "jupyter": {"source_hidden": True},
-    }
-    return {**(collapsed if tag in _COLLAPSED else {}), "tags": [tag]}
+_HIDDEN = {"_kg_hide-input": True, "jupyter": {"source_hidden": True}}
+"""The source is collapsed, by Kaggle and by JupyterLab."""
 
 
 @cache
 def _metadata_json(tag: str) -> str:
-    return json.dumps(_metadata(tag), indent=1, sort_keys=True).replace("\n", "\n   ")
+    metadata = {**(_HIDDEN if tag in _COLLAPSED else {}), "tags": [tag]}
+    return json.dumps(metadata, indent=1, sort_keys=True).replace("\n", "\n   ")
 
 
 def _cell_json(cell: RenderedCell) -> str:

@@ -31,6 +31,9 @@ from kernelkit.notebook.manifest import (
     NOTEBOOK_NAME,
     KernelMetadata,
     Manifest,
+    ManifestCommand,
+    ManifestDistribution,
+    ManifestOption,
 )
 from kernelkit.notebook.reader import with_push_id
 from kernelkit.notebook.templates import (
@@ -165,10 +168,16 @@ def write_kernel(kernel: Kernel, folder: Path) -> None:
 
 
 def _manifest(bundle: Bundle, config: Config, templates: Mapping[str, str]) -> Manifest:
+    command, distribution = _command(bundle, config), _distribution(bundle)
+    optional = {
+        "command": command and command.document,
+        "import_folders": [] if bundle.import_folders == ("",) else list(bundle.import_folders),
+        "working_files": list(bundle.working_files),
+        "distribution": distribution and distribution.document,
+    }
     stated = {
         "entry": bundle.entry,
-        **_how_to_start(bundle, config),
-        **_distribution(bundle),
+        **{name: value for name, value in optional.items() if value},
         "outputs": list(config.outputs),
         "pip": list(config.pip),
         "layout": config.layout,
@@ -204,14 +213,17 @@ def _manifest(bundle: Bundle, config: Config, templates: Mapping[str, str]) -> M
     )
 
 
-def _distribution(bundle: Bundle) -> dict[str, object]:
-    """The metadata of the project's distribution; nothing where that is not known."""
+def _distribution(bundle: Bundle) -> ManifestDistribution | None:
+    """The metadata of the project's distribution; None where that is not known."""
     found = bundle.distribution
     if found is None:
-        return {}
-    files = found.files(bundle.tops)
-    folder = {"name": found.name, "version": found.version, "folder": found.folder}
-    return {"distribution": {**folder, "files": files}}
+        return None
+    return ManifestDistribution(
+        name=found.name,
+        version=found.version,
+        folder=found.folder,
+        files=found.files(bundle.tops),
+    )
 
 
 def _declared_metric(config: Config) -> dict[str, str]:
@@ -220,25 +232,17 @@ def _declared_metric(config: Config) -> dict[str, str]:
     return {"metric": config.metric, **goal} if config.metric else {}
 
 
-def _how_to_start(bundle: Bundle, config: Config) -> dict[str, object]:
-    """What only scripts and projects with files next to the packages have."""
-    stated: dict[str, object] = {}
+def _command(bundle: Bundle, config: Config) -> ManifestCommand | None:
+    """How a script is started; None for a function."""
     line = bundle.command_line
-    if line is not None:
-        kind = "path" if bundle.entry.endswith(".py") else "module"
-        stated["command"] = {
-            kind: bundle.entry,
-            "arguments": config.arguments,
-            "options": [
-                {"name": name, "flag": option.flag, "form": option.form, "off": option.off}
-                for name, option in line.options_of(config.parameters)
-            ],
-        }
-    if bundle.import_folders != ("",):
-        stated["import_folders"] = list(bundle.import_folders)
-    if bundle.working_files:
-        stated["working_files"] = list(bundle.working_files)
-    return stated
+    if line is None:
+        return None
+    place = {"path" if bundle.entry.endswith(".py") else "module": bundle.entry}
+    options = tuple(
+        ManifestOption(name=name, flag=option.flag, form=option.form, off=option.off)
+        for name, option in line.options_of(config.parameters)
+    )
+    return ManifestCommand(**place, arguments=config.arguments, options=options)
 
 
 @cache
