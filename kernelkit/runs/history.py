@@ -167,6 +167,7 @@ def show(folder: RunFolder) -> RunDetails:
     record, bundle, end, manifest = known.record, known.bundle, known.end, known.manifest
     provenance = bundle.provenance if bundle else None
     row = known.row().model_dump()
+    used = _facts(manifest and manifest.parameters)
     return RunDetails.model_validate(
         {
             **row,
@@ -182,10 +183,10 @@ def show(folder: RunFolder) -> RunDetails:
             "push_id": record.push_id if record else None,
             "identity_proven": end.identity_proven if end else None,
             "files_verified": end.files_verified if end else None,
-            "parameters": _document(manifest and manifest.parameters) or _sent(bundle).document,
-            "kernel": _document(bundle and bundle.kernel),
-            "hardware": _document(manifest and manifest.hardware),
-            "versions": _document(manifest and manifest.versions),
+            "parameters": used if used.document else _sent(bundle),
+            "kernel": _facts(bundle and bundle.kernel),
+            "hardware": _facts(manifest and manifest.hardware),
+            "versions": _facts(manifest and manifest.versions),
             "outputs": manifest.outputs if manifest else (),
             "verdict": end.verdict if end else None,
             "submissions": known.submissions,
@@ -370,7 +371,7 @@ def _pairs(
     before: BaseModel | None, after: BaseModel | None, *, names: Sequence[str] = ()
 ) -> dict[str, Pair]:
     """The values that differ, by name; `names` restricts them."""
-    a, b = _document(before), _document(after)
+    a, b = _facts(before).document, _facts(after).document
     return {
         name: (a.get(name), b.get(name))
         for name in names or sorted({*a, *b})
@@ -383,5 +384,6 @@ def _sent(bundle: Manifest | None) -> RunFacts:
     return RunFacts.model_validate(bundle.parameters if bundle else {})
 
 
-def _document(model: BaseModel | None) -> dict[str, JsonValue]:
-    return model.model_dump(mode="json", exclude_unset=True) if model else {}
+def _facts(model: BaseModel | None) -> RunFacts:
+    document = model.model_dump(mode="json", exclude_unset=True) if model else {}
+    return RunFacts.model_validate(document)

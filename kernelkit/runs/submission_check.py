@@ -11,10 +11,11 @@ import csv
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kernelkit.errors import ConfigError
+from kernelkit.notebook.manifest import Document
 from kernelkit.storage import csv_rows
 
 NAMED = 3  # problems of one kind that are listed in full
@@ -23,19 +24,13 @@ _RUN_LENGTHS = re.compile(r"\d+ \d+( \d+ \d+)*", re.ASCII)
 _NOTHING = frozenset({"", "nan", "none", "null", "na", "n/a", "<na>", "inf", "-inf"})
 
 
-@dataclass(frozen=True)
-class SubmissionCheck:
+class SubmissionCheck(Document):
     """What is wrong with a submission file (`problems`), and what is only unusual (`notes`)."""
 
     problems: tuple[str, ...]
-    notes: tuple[str, ...]
-    rows: int
+    notes: tuple[str, ...] = ()
+    rows: int = 0
     """Number of rows below the header."""
-
-    @property
-    def document(self) -> dict[str, object]:
-        """All of it for a script."""
-        return asdict(self)
 
 
 def check(submission: Path, sample: Path, pixels: int | None = None) -> SubmissionCheck:
@@ -52,11 +47,11 @@ def check(submission: Path, sample: Path, pixels: int | None = None) -> Submissi
     expected = _read_sample(sample)
     found, rows = _Findings(), _Rows(submission)
     if (header := rows.header(found)) is None:
-        return SubmissionCheck(tuple(found.lines()), (), 0)
+        return SubmissionCheck(problems=tuple(found.lines()))
     if header != expected.header:
         ours, theirs = _row_shown(header), _row_shown(expected.header)
         found.add("columns", f"row 1: the columns are {ours}, the sample's are {theirs}")
-        return SubmissionCheck(tuple(found.lines()), (), 0)
+        return SubmissionCheck(problems=tuple(found.lines()))
     rules = [_rule(expected, column, pixels) for column in range(len(header))]
     seen: dict[str, int] = {}
     notes, order, differs, count = _Findings(), iter(expected.ids), False, 0
@@ -86,7 +81,7 @@ def check(submission: Path, sample: Path, pixels: int | None = None) -> Submissi
             if name not in seen:
                 line = f"id {_shown(name)} is missing (row {number} of the sample)"
                 found.add("missing ids", line)
-    return SubmissionCheck(tuple(found.lines()), tuple(notes.lines()), count)
+    return SubmissionCheck(problems=tuple(found.lines()), notes=tuple(notes.lines()), rows=count)
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ def compare(tmp_path: Path):
 
 
 def test_a_valid_submission_passes(compare) -> None:
-    assert compare(GOOD) == SubmissionCheck((), (), 4)
-    assert compare(GOOD.replace("\n", "\r\n")) == SubmissionCheck((), (), 4)
+    assert compare(GOOD) == SubmissionCheck(problems=(), notes=(), rows=4)
+    assert compare(GOOD.replace("\n", "\r\n")) == SubmissionCheck(problems=(), notes=(), rows=4)
     assert compare(GOOD, b"\xef\xbb\xbf" + SAMPLE.encode()).problems == ()
 
 
@@ -178,7 +178,7 @@ def test_the_real_size_is_checked_within_a_second(compare) -> None:
     table = "id,rle_mask\n" + "".join(f"{name},{runs}\n" for name in ids)
     sample = "id,rle_mask\n" + "".join(f"{name},1 1\n" for name in ids)
     started = time.process_time()
-    assert compare(table, sample) == SubmissionCheck((), (), 18_000)
+    assert compare(table, sample) == SubmissionCheck(problems=(), notes=(), rows=18_000)
     assert time.process_time() - started < 5  # s on a busy machine; 0.5 on an idle one
 
 
