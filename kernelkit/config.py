@@ -12,7 +12,7 @@ import os
 import re
 import tomllib
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -591,7 +591,7 @@ def config_values(
     asked |= {"endpoint"} if endpoint is not None and not by_environment else set()
     asked |= {"only_reachable"} if only_reachable else set()
 
-    def origin(key: str, section: _Section | None, name: str, over: Mapping[str, Any]) -> str:
+    def origin(key: str, section: _Section | None, name: str, over: Collection[str]) -> str:
         if key in asked:
             return "--set" if "." in key else f"--{key.replace('_', '-')}"
         if name in over:
