@@ -9,7 +9,6 @@ the log shows that a kernel was killed, what a child process printed, and the nu
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,6 +31,7 @@ from kernelkit.errors import ConfigError, LocalError
 from kernelkit.kaggle.types import is_time_out
 from kernelkit.notebook.runtime import MANIFEST_MARK
 from kernelkit.printable import TERMINAL_COMMANDS
+from kernelkit.storage import sha256_of
 
 TAIL_LINES = 20_000  # a run ends at its failure; a recursion of 3,000 frames in IPython has 15,000
 LINE_CHARACTERS = 1_000
@@ -545,7 +545,7 @@ def _changed_files(shown: Traceback, bundle: SentBundle, project: Path | None) -
     for path in sorted(carried & bundle.hashes.keys()):
         own = _below_root(path, bundle.roots)
         try:
-            now = hashlib.sha256((project / own).read_bytes()).hexdigest()
+            now = sha256_of(project / own)
         except (OSError, ValueError):  # also a name that no file can have
             yield f"{own} is no longer in the project"
         else:

@@ -25,7 +25,6 @@ import requests
 
 import kernelkit
 from kernelkit.bundle import git
-from kernelkit.bundle.bundle import read_bundle
 from kernelkit.bundle.secrets import own_credentials
 from kernelkit.config import Config
 from kernelkit.errors import (
@@ -44,14 +43,13 @@ from kernelkit.kaggle.kernels import Kaggle, connect
 from kernelkit.kaggle.local import emulator_command
 from kernelkit.kaggle.types import PRODUCTION
 from kernelkit.notebook.preflight import check
-from kernelkit.notebook.render import render
+from kernelkit.storage import counted
+from kernelkit.workflow import render_kernel
 
 TESTED = {"kaggle": ("2.2.5", "2.2.4"), "kagglesdk": ("0.1.38", "0.1.37")}
 """The versions with which kernelkit was tested, the newest first."""
 
 START_SECONDS = 30  # for the local Kaggle, on a busy machine
-"""The versions of the client and the SDK that kernelkit is tested with."""
-
 CLOCK_SECONDS = 300  # Kaggle refuses a signed address if the clock differs more
 WORKING_BYTES = 20 * 10**9  # /kaggle/working, the most that a run can leave [D]
 LEAST_BYTES = 1 << 30  # of free disk
@@ -274,13 +272,13 @@ def _proxy() -> str:
 
 
 def _size(config: Config) -> str:
-    kernel = render(read_bundle(config), config)
+    kernel = render_kernel(config)
     return f"{', '.join(config.package)}, {kernel.size:,} B in the notebook"
 
 
 def _no_problems(config: Config, environment: Mapping[str, str]) -> str:
     own = own_credentials(environment, Path.home(), config.project)
-    problems = check(render(read_bundle(config), config), own)
+    problems = check(render_kernel(config), own)
     if problems:
         shown = [f"{problem.subject}: {problem.message.strip()}" for problem in problems]
         more = [f"and {len(shown) - LONGEST_LISTING} more"] if len(shown) > LONGEST_LISTING else []
@@ -296,7 +294,7 @@ def _git(project: Path) -> str:
         raise _UnknownError("no repository with a commit: a run cannot record the commit")
     commit, changed = found[0][:SHORT_COMMIT], len(found[1])
     if changed:
-        return f"{commit}, with {changed} changed file{'s' if changed > 1 else ''}"
+        return f"{commit}, with {counted(changed, 'changed file')}"
     return f"{commit}, no changes"
 
 

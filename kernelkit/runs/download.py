@@ -157,7 +157,7 @@ class PulledRun:
     """Whether only some outputs were selected; nothing is known about the others."""
 
     isolation: str | None = None
-    """How a rehearsal isolated the run: "namespace" or "folders"; None if it was no rehearsal."""
+    """How a rehearsal isolated the run: "namespace" or "folders"; None for a run on Kaggle."""
 
     @property
     def document(self) -> dict[str, JsonValue]:

@@ -81,7 +81,7 @@ class RunRow(_Frozen):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def state_word(self) -> str:
-        """The state in one word for people: only Kaggle's message tells a time-out."""
+        """The state in one word for people: only Kaggle's message shows a time-out."""
         return state_word(self.state, self.failure or "")
 
 

@@ -1,8 +1,8 @@
 """Which run a log or a manifest belongs to: by its digest, and by the `push_id` of its push.
 
-Two pushes of the same project have the same digest, so that only the `push_id` tells their runs
-apart. A run that another client or an older kernelkit pushed has none: its digest must match, and
-its identity stays unproven.
+Two pushes of the same project have the same digest, so only the `push_id` distinguishes their runs.
+A run that another client or an older kernelkit pushed has none: its digest must match, and its
+identity stays unproven.
 """
 
 from __future__ import annotations

@@ -258,7 +258,7 @@ class RunEnd(Document):
     """A value of `kaggle.types.State`."""
 
     state_word: Annotated[str | None, Reported] = None
-    """The state in one word: only Kaggle's message tells a time-out from a cancellation."""
+    """The state in one word: only Kaggle's message distinguishes a time-out from a cancellation."""
 
     run: Annotated[RunAddress | None, Reported] = None
     endpoint: Annotated[str | None, Reported] = None

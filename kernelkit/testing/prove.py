@@ -49,7 +49,7 @@ from kernelkit.errors import (
 )
 from kernelkit.notebook.manifest import Manifest
 from kernelkit.notebook.render import Kernel
-from kernelkit.storage import sha256_of
+from kernelkit.storage import counted, sha256_of
 from kernelkit.testing.remedies import DifferingTest, PackagePlaces, remedy, remedy_of_stop
 
 DEADLINE_SECONDS = 600.0  # for the notebook, and for each of the two test runs
@@ -187,8 +187,7 @@ def prove(
         with watch("notebook"):
             written = _run_notebook(kernel, notebook_runner, here / "n", deadline)
             _check_written(written, kernel.manifest)
-        files = len(kernel.manifest.files)
-        on_event(f"the notebook wrote {files} {'file' if files == 1 else 'files'}")
+        on_event(f"the notebook wrote {counted(len(kernel.manifest.files), 'file')}")
 
         second = _stage_with_notebook(layout, here / "b", written, package, command.arguments)
         with watch("tests with the notebook"):
