@@ -1,8 +1,8 @@
 """Waits for a call no longer than it makes progress, and never beyond a deadline.
 
 A timeout of a socket limits only each silence. A server, a proxy or a name service can keep a call
-alive for ever with a byte now and then. So each call runs in a thread of its own, which is left
-behind once the call takes too long; it ends with its next byte, or with the process.
+alive forever with a byte now and then. So each call runs in a thread of its own. If the call takes
+too long, nobody waits for the thread any more; it ends with its next byte, or with the process.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ preflight  problems that would cost a run, found before a push: `check`, `compar
 problems   `Problem`, `ProblemList`, `require_no_problems`
 reader     the cells and the manifest of a notebook: `read_cells`, `embedded_manifest`,
            `with_push_id`
-edits      edits made in a notebook: `read_notebook`, `plan`,
-           `require_applicable`, `apply`, `SyncPlan`
+edits      edits made in a notebook: `read_notebook`, `plan`, `require_applicable`, `apply`,
+           `SyncPlan`
 
 Other packages import these names from the modules. This file imports nothing, so that a command
 loads only what it uses.

@@ -121,7 +121,7 @@ class Proof:
 
     @property
     def numbers(self) -> dict[str, int]:
-        """RecordedOutcome → how many tests."""
+        """Outcome → how many tests."""
         return dict(Counter(outcome.partition(" ")[0] for outcome in self.outcomes.values()))
 
     @property
