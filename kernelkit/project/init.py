@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import keyword
 import math
 import re
 import tomllib
@@ -40,6 +41,7 @@ from kernelkit.project.survey import (
     downloads,
     file_uses,
     module_of,
+    package_folder,
 )
 from kernelkit.storage import decoded, write_atomically
 
@@ -266,7 +268,7 @@ def _carried(project: Path, entry: str, sources: Sequence[Source]) -> tuple[list
     """The value of `package`, and what the entry reaches of it."""
     module = "" if entry.endswith(".py") else entry.partition(":")[0]
     home = next((s.path for s in sources if module and _is_module(project, s.path, module)), "")
-    if top := _package_folder(project, home):
+    if top := package_folder(project, home):
         with contextlib.suppress(BundleError):  # it may import what is next to it
             return [top], read_bundle(_provisional(project, [top], entry))
     return [WHOLE_PROJECT], read_bundle(_provisional(project, [WHOLE_PROJECT], entry))
@@ -275,16 +277,6 @@ def _carried(project: Path, entry: str, sources: Sequence[Source]) -> tuple[list
 def _is_module(project: Path, path: str, module: str) -> bool:
     name = module_of(project, path)
     return name in (module, f"{module}.__main__")
-
-
-def _package_folder(project: Path, path: str) -> str | None:
-    """The topmost regular package around a file."""
-    parts = PurePosixPath(path).parts[:-1]
-    for depth in range(1, len(parts) + 1):
-        folder = PurePosixPath(*parts[:depth])
-        if (project / folder / "__init__.py").is_file():
-            return folder.as_posix()
-    return None
 
 
 def _in_project(bundle: Bundle, modules: Sequence[Source]) -> Iterator[Source]:
@@ -319,7 +311,8 @@ def _plan_parameters(draft: _Draft, options: Sequence[Option]) -> None:
 
 
 def _is_usable(name: str) -> bool:
-    return name.isidentifier() and name not in RESERVED_NAMES and not name.startswith("_")
+    is_argument = name.isidentifier() and not keyword.iskeyword(name)
+    return is_argument and name not in RESERVED_NAMES and not name.startswith("_")
 
 
 def _value_of(draft: _Draft, name: str, option: Option) -> OptionValue:

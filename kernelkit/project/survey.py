@@ -131,7 +131,7 @@ def _programs(project: Path, source: Source, imported: set[str]) -> Iterator[Can
     line = read_command_line([source.parsed.source]) if source.tree.body else CommandLine("")
     guarded = any(_is_main_guard(node) for node in source.tree.body)
     module = module_of(project, source.path)
-    in_package = "." in module
+    in_package = bool(module) and package_folder(project, source.path) is not None
     works = source.stem not in imported and any(_does_work(node) for node in source.tree.body)
     # Without either, it only defines a command line for others.
     if not guarded and not (works and (line.library or not in_package)):
@@ -159,11 +159,22 @@ def _functions(project: Path, source: Source) -> Iterator[Candidate]:
 
 def module_of(project: Path, path: str) -> str:
     """The name under which a file of the project is imported; empty where nothing can."""
-    parts, folder = list(PurePosixPath(path).with_suffix("").parts), project
-    while len(parts) > 1 and not (folder / parts[0] / "__init__.py").is_file():
-        folder /= parts.pop(0)  # a folder that only holds packages, such as src
+    package = package_folder(project, path)
+    if package is not None:
+        holder = package.rpartition("/")[0]
+    else:  # a folder without __init__.py is a package, too
+        holder = "" if any((project / "src").glob("*.py")) else "src"
+    parts = PurePosixPath(path).with_suffix("").parts
+    if holder and path.startswith(f"{holder}/"):
+        parts = parts[holder.count("/") + 1 :]
     name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
     return name if all(part.isidentifier() for part in name.split(".")) else ""
+
+
+def package_folder(project: Path, path: str) -> str | None:
+    """The topmost regular package around a file."""
+    folders = [folder.as_posix() for folder in reversed(PurePosixPath(path).parents)]
+    return next((f for f in folders[1:] if (project / f / "__init__.py").is_file()), None)
 
 
 def _score(source: Source) -> int:

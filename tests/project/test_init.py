@@ -400,6 +400,33 @@ def test_what_init_cannot_do(
         plan_init(project, **options)  # type: ignore[arg-type]
 
 
+FUNCTION = "def train(epochs=3):\n    open('out.txt', 'w').close()\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "others", "entry"),
+    [
+        ("src/a/train.py", {}, "a.train:train"),
+        ("scripts/train.py", {"other.py": ""}, "scripts.train:train"),
+        ("src/train.py", {}, "src.train:train"),
+        ("lib/a/train.py", {"lib/a/__init__.py": ""}, "a.train:train"),
+        ("a/b/train.py", {"a/__init__.py": "", "a/01-x.py": "print()\n"}, "a.b.train:train"),
+    ],
+)
+def test_functions_in_folders_of_every_kind(
+    write: Write, path: str, others: dict[str, str], entry: str
+) -> None:
+    assert initialized(write({path: FUNCTION, **others}))["entry"] == entry
+
+
+def test_an_option_with_the_name_of_a_keyword_is_left_out(write: Write) -> None:
+    lines = ["'--class', default='x'", "'--lambda', '--l1', default=1.0"]
+    source = "import argparse\nparser = argparse.ArgumentParser()\n"
+    source += "".join(f"parser.add_argument({line})\n" for line in lines)
+    section = initialized(write({"train.py": f"{source}parser.parse_args()\n"}))
+    assert section["parameters"] == {"l1": 1.0}
+
+
 @pytest.mark.parametrize("name", ["train-model.py", "01 train.py", "訓練-1.py"])
 @pytest.mark.parametrize("others", [{}, {"helper.py": "x = 1\n"}])
 def test_a_script_that_nothing_can_import(write: Write, name: str, others: dict[str, str]) -> None:
