@@ -21,6 +21,7 @@ from pathspec import GitIgnoreSpec
 from pydantic import BaseModel, ConfigDict
 
 from kernelkit.config import is_pattern
+from kernelkit.storage import digest_of_bytes
 
 GIT_TIMEOUT_SECONDS = 20  # for a repository on a slow disk
 
@@ -201,7 +202,7 @@ class _TreeEntry:
         """
         if self._is_blob(content) or self._is_blob(content.replace(b"\r\n", b"\n")):
             return True
-        pointer = _LFS_POINTER.format(hashlib.sha256(content).hexdigest(), len(content))
+        pointer = _LFS_POINTER.format(digest_of_bytes(content), len(content))
         return self._is_blob(pointer.encode())
 
     def _is_blob(self, content: bytes) -> bool:
