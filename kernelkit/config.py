@@ -377,6 +377,21 @@ class _RawProject:
 
     table: Mapping[str, Any]
 
+    def with_python_names(self) -> _RawProject:
+        """With each parameter, also of the profiles, under the name that Python gives it.
+
+        Raises:
+            ConfigError: two names are the same for Python.
+        """
+        table = {**self.table}
+        profiles = table.get("profiles")
+        layers = profiles.values() if isinstance(profiles, dict) else ()
+        tables = [layer for layer in layers if isinstance(layer, dict)]
+        for one in (table, *tables):
+            if "parameters" in one:
+                one["parameters"] = _with_python_names(one["parameters"])
+        return replace(self, table=table)
+
     def with_profile(self, profile: str | None) -> _RawProject:
         """The values of a profile on top of these."""
         if profile is None:
@@ -794,7 +809,7 @@ def _read_project_file(project: Path) -> _RawProject:
     table = tools["kernelkit"]
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: tool.kernelkit must be a table")
-    return _RawProject(_with_python_names(table))
+    return _RawProject(table).with_python_names()
 
 
 def _python_name(name: str) -> str:
@@ -802,32 +817,24 @@ def _python_name(name: str) -> str:
     return unicodedata.normalize("NFKC", name)
 
 
-def _with_python_names(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A section and its profiles, with each parameter under the name that Python gives it.
+def _with_python_names(parameters: Parameter) -> Parameter:
+    """A table of parameters, each under the name that Python gives it; else the value itself.
 
     Raises:
-        ConfigError: two names of parameters are the same for Python.
+        ConfigError: two names are the same for Python.
     """
-    changed = dict(section)
-    parameters = section.get("parameters")
-    if isinstance(parameters, dict):
-        renamed: dict[str, Parameter] = {}
-        for name, value in parameters.items():
-            if _python_name(name) in renamed:
-                raise ConfigError(
-                    f'[tool.kernelkit.parameters] "{name}": another parameter has the same name '
-                    f'for Python, "{_python_name(name)}"',
-                    "Rename one of them.",
-                )
-            renamed[_python_name(name)] = value
-        changed["parameters"] = renamed
-    profiles = section.get("profiles")
-    if isinstance(profiles, dict):
-        changed["profiles"] = {
-            name: _with_python_names(profile) if isinstance(profile, dict) else profile
-            for name, profile in profiles.items()
-        }
-    return changed
+    if not isinstance(parameters, dict):
+        return parameters
+    renamed: dict[str, Parameter] = {}
+    for name, value in parameters.items():
+        if _python_name(name) in renamed:
+            raise ConfigError(
+                f'[tool.kernelkit.parameters] "{name}": another parameter has the same name '
+                f'for Python, "{_python_name(name)}"',
+                "Rename one of them.",
+            )
+        renamed[_python_name(name)] = value
+    return renamed
 
 
 def parameter_comments(

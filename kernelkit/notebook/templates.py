@@ -36,10 +36,12 @@ _MESSAGE_CHARACTERS = 500
 class TemplateVariables:
     """What a template may use; docs/templates.md describes each name."""
 
-    manifest: dict[str, JsonValue]
-    """As JSON, because a template may ask for any key of bundle.json."""
+    manifest: JsonValue
+    """bundle.json, because a template may ask for any of its keys."""
 
-    kernel: dict[str, JsonValue]
+    kernel: JsonValue
+    """The settings of the kernel, as `kernel_variable` makes them."""
+
     parameters: Sequence[DescribedParameter]
     third_party: Mapping[str, tuple[str, ...]]
     runtime_source: str
@@ -53,7 +55,7 @@ class TemplateVariables:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
-def kernel_variable(kernel: KernelSettings) -> dict[str, JsonValue]:
+def kernel_variable(kernel: KernelSettings) -> JsonValue:
     """The settings as plain data: a model has methods that read files and pickles."""
     derived = {name: getattr(kernel, name) for name in ("slug", "owner", "wants_gpu")}
     return {**kernel.model_dump(mode="json"), **derived}

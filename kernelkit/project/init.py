@@ -200,19 +200,18 @@ def _existing(path: Path) -> _Existing:
     try:
         text = decoded(path.read_bytes())
         document = tomllib.loads(text)
-        project = _table(document.get("project"))
+        tool, project = document.get("tool"), document.get("project")
+        if not isinstance(project, dict):
+            project = {}
+        scripts = project.get("scripts")
         return _Existing(
             text=text,
-            configured="kernelkit" in _table(document.get("tool")),
+            configured=isinstance(tool, dict) and "kernelkit" in tool,
             name=str(project.get("name", "")),
-            commands=tuple(map(str, _table(project.get("scripts")).values())),
+            commands=tuple(map(str, scripts.values())) if isinstance(scripts, dict) else (),
         )
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}", "Make it valid TOML first.") from None
-
-
-def _table(value: object) -> dict[str, object]:
-    return value if isinstance(value, dict) else {}
 
 
 def _provisional(project: Path, package: Sequence[str], entry: str) -> Config:
