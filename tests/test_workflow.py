@@ -235,6 +235,7 @@ def test_the_session_limit_exits_with_5(
     assert "session count" in reported.stderr
 
 
+@pytest.mark.slow
 def test_the_same_version_on_another_kaggle_does_not_reuse_old_results(
     project: Path, cli: Cli, local_kaggle: str
 ) -> None:
@@ -283,6 +284,7 @@ def test_two_rehearsals_do_not_share_a_folder(plain: Path, cli: Cli) -> None:
     first.stdout.close()
 
 
+@pytest.mark.slow
 def test_a_rehearsal_does_not_need_the_owners_account(plain: Path, cli: Cli) -> None:
     inputs = Path(__file__).parent / "samples" / "inputs"
     named = ["--set", "kernel.id=ann/plain-parcel"]
@@ -443,6 +445,7 @@ def official(*arguments: str | Path, endpoint: str, home: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_official_client_accepts_the_rendered_folder(
     project: Path, cli: Cli, local_kaggle: str, tmp_path: Path
 ) -> None:

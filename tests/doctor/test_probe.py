@@ -209,6 +209,7 @@ def faulty_kaggle(endpoint: str, account: str, *faults: str) -> Kaggle:
     return connect(endpoint, {"KAGGLE_USERNAME": account, "KAGGLE_KEY": KEY})
 
 
+@pytest.mark.slow
 def test_unexpected_behavior_is_reported(local_kaggle: str, tmp_path: Path) -> None:
     kaggle = faulty_kaggle(
         *(local_kaggle, "teller", "forbidden,times=2", "internet-flipped"),

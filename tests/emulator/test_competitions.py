@@ -632,7 +632,7 @@ def test_unimplemented_calls_of_the_official_client_are_named(kaggle):
         "datasets metadata bob/salt": "GetDatasetMetadata",
         "datasets delete bob/salt -y": "DeleteDataset",
         "kernels list": "ListKernels",
-        "kernels delete bob/salt -y": "DeleteKernel",
+        "kernels delete bob/salt-unet -y": "DeleteKernel",
         "models list": "ListModels",
         "models instances list bob/resnet": "ListModelInstances",
         "models instances versions list bob/resnet/pyTorch/base": "ListModelInstanceVersions",
@@ -642,7 +642,7 @@ def test_unimplemented_calls_of_the_official_client_are_named(kaggle):
     said = kaggle(*(words.split() for words in calls))
     found = dict(zip(calls, said, strict=True))
     unimplemented = {
-        words: text.partition("unimplemented: ")[2].strip().rpartition("/")[2]
+        words: text.partition("unimplemented: ")[2].partition("\n")[0].rpartition("/")[2]
         for words, (_, text) in found.items()
     }
     assert unimplemented == calls

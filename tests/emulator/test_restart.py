@@ -26,6 +26,7 @@ def refuse(state):
     return done.returncode, done.stderr
 
 
+@pytest.mark.slow
 def test_ended_runs_are_there_after_a_restart(launch, replay_options):
     first = launch(*replay_options)
     text = first.notebook("print('one')\r\n", "open('a.txt', 'w').write('A' * 9)")

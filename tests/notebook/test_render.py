@@ -201,6 +201,7 @@ FILES = st.dictionaries(
 
 @settings(max_examples=40)
 @given(FILES)
+@pytest.mark.slow
 def test_any_tree_renders_to_the_same_bytes_twice(files: dict[str, bytes]) -> None:
     """Or both renders fail with the same error."""
     with tempfile.TemporaryDirectory() as folder:

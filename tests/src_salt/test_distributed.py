@@ -28,10 +28,11 @@ from .conftest import finish_run, python
 NAME = "resnet34_BCEDice"
 
 
+@pytest.mark.slow
 def test_two_processes_train_an_epoch_like_one(
     competition_dir: Path, labelled: LabelledImages, settings: Callable[..., Settings]
 ) -> None:
-    """The fast test of the real thing; the slow ones below vary recipe, loss and failures."""
+    """The shortest of the slow tests, which vary recipe, loss and failures."""
     chosen = settings(data_dir=competition_dir, experiments=NAME, epochs=1, limit_train=8)
     both = replace(chosen, processes=2, output_dir=chosen.output_dir / "two")
     (one,) = run_experiments(chosen, labelled, Outputs(chosen.output_dir))

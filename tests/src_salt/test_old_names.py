@@ -122,6 +122,7 @@ def put_under_old_names(finished: Run, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["output_dir", "resume_dir"])
+@pytest.mark.slow
 def test_finished_results_with_old_names_are_not_trained_again(
     where: str, finished: Run, competition_dir: Path, tmp_path: Path
 ) -> None:

@@ -113,6 +113,7 @@ def test_broken_albumentations_is_reported(
     sys.modules.pop("albumentations", None)
 
 
+@pytest.mark.slow
 def test_recipes_without_albumentations_do_not_import_it(
     competition_dir: Path, tmp_path: Path
 ) -> None:

@@ -127,6 +127,7 @@ def test_each_difference_is_reported(make: Make) -> None:
     assert sorted(project.rglob("*")) == before, "the project itself is left alone"
 
 
+@pytest.mark.slow
 def test_tests_inside_the_package_are_run(make: Make) -> None:
     """Also by the workers of xdist."""
     inside = (
@@ -294,6 +295,7 @@ def test_a_conftest_that_reads_the_package_by_its_path_is_named(make: Make) -> N
     assert "pkg/__init__.py is carried" in raised.value.next_step
 
 
+@pytest.mark.slow
 def test_pytest_can_find_the_package_automatically(make: Make) -> None:
     """Without a path, pytest also searches the package; nothing is installed."""
     documented = 'def run():\n    """Gives one.\n\n    >>> run()\n    1\n    """\n    return 1\n'

@@ -28,7 +28,7 @@ PROVEN = [
 ]
 
 
-QUICK = ("awkward_source", "package_data", "pickling")
+QUICK = ("awkward_source",)
 
 
 @pytest.mark.parametrize(
