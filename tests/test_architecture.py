@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,12 @@ MAPPINGS = {"dict", "Mapping", "MutableMapping"}
 ANYTHING = {"Any", "object", "JsonValue"}
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """The syntax tree of a file."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def part_of(path: Path) -> str:
     """The top-level module or package of kernelkit that a file belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
@@ -60,7 +67,7 @@ def files() -> list[Path]:
 
 def attributes(path: Path, package: str) -> Iterator[tuple[str, str]]:
     """Module and name of every `module.name` in a file whose module belongs to a package."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = tree_of(path)
     modules = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == f"kernelkit.{package}":
@@ -74,7 +81,7 @@ def attributes(path: Path, package: str) -> Iterator[tuple[str, str]]:
 
 def imports(path: Path) -> Iterator[tuple[str, str]]:
     """Module and name of every import in a file; the name is empty for `import module`."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -176,7 +183,7 @@ def test_each_package_init_documents_its_modules_and_imports_nothing(package: st
 def test_class_names_are_unique() -> None:
     names = defaultdict(list)
     for path in files():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ClassDef):
                 names[node.name].append(str(path.relative_to(PACKAGE)))
     assert {name: paths for name, paths in names.items() if len(paths) > 1} == {}
@@ -201,7 +208,7 @@ def untyped_aliases() -> set[str]:
     """Names for untyped mappings: aliases of them and classes derived from them."""
     names = set()
     for path in files():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Assign) and is_untyped_mapping(node.value):
                 names.update(ast.unparse(target) for target in node.targets)
             if isinstance(node, ast.AnnAssign) and node.value and is_untyped_mapping(node.value):

@@ -80,6 +80,7 @@ def test_logs_follow_a_run_to_its_end(project: Path, cli: Cli, local_kaggle: str
     assert json.loads(cli("open", "--json", cwd=project).stdout) == {"url": pushed["url"]}
 
 
+@pytest.mark.slow
 def test_a_complete_folder_never_changes(project: Path, cli: Cli, local_kaggle: str) -> None:
     endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
     cli("run", cwd=project, env=endpoint)
@@ -267,6 +268,7 @@ def test_a_rehearsal_only_changes_its_own_folder(plain: Path, cli: Cli) -> None:
     assert mine.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_two_rehearsals_do_not_share_a_folder(plain: Path, cli: Cli) -> None:
     inputs = Path(__file__).parent / "samples" / "inputs"
     first = subprocess.Popen(
@@ -294,6 +296,7 @@ def test_a_rehearsal_does_not_need_the_owners_account(plain: Path, cli: Cli) -> 
     assert printed.splitlines()[-1] == f"verified: {folder}"
 
 
+@pytest.mark.slow
 def test_folders_and_patterns_are_pulled_and_verified(
     make_project: Callable[..., Path], cli: Cli
 ) -> None:
@@ -394,6 +397,7 @@ def test_unreadable_results_do_not_fail_the_run(
     assert reported["isolation"] in ("namespace", "folders")
 
 
+@pytest.mark.slow
 def test_a_run_of_another_kaggle_is_not_changed(project: Path, cli: Cli, local_kaggle: str) -> None:
     cli("run", cwd=project, env={"KERNELKIT_ENDPOINT": local_kaggle})
     other = local_kaggle.replace("127.0.0.1", "localhost")

@@ -616,6 +616,7 @@ def test_unknown_control_addresses_are_unimplemented(done):
     assert len(done.journal()) == count
 
 
+@pytest.mark.slow
 def test_the_official_client_sees_the_faults(emulator, kaggle, kernel_folder, tmp_path):
     """It exits 0 after a refused push; it saves no output outside of its folder (2.2.5)."""
     name, push = f"{emulator.account}/my-first-kernel", ("kernels", "push", "-p", kernel_folder)

@@ -260,6 +260,7 @@ def test_answering_no_pushes_nothing(plain: Path, local_kaggle: str) -> None:
     assert not (plain / "runs").exists()
 
 
+@pytest.mark.slow
 def test_the_probe_works_without_a_project(
     cli: Callable, local_kaggle: str, tmp_path: Path
 ) -> None:

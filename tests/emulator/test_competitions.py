@@ -556,6 +556,7 @@ def test_the_official_client_submits(emulator, kaggle, tmp_path):
     assert "unimplemented: competitions.CompetitionApiService/GetLeaderboard" in leaders[1]
 
 
+@pytest.mark.slow
 def test_the_official_client_makes_a_dataset(emulator, kaggle, tmp_path):
     folder = tmp_path / "points"
     folder.mkdir()

@@ -116,6 +116,7 @@ def test_commands_of_the_interpreter_run_in_the_environment(tmp_path, monkeypatc
     assert not (folder / "bin" / "other").exists()
 
 
+@pytest.mark.slow
 def test_an_environment_without_pip_gets_pythons_own(tmp_path):
     """`uv venv` makes one; Kaggle's image has pip."""
     bare = tmp_path / "bare"

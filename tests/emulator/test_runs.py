@@ -238,6 +238,7 @@ def test_a_notebook_that_papermill_rejects_fails(emulator, text, failure):
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_run_can_end_early(emulator, cell, status):
     emulator.push("early-end", cell, "print('went on')")
     seen, log = emulator.finish("early-end")

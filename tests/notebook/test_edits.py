@@ -723,6 +723,7 @@ def test_a_notebook_of_several_packages_is_synced(plain: Path) -> None:
 @example("a = 1\r\n")
 @example("   \n")
 @example("\n\n")
+@pytest.mark.slow
 def test_any_rendered_text_is_read_back_unchanged(text: str) -> None:
     """The cell of the edited file, in the notebook of the original file."""
     config = load_config(SAMPLE, environment={})

@@ -79,6 +79,7 @@ def test_the_notebook_names_compressed_files_without_a_heading_for_each(
 
 
 @pytest.mark.parametrize("layout", ["auto", "compressed", "cells"])
+@pytest.mark.slow
 def test_a_refusal_names_the_compressed_size(make_project: Make, layout: str) -> None:
     project = make_project({"pkg/a.bin": os.urandom(600_000), "pkg/b.bin": os.urandom(600_000)})
     kernel = kernel_of(project, layout=layout)

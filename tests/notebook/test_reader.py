@@ -33,6 +33,7 @@ for cell in json.load(open(sys.argv[1]))["cells"]:
 
 
 @pytest.mark.parametrize("version", ["8.12.3", "9.0.2", "9.8.0"])
+@pytest.mark.slow
 def test_every_ipython_version_writes_the_same_bytes(
     make_project: Callable[..., Path], tmp_path: Path, version: str
 ) -> None:

@@ -35,6 +35,7 @@ def test_command_line_and_function_write_the_same_files(
 
 
 @pytest.mark.usefixtures("tiny_networks")
+@pytest.mark.slow
 def test_main_runs_the_pipeline(
     competition_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ MakeSettings = Callable[..., Settings]
 
 @pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("backbone", ["resnet34", "resnet50"])
+@pytest.mark.slow
 def test_logits_have_the_size_of_the_input(backbone: str, normalized: bool) -> None:
     model = UNet(backbone, normalized).eval()
     for size in ((32, 32), (101, 101), (33, 70)):

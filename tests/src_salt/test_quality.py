@@ -63,6 +63,7 @@ def predicted(competition_dir: Path) -> Callable[[str], Any]:
 
 
 @pytest.mark.parametrize("name", SPECIAL)
+@pytest.mark.slow
 def test_row_changes_the_training(name: str, predicted: Callable[[str], Any]) -> None:
     plain, flipped, truths = predicted(name)
     other = predicted(COMPARED_WITH.get(name, "best"))

@@ -124,6 +124,7 @@ class Page(HTMLParser):
     ],
     ids=["four experiments", "one of everything", "only empty masks"],
 )
+@pytest.mark.slow
 def test_report_of_ordinary_and_extreme_results(
     shown: list[Result], evaluation: Evaluation, settings: Callable[..., Settings], tmp_path: Path
 ) -> None:

@@ -191,6 +191,7 @@ def test_unwritable_weights_on_resume_keep_the_checkpoint(
 # --- whole runs ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_run_stops_in_time_and_the_next_run_finishes_it(
     competition_dir: Path, tmp_path: Path
 ) -> None:

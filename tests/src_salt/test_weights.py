@@ -82,6 +82,7 @@ def test_usual_forms_of_a_state_dict_are_accepted(
     ],
 )
 @pytest.mark.parametrize("given", ["folder", "file"])
+@pytest.mark.slow
 def test_usual_names_and_places_are_accepted(
     name: str, given: str, state: State, fingerprint: str, tmp_path: Path
 ) -> None:

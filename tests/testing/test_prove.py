@@ -73,6 +73,7 @@ def test_a_file_next_to_the_package_is_missing_in_the_notebook(cli) -> None:
     assert report["next"]
 
 
+@pytest.mark.slow
 def test_tests_that_never_import_the_package_prove_nothing() -> None:
     with pytest.raises(VerificationError, match="never import the package"):
         prove(SAMPLES / "never_imported")
@@ -249,6 +250,7 @@ NAMES_THE_PACKAGE = {
 }
 
 
+@pytest.mark.slow
 def test_tests_that_name_the_package_by_its_path_get_that_advice(make: Make) -> None:
     tests = "".join(
         f"def test_{name}():\n    {line}\n\n\n" for name, line in NAMES_THE_PACKAGE.items()
@@ -335,6 +337,7 @@ def test_another_copy_of_the_package_is_rejected(make: Make, tmp_path: Path) -> 
     ],
     ids=["none", "syntax", "all-fail", "conftest", "exit"],
 )
+@pytest.mark.slow
 def test_projects_without_usable_tests_are_reported(
     make: Make, files: dict[str, str], words: str
 ) -> None:
@@ -342,6 +345,7 @@ def test_projects_without_usable_tests_are_reported(
         prove(make(files))
 
 
+@pytest.mark.slow
 def test_a_hanging_test_is_named(make: Make) -> None:
     hanging = TEST + "\n\ndef test_waits():\n    import time\n    time.sleep(99)\n"
     with pytest.raises(
