@@ -89,6 +89,7 @@ def test_different_settings_start_a_new_run(
     assert is_real(emulator, "my-kernel", 2)
 
 
+@pytest.mark.slow
 def test_some_runs_are_never_replayed(replaying: LocalKaggle) -> None:
     live = replaying.as_account("live-account")
     for version in (1, 2):

@@ -745,6 +745,7 @@ def test_any_rendered_text_is_read_back_unchanged(text: str) -> None:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(st.characters(codec="utf-8")))
+@pytest.mark.slow
 def test_any_text_typed_into_a_cell_is_synced(text: str) -> None:
     notebook = copy.deepcopy(NOTEBOOK)
     add(notebook, "%%writefile {SRC}/parcel/new.txt\n" + text)

@@ -250,6 +250,7 @@ SOURCE_LINES = st.sampled_from(
 
 
 @given(st.lists(SOURCE_LINES).map("\n".join).map(lambda text: text + "\n"))
+@pytest.mark.slow
 def test_lines_that_ipython_would_change_are_kept(text: str) -> None:
     file = SourceFile("pkg/any.txt", text.encode(), module=None)
     bundle = Bundle({"pkg": "."}, "pkg.main:run", (file,), {}, Provenance())

@@ -291,6 +291,7 @@ DOCUMENTS = (
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(data=st.data())
+@pytest.mark.slow
 def test_any_folder_can_be_listed(
     data: st.DataObject,
     tmp_path_factory: pytest.TempPathFactory,

@@ -284,6 +284,7 @@ MANIFEST = st.fixed_dictionaries(
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(manifest=MANIFEST | ANYTHING)
+@pytest.mark.slow
 def test_any_manifest_gives_a_verdict(pulled: Path, manifest: object) -> None:
     """And the folder is never verified, because the manifest is not the run's own."""
     write(pulled / "run-manifest.json", manifest)

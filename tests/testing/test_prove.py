@@ -378,6 +378,7 @@ def test_a_notebook_without_its_check_is_rejected(make: Make) -> None:
         prove(project)
 
 
+@pytest.mark.slow
 def test_a_cell_that_changes_a_source_is_found(make: Make) -> None:
     project = make(
         {
