@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,11 +66,6 @@ class Answers:
             raise InvalidCsv("there are no rows, or an id occurs twice")
         return cls(header[0], tuple(names), {row[0]: row[1:] for row in rows}, usages)
 
-    def columns(self, rows: dict[str, list[str]], usage: str) -> Columns:
-        """The columns of the rows that belong to one score."""
-        chosen = [rows[key] for key, value in self.usage.items() if value == usage]
-        return [list(column) for column in zip(*chosen, strict=True)]
-
     def predictions(self, path: Path) -> dict[str, list[str]]:
         """The rows of a submission by id. Raises InvalidCsv, which lists all problems."""
         header, found = read_table(path)
@@ -94,6 +89,10 @@ class Answers:
         return rows
 
 
+Judge = Callable[[Answers, Sequence[str], Mapping[str, list[str]]], float]
+"""Scores the rows with these ids, given all predictions by id. Raises InvalidCsv."""
+
+
 def read_scorer(path: Path, metric: str = "") -> Scorer:
     """What scores the submissions of a competition, by its solution.csv.
 
@@ -103,31 +102,57 @@ def read_scorer(path: Path, metric: str = "") -> Scorer:
         return partial(score, read_solution(path))
     answers = Answers.read(path)
     if ":" in metric:
-        return partial(_score_with_function, answers, _function(metric))
+        return partial(_score, answers, partial(_by_function, _function(metric)))
     if metric not in METRICS:
         raise InvalidCsv(f"no metric is called {metric}: {', '.join(sorted(METRICS))}")
-    return partial(_score, answers, METRICS[metric])
+    return partial(_score, answers, partial(_by_name, METRICS[metric]))
 
 
-def _score(
-    answers: Answers, metric: Callable[[Columns, Columns], float], submission: Path
-) -> Scores:
+def _score(answers: Answers, judge: Judge, submission: Path) -> Scores:
+    """Both scores; None where no row is part of one."""
     predicted = answers.predictions(submission)
-    scores = []
-    for usage in ("Public", "Private"):
-        truth = answers.columns(answers.rows, usage)
-        given = answers.columns(predicted, usage)
-        scores.append(_checked(metric, truth, given) if truth else None)
-    return Scores(*scores)
+
+    def of(usage: str) -> float | None:
+        keys = [key for key, value in answers.usage.items() if value == usage]
+        return judge(answers, keys, predicted) if keys else None
+
+    return Scores(of("Public"), of("Private"))
 
 
-def _checked(metric: Callable[[Columns, Columns], float], truth: Columns, given: Columns) -> float:
+def _by_name(
+    metric: Callable[[Columns, Columns], float],
+    answers: Answers,
+    keys: Sequence[str],
+    predicted: Mapping[str, list[str]],
+) -> float:
+    truth, given = (
+        [list(column) for column in zip(*(rows[key] for key in keys), strict=True)]
+        for rows in (answers.rows, predicted)
+    )
     try:
         return float(metric(truth, given))
     except ImportError as error:
         raise InvalidCsv(f"this metric needs scikit-learn: {error}") from None
     except ValueError as error:  # as scikit-learn says it
         raise InvalidCsv(str(error)) from None
+
+
+def _by_function(
+    function: Callable[..., float],
+    answers: Answers,
+    keys: Sequence[str],
+    predicted: Mapping[str, list[str]],
+) -> float:
+    try:
+        import pandas
+
+        frames = []
+        for rows in (answers.rows, predicted):
+            table = [[key, *rows[key]] for key in keys]
+            frames.append(_typed(pandas.DataFrame(table, columns=[answers.key, *answers.names])))
+        return float(function(*frames, answers.key))
+    except Exception as error:  # of the competition's own code, for the participant
+        raise InvalidCsv(f"{type(error).__name__}: {error}") from None
 
 
 def _function(name: str) -> Callable[..., float]:
@@ -139,26 +164,6 @@ def _function(name: str) -> Callable[..., float]:
         raise InvalidCsv(f"--metric {name} cannot be imported: {error}") from None
     finally:
         sys.path.pop(0)
-
-
-def _score_with_function(
-    answers: Answers, function: Callable[..., float], submission: Path
-) -> Scores:
-    import pandas
-
-    predicted = answers.predictions(submission)
-    scores = []
-    for usage in ("Public", "Private"):
-        keys = [key for key, value in answers.usage.items() if value == usage]
-        frames = []
-        for rows in (answers.rows, predicted):
-            table = [[key, *rows[key]] for key in keys]
-            frames.append(_typed(pandas.DataFrame(table, columns=[answers.key, *answers.names])))
-        try:
-            scores.append(float(function(*frames, answers.key)) if keys else None)
-        except Exception as error:  # of the competition's own code, for the participant
-            raise InvalidCsv(f"{type(error).__name__}: {error}") from None
-    return Scores(*scores)
 
 
 def _typed(frame: Any) -> Any:
