@@ -23,9 +23,9 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = [
-    *("init", "config", "render", "preflight", "prove", "push", "cancel", "status", "watch"),
-    *("logs", "open", "pull", "diagnose", "verify", "run", "rehearse", "submit", "sync"),
-    *("doctor", "emulator", "runs"),
+    *("init", "config", "render", "preflight", "prove", "sync"),
+    *("push", "cancel", "status", "watch", "logs", "open", "pull", "run", "rehearse", "submit"),
+    *("diagnose", "verify", "doctor", "emulator", "runs"),
 ]
 TARGETS = [
     *("setup", "smoke", "test", "lint", "format", "render", "push", "status", "watch"),

@@ -27,7 +27,8 @@ from pydantic import BaseModel, BeforeValidator  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
 
 from kernelkit import config  # noqa: E402
-from kernelkit.cli import DECLARED, app  # noqa: E402
+from kernelkit.cli import app  # noqa: E402
+from kernelkit.cli.options import DECLARED  # noqa: E402
 
 SECTIONS = {
     "## `[tool.kernelkit]`": "_ProjectFile",

@@ -1,0 +1,276 @@
+"""Commands about runs on Kaggle, real or local: push one, follow it, fetch and submit results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kernelkit.cli.options import (
+    BUILD,
+    COMMON,
+    DETACHED,
+    REMOTE,
+    Again,
+    Deadline,
+    Inputs,
+    Mounts,
+    Options,
+    RunName,
+    Wait,
+    shares,
+)
+from kernelkit.cli.root import app
+
+
+@app.command()
+@shares(*BUILD, "endpoint", *COMMON)
+def push(
+    options: Options,
+    again: Again = False,
+    wait: Wait = False,
+    deadline: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="SECONDS", help="How long --wait waits.", show_default="none"),
+    ] = None,
+) -> None:
+    """Push a new version, which starts to run."""
+    from kernelkit import console, workflow
+
+    config = options.config()
+    kaggle = workflow.connect_to(config)
+    with console.watching("interrupted: `kernelkit push` finds what was sent") as reporter:
+        pushed = workflow.push(
+            config, kaggle, again=again, wait=wait, deadline=deadline, on_event=reporter
+        )
+    console.pushed(pushed)
+
+
+@app.command()
+@shares(*REMOTE, *COMMON)
+def cancel(options: Options, name: RunName = "") -> None:
+    """Cancel a run. Its outputs may be lost."""
+    from kernelkit import console, workflow
+
+    kaggle, folder = workflow.attach(options.config(), name)
+    console.state(folder, workflow.cancel(kaggle, folder))
+
+
+@app.command()
+@shares(*REMOTE, *COMMON)
+def status(options: Options, name: RunName = "") -> None:
+    """Show the state of a run.
+
+    The exit code is 6 if the run failed.
+    """
+    from kernelkit import console, workflow
+
+    kaggle, folder = workflow.attach(options.config(), name)
+    now = workflow.status(kaggle, folder)
+    console.state(folder, now)
+    console.require_no_failure(now)
+
+
+@app.command()
+@shares(*REMOTE, *COMMON)
+def watch(options: Options, name: RunName = "", deadline: Deadline = None) -> None:
+    """Follow a run until it ends.
+
+    Ctrl-C stops the watch; the run continues.
+    """
+    from kernelkit import console, workflow
+
+    config = options.config()
+    kaggle, folder = workflow.attach(config, name, deadline)
+    with console.watching(DETACHED.format(f" v{folder.version}")) as reporter:
+        end = workflow.watch(kaggle, folder, deadline=deadline, on_event=reporter)
+    diagnosis = None
+    if console.has_failed(end):
+        diagnosis = workflow.diagnose_end(kaggle, folder, end, config.project)
+    console.watched(folder, end, diagnosis)
+    console.require_no_failure(end, diagnosis)
+
+
+@app.command()
+@shares(*REMOTE, *COMMON)
+def logs(
+    options: Options,
+    name: RunName = "",
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print new lines until the run ends.")
+    ] = False,
+    tail: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Only the last N lines.", show_default="all"),
+    ] = None,
+    deadline: Deadline = None,
+) -> None:
+    """Print the log of a run."""
+    from kernelkit import console, workflow
+
+    kaggle, folder = workflow.attach(options.config(), name)
+    entries = workflow.logs(kaggle, folder)
+    if not follow:
+        console.log(entries, tail)
+        return
+    with console.following(entries, tail, DETACHED.format(f" v{folder.version}")) as on_event:
+        end = workflow.watch(kaggle, folder, deadline=deadline, on_event=on_event)
+    console.require_no_failure(end, None)
+
+
+@app.command("open")
+@shares("profile", *COMMON)
+def open_run(options: Options, name: RunName = "") -> None:
+    """Show the page of a run in a browser."""
+    from kernelkit import console, workflow
+
+    console.open_page(workflow.find_folder(options.config(), name).read().address.url)
+
+
+@app.command()
+@shares(*REMOTE, *COMMON)
+def pull(
+    options: Options,
+    name: RunName = "",
+    deadline: Deadline = None,
+    files: Annotated[
+        list[str] | None,
+        typer.Option("--file", metavar="NAME", help="Only this output. Repeatable."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Only outputs that match. Repeatable."),
+    ] = None,
+    unpack_zips: Annotated[
+        bool, typer.Option("--unpack", help="Unpack each verified zip into a folder.")
+    ] = False,
+) -> None:
+    """Download and verify the outputs of a run.
+
+    Waits for the end of the run, then downloads its whole working folder, unless --file or --only
+    select some of it. An interrupted download is resumed. Files that are not declared as outputs
+    are downloaded but not verified.
+    """
+    from kernelkit import console, workflow
+    from kernelkit.runs.download import Selection
+
+    config = options.config()
+    kaggle, folder = workflow.attach(config, name, deadline)
+    selection = Selection(tuple(files or ()), tuple(only or ()))
+    with console.watching(DETACHED.format(f" v{folder.version}")) as reporter:
+        pulled = workflow.pull(
+            kaggle,
+            folder,
+            config.project,
+            selection,
+            unpack=unpack_zips,
+            deadline=deadline,
+            on_event=reporter,
+        )
+    console.conclude(pulled)
+
+
+@app.command()
+@shares(*BUILD, "endpoint", *COMMON)
+def run(
+    options: Options, again: Again = False, wait: Wait = False, deadline: Deadline = None
+) -> None:
+    """Push, watch, pull and verify."""
+    from kernelkit import console, workflow
+
+    config = options.config()
+    kaggle = workflow.connect_to(config)
+    with console.watching("interrupted: `kernelkit run` finds what was sent") as reporter:
+        pulled = workflow.run(
+            config, kaggle, again=again, wait=wait, deadline=deadline, on_event=reporter
+        )
+    console.conclude(pulled)
+
+
+@app.command()
+@shares(*BUILD, *COMMON)
+def rehearse(
+    options: Options,
+    inputs: Inputs = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results.", show_default="build/rehearsal")
+    ] = None,
+    mounts: Annotated[Mounts, typer.Option(help="Layout of /kaggle/input.")] = Mounts.NEW,
+    deadline: Deadline = None,
+) -> None:
+    """Run the notebook on a local Kaggle.
+
+    The same notebook and the same client, without an account and without a network.
+    """
+    from kernelkit import console, workflow
+
+    config = options.config(environment={})
+    target = out or config.build_folder("rehearsal")
+    with console.watching("the rehearsal and its local Kaggle were stopped") as reporter:
+        pulled = workflow.rehearse(
+            config, inputs, target, deadline=deadline, mounts=mounts, on_event=reporter
+        )
+    console.conclude(pulled)
+
+
+@app.command()
+@shares(*REMOTE, *COMMON)
+def submit(
+    options: Options,
+    name: RunName = "",
+    message: Annotated[str, typer.Option(help="Shown next to the score.", show_default=False)] = "",
+    file: Annotated[str, typer.Option(help="Output to submit.", show_default="its only csv")] = "",
+    competition: Annotated[
+        str,
+        typer.Option(
+            metavar="SLUG", help="Competition.", show_default="the only source of the run"
+        ),
+    ] = "",
+    sample: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Sample submission of the competition.",
+            show_default="from --inputs, else from Kaggle",
+        ),
+    ] = None,
+    inputs: Inputs = None,
+    code: Annotated[
+        bool, typer.Option("--code", help="Submit the version (code competition).")
+    ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Submit even if it was submitted before.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the score.")] = True,
+    deadline: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="SECONDS", help="How long --wait waits.", show_default="none"),
+    ] = None,
+) -> None:
+    """Submit a verified run, wait for its score.
+
+    Checks the file before it is sent, and submits it only once.
+    """
+    from kernelkit import console, workflow
+    from kernelkit.runs.submit import SubmitOptions
+
+    config = options.config()
+    folder = workflow.find_folder(config, name)
+    submission = SubmitOptions(
+        message=message,
+        file=file,
+        competition=competition,
+        sample=sample,
+        data=inputs,
+        pixels=config.submission.pixels,
+        code=code,
+        again=again,
+    )
+    kaggle = workflow.connect_to(config)
+    with console.watching("interrupted: the same command finds the submission") as reporter:
+        submitted = workflow.submit(
+            kaggle, folder, submission, wait=wait, deadline=deadline, on_event=reporter
+        )
+    console.submitted(submitted)
