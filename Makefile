@@ -144,6 +144,7 @@ $(VENV)/all.done: requirements/all.txt $(VENV)/tool.done
 	@$(VENV)/bin/python -c 'import sys; sys.exit($(OTHER_PYTHON) if sys.version_info[:2] not in ((3, 11), (3, 12)) else 0)'
 	@echo "installing src_salt's libraries, including PyTorch: about 7 GB"
 	@$(INSTALL) --require-hashes -r requirements/all.txt
+	@$(INSTALL) --no-deps --editable . # its metadata names the extras
 	@touch $@
 
 $(PEERS)/all.done: benchmarks/requirements.txt | $(VENV)/uv.done

@@ -24,6 +24,8 @@ Exit code 0 means done, 1 a bug in kernelkit (any exception outside this tree), 
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping
 from typing import Protocol, Self
 
@@ -155,3 +157,44 @@ class LocalError(KernelkitError):
     """A problem of this machine: its disk, a file, a program, a port."""
 
     exit_code = 10
+
+
+def require_extra(extra: str, *modules: str) -> None:
+    """Check that the modules that an extra of kernelkit installs are installed.
+
+    Raises:
+        ConfigError: one is missing; the next step is the command that installs them.
+    """
+    from importlib.util import find_spec
+
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        what = f'kernelkit\'s extra "{extra}"'
+        raise ConfigError(
+            f"{' and '.join(missing)} {verb} not installed: this needs {what}",
+            f"Install it: {command}" if (command := install_command(extra)) else f"Install {what}.",
+        )
+
+
+def install_command(extra: str) -> str:
+    """The command that installs what an extra of kernelkit needs; empty if there is no such extra.
+
+    It names the packages themselves: it is the same for a checkout and for a wheel.
+    """
+    from importlib.metadata import PackageNotFoundError, requires
+
+    from packaging.requirements import Requirement
+
+    try:
+        declared = [Requirement(text) for text in requires("kernelkit") or ()]
+    except PackageNotFoundError:  # a checkout that is only on the path
+        return ""
+    needed = [
+        f"{requirement.name}{requirement.specifier}"
+        for requirement in declared
+        if requirement.marker
+        and not requirement.marker.evaluate({"extra": ""})
+        and requirement.marker.evaluate({"extra": extra})
+    ]
+    return shlex.join([sys.executable, "-m", "pip", "install", *needed]) if needed else ""
