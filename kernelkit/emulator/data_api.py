@@ -183,7 +183,9 @@ class DataApi:
             url=f"{self._endpoint}/datasets/{dataset.owner}/{dataset.slug}",
             licenseName=dataset.license,
             isPrivate=dataset.private or None,
-            currentVersionNumber=len(dataset.folders) - (not ready) or None,
+            currentVersionNumber=(current := len(dataset.folders) - (not ready)) or None,
+            description=dataset.description,
+            versions=_versions(dataset, current),
             totalBytes=sum(file.size for file in files_below(dataset.folders[-1])) or None,
         )
 
@@ -208,6 +210,7 @@ class DataApi:
             title=fields.text("title"),
             license=fields.text("licenseName"),
             private=fields.flag("isPrivate", False),
+            description=fields.text("description"),
         )
         return self._created(self._datasets.create(dataset, self._files(account, fields)))
 
@@ -219,8 +222,9 @@ class DataApi:
         if not self._datasets.is_created(dataset):
             message = "unimplemented: CreateDatasetVersion of one of the inputs folder"
             raise RequestRefused(501, message)
-        files = self._files(account, fields.inner("body"))
-        return self._created(self._datasets.add_version(dataset, files))
+        body = fields.inner("body")
+        notes, files = body.text("versionNotes"), self._files(account, body)
+        return self._created(self._datasets.add_version(dataset, files, notes))
 
     def get_model(self, _: str, fields: RequestFields) -> Reply:
         """A model of the inputs folder; it belongs to any owner that is asked for."""
@@ -255,12 +259,20 @@ class DataApi:
             raise RequestRefused(404, "Not found")
         raise RequestRefused(403, "Permission 'datasets.get' was denied")
 
-    def _files(self, account: str, fields: RequestFields) -> list[tuple[str, Path]]:
-        if fields.items("directories"):
-            raise RequestRefused(501, "unimplemented: a dataset with directories")
-        tokens = [file.text("token") for file in fields.items("files")]
-        taken = [self._uploads.take(token, account, "dataset") for token in tokens]
-        return [(upload.name, path) for upload, path in taken]
+    def _files(
+        self, account: str, fields: RequestFields, above: str = ""
+    ) -> list[tuple[str, Path]]:
+        """The files of a request and of its directories, which hold others [V, the SDK's types].
+
+        Each is named by its path; that a directory becomes a folder of this name is [A].
+        """
+        found: list[tuple[str, Path]] = []
+        for file in fields.items("files"):
+            upload, path = self._uploads.take(file.text("token"), account, "dataset")
+            found.append((f"{above}{upload.name}", path))
+        for directory in fields.items("directories"):
+            found += self._files(account, directory, f"{above}{directory.text('name')}/")
+        return found
 
     def _created(self, made: StoredDataset | str) -> Reply:
         if isinstance(made, str):
@@ -297,6 +309,15 @@ class DataApi:
 
 def _submitted(slug: str, made: StoredSubmission | None) -> Reply:
     return answer(message=f"Successfully submitted to {slug}", ref=made.ref if made else None)
+
+
+def _versions(dataset: StoredDataset, current: int) -> list[JsonObject]:
+    """The versions up to the current one, newest first [A]."""
+    notes = dataset.notes[:current]
+    return [
+        JsonObject(versionNumber=number, versionNotes=said)
+        for number, said in reversed(list(enumerate(notes, 1)))
+    ]
 
 
 def _instance(instance: ModelInstance) -> JsonObject:

@@ -38,7 +38,10 @@ FRAMEWORKS = (
 
 @dataclass(frozen=True)
 class StoredDataset:
-    """A dataset. `folders`: of all versions, oldest first. `ready`: seconds since the epoch."""
+    """A dataset. `folders`: of all versions, oldest first. `ready`: seconds since the epoch.
+
+    `notes`: of each version what its client said about it, if it is known.
+    """
 
     owner: str
     slug: str
@@ -47,6 +50,8 @@ class StoredDataset:
     private: bool = False
     folders: tuple[Path, ...] = ()
     ready: float = 0.0
+    description: str = ""
+    notes: tuple[str, ...] = ()
 
     def folder(self, version: int | None = None) -> Path | None:
         """The folder of a version (from 1), or of the latest; None if there is no such version."""
@@ -92,7 +97,8 @@ class Datasets:
                 details = read_json(record)
                 count = details.pop("versions")
                 folders = tuple(record.parent / f"v{n}" for n in range(1, count + 1))
-                known = StoredDataset(**details, folders=folders)
+                notes = tuple(details.pop("notes", ()))
+                known = StoredDataset(**details, folders=folders, notes=notes)
                 self._created[_key(known.owner, known.slug)] = known
 
     def dataset(self, owner: str, slug: str) -> StoredDataset | None:
@@ -130,22 +136,24 @@ class Datasets:
         return self.add_version(dataset, files)
 
     def add_version(
-        self, dataset: StoredDataset, files: list[tuple[str, Path]]
+        self, dataset: StoredDataset, files: list[tuple[str, Path]], notes: str = ""
     ) -> StoredDataset | str:
-        """Add a version made of these files (name and content) to a dataset."""
-        names = [name for name, _ in files]
-        if not files or len(set(names)) < len(names) or not all(map(is_safe_file_name, names)):
+        """Add a version made of these files (path below its folder, and content) to a dataset."""
+        if not files or not _can_lie_together([name for name, _ in files]):
             return "A dataset needs at least one file, and its files need different names"
         home = self.folder / dataset.owner / dataset.slug
         with self._lock:
             current = self._created.get(_key(dataset.owner, dataset.slug), dataset)
             folder = home / f"v{len(current.folders) + 1}"
-            folder.mkdir(parents=True, exist_ok=True)  # it may exist: left by a killed process
+            shutil.rmtree(folder, ignore_errors=True)  # left by a killed process
             for name, content in files:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(content, folder / name)
             wait = self.pending.get(_key(dataset.owner, dataset.slug), 0.0)
             grown = (*current.folders, folder)
-            made = replace(current, folders=grown, ready=time.time() + wait)
+            unknown = ("",) * (len(current.folders) - len(current.notes))
+            said = (*current.notes, *unknown, notes)
+            made = replace(current, folders=grown, ready=time.time() + wait, notes=said)
             record = asdict(made) | {"versions": len(grown)}
             del record["folders"]
             write_json(home / "dataset.json", record)
@@ -198,6 +206,17 @@ class Datasets:
 def may_see(dataset: StoredDataset, account: str) -> bool:
     """Whether it is public or belongs to the account."""
     return not dataset.private or dataset.owner.lower() == account.lower()
+
+
+def _can_lie_together(names: list[str]) -> bool:
+    """Whether these paths name files inside a folder, each another one, and none is a folder."""
+    parts = [tuple(name.split("/")) for name in names]
+    folders = {path[:length] for path in parts for length in range(1, len(path))}
+    return (
+        all(is_safe_file_name(part) for path in parts for part in path)
+        and len(set(parts)) == len(parts)
+        and folders.isdisjoint(parts)
+    )
 
 
 def _key(owner: str, slug: str) -> str:
