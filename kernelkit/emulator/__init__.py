@@ -18,6 +18,7 @@ unnoticed. For the same reason it imports neither kaggle nor kagglesdk. Start it
     sandbox       a private Linux namespace with Kaggle's folders
     fields        the JSON of a call: typed fields, answers, pages
     kernels_api   Kaggle's calls on kernels and accounts
+    kernel_list   which kernels a list shows, and in which order
     data_api      Kaggle's calls on competitions, uploads, datasets and models
     responses     what a request returns
     server        HTTP: calls, the log stream, downloads, uploads

@@ -11,10 +11,12 @@ import binascii
 import json
 import os
 import secrets
+import shutil
 import urllib.parse
 from collections.abc import Callable
 
 from kernelkit.emulator.fields import JsonObject, RequestFields, answer, iso_time, page_of
+from kernelkit.emulator.kernel_list import select_kernels
 from kernelkit.emulator.responses import Reply, RequestRefused
 from kernelkit.emulator.runner import SessionRunner
 from kernelkit.emulator.state import (
@@ -44,7 +46,9 @@ class KernelsApi:
         kernels = "kernels.KernelsApiService"
         self.calls: dict[str, Callable[[str, RequestFields], Reply]] = {
             f"{kernels}/SaveKernel": self.save_kernel,
+            f"{kernels}/ListKernels": self.list_kernels,
             f"{kernels}/GetKernel": self.get_kernel,
+            f"{kernels}/DeleteKernel": self.delete_kernel,
             f"{kernels}/GetKernelSessionStatus": self.session_status,
             f"{kernels}/ListKernelSessionOutput": self.list_output,
             f"{kernels}/ListKernelFiles": self.list_files,
@@ -85,6 +89,27 @@ class KernelsApi:
         names = {"language": push.language, "kernelType": push.kernel_type}
         blob = {"source": _source_with_metadata(push), "slug": kernel.slug, **names}
         return answer(metadata=_metadata(kernel, version), blob=blob)
+
+    def list_kernels(self, account: str, fields: RequestFields) -> Reply:
+        """A page of the kernels that the caller may see, in the order that it asks for."""
+        found = select_kernels(self._kaggle.listed(), account, fields)
+        names = ("group", "user", "search", "sortBy", "competition", "dataset", "parentKernel")
+        listing = " ".join(["kernels", account, *(fields.text(name) for name in names)])
+        page, token = page_of(found, listing, fields)
+        # Every entry shows the kernel's current version, and when its latest run began [A].
+        kernels = [_metadata(k, k.latest) | {"lastRunTime": iso_time(k.last_run)} for k in page]
+        return answer(kernels=kernels, nextPageToken=token)
+
+    def delete_kernel(self, account: str, fields: RequestFields) -> Reply:
+        """Delete a kernel at once with all versions and outputs; its runs end, and their billing.
+
+        A deleted kernel stays listed for a while, and its status answers 404 [A].
+        """
+        owner, slug = fields.text("userName"), fields.text("kernelSlug")
+        kernel = self._kaggle.delete(account, owner, slug)
+        self._runner.end_all(kernel.versions)
+        shutil.rmtree(kernel.folder, ignore_errors=True)
+        return answer()
 
     def session_status(self, account: str, fields: RequestFields) -> Reply:
         """Kaggle answers `{}` for a queued run [A]: QUEUED is the default of the enum."""

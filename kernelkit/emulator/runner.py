@@ -339,6 +339,13 @@ class SessionRunner:
             session.kill(CANCELLED)
         return session is not None
 
+    def end_all(self, versions: Iterable[KernelVersion]) -> None:
+        """End the runs of these versions and wait until nothing of them is left."""
+        wanted = {id(version) for version in versions}
+        with self._lock:
+            sessions = {s: t for s, t in self._sessions.items() if id(s.version) in wanted}
+        self._end(sessions)
+
     def force_end(self, version: KernelVersion, end: ForcedEnd, seconds: float = 0) -> None:
         """Decide how a run ends: after `seconds`, or (0) when its notebook has ended."""
         session = self._find(version)
@@ -360,6 +367,9 @@ class SessionRunner:
         with self._lock:
             self._stopped = True
             sessions = dict(self._sessions)
+        self._end(sessions)
+
+    def _end(self, sessions: dict[EmulatedSession, threading.Thread]) -> None:
         for session in sessions:
             session.kill(CANCELLED)
         deadline = time.monotonic() + STOPPING

@@ -45,6 +45,9 @@ TPU_HOURS = 20.0
 SATURDAY = 5
 """The weekday on which the quota is refreshed, at midnight UTC [A]."""
 
+DELETED_LISTED = 5.0
+"""Seconds that a deleted kernel stays in lists; Kaggle does the same "for a while" [A]."""
+
 Mounts = Literal["new", "old"]
 """2026: /kaggle/input/{competitions,datasets,notebooks}/…; before that /kaggle/input/<slug> [A]."""
 
@@ -144,6 +147,7 @@ class KernelVersion:
     ended: float | None = None
     log: list[LogLine] = field(default_factory=list)
     outputs: tuple[StoredFile, ...] = ()
+    created: float = field(default_factory=time.time)
     download_key: str = field(default_factory=lambda: secrets.token_hex(16))
 
     @property
@@ -161,7 +165,10 @@ class KernelVersion:
 
 @dataclass
 class EmulatedKernel:
-    """A notebook with its history. `folder` keeps its name when the notebook is renamed."""
+    """A notebook with its history. `folder` keeps its name when the notebook is renamed.
+
+    `deleted`: seconds since the epoch; None while it exists.
+    """
 
     kernel_id: int
     owner: str
@@ -169,6 +176,7 @@ class EmulatedKernel:
     title: str
     folder: Path
     versions: list[KernelVersion] = field(default_factory=list)
+    deleted: float | None = None
 
     @property
     def latest(self) -> KernelVersion:
@@ -185,6 +193,11 @@ class EmulatedKernel:
     def last_session(self) -> KernelVersion | None:
         """The last version whose run has started: GetKernel shows its machine [V]."""
         return next((v for v in reversed(self.versions) if v.started is not None), None)
+
+    @property
+    def last_run(self) -> float:
+        """When its latest run began [A]; while that is queued, when it was pushed [?]."""
+        return self.latest.started or self.latest.created
 
 
 @dataclass(frozen=True)
@@ -224,7 +237,9 @@ class EmulatedKaggle:
         gpu_hours: float = GPU_HOURS,
         datasets: Datasets | None = None,
         rules_not_accepted: frozenset[str] = frozenset(),
+        deleted_listed: float = DELETED_LISTED,
     ) -> None:
+        """`deleted_listed`: seconds that a deleted kernel stays in lists."""
         self.changed = threading.Condition()
         self._folder = folder
         self._inputs = inputs
@@ -232,7 +247,9 @@ class EmulatedKaggle:
         self._gpu_hours = gpu_hours
         self._datasets = datasets or Datasets(folder / "_datasets", inputs)
         self._rules_not_accepted = rules_not_accepted
+        self._deleted_listed = deleted_listed
         self._kernels: dict[tuple[str, str], EmulatedKernel] = {}
+        self._deleted: list[EmulatedKernel] = []
         self._by_download_key: dict[str, KernelVersion] = {}
         self.unfinished: list[KernelVersion] = []
         # Different ranges, so that a mixed-up number shows.
@@ -259,6 +276,30 @@ class EmulatedKaggle:
             self._rename(kernel, slug, title)
             version = self._new_version(kernel, push, mounts, dropped)
         return SaveResult(kernel, version)
+
+    def listed(self) -> list[EmulatedKernel]:
+        """All kernels, oldest first; a deleted one stays for a while [A]."""
+        since = time.time() - self._deleted_listed
+        with self.changed:
+            gone = [k for k in self._deleted if (k.deleted or 0.0) > since]
+            return sorted([*self._kernels.values(), *gone], key=lambda k: k.kernel_id)
+
+    def delete(self, account: str, owner: str, slug: str) -> EmulatedKernel:
+        """Remove a kernel. The caller ends its runs, then removes its folder.
+
+        What its runs have used stays used. Raises RequestRefused.
+        """
+        with self.changed:
+            kernel, _ = self.find(account, owner, slug)
+            if kernel.owner != account:
+                raise RequestRefused(403, "Permission 'kernels.delete' was denied")
+            (kernel.folder / "kernel.json").unlink()  # a restart does not find it any more
+            kernel.deleted = time.time()
+            del self._kernels[(kernel.owner.lower(), kernel.slug)]
+            for version in kernel.versions:
+                self._by_download_key.pop(version.download_key, None)
+            self._deleted.append(kernel)
+        return kernel
 
     def start(self, version: KernelVersion) -> None:
         """Move a version from QUEUED to RUNNING."""
@@ -372,7 +413,8 @@ class EmulatedKaggle:
         return kernel_id, session_id
 
     def _runs(self, account: str) -> list[KernelVersion]:
-        mine = (k for k in self._kernels.values() if k.owner == account)
+        known = (*self._kernels.values(), *self._deleted)
+        mine = (k for k in known if k.owner == account)
         return [version for kernel in mine for version in kernel.versions]
 
     def _known(self, push: SaveRequest) -> EmulatedKernel | None:
@@ -517,6 +559,7 @@ class EmulatedKaggle:
             "session_id": version.session_id,
             "mounts": [[str(mount.target), str(mount.source)] for mount in mounts],
             "dropped": dropped,
+            "created": version.created,
         }
         write_json(folder / "version.json", record)  # last: it marks the version as complete
         kernel.versions.append(version)
@@ -613,6 +656,7 @@ def _read_version(path: Path) -> KernelVersion:
     push = _read_push(folder)
     number, session_id, dropped = record["number"], record["session_id"], record["dropped"]
     version = KernelVersion(number, session_id, push, folder, mounts, dropped)
+    version.created = record.get("created", path.stat().st_mtime)
     if (folder / "status.json").exists():
         end = read_json(folder / "status.json")
         version.status, version.failure = WorkerStatus(end["status"]), end["failure"]

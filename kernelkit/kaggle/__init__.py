@@ -1,8 +1,9 @@
 """The only door to Kaggle: typed calls of the official SDK, with timeouts and retries.
 
-types         what is sent and received; needs no SDK: `Credentials`, `KernelInfo`, `LogEntry`,
-              `OutputFile`, `PushResponse`, `Quota`, `Scoring`, `State`, `Status`, `Submission`,
-              `Terms`, `Timeouts`, `PRODUCTION`, `ignore`, `is_time_out`, `state_word`
+types         what is sent and received; needs no SDK: `Credentials`, `KernelInfo`,
+              `ListedKernel`, `LogEntry`, `OutputFile`, `PushResponse`, `Quota`, `Scoring`,
+              `State`, `Status`, `Submission`, `Terms`, `Timeouts`, `PRODUCTION`, `ignore`,
+              `is_time_out`, `state_word`
 kernels       a connection, and the calls about kernels, datasets, models and the quota:
               `connect`, `Kaggle`
 competitions  terms, sample, submissions and scores: `Competition`

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from kagglesdk.competitions.types import competition_api_service as competitions
 from kagglesdk.datasets.types import dataset_api_service as datasets
 from kagglesdk.kernels.types import kernels_api_service as kernels
+from kagglesdk.kernels.types.kernels_enums import KernelsListSortType, KernelsListViewType
 from kagglesdk.models.types import model_api_service as models
 
-from kernelkit.errors import AnswerLostError, RefusedError
+from kernelkit.errors import AnswerLostError, NotFoundError, RefusedError
 from kernelkit.kaggle import logs
 from kernelkit.kaggle.answers import as_flag, as_int, as_text, as_texts, calling, refusal
 from kernelkit.kaggle.competitions import Competition
@@ -21,6 +23,7 @@ from kernelkit.kaggle.credentials import find_credentials
 from kernelkit.kaggle.types import (
     CONNECT_SECONDS,
     KernelInfo,
+    ListedKernel,
     LogEntry,
     OutputFile,
     PushResponse,
@@ -39,6 +42,7 @@ STREAM_READ_SECONDS = 30  # of silence in a log stream, before the status is ask
 FAILURE_CHARACTERS = 100_000  # of Kaggle's message about a failed run
 PAGES = 1000  # of a listing
 PAGE_SIZE = 200  # Kaggle's largest page of outputs; its default is 20
+KERNEL_PAGE_SIZE = 100  # the largest page of kernels that the official client asks for
 
 
 class Kaggle(Connection):
@@ -85,6 +89,63 @@ class Kaggle(Connection):
         what = f"the kernel {owner}/{slug}{f' v{version}' if version else ''}"
         return self.read(what, lambda: _kernel_info(self._kernels.get_kernel(request)))
 
+    def list_own_kernels(
+        self, search: str = "", since: datetime | None = None
+    ) -> list[ListedKernel]:
+        """The kernels of this account, the one whose run began last first.
+
+        Kaggle has no list of sessions, so this is the way to find runs. A kernel that was deleted
+        stays in the list for a while; its status is then a `NotFoundError` [A].
+
+        Args:
+            search: words of the title or slug.
+            since: leave out kernels whose latest run began earlier; saves pages.
+        """
+        request = kernels.ApiListKernelsRequest()
+        request.group = KernelsListViewType.PROFILE
+        request.sort_by = KernelsListSortType.DATE_RUN
+        request.search, request.page_size = search or None, KERNEL_PAGE_SIZE
+        what = "the list of your kernels"
+        found: dict[tuple[str, str], ListedKernel] = {}
+        for page in self._pages(what, self._kernels.list_kernels, request):
+            with calling(what):
+                listed = [_listed_kernel(item) for item in page.kernels or []]
+            for kernel in listed:
+                if since and kernel.last_run and kernel.last_run < since:
+                    return list(found.values())
+                # While pages are read, a run that begins moves its kernel to the first one.
+                if kernel.owner.lower() == self.credentials.username.lower():
+                    found.setdefault((kernel.owner, kernel.slug), kernel)
+        return list(found.values())
+
+    def delete(self, slug: str) -> None:
+        """Delete a kernel of this account: its run ends, and all versions and outputs are gone.
+
+        Raises:
+            NotFoundError: there is no such kernel.
+            RefusedError: Kaggle does not delete it, with its reason.
+        """
+        request = kernels.ApiDeleteKernelRequest()
+        request.user_name, request.kernel_slug = self.credentials.username, slug
+        attempts = 0
+
+        def send() -> Any:
+            nonlocal attempts
+            attempts += 1
+            return self._kernels.delete_kernel(request)
+
+        what = f"deleting {self.credentials.username}/{slug}"
+        try:
+            response = self.read(what, send)
+        except NotFoundError:
+            if attempts == 1:
+                raise
+            return  # an earlier attempt deleted it, and its response was lost
+        with calling(what):
+            message = one_line(as_text(response.error_message))
+        if message:
+            raise RefusedError(f"{what}: {message}")
+
     def status(self, owner: str, slug: str, version: int | None) -> Status:
         """The state of one version's run; None means the current version."""
         request = kernels.ApiGetKernelSessionStatusRequest()
@@ -101,7 +162,7 @@ class Kaggle(Connection):
         outputs: list[OutputFile] = []
         log = ""
         call = self._kernels.list_kernel_session_output
-        for page in self._pages(what, call, request, owner, slug, version):
+        for page in self._version_pages(what, call, request, owner, slug, version):
             with calling(what):
                 outputs += [
                     OutputFile(as_text(file.file_name), as_text(file.url))
@@ -115,7 +176,7 @@ class Kaggle(Connection):
         request = kernels.ApiListKernelSessionOutputRequest()
         what = f"the log of {owner}/{slug} v{version}"
         call = self._kernels.list_kernel_session_output
-        page = next(self._pages(what, call, request, owner, slug, version))
+        page = next(self._version_pages(what, call, request, owner, slug, version))
         with calling(what):
             return as_text(page.log)
 
@@ -124,13 +185,13 @@ class Kaggle(Connection):
         request = kernels.ApiListKernelFilesRequest()
         what = f"the sizes of the outputs of {owner}/{slug} v{version}"
         call = self._kernels.list_kernel_files
-        pages = self._pages(what, call, request, owner, slug, version)
+        pages = self._version_pages(what, call, request, owner, slug, version)
         with calling(what):
             return {
                 as_text(file.name): as_int(file.size) for page in pages for file in page.files or []
             }
 
-    def _pages(
+    def _version_pages(
         self,
         what: str,
         call: Callable[[Any], Any],
@@ -142,6 +203,10 @@ class Kaggle(Connection):
         """Every page of a listing of one version's outputs."""
         request.user_name, request.kernel_slug = owner, slug
         request.version_label, request.page_size = f"v{version}", PAGE_SIZE
+        return self._pages(what, call, request)
+
+    def _pages(self, what: str, call: Callable[[Any], Any], request: Any) -> Iterator[Any]:
+        """Every page of a listing."""
         tokens: set[str] = set()
         while len(tokens) < PAGES:
             page = self.read(what, lambda: call(request))
@@ -246,6 +311,22 @@ class Kaggle(Connection):
 def _status(response: Any) -> Status:
     failure = shortened(as_text(response.failure_message), FAILURE_CHARACTERS)
     return Status(State(response.status.name.lower()), failure)
+
+
+def _listed_kernel(item: Any) -> ListedKernel:
+    owner, _, slug = as_text(item.ref).rpartition("/")
+    last_run = item.last_run_time
+    if last_run is not None and not isinstance(last_run, datetime):
+        raise TypeError("the time of a run is not a time")
+    if last_run is not None and last_run.tzinfo is None:
+        last_run = last_run.replace(tzinfo=UTC)
+    return ListedKernel(
+        owner=one_line(owner or as_text(item.author)),
+        slug=one_line(slug or as_text(item.slug)),
+        title=one_line(as_text(item.title)),
+        last_run=last_run,
+        version=as_int(item.current_version_number) or None,
+    )
 
 
 def _kernel_info(response: Any) -> KernelInfo:

@@ -126,6 +126,20 @@ class KernelInfo:
 
 
 @dataclass(frozen=True)
+class ListedKernel:
+    """A kernel in the list of an account."""
+
+    owner: str
+    slug: str
+    title: str = ""
+    last_run: datetime | None = None
+    """When its latest run began [A], in UTC; None if Kaggle does not say."""
+
+    version: int | None = None
+    """Its current version; None if Kaggle leaves it out of the list."""
+
+
+@dataclass(frozen=True)
 class Quota:
     """Hours of an accelerator until `refresh`: used, allowed, and reserved by running sessions."""
 

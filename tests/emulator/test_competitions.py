@@ -632,8 +632,6 @@ def test_unimplemented_calls_of_the_official_client_are_named(kaggle):
         "datasets download bob/salt": "GetDatasetMetadata",
         "datasets metadata bob/salt": "GetDatasetMetadata",
         "datasets delete bob/salt -y": "DeleteDataset",
-        "kernels list": "ListKernels",
-        "kernels delete bob/salt-unet -y": "DeleteKernel",
         "models list": "ListModels",
         "models instances list bob/resnet": "ListModelInstances",
         "models instances versions list bob/resnet/pyTorch/base": "ListModelInstanceVersions",

@@ -53,7 +53,13 @@ def test_a_token_identifies_its_user(kaggle):
     assert "Not found" in found
 
 
+def test_kernels_are_listed_and_deleted(kaggle, emulator):
+    emulator.push("some-kernel", "pass")
+    name = f"{emulator.account}/some-kernel"
+    assert name in kaggle("kernels", "list", "--mine", "--sort-by", "dateRun", "--csv")
+    assert "deleted successfully" in kaggle("kernels", "delete", name, "-y")
+    assert "Not found" in kaggle("kernels", "status", name, code=1)
+
+
 def test_an_unimplemented_command_is_named(kaggle):
-    assert "unimplemented: kernels.KernelsApiService/ListKernels" in kaggle(
-        "kernels", "list", code=1
-    )
+    assert "unimplemented: models.ModelApiService/ListModels" in kaggle("models", "list", code=1)
