@@ -19,6 +19,7 @@ from kernelkit.kaggle.types import LogEntry, State, state_word
 from kernelkit.runs.history import RunRow
 from kernelkit.runs.manifest import OutputEntry, Verdict
 from kernelkit.runs.verify import verify
+from tests.screens import show_on
 
 HUGE = 10**400
 """JSON integers can be too large for a float."""
@@ -35,7 +36,7 @@ def epoch(**details: Any) -> LogEntry:
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> StringIO:
     shown = StringIO()
-    monkeypatch.setattr(console, "stdout", Console(file=shown, width=80, soft_wrap=True))
+    show_on(Console(file=shown, width=80, soft_wrap=True), monkeypatch)
     return shown
 
 
@@ -71,7 +72,7 @@ def test_the_time_left_counts_the_remaining_epochs() -> None:
 def test_a_log_cannot_control_the_terminal(live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = StringIO()
     screen = Console(file=shown, force_terminal=live, color_system=None, width=80)
-    monkeypatch.setattr(console, "stdout", screen)
+    show_on(screen, monkeypatch)
     view = Live(console=screen, auto_refresh=False) if live else None
     reporter = console.Reporter(view)
     for line in ("\x1b[31mred\x1b[0m \x1b[2Jend", "\x1b]0;title\x07\x0e\x9b2J", "10%\r20%"):
@@ -181,7 +182,7 @@ def test_a_narrow_terminal_loses_digests_before_names(monkeypatch: pytest.Monkey
     for width, dropped in ((80, True), (200, False)):
         shown = StringIO()
         screen = Console(file=shown, force_terminal=True, color_system=None, width=width)
-        monkeypatch.setattr(console, "stdout", screen)
+        show_on(screen, monkeypatch)
         console.runs([RunRow.model_validate(row)])
         assert name in shown.getvalue()
         assert max(map(len, shown.getvalue().splitlines())) <= width

@@ -25,6 +25,7 @@ from kernelkit.printable import one_line, printable, shortened
 from kernelkit.runs.history import RunRow
 from kernelkit.runs.manifest import OutputEntry, SubmissionRecord, Verdict
 from kernelkit.runs.submit import Submitted
+from tests.screens import show_on
 
 HOSTILE = {
     "clear": "\x1b[2J",
@@ -113,7 +114,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> StringIO:
     monkeypatch.setattr(printed, "isatty", lambda: True, raising=False)
     for name in ("stdout", "stderr"):
         screen = console.SafeConsole(file=printed, force_terminal=True, color_system=None, width=80)
-        monkeypatch.setattr(console, name, screen)
+        show_on(screen, monkeypatch, name)
     return printed
 
 
@@ -218,7 +219,7 @@ def test_a_narrow_terminal_cuts_names_in_the_middle(
     width: int, name: str, terminal: StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     screen = console.SafeConsole(file=terminal, force_terminal=True, color_system=None, width=width)
-    monkeypatch.setattr(console, "stdout", screen)
+    show_on(screen, monkeypatch)
     first, second = (row("done").model_copy(update={"run": f"ann/{name}-{end}"}) for end in "12")
     console.runs(
         [first.model_copy(update={"next": None}), second.model_copy(update={"next": None})]

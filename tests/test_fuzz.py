@@ -45,6 +45,7 @@ from kernelkit.notebook.render import render
 from kernelkit.runs.identity import log_identity
 from kernelkit.runs.manifest import RunManifest
 from kernelkit.runs.watch import progress
+from tests.screens import show_on
 
 SHARED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 ODD_TEXT = st.sampled_from(
@@ -584,7 +585,7 @@ def test_no_log_line_crashes_or_controls_the_terminal(
 ) -> None:
     shown = io.StringIO()
     screen = Console(file=shown, width=100, color_system=None)
-    monkeypatch.setattr(console, "stdout", screen)
+    show_on(screen, monkeypatch)
     reporter = console.Reporter()
     for line in lines:
         reporter(LogEntry("stdout", 0.0, line))
@@ -604,5 +605,5 @@ def test_no_log_line_crashes_or_controls_the_terminal(
 def test_any_quota_is_shown(
     monkeypatch: pytest.MonkeyPatch, used: float, refresh: datetime | None
 ) -> None:
-    monkeypatch.setattr(console, "stdout", Console(file=io.StringIO()))
+    show_on(Console(file=io.StringIO()), monkeypatch)
     console.Reporter()(Quota(used, used, refresh))

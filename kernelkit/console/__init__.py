@@ -1,0 +1,121 @@
+"""Everything that a person reads: messages, tables, the live view, errors; and `--json`.
+
+output         how it is printed: modes, `--json`, safe texts, tables, and `report` for errors
+values         times, numbers, metrics and scores as words
+live           the live view of a run and its log: `watching`, `following`
+project_views  results of commands about a project: init, config, render, preflight, prove, sync
+run_views      results of commands about runs: push, status, watch, pull, verify, diagnose, runs,
+               submit
+machine_views  results of commands about this machine: doctor
+
+Only this package prints. With `--json` it prints one document to stdout and nothing else. With
+`--quiet` it prints the result of a command and errors. The commands call the names below.
+"""
+
+from kernelkit.console.live import (
+    Reporter,
+    following,
+    log,
+    watching,
+)
+from kernelkit.console.machine_views import (
+    checked,
+    probe_plan,
+    probed,
+)
+from kernelkit.console.output import (
+    SafeConsole,
+    as_called,
+    configure,
+    document,
+    report,
+    say,
+    shown,
+    stderr,
+    stdout,
+)
+from kernelkit.console.project_views import (
+    advice,
+    budget,
+    config_values,
+    diffs,
+    image_imports,
+    init_candidates,
+    init_text,
+    initialized,
+    left_out,
+    no_problems,
+    proved,
+    rendered,
+    synced,
+)
+from kernelkit.console.run_views import (
+    conclude,
+    diagnosed,
+    difference,
+    explain,
+    has_failed,
+    open_page,
+    outputs,
+    pushed,
+    require_no_failure,
+    results,
+    run,
+    runs,
+    state,
+    submitted,
+    verified,
+    watched,
+)
+from kernelkit.console.values import (
+    ago,
+)
+
+__all__ = [
+    "Reporter",
+    "SafeConsole",
+    "advice",
+    "ago",
+    "as_called",
+    "budget",
+    "checked",
+    "conclude",
+    "config_values",
+    "configure",
+    "diagnosed",
+    "difference",
+    "diffs",
+    "document",
+    "explain",
+    "following",
+    "has_failed",
+    "image_imports",
+    "init_candidates",
+    "init_text",
+    "initialized",
+    "left_out",
+    "log",
+    "no_problems",
+    "open_page",
+    "outputs",
+    "probe_plan",
+    "probed",
+    "proved",
+    "pushed",
+    "rendered",
+    "report",
+    "require_no_failure",
+    "results",
+    "run",
+    "runs",
+    "say",
+    "shown",
+    "state",
+    "stderr",
+    "stdout",
+    "submitted",
+    "synced",
+    "verified",
+    "watched",
+    "watching",
+]

@@ -1,0 +1,250 @@
+"""What a person reads about a project: its settings, its notebook, and what sync changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from kernelkit.console.output import (
+    NOTE,
+    as_called,
+    detail,
+    document,
+    mode,
+    print_line,
+    print_table,
+    print_text,
+    say,
+    stderr,
+    stdout,
+    warn,
+)
+from kernelkit.console.values import value_text
+from kernelkit.printable import one_line, printable, shortened
+from kernelkit.storage import counted
+
+if TYPE_CHECKING:
+    from kernelkit.bundle.image import Availability
+    from kernelkit.config import ConfigValue
+    from kernelkit.notebook.edits import SyncPlan
+    from kernelkit.notebook.layout import SizeEntry
+    from kernelkit.project.init import InitPlan
+    from kernelkit.testing.prove import Proof
+    from kernelkit.workflow import RenderedKernel
+
+BUDGET_ROWS = 25  # files listed by `render`
+LEFT_OUT_NAMED = 5  # files listed for each reason
+
+
+def config_values(values: Sequence[ConfigValue]) -> None:
+    """Each setting with its value, as TOML would have it, and its origin."""
+    shown_values = [one for one in values if mode.verbose or one.origin != "default"]
+    rows = [(one.key, value_text(one.value), one.origin) for one in shown_values]
+    if not mode.as_json:
+        print_table(["key", "value", "from"], rows)
+        if len(shown_values) < len(values):
+            detail("--verbose shows the defaults too", style="dim")
+    document({one.key: {"value": one.value, "from": one.origin} for one in values})
+
+
+def init_candidates(plan: InitPlan) -> None:
+    """What could start the run, the most likely first."""
+    if len(plan.candidates) > 1:
+        rows = [
+            (str(number), candidate.entry, candidate.parameters)
+            for number, candidate in enumerate(plan.candidates, 1)
+        ]
+        print_table(["", "entry", "parameters"], rows)
+
+
+def init_text(plan: InitPlan) -> None:
+    """What `init` is about to write."""
+    if not mode.quiet:
+        stdout.print(plan.text, soft_wrap=True)
+
+
+def initialized(plan: InitPlan, problems: Sequence[str]) -> None:
+    """What `init` has written, what a person should check, and the next two commands."""
+    if plan.exists:
+        print_line(f"{plan.path} has [tool.kernelkit] already: nothing is changed")
+        commands = ["kernelkit preflight"]
+    else:
+        print_line(f"[tool.kernelkit] is in {plan.path}")
+        for note in [*plan.notes, *problems]:
+            say(f"check: {note}", to=stderr, indent=7)
+        data = "".join(f" (DIR contains {slug}/ with the data)" for slug in plan.inputs)
+        commands = ["kernelkit rehearse --profile smoke --inputs DIR", "kernelkit run"]
+        if not plan.inputs:
+            commands[0] = "kernelkit rehearse --profile smoke"
+        say(f"next:  {as_called(commands[0])}{data}", indent=7)
+        say(f"then:  {as_called(commands[1])}", indent=7)
+    document(
+        {
+            "project_file": str(plan.path),
+            "written": not plan.exists,
+            "entry": plan.entry,
+            "candidates": [
+                {"entry": c.entry, "parameters": [o.names[-1] for o in c.options]}
+                for c in plan.candidates
+            ],
+            "text": plan.text,
+            "notes": [*plan.notes, *problems],
+            "next": commands,
+        }
+    )
+
+
+def rendered(result: RenderedKernel) -> None:
+    """What `render` wrote: the size of each file, imports, files left out, notes."""
+    from kernelkit.notebook.layout import SIZE_LIMIT_BYTES
+
+    kernel = result.kernel
+    size = kernel.size
+    if not mode.quiet:
+        budget(kernel.budget, size)
+        image_imports(result.imports)
+        if kernel.downloads:
+            say(f"the run installs: {', '.join(kernel.downloads)}")
+        left_out(kernel.bundle.left_out)
+        advice(result.notes)
+    if size > SIZE_LIMIT_BYTES:
+        say("too large for Kaggle; for advice run: kernelkit preflight", to=stderr)
+    print_line(f"{result.folder}  digest {kernel.digest[:12]}")
+    details = {
+        "folder": str(result.folder),
+        "size": size,
+        "limit": SIZE_LIMIT_BYTES,
+        "budget": [vars(entry) for entry in kernel.budget],
+        "imports": [vars(one) for one in result.imports],
+        "downloads": kernel.downloads,
+        "left_out": {**kernel.bundle.left_out},
+        "notes": list(result.notes),
+    }
+    document({**details, **kernel.manifest.document})
+
+
+def no_problems(notes: Sequence[str]) -> None:
+    """The result of a preflight without problems."""
+    advice(notes)
+    say("no problems")
+    document({"problems": [], "notes": list(notes)})
+
+
+def proved(proof: Proof) -> None:
+    """The result of a proof: every test has the same result twice."""
+    tests = counted(len(proof.outcomes), "test")
+    message = f"{tests}, the same results from the package and from the notebook ({proof.words})"
+    say(Text.assemble(("proved", "bold green"), f": {message}"))
+    document({**vars(proof), "numbers": proof.numbers})
+
+
+def budget(entries: Sequence[SizeEntry], size: int) -> None:
+    """How much of the size limit each file uses, the largest first."""
+    from kernelkit.notebook.layout import SIZE_LIMIT_BYTES
+
+    own = {"archive": "the compressed files", "notebook": "all other cells"}
+
+    def share(sent: int) -> str:
+        return f"{sent / SIZE_LIMIT_BYTES:.1%}"
+
+    rows: list[Sequence[str | Text]] = [
+        (
+            Text(entry.path or own[entry.form], style="" if entry.path else "dim"),
+            f"{entry.size:,}" if entry.size else "",
+            f"{entry.sent:,}",
+            share(entry.sent),
+            entry.form if entry.path else "",
+        )
+        for entry in entries[:BUDGET_ROWS]
+    ]
+    if rest := entries[BUDGET_ROWS:]:
+        sent = sum(entry.sent for entry in rest)
+        total = sum(entry.size for entry in rest)
+        rows.append((f"{len(rest)} smaller ones", f"{total:,}", f"{sent:,}", share(sent), ""))
+    total = sum(entry.size for entry in entries if entry.path)
+    rows.append((f"total, of {SIZE_LIMIT_BYTES:,}", f"{total:,}", f"{size:,}", share(size), ""))
+    print_table(
+        ("file", "bytes", "as sent", "share", "carried as"),
+        rows,
+        right=("bytes", "as sent", "share"),
+        last="bold" if size <= SIZE_LIMIT_BYTES else "bold red",
+    )
+
+
+def image_imports(found: Sequence[Availability]) -> None:
+    """The imports from elsewhere, and whether Kaggle's image has them."""
+    from kernelkit.bundle.image import Presence
+
+    rows: list[Sequence[str | Text]] = []
+    for one in found:
+        more = f" and {len(one.places) - 1} more" if len(one.places) > 1 else ""
+        good = one.presence in (Presence.PRESENT, Presence.BY_PIP)
+        there = Text(one.image_version or str(one.presence), style="" if good else "yellow")
+        place = Text(f"{one.places[0]}{more}", style="dim")
+        rows.append((one.module, there, one.local_version or "", place))
+    if rows:
+        print_table(("import", "in the image", "here", "used at"), rows)
+
+
+def left_out(found: Mapping[str, str]) -> None:
+    """The files that the notebook does not carry, by reason; caches are not worth a line."""
+    reasons: dict[str, list[str]] = {}
+    for path, reason in found.items():
+        if reason != "a cache":
+            reasons.setdefault(reason, []).append(path)
+    for reason, paths in reasons.items():
+        count = len(paths) if mode.verbose else LEFT_OUT_NAMED
+        more = f" and {len(paths) - count} more" if len(paths) > count else ""
+        say(one_line(f"left out ({reason}): {', '.join(paths[:count])}{more}"), style="dim")
+
+
+def advice(notes: Sequence[str]) -> None:
+    """Notes and warnings that do not prevent a push."""
+    from kernelkit.notebook.preflight import WARNING
+
+    for line in notes:
+        label, style = (WARNING, "bold red") if line.startswith(WARNING) else NOTE
+        text = one_line(line.removeprefix(WARNING))
+        say(Text.assemble((label, style), text), indent=len(label))
+
+
+def diffs(plan: SyncPlan) -> None:
+    """The changes of a sync as unified diffs."""
+    styles = {"+": "green", "-": "red", "@": "cyan", "\\": "dim"}
+    for change in () if mode.quiet else plan.changes:
+        for n, line in enumerate(change.diff.rstrip("\n").split("\n")):
+            style = "bold" if n < 2 else styles.get(line[:1], "")
+            print_text(Text(printable(shortened(line)), style=style))
+
+
+def synced(plan: SyncPlan, dry_run: bool) -> None:
+    """What a sync wrote, and what a person has to copy by hand."""
+    added = sum(change.added for change in plan.changes)
+    counts = f"{counted(len(plan.changes) - added, 'file')} changed, {added} added"
+    end = "nothing was written" if dry_run else "review with `git diff`"
+    say(Text.assemble((counts, "bold"), f"; {end}") if plan.changes else "no file has changed")
+    for change in plan.changes:
+        if change.conflict:
+            warn(f"{change.name}: the notebook overwrites a change on disk")
+        if change.syntax_error:
+            warn(change.syntax_error)
+    for path in plan.gone:
+        say(printable(f"{path}: its cell is gone; the file stays"))
+    for p in plan.parameters:
+        if p.after is None:
+            what = f"{p.name} is no longer set: remove it from"
+        elif p.before is None:
+            what = f"{p.name} = {p.after} is new: add it to"
+        else:
+            what = f"{p.name} = {p.before} → {p.after}: change it in"
+        say(printable(f"parameters: {what} {p.section}"))
+    if plan.left:
+        say("cells that have no place in the package:")
+    for cell in plan.left:
+        line = Text(printable(f"  cell {cell.cell}: {cell.first_line}"))
+        say(line.append(f"  ({cell.reason})", "dim"))
+    for note in plan.notes:
+        say(printable(f"note: {note}"), style="dim")
+    document({**plan.document, "written": not dry_run})
