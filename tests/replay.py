@@ -9,9 +9,10 @@ recording: the session goes from queued to running to its end in milliseconds, w
 the same files. The number of the session and the push_id, which runs print, are replaced by the
 current ones.
 
-The key of a recording is the whole source that was pushed, except for the push_id, so a replayed
-run belongs to the digest in it. Everything else of the emulator is real: the API, the log stream,
-listings, downloads, forced ends. Several emulators can share FOLDER.
+The key of a recording is the whole source that was pushed, except for the push_id and the mark of
+a campaign's session, so a replayed run belongs to the digest in it. Everything else of the emulator
+is real: the API, the log stream, listings, downloads, forced ends. Several emulators can share
+FOLDER.
 
 These runs are not recorded, so they are always real:
 
@@ -50,6 +51,8 @@ _SESSION = "<number of the session>"
 _PUSH = "<push_id>"
 _PUSH_ID = re.compile(r"push_id\W{1,12}([0-9a-f]{32})\b")
 """In a pushed source, however it is escaped."""
+_MARK = re.compile(r"(session\W{1,12})(?:chain|sweep)-[0-9a-f]{12}[\w-]*")
+"""The mark of a campaign's session in a pushed source."""
 _NAMES = ("owner", "slug", "kernel_id", "title", "text", "tags", "is_private")
 """Fields of a push that do not change its run; `text` is hashed apart from them."""
 
@@ -159,6 +162,7 @@ def _key(version: KernelVersion, isolation: Isolation) -> str:
     text = version.push.text
     if push_id := _push_id(text):
         text = text.replace(push_id, _PUSH)
+    text = _MARK.sub(r"\1<mark>", text)
     return hashlib.sha256(f"{details}\n{text}".encode()).hexdigest()
 
 

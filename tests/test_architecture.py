@@ -45,7 +45,7 @@ NEVER = {  # part → modules that it must not import, anywhere in its code
     "cli": {"kagglesdk", "requests"},
 }
 
-TOP_NAMES = 16
+TOP_NAMES = 17
 WORKFLOW_LINES = 400  # it must have fewer
 UNTYPED_PER_1000_LINES = 1.0
 MAPPINGS = {"dict", "Mapping", "MutableMapping"}

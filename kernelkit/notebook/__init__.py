@@ -14,7 +14,7 @@ preflight  problems that would cost a run, found before a push: `check`, `compar
            `advise`, `WARNING`
 problems   `Problem`, `ProblemList`, `require_no_problems`
 reader     the cells and the manifest of a notebook: `read_cells`, `embedded_manifest`,
-           `with_push_id`
+           `with_push`
 edits      edits made in a notebook: `read_notebook`, `plan`, `require_applicable`, `apply`,
            `SyncPlan`
 

@@ -129,6 +129,9 @@ class Manifest(Document):
     """Which push sent the notebook: another one each time, and not part of the digest. Absent in a
     rendered notebook, so also in a push by another client."""
 
+    session: str | None = None
+    """The mark of a campaign's session, by which it is found again; absent in other runs."""
+
     profile: str | None = None
     wants_gpu: bool = False
     roots: dict[str, str] = Field(default_factory=dict)

@@ -16,7 +16,7 @@ import shlex
 import tarfile
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -146,8 +146,10 @@ def embedded_manifest(cells: list[Cell]) -> Manifest:
     raise ConfigError(*_NO_MANIFEST)
 
 
-def with_push_id(notebook: str, push_id: str) -> str:
+def with_push(notebook: str, identity: Mapping[str, str]) -> str:
     """The same notebook, with the identity of one push in its embedded manifest.
+
+    `identity` has the `push_id`, and the `session` where a campaign pushes.
 
     Raises:
         ConfigError: no cell holds a manifest that is written as a dictionary.
@@ -160,7 +162,7 @@ def with_push_id(notebook: str, push_id: str) -> str:
         lines = cell.source.split("\n")
         line = lines[table.lineno - 1].encode()  # `ast` counts bytes
         after = table.col_offset + len("{")
-        entry = f"\n    'push_id': {push_id!r},".encode()
+        entry = "".join(f"\n    {key!r}: {value!r}," for key, value in identity.items()).encode()
         lines[table.lineno - 1] = (line[:after] + entry + line[after:]).decode()
         document = json.loads(notebook)
         document["cells"][cell.number - 1]["source"] = "\n".join(lines).splitlines(keepends=True)

@@ -35,7 +35,7 @@ from kernelkit.notebook.manifest import (
     ManifestDistribution,
     ManifestOption,
 )
-from kernelkit.notebook.reader import with_push_id
+from kernelkit.notebook.reader import with_push
 from kernelkit.notebook.templates import (
     Templates,
     TemplateVariables,
@@ -98,19 +98,20 @@ class Kernel:
             cell["source"] = "".join(cell["source"])
         return json.dumps(body)
 
-    def as_pushed(self, push_id: str | None) -> Kernel:
+    def as_pushed(self, push_id: str | None, session: str | None = None) -> Kernel:
         """The same kernel as one push sends it: its manifest carries the `push_id`.
 
-        Without one it stays as it is, and also if the templates hide the manifest: the identity of
-        such a run stays unproven.
+        `session` is the mark of a campaign's session. Without a push_id the kernel stays as it is,
+        and also if the templates hide the manifest: the identity of such a run stays unproven.
         """
         if push_id is None:
             return self
+        identity = {"push_id": push_id, **({"session": session} if session else {})}
         try:
-            notebook = with_push_id(self.notebook, push_id)
+            notebook = with_push(self.notebook, identity)
         except ConfigError:
             return self
-        manifest = self.manifest.model_copy(update={"push_id": push_id})
+        manifest = self.manifest.model_copy(update=identity)
         kernel = replace(self, notebook=notebook, manifest=manifest)
         return replace(kernel, size=len(kernel.payload))
 

@@ -104,6 +104,9 @@ class RunRecord(RunAddress):
     differences: Annotated[tuple[str, ...] | None, Reported] = None
     """Settings that Kaggle changed; absent where it changed none."""
 
+    session: Annotated[str | None, Reported] = None
+    """The mark of a campaign's session; absent in other runs."""
+
 
 class OutputEntry(BaseModel):
     """One declared output, as the run described it when it wrote it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 DATASET_SECONDS = 600  # for a dataset to become ready
 QUEUE_PAUSES = (30.0, 300.0)  # seconds between two tries for a free session: first and longest
+SESSION_VERSIONS = 50  # in which a campaign looks for its session, where none is recorded here
 LONGEST_PAUSE = 3600.0  # seconds, whatever Retry-After asks for
 RATE_LIMITED_TRIES = 5  # of a push that is refused for too many calls
 CHANGING_SOURCES = ("dataset_sources", "kernel_sources", "model_sources")
@@ -99,6 +100,8 @@ def push_once(
     profile: str | None = None,
     reserve: float = 0.0,
     again: bool = False,
+    session: str | None = None,
+    asked: float | None = None,
     wait: bool = False,
     deadline: float | None = None,
     on_event: OnEvent,
@@ -108,7 +111,12 @@ def push_once(
     An identical version is not pushed again unless `again` is set: see `find_identical`. `wait`
     waits for a free session, up to `deadline` seconds. `reserve` is in GPU hours (`check_remote`).
 
+    For a campaign, `session` is the mark that its notebook carries: then only a version with this
+    mark counts, whatever became of it. `asked` is how long ago, in seconds, a process that was
+    killed may have pushed it.
+
     Raises:
+        ConfigError: the notebook of a campaign cannot carry the mark.
         CapacityError: no session, no quota, or too many calls; nothing was sent.
         RefusedError: Kaggle changed the requested settings; the version runs and is recorded.
         UnreachableError: the push was accepted and recorded, and could not be verified.
@@ -116,13 +124,25 @@ def push_once(
     require_owner(kaggle, kernel)
     with store.push_lock(root, kernel.slug, on_event):
         current = current_kernel(kaggle, kernel.slug)
-        if not again and (found := find_identical(kaggle, kernel, root, current, on_event)):
+        if session and (found := find_session(kaggle, kernel, root, session, asked, on_event)):
+            return found
+        if not (again or session) and (
+            found := find_identical(kaggle, kernel, root, current, on_event)
+        ):
             return found
         check_remote(kaggle, kernel, reserve, on_event)
         on_event(f"pushing {kernel.slug} as {kaggle.credentials.username} ({kernel.size:,} B)")
         hidden = _hidden_versions(kaggle, kernel, root)
         known = max([current.version or 0, *hidden]) if current else 0
-        sent = send(kaggle, kernel, known, wait=wait, deadline=deadline, on_event=on_event)
+        sent = send(
+            kaggle,
+            kernel,
+            known,
+            session=session,
+            wait=wait,
+            deadline=deadline,
+            on_event=on_event,
+        )
         folder = _record(root, sent.kernel, sent.run, sent.outcome, profile, pushed=store.now())
     on_event(f"{sent.run.name} is pushed: {sent.run.url}")
     require_unchanged_settings(kaggle, sent.kernel, sent.run, folder, sent.dropped)
@@ -189,11 +209,69 @@ def find_identical(
             continue
         if not now.failed:
             _require_no_differences(folder)
-            sent = kernel.as_pushed(record.push_id)
+            sent = kernel.as_pushed(record.push_id, record.session)
             require_unchanged_settings(kaggle, sent, record.address, folder)
             on_event(f"{name} is identical and was already pushed")
             return Pushed(folder, Outcome.REATTACHED)
     return None
+
+
+def find_session(
+    kaggle: Kaggle,
+    kernel: Kernel,
+    root: Path,
+    session: str,
+    asked: float | None,
+    on_event: OnEvent,
+) -> Pushed | None:
+    """The version that carries the mark of a campaign's session, here or on Kaggle.
+
+    Raises:
+        ConfigError: the notebook cannot carry the mark.
+        RefusedError: Kaggle changed the settings of that version.
+        KernelkitError: Kaggle's versions cannot be read; nothing was sent.
+    """
+    if kernel.as_pushed("0" * 32, session).manifest.session is None:
+        raise ConfigError(
+            "the project's templates hide the manifest, so that a session of a campaign could not "
+            "be found again",
+            "Let templates/50-check.py.j2 or another one embed it, as kernelkit's own does.",
+        )
+    folders = list(_folders_of_account(kaggle, root, kernel.slug))
+    for folder in reversed(folders):
+        if folder.read().session == session:
+            _require_no_differences(folder)
+            on_event(f"{kernel.slug} v{folder.version} is this session, and was already pushed")
+            end = folder.read_end()
+            return Pushed(folder, Outcome.REUSED if end else Outcome.REATTACHED)
+    known = max((folder.version for folder in folders), default=0)
+    started, said = kaggle.timeouts.clock(), False
+    for pause in kaggle.timeouts.pauses():
+        current = current_kernel(kaggle, kernel.slug)
+        newest = (current.version or 0) if current else 0
+        for version in range(newest, max(known, newest - SESSION_VERSIONS), -1):
+            latest = current if version == newest else None
+            source = latest.source if latest else _source_of(kaggle, kernel, version)
+            manifest = _manifest_of(source) if session in source else None
+            if manifest is None or manifest.session != session:  # a mark can begin like another
+                continue
+            sent = kernel.as_pushed(manifest.push_id, session)
+            run = _address(kaggle, sent, version)
+            on_event(f"{run.name} is this session, and was pushed already")
+            folder = _record(root, sent, run, Outcome.ADOPTED, None, pushed=None)
+            require_unchanged_settings(kaggle, sent, run, folder)
+            return Pushed(folder, Outcome.ADOPTED)
+        passed = kaggle.timeouts.clock() - started
+        if asked is None or asked + passed > kaggle.timeouts.grace:
+            return None
+        if not said:
+            on_event(
+                f"this session may have been pushed {asked:.0f} s ago; looking for it for up to "
+                f"{kaggle.timeouts.grace - asked:.0f} s"
+            )
+            said = True
+        kaggle.timeouts.sleep(pause)
+    raise AssertionError("the pauses never end")
 
 
 def find_or_adopt(
@@ -243,6 +321,8 @@ def adopt(
         profile=manifest.profile,
         push_id=manifest.push_id,
     )
+    if manifest.session:
+        record = record.updated(session=manifest.session)
     return store.record_push(root, record, manifest)
 
 
@@ -304,6 +384,7 @@ def send(
     kernel: Kernel,
     known: int,
     *,
+    session: str | None = None,
     wait: bool = False,
     deadline: float | None = None,
     on_event: OnEvent,
@@ -317,7 +398,8 @@ def send(
         AnswerLostError: whether Kaggle accepted the push is unknown.
         CapacityError, RefusedError: Kaggle's response; nothing was started.
     """
-    sent = _until_accepted(kaggle, kernel, known, _Queue(wait, deadline, on_event, kaggle.timeouts))
+    queue = _Queue(wait, deadline, on_event, kaggle.timeouts)
+    sent = _until_accepted(kaggle, kernel, known, queue, session)
     for version in range(known + 1, sent.run.version):
         if kernel.digest in _source_of(kaggle, kernel, version):
             on_event(
@@ -360,8 +442,9 @@ def _pushed_elsewhere(
         return None
     if current.version in {folder.version for folder in folders}:
         return None
-    with suppress(ConfigError):  # another notebook may quote the digest
-        kernel = kernel.as_pushed(embedded_manifest(read_cells(current.source)).push_id)
+    manifest = _manifest_of(current.source)
+    if manifest:
+        kernel = kernel.as_pushed(manifest.push_id, manifest.session)
     run = _address(kaggle, kernel, current.version)
     if read_status(kaggle, run, fresh=False).failed:
         return None
@@ -401,7 +484,13 @@ def _record(
     pushed: str | None,
 ) -> RunFolder:
     record = RunRecord.model_validate(
-        {**run.address.document, "pushed": pushed, "profile": profile, "outcome": outcome}
+        {
+            **run.address.document,
+            "pushed": pushed,
+            "profile": profile,
+            "outcome": outcome,
+            **({"session": kernel.manifest.session} if kernel.manifest.session else {}),
+        }
     )
     return store.record_push(root, record, kernel.manifest)
 
@@ -452,11 +541,13 @@ class _Queue:
         self.timeouts.sleep(pause)
 
 
-def _until_accepted(kaggle: Kaggle, kernel: Kernel, known: int, queue: _Queue) -> SentVersion:
+def _until_accepted(
+    kaggle: Kaggle, kernel: Kernel, known: int, queue: _Queue, session: str | None
+) -> SentVersion:
     attempts: list[Kernel] = []
     lost = False
     while True:
-        attempt = kernel.as_pushed(secrets.token_hex(16))
+        attempt = kernel.as_pushed(secrets.token_hex(16), session)
         attempts.append(attempt)
         try:
             response = kaggle.save_kernel(attempt.slug, attempt.payload, attempt.metadata)
@@ -539,6 +630,14 @@ def _source_of(kaggle: Kaggle, kernel: Kernel, version: int) -> str:
         return kaggle.kernel(kaggle.credentials.username, kernel.slug, version).source
     except NotFoundError:
         return ""
+
+
+def _manifest_of(source: str) -> Manifest | None:
+    """The manifest in a notebook on Kaggle; None if it has none, and only quotes one."""
+    try:
+        return embedded_manifest(read_cells(source))
+    except ConfigError:
+        return None
 
 
 def _sent_as(attempts: Sequence[Kernel], source: str) -> Kernel | None:

@@ -16,7 +16,7 @@ from kernelkit.errors import RunFailedError, VerificationError
 from kernelkit.kaggle.kernels import Kaggle
 from kernelkit.kaggle.types import Credentials, State, Status, Timeouts
 from kernelkit.notebook.cells import RenderedCell, notebook_json
-from kernelkit.notebook.reader import embedded_manifest, read_cells, with_push_id
+from kernelkit.notebook.reader import embedded_manifest, read_cells, with_push
 from kernelkit.runs import history, store
 from kernelkit.runs.identity import Identity, log_identity
 from kernelkit.runs.manifest import RunAddress
@@ -269,7 +269,7 @@ MANIFEST = "{'digest': 'd', 'outputs': (), 'roots': {}, 'entry': '', 'parameters
 def test_a_push_id_is_added_to_the_embedded_manifest_alone(source: str) -> None:
     other = RenderedCell("b", "run", True, "x = {'digest': 1}")
     plain = notebook_json([RenderedCell("a", "start", True, source), other])
-    pushed = with_push_id(plain, OURS)
+    pushed = with_push(plain, {"push_id": OURS})
     manifest = embedded_manifest(read_cells(pushed))
     assert manifest.push_id == OURS
     assert pushed.replace(f"    'push_id': '{OURS}',", "") != pushed

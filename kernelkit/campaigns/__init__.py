@@ -1,0 +1,13 @@
+"""Several runs as one campaign: a chain of sessions, a sweep over parameters.
+
+A *session* is one version of a kernel that a campaign pushes. A *lane* is a kernel of its own for
+the sessions that follow each other, so that no version runs while another one of it does.
+
+lanes     the project as another kernel, or with other parameters: `lane_config`,
+          `session_config`
+sessions  pushes each session once, finds it again, follows it to its end: `Session`,
+          `push_session`, `pull_session`, `new_campaign`
+
+A campaign keeps its state on disk under `runs/<slug>/`, and writes down each session before it
+pushes it. Nothing here prints: what happens is reported to `on_event`.
+"""

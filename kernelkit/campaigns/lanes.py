@@ -1,0 +1,60 @@
+"""The project as another kernel: the same notebook under another name, with other parameters.
+
+Two sessions of one campaign must not be versions of one kernel while both run, and a kernel cannot
+be sure of its own earlier output as an input. So campaigns use several kernels, `<slug>-b` or
+`<slug>-lane-1`, `<slug>-lane-2`, ….
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from kernelkit.storage import digest_of_bytes
+
+if TYPE_CHECKING:
+    from kernelkit.config import Config, Parameter
+
+LONGEST_NAME = 50  # characters of a title on Kaggle, and so of the slug that it becomes
+MARK_CHARACTERS = 6  # of the hash that replaces the end of a long slug
+
+
+def lane_config(config: Config, suffix: str) -> Config:
+    """The project as the kernel `<slug>-<suffix>`, with a title that gives this slug.
+
+    An empty suffix means the project's own kernel. A slug that would be longer than Kaggle accepts
+    is shortened, with a hash of the whole name, so that two long names stay different.
+    """
+    if not suffix:
+        return config
+    from slugify import slugify  # its tables take 10 ms
+
+    slug = lane_slug(config.kernel.slug, suffix)
+    title = f"{config.kernel.title} {suffix.replace('-', ' ')}"
+    if len(title) > LONGEST_NAME or slugify(title) != slug:
+        title = slug
+    owner = f"{config.kernel.owner}/" if config.kernel.owner else ""
+    kernel = config.kernel.model_copy(update={"id": f"{owner}{slug}", "title": title})
+    return config.model_copy(update={"kernel": kernel})
+
+
+def lane_slug(slug: str, suffix: str) -> str:
+    """The name of a lane's kernel: at most as long as Kaggle accepts."""
+    name = f"{slug}-{suffix}"
+    if len(name) <= LONGEST_NAME:
+        return name
+    mark = digest_of_bytes(slug.encode())[:MARK_CHARACTERS]
+    kept = slug[: LONGEST_NAME - len(suffix) - len(mark) - 2].rstrip("-")
+    return f"{kept}-{mark}-{suffix}"
+
+
+def session_config(
+    config: Config,
+    parameters: Mapping[str, Parameter],
+    kernel_sources: Sequence[str] = (),
+) -> Config:
+    """The project with parameters on top of its own, and with further kernels as inputs."""
+    sources = tuple(dict.fromkeys([*config.kernel.kernel_sources, *kernel_sources]))
+    kernel = config.kernel.model_copy(update={"kernel_sources": sources})
+    merged = {**config.parameters, **parameters}
+    return config.model_copy(update={"kernel": kernel, "parameters": merged})
