@@ -31,7 +31,13 @@ from kernelkit.emulator.plugin import EmulatorPlugin, PluginError, load_plugin
 from kernelkit.emulator.runner import TIME_LIMIT, Isolation, SessionRunner, why_no_namespace
 from kernelkit.emulator.scoring import METRICS
 from kernelkit.emulator.server import EmulatorServer
-from kernelkit.emulator.state import GPU_HOURS, EmulatedKaggle, is_account
+from kernelkit.emulator.state import (
+    DELETED_LISTED,
+    GPU_HOURS,
+    EmulatedKaggle,
+    KaggleSettings,
+    is_account,
+)
 from kernelkit.emulator.storage import StateError, lock_file, write_json
 from kernelkit.emulator.uploads import Uploads
 
@@ -100,14 +106,14 @@ def _server(
     """
     settings = _competition_settings(options)
     datasets = Datasets(folder / "_datasets", options.inputs, dict(options.dataset_pending))
-    kaggle = EmulatedKaggle(
-        folder,
-        options.inputs,
-        options.mounts,
-        options.gpu_quota,
-        datasets,
-        settings.rules_not_accepted,
+    kaggle_settings = KaggleSettings(
+        mounts=options.mounts,
+        gpu_hours=options.gpu_quota,
+        rules_not_accepted=settings.rules_not_accepted,
+        own_output=options.own_output == "mount",
+        deleted_listed=options.deleted_listed,
     )
+    kaggle = EmulatedKaggle(folder, options.inputs, kaggle_settings, datasets)
     submissions = folder / "_submissions"
     competitions = Competitions(submissions, options.inputs, options.solutions, settings)
     uploads = Uploads(folder / "_uploads")
@@ -247,9 +253,12 @@ def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, type[Emulat
     add("--inputs", type=_folder, help="folder of sub-folders named by slug")
     add("--state", type=_state, help="keep versions, outputs, logs here")
     add("--mounts", choices=["new", "old"], default="new", help="layout of /kaggle/input")
+    add("--own-output", choices=["mount", "drop"], default="mount", help="of a kernel as its input")
     add("--user", type=_user, default="rehearsal", help="the account of every token")
     add("--time-limit", type=_positive, default=TIME_LIMIT, metavar="SECONDS", help="of a run")
     add("--gpu-quota", type=_hours, default=GPU_HOURS, metavar="HOURS", help="of an account")
+    listed = "that a deleted kernel stays in lists"
+    add("--deleted-listed", type=_hours, default=DELETED_LISTED, metavar="SECONDS", help=listed)
     add("--check", action="store_true", help="print the isolation of runs, and serve nothing")
     add("--isolation", choices=["auto", "namespace", "folders"], default="auto")
     add("--ready-file", type=Path, help="write this JSON file once it listens")

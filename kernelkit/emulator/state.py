@@ -55,6 +55,21 @@ _SLUG = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,200}[a-z0-9])?")
 _ACCOUNT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
+@dataclass(frozen=True)
+class KaggleSettings:
+    """Settings of the local Kaggle that concern kernels.
+
+    `own_output`: whether a kernel may have its own earlier output as an input [?]; otherwise that
+    source is dropped. `deleted_listed`: seconds that a deleted kernel stays in lists.
+    """
+
+    mounts: Mounts = "new"
+    gpu_hours: float = GPU_HOURS
+    rules_not_accepted: frozenset[str] = frozenset()
+    own_output: bool = True
+    deleted_listed: float = DELETED_LISTED
+
+
 class WorkerStatus(enum.StrEnum):
     """The values of KernelWorkerStatus that a batch run goes through [V]."""
 
@@ -184,10 +199,17 @@ class EmulatedKernel:
         return self.versions[-1]
 
     @property
-    def latest_complete(self) -> KernelVersion | None:
-        """The version whose outputs other kernels can use."""
-        done = (v for v in reversed(self.versions) if v.status is WorkerStatus.COMPLETE)
-        return next(done, None)
+    def latest_output(self) -> KernelVersion | None:
+        """The version whose outputs other kernels can use.
+
+        A run that was cancelled or timed out counts if it has left outputs [?]: Kaggle keeps them
+        in most reports [A].
+        """
+        for version in reversed(self.versions):
+            kept = version.status is WorkerStatus.CANCEL_ACKNOWLEDGED and version.outputs
+            if kept or version.status is WorkerStatus.COMPLETE:
+                return version
+        return None
 
     @property
     def last_session(self) -> KernelVersion | None:
@@ -233,21 +255,14 @@ class EmulatedKaggle:
         self,
         folder: Path,
         inputs: Path | None,
-        mounts: Mounts = "new",
-        gpu_hours: float = GPU_HOURS,
+        settings: KaggleSettings | None = None,
         datasets: Datasets | None = None,
-        rules_not_accepted: frozenset[str] = frozenset(),
-        deleted_listed: float = DELETED_LISTED,
     ) -> None:
-        """`deleted_listed`: seconds that a deleted kernel stays in lists."""
         self.changed = threading.Condition()
         self._folder = folder
         self._inputs = inputs
-        self._mounts = mounts
-        self._gpu_hours = gpu_hours
+        self._settings = settings or KaggleSettings()
         self._datasets = datasets or Datasets(folder / "_datasets", inputs)
-        self._rules_not_accepted = rules_not_accepted
-        self._deleted_listed = deleted_listed
         self._kernels: dict[tuple[str, str], EmulatedKernel] = {}
         self._deleted: list[EmulatedKernel] = []
         self._by_download_key: dict[str, KernelVersion] = {}
@@ -271,7 +286,7 @@ class EmulatedKaggle:
             slug, title = self._name(push, known)
             if error := self._no_capacity(account, push):
                 return SaveResult(error=error)
-            mounts, dropped = self._sources(account, push)
+            mounts, dropped = self._sources(account, push, known)
             kernel = known or self._new_kernel(push.owner, slug, title)
             self._rename(kernel, slug, title)
             version = self._new_version(kernel, push, mounts, dropped)
@@ -279,7 +294,7 @@ class EmulatedKaggle:
 
     def listed(self) -> list[EmulatedKernel]:
         """All kernels, oldest first; a deleted one stays for a while [A]."""
-        since = time.time() - self._deleted_listed
+        since = time.time() - self._settings.deleted_listed
         with self.changed:
             gone = [k for k in self._deleted if (k.deleted or 0.0) > since]
             return sorted([*self._kernels.values(), *gone], key=lambda k: k.kernel_id)
@@ -394,7 +409,9 @@ class EmulatedKaggle:
             runs = self._runs(account)
             gpu = sum(v.seconds for v in runs if v.push.wants_gpu)
             tpu = sum(v.seconds for v in runs if v.push.enable_tpu)
-        return AcceleratorUsage(gpu, self._gpu_hours * 3600, tpu, TPU_HOURS * 3600, _next_refresh())
+        return AcceleratorUsage(
+            gpu, self._settings.gpu_hours * 3600, tpu, TPU_HOURS * 3600, _next_refresh()
+        )
 
     def _load(self) -> tuple[int, int]:
         """Read the state of an earlier emulator; its greatest kernel id and session id."""
@@ -448,12 +465,14 @@ class EmulatedKaggle:
         same = [v for v in active if v.push.wants_gpu == push.wants_gpu]
         if len(same) >= MAX_SESSIONS[kind]:
             return f"Maximum batch {kind} session count of {MAX_SESSIONS[kind]} reached."
-        if push.wants_gpu and self.usage(account).gpu_used >= self._gpu_hours * 3600:
-            return f"Maximum weekly GPU quota of {self._gpu_hours:.2f} hours reached."  # [A]
+        if push.wants_gpu and self.usage(account).gpu_used >= self._settings.gpu_hours * 3600:
+            return (
+                f"Maximum weekly GPU quota of {self._settings.gpu_hours:.2f} hours reached."  # [A]
+            )
         return ""
 
     def _sources(
-        self, account: str, push: SaveRequest
+        self, account: str, push: SaveRequest, known: EmulatedKernel | None
     ) -> tuple[tuple[Mount, ...], dict[str, list[str]]]:
         """The mounts, and the dropped sources by kind; the run starts without those [A]."""
         found: list[Mount] = []
@@ -461,7 +480,7 @@ class EmulatedKaggle:
         finders = {
             "Competition": (push.competitions, self._competition),
             "Dataset": (push.datasets, lambda name: self._dataset(account, name)),
-            "Kernel": (push.kernels, lambda name: self._output_of(account, name)),
+            "Kernel": (push.kernels, lambda name: self._output_of(account, name, known)),
             "Model": (push.models, self._model),
         }
         for kind, (names, find) in finders.items():
@@ -474,7 +493,11 @@ class EmulatedKaggle:
 
     def _competition(self, name: str) -> Mount | None:
         """A competition whose rules are not accepted is dropped like an unknown one [?]."""
-        if self._inputs is None or not _SLUG.fullmatch(name) or name in self._rules_not_accepted:
+        if (
+            self._inputs is None
+            or not _SLUG.fullmatch(name)
+            or name in self._settings.rules_not_accepted
+        ):
             return None
         source = self._inputs / name
         target = self._target(name, PurePosixPath("competitions", name))
@@ -499,8 +522,11 @@ class EmulatedKaggle:
         target = self._target(str(path.relative_to(path.parts[0])), PurePosixPath("models", path))
         return Mount(target, source.resolve())
 
-    def _output_of(self, account: str, name: str) -> Mount | None:
-        """The outputs of the latest complete version of another kernel, or of the inputs folder."""
+    def _output_of(self, account: str, name: str, own: EmulatedKernel | None) -> Mount | None:
+        """The latest outputs of another kernel, or a folder of the inputs that stands for them.
+
+        `own`: the kernel that is pushed.
+        """
         owner, _, rest = name.partition("/")
         slug = rest.partition("/")[0]
         try:
@@ -508,7 +534,9 @@ class EmulatedKaggle:
         except RequestRefused:
             source = self.given_outputs(owner, slug)
         else:
-            owner, slug, done = kernel.owner, kernel.slug, kernel.latest_complete
+            if kernel is own and not self._settings.own_output:
+                return None
+            owner, slug, done = kernel.owner, kernel.slug, kernel.latest_output
             source = done.working if done else None
         target = self._target(slug, PurePosixPath("notebooks", owner, slug))
         return Mount(target, source.resolve()) if source else None
@@ -521,7 +549,7 @@ class EmulatedKaggle:
         return source if source.is_dir() else None
 
     def _target(self, slug: str, new: PurePosixPath) -> PurePosixPath:
-        return new if self._mounts == "new" else PurePosixPath(slug)
+        return new if self._settings.mounts == "new" else PurePosixPath(slug)
 
     def _new_kernel(self, owner: str, slug: str, title: str) -> EmulatedKernel:
         kernel = EmulatedKernel(

@@ -7,7 +7,7 @@ import pytest
 from kernelkit.emulator.fields import RequestFields
 from kernelkit.emulator.kernel_list import select_kernels
 from kernelkit.emulator.responses import RequestRefused
-from kernelkit.emulator.state import EmulatedKaggle, WorkerStatus
+from kernelkit.emulator.state import EmulatedKaggle, KaggleSettings, WorkerStatus
 from kernelkit.errors import NotFoundError
 from kernelkit.kaggle.kernels import Kaggle
 from kernelkit.kaggle.types import Credentials, State, Timeouts
@@ -76,7 +76,7 @@ def test_a_list_is_filtered_and_sorted(kaggle):
 
 
 def test_a_deleted_kernel_stays_listed_for_a_while(tmp_path):
-    kaggle = EmulatedKaggle(tmp_path / "state", None, deleted_listed=60)
+    kaggle = EmulatedKaggle(tmp_path / "state", None, KaggleSettings(deleted_listed=60))
     run = saved(kaggle, "My Kernel", machine_shape=GPU.machine_shape)
     run.started -= 100
     used = kaggle.usage("me").gpu_used

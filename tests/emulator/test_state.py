@@ -5,7 +5,14 @@ from dataclasses import replace
 import pytest
 
 from kernelkit.emulator.responses import RequestRefused
-from kernelkit.emulator.state import EmulatedKaggle, SaveRequest, WorkerStatus, slugify
+from kernelkit.emulator.state import (
+    EmulatedKaggle,
+    KaggleSettings,
+    SaveRequest,
+    StoredFile,
+    WorkerStatus,
+    slugify,
+)
 
 PUSH = SaveRequest(
     owner="me",
@@ -164,7 +171,7 @@ def test_the_session_limit_is_per_account_and_kind(kaggle):
 
 
 def test_a_used_gpu_quota_refuses_gpu_runs(tmp_path):
-    kaggle = EmulatedKaggle(tmp_path, None, gpu_hours=0)
+    kaggle = EmulatedKaggle(tmp_path, None, KaggleSettings(gpu_hours=0))
     assert kaggle.save("me", GPU).error == "Maximum weekly GPU quota of 0.00 hours reached."
     assert kaggle.save("me", PUSH).version
 
@@ -209,7 +216,7 @@ def test_sources_are_mounted_or_dropped(kaggle):
 
 
 def test_old_mounts_are_supported(tmp_path, inputs):
-    kaggle = EmulatedKaggle(tmp_path / "state", inputs, mounts="old")
+    kaggle = EmulatedKaggle(tmp_path / "state", inputs, KaggleSettings(mounts="old"))
     mounts, _ = sources(kaggle, competitions=("salt",), datasets=("you/weights",))
     assert mounts == {"salt": "salt", "weights": "weights"}
 
@@ -217,6 +224,34 @@ def test_old_mounts_are_supported(tmp_path, inputs):
 def test_a_kernel_without_a_complete_run_is_no_source(kaggle):
     done(kaggle, PUSH, WorkerStatus.ERROR)
     assert sources(kaggle, kernels=("me/my-kernel",)) == ({}, {"Kernel": ["me/my-kernel"]})
+
+
+def test_what_a_run_left_when_it_was_cancelled_is_a_source(kaggle):
+    """The latest outputs count: here those of a run that was ended after a complete one."""
+    done(kaggle, PUSH)
+    ended = kaggle.save("me", PUSH).version
+    reading = replace(PUSH, slug="the-reader", title="The Reader", kernels=("me/my-kernel",))
+    assert "v1" in str(done(kaggle, reading).version.mounts[0].source)
+    kaggle.finish(ended, WorkerStatus.CANCEL_ACKNOWLEDGED, "", (StoredFile("part.bin", 1, 0.0),))
+    assert done(kaggle, reading).version.mounts[0].source == ended.working.resolve()
+    # Without outputs it is passed over.
+    kaggle.finish(kaggle.save("me", PUSH).version, WorkerStatus.CANCEL_ACKNOWLEDGED, "", ())
+    assert done(kaggle, reading).version.mounts[0].source == ended.working.resolve()
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_a_kernels_own_output_is_dropped_or_mounted(tmp_path, accepted):
+    kaggle = EmulatedKaggle(tmp_path / "state", None, KaggleSettings(own_output=accepted))
+    own = replace(PUSH, kernels=("me/my-kernel",))
+    assert done(kaggle, own).version.dropped == {"Kernel": ["me/my-kernel"]}  # there is none yet
+    first = kaggle.find("me", "me", "my-kernel")[1]
+    second = done(kaggle, own).version
+    mounted = [(str(mount.target), mount.source) for mount in second.mounts]
+    if accepted:
+        assert mounted == [("notebooks/me/my-kernel", first.working.resolve())]
+        assert second.dropped == {}
+    else:
+        assert (mounted, second.dropped) == ([], {"Kernel": ["me/my-kernel"]})
 
 
 def test_only_the_owner_finds_a_private_kernel(kaggle):
