@@ -1,8 +1,11 @@
-"""Low-level jobs on files, each written once: atomic writes, locks, JSON, safe paths, SHA-256.
+"""Low-level jobs on files and texts, each written once: atomic writes, locks, JSON, SHA-256, words.
 
 `PathAllocator` turns names that somebody else chose, a run's outputs or a zip's members, into paths
 in a folder. A name is accepted if it means one file below the folder on every operating system.
 Any other name is refused with a reason, so that one bad name does not stop the other files.
+
+Kaggle, a run and the files of strangers also choose many of the words that kernelkit prints.
+`printable`, `lines_printable` and `one_line` make them safe to show; JSON keeps the data.
 """
 
 from __future__ import annotations
@@ -33,10 +36,17 @@ if TYPE_CHECKING:  # pydantic takes 0.1 s to import, and `kernelkit --help` does
 COMPONENT_BYTES = 255  # NAME_MAX of all common file systems
 PATH_BYTES = 1000  # PATH_MAX is 1024 on macOS and 4096 on Linux
 CELL_CHARACTERS = 1 << 28  # of a csv; also in the notebook's runtime, so that both read alike
+LINE_CHARACTERS = 4000  # of one printed line
 DOCUMENT_BYTES = 64 << 20  # a run manifest of 10,000 outputs has 3 MB
 
 _RESERVED = re.compile(r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[0-9¹²³])", re.IGNORECASE)
 _DRIVE = re.compile(r"[A-Za-z]:")
+_LINE_END = re.compile(r"[^\S\n]*\n\s*")
+
+TERMINAL_COMMANDS = re.compile(
+    r"\x1b(?:\[[0-?]*+[ -/]*+[@-~]|\][^\x07\x1b]*+(?:\x07|\x1b\\)|[@-Z\\^_])"
+)
+"""A whole command of a terminal after ESC: colors, cursor movements, titles, links."""
 
 
 class DocumentError(LocalError):
@@ -311,6 +321,40 @@ def human_size(size: int) -> str:
 def counted(number: int, noun: str) -> str:
     """A number with its noun: `1 file`, `2,000 files`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def printable(line: str) -> str:
+    """Control characters as escapes, so that a notebook cannot control the terminal.
+
+    Also those that change the order of text or are invisible, and line ends. Spaces of any width
+    stay.
+    """
+    return line if line.isprintable() else "".join(map(_printable, line))
+
+
+def _printable(character: str) -> str:
+    if character.isprintable() or character == "\t" or unicodedata.category(character) == "Zs":
+        return character
+    return character.encode("unicode_escape").decode()
+
+
+def lines_printable(text: str) -> str:
+    """Like `printable`, for lines of a log: without colors, and only the end of a progress bar."""
+    if text.isprintable():
+        return text
+    lines = TERMINAL_COMMANDS.sub("", text).split("\n")
+    return "\n".join(printable(line.rstrip("\r").rpartition("\r")[2]) for line in lines)
+
+
+def one_line(text: str, characters: int = LINE_CHARACTERS) -> str:
+    """Words of somebody else as a part of a line: they cannot begin a line of their own."""
+    return _LINE_END.sub(" ", lines_printable(shortened(text, characters)).strip())
+
+
+def shortened(line: str, characters: int = LINE_CHARACTERS) -> str:
+    """A line, or its beginning and how much more there is."""
+    more = len(line) - characters
+    return line if more <= 0 else f"{line[:characters]}… ({more:,} more characters)"
 
 
 class PathAllocator:

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "kernelkit"
 
 LAYERS = [  # each row imports only from the rows above it
     {"errors"},
-    {"storage", "printable"},
+    {"storage"},
     {"config"},
     {"bundle"},
     {"kaggle", "notebook"},

@@ -21,10 +21,10 @@ from kernelkit.diagnosis.rules import FailureCause
 from kernelkit.doctor.checks import CheckResult, Health
 from kernelkit.errors import RefusedError
 from kernelkit.kaggle.types import LogEntry, State, Status
-from kernelkit.printable import one_line, printable, shortened
 from kernelkit.runs.history import RunRow
 from kernelkit.runs.manifest import OutputEntry, SubmissionRecord, Verdict
 from kernelkit.runs.submit import Submitted
+from kernelkit.storage import one_line, printable, shortened
 from tests.screens import show_on
 
 HOSTILE = {

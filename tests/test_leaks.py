@@ -15,11 +15,12 @@ import pytest
 import requests
 
 from kernelkit import console
+from kernelkit.bundle.secrets import own_secrets
+from kernelkit.console.safety import HIDDEN, without_signatures
 from kernelkit.errors import CredentialsError, KernelkitError
 from kernelkit.kaggle.answers import calling
 from kernelkit.kaggle.credentials import find_credentials
 from kernelkit.kaggle.types import LogEntry
-from kernelkit.printable import HIDDEN, own_secrets, without_signatures
 
 Cli = Callable[..., "object"]
 

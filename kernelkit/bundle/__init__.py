@@ -15,7 +15,7 @@ scripts  which options a script takes: `read_command_line`, `function_arguments`
 image    compares imports with Kaggle's image: `compare`, `load_snapshot`, `read_snapshot`,
          `has_distribution`, `installed_by_pip`, `snapshot`, `Snapshot`, `Availability`, `Presence`
 secrets  finds credentials in texts: `scan`, `NamedText`, `SecretFinding`, `Credential`,
-         `own_credentials`
+         `own_credentials`, `machine_credentials`, `machine_secrets`
 secret_rules  what a credential looks like
 
 Other packages import these names from the modules. This file imports nothing, so that a command

@@ -8,6 +8,9 @@ A finding has the place and the kind. The secret itself is in no `repr`, no mess
 
 from __future__ import annotations
 
+import base64
+import json
+import os
 import re
 from bisect import bisect
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -16,13 +19,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kernelkit.printable import machine_credentials
-
 if TYPE_CHECKING:
     from kernelkit.bundle.secret_rules import SecretMatch
 
 _LONG_LINE = 400  # characters at the end of a line, which are searched for the allow comment
 _PRAGMA = "pragma:"
+SECRET_CHARACTERS = 10  # a shorter piece of a credential is also part of ordinary words
+KEY_FILE_BYTES = 1 << 16
+_SECRET_PIECE = re.compile(rf"[!#-&(-\[\]-~]{{{SECRET_CHARACTERS},}}")  # JSON escapes none of these
+_WORD = re.compile(r"[\w.~+/=-]{16,}", re.ASCII)
 _DOTENV_LINE = re.compile(
     r"^[ \t]*(?:export[ \t]+)?(?P<name>\w+)[ \t]*=(?P<value>[^\n#]*)", re.MULTILINE
 )
@@ -145,3 +150,72 @@ def _has_pragma(text: NamedText, start: int) -> bool:
     from detect_secrets.util.code_snippet import CodeSnippet
 
     return is_line_allowlisted(text.place, line, CodeSnippet([before, line], 1, 1))
+
+
+def own_secrets(environment: Mapping[str, str], home: Path) -> list[str]:
+    """Pieces of this machine's Kaggle credentials, as they would appear in a text; longest first.
+
+    A credential with a stray character may be quoted in several forms, so its pieces between
+    quotes, escapes and unusual characters count.
+    """
+    found: set[str] = set()
+    for _, value in machine_credentials(environment, home):
+        found.update(_SECRET_PIECE.findall(value))
+    return sorted(found, key=len, reverse=True)
+
+
+def machine_secrets() -> list[str]:
+    """`own_secrets` of this process."""
+    try:
+        return own_secrets(os.environ, Path.home())
+    except RuntimeError:  # this user has no home
+        return []
+
+
+def machine_credentials(environment: Mapping[str, str], home: Path) -> Iterator[tuple[str, str]]:
+    """This machine's Kaggle credentials, used or not: the variable or file of each, and its text.
+
+    A file that cannot be parsed has every long word as a text.
+    """
+    token = environment.get("KAGGLE_API_TOKEN", "")
+    yield "KAGGLE_API_TOKEN", _content(Path(token)) or token
+    name, key = environment.get("KAGGLE_USERNAME", ""), environment.get("KAGGLE_KEY")
+    yield from (("KAGGLE_KEY", form) for form in _with_header(name, key))
+    stated = environment.get("KAGGLE_CONFIG_DIR")
+    folders = [home / ".kaggle", home / ".config" / "kaggle", *([Path(stated)] if stated else [])]
+    for folder in folders:
+        for name in ("access_token", "access_token.txt"):
+            yield name, _content(folder / name)
+        for name in ("kaggle.json", "credentials.json"):
+            yield from ((name, value) for value in _in_json(_content(folder / name)))
+
+
+def _in_json(text: str) -> Iterator[str]:
+    try:
+        document = json.loads(text)
+        values = {name: value for name, value in document.items() if isinstance(value, str)}
+    except (ValueError, RecursionError, AttributeError):
+        yield from _WORD.findall(text)
+        return
+    yield from (value for name, value in values.items() if "key" in name or "token" in name)
+    yield from _with_header(values.get("username", ""), values.get("key"))
+
+
+def _with_header(username: str, key: str | None) -> Iterator[str]:
+    """A key, and as HTTP sends it together with the name."""
+    for form in {key, key.strip()} if key else ():
+        yield form
+        header = f"{username.strip()}:{form}".encode(errors="replace")
+        yield base64.b64encode(header).decode()
+
+
+def _content(path: Path) -> str:
+    try:
+        if not path.is_file():
+            return ""
+        with path.open("rb") as stream:
+            data = stream.read(KEY_FILE_BYTES)
+    except (OSError, ValueError):  # ValueError: a token may contain NUL
+        return ""
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    return data.decode(encoding, errors="replace")

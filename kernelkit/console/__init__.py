@@ -1,6 +1,7 @@
 """Everything that a person reads: messages, tables, the live view, errors; and `--json`.
 
 output         how it is printed: modes, `--json`, safe texts, tables, and `report` for errors
+safety         texts without credentials and without the secret parts of addresses
 values         times, numbers, metrics and scores as words
 live           the live view of a run and its log: `watching`, `following`
 project_views  results of commands about a project: init, config, render, preflight, prove, sync

@@ -29,8 +29,7 @@ from kernelkit.console.output import (
     without_credentials,
 )
 from kernelkit.console.values import epoch_columns, number
-from kernelkit.printable import lines_printable, one_line, shortened
-from kernelkit.storage import counted, human_size
+from kernelkit.storage import counted, human_size, lines_printable, one_line, shortened
 
 if TYPE_CHECKING:
     from rich.live import Live

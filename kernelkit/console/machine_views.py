@@ -12,7 +12,7 @@ from kernelkit.console.output import (
     mode,
     say,
 )
-from kernelkit.printable import one_line, printable
+from kernelkit.storage import one_line, printable
 
 if TYPE_CHECKING:
     from kernelkit.doctor.checks import CheckResult

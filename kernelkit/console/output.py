@@ -24,17 +24,10 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from kernelkit.bundle.secrets import machine_secrets
+from kernelkit.console.safety import without_secrets, without_signatures
 from kernelkit.errors import KernelkitError
-from kernelkit.printable import (
-    LINE_CHARACTERS,
-    lines_printable,
-    machine_secrets,
-    one_line,
-    printable,
-    shortened,
-    without_secrets,
-    without_signatures,
-)
+from kernelkit.storage import LINE_CHARACTERS, lines_printable, one_line, printable, shortened
 
 ERROR_MESSAGE_LINES = 200  # of kernelkit's own errors, such as all problems of a preflight
 TRACEBACK_LINES = 1000  # of a bug

@@ -22,8 +22,7 @@ from kernelkit.console.output import (
     warn,
 )
 from kernelkit.console.values import value_text
-from kernelkit.printable import one_line, printable, shortened
-from kernelkit.storage import counted
+from kernelkit.storage import counted, one_line, printable, shortened
 
 if TYPE_CHECKING:
     from kernelkit.bundle.image import Availability

@@ -28,8 +28,7 @@ from kernelkit.console.output import (
     warn,
 )
 from kernelkit.console.values import MORE_COLUMNS, ago, metric_text, number, score_text, value_text
-from kernelkit.printable import one_line, printable, shortened
-from kernelkit.storage import counted, human_size, read_model
+from kernelkit.storage import counted, human_size, one_line, printable, read_model, shortened
 
 if TYPE_CHECKING:
     from kernelkit.diagnosis.diagnose import Diagnosis, Frame

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from kernelkit.console.output import CELL_CHARACTERS
-from kernelkit.printable import one_line
+from kernelkit.storage import one_line
 
 if TYPE_CHECKING:
     from pydantic import JsonValue

@@ -30,8 +30,7 @@ from kernelkit.diagnosis.tracebacks import (
 from kernelkit.errors import ConfigError, LocalError
 from kernelkit.kaggle.types import is_time_out
 from kernelkit.notebook.runtime import MANIFEST_MARK
-from kernelkit.printable import TERMINAL_COMMANDS
-from kernelkit.storage import sha256_of
+from kernelkit.storage import TERMINAL_COMMANDS, sha256_of
 
 TAIL_LINES = 20_000  # a run ends at its failure; a recursion of 3,000 frames in IPython has 15,000
 LINE_CHARACTERS = 1_000

@@ -30,7 +30,7 @@ from kernelkit.errors import (
     SessionCapError,
     UnreachableError,
 )
-from kernelkit.printable import one_line
+from kernelkit.storage import one_line
 
 MESSAGE_CHARACTERS = 2000  # of Kaggle's reason for a refusal
 TOKEN_PAGE = "https://www.kaggle.com/settings, under API."

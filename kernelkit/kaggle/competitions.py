@@ -37,7 +37,7 @@ from kernelkit.kaggle.answers import (
 from kernelkit.kaggle.connection import Connection
 from kernelkit.kaggle.types import Scoring, Submission, Terms
 from kernelkit.kaggle.waiting import Upload, count_bytes
-from kernelkit.printable import one_line
+from kernelkit.storage import one_line
 
 PAGE_SIZE, PAGES = 100, 20  # a search through a list ends after 2,000 entries
 UPLOAD_PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # s, before each attempt after one without progress

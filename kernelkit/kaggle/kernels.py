@@ -33,7 +33,7 @@ from kernelkit.kaggle.types import (
     Timeouts,
 )
 from kernelkit.kaggle.waiting import within
-from kernelkit.printable import one_line, shortened
+from kernelkit.storage import one_line, shortened
 
 if TYPE_CHECKING:
     from kernelkit.config import KernelSettings

@@ -25,12 +25,12 @@ from kernelkit.errors import (
     VerificationError,
 )
 from kernelkit.kaggle.types import Scoring
-from kernelkit.printable import one_line
 from kernelkit.runs import store
 from kernelkit.runs.manifest import RunAddress, SubmissionRecord
 from kernelkit.runs.store import RunFolder
 from kernelkit.runs.submission_check import check
 from kernelkit.runs.verify import verify
+from kernelkit.storage import one_line
 
 if TYPE_CHECKING:
     from kernelkit.kaggle.competitions import Competition
