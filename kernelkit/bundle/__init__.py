@@ -2,7 +2,7 @@
 
 bundle   `read_bundle`, `Bundle`, `SourceFile`, `RUNTIME_MODULE`, `digest_of`, `digest_part`
 files    which files are carried: patterns, .gitignore, tests, data; `TEST`, `COMPILED_SUFFIXES`,
-         `PackageFiles`, `Arrangement`, `WHOLE_PROJECT`
+         `PackageFiles`, `Arrangement`, `WHOLE_PROJECT`, `is_key_name`
 git      the commit, what differs from it and what git ignores: `Provenance`, `changes`,
          `listed_files`
 checks   the entry and the imports: is everything there that the program needs?
@@ -15,7 +15,7 @@ scripts  which options a script takes: `read_command_line`, `function_arguments`
 image    compares imports with Kaggle's image: `compare`, `load_snapshot`, `read_snapshot`,
          `has_distribution`, `installed_by_pip`, `snapshot`, `Snapshot`, `Availability`, `Presence`
 secrets  finds credentials in texts: `scan`, `NamedText`, `SecretFinding`, `Credential`,
-         `own_credentials`, `machine_credentials`, `machine_secrets`
+         `own_credentials`, `machine_credentials`, `machine_secrets`, `searchable_text`
 secret_rules  what a credential looks like
 
 Other packages import these names from the modules. This file imports nothing, so that a command

@@ -464,6 +464,11 @@ class _Rules:
         return TEST if in_tests else None
 
 
+def is_key_name(name: str) -> bool:
+    """Whether a path has the usual name of a file of credentials: `.env`, `kaggle.json`."""
+    return _DEFAULTS[_KEY].match_file(name)
+
+
 @cache
 def holds_python(folder: Path) -> bool:
     """Whether a folder directly holds a Python file."""

@@ -9,6 +9,7 @@ A finding has the place and the kind. The secret itself is in no `repr`, no mess
 from __future__ import annotations
 
 import base64
+import codecs
 import json
 import os
 import re
@@ -103,6 +104,13 @@ def scan(
             if not (known and text.is_derived):
                 findings[finding] = None
     return list(findings)
+
+
+def searchable_text(content: bytes) -> str:
+    """One character a byte, whatever the encoding: the marks of all secrets are ASCII."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", errors="replace")
+    return content.decode("latin-1")
 
 
 def own_credentials(environment: Mapping[str, str], home: Path, project: Path) -> list[Credential]:

@@ -7,6 +7,9 @@ types         what is sent and received; needs no SDK: `Credentials`, `KernelInf
 kernels       a connection, and the calls about kernels, datasets, models and the quota:
               `connect`, `Kaggle`
 competitions  terms, sample, submissions and scores: `Competition`
+datasets      what a dataset holds, and new versions of it: `Dataset`, `DatasetDetails`,
+              `BROKEN`, `NAME_LENGTHS`, `READY`, `SLUG`
+uploads       sends a file to an address that Kaggle names: `upload`, `UploadAddress`
 transfer      downloads one output: `download`, `Transfer`, `Stopped`
 logs          reads a log, live or finished: `parse_log`
 credentials   whose account this is: `account_name`, `key_files`

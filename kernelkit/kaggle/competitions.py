@@ -32,15 +32,14 @@ from kernelkit.kaggle.answers import (
     as_flag,
     as_int,
     as_text,
-    calling,
 )
 from kernelkit.kaggle.connection import Connection
 from kernelkit.kaggle.types import Scoring, Submission, Terms
-from kernelkit.kaggle.waiting import Upload, count_bytes
+from kernelkit.kaggle.uploads import UploadAddress, upload
+from kernelkit.kaggle.waiting import count_bytes
 from kernelkit.storage import one_line
 
 PAGE_SIZE, PAGES = 100, 20  # a search through a list ends after 2,000 entries
-UPLOAD_PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # s, before each attempt after one without progress
 ENTER_ATTEMPTS = 2
 LISTED_SECONDS = 20
 """How long to look for a submission whose response was lost, before it is sent again [?]."""
@@ -230,61 +229,17 @@ class Competition:
         raise NotFoundError(f"{self.name} has no file with the name of a sample submission")
 
     def _upload(self, file: Path) -> str:
-        """Upload a file and return its token. Bytes that have arrived are not sent again."""
-        size = file.stat().st_size
+        """Upload a file and return its token."""
         start = competitions.ApiStartSubmissionUploadRequest()
         start.competition_name, start.file_name = self.name, file.name
-        start.content_length = size
+        start.content_length = file.stat().st_size
         start.last_modified_epoch_seconds = int(file.stat().st_mtime)
-        upload = self._read(
+        answer = self._read(
             "the upload's address", lambda: self._api.start_submission_upload(start)
         )
-        arrived, failures = 0, 0
-        while True:
-            try:
-                if self._put(file, upload.create_url, arrived, size):
-                    return str(upload.token)
-                error = TransientError(f"the upload of {file.name} stays incomplete")
-            except TransientError as caught:
-                error = caught
-            failures += 1
-            if failures >= len(UPLOAD_PAUSES):
-                raise error
-            self._sleep(UPLOAD_PAUSES[failures])
-            try:
-                now = self._arrived(upload.create_url, size)
-            except TransientError:
-                continue
-            if now >= size:
-                return str(upload.token)
-            failures, arrived = (0 if now > arrived else failures), now
-
-    def _put(self, file: Path, url: str, start: int, size: int) -> bool:
-        """Send the bytes from `start` on; returns whether Kaggle has all of them now."""
-        part = {"Content-Range": f"bytes {start}-{size - 1}/{size}"} if start else {}
-        with calling("the upload"), file.open("rb") as stream:
-            stream.seek(start)
-            body = Upload(stream, size - start) if size > start else b""
-            response = self._connection.wait_for(
-                lambda: self._connection.files.put(url, data=body, headers=part)
-            )
-            if response.status_code == 503:  # incomplete [V, the official client]
-                return False
-            response.raise_for_status()
-            return response.status_code in (200, 201)
-
-    def _arrived(self, url: str, size: int) -> int:
-        """How many bytes Kaggle has of an upload, by Google's protocol [V, the official client]."""
-        with calling("the upload"):
-            headers = {"Content-Range": f"bytes */{size}"}
-            response = self._connection.wait_for(
-                lambda: self._connection.files.put(url, headers=headers, allow_redirects=False)
-            )
-            if response.status_code == 308:
-                last = response.headers.get("Range", "").rpartition("-")[2]
-                return int(last) + 1 if last.isdecimal() else 0
-            response.raise_for_status()
-            return size
+        address = UploadAddress(str(answer.token), str(answer.create_url))
+        upload(self._connection, file, address)
+        return address.token
 
     def _submit(self, call: Callable[[], Any], mark: str, known: set[int]) -> int:
         attempt = 0

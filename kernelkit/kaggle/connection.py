@@ -147,6 +147,22 @@ class Connection:
 
         return self._renewing(lambda: retrying(stop)(attempt))
 
+    def require_upload_address(self, url: str) -> None:
+        """Check where a file would be sent to, before a byte of it leaves.
+
+        Raises:
+            RefusedError: a local Kaggle names another machine, or Kaggle an address in the clear.
+        """
+        if self._loopback_only and not _on_this_machine(url):
+            raise RefusedError(
+                f"a local Kaggle names an upload address on another machine: {host_of(url)}",
+                "Nothing was sent. Check --endpoint.",
+            )
+        if not self._loopback_only and not url.startswith("https://"):
+            raise RefusedError(
+                f"the upload address on {host_of(url)} is not encrypted", "Nothing was sent."
+            )
+
     def wait_for(self, call: Callable[[], T]) -> T:
         """The result of a call that may last as long as it moves bytes, and until the deadline.
 

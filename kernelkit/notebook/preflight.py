@@ -5,7 +5,6 @@ Every check is a pure function from a `Kernel` to its problems. All problems are
 
 from __future__ import annotations
 
-import codecs
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterator
@@ -20,7 +19,7 @@ from kernelkit.bundle import image
 from kernelkit.bundle.image import Presence
 from kernelkit.bundle.imports import REMOVED
 from kernelkit.bundle.scripts import CommandLine
-from kernelkit.bundle.secrets import Credential, NamedText, SecretFinding, scan
+from kernelkit.bundle.secrets import Credential, NamedText, SecretFinding, scan, searchable_text
 from kernelkit.config import is_several, near_miss
 from kernelkit.notebook.layout import (
     SIZE_CAP_BYTES,
@@ -537,7 +536,7 @@ def _sent_texts(kernel: Kernel) -> Iterator[NamedText]:
     for file in kernel.bundle.files:
         top, _, _ = file.path.partition("/")
         path = PurePosixPath(kernel.bundle.roots[top]) / file.path
-        yield NamedText(path.as_posix(), _as_text(file.content))
+        yield NamedText(path.as_posix(), searchable_text(file.content))
     for name, source in kernel.templates.items():
         yield NamedText(name, source)
     for name, value in kernel.manifest.parameters.items():
@@ -548,13 +547,6 @@ def _sent_texts(kernel: Kernel) -> Iterator[NamedText]:
         (tag,) = cell.tags
         if tag != "archive" and not tag.startswith("module"):  # those hold the files again
             yield NamedText(f'the cell "{tag}"', cell.source, is_derived=True)
-
-
-def _as_text(content: bytes) -> str:
-    """One character a byte, whatever the encoding: the marks of all secrets are ASCII."""
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16", errors="replace")
-    return content.decode("latin-1")
 
 
 def advise(kernel: Kernel) -> list[str]:

@@ -2,6 +2,9 @@
 
 init    writes a first `[tool.kernelkit]`: `plan_init`, `write_init`, `open_points`,
         `InitPlan`
+datasets  publishes a folder as a new version of a private dataset: `publish_dataset`,
+        `DatasetRequest`, `DatasetVersion`, `default_state_folder`
+folders  reads a folder that becomes a dataset
 survey  reads from the source what could start, and which files it reads and writes: `Candidate`
 
 Other packages import these names from the modules. This file imports nothing, so that a command

@@ -28,7 +28,7 @@ from kernelkit.errors import (
     UnreachableError,
     VerificationError,
 )
-from kernelkit.kaggle import competitions
+from kernelkit.kaggle import competitions, uploads
 from kernelkit.kaggle.competitions import Competition
 from kernelkit.kaggle.kernels import Kaggle
 from kernelkit.kaggle.types import Credentials, Timeouts
@@ -353,7 +353,7 @@ def test_an_accepted_but_unlisted_submission_is_not_a_success(
 def test_an_interrupted_upload_is_resumed(
     faults: list[str], line: Line, record: store.RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(competitions, "UPLOAD_PAUSES", (0.0,) * 6)
+    monkeypatch.setattr(uploads, "UPLOAD_PAUSES", (0.0,) * 6)
     kaggle = connected(line, "up-" + "-".join(faults))
     line.spoil["upload"] = list(faults)
     assert workflow.submit(kaggle, record, SubmitOptions()).record.private_score == "0.33333"
@@ -362,7 +362,7 @@ def test_an_interrupted_upload_is_resumed(
 def test_an_endless_upload_is_given_up(
     line: Line, kaggle: Kaggle, record: store.RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(competitions, "UPLOAD_PAUSES", (0.0,) * 3)
+    monkeypatch.setattr(uploads, "UPLOAD_PAUSES", (0.0,) * 3)
     line.spoil["upload"] = ["never"] * 20
     with pytest.raises(UnreachableError):
         workflow.submit(kaggle, record, SubmitOptions())
