@@ -444,14 +444,14 @@ size = 1
 [tool.kernelkit.profiles.small.kernel]
 enable_internet = true
 """
-    values = config_values(
+    config = load_config(
         make_project({}, extra=extra),
         profile="small",
         settings=["epochs=9", "kernel.is_private=false"],
         only_reachable=True,
         environment={"KERNELKIT_ENDPOINT": "http://127.0.0.1:8000"},
     )
-    found = {one.key: (one.value, one.origin) for one in values}
+    found = {one.key: (one.value, one.origin) for one in config_values(config)}
     assert (
         found.items()
         >= {

@@ -31,7 +31,7 @@ from kernelkit.cli import app  # noqa: E402
 from kernelkit.cli.options import DECLARED  # noqa: E402
 
 SECTIONS = {
-    "## `[tool.kernelkit]`": "_ProjectFile",
+    "## `[tool.kernelkit]`": "ProjectFile",
     "## `[tool.kernelkit.kernel]`": "KernelSettings",
     "## `[tool.kernelkit.submission]`": "SubmissionSettings",
 }

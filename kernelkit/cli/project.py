@@ -65,15 +65,7 @@ def show_config(options: Options) -> None:
     from kernelkit import console
     from kernelkit.config import config_values
 
-    console.config_values(
-        config_values(
-            options.folder,
-            profile=options.profile,
-            settings=options.settings or (),
-            endpoint=options.endpoint,
-            only_reachable=options.only_reachable,
-        )
-    )
+    console.config_values(config_values(options.config()))
 
 
 @app.command("render")

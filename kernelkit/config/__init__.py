@@ -1,0 +1,56 @@
+"""The user's settings as one frozen `Config`: project file, profile, `--set`, environment.
+
+models        what the project file may contain: `ProjectFile`, its sections, `Config`
+project_file  reads it, with a profile and `--set` on top; `find_project`, `project_folder`
+requirements  what `pip` means: itself, [project], or a file
+comments      what the project file says about its parameters
+outputs       which outputs can be declared
+load          `load_config` puts all of it together; `config_values` says where each value is from
+
+Other packages use the names below, as if this were one module.
+"""
+
+from kernelkit.config.comments import parameter_comments
+from kernelkit.config.load import ConfigValue, checked_endpoint, config_values, load_config
+from kernelkit.config.models import (
+    RESERVED_NAMES,
+    Arguments,
+    Config,
+    DescribedParameter,
+    KernelSettings,
+    MetricGoal,
+    Parameter,
+    ProjectFile,
+    SubmissionSettings,
+    entry_module,
+    is_pattern,
+    is_script,
+)
+from kernelkit.config.outputs import OWN_OUTPUTS, is_several
+from kernelkit.config.project_file import PROJECT_FILE, find_project, near_miss, project_folder
+
+__all__ = [
+    "OWN_OUTPUTS",
+    "PROJECT_FILE",
+    "RESERVED_NAMES",
+    "Arguments",
+    "Config",
+    "ConfigValue",
+    "DescribedParameter",
+    "KernelSettings",
+    "MetricGoal",
+    "Parameter",
+    "ProjectFile",
+    "SubmissionSettings",
+    "checked_endpoint",
+    "config_values",
+    "entry_module",
+    "find_project",
+    "is_pattern",
+    "is_script",
+    "is_several",
+    "load_config",
+    "near_miss",
+    "parameter_comments",
+    "project_folder",
+]

@@ -1,0 +1,347 @@
+"""What the project file may contain, as models, and the `Config` that all of it becomes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from packaging.requirements import InvalidRequirement, Requirement
+from pathspec import GitIgnoreSpec
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from kernelkit.errors import ConfigError
+
+RESERVED_NAMES = frozenset(
+    {"BUNDLE", "SRC", "file", "kernelkit_run", "kernelkit_runtime", "parameters", "result"}
+    | {"Path", "base64", "print", "str", "sys", "tempfile", "zlib"}
+    | {"In", "Out", "exit", "quit", "get_ipython"}
+)
+"""Names that the notebook's own cells or IPython use, so that no parameter may have them."""
+
+
+LONGEST_NAME, LONGEST_PATH = 255, 2048  # bytes, of a part and of all; Linux takes 4096 from "/" on
+_SLUG = r"[a-z0-9]+(?:-[a-z0-9]+)*"
+_KERNEL_ID = re.compile(rf"(?:[A-Za-z0-9_-]+/)?{_SLUG}")
+
+
+THIS_PROJECT = "project"
+"""In `pip`: the dependencies that [project] declares."""
+
+
+Parameter = Any
+"""A TOML value that is also a Python literal: str, int, finite float, bool, lists and tables."""
+
+
+def _kernel_id(value: str) -> str:
+    if not _KERNEL_ID.fullmatch(value):
+        raise ValueError('must be "slug" or "owner/slug", in small letters, digits and dashes')
+    return value
+
+
+def _entry(value: str) -> str:
+    if value.endswith(".py"):
+        return str(PurePosixPath(_inside(value)))
+    module, colon, function = value.partition(":")
+    words = [*module.split("."), *([function] if colon else [])]
+    if not all(word.isidentifier() for word in words):
+        raise ValueError('must read "package.module:function", "package.module" or "script.py"')
+    return value
+
+
+def is_script(entry: str) -> bool:
+    """Whether an entry runs as a program, with a command line, instead of being called."""
+    return ":" not in entry
+
+
+def entry_module(entry: str) -> str:
+    """The module of an entry, as Python imports it: `src/train.py` runs as the module `train`."""
+    if entry.endswith(".py"):
+        return PurePosixPath(entry).stem
+    return entry.partition(":")[0]
+
+
+def _package_path(value: str) -> str:
+    return value if value == "." else str(PurePosixPath(_inside(value)))
+
+
+def _inside(value: str) -> str:
+    path = PurePosixPath(value)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in value:
+        raise ValueError("must be a path below the folder, with forward slashes")
+    sizes = [len(part.encode(errors="surrogatepass")) for part in path.parts]
+    if max(sizes) > LONGEST_NAME or sum(sizes) + len(sizes) > LONGEST_PATH:
+        raise ValueError("is longer than a disk accepts")
+    return value
+
+
+def _one_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def is_pattern(line: str) -> bool:
+    """Whether a line is a valid pattern of .gitignore; git ignores invalid ones."""
+    try:
+        GitIgnoreSpec.from_lines([line]).match_file("any")
+    except (ValueError, re.error):
+        return False
+    return True
+
+
+def _pattern(value: str) -> str:
+    if not value.strip() or "\n" in value or not is_pattern(value):
+        raise ValueError("must be a pattern as in .gitignore")
+    return value
+
+
+def pip_requirement(value: str) -> str:
+    """A line of `pip`, if it is one.
+
+    Raises:
+        ValueError: it is no requirement, or one that only this machine can meet.
+    """
+    if value == THIS_PROJECT or value.endswith(".txt"):
+        return value  # `all_requirements` reads it
+    try:
+        if "file:" in (Requirement(value).url or ""):
+            raise ValueError("names a file of this machine, which the run does not have")
+    except InvalidRequirement as error:
+        raise ValueError(f"is not a requirement: {error}".splitlines()[0]) from None
+    return value
+
+
+def _module_name(value: str) -> str:
+    if not all(part.isidentifier() for part in value.split(".")):
+        raise ValueError('must be the name of a module, such as "cupy" or "package.module"')
+    return value
+
+
+Layout = Literal["auto", "cells", "compressed"]
+
+
+Arguments = Literal["--key value", "--key=value", "key=value"]
+"""How a script takes its parameters; the last one is Hydra's."""
+
+
+MetricGoal = Literal["minimize", "maximize"]
+PackagePath = Annotated[str, AfterValidator(_package_path)]
+RelativePath = Annotated[str, AfterValidator(_inside)]
+Pattern = Annotated[str, AfterValidator(_pattern)]
+PipRequirement = Annotated[str, AfterValidator(pip_requirement)]
+ModuleName = Annotated[str, AfterValidator(_module_name)]
+KernelId = Annotated[str, AfterValidator(_kernel_id)]
+
+
+class Section(BaseModel):
+    """A table of the project file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class KernelSettings(Section):
+    """`[tool.kernelkit.kernel]`: fields and names of kernel-metadata.json."""
+
+    id: KernelId
+    """"owner/slug", or the slug alone: the owner then comes from the credentials."""
+
+    title: str
+    """Kaggle derives the slug of a new kernel from it, so both must agree."""
+
+    is_private: bool = True
+    enable_gpu: bool = False
+    """Deprecated by Kaggle in favor of `machine_shape`, but still sent."""
+
+    enable_tpu: bool = False
+    enable_internet: bool = False
+    machine_shape: str = ""
+    """The accelerator, such as "NvidiaTeslaT4"; empty for a CPU."""
+
+    competition_sources: tuple[str, ...] = ()
+    dataset_sources: tuple[str, ...] = ()
+    kernel_sources: tuple[str, ...] = ()
+    model_sources: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
+    docker_image: str = ""
+    docker_image_pinning_type: Literal["", "original", "latest"] = ""
+    session_timeout_seconds: int | None = Field(default=None, gt=0, lt=2**31)
+    """Seconds after which Kaggle ends the run; Kaggle's own limit when left out."""
+
+    @property
+    def sources(self) -> dict[str, tuple[str, ...]]:
+        """The declared data sources by kind."""
+        return {
+            "competition_sources": self.competition_sources,
+            "dataset_sources": self.dataset_sources,
+            "kernel_sources": self.kernel_sources,
+            "model_sources": self.model_sources,
+        }
+
+    @property
+    def slug(self) -> str:
+        """The kernel's name within its owner's account."""
+        return self.id.rpartition("/")[2]
+
+    @property
+    def owner(self) -> str | None:
+        """The account, where the project file names one."""
+        return self.id.rpartition("/")[0] or None
+
+    @property
+    def wants_gpu(self) -> bool:
+        """A shape that names a GPU asks for one, whatever `enable_gpu` says."""
+        return self.enable_gpu or bool(
+            self.machine_shape and "tpu" not in self.machine_shape.lower()
+        )
+
+
+class SubmissionSettings(Section):
+    """`[tool.kernelkit.submission]`: what the check of a submission needs to know."""
+
+    pixels: int | None = Field(default=None, gt=0)
+    """Of one image, for run lengths: a run that ends outside is an error. None checks no end."""
+
+
+@dataclass(frozen=True)
+class DescribedParameter:
+    """A parameter with its comments in the project file."""
+
+    name: str
+    value: Parameter
+    above: tuple[str, ...] = ()
+    """The lines of comment above it, without their marks."""
+
+    beside: str = ""
+    """The comment behind it, on its line."""
+
+
+class Profile(Section):
+    """`[tool.kernelkit.profiles.NAME]`: what changes with `--profile NAME`."""
+
+    parameters: dict[str, Parameter] = Field(default_factory=dict)
+    kernel: dict[str, Parameter] = Field(default_factory=dict)
+
+
+class ProjectFile(Section):
+    """`[tool.kernelkit]` as it is written; `Config` explains the keys that both have."""
+
+    package: Annotated[tuple[PackagePath, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+    entry: Annotated[str, AfterValidator(_entry)]
+    outputs: tuple[str, ...]
+    arguments: Arguments = "--key value"
+    files: Annotated[tuple[RelativePath, ...], BeforeValidator(_one_or_many)] = ()
+    include: Annotated[tuple[Pattern, ...], BeforeValidator(_one_or_many)] = ()
+    exclude: Annotated[tuple[Pattern, ...], BeforeValidator(_one_or_many)] = ()
+    only_reachable: bool = False
+    layout: Layout = "auto"
+    pip: Annotated[tuple[PipRequirement, ...], BeforeValidator(_one_or_many)] = ()
+    optional_imports: Annotated[tuple[ModuleName, ...], BeforeValidator(_one_or_many)] = ()
+    metric: str = ""
+    metric_goal: MetricGoal | None = None
+    gpu_reserve_hours: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)] = 0.0
+    templates: RelativePath | None = None
+    image: RelativePath | None = None
+    allow_secrets: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = ()
+    kernel: KernelSettings
+    submission: SubmissionSettings = SubmissionSettings()
+    parameters: dict[str, Parameter] = Field(default_factory=dict)
+    profiles: dict[str, Profile] = Field(default_factory=dict)
+
+
+class Config(Section):
+    """All settings that decide what is rendered and where it is pushed."""
+
+    project: Path
+    """The folder of the project file, which also contains `build/` and `runs/`."""
+
+    package: tuple[str, ...]
+    """Folders of packages and files of single modules, relative to the project."""
+
+    entry: str
+    """A function ("package.module:function"), a module ("package.module") or a script ("x.py")."""
+
+    outputs: tuple[str, ...]
+    arguments: Arguments = "--key value"
+    files: tuple[str, ...] = ()
+    """Files and folders that are carried next to the packages, relative to the project."""
+
+    include: tuple[str, ...] = ()
+    """Patterns as in .gitignore, of files to carry that are left out by default."""
+
+    exclude: tuple[str, ...] = ()
+    """Patterns as in .gitignore, of files to leave out; they win over `include`."""
+
+    only_reachable: bool = False
+    """Carry only what the entry imports, directly or not."""
+
+    layout: Layout = "auto"
+    """Which files go into the compressed cell: none, all, or as few as the size limit allows."""
+
+    pip: tuple[str, ...] = ()
+    """Requirements (PEP 508) that the run installs first, with those of the files that the project
+    file names."""
+
+    optional_imports: tuple[str, ...] = ()
+    """Modules without which the program works; what is below them is meant too."""
+
+    metric: str = ""
+    """The number of the epochs that says how good a run is; empty to choose it by its name."""
+
+    metric_goal: MetricGoal | None = None
+    """None: decided by the name of the metric."""
+
+    gpu_reserve_hours: float = 0.0
+    """GPU hours of the week that no push may use."""
+
+    templates: Path | None = None
+    """The project's own templates; None for kernelkit's."""
+
+    image: Path | None = None
+    """The project's own snapshot of Kaggle's image; None for kernelkit's."""
+
+    allow_secrets: tuple[str, ...] = ()
+    """Places as preflight names them (`pkg/data.json:3`, `parameters.seed`) of what only looks like
+    a secret, where no comment can say so; exact, without patterns."""
+
+    kernel: KernelSettings
+    submission: SubmissionSettings = SubmissionSettings()
+    parameters: dict[str, Parameter] = Field(default_factory=dict)
+    comments: dict[str, tuple[tuple[str, ...], str]] = Field(default_factory=dict)
+    """Of parameters: the comment lines above, and the comment on the line."""
+
+    profile: str | None = None
+    endpoint: str | None = None
+    """Address of a local Kaggle; None for the real one."""
+
+    origins: dict[str, str] = Field(default_factory=dict)
+    """Where each value is from that is not a default, by `parameters.NAME`, `kernel.FIELD`, KEY."""
+
+    @property
+    def keeps_folders(self) -> bool:
+        """Whether the notebook has the project's own folders, and not the packages side by side.
+
+        Scripts and files are found by their place in the project, so these need it.
+        """
+        return self.entry.endswith(".py") or "." in self.package or bool(self.files)
+
+    def build_folder(self, name: str) -> Path:
+        """The folder `build/NAME` of the project, the default of a command.
+
+        Raises:
+            ConfigError: it is a link out of the project, which may be somebody else's.
+        """
+        folder = self.project / "build" / name
+        if not folder.resolve().is_relative_to(self.project.resolve()):
+            raise ConfigError(
+                f"{folder} leads out of the project through a link",
+                "Remove the link, or name a folder: --out DIR.",
+            )
+        return folder
+
+    @property
+    def described_parameters(self) -> list[DescribedParameter]:
+        """The parameters in their order, with their comments."""
+        return [
+            DescribedParameter(name, value, *self.comments.get(name, ((), "")))
+            for name, value in self.parameters.items()
+        ]

@@ -1,0 +1,72 @@
+"""The requirements that the key `pip` means: its own, those of [project], and those of files."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from kernelkit.config.models import THIS_PROJECT, pip_requirement
+from kernelkit.config.project_file import PROJECT_FILE, project_text
+from kernelkit.errors import ConfigError
+from kernelkit.storage import decoded
+
+
+def all_requirements(project: Path, stated: Sequence[str]) -> Iterator[str]:
+    """The requirements themselves: of [project], and of the files that the project file names."""
+    for line in stated:
+        if line == THIS_PROJECT:
+            yield from _project_dependencies(project)
+        elif line.endswith(".txt"):
+            yield from _requirements_file(project, (project / line).resolve(), ())
+        else:
+            yield line
+
+
+def _project_dependencies(project: Path) -> Iterator[str]:
+    section = tomllib.loads(project_text(project)).get("project")
+    stated = section.get("dependencies") if isinstance(section, dict) else None
+    if not isinstance(stated, list) or not all(isinstance(line, str) for line in stated):
+        raise ConfigError(
+            f'[tool.kernelkit] "pip" = "{THIS_PROJECT}": [project] has no list of dependencies',
+            'Write them there, or name a file: pip = "requirements.txt".',
+        )
+    for line in stated:
+        yield _checked_requirement(line, f"{PROJECT_FILE}: [project] dependencies")
+
+
+def _requirements_file(project: Path, path: Path, above: tuple[Path, ...]) -> Iterator[str]:
+    """The requirements of a file for pip, and of the files that it includes."""
+    shown = os.path.relpath(path, project.resolve())
+    try:
+        text = decoded(path.read_bytes()).replace("\r\n", "\n")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f'[tool.kernelkit] "pip": {shown} cannot be read: {reason}') from None
+    number = 0
+    for joined in re.split(r"(?<!\\)\n", text):
+        start, number = number + 1, number + 1 + joined.count("\n")
+        line = re.sub(r"(?:^|\s)#.*", "", joined.replace("\\\n", " ")).strip()
+        line = re.sub(r"\s--hash=\S+", "", line).strip()
+        place = f"{shown}:{start}"
+        included = re.fullmatch(r"(?:-r|--requirement)[ =]?\s*(\S+)", line)
+        if included:
+            other = (path.parent / included[1]).resolve()
+            if other not in (path, *above):
+                yield from _requirements_file(project, other, (*above, path))
+        elif line.startswith("-"):
+            raise ConfigError(
+                f"{place}: the run cannot use {line.split()[0]}",
+                "List the requirements themselves, for example in a file of their own.",
+            )
+        elif line:
+            yield _checked_requirement(line, place)
+
+
+def _checked_requirement(line: str, place: str) -> str:
+    try:
+        return pip_requirement(line)
+    except ValueError as error:
+        raise ConfigError(f"{place}: {line!r} {error}", "Write it as in PEP 508.") from None
