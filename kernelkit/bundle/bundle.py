@@ -27,7 +27,7 @@ from kernelkit.config import Config, is_script, near_miss
 from kernelkit.errors import BundleError
 from kernelkit.storage import digest_of_bytes
 
-RUNTIME_MODULE = "kernelkit_runtime"  # the name of notebook/runtime.py inside the notebook
+RUNTIME_MODULE = "kernelkit_runtime"  # the name of notebook/runtime/ inside the notebook
 
 
 @dataclass(frozen=True)

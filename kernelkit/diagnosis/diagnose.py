@@ -153,7 +153,8 @@ _CONTROLS = re.compile(
 _SOURCES = re.compile(r"(?:^|/)kernelkit-[0-9a-f]{12}/(.+)")
 _DIGEST = re.compile(r"kernelkit digest ([0-9a-f]{64})")
 
-_RUNTIME_FILE = "kernelkit_runtime.py"
+_RUNTIME = "kernelkit_runtime"
+_RUNTIME_PATH = re.compile(rf".*/{_RUNTIME}(?:\.py|/\w+\.py)")  # also of older runs
 _LIBRARY_PATH = re.compile(
     r".*(?:/(?:site|dist)-packages/|/lib/python3(?:\.\d+)?/(?!(?:site|dist)-packages/))([^/]+)"
 )
@@ -497,7 +498,7 @@ def _frame_of(call: Call, roots: _Roots, cell: str) -> Frame:
 def _project_path(path: str, roots: _Roots) -> str | None:
     """The path in the project of a file of the run."""
     found = _SOURCES.search(path)
-    if not found or found[1] == _RUNTIME_FILE:
+    if not found or _RUNTIME_PATH.fullmatch(path):
         return None
     return _below_root(found[1], roots)
 
@@ -510,8 +511,8 @@ def _library(path: str) -> str:
     """The name of the library as it is imported, such as `torch`; else the path."""
     if path.startswith("<frozen "):
         return path.removeprefix("<frozen ").partition(".")[0].rstrip(">")
-    if path.endswith(f"/{_RUNTIME_FILE}"):
-        return _RUNTIME_FILE.removesuffix(".py")
+    if _RUNTIME_PATH.fullmatch(path):
+        return _RUNTIME
     found = _LIBRARY_PATH.match(path)
     return found[1].removesuffix(".py") if found else path
 

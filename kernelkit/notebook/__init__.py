@@ -8,7 +8,7 @@ templates  checks and renders the Jinja files
 sandbox    reads the files of templates, and bounds what they can do
 layout     which files are compressed, and the size of each: `SizeEntry`, `SIZE_LIMIT_BYTES`,
            `SIZE_CAP_BYTES`
-runtime    the code that runs inside the notebook; standard library only: `NotebookRun`,
+runtime    the package that runs inside the notebook; standard library only: `NotebookRun`,
            `MANIFEST_MARK`
 preflight  problems that would cost a run, found before a push: `check`, `compare_with_image`,
            `advise`, `WARNING`

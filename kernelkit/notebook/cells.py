@@ -18,7 +18,7 @@ _PROMPT_MARKS = (">>>", "...", "In [")  # the search is only needed where one of
 _BLANK_LINE = re.compile(r"^[^\S\n]+$", re.MULTILINE)
 _SAFE_PATH = re.compile(r"[\w./-]+", re.ASCII)
 _BASE64_LINE = 100  # characters
-_COLLAPSED = frozenset({"start", "runtime", "archive"})  # rarely of interest to a reader
+_COLLAPSED = frozenset({"start", "runtime-module", "archive"})  # rarely of interest to a reader
 
 
 @dataclass(frozen=True)

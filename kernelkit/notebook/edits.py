@@ -21,6 +21,7 @@ import os
 import re
 import warnings
 from collections import Counter
+from collections.abc import Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -54,7 +55,6 @@ from kernelkit.storage import digest_of_bytes, replace_files
 
 MAX_NOTEBOOK_BYTES = 256 << 20  # its source is below 1 MB on Kaggle; everything else is outputs
 
-_RUNTIME_FILE = f"{RUNTIME_MODULE}.py"
 _NEVER_SUFFIXES = frozenset({".pyc", ".pyo", ".ipynb"})
 _DRIVE = re.compile(r"[A-Za-z]:")
 
@@ -437,13 +437,20 @@ class _KnownCells:
         """The cell with these tags was found, edited."""
         self._missing = [cell for cell in self._missing if not cell.tags & tags]
 
+    def mark_written(self, paths: Set[str]) -> None:
+        """The cell that writes these files was found, edited."""
+        self._missing = [
+            cell
+            for cell in self._missing
+            if paths.isdisjoint(path for path, _ in cell.content.files)
+        ]
+
     def missing(self) -> list[str]:
         """Tags of the missing code cells; cells of files are reported as changes."""
         return [
             ", ".join(sorted(cell.tags))
             for cell in self._missing
-            if cell.kind == "code"
-            and not any(path != _RUNTIME_FILE for path, _ in cell.content.files)
+            if cell.kind == "code" and all(_is_runtime(path) for path, _ in cell.content.files)
         ]
 
     def is_parameters(self, cell: Cell) -> bool:
@@ -580,7 +587,7 @@ class _CellReader:
         self.left.append(LeftCell(cell.number, cell.first_line, reason))
 
     def _carry(self, cell: Cell, path: str, content: bytes) -> None:
-        if path == _RUNTIME_FILE:
+        if _is_runtime(path):
             return
         before = self.carried.get(path)
         if before is not None and before[1] != content:
@@ -591,8 +598,8 @@ class _CellReader:
         self.carried[path] = (cell, content)
 
     def _read_carrier(self, cell: Cell) -> None:
-        if any(path == _RUNTIME_FILE for path, _ in cell.content.files):
-            self.templates.mark_found(frozenset({"runtime"}))
+        if any(_is_runtime(path) for path, _ in cell.content.files):
+            self.templates.mark_written({path for path, _ in cell.content.files})
             self._leave(cell, "the runtime belongs to kernelkit, not to the package")
         elif cell.content.other_code:
             self._leave(cell, "besides the files that it carries it has code of your own")
@@ -625,6 +632,11 @@ class _CellReader:
             self._leave(cell, "it differs from its template")
         else:
             self._leave(cell, "your own cell")
+
+
+def _is_runtime(path: str) -> bool:
+    """Whether it is a file of the runtime, which was a single file before it was a package."""
+    return path == f"{RUNTIME_MODULE}.py" or path.startswith(f"{RUNTIME_MODULE}/")
 
 
 def _refuse_what_no_bundle_carries(path: str, below: PurePosixPath | Path) -> None:

@@ -11,7 +11,7 @@ import io
 import lzma
 import tarfile
 import zlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -19,7 +19,7 @@ from kernelkit.bundle.bundle import Bundle, SourceFile
 from kernelkit.errors import PreflightError
 from kernelkit.notebook.cells import ModuleCell, RenderedCell, in_lines, module_cell
 from kernelkit.notebook.problems import Problem, refusal
-from kernelkit.notebook.templates import Templates, TemplateVariables, is_module_template
+from kernelkit.notebook.templates import Templates, TemplateVariables, repeats_for
 
 SIZE_CAP_BYTES = 1_000_000
 """Kaggle: "The kernel source must be less than 1 megabytes in size.\""""
@@ -86,8 +86,7 @@ class Draft:
         self._templates = templates
         self._variables = variables
         self._groups = [
-            (per_module, list(names))
-            for per_module, names in groupby(templates.names, key=is_module_template)
+            (repeated, list(names)) for repeated, names in groupby(templates.names, key=repeats_for)
         ]
         self._modules = {file.path: module_cell(file) for file in bundle.files}
         self._attempts: dict[frozenset[str], list[RenderedCell]] = {}
@@ -136,9 +135,13 @@ class Draft:
         packed = [file for file in self._bundle.files if file.path in compressed]
         variables = replace(self._variables, modules=modules, archive=_archive(packed))
         cells: list[RenderedCell] = []
-        for per_module, names in self._groups:
-            if per_module:
-                for module in modules:
+        repeated: dict[str, Sequence[ModuleCell]] = {
+            "module": modules,
+            "runtime-module": variables.runtime_modules,
+        }
+        for kind, names in self._groups:
+            if kind:
+                for module in repeated[kind]:
                     cells += self._module_cells(module, names, variables)
             else:
                 cells += self._render(names, variables)
@@ -154,7 +157,8 @@ class Draft:
             if cell.tag == "archive":
                 archive += cell.sent
             else:
-                sent[cell.path] = sent.get(cell.path, 0) + cell.sent
+                path = cell.path if cell.path in self._modules else None  # the runtime's
+                sent[path] = sent.get(path, 0) + cell.sent
         entries = [
             SizeEntry(
                 path=path,
@@ -224,7 +228,7 @@ class Draft:
         )
 
     def _candidate(self, file: SourceFile) -> _Candidate:
-        names = [name for per_module, group in self._groups if per_module for name in group]
+        names = [name for kind, group in self._groups if kind == "module" for name in group]
         module = self._modules[file.path]
         variables = replace(self._variables, modules=list(self._modules.values()))
         before = self._module_cells(module, names, variables)

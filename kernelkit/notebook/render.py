@@ -2,7 +2,8 @@
 
 One Jinja file is one cell, in the order of the file names: `10-parameters.py.j2` gives a code cell,
 `00-title.md.j2` a Markdown cell. A template that renders to nothing gives no cell. Neighboring
-files whose name begins with `module` are rendered together, once for each file of the packages.
+files whose name begins with `module` are rendered together, once for each file of the packages;
+those whose name begins with `runtime-module`, once for each module of the runtime.
 
 Source is a template value and never a template: braces in it have no meaning. The same input gives
 the same bytes.
@@ -18,11 +19,17 @@ from importlib import resources
 from pathlib import Path
 
 import kernelkit
-from kernelkit.bundle.bundle import Bundle, digest_of, digest_part
+from kernelkit.bundle.bundle import (
+    RUNTIME_MODULE,
+    Bundle,
+    SourceFile,
+    digest_of,
+    digest_part,
+)
 from kernelkit.bundle.image import Snapshot, installed_by_pip, load_snapshot
 from kernelkit.config import Config
 from kernelkit.errors import ConfigError, LocalError
-from kernelkit.notebook.cells import notebook_json, sent_size
+from kernelkit.notebook.cells import module_cell, notebook_json, sent_size
 from kernelkit.notebook.layout import Draft, SizeEntry
 from kernelkit.notebook.manifest import (
     BUNDLE_NAME,
@@ -130,7 +137,7 @@ def render(bundle: Bundle, config: Config) -> Kernel:
         kernel=kernel_variable(config.kernel),
         parameters=config.described_parameters,
         third_party=bundle.third_party,
-        runtime_source=_runtime_source(),
+        runtime_modules=[module_cell(file) for file in _runtime_files()],
     )
     draft = Draft(bundle, templates, variables)
     compressed = draft.choose(config.layout)
@@ -188,7 +195,7 @@ def _manifest(bundle: Bundle, config: Config, templates: Mapping[str, str]) -> M
     parts = [
         *((f"file {f.path}", digest_part(f.sha256, f.executable)) for f in bundle.files),
         *((f"template {name}", source) for name, source in templates.items()),
-        ("runtime", _runtime_source()),
+        *((f"runtime {file.path}", file.sha256) for file in _runtime_files()),
         ("settings", json.dumps(stated, sort_keys=True)),
     ]
     return Manifest.model_validate(
@@ -247,5 +254,20 @@ def _command(bundle: Bundle, config: Config) -> ManifestCommand | None:
 
 
 @cache
-def _runtime_source() -> str:
-    return (resources.files("kernelkit.notebook") / "runtime.py").read_text(encoding="utf-8")
+def _runtime_files() -> tuple[SourceFile, ...]:
+    """The modules that run inside the notebook, as the package `RUNTIME_MODULE`."""
+    folder = resources.files("kernelkit.notebook") / "runtime"
+    texts = {
+        file.name: file.read_text(encoding="utf-8")
+        for file in folder.iterdir()
+        if file.name.endswith(".py")
+    }
+    return tuple(
+        SourceFile(
+            path=f"{RUNTIME_MODULE}/{name}",
+            content=text.encode(),
+            module=None,
+            summary=text.partition("\n")[0].strip('"'),
+        )
+        for name, text in sorted(texts.items())
+    )

@@ -31,6 +31,10 @@ _LONG_VALUE = 90  # characters; a longer value of the embedded manifest takes se
 _CELL_CHARACTERS = 20_000_000  # 20 times what Kaggle accepts of a whole notebook
 _MESSAGE_CHARACTERS = 500
 
+RUNTIME_STUB = '''"""Unused: Python imports the package of the same name next to this file."""
+'''
+"""`runtime_source`, for a copy of the template 21-runtime of a version with one runtime file."""
+
 
 @dataclass(frozen=True)
 class TemplateVariables:
@@ -44,11 +48,14 @@ class TemplateVariables:
 
     parameters: Sequence[DescribedParameter]
     third_party: Mapping[str, tuple[str, ...]]
-    runtime_source: str
+    runtime_modules: Sequence[ModuleCell]
+    """The modules of the package `kernelkit_runtime`."""
+
+    runtime_source: str = RUNTIME_STUB
     modules: Sequence[ModuleCell] = ()
     archive: str = ""
     module: ModuleCell | None = None
-    """None outside of `module` templates, where the name is undefined."""
+    """None outside of `module` and `runtime-module` templates, where the name is undefined."""
 
     def defined(self) -> dict[str, object]:
         """The variables of one cell."""
@@ -109,9 +116,10 @@ class Templates:
         return own[-1] if own else name
 
 
-def is_module_template(name: str) -> bool:
-    """Whether a template is rendered once for each file of the packages."""
-    return _part(name, "name").startswith("module")
+def repeats_for(name: str) -> str:
+    """For what a template is rendered again and again: "module" or "runtime-module"; else ""."""
+    kinds = ("module", "runtime-module")
+    return next((kind for kind in kinds if _part(name, "name").startswith(kind)), "")
 
 
 def project_templates(config: Config) -> dict[str, str]:

@@ -301,7 +301,7 @@ def _run_notebook(kernel: Kernel, python: _Python, folder: Path, deadline: float
     if ended.code:
         raise LocalError(f"the notebook could not be run:\n{ended.tail}")
     _require_no_error(notebook.read_text(encoding="utf-8"))
-    return next((folder / "tmp").rglob(f"{RUNTIME_MODULE}.py")).parent
+    return next((folder / "tmp").rglob(f"{RUNTIME_MODULE}/__init__.py")).parent.parent
 
 
 def _up_to_check(text: str) -> str:
@@ -490,7 +490,7 @@ def _stage_with_notebook(
     stage = folder / "project"
     stage.mkdir(parents=True)
     if (around := layout.served_from_above(package.tests, arguments)) is not None:
-        ignored = shutil.ignore_patterns(f"{RUNTIME_MODULE}.py", *LEFT_OUT_FOLDERS)
+        ignored = shutil.ignore_patterns(RUNTIME_MODULE, *LEFT_OUT_FOLDERS)
         target = stage / around / NEXT_TO_PACKAGE
         written = Path(shutil.copytree(written, target, ignore=ignored))
     for path in layout.outside:

@@ -165,9 +165,9 @@ def test_pkg_resources_finds_the_metadata(
     code = (
         f"import sys, json\n{'import pkg_resources' if loaded_before else ''}\n"
         "sys.path.insert(0, sys.argv[1])\n"
-        "from kernelkit.notebook.runtime import _install_metadata\n"
+        "from kernelkit.notebook.runtime.installation import install_metadata\n"
         "from pathlib import Path\n"
-        "_install_metadata(json.loads(sys.argv[2]), Path(sys.argv[1]))\n"
+        "install_metadata(json.loads(sys.argv[2]), Path(sys.argv[1]))\n"
         "import pkg_resources\nprint(pkg_resources.get_distribution('my_pkg').version)\n"
     )
     pytest.importorskip("pkg_resources")

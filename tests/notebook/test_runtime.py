@@ -20,7 +20,9 @@ import numpy
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
+from kernelkit.bundle.bundle import SourceFile
 from kernelkit.notebook import runtime
+from kernelkit.notebook.cells import module_cell
 from kernelkit.notebook.runtime import NotebookRun, RuntimeFault
 
 BUNDLE: dict[str, Any] = {
@@ -555,15 +557,22 @@ def test_a_missing_gpu_stops_the_run_with_a_clear_error(
     assert run.check_hardware()["gpus"] == []
 
 
+RUNTIME_FILES = sorted(Path(runtime.__file__).parent.glob("*.py"))
+
+
+@pytest.mark.parametrize("path", RUNTIME_FILES, ids=lambda path: path.name)
+def test_a_writefile_cell_carries_each_module_of_the_runtime_exactly(path: Path) -> None:
+    cell = module_cell(SourceFile(f"kernelkit_runtime/{path.name}", path.read_bytes(), module=None))
+    assert cell.form == "writefile"
+
+
 def test_the_runtime_imports_only_the_standard_library() -> None:
     """At module level. Functions may import modules that are optional or part of the run."""
-    tree = ast.parse(Path(runtime.__file__).read_text())
-    names = {
-        alias.name.partition(".")[0]
-        for node in tree.body
-        if isinstance(node, ast.Import)
-        for alias in node.names
-    } | {
-        str(node.module).partition(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)
-    }
-    assert names <= sys.stdlib_module_names
+    for path in RUNTIME_FILES:
+        body = ast.parse(path.read_text()).body
+        names = [
+            alias.name for node in body if isinstance(node, ast.Import) for alias in node.names
+        ] + [
+            str(node.module) for node in body if isinstance(node, ast.ImportFrom) and not node.level
+        ]
+        assert {name.partition(".")[0] for name in names} <= sys.stdlib_module_names, path

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kernelkit.notebook.runtime import _describe
+from kernelkit.notebook.runtime import outputs as runtime_outputs
 from kernelkit.runs.verify import promised_outputs, verify
 
 DIGEST = "d" * 64
@@ -330,7 +330,7 @@ def test_any_zip_gives_a_verdict(pulled: Path, cuts: list[tuple[int, bytes, int]
 def test_both_sides_count_the_rows_of_unusual_tables(pulled: Path, content: str) -> None:
     limit = csv.field_size_limit()
     (pulled / "out.csv").write_bytes(content.encode())
-    outputs = [_describe(pulled, name) for name in ("models.zip", "out.csv")]
+    outputs = [runtime_outputs.describe(pulled, name) for name in ("models.zip", "out.csv")]
     assert csv.field_size_limit() == limit  # the run's process keeps its own
     assert outputs[1]["rows"]
     change_manifest(pulled, outputs=outputs)
@@ -418,7 +418,7 @@ def test_other_compressions_are_tested(pulled: Path, method: int) -> None:
 def test_both_sides_read_any_table_alike(pulled: Path, content: bytes) -> None:
     """The run and `verify` describe any csv in the same way."""
     (pulled / "out.csv").write_bytes(content)
-    outputs = [_describe(pulled, name) for name in ("models.zip", "out.csv")]
+    outputs = [runtime_outputs.describe(pulled, name) for name in ("models.zip", "out.csv")]
     change_manifest(pulled, outputs=outputs)
     assert verify(pulled).verified
 

@@ -1,0 +1,43 @@
+"""Runs inside the notebook: finds inputs, checks hardware, calls the entry, writes the manifest.
+
+The notebook carries these modules as the package `kernelkit_runtime`. They use only the standard
+library and import each other relatively, so that the same files work on the build side too. All
+they know about the build is the manifest (`bundle.json`) that the notebook embeds. Any cell that
+fails leaves a run manifest with the error.
+
+run           `NotebookRun`: what the cells call, in their order
+hardware      the machine, its GPUs, and whether they compute
+sources       the carried files: written, compared with the manifest, made importable
+installation  pip, and the metadata of the project's distribution
+inputs        the folders of the run, and `kaggle://` addresses
+command_line  parameters as the command line of a script
+program       calls the entry
+outputs       the declared outputs, and what the manifest says of each
+run_manifest  run-manifest.json, and its line in the log
+results       what the notebook shows of the results
+recording     any value as JSON of bounded size
+files         SHA-256, the files below a folder
+documents     the JSON documents, typed
+faults        `RuntimeFault`
+"""
+
+from .command_line import command_line
+from .documents import BundleDocument, OptionDocument, RunManifestDocument
+from .faults import RuntimeFault
+from .files import NOT_OUTPUTS
+from .run import NotebookRun
+from .run_manifest import MANIFEST_MARK
+
+__all__ = [
+    "MANIFEST_MARK",
+    "NOT_OUTPUTS",
+    "BundleDocument",
+    "NotebookRun",
+    "OptionDocument",
+    "Run",
+    "RunManifestDocument",
+    "RuntimeFault",
+    "command_line",
+]
+
+Run = NotebookRun  # as the template 30-hardware of kernelkit 0.1.0 calls it

@@ -1,0 +1,111 @@
+"""The JSON documents that a run reads and writes, typed.
+
+`BundleDocument` is what a run reads of the manifest that the notebook embeds. `RunManifestDocument`
+is run-manifest.json. Their keys are a contract with the build side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NotRequired, TypeAlias, TypedDict
+
+RUN_MANIFEST_NAME = "run-manifest.json"
+
+Parameter: TypeAlias = "str | int | float | bool | list[Parameter] | dict[str, Parameter] | None"
+"""A JSON value."""
+
+
+class Hardware(TypedDict, total=False):
+    """What the run's machine has."""
+
+    machine: str
+    cpus: int | None
+    gpus: list[str]
+    gpu_checked: bool
+
+
+class KernelDocument(TypedDict):
+    """The settings of the kernel that a run checks."""
+
+    machine_shape: str | None
+
+
+class FileDocument(TypedDict, total=False):
+    """One file that the notebook carries; `executable` is absent where it is false."""
+
+    path: str
+    sha256: str
+    executable: bool
+
+
+class OptionDocument(TypedDict):
+    """How a script takes one parameter."""
+
+    name: str
+    flag: str
+    form: str
+    off: str
+
+
+class CommandDocument(TypedDict, total=False):
+    """How a script is started: by its path, or by its module as `python -m` does."""
+
+    path: str
+    module: str
+    arguments: str
+    options: Sequence[OptionDocument]
+
+
+class _StartDocument(TypedDict, total=False):
+    """What only scripts and projects with files next to the packages have."""
+
+    command: CommandDocument
+    import_folders: Sequence[str]
+    working_files: Sequence[str]
+
+
+class DistributionDocument(TypedDict):
+    """The metadata of the project's own distribution."""
+
+    folder: str
+    files: Mapping[str, str]
+
+
+class BundleDocument(_StartDocument):
+    """What a run reads in the embedded manifest; `push_id` is absent if kernelkit did not push."""
+
+    digest: str
+    push_id: NotRequired[str]
+    distribution: NotRequired[DistributionDocument]
+    wants_gpu: bool
+    outputs: Sequence[str]
+    kernel: KernelDocument
+    files: Sequence[FileDocument]
+    third_party: Sequence[str]
+
+
+class OutputDocument(TypedDict, total=False):
+    """One output in run-manifest.json; the last two keys describe a csv."""
+
+    path: str
+    size: int
+    sha256: str | None
+    rows: int | None
+    ids_sha256: str | None
+
+
+class RunManifestDocument(TypedDict):
+    """What run-manifest.json holds."""
+
+    schema: int
+    digest: str
+    push_id: str | None
+    status: str
+    error: str | None
+    traceback: str | None
+    parameters: Mapping[str, Parameter]
+    outputs: list[OutputDocument]
+    versions: dict[str, str]
+    hardware: Hardware
+    started: str
+    seconds: float

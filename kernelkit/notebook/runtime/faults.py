@@ -1,0 +1,7 @@
+"""The error that ends a run."""
+
+from __future__ import annotations
+
+
+class RuntimeFault(Exception):
+    """The run cannot continue; the message has the reason and the next step."""

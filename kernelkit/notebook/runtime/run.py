@@ -1,0 +1,201 @@
+"""One run of a kernel, from its first cell to its last: what the cells of the notebook call."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import installation, run_manifest
+from .documents import (
+    RUN_MANIFEST_NAME,
+    BundleDocument,
+    Hardware,
+    Parameter,
+    RunManifestDocument,
+)
+from .faults import RuntimeFault
+from .files import tree
+from .hardware import read_hardware, require_gpu, session_number
+from .inputs import RunFolders
+from .outputs import declared_outputs, describe
+from .program import call_entry
+from .recording import error_text, recorded, shown, traceback_text
+from .results import show_results
+from .sources import Sources
+
+MAX_OUTPUTS_SHOWN = 100
+
+
+class NotebookRun:
+    """One run of a kernel, from its first cell to its last.
+
+    `bundle` is the embedded manifest. `source_dir` is the folder where the notebook writes the
+    sources; it becomes the first entry of `sys.path`.
+    """
+
+    def __init__(self, bundle: BundleDocument, source_dir: str | Path) -> None:
+        self.bundle = bundle
+        self.source_dir = Path(source_dir)
+        self._sources = Sources(bundle, self.source_dir)
+        self._folders = RunFolders()
+        self.input_dir = self._folders.input
+        self.working_dir = self._folders.working
+        self.temp_dir = self._folders.temp
+        self.hardware: Hardware = {}
+        self.parameters: Mapping[str, Parameter] = {}
+        self._recorded: dict[str, Parameter] = {}
+        self._started = time.time()
+        if push_id := bundle.get("push_id"):  # two pushes may have the same digest
+            print("kernelkit push", push_id, flush=True)
+        self._register_cells()
+
+    def check_hardware(self) -> Hardware:
+        """The machine's hardware; a requested GPU must really compute.
+
+        Raises:
+            RuntimeFault: the kernel requests a GPU, and there is none or it cannot compute.
+        """
+        if session := session_number():
+            print("kernelkit session", session, flush=True)
+        self.hardware = read_hardware()
+        if self.bundle["wants_gpu"]:
+            self.hardware["gpu_checked"] = require_gpu(
+                self.bundle["kernel"]["machine_shape"], self.hardware["gpus"]
+            )
+        print("hardware:", json.dumps(self.hardware, sort_keys=True))
+        return self.hardware
+
+    def write_source(self, path: str, content: bytes) -> None:
+        """Write one file of the package that a `%%writefile` cell would not write exactly."""
+        self._sources.write(path, content)
+
+    def unpack(self, archive: str) -> None:
+        """Write the files that are carried compressed: a .tar.xz in base64."""
+        self._sources.unpack(archive)
+
+    def pip_install(self, requirements: list[str]) -> None:
+        """Install the project's own requirements.
+
+        Raises:
+            RuntimeFault: pip fails; the message holds its output.
+        """
+        installation.pip_install(requirements)
+
+    def check_sources(self) -> None:
+        """Compare every source on disk with the manifest, and make all of them importable.
+
+        Raises:
+            RuntimeFault: a file is missing or differs.
+        """
+        self._sources.check()
+
+    def resolve(self, parameters: Mapping[str, Parameter]) -> Mapping[str, Parameter]:
+        """The parameters, with every `kaggle://` address replaced by a path of this run.
+
+        `kaggle://input/<slug>` is looked up in the mounts of 2026, then in the older ones, then by
+        a bounded search. `kaggle://working` and `kaggle://temp` are the folders of that name.
+
+        Raises:
+            RuntimeFault: an input is missing; the message lists what is mounted.
+        """
+        self._recorded = {name: recorded(value) for name, value in parameters.items()}
+        self.parameters = {name: self._folders.resolve(value) for name, value in parameters.items()}
+        # Now, because the entry may change the values while it runs.
+        self._recorded = {name: recorded(value) for name, value in self.parameters.items()}
+        for name, value in self.parameters.items():
+            print(f"{name} = {shown(value)}")
+        return self.parameters
+
+    def call(self, entry: str, parameters: Mapping[str, Parameter]) -> object:
+        """Import "package.module:function" from the sources and call it with the parameters.
+
+        `sys.exit(0)`, with which many programs end, is a success.
+
+        Raises:
+            RuntimeFault: another copy of one of the packages was imported.
+        """
+        return call_entry(self._sources, self.working_dir, entry, parameters)
+
+    def show_results(self) -> None:
+        """Show each table (Markdown) and image (PNG) in the working folder."""
+        show_results(self.working_dir)
+
+    def finish(self) -> RunManifestDocument:
+        """Write the manifest of a complete run.
+
+        Raises:
+            RuntimeFault: a declared output is missing.
+        """
+        missing = [name for name, files in self._outputs().items() if not files]
+        if missing:
+            raise RuntimeFault(
+                f"The run ended without its declared outputs: {', '.join(missing)}. Found in "
+                f"{self.working_dir}:\n{tree(self.working_dir)}"
+            )
+        manifest = self._manifest("complete", None)
+        run_manifest.save(manifest, self.working_dir)
+        for output in manifest["outputs"][:MAX_OUTPUTS_SHOWN]:
+            print(f"{str(output['sha256'])[:12]}  {output['size']:>12,} B  {output['path']}")
+        if len(manifest["outputs"]) > MAX_OUTPUTS_SHOWN:
+            print(f"… and {len(manifest['outputs']) - MAX_OUTPUTS_SHOWN} more outputs")
+        return manifest
+
+    def _register_cells(self) -> None:
+        """Register for the end of every cell, so that any failing cell leaves a manifest."""
+        try:
+            from IPython.core.getipython import get_ipython
+        except ImportError:  # without a notebook, in a test or a script
+            return
+        shell = get_ipython()
+        if shell is not None:
+            shell.events.register("post_run_cell", self._cell_ended)
+
+    def _cell_ended(self, result: Any) -> None:
+        error = result.error_before_exec or result.error_in_exec
+        if error is None:
+            return
+        manifest = self._manifest("failed", error)
+        try:
+            run_manifest.save(manifest, self.working_dir)
+        except OSError as problem:  # such as a full disk: the log still has the manifest
+            print(f"{RUN_MANIFEST_NAME} cannot be written: {problem}")
+        run_manifest.print_line(manifest)
+
+    def _manifest(self, status: str, error: BaseException | None) -> RunManifestDocument:
+        """What run-manifest.json holds; all of it has a form in JSON.
+
+        Raises:
+            RuntimeFault: the run is complete, and an output of it cannot be read.
+        """
+        outputs = []
+        for name in self._existing_outputs():
+            try:
+                outputs.append(describe(self.working_dir, name))
+            except OSError as problem:
+                if status == "complete":
+                    raise RuntimeFault(f"the output {name} cannot be read: {problem}") from problem
+        return {
+            "schema": 1,
+            "digest": self.bundle["digest"],
+            "push_id": self.bundle.get("push_id"),
+            "status": status,
+            "error": None if error is None else error_text(error),
+            "traceback": None if error is None else traceback_text(error),
+            "parameters": self._recorded,
+            "outputs": outputs,
+            "versions": run_manifest.versions(self.bundle["third_party"]),
+            "hardware": self.hardware,
+            "started": run_manifest.timestamp(self._started),
+            "seconds": round(time.time() - self._started, 3),
+        }
+
+    def _existing_outputs(self) -> list[str]:
+        """Each file once, although several declared outputs may stand for it."""
+        return list(dict.fromkeys(file for files in self._outputs().values() for file in files))
+
+    def _outputs(self) -> dict[str, list[str]]:
+        """Declared output → the files that it stands for."""
+        return declared_outputs(self.working_dir, self.bundle["outputs"])
