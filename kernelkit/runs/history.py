@@ -13,11 +13,11 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, computed_field
 
-from kernelkit.errors import KernelkitError, LocalError
-from kernelkit.kaggle.logs import parse_log
-from kernelkit.kaggle.types import LogEntry, state_word
+from kernelkit.errors import LocalError
+from kernelkit.kaggle.types import state_word
 from kernelkit.notebook.manifest import BUNDLE_NAME, Manifest
 from kernelkit.runs import store
+from kernelkit.runs.events import read_events
 from kernelkit.runs.identity import Identity, identity
 from kernelkit.runs.manifest import (
     END_NAME,
@@ -32,10 +32,9 @@ from kernelkit.runs.manifest import (
 )
 from kernelkit.runs.metric import Metric, best_metric
 from kernelkit.runs.store import RunFolder
-from kernelkit.runs.watch import LogEvent, progress
+from kernelkit.runs.watch import LogEvent
 from kernelkit.storage import DocumentError, MissingDocumentError, read_model
 
-LOG_BYTES = 64 << 20  # metrics are not read from a larger log
 HALF_WRITTEN, DAMAGED, NOT_PULLED = "half-written", "damaged", "not pulled"
 
 Pair = tuple[JsonValue, JsonValue]
@@ -338,17 +337,8 @@ class _Known:
         return best_metric(self._epochs(), self.bundle.metric, self.bundle.metric_goal)
 
     def _epochs(self) -> Sequence[LogEvent]:
-        path = self.folder.log
-        try:
-            if not self.manifest or path.stat().st_size > LOG_BYTES:
-                return []
-            entries = parse_log(path.read_text(encoding="utf-8", errors="replace"))
-        except (OSError, ValueError, RecursionError, KernelkitError):
-            return []
-        text = "".join(entry.text for entry in entries)
-        lines = (LogEntry("", 0.0, line) for line in text.splitlines() if '"epoch"' in line)
-        events = (progress(line) for line in lines)
-        return [event for event in events if event and event.kind == "epoch"]
+        timed = read_events(self.folder.log) if self.manifest else []
+        return [one.event for one in timed if one.event.kind == "epoch"]
 
 
 def _read(folder: RunFolder, submissions: Iterable[SubmissionRecord] | None = None) -> _Known:

@@ -1,0 +1,331 @@
+"""How long a run will take, from earlier runs of the same kernel or from a rehearsal.
+
+A run's time is a fixed part (installing, reading, predicting) and a part for each epoch. Both are
+measured in earlier runs, and the number of epochs is scaled to the parameters of the next run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from kernelkit.errors import LocalError
+from kernelkit.notebook.manifest import BUNDLE_NAME, Manifest
+from kernelkit.runs import store
+from kernelkit.runs.events import TimedEvent, read_events
+from kernelkit.runs.manifest import RUN_MANIFEST_NAME, RunManifest
+from kernelkit.runs.store import RunFolder
+from kernelkit.runs.watch import GPU_NAMES
+from kernelkit.storage import DocumentError, read_model
+
+EPOCH_PARAMETERS = (
+    *("epochs", "num_epochs", "n_epochs", "max_epochs", "total_epochs", "num_train_epochs"),
+    *("n_estimators", "num_boost_round", "iterations", "max_steps", "num_steps"),
+)
+"""Parameters that say how much work a run does; its time grows with them."""
+
+WITHOUT_EFFECT = frozenset(
+    {"seed", "random_state", "random_seed", "data_dir", "output_dir", "input_dir", "resume_dir"}
+    | {"max_hours", "deadline_hours"}
+)
+"""Parameters that do not change how long an epoch takes."""
+
+NEWEST = 30  # runs that are read: older ones ran with other code
+AVERAGED = 5  # runs with the most similar parameters
+CPU_TFLOPS = 0.4
+"""What two cores reach in float32: the upper one of the two machines in docs/performance.md."""
+
+GPU_TFLOPS = {"T4": 8.1, "P100": 9.3, "A100": 19.5, "L4": 30.3, "H100": 66.9, "RTX PRO 6000": 125.0}
+"""In float32, by the data sheets of NVIDIA."""
+
+SHAPE_GPUS = {"NvidiaTeslaT4": 2, "NvidiaTeslaT4Highmem": 2, "NvidiaL4": 4}
+"""GPUs of a machine shape; the others have one [D: Kaggle's documentation]."""
+
+
+class Certainty(StrEnum):
+    """How much an estimate rests on."""
+
+    MEASURED = "measured"
+    """Earlier runs on the same hardware, with the same parameters except for the epochs."""
+
+    SIMILAR = "similar"
+    """Earlier runs on the same hardware with other parameters, which are named."""
+
+    ASSUMED = "assumed"
+    """Runs on other hardware, with an assumed ratio."""
+
+    UNKNOWN = "unknown"
+    """There is no data."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the next run will need, and what that rests on."""
+
+    certainty: Certainty
+    seconds: float | None = None
+    """Of the whole run."""
+
+    least: float | None = None
+    most: float | None = None
+    """Of the whole run by the fastest and the slowest of the earlier runs; None for one run."""
+
+    seconds_per_epoch: float | None = None
+    epochs: float | None = None
+    """Of all experiments together."""
+
+    fixed_seconds: float | None = None
+    """Before, between and after the epochs."""
+
+    runs: tuple[str, ...] = ()
+    """What was measured: `slug/v3`, or the folder of a rehearsal."""
+
+    differences: tuple[str, ...] = ()
+    """Parameters with other values than in those runs."""
+
+    assumptions: tuple[str, ...] = ()
+    """One sentence each, with its origin."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The run that is planned, as far as its time depends on it."""
+
+    parameters: Mapping[str, JsonValue]
+    machine_shape: str
+    wants_gpu: bool
+
+    @classmethod
+    def of(cls, bundle: Manifest) -> Wanted:
+        """What the manifest of a rendered kernel asks for."""
+        return cls(bundle.parameters, bundle.kernel.machine_shape, bundle.wants_gpu)
+
+    @property
+    def gpu(self) -> str:
+        """The name of its GPU; empty for a CPU, or if the shape does not say."""
+        return GPU_NAMES.get(self.machine_shape, "")
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs its machine has."""
+        return SHAPE_GPUS.get(self.machine_shape, 1) if self.wants_gpu else 0
+
+
+@dataclass(frozen=True)
+class MeasuredRun:
+    """What one earlier run needed, on which hardware, with which parameters."""
+
+    name: str
+    seconds: float
+    epochs: int
+    seconds_per_epoch: float | None
+    parameters: Mapping[str, JsonValue]
+    experiments: tuple[str, ...]
+    gpus: tuple[str, ...]
+
+    @property
+    def fixed_seconds(self) -> float:
+        """What is not part of an epoch."""
+        return max(0.0, self.seconds - self.epochs * (self.seconds_per_epoch or 0.0))
+
+
+def estimate(
+    root: Path, slug: str, wanted: Wanted, *, rehearsals: Path | None = None, ratio: float | None
+) -> Estimate:
+    """Estimate the time of a run from the runs of its kernel below `root`.
+
+    Without any on its hardware, a rehearsal below `rehearsals`, or a run on other hardware, is
+    divided by `ratio`: how many times faster the wanted hardware is (None: by data sheets).
+    """
+    measured = list(_measured(_newest(root, slug)))
+    same = [run for run in measured if _same_hardware(run, wanted)]
+    if same:
+        return _from_runs(same, wanted, 1.0)
+    others = measured + list(_measured(_newest(rehearsals, slug) if rehearsals else ()))
+    chosen = _most_similar(others, wanted)
+    if not chosen:
+        return Estimate(Certainty.UNKNOWN)
+    assumed, reason = _ratio(chosen[0], wanted, ratio)
+    if assumed is None:
+        return Estimate(Certainty.UNKNOWN, assumptions=(reason,))
+    found = _from_runs(chosen, wanted, assumed)
+    return replace(found, certainty=Certainty.ASSUMED, assumptions=(reason,))
+
+
+def _newest(root: Path, slug: str) -> list[RunFolder]:
+    """The folders of a kernel's latest versions, newest first."""
+    return list(reversed(list(store.folders(root, slug))))[:NEWEST]
+
+
+def _measured(folders: Iterable[RunFolder]) -> Iterator[MeasuredRun]:
+    """What the runs of these folders needed; without those that left no measurement."""
+    for folder in folders:
+        try:
+            bundle = read_model(folder.path / BUNDLE_NAME, Manifest)
+            manifest = read_model(folder.path / RUN_MANIFEST_NAME, RunManifest)
+        except (DocumentError, LocalError):
+            continue
+        if manifest.digest != bundle.digest or not manifest.seconds:
+            continue
+        timed = read_events(folder.log)
+        epochs = [one for one in timed if one.event.kind == "epoch"]
+        if manifest.status != "complete" and not epochs:
+            continue  # it may have failed after any part of its work
+        planned = next((one.event.experiments for one in timed if one.event.experiments), ())
+        gpus = manifest.hardware.document.get("gpus")
+        yield MeasuredRun(
+            name=f"{folder.slug}/v{folder.version}",
+            seconds=manifest.seconds,
+            epochs=len(epochs),
+            seconds_per_epoch=_seconds_per_epoch(epochs),
+            parameters={**bundle.parameters},
+            experiments=planned,
+            gpus=tuple(map(str, gpus)) if isinstance(gpus, list) else (),
+        )
+
+
+def _seconds_per_epoch(epochs: Sequence[TimedEvent]) -> float | None:
+    """The median time between two epochs of an experiment, else what the epochs report."""
+    by_experiment: dict[str | None, list[float]] = defaultdict(list)
+    for one in epochs:
+        by_experiment[one.event.experiment].append(one.seconds)
+    gaps = [
+        after - before
+        for times in by_experiment.values()
+        for before, after in itertools.pairwise(times)
+        if after > before
+    ]
+    reported = [float(one.event.numbers.get("seconds", 0.0)) for one in epochs]
+    times = gaps or [seconds for seconds in reported if seconds > 0]
+    return statistics.median(times) if times else None
+
+
+def _same_hardware(run: MeasuredRun, wanted: Wanted) -> bool:
+    if not wanted.wants_gpu:
+        return not run.gpus
+    return bool(run.gpus) and all(wanted.gpu in gpu for gpu in run.gpus)
+
+
+def _differences(run: MeasuredRun, wanted: Wanted) -> list[str]:
+    """Parameters that differ, without those that are scaled and those without effect on time."""
+    scaled = {_epochs_name(run, wanted), _experiments_name(run, wanted)}
+    names = (run.parameters.keys() | wanted.parameters.keys()) - scaled - WITHOUT_EFFECT
+    return sorted(n for n in names if run.parameters.get(n) != wanted.parameters.get(n))
+
+
+def _most_similar(runs: Sequence[MeasuredRun], wanted: Wanted) -> list[MeasuredRun]:
+    """The newest runs among those with the fewest different parameters, on one hardware."""
+    counted = [(len(_differences(run, wanted)), run) for run in runs]
+    least = min((count for count, _ in counted), default=0)
+    nearest = [run for count, run in counted if count == least]
+    return [run for run in nearest if run.gpus == nearest[0].gpus][:AVERAGED]
+
+
+def _epochs_name(run: MeasuredRun, wanted: Wanted) -> str:
+    """The parameter that says how many epochs an experiment has; empty if there is none."""
+    both = run.parameters.keys() & wanted.parameters.keys()
+    numbers = (
+        name
+        for name in EPOCH_PARAMETERS
+        if name in both and all(_is_count(one.parameters[name]) for one in (run, wanted))
+    )
+    return next(numbers, "")
+
+
+def _experiments_name(run: MeasuredRun, wanted: Wanted) -> str:
+    """The parameter that lists the experiments that the run announced; empty if there is none."""
+    both = run.parameters.keys() & wanted.parameters.keys()
+    lists = (
+        name
+        for name in sorted(both)
+        if run.experiments
+        and _texts(run.parameters[name]) == run.experiments
+        and _texts(wanted.parameters[name])
+    )
+    return next(lists, "")
+
+
+def _is_count(value: JsonValue) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _texts(value: JsonValue) -> tuple[str, ...]:
+    return tuple(one for one in value if isinstance(one, str)) if isinstance(value, list) else ()
+
+
+def _scale(run: MeasuredRun, wanted: Wanted) -> tuple[float, float]:
+    """How many times the epochs, and the experiments, of a run the wanted one has."""
+    epochs = experiments = 1.0
+    if name := _epochs_name(run, wanted):
+        epochs = float(str(wanted.parameters[name])) / float(str(run.parameters[name]))
+    if name := _experiments_name(run, wanted):
+        experiments = len(_texts(wanted.parameters[name])) / len(run.experiments)
+    return epochs * experiments, experiments
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    """The wanted run by one earlier run, in seconds; without epochs, all of it grows alike."""
+
+    total: float
+    each: float | None = None
+    epochs: float | None = None
+    fixed: float | None = None
+
+    @classmethod
+    def by(cls, run: MeasuredRun, wanted: Wanted, ratio: float) -> _Prediction:
+        """Epochs are `ratio` times as fast as in the run."""
+        more, experiments = _scale(run, wanted)
+        if run.seconds_per_epoch is None:
+            return cls(run.seconds * more / ratio)
+        each, epochs = run.seconds_per_epoch / ratio, run.epochs * more
+        fixed = run.fixed_seconds * max(1.0, experiments)
+        return cls(fixed + epochs * each, each, epochs, fixed)
+
+
+def _from_runs(runs: Sequence[MeasuredRun], wanted: Wanted, ratio: float) -> Estimate:
+    """The median of the predictions by the most similar runs."""
+    chosen = _most_similar(runs, wanted)
+    chosen = [run for run in chosen if run.seconds_per_epoch] or chosen
+    found = [_Prediction.by(run, wanted, ratio) for run in chosen]
+    totals = [one.total for one in found]
+    differences = _differences(chosen[0], wanted)
+    return Estimate(
+        certainty=Certainty.SIMILAR if differences else Certainty.MEASURED,
+        seconds=statistics.median(totals),
+        least=min(totals) if len(totals) > 1 else None,
+        most=max(totals) if len(totals) > 1 else None,
+        seconds_per_epoch=_median([one.each for one in found]),
+        epochs=_median([one.epochs for one in found]),
+        fixed_seconds=_median([one.fixed for one in found]),
+        runs=tuple(run.name for run in chosen),
+        differences=tuple(differences),
+    )
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _ratio(run: MeasuredRun, wanted: Wanted, stated: float | None) -> tuple[float | None, str]:
+    """How many times faster the wanted hardware is than a run's, and where that comes from."""
+    here = run.gpus[0] if run.gpus else "a CPU"
+    there = wanted.gpu or ("a GPU" if wanted.wants_gpu else "a CPU")
+    if stated is not None:
+        return stated, f"{there} is {stated:g} times as fast as {here}: as you said"
+    mine = next((flops for name, flops in GPU_TFLOPS.items() if name in here), CPU_TFLOPS)
+    its = GPU_TFLOPS.get(wanted.gpu) if wanted.wants_gpu else CPU_TFLOPS
+    if its is None:
+        return None, f"how fast {there} is compared with {here} is not known"
+    origin = f"{its:g} and {mine:g} Tflop/s in float32 by data sheets"
+    if CPU_TFLOPS in (mine, its):
+        origin = f"{its:g} and {mine:g} Tflop/s in float32, by its data sheet and two cores of ours"
+    return its / mine, f"{there} is {its / mine:.3g} times as fast as {here}: {origin}"
