@@ -163,7 +163,7 @@ def _typed(context: typer.Context, names: Sequence[str]) -> frozenset[str]:
 
 
 Again = Annotated[bool, typer.Option("--again", help="Push even if an identical run exists.")]
-Wait = Annotated[bool, typer.Option("--wait", help="Wait until a session is free.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait for a free session and for quota.")]
 
 
 Deadline = Annotated[

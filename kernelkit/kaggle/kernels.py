@@ -353,7 +353,10 @@ def _quota(response: Any) -> Quota:
     used, allowed, reserved = (
         max(0.0, span.total_seconds() / 3600 if span else 0.0) for span in spans
     )
-    return Quota(used, allowed, response.quota_refresh_time, reserved)
+    refresh: datetime | None = response.quota_refresh_time
+    if refresh is not None and refresh.tzinfo is None:  # the SDK leaves out that it is UTC [V]
+        refresh = refresh.replace(tzinfo=UTC)
+    return Quota(used, allowed, refresh, reserved)
 
 
 def _push_response(response: Any) -> PushResponse:

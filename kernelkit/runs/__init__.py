@@ -13,6 +13,8 @@ store     the run folders, and the names of runs: `RunFolder`, `find`, `find_nam
           `rehearsal_lock`, `remove_rehearsal`
 history   lists and compares runs: `rows`, `show`, `diff`, `RunRow`, `RunDetails`,
           `RunDifference`
+events    the events in a log, with their times: `read_events`, `TimedEvent`
+estimate  how long a run will take, by earlier ones: `estimate`, `Estimate`, `Certainty`, `Wanted`
 metric    the number that says how good a run is: `Metric`
 submit    checks and submits a file once: `submit_once`, `wait_for_score`,
           `require_no_scoring_error`, `SubmitOptions`, `Submitted`

@@ -124,7 +124,12 @@ class MeasuredRun:
 
     name: str
     seconds: float
+    done: int
+    """Epochs that it reported."""
+
     epochs: int
+    """Those of its whole work: it may have failed before the last one."""
+
     seconds_per_epoch: float | None
     parameters: Mapping[str, JsonValue]
     experiments: tuple[str, ...]
@@ -133,11 +138,16 @@ class MeasuredRun:
     @property
     def fixed_seconds(self) -> float:
         """What is not part of an epoch."""
-        return max(0.0, self.seconds - self.epochs * (self.seconds_per_epoch or 0.0))
+        return max(0.0, self.seconds - self.done * (self.seconds_per_epoch or 0.0))
 
 
 def estimate(
-    root: Path, slug: str, wanted: Wanted, *, rehearsals: Path | None = None, ratio: float | None
+    root: Path,
+    slug: str,
+    wanted: Wanted,
+    *,
+    rehearsals: Path | None = None,
+    ratio: float | None = None,
 ) -> Estimate:
     """Estimate the time of a run from the runs of its kernel below `root`.
 
@@ -176,14 +186,19 @@ def _measured(folders: Iterable[RunFolder]) -> Iterator[MeasuredRun]:
             continue
         timed = read_events(folder.log)
         epochs = [one for one in timed if one.event.kind == "epoch"]
-        if manifest.status != "complete" and not epochs:
-            continue  # it may have failed after any part of its work
         planned = next((one.event.experiments for one in timed if one.event.experiments), ())
+        count = len(epochs)
+        if manifest.status != "complete":  # only its epochs say how much was left to do
+            each = max((one.event.numbers.get("epochs", 0) for one in epochs), default=0)
+            count = int(each) * max(1, len(planned))
+            if not count:
+                continue
         gpus = manifest.hardware.document.get("gpus")
         yield MeasuredRun(
             name=f"{folder.slug}/v{folder.version}",
             seconds=manifest.seconds,
-            epochs=len(epochs),
+            done=len(epochs),
+            epochs=count,
             seconds_per_epoch=_seconds_per_epoch(epochs),
             parameters={**bundle.parameters},
             experiments=planned,

@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from kernelkit.notebook.manifest import Manifest
 from kernelkit.notebook.reader import embedded_manifest, read_cells
 from kernelkit.notebook.render import Kernel
 from kernelkit.runs import store
+from kernelkit.runs.estimate import Wanted, estimate
 from kernelkit.runs.manifest import RunAddress, RunRecord
 from kernelkit.runs.store import RunFolder
 from kernelkit.runs.verify import verify
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 DATASET_SECONDS = 600  # for a dataset to become ready
 QUEUE_PAUSES = (30.0, 300.0)  # seconds between two tries for a free session: first and longest
 SESSION_VERSIONS = 50  # in which a campaign looks for its session, where none is recorded here
+REFRESH_SECONDS = 60.0  # after the time of the refresh, before the quota is read again
 LONGEST_PAUSE = 3600.0  # seconds, whatever Retry-After asks for
 RATE_LIMITED_TRIES = 5  # of a push that is refused for too many calls
 CHANGING_SOURCES = ("dataset_sources", "kernel_sources", "model_sources")
@@ -109,7 +112,8 @@ def push_once(
     """Push a kernel so that one version with its digest exists, and record it under `root`.
 
     An identical version is not pushed again unless `again` is set: see `find_identical`. `wait`
-    waits for a free session, up to `deadline` seconds. `reserve` is in GPU hours (`check_remote`).
+    waits for a free session and for the quota, up to `deadline` seconds. `reserve` is in GPU hours
+    (see `check_remote`).
 
     For a campaign, `session` is the mark that its notebook carries: then only a version with this
     mark counts, whatever became of it. `asked` is how long ago, in seconds, a process that was
@@ -130,7 +134,9 @@ def push_once(
             found := find_identical(kaggle, kernel, root, current, on_event)
         ):
             return found
-        check_remote(kaggle, kernel, reserve, on_event)
+        hours = None if session else _expected_hours(root, kernel)
+        waiting = Waiting(deadline, kaggle.timeouts) if wait else None
+        check_remote(kaggle, kernel, reserve, on_event, hours=hours, waiting=waiting)
         on_event(f"pushing {kernel.slug} as {kaggle.credentials.username} ({kernel.size:,} B)")
         hidden = _hidden_versions(kaggle, kernel, root)
         known = max([current.version or 0, *hidden]) if current else 0
@@ -357,17 +363,27 @@ def require_unchanged_settings(
         )
 
 
-def check_remote(kaggle: Kaggle, kernel: Kernel, reserve: float, on_event: OnEvent) -> None:
+def check_remote(
+    kaggle: Kaggle,
+    kernel: Kernel,
+    reserve: float,
+    on_event: OnEvent,
+    *,
+    hours: float | None = None,
+    waiting: Waiting | None = None,
+) -> None:
     """Check, before anything is spent, for what would make the run fail or run without its data.
 
-    `reserve` is in GPU hours, and stays untouched. A dataset that Kaggle still processes is waited
-    for. If Kaggle does not answer a check, that is reported, and the push decides.
+    `reserve` is in GPU hours, and stays untouched; `hours` is how many the run probably needs. With
+    `waiting`, this waits for the refresh of the quota. A dataset that Kaggle still processes is
+    waited for. If Kaggle does not answer a check, that is reported, and the push decides.
 
     Raises:
         QuotaError: not more than the reserve is left.
         RefusedError: a source does not exist, may not be used, or has failed.
     """
-    for what, check in _remote_checks(kaggle, kernel, reserve, on_event):
+    quota = partial(_check_quota, kaggle, reserve, hours, waiting, on_event)
+    for what, check in _remote_checks(kaggle, kernel, quota, on_event):
         try:
             check()
         except (QuotaError, _SourceError):
@@ -647,11 +663,11 @@ def _sent_as(attempts: Sequence[Kernel], source: str) -> Kernel | None:
 
 
 def _remote_checks(
-    kaggle: Kaggle, kernel: Kernel, reserve: float, on_event: OnEvent
+    kaggle: Kaggle, kernel: Kernel, check_quota: Callable[[], None], on_event: OnEvent
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     fields = kernel.metadata
     if kernel.manifest.wants_gpu:
-        yield "the quota", partial(_check_quota, kaggle, reserve, on_event)
+        yield "the quota", check_quota
     for slug in fields.competition_sources:
         yield f"the competition {slug}", partial(_check_competition, kaggle, slug)
     for source in fields.dataset_sources:
@@ -662,20 +678,70 @@ def _remote_checks(
         yield f"the model {source}", partial(_check_model, kaggle, source)
 
 
-def _check_quota(kaggle: Kaggle, reserve: float, on_event: OnEvent) -> None:
-    quota = kaggle.quota()
-    if not quota.allowed:
-        on_event("note: Kaggle does not say how many GPU hours are left")
-        return
-    until = f", until {quota.refresh:%Y-%m-%d %H:%M} UTC" if quota.refresh else ""
-    running = f", {quota.reserved:.1f} reserved by running sessions" if quota.reserved else ""
-    left = f"{quota.left:.1f} of {quota.allowed:.0f} GPU hours left{running}{until}"
-    if quota.left <= reserve:
+class Waiting:
+    """How long a push may wait for the refresh of the quota."""
+
+    def __init__(self, deadline: float | None, timeouts: Timeouts) -> None:
+        """`deadline` is in seconds from now; None for no limit."""
+        self._timeouts = timeouts
+        self._end = None if deadline is None else timeouts.clock() + deadline
+
+    def until(self, refresh: datetime) -> bool:
+        """Sleep until the refresh, or for an hour at most; False if it comes too late."""
+        left = (refresh - datetime.now(UTC)).total_seconds()
+        if self._end is not None and self._timeouts.clock() + left > self._end:
+            return False
+        self._timeouts.sleep(min(max(left, 0.0) + REFRESH_SECONDS, LONGEST_PAUSE))
+        return True
+
+
+def _expected_hours(root: Path, kernel: Kernel) -> float | None:
+    """How many GPU hours the run will probably bill; None where no earlier run says."""
+    if not kernel.manifest.wants_gpu:
+        return None
+    seconds = estimate(root, kernel.slug, Wanted.of(kernel.manifest)).seconds
+    return None if seconds is None else seconds / 3600
+
+
+def _check_quota(
+    kaggle: Kaggle,
+    reserve: float,
+    hours: float | None,
+    waiting: Waiting | None,
+    on_event: OnEvent,
+) -> None:
+    said = ""
+    while True:
+        quota = kaggle.quota()
+        if not quota.allowed:
+            on_event("note: Kaggle does not say how many GPU hours are left")
+            return
+        until = f", until {quota.refresh:%Y-%m-%d %H:%M} UTC" if quota.refresh else ""
+        running = f", {quota.reserved:.1f} reserved by running sessions" if quota.reserved else ""
+        left = f"{quota.left:.1f} of {quota.allowed:.0f} GPU hours left{running}{until}"
         reserved = f", and gpu_reserve_hours = {reserve:g}" if reserve else ""
-        raise QuotaError(
-            f"{left}{reserved}", "Wait for the refresh, or use a CPU. Nothing was sent."
+        usable = quota.left - reserve
+        if usable > 0 and (hours is None or hours <= usable):
+            on_event(left)
+            return
+        helps = hours is None or hours <= quota.allowed - reserve
+        if waiting and quota.refresh and helps:
+            if said != left:
+                on_event(f"{left}{reserved}; waiting for the refresh")
+                said = left
+            if waiting.until(quota.refresh):
+                continue
+        if usable <= 0:
+            raise QuotaError(
+                f"{left}{reserved}",
+                "Wait for the refresh (--wait does), or use a CPU. Nothing was sent.",
+            )
+        on_event(f"{left}{reserved}")
+        on_event(
+            f"warning: by earlier runs this one needs {hours:.1f} GPU hours, and may use "
+            f"{usable:.1f}: Kaggle will probably end it early (`kernelkit plan`)"
         )
-    on_event(left)
+        return
 
 
 @contextmanager

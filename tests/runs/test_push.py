@@ -219,6 +219,38 @@ def test_the_quota_is_checked_before_anything_is_sent(case: Case) -> None:
     assert case.versions == 0
 
 
+GPU = ("kernel.enable_gpu=true", "kernel.machine_shape=NvidiaTeslaT4")
+
+
+def test_a_run_that_does_not_fit_into_the_quota_says_so(case: Case) -> None:
+    kernel = workflow.render_kernel(case.config(*GPU))
+    push.check_remote(case.kaggle, kernel, 2.0, case.messages.append, hours=29.5)
+    assert "needs 29.5 GPU hours, and may use 28.0" in case.messages[-1]
+    case.messages.clear()
+    push.check_remote(case.kaggle, kernel, 2.0, case.messages.append, hours=27.0)
+    assert case.messages[0].startswith("30.0 of 30 GPU hours left, until ")
+    assert not any("warning" in line for line in case.messages)
+
+
+def test_a_push_waits_for_the_refresh_of_the_quota(case: Case) -> None:
+    kernel = workflow.render_kernel(case.config(*GPU))
+    slept: list[float] = []
+    case.kaggle.timeouts = replace(QUICK, sleep=slept.append)
+    case.inject("quota-used,times=2")
+    waiting = push.Waiting(None, case.kaggle.timeouts)
+    push.check_remote(case.kaggle, kernel, 0.0, case.messages.append, hours=1.0, waiting=waiting)
+    assert len(slept) == 2
+    assert all(60 <= seconds <= 3600 for seconds in slept)
+    assert ["waiting for the refresh" in line for line in case.messages[:2]] == [True, False]
+    assert case.messages[1].startswith("30.0 of 30 GPU hours left")
+
+    case.inject("quota-used,times=1")
+    waiting = push.Waiting(1.0, case.kaggle.timeouts)  # the refresh is later than the deadline
+    with pytest.raises(QuotaError, match=r"0\.0 of 30 GPU hours left"):
+        push.check_remote(case.kaggle, kernel, 0.0, case.messages.append, waiting=waiting)
+    assert len(slept) == 2
+
+
 def test_complete_runs_are_reused_and_active_runs_followed(case: Case) -> None:
     assert case.push() is Outcome.PUSHED
     assert case.push() is Outcome.REATTACHED
