@@ -194,7 +194,7 @@ _accounts = itertools.count(1)
 def emulator(emulator_server: LocalKaggle, request: pytest.FixtureRequest) -> Iterator[LocalKaggle]:
     """The shared emulator with an account of the test's own; faults are removed at the end."""
     name = "".join(c if c.isascii() and c.isalnum() else "-" for c in request.node.name[5:45])
-    yield emulator_server.as_account(f"a{next(_accounts)}-{name}")
+    yield emulator_server.as_account(f"a{next(_accounts)}-{name}".rstrip("-"))
     emulator_server.remove_faults()
 
 

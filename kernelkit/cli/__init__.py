@@ -5,6 +5,7 @@ root     the program: `app`, the options before a command's name, and `main`
 project  init, config, render, preflight, prove, sync
 remote   push, cancel, status, watch, logs, open, pull, run, rehearse, submit
 runs     diagnose, verify, runs
+datasets  dataset
 machine  doctor, emulator
 
 Each command imports what it needs when it runs: `--help`, `--version` and shell completion then
@@ -12,7 +13,7 @@ load nothing but typer. A module of commands registers them with `app` when it i
 happens below, in the order in which `--help` lists them.
 """
 
-from kernelkit.cli import project, remote, runs, machine  # isort: skip
+from kernelkit.cli import project, remote, runs, datasets, machine  # isort: skip
 from kernelkit.cli.root import app, main
 
-__all__ = ["app", "machine", "main", "project", "remote", "runs"]
+__all__ = ["app", "datasets", "machine", "main", "project", "remote", "runs"]

@@ -7,12 +7,16 @@ live           the live view of a run and its log: `watching`, `following`
 project_views  results of commands about a project: init, config, render, preflight, prove, sync
 run_views      results of commands about runs: push, status, watch, pull, verify, diagnose, runs,
                submit
+dataset_views  results of commands about datasets
 machine_views  results of commands about this machine: doctor
 
 Only this package prints. With `--json` it prints one document to stdout and nothing else. With
 `--quiet` it prints the result of a command and errors. The commands call the names below.
 """
 
+from kernelkit.console.dataset_views import (
+    published,
+)
 from kernelkit.console.live import (
     Reporter,
     following,
@@ -102,6 +106,7 @@ __all__ = [
     "probe_plan",
     "probed",
     "proved",
+    "published",
     "pushed",
     "rendered",
     "report",

@@ -1,0 +1,92 @@
+"""Commands about datasets: publish a folder as one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kernelkit.cli.options import (
+    COMMON,
+    INTERRUPTED,
+    REMOTE,
+    Deadline,
+    Options,
+    project_or_none,
+    shares,
+)
+from kernelkit.cli.root import app
+from kernelkit.errors import ConfigError
+
+dataset_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(dataset_app, name="dataset", help="Publish a folder as a private dataset.")
+
+
+@dataset_app.callback()
+@shares(*REMOTE, *COMMON)
+def dataset(options: Options) -> None:
+    """Publish a folder as a private dataset."""
+
+
+@dataset_app.command("push")
+@shares(*REMOTE, *COMMON)
+def push_dataset(
+    options: Options,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Its files become the dataset.")],
+    slug: Annotated[str, typer.Option(metavar="NAME", help="Name of the dataset.")],
+    title: Annotated[
+        str, typer.Option(help="Title of a new dataset.", show_default="the name")
+    ] = "",
+    message: Annotated[
+        str, typer.Option("--message", "-m", help="Note about this version.", show_default="none")
+    ] = "",
+    public: Annotated[bool, typer.Option("--public", help="Let everybody read it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask about --public.")] = False,
+    deadline: Deadline = None,
+) -> None:
+    """Make a folder the new version of a dataset.
+
+    Creates the dataset, or adds a version that holds exactly the files of the folder, and waits
+    until Kaggle has processed it. Nothing is uploaded if the current version has these files.
+    """
+    from kernelkit import console
+    from kernelkit.bundle.secrets import own_credentials
+    from kernelkit.config import checked_endpoint
+    from kernelkit.kaggle.kernels import connect
+    from kernelkit.project.datasets import DatasetRequest, default_state_folder, publish_dataset
+
+    project = project_or_none(options)
+    config = options.config() if project else None
+    request = DatasetRequest(
+        folder,
+        slug,
+        title=title,
+        message=message,
+        is_private=not public,
+        place=_place(folder, project),
+        allowed_secrets=config.allow_secrets if config else (),
+    )
+    request.require_valid()
+    if public and not yes:
+        if options.as_json or not sys.stdin.isatty():
+            raise ConfigError("--public asks before it uploads", "Agree in advance: --public --yes")
+        if not typer.confirm(f"Everybody will be able to read the files of {folder}. Continue?"):
+            raise typer.Exit(INTERRUPTED)
+    endpoint = config.endpoint if config else checked_endpoint(options.endpoint)
+    kaggle = connect(endpoint, local_user=config.kernel.owner if config else None)
+    own = own_credentials(os.environ, Path.home(), project or Path.cwd())
+    state = config.build_folder("datasets") if config else default_state_folder()
+    interrupted = "interrupted: the same command resumes the upload"
+    with console.watching(interrupted) as reporter, kaggle.ends_in(deadline):
+        published = publish_dataset(kaggle, request, state, own=own, on_event=reporter)
+    console.published(published, config.kernel if config else None)
+
+
+def _place(folder: Path, project: Path | None) -> str:
+    """The folder as `allow_secrets` writes it: relative to the project, where it is inside."""
+    if project and folder.resolve().is_relative_to(project.resolve()):
+        return folder.resolve().relative_to(project.resolve()).as_posix()
+    return str(folder)
