@@ -81,7 +81,7 @@ class ReplaySession(EmulatedSession):
             return
         super().run_notebook(kaggle, endpoint)
         started, own_end = self.version.started, self._end
-        if own_end and not self._killed and started and time.time() - started < LONGEST:
+        if own_end and not self.is_killed and started and time.time() - started < LONGEST:
             with contextlib.suppress(OSError, shutil.Error):  # such as a FIFO among the outputs
                 self._record({"status": own_end.status, "failure": own_end.failure})
 

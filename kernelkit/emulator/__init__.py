@@ -6,6 +6,7 @@ unnoticed. For the same reason it imports neither kaggle nor kagglesdk. Start it
 `python -m kernelkit.emulator`.
 
     state         kernels, their versions, and Kaggle's rules; no HTTP, no processes
+    limits        caps of sessions, limits of time, quotas, and a clock that can run faster
     datasets      datasets and models
     competitions  competitions, their files, and the submissions to them
     scoring       the score of a submission, by the metric of the competition

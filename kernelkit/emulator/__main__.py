@@ -26,14 +26,14 @@ from kernelkit.emulator.competitions import DAILY, SCORING, Competitions, Compet
 from kernelkit.emulator.data_api import DataApi
 from kernelkit.emulator.datasets import Datasets
 from kernelkit.emulator.kernels_api import KernelsApi
+from kernelkit.emulator.limits import HOUR, QUOTAS, SESSIONS, TIME_LIMITS, Clock, Limits
 from kernelkit.emulator.metric import InvalidCsv
 from kernelkit.emulator.plugin import EmulatorPlugin, PluginError, load_plugin
-from kernelkit.emulator.runner import TIME_LIMIT, Isolation, SessionRunner, why_no_namespace
+from kernelkit.emulator.runner import Isolation, SessionRunner, why_no_namespace
 from kernelkit.emulator.scoring import METRICS
 from kernelkit.emulator.server import EmulatorServer
 from kernelkit.emulator.state import (
     DELETED_LISTED,
-    GPU_HOURS,
     EmulatedKaggle,
     KaggleSettings,
     is_account,
@@ -41,6 +41,8 @@ from kernelkit.emulator.state import (
 from kernelkit.emulator.storage import StateError, lock_file, write_json
 from kernelkit.emulator.uploads import Uploads
 
+FASTEST = 1_000_000.0
+"""The fastest clock: a week passes in 0.6 s."""
 USAGE, MACHINE = 2, 10
 """Exit statuses, the same as kernelkit's."""
 MARK = "emulator.json"
@@ -106,9 +108,10 @@ def _server(
     """
     settings = _competition_settings(options)
     datasets = Datasets(folder / "_datasets", options.inputs, dict(options.dataset_pending))
+    limits = _limits(options)
     kaggle_settings = KaggleSettings(
         mounts=options.mounts,
-        gpu_hours=options.gpu_quota,
+        limits=limits,
         rules_not_accepted=settings.rules_not_accepted,
         own_output=options.own_output == "mount",
         deleted_listed=options.deleted_listed,
@@ -126,7 +129,7 @@ def _server(
         data_api = DataApi(kaggle, competitions, uploads, datasets, server.endpoint)
         server.plugin = plugin_class(options, server)
         server.runner = SessionRunner(
-            kaggle, isolation, server.endpoint, options.time_limit, server.plugin.new_session
+            kaggle, isolation, server.endpoint, limits, server.plugin.new_session
         )
         kernels_api = KernelsApi(kaggle, server.runner, server.endpoint, options.user)
         server.calls = kernels_api.calls | data_api.calls
@@ -255,8 +258,6 @@ def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, type[Emulat
     add("--mounts", choices=["new", "old"], default="new", help="layout of /kaggle/input")
     add("--own-output", choices=["mount", "drop"], default="mount", help="of a kernel as its input")
     add("--user", type=_user, default="rehearsal", help="the account of every token")
-    add("--time-limit", type=_positive, default=TIME_LIMIT, metavar="SECONDS", help="of a run")
-    add("--gpu-quota", type=_hours, default=GPU_HOURS, metavar="HOURS", help="of an account")
     listed = "that a deleted kernel stays in lists"
     add("--deleted-listed", type=_hours, default=DELETED_LISTED, metavar="SECONDS", help=listed)
     add("--check", action="store_true", help="print the isolation of runs, and serve nothing")
@@ -265,12 +266,50 @@ def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, type[Emulat
     add("--lifeline", action="store_true", help="stop when standard input is closed")
     add("--verbose", action="store_true", help="log every request to stderr")
     add("--plugin", metavar="MODULE:CLASS", help="for tests: see kernelkit.emulator.plugin")
+    _add_limit_options(parser)
     _add_competition_options(parser)
     plugin_class.add_options(parser)
     options = parser.parse_args(arguments)
     if options.solutions and options.inputs and _is_mounted(options.solutions, options.inputs):
         parser.error(f"{options.solutions} is in the inputs: a run could read the solutions")
     return options, plugin_class
+
+
+def _add_limit_options(parser: argparse.ArgumentParser) -> None:
+    """The options of sessions and quotas."""
+    add = parser.add_argument
+    for machine, most in SESSIONS.items():
+        add(
+            f"--{machine.lower()}-sessions",
+            type=_count,
+            default=most,
+            metavar="N",
+            help=f"of an account at once ({most})",
+        )
+    for machine, seconds in QUOTAS.items():
+        add(
+            f"--{machine.lower()}-quota",
+            type=_hours,
+            default=seconds / HOUR,
+            metavar="HOURS",
+            help="of an account in a week",
+        )
+    add("--time-limit", type=_positive, metavar="SECONDS", help="of a run, by Kaggle's clock")
+    add("--queue", type=_hours, default=0.0, metavar="SECONDS", help="that a run stays queued")
+    add("--machines", type=_machines, metavar="N", help="runs at once; others stay queued")
+    add("--clock", type=_speed, default=1.0, metavar="SPEED", help="60: hours pass in minutes")
+
+
+def _limits(options: argparse.Namespace) -> Limits:
+    chosen = vars(options)
+    return Limits(
+        sessions={machine: chosen[f"{machine.lower()}_sessions"] for machine in SESSIONS},
+        time={m: options.time_limit or seconds for m, seconds in TIME_LIMITS.items()},
+        quota={machine: chosen[f"{machine.lower()}_quota"] * HOUR for machine in QUOTAS},
+        queue=options.queue,
+        machines=options.machines,
+        clock=Clock(options.clock),
+    )
 
 
 def _add_competition_options(parser: argparse.ArgumentParser) -> None:
@@ -351,6 +390,18 @@ def _count(text: str) -> int:
     if (count := int(text)) < 0:
         raise argparse.ArgumentTypeError("must not be negative")
     return count
+
+
+def _speed(text: str) -> float:
+    if not 0 < (speed := float(text)) <= FASTEST:
+        raise argparse.ArgumentTypeError(f"must be more than 0, and {FASTEST:.0f} at most")
+    return speed
+
+
+def _machines(text: str) -> int:
+    if (machines := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return machines
 
 
 def _pending(text: str) -> tuple[str, float]:

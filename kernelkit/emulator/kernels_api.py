@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import os
 import secrets
 import shutil
@@ -17,6 +18,7 @@ from collections.abc import Callable
 
 from kernelkit.emulator.fields import JsonObject, RequestFields, answer, iso_time, page_of
 from kernelkit.emulator.kernel_list import select_kernels
+from kernelkit.emulator.limits import Machine, Usage
 from kernelkit.emulator.responses import Reply, RequestRefused
 from kernelkit.emulator.runner import SessionRunner
 from kernelkit.emulator.state import (
@@ -153,13 +155,11 @@ class KernelsApi:
         raise RequestRefused(404, "Not found")
 
     def quota(self, account: str, _: RequestFields) -> Reply:
-        """Used and allowed accelerator time."""
-        usage = self._kaggle.usage(account)
-        return answer(
-            quotaRefreshTime=usage.refresh.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            gpuQuota=_quota(usage.gpu_used, usage.gpu_allowed),
-            tpuQuota=_quota(usage.tpu_used, usage.tpu_allowed),
-        )
+        """Used, reserved and allowed accelerator time."""
+        gpu = self._kaggle.usage(account, Machine.GPU)
+        tpu = self._kaggle.usage(account, Machine.TPU)
+        refresh = iso_time(math.ceil(gpu.refresh))
+        return answer(quotaRefreshTime=refresh, gpuQuota=_quota(gpu), tpuQuota=_quota(tpu))
 
     def cancel_session(self, account: str, fields: RequestFields) -> Reply:
         """End a run. For one that is unknown or has ended, a 200 with an `errorMessage` [A]."""
@@ -255,8 +255,8 @@ def _metadata(kernel: EmulatedKernel, version: KernelVersion) -> JsonObject:
         language=push.language,
         kernelType=push.kernel_type,
         isPrivate=push.is_private,
-        enableGpu=push.wants_gpu,
-        enableTpu=push.enable_tpu,
+        enableGpu=push.machine is Machine.GPU,
+        enableTpu=push.machine is Machine.TPU,
         enableInternet=push.enable_internet,
         currentVersionNumber=kernel.latest.number,
         categoryIds=list(push.tags),
@@ -274,7 +274,7 @@ def _source_with_metadata(push: SaveRequest) -> str:
         notebook["metadata"]["kaggle"] = {
             "accelerator": push.accelerator or "none",
             "dataSources": [],
-            "isGpuEnabled": push.wants_gpu,
+            "isGpuEnabled": push.machine is Machine.GPU,
             "isInternetEnabled": push.enable_internet,
             "language": push.language,
             "sourceType": push.kernel_type,
@@ -284,10 +284,14 @@ def _source_with_metadata(push: SaveRequest) -> str:
     return json.dumps(notebook)
 
 
-def _quota(used: float, allowed: float) -> JsonObject:
-    times = {"timeUsed": used, "timeReserved": 0.0, "totalTimeAllowed": allowed}
+def _quota(usage: Usage) -> JsonObject:
+    times = {
+        "timeUsed": usage.used,
+        "timeReserved": usage.reserved,
+        "totalTimeAllowed": usage.allowed,
+    }
     seconds = {name: f"{round(time)}s" for name, time in times.items()}
-    return JsonObject(**seconds, hasEverRun=True if used else None)
+    return JsonObject(**seconds, hasEverRun=True if usage.used else None)
 
 
 def _readable(name: str) -> str:

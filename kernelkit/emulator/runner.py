@@ -32,13 +32,14 @@ from typing import IO, Literal
 
 from kernelkit.emulator import sandbox
 from kernelkit.emulator.environment import create_environment
+from kernelkit.emulator.limits import Limits, Machine
 from kernelkit.emulator.session import SessionOrder, kill_run_of
 from kernelkit.emulator.state import EmulatedKaggle, KernelVersion, StoredFile, WorkerStatus
 
 Isolation = Literal["namespace", "folders"]
 
-TIME_LIMIT = 12 * 3600.0
-"""Seconds: Kaggle's limit for CPU and GPU sessions [A]."""
+QUEUE_POLL = 0.2
+"""Seconds until a run that waits for a machine notices that it was cancelled."""
 STOPPING = 10.0
 """Seconds to wait for killed runs; killing takes milliseconds."""
 
@@ -146,7 +147,7 @@ class EmulatedSession:
     """One run of a version, from its start to its end."""
 
     def __init__(self, version: KernelVersion, isolation: Isolation, limit: float) -> None:
-        """`limit`: seconds after which the run is ended."""
+        """`limit`: seconds of this machine after which the run is ended at the latest."""
         self.version = version
         self.isolation: Isolation = isolation
         self._limit = limit
@@ -155,13 +156,14 @@ class EmulatedSession:
         self._process: subprocess.Popen[bytes] | None = None
         self._end: ForcedEnd | None = None
         self._forced_end: ForcedEnd | None = None
-        self._killed = False
+        self._stopping = threading.Event()
 
     def execute(self, kaggle: EmulatedKaggle, endpoint: str) -> None:
         """Run the notebook to its end, however it ends. Body of a thread."""
         end = ForcedEnd(WorkerStatus.ERROR, "The session could not be started")
         try:
-            self.run_notebook(kaggle, endpoint)
+            if not self.is_killed:  # in the queue
+                self.run_notebook(kaggle, endpoint)
             died = "The session died; see system.log in the run's folder."
             end = self._forced_end or self._end or ForcedEnd(WorkerStatus.ERROR, died)
         finally:
@@ -172,7 +174,8 @@ class EmulatedSession:
         """End the run and everything that it has started."""
         with self._lock:
             if self._end is None:
-                self._forced_end, self._killed = self._forced_end or end, True
+                self._forced_end = self._forced_end or end
+                self._stopping.set()
             if self._process is not None:
                 self._kill_groups(self._process.pid)
 
@@ -184,7 +187,11 @@ class EmulatedSession:
     @property
     def is_killed(self) -> bool:
         """Whether the run has to end now."""
-        return self._killed
+        return self._stopping.is_set()
+
+    def wait_killed(self, seconds: float) -> bool:
+        """Wait until the run has to end, at most so long; whether it has to."""
+        return self._stopping.wait(min(seconds, threading.TIMEOUT_MAX))
 
     def run_notebook(self, kaggle: EmulatedKaggle, endpoint: str) -> None:
         """Execute the notebook and report its start, log and end (`follow`). May be overridden.
@@ -205,8 +212,8 @@ class EmulatedSession:
         A line is JSON: {"event": "running"}, {"event": "end", "status": …, "failure": …}, or an
         entry of the log.
         """
-        timer = threading.Timer(self._limit, self.kill, (TIMED_OUT,))
-        timer.daemon = True
+        over = threading.Event()
+        timer = threading.Thread(target=self._end_in_time, args=(kaggle, over), daemon=True)
         with (self.version.folder / "log.jsonl").open("w") as log:
             for line in report:
                 if not line.endswith(b"\n"):  # killed while it wrote
@@ -222,7 +229,17 @@ class EmulatedSession:
                         log.write(line.decode())
                         log.flush()
                         kaggle.add_log(self.version, record)
-        timer.cancel()
+        over.set()
+
+    def _end_in_time(self, kaggle: EmulatedKaggle, over: threading.Event) -> None:
+        """End the run at its limit, or when the quota is used up, unless it is `over` before."""
+        while (
+            left := min(self._limit - self.version.seconds, kaggle.seconds_left(self.version))
+        ) > 0:
+            if over.wait(min(left, threading.TIMEOUT_MAX)):
+                return
+        if not over.is_set():
+            self.kill(TIMED_OUT)
 
     def _run_child(self, kaggle: EmulatedKaggle, endpoint: str, system_log: IO[bytes]) -> None:
         """Start the child and follow it until it and all its processes are gone."""
@@ -232,7 +249,7 @@ class EmulatedSession:
                 system_log.flush()
             process = spawn_session(self._order(), self._environment(endpoint), system_log)
             self._process = process
-            if self._killed:
+            if self.is_killed:
                 self._kill_groups(process.pid)
         with process:
             self.follow(process.stdout or (), kaggle)
@@ -291,10 +308,40 @@ class EmulatedSession:
             own |= {"KAGGLE_INPUT_DIR": str(self._scratch.inputs)}
             own |= {"KAGGLE_WORKING_DIR": str(self.version.working)}
         push = self.version.push
-        inherited = _inherited(gpu=push.wants_gpu, internet=push.enable_internet)
+        gpu = push.machine is Machine.GPU
+        inherited = _inherited(gpu=gpu, internet=push.enable_internet)
         # `!python`, `!pip` and the commands of packages mean the interpreter of the kernel.
         own |= {"PATH": os.pathsep.join([str(self._python.parent), inherited["PATH"]])}
         return inherited | own
+
+
+class SessionQueue:
+    """The runs that have a machine, and those that wait for one in the order of their pushes."""
+
+    def __init__(self, machines: int | None) -> None:
+        self._machines = machines
+        self._changed = threading.Condition()
+        self._sessions: list[EmulatedSession] = []
+
+    def enter(self, session: EmulatedSession) -> None:
+        """Take the last place."""
+        with self._changed:
+            self._sessions.append(session)
+
+    def wait(self, session: EmulatedSession) -> None:
+        """Wait until the run has a machine, or has to end."""
+        with self._changed:
+            while not session.is_killed and not self._has_machine(session):
+                self._changed.wait(QUEUE_POLL)
+
+    def leave(self, session: EmulatedSession) -> None:
+        """Give the place, or the machine, back."""
+        with self._changed:
+            self._sessions.remove(session)
+            self._changed.notify_all()
+
+    def _has_machine(self, session: EmulatedSession) -> bool:
+        return self._machines is None or session in self._sessions[: self._machines]
 
 
 NewSession = Callable[[KernelVersion, Isolation, float], EmulatedSession]
@@ -308,13 +355,14 @@ class SessionRunner:
         kaggle: EmulatedKaggle,
         isolation: Isolation,
         endpoint: str,
-        time_limit: float = TIME_LIMIT,
+        limits: Limits | None = None,
         new_session: NewSession = EmulatedSession,
     ) -> None:
         self._kaggle = kaggle
         self._isolation: Isolation = isolation
         self._endpoint = endpoint
-        self._time_limit = time_limit
+        self._limits = limits or Limits()
+        self._queue = SessionQueue(self._limits.machines)
         self._new_session = new_session
         self._lock = threading.Lock()
         self._sessions: dict[EmulatedSession, threading.Thread] = {}
@@ -322,8 +370,9 @@ class SessionRunner:
 
     def launch(self, version: KernelVersion) -> None:
         """Start the run of a version and return at once."""
-        limit = min(self._time_limit, version.push.timeout or self._time_limit)
+        limit = version.limit / self._limits.clock.speed
         session = self._new_session(version, self._isolation, limit)
+        self._queue.enter(session)
         thread = threading.Thread(target=self._execute, args=(session,), name=str(version.folder))
         thread.daemon = True
         with self._lock:
@@ -380,11 +429,14 @@ class SessionRunner:
 
     def _execute(self, session: EmulatedSession) -> None:
         try:
+            session.wait_killed(self._limits.queue / self._limits.clock.speed)
+            self._queue.wait(session)
             session.execute(self._kaggle, self._endpoint)
         except FileNotFoundError:
             if not self._stopped:  # a second signal does not wait, and removes a temporary state
                 raise
         finally:
+            self._queue.leave(session)
             with self._lock:
                 del self._sessions[session]
 

@@ -12,10 +12,10 @@ the lock, because they only move forward.
 
 from __future__ import annotations
 
-import datetime as dt
 import enum
 import itertools
 import json
+import math
 import re
 import secrets
 import shutil
@@ -27,6 +27,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypedDict
 
 from kernelkit.emulator.datasets import Datasets
+from kernelkit.emulator.limits import (
+    HOUR,
+    TIME_LIMITS,
+    Limits,
+    Machine,
+    SessionTime,
+    Usage,
+    usage,
+)
 from kernelkit.emulator.responses import RequestRefused
 from kernelkit.emulator.storage import read_json, reading, write_json
 
@@ -34,16 +43,8 @@ MAX_SOURCE = 1_000_000
 """Bytes; a source must be smaller. Kaggle accepted 878,947 and refused 1,353,126 [A]."""
 MIN_NAME = 5
 """Characters of a slug or title [D]."""
-MAX_SESSIONS = {"GPU": 2, "CPU": 5}
-"""Simultaneous batch sessions of one account, queued or running [A]. TPU runs count as CPU [?]."""
-DEFAULT_GPU = "NvidiaTeslaP100"
-"""The machine that `enableGpu` without a machine shape gets [D]."""
-GPU_HOURS = 30.0
-"""GPU hours of an account per week [A]."""
-TPU_HOURS = 20.0
-"""TPU hours of an account per week [A]."""
-SATURDAY = 5
-"""The weekday on which the quota is refreshed, at midnight UTC [A]."""
+DEFAULT_SHAPES = {Machine.GPU: "NvidiaTeslaP100", Machine.TPU: "TpuV5E8"}
+"""The machines that `enableGpu` [D] and `enableTpu` [?] without a machine shape get."""
 
 DELETED_LISTED = 5.0
 """Seconds that a deleted kernel stays in lists; Kaggle does the same "for a while" [A]."""
@@ -64,8 +65,8 @@ class KaggleSettings:
     """
 
     mounts: Mounts = "new"
-    gpu_hours: float = GPU_HOURS
     rules_not_accepted: frozenset[str] = frozenset()
+    limits: Limits = field(default_factory=Limits)
     own_output: bool = True
     deleted_listed: float = DELETED_LISTED
 
@@ -119,14 +120,18 @@ class SaveRequest:
     timeout: float | None
 
     @property
-    def wants_gpu(self) -> bool:
-        """`enable_gpu` is deprecated: a machine shape that names a GPU is enough [V]."""
-        return self.enable_gpu or self.machine_shape.startswith("Nvidia")
+    def machine(self) -> Machine:
+        """`enable_gpu` is deprecated: a machine shape that names an accelerator is enough [V]."""
+        if self.enable_tpu or self.machine_shape.startswith("Tpu"):
+            return Machine.TPU
+        if self.enable_gpu or self.machine_shape.startswith("Nvidia"):
+            return Machine.GPU
+        return Machine.CPU
 
     @property
     def accelerator(self) -> str:
         """The machine shape of the session; empty for a CPU."""
-        return self.machine_shape or (DEFAULT_GPU if self.enable_gpu else "")
+        return self.machine_shape or DEFAULT_SHAPES.get(self.machine, "")
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,10 @@ class StoredFile:
 
 @dataclass
 class KernelVersion:
-    """One push and its one run. `folder` holds all of it in readable files."""
+    """One push and its one run. `folder` holds all of it in readable files.
+
+    `limit`: seconds of Kaggle's clock that the run may take.
+    """
 
     number: int
     session_id: int
@@ -156,6 +164,7 @@ class KernelVersion:
     folder: Path
     mounts: tuple[Mount, ...]
     dropped: dict[str, list[str]]
+    limit: float
     status: WorkerStatus = WorkerStatus.QUEUED
     failure: str = ""
     started: float | None = None
@@ -231,17 +240,6 @@ class SaveResult:
     error: str = ""
 
 
-@dataclass(frozen=True)
-class AcceleratorUsage:
-    """Accelerator time of an account, in seconds."""
-
-    gpu_used: float
-    gpu_allowed: float
-    tpu_used: float
-    tpu_allowed: float
-    refresh: dt.datetime
-
-
 class EmulatedKaggle:
     """All accounts, kernels and runs of one local Kaggle.
 
@@ -262,6 +260,7 @@ class EmulatedKaggle:
         self._folder = folder
         self._inputs = inputs
         self._settings = settings or KaggleSettings()
+        self._limits = self._settings.limits
         self._datasets = datasets or Datasets(folder / "_datasets", inputs)
         self._kernels: dict[tuple[str, str], EmulatedKernel] = {}
         self._deleted: list[EmulatedKernel] = []
@@ -403,15 +402,30 @@ class EmulatedKaggle:
                         return version
         return None
 
-    def usage(self, account: str) -> AcceleratorUsage:
-        """The time that the runs of an account have used, as if all ran in this week."""
+    def usage(self, account: str, machine: Machine) -> Usage:
+        """What the runs of an account have used and reserved of an accelerator in this week."""
         with self.changed:
-            runs = self._runs(account)
-            gpu = sum(v.seconds for v in runs if v.push.wants_gpu)
-            tpu = sum(v.seconds for v in runs if v.push.enable_tpu)
-        return AcceleratorUsage(
-            gpu, self._settings.gpu_hours * 3600, tpu, TPU_HOURS * 3600, _next_refresh()
-        )
+            runs = [v for v in self._runs(account) if v.push.machine is machine]
+            times = [SessionTime(v.limit, v.started, v.ended) for v in runs]
+        return usage(times, self._limits.quota.get(machine, math.inf), self._limits.clock)
+
+    def seconds_left(self, version: KernelVersion) -> float:
+        """Seconds of this machine after which a run may have to end; 0 if it has to end now.
+
+        A run ends at its own limit, and when the account's quota is used up [?]. The runs that
+        share the quota use it up together, so ask again when these seconds have passed.
+        """
+        speed, machine = self._limits.clock.speed, version.push.machine
+        own = version.limit / speed - version.seconds
+        if machine not in self._limits.quota:
+            return max(0.0, own)
+        account = version.push.owner
+        used = self.usage(account, machine)
+        with self.changed:
+            runs = [v for v in self._runs(account) if v.push.machine is machine]
+        active = sum(v.status is WorkerStatus.RUNNING for v in runs)
+        shared = (used.allowed - used.used) / speed / max(1, active)
+        return max(0.0, min(own, shared))
 
     def _load(self) -> tuple[int, int]:
         """Read the state of an earlier emulator; its greatest kernel id and session id."""
@@ -460,15 +474,13 @@ class EmulatedKaggle:
 
     def _no_capacity(self, account: str, push: SaveRequest) -> str:
         """Kaggle's message if the account has no session or quota left, else an empty string."""
-        kind = "GPU" if push.wants_gpu else "CPU"
+        kind = push.machine
         active = [v for v in self._runs(account) if not v.status.has_ended]
-        same = [v for v in active if v.push.wants_gpu == push.wants_gpu]
-        if len(same) >= MAX_SESSIONS[kind]:
-            return f"Maximum batch {kind} session count of {MAX_SESSIONS[kind]} reached."
-        if push.wants_gpu and self.usage(account).gpu_used >= self._settings.gpu_hours * 3600:
-            return (
-                f"Maximum weekly GPU quota of {self._settings.gpu_hours:.2f} hours reached."  # [A]
-            )
+        most = self._limits.sessions[kind]
+        if sum(v.push.machine is kind for v in active) >= most:
+            return f"Maximum batch {kind} session count of {most} reached."
+        if (used := self.usage(account, kind)).is_used_up:
+            return f"Maximum weekly {kind} quota of {used.allowed / HOUR:.2f} hours reached."  # [A]
         return ""
 
     def _sources(
@@ -574,7 +586,11 @@ class EmulatedKaggle:
     ) -> KernelVersion:
         number = len(kernel.versions) + 1
         folder = kernel.folder / f"v{number}"
-        version = KernelVersion(number, next(self._session_ids), push, folder, mounts, dropped)
+        longest = self._limits.time[push.machine]
+        limit = min(longest, push.timeout or longest)
+        version = KernelVersion(
+            number, next(self._session_ids), push, folder, mounts, dropped, limit
+        )
         version.working.mkdir(parents=True)
         (folder / "source.ipynb").write_bytes(push.text.encode())
         request = asdict(push)
@@ -588,6 +604,7 @@ class EmulatedKaggle:
             "mounts": [[str(mount.target), str(mount.source)] for mount in mounts],
             "dropped": dropped,
             "created": version.created,
+            "limit": version.limit,
         }
         write_json(folder / "version.json", record)  # last: it marks the version as complete
         kernel.versions.append(version)
@@ -645,11 +662,6 @@ def _pinned(kernel: EmulatedKernel, label: str) -> KernelVersion:
     raise RequestRefused(404, "Not found")
 
 
-def _next_refresh() -> dt.datetime:
-    today = dt.datetime.now(dt.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    return today + dt.timedelta(days=(SATURDAY - today.weekday()) % 7 or 7)
-
-
 def _write_status(version: KernelVersion, status: WorkerStatus) -> None:
     record = {
         "status": status,
@@ -683,7 +695,8 @@ def _read_version(path: Path) -> KernelVersion:
     mounts = tuple(Mount(PurePosixPath(t), Path(source)) for t, source in record["mounts"])
     push = _read_push(folder)
     number, session_id, dropped = record["number"], record["session_id"], record["dropped"]
-    version = KernelVersion(number, session_id, push, folder, mounts, dropped)
+    limit = record.get("limit", TIME_LIMITS[push.machine])
+    version = KernelVersion(number, session_id, push, folder, mounts, dropped, limit)
     version.created = record.get("created", path.stat().st_mtime)
     if (folder / "status.json").exists():
         end = read_json(folder / "status.json")

@@ -6,6 +6,7 @@ import pytest
 
 from kernelkit.emulator.fields import RequestFields
 from kernelkit.emulator.kernel_list import select_kernels
+from kernelkit.emulator.limits import Machine
 from kernelkit.emulator.responses import RequestRefused
 from kernelkit.emulator.state import EmulatedKaggle, KaggleSettings, WorkerStatus
 from kernelkit.errors import NotFoundError
@@ -79,14 +80,14 @@ def test_a_deleted_kernel_stays_listed_for_a_while(tmp_path):
     kaggle = EmulatedKaggle(tmp_path / "state", None, KaggleSettings(deleted_listed=60))
     run = saved(kaggle, "My Kernel", machine_shape=GPU.machine_shape)
     run.started -= 100
-    used = kaggle.usage("me").gpu_used
+    used = kaggle.usage("me", Machine.GPU).used
     with pytest.raises(RequestRefused):
         kaggle.delete("you", "me", "my-kernel")
     gone = kaggle.delete("me", "me", "my-kernel")
     with pytest.raises(RequestRefused, match="Not found"):
         kaggle.find("me", "me", "my-kernel")
     assert titles(kaggle, group="PROFILE") == ["My Kernel"]
-    assert kaggle.usage("me").gpu_used == used >= 100
+    assert kaggle.usage("me", Machine.GPU).used == used >= 100
     # The name is free, and the new kernel is another one.
     assert saved(kaggle, "My Kernel").number == 1
     assert kaggle.find("me", "me", "my-kernel")[0].kernel_id != gone.kernel_id

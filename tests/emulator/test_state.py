@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from kernelkit.emulator.limits import HOUR, Clock, Limits, Machine
 from kernelkit.emulator.responses import RequestRefused
 from kernelkit.emulator.state import (
     EmulatedKaggle,
@@ -37,6 +38,13 @@ PUSH = SaveRequest(
     timeout=None,
 )
 GPU = replace(PUSH, machine_shape="NvidiaTeslaT4")
+TPU = replace(PUSH, machine_shape="TpuV5E8")
+
+
+def limits(speed=1.0, quota=30.0):
+    """Limits with another clock, or other GPU hours."""
+    quotas = {Machine.GPU: quota * HOUR}
+    return Limits(quota=quotas, clock=Clock(speed))
 
 
 @pytest.fixture
@@ -150,7 +158,9 @@ def test_the_size_limit_has_kaggles_message(kaggle):
     assert refusal(kaggle, replace(PUSH, text="x" * 1_000_000))[1] == message
 
 
-@pytest.mark.parametrize(("push", "most", "kind"), [(GPU, 2, "GPU"), (PUSH, 5, "CPU")])
+@pytest.mark.parametrize(
+    ("push", "most", "kind"), [(GPU, 2, "GPU"), (PUSH, 5, "CPU"), (TPU, 1, "TPU")]
+)
 def test_sessions_are_limited(kaggle, push, most, kind):
     saved = [kaggle.save("me", push) for _ in range(most)]
     kaggle.start(saved[0].version)  # both running and queued runs count
@@ -166,26 +176,51 @@ def test_the_session_limit_is_per_account_and_kind(kaggle):
     for _ in range(2):
         kaggle.save("me", GPU)
     assert kaggle.save("me", PUSH).version
+    assert kaggle.save("me", replace(PUSH, enable_tpu=True)).version
     assert kaggle.save("you", replace(GPU, owner="you")).version
     assert kaggle.save("me", replace(PUSH, enable_gpu=True)).error
 
 
 def test_a_used_gpu_quota_refuses_gpu_runs(tmp_path):
-    kaggle = EmulatedKaggle(tmp_path, None, KaggleSettings(gpu_hours=0))
+    kaggle = EmulatedKaggle(tmp_path, None, KaggleSettings(limits=limits(quota=0)))
     assert kaggle.save("me", GPU).error == "Maximum weekly GPU quota of 0.00 hours reached."
     assert kaggle.save("me", PUSH).version
 
 
-def test_gpu_seconds_are_counted(kaggle):
-    run = kaggle.save("me", GPU).version
+def test_gpu_seconds_are_counted_and_reserved(kaggle):
+    run = kaggle.save("me", replace(GPU, timeout=1000)).version
+    assert kaggle.usage("me", Machine.GPU).reserved == 1000
     kaggle.start(run)
     run.started -= 100
-    assert 100 <= kaggle.usage("me").gpu_used < 110
+    while_it_runs = kaggle.usage("me", Machine.GPU)
+    assert 100 <= while_it_runs.used < 110
+    assert 890 < while_it_runs.reserved <= 900
     kaggle.finish(run, WorkerStatus.COMPLETE, "", ())
-    assert 100 <= kaggle.usage("me").gpu_used < 110
+    usage = kaggle.usage("me", Machine.GPU)
+    assert 100 <= usage.used < 110
+    assert (usage.reserved, usage.allowed) == (0, 30 * HOUR)
     done(kaggle, PUSH)
-    assert kaggle.usage("you").gpu_used == 0
-    assert kaggle.usage("me").refresh.weekday() == 5
+    assert kaggle.usage("you", Machine.GPU).used == 0
+    assert kaggle.usage("me", Machine.TPU).used == 0
+
+
+def test_a_faster_clock_uses_the_quota_faster(tmp_path):
+    """An hour passes in a minute; the limit of 12 hours, too."""
+    kaggle = EmulatedKaggle(tmp_path, None, KaggleSettings(limits=limits(speed=60, quota=20)))
+    first, second = (kaggle.save("me", GPU).version for _ in range(2))
+    assert kaggle.seconds_left(first) == 12 * 60
+    kaggle.start(first)
+    first.started -= 60
+    assert kaggle.usage("me", Machine.GPU).used == pytest.approx(HOUR, abs=300)
+    assert kaggle.seconds_left(first) == pytest.approx(11 * 60, abs=5)
+    kaggle.start(second)
+    second.started -= 60
+    # 18 of 20 hours are left for two runs: 9 minutes of this machine for each.
+    assert kaggle.seconds_left(second) == pytest.approx(9 * 60, abs=5)
+    first.started -= 18 * 60
+    assert kaggle.seconds_left(second) == 0
+    kaggle.finish(first, WorkerStatus.COMPLETE, "", ())
+    assert "weekly GPU quota of 20.00 hours" in kaggle.save("me", GPU).error
 
 
 def sources(kaggle, **names):
