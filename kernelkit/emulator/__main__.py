@@ -26,7 +26,7 @@ from kernelkit.emulator.competitions import DAILY, SCORING, Competitions, Compet
 from kernelkit.emulator.data_api import DataApi
 from kernelkit.emulator.datasets import Datasets
 from kernelkit.emulator.kernels_api import KernelsApi
-from kernelkit.emulator.limits import HOUR, QUOTAS, SESSIONS, TIME_LIMITS, Clock, Limits
+from kernelkit.emulator.limits import HOUR, QUOTAS, SESSIONS, TIME_LIMITS, AccountLimits, Clock
 from kernelkit.emulator.metric import InvalidCsv
 from kernelkit.emulator.plugin import EmulatorPlugin, PluginError, load_plugin
 from kernelkit.emulator.runner import Isolation, SessionRunner, why_no_namespace
@@ -300,9 +300,9 @@ def _add_limit_options(parser: argparse.ArgumentParser) -> None:
     add("--clock", type=_speed, default=1.0, metavar="SPEED", help="60: hours pass in minutes")
 
 
-def _limits(options: argparse.Namespace) -> Limits:
+def _limits(options: argparse.Namespace) -> AccountLimits:
     chosen = vars(options)
-    return Limits(
+    return AccountLimits(
         sessions={machine: chosen[f"{machine.lower()}_sessions"] for machine in SESSIONS},
         time={m: options.time_limit or seconds for m, seconds in TIME_LIMITS.items()},
         quota={machine: chosen[f"{machine.lower()}_quota"] * HOUR for machine in QUOTAS},

@@ -55,7 +55,7 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Limits:
+class AccountLimits:
     """The limits of every account. Durations in seconds of Kaggle's clock.
 
     `queue`: how long a run stays queued. `machines`: runs at once, of all accounts together; the

@@ -32,7 +32,7 @@ from typing import IO, Literal
 
 from kernelkit.emulator import sandbox
 from kernelkit.emulator.environment import create_environment
-from kernelkit.emulator.limits import Limits, Machine
+from kernelkit.emulator.limits import AccountLimits, Machine
 from kernelkit.emulator.session import SessionOrder, kill_run_of
 from kernelkit.emulator.state import EmulatedKaggle, KernelVersion, StoredFile, WorkerStatus
 
@@ -355,13 +355,13 @@ class SessionRunner:
         kaggle: EmulatedKaggle,
         isolation: Isolation,
         endpoint: str,
-        limits: Limits | None = None,
+        limits: AccountLimits | None = None,
         new_session: NewSession = EmulatedSession,
     ) -> None:
         self._kaggle = kaggle
         self._isolation: Isolation = isolation
         self._endpoint = endpoint
-        self._limits = limits or Limits()
+        self._limits = limits or AccountLimits()
         self._queue = SessionQueue(self._limits.machines)
         self._new_session = new_session
         self._lock = threading.Lock()

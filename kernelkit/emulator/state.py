@@ -30,7 +30,7 @@ from kernelkit.emulator.datasets import Datasets
 from kernelkit.emulator.limits import (
     HOUR,
     TIME_LIMITS,
-    Limits,
+    AccountLimits,
     Machine,
     SessionTime,
     Usage,
@@ -66,7 +66,7 @@ class KaggleSettings:
 
     mounts: Mounts = "new"
     rules_not_accepted: frozenset[str] = frozenset()
-    limits: Limits = field(default_factory=Limits)
+    limits: AccountLimits = field(default_factory=AccountLimits)
     own_output: bool = True
     deleted_listed: float = DELETED_LISTED
 

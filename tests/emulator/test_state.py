@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from kernelkit.emulator.limits import HOUR, Clock, Limits, Machine
+from kernelkit.emulator.limits import HOUR, AccountLimits, Clock, Machine
 from kernelkit.emulator.responses import RequestRefused
 from kernelkit.emulator.state import (
     EmulatedKaggle,
@@ -44,7 +44,7 @@ TPU = replace(PUSH, machine_shape="TpuV5E8")
 def limits(speed=1.0, quota=30.0):
     """Limits with another clock, or other GPU hours."""
     quotas = {Machine.GPU: quota * HOUR}
-    return Limits(quota=quotas, clock=Clock(speed))
+    return AccountLimits(quota=quotas, clock=Clock(speed))
 
 
 @pytest.fixture
