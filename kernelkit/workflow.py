@@ -101,27 +101,25 @@ def rehearse(
     `inputs` is a folder of folders that are named by the slugs of the kernel's sources.
 
     Raises:
-        ConfigError: `inputs` lacks the data of a source, or `out` is the folder of real runs, or
-            contains other files than a rehearsal's.
+        ConfigError: `inputs` lacks the data of a source, `build/wheels` lacks a wheel, or `out` is
+            the folder of real runs or contains other files than a rehearsal's.
     """
     from kernelkit.kaggle.kernels import connect
     from kernelkit.kaggle.local import local_kaggle, require_inputs
+    from kernelkit.project.wheels import wheels_for_rehearsal
     from kernelkit.runs import store
 
-    preflight(config)  # before the last rehearsal is removed
+    manifest = preflight(config).manifest  # before the last rehearsal is removed
     for doubt in require_inputs(inputs, config.kernel.sources):
         on_event(f"note: {doubt}")
+    publish_wheels = wheels_for_rehearsal(config, manifest.wheels, inputs)
     with store.rehearsal_lock(out):
         store.remove_rehearsal(out / config.kernel.slug, config.project / "runs")
         with local_kaggle(inputs, mounts) as server:
-            on_event(f"local Kaggle at {server.endpoint}")
-            if server.isolation != "namespace":
-                on_event(
-                    f"note: runs are not isolated, because this machine has no namespaces "
-                    f"({server.reason}): the network is open, even if enable_internet is false, "
-                    "your files are visible, and the inputs can be changed"
-                )
+            for message in server.start_messages:
+                on_event(message)
             kaggle = connect(server.endpoint, {}, config.kernel.owner)
+            publish_wheels(kaggle, on_event)
             pulled = run(config, kaggle, root=out, deadline=deadline, on_event=on_event)
             return replace(pulled, isolation=server.isolation)
 

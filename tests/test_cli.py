@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 COMMANDS = [
     *("init", "config", "render", "preflight", "prove", "sync"),
     *("push", "cancel", "status", "watch", "logs", "open", "pull", "run", "rehearse", "submit"),
-    *("diagnose", "verify", "doctor", "emulator", "runs", "dataset"),
+    *("diagnose", "verify", "wheels", "doctor", "emulator", "runs", "dataset"),
 ]
 TARGETS = [
     *("setup", "smoke", "test", "lint", "format", "render", "push", "status", "watch"),

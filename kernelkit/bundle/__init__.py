@@ -13,7 +13,11 @@ syntax   parses source for the Python of Kaggle's image: `parse`, `Parsed`, `cal
 scripts  which options a script takes: `read_command_line`, `function_arguments`,
          `CommandLine`, `Option`, `OptionForm`, `OptionValue`
 image    compares imports with Kaggle's image: `compare`, `load_snapshot`, `read_snapshot`,
-         `has_distribution`, `installed_by_pip`, `snapshot`, `Snapshot`, `Availability`, `Presence`
+         `has_distribution`, `applies`, `marker_environment`, `snapshot`, `Snapshot`,
+         `Availability`, `Presence`
+requirements  where a run gets each requirement from: `plan_installation`, `InstallPlan`,
+         `PlannedRequirement`, `InstallOrigin`, `WheelLock`, `LockedWheel`, `LOCK_NAME`,
+         `MAKE_WHEELS`, `needed_by`
 secrets  finds credentials in texts: `scan`, `NamedText`, `SecretFinding`, `Credential`,
          `own_credentials`, `machine_credentials`, `machine_secrets`, `searchable_text`
 secret_rules  what a credential looks like

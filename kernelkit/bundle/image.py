@@ -75,11 +75,20 @@ class Snapshot:
     modules: Mapping[str, str]
     """Top-level module → the distribution that installs it, where their names differ."""
 
+    glibc: str = "2.35"
+    """Version of the C library, which decides which wheels fit. Ubuntu 22.04, the system of Colab's
+    image, has 2.35."""
+
     @property
     def release(self) -> tuple[int, int]:
         """The version of Python, whose syntax the image knows: (3, 12)."""
         parts = Version(self.python).release
         return parts[0], parts[1] if len(parts) > 1 else 0
+
+    @property
+    def short_python(self) -> str:
+        """The version of Python without its last part: "3.12"."""
+        return "{}.{}".format(*self.release)
 
 
 @cache
@@ -119,6 +128,7 @@ class _SnapshotDocument(BaseModel):
     distributions: dict[_Name, str | None]
     absent: list[_Name] = []
     modules: dict[_Name, _Name]
+    glibc: Annotated[str, Field(pattern=r"^[0-9]{1,3}\.[0-9]{1,3}$")] = "2.35"
 
 
 def read_snapshot(document: object) -> Snapshot:
@@ -135,6 +145,7 @@ def read_snapshot(document: object) -> Snapshot:
         distributions={canonicalize_name(n): v for n, v in found.distributions.items()},
         absent=frozenset(map(canonicalize_name, found.absent)),
         modules=found.modules,
+        glibc=found.glibc,
     )
 
 
@@ -151,7 +162,7 @@ def compare(
     `third_party` maps a module to the places that import it; `pip` are requirements (PEP 508).
     """
     image = image or snapshot()
-    required = {canonicalize_name(r.name) for r in map(Requirement, pip) if _applies(r, image)}
+    required = {canonicalize_name(r.name) for r in map(Requirement, pip) if applies(r, image)}
     named = {name: canonicalize_name(_distribution(name, image)) for name in third_party}
     # A distribution of the image installs the modules that it is known for, and no others.
     unclaimed = required - set(named.values()) - image.distributions.keys()
@@ -174,33 +185,26 @@ def compare(
     return findings
 
 
-def installed_by_pip(pip: Sequence[str], image: Snapshot) -> list[str]:
-    """The requirements that pip downloads in the run: the image has no fitting version of them."""
-    return [text for text in pip if not _satisfies(image, Requirement(text))]
-
-
-def _satisfies(image: Snapshot, requirement: Requirement) -> bool:
-    """Whether pip has nothing to do; extras may need more than the image has."""
-    if not _applies(requirement, image):
-        return True
-    version = image.distributions.get(canonicalize_name(requirement.name))
-    plain = requirement.url is None and not requirement.extras
-    return plain and version is not None and requirement.specifier.contains(version, True)
-
-
-def _applies(requirement: Requirement, image: Snapshot) -> bool:
-    """Whether pip would install it in the image."""
+def applies(requirement: Requirement, image: Snapshot, extra: str = "") -> bool:
+    """Whether pip would install a requirement in the image; `extra` is one of the package that
+    states it."""
     marker = requirement.marker
-    return marker is None or marker.evaluate(
-        {
-            "python_version": ".".join(image.python.split(".")[:2]),
-            "python_full_version": image.python,
-            "sys_platform": "linux",
-            "platform_system": "Linux",
-            "platform_machine": "x86_64",
-            "os_name": "posix",
-        }
-    )
+    return marker is None or marker.evaluate({**marker_environment(image), "extra": extra})
+
+
+def marker_environment(image: Snapshot) -> dict[str, str]:
+    """The values of environment markers (PEP 508) in the image."""
+    return {
+        "implementation_name": "cpython",
+        "implementation_version": image.python,
+        "os_name": "posix",
+        "platform_machine": "x86_64",
+        "platform_python_implementation": "CPython",
+        "platform_system": "Linux",
+        "python_version": image.short_python,
+        "python_full_version": image.python,
+        "sys_platform": "linux",
+    }
 
 
 def _distribution(module: str, image: Snapshot) -> str:

@@ -1,4 +1,4 @@
-"""Commands about datasets: publish a folder as one."""
+"""Commands about datasets: publish a folder as one, and the wheels for runs without internet."""
 
 from __future__ import annotations
 
@@ -90,3 +90,44 @@ def _place(folder: Path, project: Path | None) -> str:
     if project and folder.resolve().is_relative_to(project.resolve()):
         return folder.resolve().relative_to(project.resolve()).as_posix()
     return str(folder)
+
+
+@app.command("wheels")
+@shares("endpoint", *COMMON)
+def wheels(
+    options: Options,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Download to DIR, and publish nothing.", show_default="build/wheels"
+        ),
+    ] = None,
+    download_only: Annotated[
+        bool, typer.Option("--download-only", help="Publish nothing.")
+    ] = False,
+    upgrade: Annotated[
+        bool, typer.Option("--upgrade", help="Choose again, although the lock fits.")
+    ] = False,
+    deadline: Deadline = None,
+) -> None:
+    """Publish wheels for a run without internet.
+
+    Downloads the wheels of the requirements that Kaggle's image lacks, with all that they need, and
+    publishes them as a private dataset. kernelkit-wheels.json names each with its SHA-256: the
+    notebook installs only these files. Nothing is built, and no code of a package is executed.
+    """
+    from kernelkit import console
+    from kernelkit.bundle.secrets import own_credentials
+    from kernelkit.kaggle.kernels import connect
+    from kernelkit.project.wheels import prepare_wheels, publish_wheels
+
+    config = options.config()
+    published = None
+    with console.watching("interrupted: the same command goes on") as reporter:
+        prepared = prepare_wheels(config, out, upgrade=upgrade, on_event=reporter)
+        if prepared.lock and not download_only and out is None:
+            kaggle = connect(config.endpoint, local_user=config.kernel.owner)
+            own = own_credentials(os.environ, Path.home(), config.project)
+            with kaggle.ends_in(deadline):
+                published = publish_wheels(config, prepared, kaggle, own, on_event=reporter)
+    console.wheels_ready(prepared, published, config.kernel)

@@ -89,7 +89,8 @@ def preflight(options: Options) -> None:
     from kernelkit import console, workflow
     from kernelkit.notebook.preflight import advise
 
-    console.no_problems(advise(workflow.preflight(options.config())))
+    kernel = workflow.preflight(options.config())
+    console.no_problems(advise(kernel), kernel.installs)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})

@@ -16,6 +16,7 @@ Only this package prints. With `--json` it prints one document to stdout and not
 
 from kernelkit.console.dataset_views import (
     published,
+    wheels_ready,
 )
 from kernelkit.console.live import (
     Reporter,
@@ -52,6 +53,7 @@ from kernelkit.console.project_views import (
     no_problems,
     proved,
     rendered,
+    requirements,
     synced,
 )
 from kernelkit.console.run_views import (
@@ -111,6 +113,7 @@ __all__ = [
     "rendered",
     "report",
     "require_no_failure",
+    "requirements",
     "results",
     "run",
     "runs",
@@ -124,4 +127,5 @@ __all__ = [
     "verified",
     "watched",
     "watching",
+    "wheels_ready",
 ]

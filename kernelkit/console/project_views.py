@@ -26,6 +26,7 @@ from kernelkit.storage import counted, one_line, printable, shortened
 
 if TYPE_CHECKING:
     from kernelkit.bundle.image import Availability
+    from kernelkit.bundle.requirements import InstallPlan, PlannedRequirement
     from kernelkit.config import ConfigValue
     from kernelkit.notebook.edits import SyncPlan
     from kernelkit.notebook.layout import SizeEntry
@@ -104,8 +105,7 @@ def rendered(result: RenderedKernel) -> None:
     if not mode.quiet:
         budget(kernel.budget, size)
         image_imports(result.imports)
-        if kernel.downloads:
-            say(f"the run installs: {', '.join(kernel.downloads)}")
+        requirements(kernel.installs)
         left_out(kernel.bundle.left_out)
         advice(result.notes)
     if size > SIZE_LIMIT_BYTES:
@@ -118,17 +118,62 @@ def rendered(result: RenderedKernel) -> None:
         "budget": [vars(entry) for entry in kernel.budget],
         "imports": [vars(one) for one in result.imports],
         "downloads": kernel.downloads,
+        "requirements": [vars(one) for one in kernel.installs.requirements],
         "left_out": {**kernel.bundle.left_out},
         "notes": list(result.notes),
     }
     document({**details, **kernel.manifest.document})
 
 
-def no_problems(notes: Sequence[str]) -> None:
-    """The result of a preflight without problems."""
+def requirements(plan: InstallPlan, *, in_full: bool = False) -> None:
+    """Each requirement, whether Kaggle's image has it, and where the run gets it from.
+
+    What wheels need themselves is only counted, unless it is missing, replaces something, or
+    `in_full` is set.
+    """
+    rows: list[Sequence[str | Text]] = []
+    seen, counted_wheels = set[str](), set[str]()
+    for one in plan.requirements:
+        fine = one.is_installed and one.wheel != "" and not one.replaces
+        if one.required_by and fine and not (in_full or mode.verbose):
+            counted_wheels.add(one.wheel)
+            continue
+        if one.required_by and one.wheel in seen:
+            continue
+        seen.add(one.wheel)
+        rows.append(_requirement_row(one))
+    if rows:
+        print_table(("requirement", "in the image", "the run uses"), rows)
+    if more := counted_wheels - seen:
+        detail(f"and {counted(len(more), 'wheel')} that these need: --verbose shows them")
+
+
+def _requirement_row(one: PlannedRequirement) -> Sequence[str | Text]:
+    there = one.image_version or ("unknown version" if one.in_image else "no")
+    words = f"wheel {one.wheel.split('-')[1]}" if one.wheel else str(one.origin)
+    words += f", replaces {one.image_version}" if one.replaces else ""
+    words += f": {one.reason}" if one.reason and not one.wheel else ""
+    words += f", {one.reason}" if one.reason and one.wheel else ""
+    style = "" if one.is_installed else "dim"
+    if one.replaces or one.is_missing:
+        style = "yellow"
+    needed = Text(f" for {one.required_by}" if one.required_by else "", style="dim")
+    return Text.assemble(one.requirement, needed), there, Text(words, style=style)
+
+
+def no_problems(notes: Sequence[str], plan: InstallPlan) -> None:
+    """The result of a preflight without problems; `plan` is what the run installs."""
+    if not mode.quiet:
+        requirements(plan)
     advice(notes)
     say("no problems")
-    document({"problems": [], "notes": list(notes)})
+    document(
+        {
+            "problems": [],
+            "notes": list(notes),
+            "requirements": [vars(one) for one in plan.requirements],
+        }
+    )
 
 
 def proved(proof: Proof) -> None:

@@ -36,6 +36,17 @@ class ReadyLocalKaggle(BaseModel):
     reason: str = ""
     """Why this machine has none."""
 
+    @property
+    def start_messages(self) -> Iterator[str]:
+        """Where it listens, and what differs from Kaggle on this machine."""
+        yield f"local Kaggle at {self.endpoint}"
+        if self.isolation != "namespace":
+            yield (
+                f"note: runs are not isolated, because this machine has no namespaces "
+                f"({self.reason}): the network is open, even if enable_internet is false, "
+                "your files are visible, and the inputs can be changed"
+            )
+
 
 @contextmanager
 def local_kaggle(inputs: Path | None, mounts: str = "new") -> Iterator[ReadyLocalKaggle]:

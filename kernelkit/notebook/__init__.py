@@ -1,7 +1,7 @@
 """A `Bundle` and Jinja templates become a notebook, and an edited notebook becomes a package again.
 
 manifest   the JSON that leaves with a notebook, typed: `Document`, `Manifest`, `ManifestFile`,
-           `KernelMetadata`, `BUNDLE_NAME`
+           `ManifestWheels`, `KernelMetadata`, `BUNDLE_NAME`
 render     the notebook with its metadata: `render`, `Kernel`, `write_kernel`
 cells      how a file becomes a cell, and the notebook's JSON; the text of a cell is in templates/
 templates  checks and renders the Jinja files

@@ -100,6 +100,27 @@ class ManifestDistribution(Document):
     """Name in that folder → text."""
 
 
+class ManifestWheel(Document):
+    """One wheel that the run may install."""
+
+    file: str
+    sha256: str
+
+
+class ManifestWheels(Document):
+    """What a run without internet installs, from a private dataset."""
+
+    dataset: str
+    """Its slug; it belongs to the account that pushes."""
+
+    python: str
+    """For which Python the wheels were chosen: "3.12"."""
+
+    files: tuple[ManifestWheel, ...]
+    install: tuple[str, ...]
+    """Requirements (PEP 508) that the wheels satisfy."""
+
+
 class ManifestKernel(KernelSettings):
     """The kernel's settings as they were rendered; its `id` is the slug, without the owner."""
 
@@ -160,6 +181,9 @@ class Manifest(Document):
 
     metric_goal: MetricGoal | None = None
     pip: tuple[str, ...] = ()
+    wheels: ManifestWheels | None = None
+    """None where the run installs nothing from wheels; the key is then absent."""
+
     layout: str = "auto"
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
     kernel: ManifestKernel = ManifestKernel()

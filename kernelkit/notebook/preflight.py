@@ -18,6 +18,7 @@ from pydantic import JsonValue
 from kernelkit.bundle import image
 from kernelkit.bundle.image import Presence
 from kernelkit.bundle.imports import REMOVED
+from kernelkit.bundle.requirements import MAKE_WHEELS, InstallOrigin
 from kernelkit.bundle.scripts import CommandLine
 from kernelkit.bundle.secrets import Credential, NamedText, SecretFinding, scan, searchable_text
 from kernelkit.config import is_several, near_miss
@@ -30,6 +31,7 @@ from kernelkit.notebook.layout import (
 from kernelkit.notebook.problems import Problem
 from kernelkit.notebook.reader import read_cells
 from kernelkit.notebook.render import Kernel
+from kernelkit.storage import counted
 
 OPTIONAL_NAMED = 5  # imports in one note
 WARNING = "warning: "
@@ -400,14 +402,9 @@ def check_sources(kernel: Kernel) -> Iterator[Problem]:
 
 
 def check_image(kernel: Kernel) -> Iterator[Problem]:
-    """Imports are in the image, or the run installs them, which needs the internet."""
-    fields, pip = kernel.manifest.kernel, kernel.manifest.pip
-    if kernel.downloads and not fields.enable_internet:
-        yield Problem(
-            "pip",
-            f"the run installs {', '.join(kernel.downloads)}, and has no internet",
-            "Set enable_internet = true in [tool.kernelkit.kernel].",
-        )
+    """Imports are in the image, or the run installs them: from PyPI, or from the wheels."""
+    pip = kernel.manifest.pip
+    yield from _missing_requirements(kernel)
     for finding in image.compare(kernel.bundle.third_party, pip, kernel.image):
         if finding.presence is Presence.ABSENT:
             yield Problem(
@@ -427,6 +424,25 @@ def check_image(kernel: Kernel) -> Iterator[Problem]:
                 f"{kernel.image.python})",
                 "Replace it as the documentation of Python says.",
             )
+
+
+def _missing_requirements(kernel: Kernel) -> Iterator[Problem]:
+    """What a run without internet cannot install."""
+    missing = kernel.installs.at(InstallOrigin.NOWHERE)
+    if not missing:
+        return
+    described = [
+        one.requirement
+        + (f" (for {one.required_by})" if one.required_by else "")
+        + (f", and the image has {one.image_version}" if one.image_version else "")
+        for one in missing
+    ]
+    reasons = dict.fromkeys(one.reason for one in missing)
+    yield Problem(
+        "pip",
+        f"the run has no internet to install {'; '.join(described)}: {'; '.join(reasons)}",
+        f"{MAKE_WHEELS} Or set enable_internet = true in [tool.kernelkit.kernel].",
+    )
 
 
 def check_outputs(kernel: Kernel) -> Iterator[Problem]:
@@ -559,6 +575,7 @@ def advise(kernel: Kernel) -> list[str]:
         *_shape_notes(kernel),
         *_import_notes(kernel),
         *_optional_import_notes(kernel),
+        *_requirement_notes(kernel),
     ]
     return sorted(notes, key=lambda note: not note.startswith(WARNING))
 
@@ -632,6 +649,28 @@ def _optional_import_notes(kernel: Kernel) -> Iterator[str]:
             + ", ".join(unknown[:OPTIONAL_NAMED])
             + (f" and {more} more" if more > 0 else "")
         )
+
+
+def _requirement_notes(kernel: Kernel) -> Iterator[str]:
+    """Requirements that change the image, or of which nobody knows whether the run has them."""
+    plan, internet = kernel.installs, kernel.manifest.kernel.enable_internet
+    for one in plan.requirements:
+        needed = f" (for {one.required_by})" if one.required_by else ""
+        if one.replaces:
+            yield (
+                f"{WARNING}{one.requirement}{needed} replaces {one.name} {one.image_version} of "
+                "Kaggle's image: packages of the image that were built for that version may fail"
+            )
+        elif one.origin is InstallOrigin.UNDECIDED and not internet:
+            what = "has what the extra needs" if one.image_version else "has a fitting version"
+            yield (
+                f"{WARNING}pip: it is not known whether Kaggle's image {what} for "
+                f"{one.requirement}{needed}, and the run has no internet. {MAKE_WHEELS}"
+            )
+    wheels = kernel.manifest.wheels
+    if wheels is not None:
+        count = counted(len(wheels.files), "wheel")
+        yield f"the run installs {count} from your private dataset {wheels.dataset}"
 
 
 def _import_remedy(kernel: Kernel, finding: image.Availability) -> str:

@@ -26,7 +26,8 @@ from kernelkit.bundle.bundle import (
     digest_of,
     digest_part,
 )
-from kernelkit.bundle.image import Snapshot, installed_by_pip, load_snapshot
+from kernelkit.bundle.image import Snapshot, load_snapshot
+from kernelkit.bundle.requirements import InstallPlan, WheelLock, plan_installation
 from kernelkit.config import Config
 from kernelkit.errors import ConfigError, LocalError
 from kernelkit.notebook.cells import module_cell, notebook_json, sent_size
@@ -41,6 +42,8 @@ from kernelkit.notebook.manifest import (
     ManifestCommand,
     ManifestDistribution,
     ManifestOption,
+    ManifestWheel,
+    ManifestWheels,
 )
 from kernelkit.notebook.reader import with_push
 from kernelkit.notebook.templates import (
@@ -71,6 +74,9 @@ class Kernel:
     image: Snapshot
     """What is installed in Kaggle's image, as far as the project or kernelkit knows."""
 
+    installs: InstallPlan
+    """Where the run gets each requirement from."""
+
     templates: Mapping[str, str]
     """The project's own: path in the project → text, as it is in the file."""
 
@@ -92,8 +98,24 @@ class Kernel:
 
     @property
     def downloads(self) -> list[str]:
-        """The requirements that the run installs because the image has no fitting version."""
-        return installed_by_pip(self.manifest.pip, self.image)
+        """The requirements that the image is not known to satisfy."""
+        return self.installs.downloads
+
+    @property
+    def own_datasets(self) -> list[str]:
+        """Slugs of datasets of the pushing account that the run needs and no setting names."""
+        return [self.manifest.wheels.dataset] if self.manifest.wheels else []
+
+    def owned_by(self, owner: str) -> Kernel:
+        """The same kernel with the account's own datasets among its sources."""
+        stated = self.metadata.dataset_sources
+        names = {name.lower() for name in stated}
+        own = (f"{owner}/{slug}" for slug in self.own_datasets)
+        added = tuple(name for name in own if name.lower() not in names)
+        if not added:
+            return self
+        sources = {"dataset_sources": (*stated, *added)}
+        return replace(self, metadata=self.metadata.model_copy(update=sources))
 
     @cached_property
     def payload(self) -> str:
@@ -131,7 +153,11 @@ def render(bundle: Bundle, config: Config) -> Kernel:
         ConfigError: the project's snapshot of Kaggle's image cannot be read.
     """
     templates = Templates(config)
-    manifest = _manifest(bundle, config, templates.texts)
+    image, internet = load_snapshot(config.image), config.kernel.enable_internet
+    lock = None if internet or not config.pip else WheelLock.read(config.project)
+    installs = plan_installation(config.pip, image, internet=internet, lock=lock)
+    wheels = _wheels(lock, installs) if lock and installs.wheels else None
+    manifest = _manifest(bundle, config, templates.texts, wheels)
     variables = TemplateVariables(
         manifest=manifest.document,
         kernel=kernel_variable(config.kernel),
@@ -142,18 +168,20 @@ def render(bundle: Bundle, config: Config) -> Kernel:
     draft = Draft(bundle, templates, variables)
     compressed = draft.choose(config.layout)
     cells = draft.cells(compressed)
-    return Kernel(
+    kernel = Kernel(
         notebook=notebook_json(cells),
         metadata=KernelMetadata(**config.kernel.model_dump(exclude_unset=True)),
         manifest=manifest,
         bundle=bundle,
         size=sent_size(cells),
         budget=draft.budget(compressed, cells),
-        image=load_snapshot(config.image),
+        image=image,
+        installs=installs,
         templates=project_templates(config),
         project=config.project,
         allowed_secrets=config.allow_secrets,
     )
+    return kernel.owned_by(config.kernel.owner) if config.kernel.owner else kernel
 
 
 def write_kernel(kernel: Kernel, folder: Path) -> None:
@@ -175,13 +203,25 @@ def write_kernel(kernel: Kernel, folder: Path) -> None:
         raise LocalError(f"{folder} cannot be written: {error.strerror}") from None
 
 
-def _manifest(bundle: Bundle, config: Config, templates: Mapping[str, str]) -> Manifest:
+def _wheels(lock: WheelLock, installs: InstallPlan) -> ManifestWheels:
+    return ManifestWheels(
+        dataset=lock.dataset,
+        python=lock.python,
+        files=tuple(ManifestWheel(file=w.file, sha256=w.sha256) for w in installs.wheels),
+        install=installs.install,
+    )
+
+
+def _manifest(
+    bundle: Bundle, config: Config, templates: Mapping[str, str], wheels: ManifestWheels | None
+) -> Manifest:
     command, distribution = _command(bundle, config), _distribution(bundle)
     optional = {
         "command": command and command.document,
         "import_folders": [] if bundle.import_folders == ("",) else list(bundle.import_folders),
         "working_files": list(bundle.working_files),
         "distribution": distribution and distribution.document,
+        "wheels": wheels and wheels.document,
     }
     stated = {
         "entry": bundle.entry,

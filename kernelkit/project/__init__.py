@@ -5,6 +5,10 @@ init    writes a first `[tool.kernelkit]`: `plan_init`, `write_init`, `open_poin
 datasets  publishes a folder as a new version of a private dataset: `publish_dataset`,
         `DatasetRequest`, `DatasetVersion`, `default_state_folder`
 folders  reads a folder that becomes a dataset
+wheels  wheels for runs without internet, and their lock file: `prepare_wheels`, `publish_wheels`,
+        `wheels_for_rehearsal`, `PreparedWheels`
+resolution  which wheels pip chooses for Kaggle's image, and their download
+pip_for_image  the program that runs pip for that
 survey  reads from the source what could start, and which files it reads and writes: `Candidate`
 
 Other packages import these names from the modules. This file imports nothing, so that a command

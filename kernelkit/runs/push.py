@@ -126,6 +126,7 @@ def push_once(
         UnreachableError: the push was accepted and recorded, and could not be verified.
     """
     require_owner(kaggle, kernel)
+    kernel = kernel.owned_by(kaggle.credentials.username)
     with store.push_lock(root, kernel.slug, on_event):
         current = current_kernel(kaggle, kernel.slug)
         if session and (found := find_session(kaggle, kernel, root, session, asked, on_event)):

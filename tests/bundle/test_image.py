@@ -11,7 +11,6 @@ from kernelkit.bundle.image import (
     Presence,
     Snapshot,
     compare,
-    installed_by_pip,
     read_snapshot,
     snapshot,
 )
@@ -78,20 +77,3 @@ def test_the_example_makes_a_readable_snapshot(tmp_path: Path) -> None:
     assert image.modules["sklearn"] == "scikit-learn"
     (finding,) = compare({"sklearn": PLACES}, [], image)
     assert finding.presence is Presence.PRESENT
-
-
-@pytest.mark.parametrize(
-    ("requirement", "downloaded"),
-    [
-        *[
-            (text, False)
-            for text in ("numpy", "Numpy>=2", "torch>=2.0,<3", "x ; sys_platform == 'win32'")
-        ],
-        *[(text, True) for text in ("numpy<2", "torch==1.0", "six-unheard-of", "jinja2[i18n]")],
-        ("numpy @ https://example.com/numpy.whl", True),
-    ],
-)
-def test_what_the_image_has_in_a_fitting_version_is_not_downloaded(
-    requirement: str, downloaded: bool
-) -> None:
-    assert installed_by_pip([requirement], snapshot()) == [requirement] * downloaded

@@ -9,6 +9,7 @@ run           `NotebookRun`: what the cells call, in their order
 hardware      the machine, its GPUs, and whether they compute
 sources       the carried files: written, compared with the manifest, made importable
 installation  pip, and the metadata of the project's distribution
+wheels        pip without internet: from the wheels of a dataset, checked by their hashes
 inputs        the folders of the run, and `kaggle://` addresses
 command_line  parameters as the command line of a script
 program       calls the entry

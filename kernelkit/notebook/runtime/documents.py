@@ -71,12 +71,30 @@ class DistributionDocument(TypedDict):
     files: Mapping[str, str]
 
 
+class WheelDocument(TypedDict):
+    """One wheel that the run may install."""
+
+    file: str
+    sha256: str
+
+
+class WheelsDocument(TypedDict):
+    """The wheels of a private dataset, for a run without internet."""
+
+    dataset: str
+    python: str
+    files: Sequence[WheelDocument]
+    install: Sequence[str]
+    """Requirements that the wheels satisfy."""
+
+
 class BundleDocument(_StartDocument):
     """What a run reads in the embedded manifest; `push_id` is absent if kernelkit did not push."""
 
     digest: str
     push_id: NotRequired[str]
     distribution: NotRequired[DistributionDocument]
+    wheels: NotRequired[WheelsDocument]
     wants_gpu: bool
     outputs: Sequence[str]
     kernel: KernelDocument

@@ -16,13 +16,13 @@ from .faults import RuntimeFault
 PIP_CHARACTERS = 2000  # of its output: the end has the reason
 
 
-def pip_install(requirements: Sequence[str]) -> None:
-    """Install the project's own requirements.
+def pip_install(requirements: Sequence[str], options: Sequence[str] = ()) -> None:
+    """Install the project's own requirements; `options` are pip's.
 
     Raises:
         RuntimeFault: pip fails; the message holds its output.
     """
-    command = [sys.executable, "-m", "pip", "install", "--quiet", *requirements]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", *options, *requirements]
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:

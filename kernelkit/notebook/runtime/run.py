@@ -25,6 +25,7 @@ from .program import call_entry
 from .recording import error_text, recorded, shown, traceback_text
 from .results import show_results
 from .sources import Sources
+from .wheels import install_wheels
 
 MAX_OUTPUTS_SHOWN = 100
 
@@ -77,12 +78,15 @@ class NotebookRun:
         self._sources.unpack(archive)
 
     def pip_install(self, requirements: list[str]) -> None:
-        """Install the project's own requirements.
+        """Install the project's own requirements: from PyPI, or from the wheels of a dataset.
 
         Raises:
-            RuntimeFault: pip fails; the message holds its output.
+            RuntimeFault: pip fails, or the dataset has other wheels than the manifest names.
         """
-        installation.pip_install(requirements)
+        if wheels := self.bundle.get("wheels"):
+            install_wheels(requirements, wheels, self._folders)
+        else:
+            installation.pip_install(requirements)
 
     def check_sources(self) -> None:
         """Compare every source on disk with the manifest, and make all of them importable.
