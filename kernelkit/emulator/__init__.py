@@ -6,6 +6,8 @@ unnoticed. For the same reason it imports neither kaggle nor kagglesdk. Start it
 `python -m kernelkit.emulator`.
 
     state         kernels, their versions, and Kaggle's rules; no HTTP, no processes
+    dataset_metadata  what the owner of a dataset says about it
+    downloads     files at addresses of their own, and archives of them
     limits        caps of sessions, limits of time, quotas, and a clock that can run faster
     datasets      datasets and models
     competitions  competitions, their files, and the submissions to them
@@ -20,7 +22,8 @@ unnoticed. For the same reason it imports neither kaggle nor kagglesdk. Start it
     fields        the JSON of a call: typed fields, answers, pages
     kernels_api   Kaggle's calls on kernels and accounts
     kernel_list   which kernels a list shows, and in which order
-    data_api      Kaggle's calls on competitions, uploads, datasets and models
+    competitions_api  Kaggle's calls on competitions and submissions
+    datasets_api  Kaggle's calls on datasets, models and their uploads
     responses     what a request returns
     server        HTTP: calls, the log stream, downloads, uploads
     plugin        the hook for tests: acts around requests and runs

@@ -23,8 +23,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kernelkit.emulator.competitions import DAILY, SCORING, Competitions, CompetitionSettings
-from kernelkit.emulator.data_api import DataApi
+from kernelkit.emulator.competitions_api import CompetitionsApi
 from kernelkit.emulator.datasets import Datasets
+from kernelkit.emulator.datasets_api import DatasetsApi
+from kernelkit.emulator.downloads import Downloads
 from kernelkit.emulator.kernels_api import KernelsApi
 from kernelkit.emulator.limits import HOUR, QUOTAS, SESSIONS, TIME_LIMITS, AccountLimits, Clock
 from kernelkit.emulator.metric import InvalidCsv
@@ -125,14 +127,18 @@ def _server(
     except OSError as error:
         raise PortError(f"cannot listen on 127.0.0.1:{options.port}: {error.strerror}") from None
     try:
-        server.kaggle, server.competitions, server.uploads = kaggle, competitions, uploads
-        data_api = DataApi(kaggle, competitions, uploads, datasets, server.endpoint)
+        server.kaggle, server.uploads = kaggle, uploads
+        downloads = Downloads(folder / "_downloads", server.endpoint)
+        server.downloads = downloads
+        shared = (uploads, downloads, server.endpoint)
+        competitions_api = CompetitionsApi(kaggle, competitions, *shared)
+        datasets_api = DatasetsApi(datasets, *shared)
         server.plugin = plugin_class(options, server)
         server.runner = SessionRunner(
             kaggle, isolation, server.endpoint, limits, server.plugin.new_session
         )
         kernels_api = KernelsApi(kaggle, server.runner, server.endpoint, options.user)
-        server.calls = kernels_api.calls | data_api.calls
+        server.calls = kernels_api.calls | competitions_api.calls | datasets_api.calls
         server.identify_account = kernels_api.account
         server.plugin.configure()
     except BaseException:

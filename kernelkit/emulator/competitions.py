@@ -18,18 +18,16 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import os
-import secrets
 import shutil
 import threading
 import time
-import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from kernelkit.emulator.metric import InvalidCsv
 from kernelkit.emulator.responses import RequestRefused
-from kernelkit.emulator.scoring import Scorer, read_scorer
+from kernelkit.emulator.scoring import LOWER_IS_BETTER, Scorer, read_scorer
 from kernelkit.emulator.state import StoredFile
 from kernelkit.emulator.storage import is_safe_name, read_json, reading, write_json
 
@@ -82,6 +80,16 @@ class StoredSubmission:
 
 
 @dataclass(frozen=True)
+class LeaderboardRow:
+    """A place on a leaderboard. `date`: of the best submission. `submissions`: all scored ones."""
+
+    account: str
+    score: str
+    date: float
+    submissions: int = 1
+
+
+@dataclass(frozen=True)
 class SubmissionLimits:
     """Submissions of an account in a competition. Failed ones count in `total` only [A]."""
 
@@ -108,9 +116,6 @@ class Competitions:
         self._inputs = inputs
         self._scorers = _scorers(solutions, settings.metric)
         self._lock = threading.Lock()
-        self._zipping = threading.Lock()
-        self._zipped: dict[str, tuple[StoredFile, ...]] = {}
-        self._downloads: dict[str, tuple[Path, StoredFile]] = {}
         self._submissions = _read_back(folder)
         self._refs = itertools.count(max([FIRST_REF - 1, *self._submissions]) + 1)
 
@@ -132,32 +137,37 @@ class Competitions:
         data = self._data(self.check(competition))
         return [] if data is None else list(files_below(data))
 
-    def offer(self, competition: str, name: str) -> str:
-        """Make a file downloadable; the key of its address."""
-        data = self._data(self.check(competition))
-        for file in self.files(competition):
-            if data is not None and file.name == name:
-                return self._offer((data / name).resolve(), file)
-        raise RequestRefused(404, "Not found")
+    def slugs(self) -> list[str]:
+        """All competitions, sorted: every folder of the inputs, and every solution."""
+        folders = self._inputs.iterdir() if self._inputs else ()
+        named = {path.name for path in folders if path.is_dir() and is_safe_name(path.name)}
+        return sorted(named | set(self._scorers))
 
-    def offer_all(self, competition: str) -> tuple[str, str]:
-        """Key and name of a zip of all files; it is written again only if they have changed."""
-        slug = self.check(competition)
-        files = tuple(self.files(slug))
-        path = self._folder / f"{slug}.zip"
-        with self._zipping:
-            if self._zipped.get(slug) != files:
-                _zip(path, self._data(slug), files)
-                self._zipped[slug] = files
-        details = path.stat()
-        file = StoredFile(path.name, details.st_size, details.st_mtime)
-        return self._offer(path, file), file.name
+    def data(self, competition: str) -> Path | None:
+        """The folder of the competition's files; None if it has only a solution."""
+        return self._data(self.check(competition))
 
-    def download(self, key: str, name: str) -> tuple[Path, StoredFile] | None:
-        """The file of a download address."""
+    def leaderboard(self, competition: str, public: bool) -> list[LeaderboardRow]:
+        """The best submission of each account, the best one first.
+
+        Every competition is over, so there is a private leaderboard, too.
+        """
+        slug = self.check(competition, rules=False)
         with self._lock:
-            found = self._downloads.get(key)
-        return found if found and found[1].name == name else None
+            refs = [s.ref for s in self._submissions.values() if s.competition == slug]
+            scored = [self._scored_if_due(ref) for ref in sorted(refs)]
+        sign = -1.0 if self.settings.metric in LOWER_IS_BETTER else 1.0
+        rows: dict[str, LeaderboardRow] = {}
+        for submission in scored:
+            score = submission.public if public else submission.private
+            if not score:
+                continue
+            known = rows.get(submission.account)
+            count = known.submissions + 1 if known else 1
+            if known is None or sign * float(score) > sign * float(known.score):
+                known = LeaderboardRow(submission.account, score, submission.date)
+            rows[submission.account] = replace(known, submissions=count)
+        return sorted(rows.values(), key=lambda row: (-sign * float(row.score), row.date))
 
     def check_accepts(self, competition: str, upload: bool) -> str:
         """The slug. Raises RequestRefused if the competition takes no (uploaded) submissions."""
@@ -246,12 +256,6 @@ class Competitions:
             return None
         return self._inputs / slug if (self._inputs / slug).is_dir() else None
 
-    def _offer(self, path: Path, file: StoredFile) -> str:
-        key = secrets.token_hex(16)
-        with self._lock:
-            self._downloads[key] = (path, file)
-        return key
-
 
 def _scorers(folder: Path | None, metric: str) -> dict[str, Scorer]:
     """What scores each competition, by its slug. Raises InvalidCsv, which names the file."""
@@ -281,16 +285,6 @@ def files_below(folder: Path) -> Iterator[StoredFile]:
             details = path.stat()
             name = os.fspath(path.relative_to(folder))
             yield StoredFile(name, details.st_size, details.st_mtime)
-
-
-def _zip(path: Path, folder: Path | None, files: tuple[StoredFile, ...]) -> None:
-    """Write a zip atomically: a client that still reads the previous one can finish."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".new")
-    with zipfile.ZipFile(temporary, "w", strict_timestamps=False) as archive:
-        for file in files:
-            archive.write(f"{folder}/{file.name}", file.name)
-    temporary.replace(path)
 
 
 def _is_of(submission: StoredSubmission, account: str, slug: str) -> bool:

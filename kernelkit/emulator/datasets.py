@@ -3,8 +3,9 @@
 The inputs folder has neither owners nor versions: `<slug>` is the dataset `<slug>` of any owner,
 public, at version 1. A model `owner/model/framework/instance/version` is the folder
 `<model>/<framework>/<instance>/<version>` there, the framework in lower case ("pytorch"). Created
-datasets are stored in the state folder, `<owner>/<slug>/v<N>`, and survive a restart. Their files
-are stored as they were sent: Kaggle unpacks archives [A], the emulator does not.
+datasets are stored in the state folder, `<owner>/<slug>/v<N>`, as is what an owner says about a
+dataset, `metadata.json`; both survive a restart. Files are stored as they were sent: Kaggle unpacks
+archives [A], the emulator does not.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from kernelkit.emulator.dataset_metadata import DatasetMetadata
 from kernelkit.emulator.storage import (
     is_safe_file_name,
     is_safe_name,
@@ -52,6 +54,11 @@ class StoredDataset:
     ready: float = 0.0
     description: str = ""
     notes: tuple[str, ...] = ()
+
+    @property
+    def changed(self) -> float:
+        """When its latest version was made, in seconds since the epoch."""
+        return self.folders[-1].stat().st_mtime
 
     def folder(self, version: int | None = None) -> Path | None:
         """The folder of a version (from 1), or of the latest; None if there is no such version."""
@@ -92,6 +99,7 @@ class Datasets:
         self._lock = threading.Lock()
         self._asked: dict[str, float] = {}
         self._created: dict[str, StoredDataset] = {}
+        self._metadata: dict[str, DatasetMetadata] = {}
         for record in sorted(self.folder.glob("*/*/dataset.json")):
             with reading(record):
                 details = read_json(record)
@@ -100,6 +108,10 @@ class Datasets:
                 notes = tuple(details.pop("notes", ()))
                 known = StoredDataset(**details, folders=folders, notes=notes)
                 self._created[_key(known.owner, known.slug)] = known
+        for record in sorted(self.folder.glob("*/*/metadata.json")):
+            with reading(record):
+                key = _key(record.parent.parent.name, record.parent.name)
+                self._metadata[key] = DatasetMetadata.read(record)
 
     def dataset(self, owner: str, slug: str) -> StoredDataset | None:
         """A dataset, also a private one. A created dataset hides one of the inputs folder."""
@@ -112,7 +124,79 @@ class Datasets:
                 return None
             wait = self.pending.get(_key(owner, slug), 0.0)
             asked = self._asked.setdefault(_key(owner, slug), time.time())
-            return StoredDataset(owner, slug, slug, folders=(source,), ready=asked + wait)
+            return self._of_inputs(owner, source, asked + wait)
+
+    def listed(self, account: str, owner: str = "") -> list[StoredDataset]:
+        """All datasets that were created, and those of the inputs folder, which belong to anyone.
+
+        Here they belong to `owner`, else to the account that asks.
+        """
+        with self._lock:
+            known = dict(self._created)
+            folders = sorted(self.inputs.iterdir()) if self.inputs else []
+            for source in folders:
+                key = _key(owner or account, source.name)
+                if key not in known and source.is_dir() and is_safe_name(source.name):
+                    known[key] = self._of_inputs(owner or account, source, 0.0)
+        return list(known.values())
+
+    def metadata(self, dataset: StoredDataset) -> DatasetMetadata:
+        """What is said about a dataset."""
+        with self._lock:
+            known = self._metadata.get(_key(dataset.owner, dataset.slug))
+        described = (dataset.title, dataset.license, dataset.private, dataset.description)
+        return known or DatasetMetadata(*described)
+
+    def update(self, dataset: StoredDataset, metadata: DatasetMetadata) -> list[str]:
+        """Replace what is said about a dataset; problems, in Kaggle's words [?]."""
+        if not MIN_NAME <= len(metadata.title) <= MAX_NAME:
+            return [f"The dataset title must be between {MIN_NAME} and {MAX_NAME} characters"]
+        key, home = _key(dataset.owner, dataset.slug), self.folder / dataset.owner / dataset.slug
+        with self._lock:
+            metadata.write(home / "metadata.json")
+            self._metadata[key] = metadata
+            if current := self._created.get(key):
+                self._created[key] = self._recorded(
+                    replace(
+                        current,
+                        title=metadata.title,
+                        license=metadata.license,
+                        private=metadata.private,
+                        description=metadata.description,
+                    )
+                )
+        return []
+
+    def delete(self, dataset: StoredDataset) -> None:
+        """Remove a dataset that was created, with all versions."""
+        home = self.folder / dataset.owner / dataset.slug
+        with self._lock:
+            (home / "dataset.json").unlink(missing_ok=True)  # first: a restart does not find it
+            self._created.pop(_key(dataset.owner, dataset.slug), None)
+            self._metadata.pop(_key(dataset.owner, dataset.slug), None)
+            shutil.rmtree(home, ignore_errors=True)
+
+    def _of_inputs(self, owner: str, source: Path, ready: float) -> StoredDataset:
+        """A dataset of the inputs folder, with what its owner has said about it here."""
+        slug = source.name
+        dataset = StoredDataset(owner, slug, slug, folders=(source,), ready=ready)
+        said = self._metadata.get(_key(owner, slug))
+        if said is None:
+            return dataset
+        return replace(
+            dataset,
+            title=said.title,
+            license=said.license,
+            private=said.private,
+            description=said.description,
+        )
+
+    def _recorded(self, dataset: StoredDataset) -> StoredDataset:
+        """The dataset, once it is stored."""
+        record = asdict(dataset) | {"versions": len(dataset.folders)}
+        del record["folders"]
+        write_json(self.folder / dataset.owner / dataset.slug / "dataset.json", record)
+        return dataset
 
     def status(self, dataset: StoredDataset) -> str:
         """A name of DatabundleVersionStatus [V]."""
@@ -154,10 +238,7 @@ class Datasets:
             unknown = ("",) * (len(current.folders) - len(current.notes))
             said = (*current.notes, *unknown, notes)
             made = replace(current, folders=grown, ready=time.time() + wait, notes=said)
-            record = asdict(made) | {"versions": len(grown)}
-            del record["folders"]
-            write_json(home / "dataset.json", record)
-            self._created[_key(dataset.owner, dataset.slug)] = made
+            self._created[_key(dataset.owner, dataset.slug)] = self._recorded(made)
         return made
 
     def is_created(self, dataset: StoredDataset) -> bool:

@@ -260,6 +260,8 @@ def _mean_iou(truth: Columns, given: Columns) -> float:
     return sum(values) / len(values)
 
 
+LOWER_IS_BETTER = frozenset({"rmse", "rmsle", "mae", "log_loss"})
+"""The metrics whose lowest value is the best; of a function of one's own the highest is [?]."""
 METRICS: dict[str, Callable[[Columns, Columns], float]] = {
     "rmse": _of_numbers("root_mean_squared_error"),
     "rmsle": _of_numbers("root_mean_squared_log_error"),

@@ -27,7 +27,7 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernelkit.emulator.competitions import Competitions
+from kernelkit.emulator.downloads import Downloads
 from kernelkit.emulator.fields import RequestFields
 from kernelkit.emulator.responses import (
     BLOCK,
@@ -101,7 +101,7 @@ class EmulatorServer(ThreadingHTTPServer):
 
     kaggle: EmulatedKaggle
     runner: SessionRunner
-    competitions: Competitions
+    downloads: Downloads
     uploads: Uploads
     calls: dict[str, ApiMethod]
     identify_account: Callable[[str], str]
@@ -340,7 +340,7 @@ class RequestHandler(BaseHTTPRequestHandler):
         key, _, quoted = call.path.partition("/")
         name = os.fsdecode(urllib.parse.unquote_to_bytes(quoted))
         found = self.server.kaggle.download(key, name)
-        found = found or self.server.competitions.download(key, name)
+        found = found or self.server.downloads.find(key, name)
         if found is None:
             raise RequestRefused(404, "Not found")
         path, file = found

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from io import BufferedIOBase
 from pathlib import Path
 
-from kernelkit.emulator.responses import BLOCK, RequestRefused
+from kernelkit.emulator.fields import RequestFields, answer
+from kernelkit.emulator.responses import BLOCK, Reply, RequestRefused
 from kernelkit.emulator.storage import read_json, reading, write_json
 
 MAX_UPLOAD = 20 * 2**30
@@ -125,6 +126,14 @@ class Uploads:
                 if upload.key == key:
                     return upload
         raise RequestRefused(404, "Not found")
+
+
+def begin_upload(
+    uploads: Uploads, endpoint: str, account: str, purpose: str, name: str, fields: RequestFields
+) -> Reply:
+    """Announce a file; the response has the address to send it to and its token."""
+    upload = uploads.begin(account, purpose, name, fields.number("contentLength") or 0)
+    return answer(token=upload.token, createUrl=f"{endpoint}/upload/{upload.key}")
 
 
 def _start(content_range: str, size: int, length: int) -> int:

@@ -542,18 +542,31 @@ def test_the_official_client_submits(emulator, kaggle, tmp_path):
     assert resumed[1] == "1"  # ResumableUploadResult.COMPLETE
     assert put(url, **{"Content-Range": f"bytes */{len(GOOD)}"}).status_code == 200
     time.sleep(0.5)
-    listed, limits, leaders = kaggle(
+    listed, limits, leaders, page, table, all_of_them = kaggle(
         ["competitions", "submissions", "salt", "--csv"],
         ["competitions", "submission-limits", "salt"],
-        ["competitions", "leaderboard", "salt", "--show"],
+        ["competitions", "leaderboard", "salt", "--show", "--csv"],
+        ["competitions", "leaderboard", "salt", "--show", "--page-size", "1"],
+        ["competitions", "leaderboard", "salt", "--download", "-p", "table"],
+        ["competitions", "list", "--csv", "-s", "SALT"],
     )
     rows = listed[1].splitlines()[1:]
     assert ["COMPLETE" in row for row in rows] == [True, False, True]
     assert all("0.60000,1.00000" in row for row in (rows[0], rows[2]))
     assert "SubmissionStatus.ERROR" in rows[1]
     assert "Remaining today: 3" in limits[1]
-    assert leaders[0] == 1
-    assert "unimplemented: competitions.CompetitionApiService/GetLeaderboard" in leaders[1]
+    ranks = [line.split(",") for line in leaders[1].splitlines()]
+    assert ranks[0] == ["teamId", "teamName", "submissionDate", "score"]
+    mine = next(row for row in ranks[1:] if row[1] == emulator.account)
+    assert mine[3] == "1.00000"  # the competition is over, so this is the private score
+    assert emulator.account in page[1]
+    assert table[0] == 0
+    with zipfile.ZipFile(tmp_path / "table" / "salt.zip") as archive:
+        (name,) = archive.namelist()
+        rows = archive.read(name).decode().splitlines()
+    assert rows[0] == "Rank,TeamId,TeamName,LastSubmissionDate,Score,SubmissionCount"
+    assert [row.split(",")[4:] for row in rows if emulator.account in row] == [["0.60000", "2"]]
+    assert all_of_them[1].splitlines()[1].startswith(f"{emulator.endpoint}/competitions/salt,")
 
 
 @pytest.mark.slow
@@ -589,6 +602,89 @@ def test_the_official_client_makes_a_dataset(emulator, kaggle, tmp_path):
     assert emulator.run("reads-it", program, datasetDataSources=[f"{name}/1"]) == "1,2\n"
 
 
+@pytest.mark.slow
+def test_the_official_client_reads_changes_and_deletes_a_dataset(emulator, kaggle, tmp_path):
+    """Files, versions and metadata; the metadata of a dataset of the inputs folder, too."""
+    folder, name = tmp_path / "points", f"{emulator.account}/my-points"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "points.csv").write_text("1,2")
+    (folder / "deep" / "more.json").write_text("{}")
+    metadata = {"title": "My Points", "id": name, "licenses": [{"name": "CC0-1.0"}]}
+    (folder / "dataset-metadata.json").write_text(json.dumps(metadata))
+    kaggle(["datasets", "create", "-p", "points", "-r", "zip"])
+    (folder / "points.csv").write_text("3,4,5")
+    kaggle(["datasets", "version", "-p", "points", "-m", "more", "-r", "skip"])
+    one, every, first, absent, got, salt = kaggle(
+        ["datasets", "download", name, "-f", "points.csv", "-p", "one"],
+        ["datasets", "download", name, "-p", "every", "--unzip"],
+        ["datasets", "download", f"{name}/1", "-p", "first"],
+        ["datasets", "download", name, "-f", "none.csv"],
+        ["datasets", "metadata", name, "-p", "about"],
+        ["datasets", "metadata", f"{emulator.account}/salt", "-p", "salt"],
+    )
+    assert [code for code, _ in (one, every, first, got, salt)] == [0] * 5
+    assert absent[0] == 1
+    assert (tmp_path / "one" / "points.csv").read_text() == "3,4,5"
+    assert (tmp_path / "every" / "points.csv").read_text() == "3,4,5"
+    with zipfile.ZipFile(tmp_path / "first" / "my-points.zip") as archive:
+        assert archive.read("points.csv") == b"1,2"
+        assert len(archive.namelist()) == 2
+
+    path = tmp_path / "about" / "dataset-metadata.json"
+    info = json.loads(path.read_text())["info"]
+    assert (info["datasetSlug"], info["title"]) == ("my-points", "My Points")
+    assert info["licenses"] == [{"name": "CC0-1.0"}]
+    assert info["isPrivate"] is True
+    assert [file["name"] for file in info["data"]] == ["points.csv"]
+    changed = {
+        **info,
+        "title": "Better Points",
+        "subtitle": "Points of many pictures",
+        "keywords": ["tabular"],
+        "isPrivate": False,
+        "collaborators": [{"username": "bob", "role": "reader"}],
+    }
+    changed["data"] = [{"name": "points.csv", "description": "All of them"}]
+    path.write_text(json.dumps({"info": changed}))
+    other = tmp_path / "salt" / "dataset-metadata.json"
+    other.write_text(json.dumps({"title": "All of the salt"}))
+    codes = kaggle(
+        ["datasets", "metadata", name, "-p", "about", "--update"],
+        ["datasets", "metadata", name, "-p", "again"],
+        ["datasets", "metadata", f"{emulator.account}/salt", "-p", "salt", "--update"],
+        ["datasets", "metadata", "bob/salt", "-p", "salt", "--update"],
+        ["datasets", "list", "--mine", "--csv"],
+        ["datasets", "list", "-s", "salt", "--csv", "--user", emulator.account],
+        ["datasets", "list", "--license", "gpl", "--mine"],
+        ["datasets", "list", "--file-type", "csv", "--mine", "--max-size", "4"],
+        ["datasets", "list", "-s", "better points", "--csv"],
+    )
+    again = json.loads((tmp_path / "again" / "dataset-metadata.json").read_text())["info"]
+    assert again == {
+        **{key: value for key, value in changed.items() if key != "isPrivate"},
+        "collaborators": [{"username": "bob", "role": "READER"}],
+        "data": [{"name": "points.csv", "description": "All of them", "totalBytes": 5}],
+    }
+    assert [code for code, _ in codes] == [0, 0, 0, 1, 0, 0, 0, 0, 0]
+    mine, found, none, small, better = (words for _, words in codes[4:])
+    assert f"{name},Better Points,5," in mine
+    assert f"{emulator.account}/salt,All of the salt," in found
+    assert "No datasets found" in none
+    assert "No datasets found" in small
+    assert name in better
+    seen = call(emulator.as_account("eve"), "GetDataset", DATASETS, **about(name))
+    assert (seen[0], seen[1]["subtitle"]) == (200, "Points of many pictures")
+
+    deleted, gone, kept = kaggle(
+        ["datasets", "delete", name, "-y"],
+        ["datasets", "status", name],
+        ["datasets", "delete", f"{emulator.account}/salt", "-y"],
+    )
+    assert "deleted successfully" in deleted[1]
+    assert gone[0] == 1
+    assert "unimplemented" in kept[1]
+
+
 def test_invalid_datasets_are_not_created(tmp_path):
     """The official client checks before it sends these; the message comes inside a 200."""
     library = Datasets(tmp_path / "sets", None)
@@ -621,17 +717,10 @@ def about(name):
 def test_unimplemented_calls_of_the_official_client_are_named(kaggle):
     """Each command fails with the name of the missing call, and none seems to work."""
     calls = {
-        "competitions list": "ListCompetitions",
-        "competitions leaderboard salt --show": "GetLeaderboard",
-        "competitions leaderboard salt --download": "DownloadLeaderboard",
         "competitions team-submissions 1": "ListTeamPublicSubmissions",
         "competitions episodes 1": "ListSubmissionEpisodes",
         "competitions hosts salt": "ListCompetitionHosts",
         "competitions topics list salt": "ListCompetitionTopics",
-        "datasets list": "ListDatasets",
-        "datasets download bob/salt": "GetDatasetMetadata",
-        "datasets metadata bob/salt": "GetDatasetMetadata",
-        "datasets delete bob/salt -y": "DeleteDataset",
         "models list": "ListModels",
         "models instances list bob/resnet": "ListModelInstances",
         "models instances versions list bob/resnet/pyTorch/base": "ListModelInstanceVersions",

@@ -292,8 +292,8 @@ def test_a_push_with_wrong_types_is_refused(emulator):
 
 
 def test_an_unimplemented_call_is_named(emulator):
-    response = emulator.call("ListCompetitions", "competitions.CompetitionApiService")
-    message = "unimplemented: competitions.CompetitionApiService/ListCompetitions"
+    response = emulator.call("ListForums", "discussions.DiscussionsApiService")
+    message = "unimplemented: discussions.DiscussionsApiService/ListForums"
     assert (response.status_code, response.json()) == (501, {"code": 501, "message": message})
     for method, path in [("GET", "/"), ("PUT", "/x"), ("DELETE", "/api/v1/x"), ("HEAD", "/y")]:
         assert emulator.fetch(emulator.endpoint + path, method).status_code == 501
