@@ -2,7 +2,8 @@
 
 import pytest
 
-from kernelkit.runs.metric import best_metric, goal_of
+from kernelkit.notebook.runtime import goal_of
+from kernelkit.runs.metric import best_metric
 from kernelkit.runs.watch import LogEvent
 
 

@@ -13,9 +13,14 @@ wheels        pip without internet: from the wheels of a dataset, checked by the
 inputs        the folders of the run, and `kaggle://` addresses
 command_line  parameters as the command line of a script
 program       calls the entry
+events        the events that the entry prints, also those of child processes
+metric        which number of the events says how good a run is
 outputs       the declared outputs, and what the manifest says of each
 run_manifest  run-manifest.json, and its line in the log
-results       what the notebook shows of the results
+epochs        the epochs of the run, from its events
+results       what the notebook shows: metric, epochs, tables and images
+tables        tables as HTML and as text
+charts        curves as SVG
 recording     any value as JSON of bounded size
 files         SHA-256, the files below a folder
 documents     the JSON documents, typed
@@ -26,6 +31,7 @@ from .command_line import command_line
 from .documents import BundleDocument, OptionDocument, RunManifestDocument
 from .faults import RuntimeFault
 from .files import NOT_OUTPUTS
+from .metric import goal_of, metric_among
 from .run import NotebookRun
 from .run_manifest import MANIFEST_MARK
 
@@ -39,6 +45,8 @@ __all__ = [
     "RunManifestDocument",
     "RuntimeFault",
     "command_line",
+    "goal_of",
+    "metric_among",
 ]
 
 Run = NotebookRun  # as the template 30-hardware of kernelkit 0.1.0 calls it

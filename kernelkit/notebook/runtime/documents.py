@@ -95,6 +95,8 @@ class BundleDocument(_StartDocument):
     push_id: NotRequired[str]
     distribution: NotRequired[DistributionDocument]
     wheels: NotRequired[WheelsDocument]
+    metric: NotRequired[str]
+    metric_goal: NotRequired[str]
     wants_gpu: bool
     outputs: Sequence[str]
     kernel: KernelDocument

@@ -16,6 +16,8 @@ from .documents import (
     Parameter,
     RunManifestDocument,
 )
+from .epochs import EpochHistory
+from .events import OutputTap, RunEvent
 from .faults import RuntimeFault
 from .files import tree
 from .hardware import read_hardware, require_gpu, session_number
@@ -49,6 +51,8 @@ class NotebookRun:
         self.parameters: Mapping[str, Parameter] = {}
         self._recorded: dict[str, Parameter] = {}
         self._started = time.time()
+        self._epochs = EpochHistory(bundle.get("metric", ""), bundle.get("metric_goal"))
+        self._tap = OutputTap(self._on_event)
         if push_id := bundle.get("push_id"):  # two pushes may have the same digest
             print("kernelkit push", push_id, flush=True)
         self._register_cells()
@@ -121,11 +125,16 @@ class NotebookRun:
         Raises:
             RuntimeFault: another copy of one of the packages was imported.
         """
-        return call_entry(self._sources, self.working_dir, entry, parameters)
+        with self._tap.listening():
+            return call_entry(self._sources, self.working_dir, entry, parameters)
+
+    def _on_event(self, event: RunEvent) -> None:
+        """An event that the entry prints, in whichever thread prints it."""
+        self._epochs.add(event)
 
     def show_results(self) -> None:
-        """Show each table (Markdown) and image (PNG) in the working folder."""
-        show_results(self.working_dir)
+        """Show the metric, the epochs, declared csv files, Markdown files and images, bounded."""
+        show_results(self.working_dir, self.bundle["outputs"], self._epochs)
 
     def finish(self) -> RunManifestDocument:
         """Write the manifest of a complete run.

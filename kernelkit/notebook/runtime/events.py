@@ -1,0 +1,147 @@
+"""The events that the entry prints, one line of JSON each, read from what it writes to stdout.
+
+`OutputTap` listens to `sys.stdout` and `sys.stderr` without replacing them. In a notebook ipykernel
+writes what child processes print through the same `write`, so their events are seen, too. A forked
+child sends its events through a pipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+EVENT_CHARACTERS = 1 << 16  # a longer line is not an event
+PIPE_BYTES = 4096  # a longer line of a forked child could mix with that of another
+
+
+@dataclass(frozen=True)
+class RunEvent:
+    """One event: `{"event": "epoch", "experiment": …, "val_iou": …}`."""
+
+    kind: str
+    experiment: str
+    """Empty where it names none."""
+
+    numbers: Mapping[str, int | float]
+    """Every finite number in it by its name."""
+
+
+def parse_event(line: str) -> RunEvent | None:
+    """The event in a line of output; None for other lines."""
+    text = line.strip()
+    if not text.startswith("{") or '"event"' not in text or len(text) > EVENT_CHARACTERS:
+        return None
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    kind, experiment = document.get("event"), document.get("experiment")
+    if not isinstance(kind, str):
+        return None
+    numbers = {key: value for key, value in document.items() if _is_finite(value)}
+    return RunEvent(kind, "" if experiment is None else str(experiment), numbers)
+
+
+def _is_finite(value: object) -> bool:
+    try:
+        return (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        )
+    except OverflowError:  # an integer that no float can hold
+        return False
+
+
+class OutputTap:
+    """Calls `on_event` with each event that is printed while it listens, in the printing thread."""
+
+    def __init__(self, on_event: Callable[[RunEvent], None]) -> None:
+        self._on_event = on_event
+        self._lock = threading.Lock()
+        self._pending = ""
+        self._skipping = False
+        self._parent = self._process = os.getpid()
+        self._to_parent: int | None = None
+        self.last_output = time.monotonic()
+        """When something was last written, by the clock of `time.monotonic`."""
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen in the body."""
+        self.last_output = time.monotonic()
+        reading, self._to_parent = os.pipe()
+        reader = threading.Thread(target=self._read_children, args=(reading,), daemon=True)
+        reader.start()
+        try:
+            with _watched(sys.stdout, self._written), _watched(sys.stderr, self._touched):
+                yield
+        finally:
+            os.close(self._to_parent)  # a forked child that still runs may keep its own copy
+            reader.join(timeout=1)
+
+    def _touched(self, _text: str) -> None:
+        self.last_output = time.monotonic()
+
+    def _written(self, text: str) -> None:
+        self.last_output = time.monotonic()
+        if os.getpid() != self._process:  # another thread may have held the lock during the fork
+            self._process, self._lock, self._pending = os.getpid(), threading.Lock(), ""
+        with self._lock:
+            *lines, rest = (self._pending + text).split("\n")
+            if self._skipping and lines:
+                lines, self._skipping = lines[1:], False
+            self._pending = "" if self._skipping else rest
+            begun = self._pending.lstrip()
+            if begun and (not begun.startswith("{") or len(rest) > EVENT_CHARACTERS):
+                self._pending, self._skipping = "", True
+        for line in lines:
+            self._handle(line)
+
+    def _handle(self, line: str) -> None:
+        event = parse_event(line)
+        if event is None:
+            return
+        if self._process == self._parent:
+            self._on_event(event)
+        elif self._to_parent is not None and len(content := f"{line}\n".encode()) <= PIPE_BYTES:
+            with contextlib.suppress(OSError):
+                os.write(self._to_parent, content)
+
+    def _read_children(self, reading: int) -> None:
+        with open(reading, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                self.last_output = time.monotonic()
+                if (event := parse_event(line)) is not None:
+                    self._on_event(event)
+
+
+@contextlib.contextmanager
+def _watched(stream: Any, on_text: Callable[[str], None]) -> Iterator[None]:
+    """Call `on_text` with all that is written to a stream; one that allows no change stays deaf."""
+    own = getattr(stream, "write", None)
+
+    def write(text: str) -> Any:
+        written = own(text)  # type: ignore[misc]
+        # A mistake here must not end the program that prints.
+        with contextlib.suppress(Exception):
+            on_text(text)
+        return written
+
+    try:
+        stream.write = write
+    except AttributeError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        with contextlib.suppress(AttributeError):
+            if stream.write is write:
+                del stream.write
