@@ -262,9 +262,11 @@ def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, type[Emulat
     add("--inputs", type=_folder, help="folder of sub-folders named by slug")
     add("--state", type=_state, help="keep versions, outputs, logs here")
     add("--mounts", choices=["new", "old"], default="new", help="layout of /kaggle/input")
-    add("--own-output", choices=["mount", "drop"], default="mount", help="of a kernel as its input")
+    add(
+        "--own-output", choices=["mount", "drop"], default="mount", help="of a kernel, as its input"
+    )
     add("--user", type=_user, default="rehearsal", help="the account of every token")
-    listed = "that a deleted kernel stays in lists"
+    listed = "a deleted kernel stays in lists"
     add("--deleted-listed", type=_hours, default=DELETED_LISTED, metavar="SECONDS", help=listed)
     add("--check", action="store_true", help="print the isolation of runs, and serve nothing")
     add("--isolation", choices=["auto", "namespace", "folders"], default="auto")
@@ -301,9 +303,9 @@ def _add_limit_options(parser: argparse.ArgumentParser) -> None:
             help="of an account in a week",
         )
     add("--time-limit", type=_positive, metavar="SECONDS", help="of a run, by Kaggle's clock")
-    add("--queue", type=_hours, default=0.0, metavar="SECONDS", help="that a run stays queued")
-    add("--machines", type=_machines, metavar="N", help="runs at once; others stay queued")
-    add("--clock", type=_speed, default=1.0, metavar="SPEED", help="60: hours pass in minutes")
+    add("--queue", type=_hours, default=0.0, metavar="SECONDS", help="a run stays queued")
+    add("--machines", type=_machines, metavar="N", help="runs at once; more stay queued")
+    add("--clock", type=_speed, default=1.0, metavar="SPEED", help="60: an hour passes in a minute")
 
 
 def _limits(options: argparse.Namespace) -> AccountLimits:

@@ -43,7 +43,7 @@ class Downloads:
     def archive(self, name: str, key: str, folder: Path | None, files: Contents) -> Reply:
         """A redirection to a zip of files below a folder; it is written again if they changed.
 
-        `key` tells the archives of one name apart.
+        `key` distinguishes archives of the same name.
         """
         with self._zipping:
             path = self._folder / key / name

@@ -59,7 +59,7 @@ class AccountLimits:
     """The limits of every account. Durations in seconds of Kaggle's clock.
 
     `queue`: how long a run stays queued. `machines`: runs at once, of all accounts together; the
-    others wait in the queue in the order of their pushes. None: no limit.
+    more of them wait in the order of their pushes. None: no limit.
     """
 
     sessions: Mapping[Machine, int] = field(default_factory=lambda: dict(SESSIONS))
