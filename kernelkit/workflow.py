@@ -202,6 +202,7 @@ def push(
         RefusedError: Kaggle changed the requested settings; the version runs and is recorded.
         UnreachableError: the push was accepted and recorded, and could not be verified.
     """
+    from kernelkit.project.code import publish_code
     from kernelkit.runs.push import push_once
 
     kernel = preflight(config)
@@ -217,6 +218,7 @@ def push(
             again=again,
             wait=wait,
             deadline=deadline,
+            publish=publish_code,
             on_event=on_event,
         )
 

@@ -1,8 +1,9 @@
 """A package on disk becomes a `Bundle`: its files, sorted by imports, and a digest.
 
 bundle   `read_bundle`, `Bundle`, `SourceFile`, `RUNTIME_MODULE`, `digest_of`, `digest_part`
-files    which files are carried: patterns, .gitignore, tests, data; `TEST`, `COMPILED_SUFFIXES`,
+files    which files are carried: patterns, .gitignore, tests, data; `TEST`,
          `PackageFiles`, `Arrangement`, `WHOLE_PROJECT`, `is_key_name`
+extensions  compiled extensions, and whether Kaggle's image can load them: `COMPILED_SUFFIXES`
 git      the commit, what differs from it and what git ignores: `Provenance`, `changes`,
          `listed_files`
 checks   the entry and the imports: is everything there that the program needs?

@@ -136,7 +136,7 @@ def read_bundle(config: Config) -> Bundle:
     notes += [f"{error}: carried as data, for nothing imports it" for error in unreadable.values()]
     notes += checks.check_own_imports(modules, files)
     signature = checks.entry_signature(config.entry, modules, files)
-    own = {name.partition(".")[0] for name in files.modules}
+    own = {name.partition(".")[0] for name in [*files.modules, *files.extensions]}
     foreign = imports.third_party(modules.values(), own, ImportKind.NEEDED)
     optional = imports.third_party(modules.values(), own, ImportKind.LAZY, ImportKind.OPTIONAL)
     siblings = {n: places for n, places in (foreign | optional).items() if n not in reader.declared}

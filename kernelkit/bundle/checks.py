@@ -79,7 +79,7 @@ def entry_signature(
             f'the entry "{entry}" is a coroutine or a generator: a call alone does not run it',
             "Name a plain function that runs it to its end.",
         )
-    if not _OwnModules(modules, files.modules).may_bind(module_name, function):
+    if not _OwnModules(modules, files).may_bind(module_name, function):
         raise BundleError(
             f'the entry "{entry}": {module.path} defines no "{function}"'
             f"{near_miss(function, module.top_level_names or ())}",
@@ -109,7 +109,7 @@ def check_own_imports(modules: Mapping[str, Module], files: PackageFiles) -> lis
     Raises:
         BundleError: a module of the package imports one that the notebook would not have.
     """
-    own = _OwnModules(modules, files.modules)
+    own = _OwnModules(modules, files)
     lost, notes = [], []
     for _, module in sorted(modules.items()):
         for found in module.imports:
@@ -335,11 +335,11 @@ def metadata_notes(
 class _OwnModules:
     """The modules of the packages, as import statements find them."""
 
-    def __init__(self, carried: Mapping[str, Module], present: Collection[str]) -> None:
+    def __init__(self, carried: Mapping[str, Module], files: PackageFiles) -> None:
         self._carried = carried
-        self._present = present
-        self._packages = imports.with_parents(carried)
-        self.tops = {name.partition(".")[0] for name in present}
+        self._present = files.modules.keys() | files.extensions.keys()
+        self._packages = imports.with_parents([*carried, *files.carried_extensions])
+        self.tops = {name.partition(".")[0] for name in self._present}
 
     def has(self, target: str) -> bool:
         """Whether the notebook has a module, or a folder with modules below it."""
@@ -402,8 +402,10 @@ def _lost_targets(
         reason = files.reason(target) if target in files.modules else None
         if target == found.target and target not in files.modules:
             reason = files.folder_reason(target)
+        if target in files.extensions and target not in files.modules:
+            reason = files.extension_reason(target)
         if reason and reason != EXCLUDED:
-            path = files.in_project(files.modules.get(target, f"{target.replace('.', '/')}/"))
+            path = files.in_project(files.path_of(target))
             yield target, f"is left out ({reason}): {path}"
     if found.kind not in _REACHABLE:
         return
@@ -412,7 +414,8 @@ def _lost_targets(
         yield from ((target, "is excluded") for target in sorted(excluded))
     if found.target in excluded:
         return
-    if not own.has(found.target) and found.target not in files.modules:
+    present = files.modules.keys() | files.extensions.keys()
+    if not own.has(found.target) and found.target not in present:
         if not own.may_be_made(found.target):
             yield found.target, f"{_MISSING}{own.near_miss(found.target)}"
         return
@@ -426,7 +429,7 @@ def _lost_targets(
                 yield target, f"{plain.path} does not define{close}"
             continue
         if (
-            target not in files.modules
+            target not in present
             and target not in excluded
             and not own.may_hold(found.target, name)
         ):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -18,11 +19,17 @@ from pathlib import Path, PurePosixPath
 
 from pathspec import GitIgnoreSpec
 
+from kernelkit.bundle import image
+from kernelkit.bundle.extensions import (
+    COMPILED_SUFFIXES,
+    HEAD_BYTES,
+    extension_module,
+    misfit,
+    python_of,
+)
 from kernelkit.bundle.git import GitIgnore, parents
 from kernelkit.config import Config
 from kernelkit.errors import BundleError
-
-COMPILED_SUFFIXES = frozenset({".so", ".pyd", ".dylib", ".dll"})
 
 TEST = "a test"
 EXCLUDED, UNREACHED = "excluded", "not reachable"
@@ -146,6 +153,9 @@ class PackageFiles:
     modules: dict[str, str] = field(default_factory=dict)
     """Module → its path, of every module on disk, carried or not."""
 
+    extensions: dict[str, str] = field(default_factory=dict)
+    """Module → its path, of every compiled extension; a carried one where there are several."""
+
     named: list[str] = field(default_factory=list)
     """The paths that `files` of the project file names."""
 
@@ -158,6 +168,8 @@ class PackageFiles:
     _paths: list[str] = field(default_factory=list)
     _places: dict[str, Path] = field(default_factory=dict)
     _read: dict[str, _Content] = field(default_factory=dict)
+    _python: tuple[int, int] | None = None
+    """Of the image, where compiled extensions are carried."""
 
     @classmethod
     def find(cls, config: Config, arrangement: Arrangement) -> PackageFiles:
@@ -168,6 +180,8 @@ class PackageFiles:
                 have to be carried.
         """
         files = cls(config.project, arrangement)
+        if config.layout == "dataset":
+            files._python = image.load_snapshot(config.image).release
         rules = _Rules(config)
         links: list[str] = []
         for package in arrangement.packages:
@@ -178,7 +192,7 @@ class PackageFiles:
         for pattern in config.files:
             files._add_named(pattern, rules, links)
         files._paths.sort()
-        files.notes = rules.notes([*map(files.in_project, files._paths), *files.left_out])
+        files.notes += rules.notes([*map(files.in_project, files._paths), *files.left_out])
         files.notes += files._link_notes(links)
         return files
 
@@ -219,6 +233,20 @@ class PackageFiles:
     def reason(self, module: str) -> str | None:
         """Why a module that is on disk is left out; None where it is carried."""
         return self.left_out.get(self.in_project(self.modules[module]))
+
+    @property
+    def carried_extensions(self) -> list[str]:
+        """The modules that a carried compiled extension provides."""
+        return [name for name in self.extensions if self.extension_reason(name) is None]
+
+    def extension_reason(self, module: str) -> str | None:
+        """Why a compiled extension is left out; None where it is carried."""
+        return self.left_out.get(self.in_project(self.extensions[module]))
+
+    def path_of(self, module: str) -> str:
+        """Of a module on disk, whatever its kind; else of its folder."""
+        found = self.modules.get(module) or self.extensions.get(module)
+        return found or f"{module.replace('.', '/')}/"
 
     def folder_reason(self, module: str) -> str | None:
         """Why the whole folder of a module is left out; None where it is not."""
@@ -347,13 +375,19 @@ class PackageFiles:
         return any((self.project / f / "__init__.py").is_file() for f in parents(path))
 
     def _add(self, entry: _Entry, reason: str | None) -> None:
+        is_compiled = entry.suffix in COMPILED_SUFFIXES
         # A build puts extensions where git ignores them, and the package needs them all the same.
-        if reason is None or (reason == _IGNORED and entry.suffix in COMPILED_SUFFIXES):
-            _require_carriable(entry)
+        if reason is None or (reason == _IGNORED and is_compiled):
+            if is_compiled and self._python is not None:
+                reason = misfit(entry.path, _head(entry.file), self._python)
+            _require_carriable(entry, carries_extensions=self._python is not None)
         if reason is not None:
             self.left_out[entry.name] = reason
         self._paths.append(entry.path)
         self._places[entry.path] = entry.file
+        if is_compiled:
+            self._add_extension(entry, reason)
+            return
         name = self.arrangement.module_name(entry.path)
         if name is None:
             return
@@ -362,6 +396,20 @@ class PackageFiles:
         better = not known or entry.path.endswith("/__init__.py")
         if better or (reason is None and not self.is_carried(name)):
             self.modules[name] = entry.path
+
+    def _add_extension(self, entry: _Entry, reason: str | None) -> None:
+        path = extension_module(entry.path)
+        name = self.arrangement.module_name(f"{path}.py") if path else None
+        if name is None:
+            return
+        if reason is None or name not in self.extensions:
+            self.extensions[name] = entry.path
+        here = (sys.version_info.major, sys.version_info.minor)
+        if reason is None and python_of(entry.path) not in (None, here):
+            self.notes.append(
+                f"{entry.name} is for Kaggle's Python: this machine's Python "
+                f"{'.'.join(map(str, here))} cannot import it in a rehearsal"
+            )
 
     def _private_key(self, entry: _Entry, rules: _Rules) -> str | None:
         """Finds a private key by its content: a .pem may also be a certificate."""
@@ -475,14 +523,24 @@ def holds_python(folder: Path) -> bool:
     return any(folder.glob("*.py"))
 
 
-def _require_carriable(entry: _Entry) -> None:
+def _head(path: Path) -> bytes:
+    """The beginning of a file."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(HEAD_BYTES)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _require_carriable(entry: _Entry, *, carries_extensions: bool) -> None:
     if not entry.path.isprintable() or any("\ud800" <= char <= "\udfff" for char in entry.path):
         raise BundleError(f"the file name {entry.path!r} cannot be carried", "Rename the file.")
-    if entry.suffix in COMPILED_SUFFIXES:
+    if entry.suffix in COMPILED_SUFFIXES and not carries_extensions:
         raise BundleError(
             f"{entry.name} is a compiled extension: a notebook cannot carry it",
-            "Move it into a wheel of its own; or, where the package works without it, add it "
-            'to "exclude" in [tool.kernelkit].',
+            'Set layout = "dataset" in [tool.kernelkit], which carries the package in a private '
+            "dataset; move it into a wheel of its own; or, where the package works without it, add "
+            'it to "exclude".',
         )
 
 

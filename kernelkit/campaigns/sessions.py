@@ -65,6 +65,7 @@ def push_session(
         RefusedError: Kaggle changed the requested settings; the version runs and is recorded.
         UnreachableError: whether the push was accepted is unknown: call this again later.
     """
+    from kernelkit.project.code import publish_code
     from kernelkit.runs.push import push_once
 
     config = session.config
@@ -80,6 +81,7 @@ def push_session(
             asked=asked,
             wait=wait,
             deadline=deadline,
+            publish=publish_code,
             on_event=on_event,
         )
 

@@ -117,7 +117,7 @@ def _module_name(value: str) -> str:
     return value
 
 
-Layout = Literal["auto", "cells", "compressed"]
+Layout = Literal["auto", "cells", "compressed", "dataset"]
 
 
 Arguments = Literal["--key value", "--key=value", "key=value"]
@@ -275,7 +275,8 @@ class Config(Section):
     """Carry only what the entry imports, directly or not."""
 
     layout: Layout = "auto"
-    """Which files go into the compressed cell: none, all, or as few as the size limit allows."""
+    """Where the files are: each in a cell ("cells"), all in the compressed cell ("compressed"), as
+    few there as the size limit allows ("auto"), or all in a private dataset ("dataset")."""
 
     pip: tuple[str, ...] = ()
     """Requirements (PEP 508) that the run installs first, with those of the files that the project

@@ -32,7 +32,7 @@ class ModuleCell:
 
     is_module: bool
     form: str
-    """How it is carried: "writefile", "lines", "base64", "empty" or "compressed"."""
+    """How it is carried: "writefile", "lines", "base64", "empty", "compressed" or "dataset"."""
 
     text: str = ""
     """For "writefile" the content without its last newline, which IPython adds."""
@@ -47,7 +47,14 @@ class ModuleCell:
 
     def compressed(self) -> ModuleCell:
         """The same file, carried in the compressed cell."""
-        return ModuleCell(self.path, self.summary, self.size, self.is_module, "compressed")
+        return self._elsewhere("compressed")
+
+    def in_dataset(self) -> ModuleCell:
+        """The same file, carried in the private dataset."""
+        return self._elsewhere("dataset")
+
+    def _elsewhere(self, form: str) -> ModuleCell:
+        return ModuleCell(self.path, self.summary, self.size, self.is_module, form)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from kernelkit.bundle.bundle import (
     digest_of,
     digest_part,
 )
-from kernelkit.bundle.files import COMPILED_SUFFIXES
+from kernelkit.bundle.extensions import COMPILED_SUFFIXES
 from kernelkit.bundle.scripts import CommandLine, Option
 from kernelkit.config import Config, KernelSettings, parameter_comments
 from kernelkit.errors import ConfigError, LocalError, TemplateError, VerificationError

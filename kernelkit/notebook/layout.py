@@ -1,7 +1,7 @@
-"""Which files are carried in cells of their own, and which in the compressed cell.
+"""Which files are carried in cells of their own, in the compressed cell, or in a dataset.
 
 Kaggle limits the size of a notebook's source. With `layout = "auto"` the largest files go into the
-compressed cell until the rest fits.
+compressed cell until the rest fits. With `layout = "dataset"` the notebook has none of them.
 """
 
 from __future__ import annotations
@@ -98,6 +98,9 @@ class Draft:
         Raises:
             PreflightError: the files are far too large for any notebook.
         """
+        if layout == "dataset":
+            self._modules = {path: one.in_dataset() for path, one in self._modules.items()}
+            return frozenset()
         largest = max((len(file.content) for file in self._bundle.files), default=0)
         if layout == "cells" and largest > _FILE_LIMIT_BYTES:
             raise self._far_too_large(layout, f"the largest has {largest:,} B")
@@ -267,8 +270,9 @@ def how_to_shrink(layout: str) -> str:
     """What to do about a notebook that is too large."""
     return (
         ('Set layout = "auto"; l' if layout == "cells" else "L")
-        + "eave files out (exclude, only_reachable = true), move data into a Kaggle dataset, or "
-        "move code that does not change into a wheel that the run installs."
+        + "eave files out (exclude, only_reachable = true), move data into a Kaggle dataset "
+        '(`kernelkit dataset push`), or set layout = "dataset", which carries a package of any '
+        "size in a private dataset."
     )
 
 

@@ -170,6 +170,10 @@ class Manifest(Document):
     working_files: tuple[str, ...] = ()
     """Carried paths that are also in the working folder while the entry runs."""
 
+    code_dataset: str = ""
+    """The dataset that holds the files, without its owner; the key is absent where the notebook
+    carries them."""
+
     outputs: tuple[str, ...]
     """The files that a run must leave."""
 

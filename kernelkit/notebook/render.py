@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
@@ -31,6 +31,13 @@ from kernelkit.bundle.requirements import InstallPlan, WheelLock, plan_installat
 from kernelkit.config import Config
 from kernelkit.errors import ConfigError, LocalError
 from kernelkit.notebook.cells import module_cell, notebook_json, sent_size
+from kernelkit.notebook.code_dataset import (
+    CODE_FOLDER,
+    CODE_LICENSE,
+    CODE_METADATA,
+    code_dataset,
+    write_code,
+)
 from kernelkit.notebook.layout import Draft, SizeEntry
 from kernelkit.notebook.manifest import (
     BUNDLE_NAME,
@@ -52,7 +59,7 @@ from kernelkit.notebook.templates import (
     kernel_variable,
     project_templates,
 )
-from kernelkit.storage import as_json, make_ignored_folder, write_atomically
+from kernelkit.storage import as_json, make_ignored_folder, write_atomically, write_json
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,9 @@ class Kernel:
 
     project: Path
     """The folder of the project file."""
+
+    code_version: str = field(default="", kw_only=True)
+    """`owner/slug/3`: the version of the dataset with the packages; known once it is published."""
 
     allowed_secrets: tuple[str, ...]
     """Places that the project file names in `allow_secrets`; not part of the digest."""
@@ -126,6 +136,12 @@ class Kernel:
                 cell["outputs"] = []
             cell["source"] = "".join(cell["source"])
         return json.dumps(body)
+
+    def with_code(self, source: str, version: int) -> Kernel:
+        """The same kernel with the dataset `source`, whose `version` holds its packages."""
+        sources = tuple(dict.fromkeys([*self.metadata.dataset_sources, source]))
+        metadata = self.metadata.model_copy(update={"dataset_sources": sources})
+        return replace(self, metadata=metadata, code_version=f"{source}/{version}")
 
     def as_pushed(self, push_id: str | None, session: str | None = None) -> Kernel:
         """The same kernel as one push sends it: its manifest carries the `push_id`.
@@ -187,12 +203,20 @@ def render(bundle: Bundle, config: Config) -> Kernel:
 def write_kernel(kernel: Kernel, folder: Path) -> None:
     """Write the three files of a kernel; other files in the folder stay.
 
+    With `layout = "dataset"`, the folder CODE_FOLDER gets what the official client publishes first.
+
     Raises:
         LocalError: the folder cannot be written.
     """
+    metadata = kernel.metadata.document
+    if slug := kernel.manifest.code_dataset:
+        owner = kernel.metadata.owner
+        code = f"{owner}/{slug}" if owner else slug
+        metadata = kernel.with_code(code, 0).metadata.document
+        _write_code_folder(kernel, folder / CODE_FOLDER, code)
     files = {
         NOTEBOOK_NAME: kernel.notebook,
-        METADATA_NAME: as_json(kernel.metadata.document),
+        METADATA_NAME: as_json(metadata),
         BUNDLE_NAME: as_json(kernel.manifest.document),
     }
     make_ignored_folder(folder)
@@ -212,6 +236,17 @@ def _wheels(lock: WheelLock, installs: InstallPlan) -> ManifestWheels:
     )
 
 
+def _write_code_folder(kernel: Kernel, folder: Path, name: str) -> None:
+    """What `kaggle datasets create` publishes; it is private unless the user asks otherwise."""
+    write_code(kernel.bundle, folder)
+    document = {
+        "id": name,
+        "title": name.rpartition("/")[2],
+        "licenses": [{"name": CODE_LICENSE}],
+    }
+    write_json(folder / CODE_METADATA, document)
+
+
 def _manifest(
     bundle: Bundle, config: Config, templates: Mapping[str, str], wheels: ManifestWheels | None
 ) -> Manifest:
@@ -220,6 +255,7 @@ def _manifest(
         "command": command and command.document,
         "import_folders": [] if bundle.import_folders == ("",) else list(bundle.import_folders),
         "working_files": list(bundle.working_files),
+        "code_dataset": code_dataset(config.kernel.slug) if config.layout == "dataset" else "",
         "distribution": distribution and distribution.document,
         "wheels": wheels and wheels.document,
     }

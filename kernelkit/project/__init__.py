@@ -4,6 +4,7 @@ init    writes a first `[tool.kernelkit]`: `plan_init`, `write_init`, `open_poin
         `InitPlan`
 datasets  publishes a folder as a new version of a private dataset: `publish_dataset`,
         `DatasetRequest`, `DatasetVersion`, `default_state_folder`
+code    publishes the packages of a kernel as a dataset: `publish_code`
 folders  reads a folder that becomes a dataset
 wheels  wheels for runs without internet, and their lock file: `prepare_wheels`, `publish_wheels`,
         `wheels_for_rehearsal`, `PreparedWheels`

@@ -125,6 +125,8 @@ class DatasetRequest:
     """The folder as messages and `allow_secrets` write it; empty for its path."""
 
     allowed_secrets: tuple[str, ...] = ()
+    is_searched: bool = True
+    """Whether the files are searched for credentials; False where that is done already."""
 
     def require_valid(self) -> None:
         """Check the names by Kaggle's rules.
@@ -177,9 +179,10 @@ def publish_dataset(
     """
     request.require_valid()
     contents = read_folder(request.folder)
-    _report_contents(contents, on_event)
-    place = request.place or str(request.folder)
-    require_no_problems(list(find_secrets(contents, place, own, request.allowed_secrets)))
+    if request.is_searched:
+        _report_contents(contents, on_event)
+        place = request.place or str(request.folder)
+        require_no_problems(list(find_secrets(contents, place, own, request.allowed_secrets)))
     dataset = Dataset(kaggle, kaggle.credentials.username, request.slug)
     make_ignored_folder(state)
 

@@ -107,6 +107,9 @@ class RunRecord(RunAddress):
     session: Annotated[str | None, Reported] = None
     """The mark of a campaign's session; absent in other runs."""
 
+    code_dataset: Annotated[str | None, Reported] = None
+    """`owner/slug/3`: the version of the dataset with the packages, published for this push."""
+
 
 class OutputEntry(BaseModel):
     """One declared output, as the run described it when it wrote it."""

@@ -58,6 +58,7 @@ LATE_FIELDS = ("machine_shape", "docker_image")
 PUSH_AGAIN = "Fix the cause, then push again: `kernelkit push --again`."
 
 OnEvent = Callable[[str], None]
+Publish = Callable[["Kaggle", Kernel, OnEvent], Kernel]
 
 
 class Outcome(StrEnum):
@@ -107,13 +108,15 @@ def push_once(
     asked: float | None = None,
     wait: bool = False,
     deadline: float | None = None,
+    publish: Publish | None = None,
     on_event: OnEvent,
 ) -> Pushed:
     """Push a kernel so that one version with its digest exists, and record it under `root`.
 
     An identical version is not pushed again unless `again` is set: see `find_identical`. `wait`
     waits for a free session and for the quota, up to `deadline` seconds. `reserve` is in GPU hours
-    (see `check_remote`).
+    (see `check_remote`). `publish` publishes the dataset that holds the packages, where the
+    notebook does not carry them, and returns the kernel that uses it.
 
     For a campaign, `session` is the mark that its notebook carries: then only a version with this
     mark counts, whatever became of it. `asked` is how long ago, in seconds, a process that was
@@ -138,6 +141,9 @@ def push_once(
         hours = None if session else _expected_hours(root, kernel)
         waiting = Waiting(deadline, kaggle.timeouts) if wait else None
         check_remote(kaggle, kernel, reserve, on_event, hours=hours, waiting=waiting)
+        if kernel.manifest.code_dataset:
+            assert publish is not None
+            kernel = publish(kaggle, kernel, on_event)
         on_event(f"pushing {kernel.slug} as {kaggle.credentials.username} ({kernel.size:,} B)")
         hidden = _hidden_versions(kaggle, kernel, root)
         known = max([current.version or 0, *hidden]) if current else 0
@@ -192,7 +198,7 @@ def find_identical(
     folders = list(_folders_of_account(kaggle, root, kernel.slug))
     if found := _pushed_elsewhere(kaggle, kernel, root, current, folders, on_event):
         return found
-    changing = [kind for kind in CHANGING_SOURCES if getattr(kernel.metadata, kind)]
+    changing = [kind for kind in CHANGING_SOURCES if getattr(kernel.manifest.kernel, kind)]
     note = f" (the content of {' and '.join(changing)} was not compared)" if changing else ""
     for folder in reversed(folders):
         record = folder.read()
@@ -507,6 +513,7 @@ def _record(
             "profile": profile,
             "outcome": outcome,
             **({"session": kernel.manifest.session} if kernel.manifest.session else {}),
+            **({"code_dataset": kernel.code_version} if kernel.code_version else {}),
         }
     )
     return store.record_push(root, record, kernel.manifest)

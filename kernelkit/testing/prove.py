@@ -47,6 +47,7 @@ from kernelkit.errors import (
     TemplateError,
     VerificationError,
 )
+from kernelkit.notebook.code_dataset import write_code
 from kernelkit.notebook.manifest import Manifest
 from kernelkit.notebook.render import Kernel
 from kernelkit.storage import counted, sha256_of
@@ -293,6 +294,9 @@ def _run_notebook(kernel: Kernel, python: _Python, folder: Path, deadline: float
         "IPYTHONDIR": str(folder / "ipython"),  # a user's profile may change what cells do
         "KAGGLE_WORKING_DIR": str(folder / "cwd"),
     }
+    if slug := kernel.manifest.code_dataset:
+        write_code(kernel.bundle, folder / "input" / slug)
+        environment["KAGGLE_INPUT_DIR"] = str(folder / "input")
     ended = _run(command, notebook.parent, environment, folder / "log", deadline)
     if ended.code is None:
         raise DeadlineError(

@@ -34,8 +34,10 @@ from .files import NOT_OUTPUTS
 from .metric import goal_of, metric_among
 from .run import NotebookRun
 from .run_manifest import MANIFEST_MARK
+from .sources import CODE_FILE
 
 __all__ = [
+    "CODE_FILE",
     "MANIFEST_MARK",
     "NOT_OUTPUTS",
     "BundleDocument",

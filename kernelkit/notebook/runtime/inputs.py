@@ -54,6 +54,20 @@ class RunFolders:
         (made.update if isinstance(value, dict | set) else made.extend)(new)
         return made
 
+    def dataset(self, slug: str) -> Path:
+        """The folder of the dataset with the packages.
+
+        Raises:
+            RuntimeFault: it is not mounted.
+        """
+        try:
+            return self._find_input(slug)
+        except RuntimeFault as fault:
+            raise RuntimeFault(
+                f"The package of this notebook is in the private dataset {slug}. {fault}\n"
+                "Push with kernelkit, which publishes and attaches it, or attach it by hand."
+            ) from None
+
     def _path_of(self, address: str) -> str:
         place, _, rest = address.removeprefix("kaggle://").partition("/")
         if place == "input":

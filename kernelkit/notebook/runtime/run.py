@@ -81,6 +81,14 @@ class NotebookRun:
         """Write the files that are carried compressed: a .tar.xz in base64."""
         self._sources.unpack(archive)
 
+    def load_sources(self, slug: str) -> None:
+        """Write the files of the packages, which the private dataset `slug` holds.
+
+        Raises:
+            RuntimeFault: it is not mounted, or holds anything else than the manifest lists.
+        """
+        self._sources.load(self._folders.dataset(slug))
+
     def pip_install(self, requirements: list[str]) -> None:
         """Install the project's own requirements: from PyPI, or from the wheels of a dataset.
 

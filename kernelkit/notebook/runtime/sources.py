@@ -6,14 +6,20 @@ import base64
 import importlib
 import io
 import os
+import shutil
 import sys
 import tarfile
 from pathlib import Path
 
 from .documents import BundleDocument
 from .faults import RuntimeFault
-from .files import sha256_of
+from .files import files_below, sha256_of
 from .installation import install_metadata
+
+CODE_FILE = "sources.pack"
+"""The only file of the dataset with the packages: an uncompressed tar."""
+
+MOST_NAMED = 20  # files that a message names
 
 
 class Sources:
@@ -35,6 +41,42 @@ class Sources:
         with tarfile.open(fileobj=io.BytesIO(base64.b64decode(archive)), mode="r:xz") as tar:
             tar.extractall(self.folder, filter="data")
             print(f"Writing {len(tar.getnames())} files to {self.folder}")
+
+    def load(self, dataset: Path) -> None:
+        """Write the files that a mounted dataset holds, if they are exactly those of the manifest.
+
+        Raises:
+            RuntimeFault: a file is missing, differs, or is not in the manifest.
+        """
+        others = [name for name in files_below(dataset) if name != CODE_FILE]
+        if others or not (dataset / CODE_FILE).is_file():
+            raise _wrong_dataset(
+                dataset,
+                [f"{name}: is not in the manifest" for name in others]
+                or [f"{CODE_FILE}: is missing"],
+            )
+        expected = {file["path"]: file["sha256"] for file in self.bundle["files"]}
+        wrong: list[str] = []
+        try:
+            with tarfile.open(dataset / CODE_FILE, mode="r:") as tar:
+                for member in tar:
+                    content = tar.extractfile(member) if member.isreg() else None
+                    if content is None or member.name not in expected:
+                        wrong.append(f"{member.name}: is not in the manifest")
+                        continue
+                    target = self.folder / member.name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with content, target.open("wb") as stream:
+                        shutil.copyfileobj(content, stream)
+                    if sha256_of(target) != expected.pop(member.name):
+                        target.unlink()
+                        wrong.append(f"{member.name}: has different content")
+        except (tarfile.TarError, EOFError, ValueError) as error:
+            wrong.append(f"{CODE_FILE}: cannot be read ({error})")
+        wrong += [f"{path}: is missing" for path in expected]
+        if wrong:
+            raise _wrong_dataset(dataset, wrong)
+        print(f"{len(self.bundle['files'])} files from {dataset}")
 
     def check(self) -> None:
         """Compare every source on disk with the manifest, and make all of them importable.
@@ -109,3 +151,13 @@ class Sources:
             if own and origin and not Path(origin).resolve().is_relative_to(source_dir):
                 found.append(name)
         return found
+
+
+def _wrong_dataset(dataset: Path, wrong: list[str]) -> RuntimeFault:
+    more = [f"… and {len(wrong) - MOST_NAMED} more"] if len(wrong) > MOST_NAMED else []
+    return RuntimeFault(
+        f"The dataset {dataset} does not hold the package of this notebook:\n  "
+        + "\n  ".join([*wrong[:MOST_NAMED], *more])
+        + "\nIts current version is another one, or was altered. Push again: kernelkit publishes "
+        "the right version first."
+    )
