@@ -114,7 +114,9 @@ class Kernel:
     @property
     def own_datasets(self) -> list[str]:
         """Slugs of datasets of the pushing account that the run needs and no setting names."""
-        return [self.manifest.wheels.dataset] if self.manifest.wheels else []
+        wheels = self.manifest.wheels
+        slugs = (self.manifest.code_dataset, wheels.dataset if wheels else "")
+        return [slug for slug in slugs if slug]
 
     def owned_by(self, owner: str) -> Kernel:
         """The same kernel with the account's own datasets among its sources."""
@@ -138,10 +140,8 @@ class Kernel:
         return json.dumps(body)
 
     def with_code(self, source: str, version: int) -> Kernel:
-        """The same kernel with the dataset `source`, whose `version` holds its packages."""
-        sources = tuple(dict.fromkeys([*self.metadata.dataset_sources, source]))
-        metadata = self.metadata.model_copy(update={"dataset_sources": sources})
-        return replace(self, metadata=metadata, code_version=f"{source}/{version}")
+        """The same kernel, whose packages are in that version of the dataset `source`."""
+        return replace(self, code_version=f"{source}/{version}")
 
     def as_pushed(self, push_id: str | None, session: str | None = None) -> Kernel:
         """The same kernel as one push sends it: its manifest carries the `push_id`.
@@ -208,15 +208,13 @@ def write_kernel(kernel: Kernel, folder: Path) -> None:
     Raises:
         LocalError: the folder cannot be written.
     """
-    metadata = kernel.metadata.document
     if slug := kernel.manifest.code_dataset:
         owner = kernel.metadata.owner
-        code = f"{owner}/{slug}" if owner else slug
-        metadata = kernel.with_code(code, 0).metadata.document
-        _write_code_folder(kernel, folder / CODE_FOLDER, code)
+        name = f"{owner}/{slug}" if owner else slug
+        _write_code_folder(kernel, folder / CODE_FOLDER, name)
     files = {
         NOTEBOOK_NAME: kernel.notebook,
-        METADATA_NAME: as_json(metadata),
+        METADATA_NAME: as_json(kernel.metadata.document),
         BUNDLE_NAME: as_json(kernel.manifest.document),
     }
     make_ignored_folder(folder)

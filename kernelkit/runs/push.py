@@ -138,12 +138,12 @@ def push_once(
             found := find_identical(kaggle, kernel, root, current, on_event)
         ):
             return found
-        hours = None if session else _expected_hours(root, kernel)
-        waiting = Waiting(deadline, kaggle.timeouts) if wait else None
-        check_remote(kaggle, kernel, reserve, on_event, hours=hours, waiting=waiting)
         if kernel.manifest.code_dataset:
             assert publish is not None
             kernel = publish(kaggle, kernel, on_event)
+        hours = None if session else _expected_hours(root, kernel)
+        waiting = Waiting(deadline, kaggle.timeouts) if wait else None
+        check_remote(kaggle, kernel, reserve, on_event, hours=hours, waiting=waiting)
         on_event(f"pushing {kernel.slug} as {kaggle.credentials.username} ({kernel.size:,} B)")
         hidden = _hidden_versions(kaggle, kernel, root)
         known = max([current.version or 0, *hidden]) if current else 0

@@ -59,11 +59,17 @@ def test_what_the_image_has_in_a_fitting_version_is_not_downloaded(
         ("jinja2[i18n]", InstallOrigin.UNDECIDED, InstallOrigin.UNDECIDED),
         ("jinja2[i18n]<3", InstallOrigin.INDEX, InstallOrigin.NOWHERE),
         ("emoji2", InstallOrigin.INDEX, InstallOrigin.NOWHERE),
-        ("emoji2; python_version < '3.12'", InstallOrigin.OTHER_PLATFORM, InstallOrigin.OTHER_PLATFORM),
+        (
+            "emoji2; python_version < '3.12'",
+            InstallOrigin.OTHER_PLATFORM,
+            InstallOrigin.OTHER_PLATFORM,
+        ),
         ("emoji2; platform_machine == 'x86_64'", InstallOrigin.INDEX, InstallOrigin.NOWHERE),
     ],
 )
-def test_where_a_requirement_comes_from(requirement: str, online: InstallOrigin, offline: InstallOrigin) -> None:
+def test_where_a_requirement_comes_from(
+    requirement: str, online: InstallOrigin, offline: InstallOrigin
+) -> None:
     for internet, origin in ((True, online), (False, offline)):
         (planned,) = plan_installation([requirement], IMAGE, internet=internet).requirements
         assert planned.origin is origin
@@ -134,7 +140,9 @@ def test_only_what_applies_in_the_image_is_needed() -> None:
         ({"dataset": "Not A Slug"}, "dataset"),
     ],
 )
-def test_a_damaged_lock_names_its_key(tmp_path: Path, change: dict[str, object], words: str) -> None:
+def test_a_damaged_lock_names_its_key(
+    tmp_path: Path, change: dict[str, object], words: str
+) -> None:
     document = {"schema": 1, "dataset": "demo-wheels", "python": "3.12", "wheels": [], **change}
     (tmp_path / LOCK_NAME).write_text(json.dumps(document))
     with pytest.raises(ConfigError, match=f"{LOCK_NAME}.*{words}"):

@@ -12,7 +12,16 @@ from kernelkit.storage import read_model
 SAMPLE = Path(__file__).parent.parent / "samples" / "kernel_folder"
 """Rendered by kernelkit 0.1.0, with every key of its bundle.json."""
 
-NEWER_KEYS = {"command", "import_folders", "working_files", "metric", "metric_goal", "wheels", "session"}
+NEWER_KEYS = {
+    "code_dataset",
+    "command",
+    "import_folders",
+    "working_files",
+    "metric",
+    "metric_goal",
+    "wheels",
+    "session",
+}
 """Absent unless the project file uses them."""
 
 OPTIONAL_KEYS = NEWER_KEYS | {"push_id", "distribution"}
