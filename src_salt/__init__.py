@@ -13,7 +13,7 @@ device       device, dtype, distributed processes
 experiments  trains or reuses each experiment and selects the best
 train        one experiment: epochs, best weights, when checkpoints are saved
 checkpoint   writes and reads checkpoints
-launch       one experiment in several processes
+launch       one experiment in processes of its own
 budget       the time limit of a run
 metrics      IoU, the competition's score, post-processing
 predict      probabilities from trained networks

@@ -20,6 +20,9 @@ LOSSES = ("BCEDice", "Lovasz", "BCEDiceSymmetric")
 
 OPTIONAL_FOLDERS = ("weights_dir", "resume_dir")
 
+PARALLEL = ("experiments", "batches")
+"""What several processes divide among them: one experiment each, or the images of each batch."""
+
 MIN_IMAGE_SIZE = 32
 """In pixels. The encoder halves the image five times, so 32 pixels become one."""
 
@@ -44,7 +47,7 @@ class SaltError(Exception):
     ├── TrainingError    an experiment has no result (train)
     ├── OutOfMemory      a step does not fit into memory; a retry uses smaller pieces (train)
     ├── WorkerDied       a data loader's process ended; a retry works without them (train)
-    ├── ProcessesDied    torchrun's processes ended; a retry may use one process (launch)
+    ├── ProcessesDied    the processes of an experiment ended; a retry goes on (launch)
     ├── OutputError      the output folder cannot be written (outputs)
     └── SubmissionError  the submission file is not valid (submission)
     """
@@ -250,7 +253,16 @@ class Settings:
     )
     processes: int = field(
         default=1,
-        metadata={"help": "processes that train together by torchrun, one per GPU"},
+        metadata={"help": "processes that train at the same time, one per GPU"},
+    )
+    parallel: str | None = field(
+        default=None,
+        metadata={
+            "help": "what the processes share: `experiments` trains one experiment or fold in "
+            "each, `batches` one network together by torchrun (default: experiments if there are "
+            "several of them and of the GPUs, and `processes` is 1; otherwise batches)",
+            "metavar": "NAME",
+        },
     )
     num_workers: int = field(
         default=2, metadata={"help": "processes that prepare batches; 0 uses the main process"}
@@ -266,6 +278,10 @@ class Settings:
         if not isinstance(self.recipe, str) or self.recipe not in RECIPES:
             raise SettingsError(
                 f"recipe: must be one of {', '.join(RECIPES)}, not {self.recipe!r}."
+            )
+        if self.parallel not in (None, *PARALLEL):
+            raise SettingsError(
+                f"parallel: must be {' or '.join(PARALLEL)}, not {self.parallel!r}."
             )
         for name in ("learning_rate", "weight_decay", "max_hours"):
             if getattr(self, name) is not None:
@@ -293,7 +309,7 @@ class Settings:
             raise SettingsError(f"learning_rate: must be above 0, not {self.learning_rate}.")
         if self.max_hours is not None and self.max_hours <= 0:
             raise SettingsError(f"max_hours: must be above 0, not {self.max_hours}.")
-        if self.batch_size % self.processes:
+        if self.parallel != "experiments" and self.batch_size % self.processes:
             raise SettingsError(
                 f"batch_size: {self.batch_size} images cannot be split evenly among "
                 f"{self.processes} processes."
@@ -342,6 +358,7 @@ class Settings:
             "experiments",
             "num_workers",
             "processes",
+            "parallel",
             "max_hours",
             *("recipe", "learning_rate", "weight_decay"),  # part of the resolved recipe below
         }

@@ -1,14 +1,22 @@
-"""The experiments of a run: train or reuse each one, and select the best."""
+"""The experiments of a run: train or reuse each one, and select the best.
+
+With several GPUs, each one trains another experiment. The processes that train write weights and
+checkpoints; this process writes everything else.
+"""
 
 from __future__ import annotations
 
+import queue
 import time
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import torch
 
 from src_salt import __version__
 from src_salt.budget import Budget
@@ -22,7 +30,7 @@ from src_salt.config import (
 )
 from src_salt.data import LabelledImages, split
 from src_salt.device import release_memory
-from src_salt.launch import ProcessesDied, train_distributed
+from src_salt.launch import ProcessesDied, stop_processes, train_elsewhere
 from src_salt.model import load_encoder_weights
 from src_salt.outputs import (
     DISK_FULL,
@@ -81,40 +89,43 @@ class Result:
 def run_experiments(
     settings: Settings, labelled: LabelledImages, outputs: Outputs, budget: Budget | None = None
 ) -> list[Result]:
-    """Train every planned experiment in order, or reuse its complete result of an earlier run.
+    """Train every planned experiment, or reuse its complete result of an earlier run.
 
-    Experiments for which there is no time are skipped. One that fails after its first epoch is
-    kept with the epochs it has. `Result.notes` say what else happened.
+    They are trained in order, or several at the same time (see `experiments_at_once`); the results
+    are in the order of the plan either way. Experiments for which there is no time are skipped. One
+    that fails after its first epoch is kept with the epochs it has. `Result.notes` say what else
+    happened.
 
     Raises:
         TrainingError: no experiment has a result.
     """
-    budget = budget or Budget()
-    runner = _Runner(settings, labelled, outputs, budget)
-    results = runner.results
-    errors: list[str] = []
-    skipped: list[str] = []
-    for experiment in settings.planned_experiments:
-        may_train = not results or budget.allows_epoch()
-        try:
-            result = runner.train_or_reuse(experiment, may_train)
-        except (SaltError, OSError) as error:
-            # If the disk is full or the weights are gone, other results are still valid.
-            alone = not results and not isinstance(error, TrainingError)
-            if alone or isinstance(error, BrokenPipeError):
-                raise
-            errors.append(str(error))
-            emit("failed", experiment=experiment.name, message=str(error))
-            continue
-        if result is None:
-            skipped.append(experiment.name)
-        else:
-            results.append(result)
-    if skipped:
-        emit("out_of_time", experiments=skipped)
-    if not results:
-        raise TrainingError(" ".join(errors))
-    return results
+    runner = _Runner(settings, labelled, outputs, budget or Budget())
+    at_once = experiments_at_once(settings)
+    if at_once > 1:
+        emit("parallel", experiments_at_once=at_once, gpus=torch.cuda.device_count())
+        runner.run_at_once(at_once)
+    else:
+        for experiment in settings.planned_experiments:
+            runner.run(experiment)
+    if runner.skipped:
+        emit("out_of_time", experiments=runner.skipped)
+    if not runner.results:
+        raise TrainingError(" ".join(runner.errors))
+    plan = settings.planned_experiments
+    return sorted(runner.results, key=lambda result: plan.index(result.experiment))
+
+
+def experiments_at_once(settings: Settings) -> int:
+    """How many experiments or folds are trained at the same time, each in its own process.
+
+    With several GPUs and several experiments, one on each GPU, unless the settings say otherwise.
+    """
+    count = settings.processes
+    if settings.parallel == "batches" or (settings.parallel is None and count > 1):
+        return 1
+    if count == 1:
+        count = torch.cuda.device_count()
+    return max(1, min(count, len(settings.planned_experiments)))
 
 
 def select_best(results: Sequence[Result]) -> list[Result]:
@@ -139,7 +150,7 @@ def group_folds(results: Sequence[Result]) -> list[list[Result]]:
 
 
 class _Runner:
-    """Trains the experiments of a run one after another, and continues after failures."""
+    """Trains the experiments of a run, and continues after failures."""
 
     def __init__(
         self, settings: Settings, labelled: LabelledImages, outputs: Outputs, budget: Budget
@@ -147,8 +158,71 @@ class _Runner:
         self.settings, self.labelled = settings, labelled
         self.outputs, self.budget = outputs, budget
         self.results: list[Result] = []
+        self.errors: list[str] = []
+        self.skipped: list[str] = []
+        self.own_process = False
+        """Whether each experiment is trained in a process of its own."""
 
-    def train_or_reuse(self, experiment: Experiment, may_train: bool) -> Result | None:
+        self.stopping = False
+        """Whether the run ends, so that nothing is tried again."""
+
+    def run_at_once(self, count: int) -> None:
+        """Run all planned experiments, `count` at the same time, each on its own GPU."""
+        self.own_process = True
+        self.settings = replace(self.settings, processes=1, parallel="batches")
+        gpus = torch.cuda.device_count()
+        places: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        for number in range(count):
+            places.put(number % gpus if gpus else None)
+
+        def run(experiment: Experiment) -> None:
+            place = places.get()
+            try:
+                if not self.stopping:
+                    self.run(experiment, place)
+            finally:
+                places.put(place)
+
+        with ThreadPoolExecutor(count) as pool:
+            waiting = {pool.submit(run, one) for one in self.settings.planned_experiments}
+            try:
+                while waiting:
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    for ended in done:
+                        ended.result()
+            except BaseException:  # also an interrupt: do not wait for the others' last epochs
+                self.stopping = True
+                stop_processes()
+                raise
+
+    def run(self, experiment: Experiment, gpu: int | None = None) -> None:
+        """Add the result of an experiment, why it failed, or that there is no time for it.
+
+        Raises:
+            SaltError, OSError: the cause is not the training, and there is no other result.
+            BrokenPipeError: nobody reads the output any more.
+        """
+        may_train = not self.results or self.budget.allows_epoch()
+        try:
+            result = self.train_or_reuse(experiment, may_train, gpu)
+        except (SaltError, OSError) as error:
+            if self.stopping:
+                return
+            # If the disk is full or the weights are gone, other results are still valid.
+            alone = not self.results and not isinstance(error, TrainingError)
+            if alone or isinstance(error, BrokenPipeError):
+                raise
+            self.errors.append(str(error))
+            emit("failed", experiment=experiment.name, message=str(error))
+            return
+        if result is None:
+            self.skipped.append(experiment.name)
+        else:
+            self.results.append(result)
+
+    def train_or_reuse(
+        self, experiment: Experiment, may_train: bool, gpu: int | None = None
+    ) -> Result | None:
         """Return None if there is neither an earlier result nor time to train."""
         started = time.monotonic()
         data = split(self.labelled, self.settings, experiment.fold)
@@ -163,7 +237,7 @@ class _Runner:
             # Before the weights are overwritten: an old record must not describe new weights.
             self.outputs.history(experiment.name).unlink(missing_ok=True)
             notes = [] if result is None else list(result.notes)
-            outcome = self._train(experiment, data, fingerprint, notes)
+            outcome = self._train(experiment, data, fingerprint, notes, gpu)
             select_by = self.settings.resolved_recipe.select_by
             result = Result(experiment, outcome.history, select_by, outcome.ended, tuple(notes))
             _write_record(result, fingerprint, self.outputs)
@@ -185,6 +259,7 @@ class _Runner:
         data: tuple[LabelledImages, LabelledImages],
         fingerprint: dict[str, Any],
         notes: list[str],
+        gpu: int | None,
     ) -> Outcome:
         """Train, and continue from the last checkpoint after a failure; add to `notes` what failed.
 
@@ -193,12 +268,14 @@ class _Runner:
         Raises:
             TrainingError: there is no such checkpoint.
         """
-        attempt = _Attempt(experiment, self.settings)
+        attempt = _Attempt(experiment, self.settings, gpu)
         try:
             while True:
                 try:
                     return self._try(attempt, data, fingerprint)
                 except (OutOfMemory, WorkerDied, ProcessesDied) as error:
+                    if self.stopping:
+                        raise TrainingError(f"{experiment.name}: the run was stopped.") from error
                     notes.append(attempt.reduce(error))
                 if attempt.settings.processes < self.settings.processes:
                     self.budget.epoch_seconds *= self.settings.processes
@@ -226,8 +303,8 @@ class _Runner:
         experiment, settings, (train, validation) = attempt.experiment, attempt.settings, data
         shared = (self.outputs, fingerprint, self.budget, attempt.accumulation_steps)
         try:
-            if settings.processes > 1:
-                return train_distributed(experiment, settings, *shared)
+            if self.own_process or settings.processes > 1:
+                return train_elsewhere(experiment, settings, *shared, attempt.gpu)
             return train_experiment(experiment, settings, train, validation, *shared)
         except (SaltError, OSError):
             raise
@@ -243,6 +320,7 @@ class _Attempt:
 
     experiment: Experiment
     settings: Settings
+    gpu: int | None = None
     accumulation_steps: int = 1
     deaths: int = 0
     """How often the processes have died."""
@@ -258,6 +336,9 @@ class _Attempt:
         if isinstance(error, WorkerDied):
             return self._use_no_workers(error)
         self.deaths += 1
+        if self.deaths > 1 and self.settings.processes == 1:
+            message = f"{self.experiment.name}: its process ended twice ({error})"
+            raise TrainingError(message) from error
         if self.deaths > 1:
             self.settings = replace(self.settings, processes=1)
         count = self.settings.processes

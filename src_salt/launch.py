@@ -1,14 +1,16 @@
-"""Distributed training of one experiment: torchrun starts a process for each GPU.
+"""Training of one experiment elsewhere: alone on one GPU, or by several processes.
 
+    python -m src_salt.launch JOB
     python -m torch.distributed.run --standalone --nproc-per-node 2 -m src_salt.launch JOB
 
-`train_distributed` writes the job file, starts this command and reads the outcome. Each process
-reads the competition's data itself and trains on its shard of every batch (see
-`device.DistributedContext`). The main process writes weights and checkpoint; its events appear in
-the output of the process that called `train_distributed`.
+`train_elsewhere` writes the job file, starts one of these commands and reads the outcome. Each
+process reads the competition's data itself. The processes of torchrun train on their shards of
+every batch (see `device.DistributedContext`), and the main one writes weights and checkpoint. Their
+events appear in the output of the process that called `train_elsewhere`.
 
 If a process is killed, raises an unexpected error or hangs, torchrun ends the others, and
-`train_distributed` raises ProcessesDied. The checkpoint of the last epoch is then still there.
+`train_elsewhere` raises ProcessesDied. The checkpoint of the last epoch is then still there. If the
+calling process dies, the processes that it started end too.
 """
 
 from __future__ import annotations
@@ -17,18 +19,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import distributed
 
 from src_salt.budget import Budget
 from src_salt.config import Experiment, SaltError, Settings
 from src_salt.data import DataError, load_labelled, split
-from src_salt.device import DistributedContext
+from src_salt.device import SINGLE_PROCESS, DistributedContext
 from src_salt.outputs import Outputs, read_json, write_json
 from src_salt.train import Epoch, Outcome, OutOfMemory, TrainingError, WorkerDied, train_experiment
 
@@ -36,6 +41,11 @@ ERRORS = {error.__name__: error for error in (TrainingError, OutOfMemory, Worker
 
 HANG_SECONDS = 300.0
 """A process that does not communicate for so long is taken for hanging. A step takes seconds."""
+
+
+STARTER_SECONDS = 1.0  # between two looks whether the process that started this one still lives
+
+_running: set[subprocess.Popen[str]] = set()
 
 
 class ProcessesDied(SaltError):
@@ -54,15 +64,19 @@ class _SavedBudget(Budget):
             write_json(self.pace_file, [epoch_seconds, image_seconds])
 
 
-def train_distributed(
+def train_elsewhere(
     experiment: Experiment,
     settings: Settings,
     outputs: Outputs,
     fingerprint: Mapping[str, Any],
     budget: Budget,
     accumulation_steps: int,
+    gpu: int | None = None,
 ) -> Outcome:
-    """Do what `train_experiment` does with `settings.processes` processes.
+    """Do what `train_experiment` does in `settings.processes` processes.
+
+    A single process sees only the GPU number `gpu` of those that this process sees. Its output,
+    apart from events, is marked with the experiment's name.
 
     Raises:
         ProcessesDied: they ended without an outcome; a checkpoint may exist.
@@ -79,6 +93,7 @@ def train_distributed(
         "budget": asdict(budget),
         "accumulation_steps": accumulation_steps,
         "hang_seconds": HANG_SECONDS,
+        "starter": os.getpid(),
         "outcome": str(outcome),
         "pace": str(pace),
     }
@@ -87,14 +102,15 @@ def train_distributed(
             file.unlink(missing_ok=True)
         try:
             write_json(job, content)
-            running = _start_torchrun(settings.processes, job)
+            running = _start(settings.processes, job, gpu)
         except OSError as error:
-            raise ProcessesDied(f"torchrun cannot be started: {error}.") from error
-        status = _print_output(running)
+            raise ProcessesDied(f"it cannot be started: {error}.") from error
+        mark = "" if settings.processes > 1 else f"[{experiment.name}] "
+        status = _print_output(running, mark)
         if not outcome.exists():
             raise ProcessesDied(
-                f"torchrun ended with status {status} and wrote no outcome; its output above "
-                "shows the reason."
+                f"{'torchrun' if settings.processes > 1 else 'it'} ended with status {status} and "
+                "wrote no outcome; its output above shows the reason."
             )
         return _parse_outcome(read_json(outcome))
     finally:
@@ -104,42 +120,69 @@ def train_distributed(
             file.unlink(missing_ok=True)
 
 
-def _start_torchrun(processes: int, job: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(processes), "-m", "src_salt.launch", str(job)]
-    package = Path(__file__).parent.parent
-    environment = {
+def stop_processes() -> None:
+    """End all processes that train for this one; `train_elsewhere` then raises ProcessesDied."""
+    for running in list(_running):
+        running.terminate()  # torchrun then ends its own processes
+
+
+def _start(processes: int, job: Path, gpu: int | None) -> subprocess.Popen[str]:
+    environment = dict(os.environ)
+    package = str(Path(__file__).parent.parent)
+    inherited = filter(None, [environment.get("PYTHONPATH")])
+    environment["PYTHONPATH"] = os.pathsep.join([package, *inherited])
+    command = [sys.executable, "-m", "src_salt.launch", str(job)]
+    if processes > 1:
+        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command[2:2] = [*torchrun, "-m"]
         # torchrun's default of one thread per process leaves cores idle without a GPU.
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(
-            [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
-        ),
-    }
+        threads = max(1, (os.cpu_count() or 1) // processes)
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
+    else:
+        # As many threads as here: sums in another order would be another training.
+        environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # others use the same cores
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = _visible_gpus()[gpu]
     return subprocess.Popen(
         command,
         env=environment,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
+        stderr=None if processes > 1 else subprocess.STDOUT,
         text=True,
         encoding="utf-8",
         errors="replace",
     )
 
 
-def _print_output(running: subprocess.Popen[str]) -> int:
+def _visible_gpus() -> list[str]:
+    """The names by which CUDA_VISIBLE_DEVICES can select each GPU that this process sees."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen:
+        return [name.strip() for name in chosen.split(",")]
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _print_output(running: subprocess.Popen[str], mark: str) -> int:
     """Print a process's output until it ends, and return its exit status.
 
-    This process prints it, since a notebook shows only what Python prints.
+    This process prints it, since a notebook shows only what Python prints. `mark` comes before
+    each line that is not an event.
     """
     with running:
+        _running.add(running)
         assert running.stdout is not None
         try:
             for line in running.stdout:
-                print(line, end="", flush=True)
+                shown = line if line.startswith('{"event": ') else mark + line
+                print(shown, end="", flush=True)
         except BaseException:
             running.terminate()  # torchrun then ends its processes
             running.wait()
             raise
+        finally:
+            _running.discard(running)
     return running.returncode
 
 
@@ -163,12 +206,28 @@ def _exit_on_sigterm(*_: object) -> None:
     sys.exit(1)
 
 
+def _end_after(starter: int) -> None:
+    """End this process soon after the process `starter`; files are always replaced whole."""
+
+    def look() -> None:
+        with suppress(ProcessLookupError):
+            while True:
+                os.kill(starter, 0)  # only asks whether it exists
+                time.sleep(STARTER_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
 def main() -> None:
     """Train as one of the processes."""
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     job = read_json(Path(sys.argv[1]))
-    context = DistributedContext.from_torchrun(job["hang_seconds"])
+    _end_after(job["starter"])
     settings = Settings.from_parameters(job["settings"])
+    context = SINGLE_PROCESS
+    if settings.processes > 1:
+        context = DistributedContext.from_torchrun(job["hang_seconds"])
     experiment = Experiment(*job["experiment"])
     labelled = load_labelled(settings.data_dir)
     train, validation = split(labelled, settings, experiment.fold)
@@ -202,7 +261,8 @@ def main() -> None:
                 "ended": outcome.ended,
             },
         )
-    distributed.destroy_process_group()
+    if settings.processes > 1:
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
