@@ -98,7 +98,7 @@ class DatasetsApi:
         return answer(**self._entry(dataset), versions=versions)
 
     def get_metadata(self, account: str, fields: RequestFields) -> Reply:
-        """What the owner says about a dataset; nobody views or votes here."""
+        """What the owner says about a dataset; there are no views and votes here."""
         dataset = self._dataset(account, fields)
         known = self._datasets.metadata(dataset)
         notes = {note.name: note for note in known.files}

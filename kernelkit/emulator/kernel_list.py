@@ -17,7 +17,7 @@ OWN = ("PROFILE",)
 OWN_AND_PUBLIC = ("PUBLIC_AND_USERS_PRIVATE",)
 PUBLIC = ("", "KERNELS_LIST_VIEW_TYPE_UNSPECIFIED", "EVERYONE")
 NONE = ("UPVOTED", "COLLABORATION", "FORK", "BOOKMARKED", "RECENTLY_VIEWED")
-"""The names of KernelsListViewType [V]; nobody votes, forks or shares here."""
+"""The names of KernelsListViewType [V]; there are no votes, forks and shared kernels here."""
 
 _ORDERS: dict[str, Callable[[EmulatedKernel], float]] = {
     "DATE_CREATED": lambda kernel: kernel.versions[0].created,

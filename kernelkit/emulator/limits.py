@@ -58,8 +58,8 @@ class Clock:
 class AccountLimits:
     """The limits of every account. Durations in seconds of Kaggle's clock.
 
-    `queue`: how long a run stays queued. `machines`: runs at once, of all accounts together; the
-    more of them wait in the order of their pushes. None: no limit.
+    `queue`: how long a run stays queued. `machines`: runs at once, of all accounts together; more
+    runs wait, sorted by their pushes. None: no limit.
     """
 
     sessions: Mapping[Machine, int] = field(default_factory=lambda: dict(SESSIONS))

@@ -316,7 +316,7 @@ class EmulatedSession:
 
 
 class SessionQueue:
-    """The runs that have a machine, and the waiting ones in the order of their pushes."""
+    """The runs that have a machine, and the waiting ones, sorted by their pushes."""
 
     def __init__(self, machines: int | None) -> None:
         self._machines = machines
