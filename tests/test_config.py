@@ -546,3 +546,10 @@ def test_requirements_with_hashes_on_lines_of_their_own(make_project: Make, end:
     text = end.join(lines).encode()
     project = make_project({"requirements.txt": text}, keys='pip = "requirements.txt"')
     assert load_config(project).pip == ("six==1.17.0", "uri")
+
+
+def test_positional_parameters_are_those_of_a_script(make_project: Make) -> None:
+    project = make_project({"train.py": "print()\n"}, entry="train.py", keys='positional = "a"')
+    assert 'no parameter "a"' in complaint(project)
+    project = make_project({"pkg/main.py": "def run(a): ...\n"}, keys='positional = "a"')
+    assert "is a function" in complaint(project)

@@ -11,7 +11,8 @@ imports  the import graph: order, what the entry reaches, names from elsewhere; 
          `REMOVED`
 metadata  name, version and entry points of the project's distribution: `Distribution`
 syntax   parses source for the Python of Kaggle's image: `parse`, `Parsed`, `called_name`
-scripts  which options a script takes: `read_command_line`, `function_arguments`,
+scripts  which options a script takes: `read_command_line`, `executed_files`,
+         `function_arguments`,
          `CommandLine`, `Option`, `OptionForm`, `OptionValue`
 image    compares imports with Kaggle's image: `compare`, `load_snapshot`, `read_snapshot`,
          `has_distribution`, `applies`, `marker_environment`, `snapshot`, `Snapshot`,

@@ -12,7 +12,7 @@ import hashlib
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -22,7 +22,7 @@ from kernelkit.bundle.files import TEST, UNREACHED, WHOLE_PROJECT, Arrangement, 
 from kernelkit.bundle.git import Provenance, parents, read_provenance
 from kernelkit.bundle.imports import ImportKind, Module, PythonSyntaxError, Signature
 from kernelkit.bundle.metadata import Distribution, read_distribution
-from kernelkit.bundle.scripts import CommandLine, read_command_line
+from kernelkit.bundle.scripts import CommandLine, executed_files, read_command_line
 from kernelkit.config import Config, is_script, near_miss
 from kernelkit.errors import BundleError
 from kernelkit.storage import digest_of_bytes
@@ -159,7 +159,7 @@ def read_bundle(config: Config) -> Bundle:
         import_folders=arrangement.import_folders,
         working_files=tuple(sorted(files.named)),
         entry=config.entry,
-        command_line=_command_line(config.entry, modules),
+        command_line=_command_line(config, modules),
         files=sources,
         third_party={n: places for n, places in foreign.items() if n not in hidden_tops},
         optional={n: places for n, places in optional.items() if n not in hidden_tops},
@@ -230,14 +230,20 @@ def _tops(arrangement: Arrangement, files: Iterable[SourceFile]) -> Mapping[str,
     return arrangement.roots or {file.path.partition("/")[0]: "." for file in files}
 
 
-def _command_line(entry: str, modules: Mapping[str, Module]) -> CommandLine | None:
+def _command_line(config: Config, modules: Mapping[str, Module]) -> CommandLine | None:
     """What a script accepts; None for a function."""
-    if not is_script(entry):
+    if not is_script(config.entry):
         return None
-    start = checks.program_module(entry, modules)
+    start = checks.program_module(config.entry, modules)
     links = imports.graph(modules, typing=False)
     behind = sorted(imports.reachable(links, [start]) - {start})
-    return read_command_line(modules[name].parsable for name in [start, *behind])
+    sources = [modules[name].parsable for name in [start, *behind]]
+    release = image.load_snapshot(config.image).release
+    for path in [config.project / name for name in executed_files(sources[0])]:
+        with suppress(OSError, SyntaxError, ValueError, RecursionError):
+            if path.is_file():
+                sources.append(syntax.parse(path.read_bytes(), path.name, release).source)
+    return read_command_line(sources)
 
 
 def _checked_roots(config: Config) -> dict[str, str]:

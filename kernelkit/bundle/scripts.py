@@ -1,23 +1,28 @@
 """Reads from the source of a script which options its command line takes; no code is executed.
 
-argparse, click, typer and fire name their options in the source. Where a script builds them in a
-way that only running it shows, its command line is `open`: it may take any option.
+argparse, click, typer and fire name their options in the source. So does a script whose command
+line overrides its own global variables. Where only running a script shows what it takes, its
+command line is `open`: it may take any option.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import keyword
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from kernelkit.bundle.syntax import arguments_of, called_name
+from kernelkit.config import RESERVED_NAMES, Arguments
 
 OptionForm = Literal[
-    "value", "list", "repeated", "switch", "count", "truth", "literal", "subcommand"
+    "value", "list", "repeated", "switch", "count", "truth", "literal", "subcommand", "first"
 ]
 """How an option takes its value: one word, several words, once for each item, by being there, by
-its number of times, a text that `bool()` reads, a Python literal after `=`, or the first word."""
+its number of times, a text that `bool()` reads, a Python literal after `=`, the first word, or
+words before all options."""
 
 OptionValue = str | int | float | bool | list[str | int | float | bool] | None
 
@@ -52,11 +57,23 @@ class CommandLine:
     """What a script accepts behind its name."""
 
     library: str
-    """argparse, click, typer, fire, hydra or dataclasses; empty where none of them is used."""
+    """argparse, click, typer, fire, hydra, dataclasses, or globals for a script that overrides its
+    own global variables; empty where none of them is used."""
 
     options: tuple[Option, ...] = ()
     open: bool = True
     """Whether it may take options that the source does not show."""
+
+    arguments: Arguments = "--key value"
+    """The form in which it reads options that the source does not show, as far as that is known."""
+
+    def __post_init__(self) -> None:
+        """Let parameters have a name where Python or the notebook uses the option's own name."""
+        named = tuple(
+            replace(o, names=tuple(dict.fromkeys([*o.names, *map(parameter_name, o.names)])))
+            for o in self.options
+        )
+        object.__setattr__(self, "options", named)
 
     def options_of(self, parameters: Iterable[str]) -> list[tuple[str, Option]]:
         """Each parameter with its option, in the order of the source; unknown ones are left out.
@@ -74,13 +91,19 @@ class CommandLine:
         return frozenset(name for option in self.options for name in option.names)
 
 
+def parameter_name(name: str) -> str:
+    """The name of the parameter for an option: `lambda` becomes `lambda_`, as in Python."""
+    name = re.sub(r"\W", "_", name)
+    return f"{name}_" if keyword.iskeyword(name) or name in RESERVED_NAMES else name
+
+
 def read_command_line(sources: Iterable[bytes | str]) -> CommandLine:
-    """The command line of a script: its source comes first, then the modules that it imports."""
+    """The command line of a script: its source comes first, then what it imports and executes."""
     trees = [ast.parse(source) for source in sources]
     main = trees[0]
     used = _words(main)
     if "hydra" in used:
-        return CommandLine("hydra")
+        return CommandLine("hydra", arguments="key=value")
     if any(_DATACLASS_PARSERS & _words(tree) for tree in trees):
         return CommandLine("dataclasses")
     if "fire" in used and (found := _fire(main)):
@@ -89,7 +112,61 @@ def read_command_line(sources: Iterable[bytes | str]) -> CommandLine:
         return found
     if "click" in used and (found := _click(main)):
         return found
-    return _argparse(trees)
+    found = _argparse(trees)
+    return found if found.library else _own_parser(trees)
+
+
+def executed_files(source: bytes | str) -> list[str]:
+    """The files that a script executes in its own namespace: `exec(open("settings.py").read())`."""
+    return [
+        text
+        for call in ast.walk(ast.parse(source))
+        if isinstance(call, ast.Call) and called_name(call) == "exec"
+        for inner in ast.walk(call)
+        if isinstance(inner, ast.Call) and called_name(inner) in ("open", "Path") and inner.args
+        if (text := _text(inner.args[0]))
+    ]
+
+
+def _own_parser(trees: Sequence[ast.Module]) -> CommandLine:
+    """What a script takes that reads `sys.argv` itself; its global variables, if it sets them."""
+    readers = [tree for tree in trees if _mentions(tree, "argv")]
+    texts = {text for tree in readers for node in ast.walk(tree) if (text := _text(node))}  # type: ignore[arg-type]
+    arguments: Arguments = "--key value"
+    if any(text.endswith("=") for text in texts):
+        arguments = "--key=value" if any(text.startswith("--") for text in texts) else "key=value"
+    sets_globals = any(_mentions(tree, "globals") for tree in readers)
+    if not sets_globals or arguments != "--key=value":
+        return CommandLine("", arguments=arguments)
+    is_literal = any(_mentions(tree, "literal_eval", "eval") for tree in readers)
+    is_closed = any(isinstance(node, ast.Raise) for tree in readers for node in ast.walk(tree))
+    form: OptionForm = "literal" if is_literal else "value"
+    options = tuple(
+        Option((name,), f"--{name}", form, default=default)
+        for name, default in _variables(trees[0])
+    )
+    return CommandLine("globals", options, not is_closed, arguments)
+
+
+def _mentions(tree: ast.Module, *names: str) -> bool:
+    return any(
+        (isinstance(node, ast.Attribute) and node.attr in names)
+        or (isinstance(node, ast.Name) and node.id in names)
+        for node in ast.walk(tree)
+    )
+
+
+def _variables(tree: ast.Module) -> Iterator[tuple[str, OptionValue]]:
+    """The global variables that a script sets before it reads its command line."""
+    for node in tree.body:
+        if _mentions(ast.Module([node], []), "argv", "exec"):
+            return
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if isinstance(node, ast.AnnAssign):
+            targets = [node.target]
+        for target in targets:
+            if isinstance(target, ast.Name) and not target.id.startswith("_"):
+                yield target.id, _literal(node.value)  # type: ignore[attr-defined]
 
 
 def _words(tree: ast.Module) -> set[str]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernelkit.config.comments import parameter_comments
-from kernelkit.config.models import RESERVED_NAMES, Config, Parameter, ProjectFile
+from kernelkit.config.models import RESERVED_NAMES, Config, Parameter, ProjectFile, is_script
 from kernelkit.config.outputs import checked_outputs
-from kernelkit.config.project_file import read_project_file, value_shown
+from kernelkit.config.project_file import near_miss, read_project_file, value_shown
 from kernelkit.config.requirements import all_requirements
 from kernelkit.errors import ConfigError
 
@@ -46,6 +46,7 @@ def load_config(
     raw = read_project_file(project).with_profile(profile).with_settings(settings)
     stated = raw.validated()
     _check_parameters(stated.parameters)
+    _check_positional(stated)
     from_environment = environment.get("KERNELKIT_ENDPOINT")
     asked = {"only_reachable": "--only-reachable"} if only_reachable else {}
     if endpoint is not None and endpoint != from_environment:
@@ -102,6 +103,21 @@ def _check_parameters(parameters: Mapping[str, Parameter]) -> None:
             complaints.append(f"{where} = {value_shown(value)} has no form as a Python literal")
     if complaints:
         raise ConfigError("\n".join(complaints), "Give text, numbers, true/false, lists or tables.")
+
+
+def _check_positional(stated: ProjectFile) -> None:
+    if stated.positional and not is_script(stated.entry):
+        raise ConfigError(
+            f'[tool.kernelkit] "positional": {stated.entry} is a function, which has no words',
+            "Remove the key: a function gets its parameters by their names.",
+        )
+    for name in stated.positional:
+        if name not in stated.parameters:
+            raise ConfigError(
+                f'[tool.kernelkit] "positional": there is no parameter "{name}"'
+                f"{near_miss(name, stated.parameters)}",
+                "Give it a value in [tool.kernelkit.parameters].",
+            )
 
 
 def _is_literal(value: Parameter) -> bool:

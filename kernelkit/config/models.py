@@ -229,6 +229,7 @@ class ProjectFile(Section):
     entry: Annotated[str, AfterValidator(_entry)]
     outputs: tuple[str, ...]
     arguments: Arguments = "--key value"
+    positional: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = ()
     files: Annotated[tuple[RelativePath, ...], BeforeValidator(_one_or_many)] = ()
     include: Annotated[tuple[Pattern, ...], BeforeValidator(_one_or_many)] = ()
     exclude: Annotated[tuple[Pattern, ...], BeforeValidator(_one_or_many)] = ()
@@ -262,6 +263,9 @@ class Config(Section):
 
     outputs: tuple[str, ...]
     arguments: Arguments = "--key value"
+    positional: tuple[str, ...] = ()
+    """Parameters of a script that become plain words before its options, in this order."""
+
     files: tuple[str, ...] = ()
     """Files and folders that are carried next to the packages, relative to the project."""
 

@@ -500,14 +500,16 @@ def _check_command_line(kernel: Kernel, line: CommandLine) -> Iterator[Problem]:
     """A script takes the parameters as options."""
     entry, given = kernel.bundle.entry, kernel.manifest.parameters
     command = kernel.manifest.command
-    if line.library == "hydra" and command is not None and command.arguments != "key=value":
+    reader = {"hydra": "uses Hydra", "globals": "sets its global variables"}.get(line.library)
+    if reader and command is not None and command.arguments != line.arguments:
         yield Problem(
             "arguments",
-            f"{entry} uses Hydra, which does not read {command.arguments}",
-            'Set arguments = "key=value" in [tool.kernelkit].',
+            f"{entry} {reader}, which does not read {command.arguments}",
+            f'Set arguments = "{line.arguments}" in [tool.kernelkit].',
         )
+    first = [o.name for o in command.options if o.form == "first"] if command is not None else []
     for name in given if not line.open else ():
-        if name not in line.names:
+        if name not in line.names and name not in first:
             yield Problem(
                 f"parameters.{name}",
                 f"{entry} has no such option{near_miss(name, line.names)}",

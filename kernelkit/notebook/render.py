@@ -320,11 +320,13 @@ def _command(bundle: Bundle, config: Config) -> ManifestCommand | None:
     if line is None:
         return None
     place = {"path" if bundle.entry.endswith(".py") else "module": bundle.entry}
-    options = tuple(
+    positional = [ManifestOption(name=name, flag="", form="first") for name in config.positional]
+    others = [name for name in config.parameters if name not in config.positional]
+    options = [
         ManifestOption(name=name, flag=option.flag, form=option.form, off=option.off)
-        for name, option in line.options_of(config.parameters)
-    )
-    return ManifestCommand(**place, arguments=config.arguments, options=options)
+        for name, option in line.options_of(others)
+    ]
+    return ManifestCommand(**place, arguments=config.arguments, options=(*positional, *options))
 
 
 @cache

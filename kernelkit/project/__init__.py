@@ -10,6 +10,7 @@ wheels  wheels for runs without internet, and their lock file: `prepare_wheels`,
         `wheels_for_rehearsal`, `PreparedWheels`
 resolution  which wheels pip chooses for Kaggle's image, and their download
 pip_for_image  the program that runs pip for that
+hydra   composes the YAML files of a Hydra program
 survey  reads from the source what could start, and which files it reads and writes: `Candidate`
 
 Other packages import these names from the modules. This file imports nothing, so that a command

@@ -13,14 +13,15 @@ import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import tomlkit
+from tomlkit.items import InlineTable
 
 from kernelkit.bundle.bundle import Bundle, read_bundle
 from kernelkit.bundle.files import WHOLE_PROJECT, Arrangement, PackageFiles
-from kernelkit.bundle.scripts import Option, OptionValue
+from kernelkit.bundle.scripts import CommandLine, Option, OptionValue
 from kernelkit.config import (
     PROJECT_FILE,
     RESERVED_NAMES,
@@ -32,6 +33,7 @@ from kernelkit.config import (
 from kernelkit.errors import BundleError, ConfigError, KernelkitError
 from kernelkit.notebook.preflight import check
 from kernelkit.notebook.render import render
+from kernelkit.project.hydra import hydra_settings
 from kernelkit.project.survey import (
     Candidate,
     FileUse,
@@ -41,12 +43,15 @@ from kernelkit.project.survey import (
     downloads,
     file_uses,
     module_of,
+    named_candidate,
     package_folder,
+    settings_of,
 )
-from kernelkit.storage import decoded, write_atomically
+from kernelkit.storage import decoded, human_size, write_atomically
 
 LONGEST_TITLE, SHORTEST_SLUG = 50, 5  # characters; Kaggle's limits
 LARGEST_FILE_BYTES = 200_000  # of a file that is carried because the program opens it
+LARGEST_DATA_BYTES = 400_000  # of all data that is carried because there is no other source
 COMPETITION = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 
 _DATA_NAME = re.compile(
@@ -59,8 +64,9 @@ _OUTPUT_NAME = re.compile(
 _FOLDER_WORDS = re.compile(
     r"_?(?:data|dir|path|root|folder|file|csv)\b|^(?:data|dataset|input|root)s?"
 )
+_FOLDER_NAME = re.compile(r"_?(?:dir|path|root|folder|file|csv)$")
 _DATA_PATH = re.compile(
-    r"(?:\./|\.\./)*(?:/kaggle/input|kaggle/input|input|inputs|data|dataset)(?:/|$)"
+    r"(?:\./|\.\./)*(?:/kaggle/input|kaggle/input|input|inputs|data|dataset)(?:/raw)?(?:/|$)"
 )
 _DATA_SUFFIXES = frozenset(
     (".csv", ".parquet", ".feather", ".npy", ".npz", ".h5", ".hdf5", ".zip", ".gz", ".png", ".jpg")
@@ -71,7 +77,11 @@ _SMALL = (  # parameters of a rehearsal: name, value
     (re.compile(r"(?:num_|n_|max_|train_)*(?:steps|iters|iterations)"), 10),
     (re.compile(r"n_estimators|num_boost_round|num_rounds|n_rounds"), 10),
     (re.compile(r"(?:num_|n_)?workers"), 0),
+    (re.compile(r"(?:gradient|grad)_accum(?:ulation|ulate)?_(?:steps|iters|iter)"), 1),
+    (re.compile(r"(?:eval|val|valid|test)_(?:steps|iters|iterations|batches)"), 2),
+    (re.compile(r"(?:eval|val|save|log|ckpt|checkpoint)_(?:interval|every|freq|frequency)"), 5),
 )
+_COMPILES = re.compile(r"(?:use_|torch_)?compile")  # on a CPU, it takes longer than the rehearsal
 
 
 @dataclass(frozen=True)
@@ -102,8 +112,15 @@ class InitPlan:
 class _Draft:
     """The values of a project file while they are found."""
 
+    project: Path
     competition: str | None
     parameters: dict[str, OptionValue] = field(default_factory=dict)
+    """Dotted names are keys of tables."""
+
+    elsewhere: dict[str, OptionValue] = field(default_factory=dict)
+    """Values that a file of settings states, which no parameter needs to repeat."""
+
+    positional: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -130,21 +147,32 @@ def plan_init(
         )
     sources = _sources(project)
     found = candidates(project, sources, existing.commands)
-    chosen = _chosen(project, found, entry)
+    chosen = _chosen(project, found, sources, entry)
     package, bundle = _carried(project, chosen.entry, sources)
-    draft = _Draft(competition)
+    line = bundle.command_line or CommandLine("")
+    if bundle.command_line is not None:  # with what its modules add
+        chosen = replace(chosen, options=line.options, library=line.library)
+    draft = _Draft(project, competition)
     modules = [Source(f.path, f.content) for f in bundle.files if f.module is not None]
-    uses = file_uses(_in_project(bundle, modules))
-    _plan_parameters(draft, chosen.options)
-    _plan_files(draft, project, uses.read, chosen.options)
+    located = list(_in_project(bundle, modules))
+    outputs_below = ""
+    if line.library == "globals":
+        _plan_settings_file(draft, sources, located, chosen)
+    elif line.library == "hydra":
+        outputs_below = _plan_hydra(draft, project, located, chosen)
+    uses = file_uses(located, draft.elsewhere if line.library == "globals" else {})
+    if not draft.elsewhere:
+        _plan_parameters(draft, chosen.options)
+    _plan_files(draft, uses.read, chosen.options)
     submits = any(b"submission" in source.content for source in modules)
-    _plan_outputs(draft, uses, chosen.options, "submission.csv" if submits else "*")
+    otherwise = "submission.csv" if submits else "*"
+    _plan_outputs(draft, uses, chosen.options, otherwise, outputs_below)
     online = downloads(modules)
     if online:
         draft.notes.append(f"{online} downloads something: enable_internet is true")
     gpu = not _GPU_LIBRARIES.isdisjoint({*bundle.third_party, *bundle.optional})
     slug = _slug(existing.name or project.resolve().name)
-    text = _text(draft, package, chosen, slug, gpu=gpu, online=bool(online))
+    text = _text(draft, package, chosen, line, slug, gpu=gpu, online=bool(online))
     _require_toml(path, existing.text, text)
     return InitPlan(
         path,
@@ -240,7 +268,9 @@ def _sources(project: Path) -> list[Source]:
     return [Source(path, files.content(path)) for path in paths]
 
 
-def _chosen(project: Path, found: list[Candidate], entry: str | None) -> Candidate:
+def _chosen(
+    project: Path, found: list[Candidate], sources: Sequence[Source], entry: str | None
+) -> Candidate:
     if entry is None:
         if found:
             return found[0]
@@ -251,8 +281,9 @@ def _chosen(project: Path, found: list[Candidate], entry: str | None) -> Candida
     for candidate in found:
         if candidate.entry == entry:
             return candidate
-    file = project / entry
-    if (entry.endswith(".py") and file.is_file()) or ":" in entry:
+    if named := named_candidate(project, sources, entry):
+        return named
+    if (entry.endswith(".py") and (project / entry).is_file()) or ":" in entry:
         return Candidate(entry, (), "", 0)
     raise ConfigError(
         f"--entry {entry}: there is no such program in the project"
@@ -288,6 +319,71 @@ def _in_project(bundle: Bundle, modules: Sequence[Source]) -> Iterator[Source]:
 # Parameters, files, outputs.
 
 
+def _plan_settings_file(
+    draft: _Draft, sources: Sequence[Source], located: Sequence[Source], chosen: Candidate
+) -> None:
+    """The file of settings for a script whose command line sets its global variables.
+
+    One is needed if it makes the script read files that are there, and the defaults do not.
+    """
+    defaults = {option.names[0]: option.default for option in chosen.options}
+    files = {s.path: settings_of(s) for s in sources if s.path != chosen.entry}
+    files = {path: v for path, v in files.items() if v and v.keys() <= defaults.keys()}
+
+    def present(values: Mapping[str, OptionValue]) -> int:
+        read = file_uses(located, values).read
+        return sum((draft.project / use.path).exists() for use in read if use.path and not use.base)
+
+    ranked = sorted(files, key=lambda path: (-present(files[path]), "train" not in path, path))
+    if not ranked:
+        return
+    folder = str(PurePosixPath(ranked[0]).parent)
+    if present(files[ranked[0]]) <= present({}):
+        draft.notes.append(
+            f"{len(ranked)} files can set the variables of {chosen.entry}, such as {ranked[0]}: "
+            f'to use one, set positional = ["config_file"] and the parameter config_file'
+        )
+        return
+    name = next(n for n in ("config_file", "settings_file", "first_word") if n not in defaults)
+    draft.positional.append(name)
+    draft.parameters[name] = ranked[0]
+    draft.elsewhere = {**defaults, **files[ranked[0]]}
+    draft.files.append(ranked[0] if folder == "." else f"{folder}/")
+    if len(ranked) > 1:
+        draft.notes.append(
+            f"{name} is {ranked[0]}, whose data is there; others are {', '.join(ranked[1:])}"
+        )
+
+
+def _plan_hydra(draft: _Draft, project: Path, located: Sequence[Source], chosen: Candidate) -> str:
+    """Overrides for what the YAML files say about data and outputs; where the outputs are."""
+    entry = chosen.entry
+    mine = (s for s in located if s.path == entry or module_of(project, s.path) == entry)
+    source = next(mine, None)
+    if source is None:
+        return ""
+    settings = hydra_settings(project, source)
+    planned: dict[str, OptionValue] = {}
+    for key, value in settings.values.items():
+        option = Option((), "", required=value == "???", default=None if value == "???" else value)
+        *_, above, name = ["", *key.split(".")]
+        found = _value_of(draft, f"{above}_{name}".strip("_"), option, key)
+        if found == option.default:
+            found = _value_of(draft, name, option, key)
+        if found != option.default:
+            planned[key] = found
+        elif option.required:
+            draft.notes.append(_required_note(key))
+    paths = {key: str(settings.values[key]) for key in planned}
+    folders = {key.rpartition(".")[0] for key, path in paths.items() if "/" in path}
+    for key, value in planned.items():
+        is_beside = key.rpartition(".")[0] in folders and re.fullmatch(r"[\w.-]+", paths[key])
+        if not is_beside:  # else it is a file in the folder that another key names
+            draft.parameters[key] = value
+    draft.elsewhere = {**settings.values}
+    return "outputs/**/" if settings.changes_folder else ""
+
+
 def _plan_parameters(draft: _Draft, options: Sequence[Option]) -> None:
     subcommand = next((option for option in options if option.form == "subcommand"), None)
     if subcommand is not None:  # which of the options it takes is not known
@@ -304,9 +400,11 @@ def _plan_parameters(draft: _Draft, options: Sequence[Option]) -> None:
         if value is not None:
             draft.parameters[name] = value
         elif option.required:
-            draft.notes.append(
-                f"{name} is required and has no default: add it to [tool.kernelkit.parameters]"
-            )
+            draft.notes.append(_required_note(name))
+
+
+def _required_note(name: str) -> str:
+    return f"{name} is required and has no default: add it to [tool.kernelkit.parameters]"
 
 
 def _is_usable(name: str) -> bool:
@@ -314,19 +412,21 @@ def _is_usable(name: str) -> bool:
     return is_argument and name not in RESERVED_NAMES and not name.startswith("_")
 
 
-def _value_of(draft: _Draft, name: str, option: Option) -> OptionValue:
+def _value_of(draft: _Draft, name: str, option: Option, key: str = "") -> OptionValue:
+    """The value of a parameter in a run; `key` is its whole name, if it has a longer one."""
     default = option.default
     is_text = default is None or isinstance(default, str)
     path = default if isinstance(default, str) else ""
     is_output = bool(_OUTPUT_NAME.fullmatch(name.lower()))
-    is_data = bool(_DATA_NAME.fullmatch(name.lower()) or _DATA_PATH.match(path))
+    is_word = bool(re.fullmatch(r"[\w-]+", path)) and not _FOLDER_NAME.search(name.lower())
+    is_data = bool(_DATA_PATH.match(path) or (_DATA_NAME.fullmatch(name.lower()) and not is_word))
     if not is_text or option.form == "switch":
         pass
     elif is_output and (path in ("", ".", "./") or path.startswith("/")):
         name_of_file = PurePosixPath(path).name if PurePosixPath(path).suffix else ""
         return f"kaggle://working/{name_of_file}".rstrip("/")
     elif is_data and not is_output:
-        return _data_address(draft, name, path, option)
+        return _data_address(draft, key or name, path, option)
     if isinstance(default, float) and not math.isfinite(default):
         return None
     if isinstance(default, int) and abs(default) >= 2**63:
@@ -344,6 +444,8 @@ def _data_address(draft: _Draft, name: str, path: str, option: Option) -> Option
         inside = inside if named == slug else f"{named}/{inside}".strip("/")
     elif slug is not None and inside.partition("/")[0] == slug:
         inside = inside.partition("/")[2]
+    if slug is None and path and (draft.project / path).exists():
+        return option.default  # `_plan_files` carries it
     if slug is None:
         draft.notes.append(
             f"{name} names data: give the competition with --competition, or add a dataset to "
@@ -351,50 +453,77 @@ def _data_address(draft: _Draft, name: str, path: str, option: Option) -> Option
         )
         return option.default
     if not inside and not path:  # `train_csv` without a default
-        word = _FOLDER_WORDS.sub("", name.lower()).strip("_")
-        inside = f"{word}.csv" if "csv" in name.lower() and word else ""
+        last = name.lower().rpartition(".")[2]
+        word = _FOLDER_WORDS.sub("", last).strip("_")
+        inside = f"{word}.csv" if "csv" in last and word else ""
     return "/".join(["kaggle:/", "input", slug, *([inside] if inside else [])])
 
 
-def _plan_files(
-    draft: _Draft, project: Path, read: Sequence[FileUse], options: Sequence[Option]
-) -> None:
-    """Files that the program opens by name, and that are not data."""
-    named = [use.path for use in read if not use.base]
-    named += [o.default for o in options if isinstance(o.default, str) and o.default]
-    for name in named:
+def _plan_files(draft: _Draft, read: Sequence[FileUse], options: Sequence[Option]) -> None:
+    """Files that the program opens by name; data only where it has no other source."""
+    stated = [o.default for o in options] + list(draft.elsewhere.values())
+    texts = [value for value in stated if isinstance(value, str) and value]
+    data_bytes = 0
+    for name in dict.fromkeys([*(use.path for use in read if not use.base), *texts]):
         path = str(PurePosixPath(name))
-        if path.startswith(("/", "..", "~")) or not path.strip("*.") or _DATA_PATH.match(name):
-            if _DATA_PATH.match(name) and not any(name in str(o.default) for o in options):
+        is_data = bool(_DATA_PATH.match(name))
+        has_source = draft.competition is not None or path.startswith(("/", "..", "~"))
+        if is_data and has_source:
+            if name not in texts:
                 draft.notes.append(
                     f"the program reads {name} by its name: make it a parameter with the value "
                     '"kaggle://input/SLUG/…"'
                 )
             continue
-        try:
-            found = sorted(project.glob(path))
-        except (ValueError, NotImplementedError):
-            continue
+        found = _existing_paths(draft.project, path)
         size = sum(f.stat().st_size for top in found for f in [top, *top.rglob("*")] if f.is_file())
-        if not found or size > LARGEST_FILE_BYTES:
+        is_data = is_data or any(one.suffix in _DATA_SUFFIXES for one in found)
+        if not found:
             continue
-        if any(one.suffix in _DATA_SUFFIXES for one in found):
+        if is_data and has_source:
             draft.notes.append(
                 f'the program reads {path}: add it to "files", or make it a parameter with the '
                 'value "kaggle://input/SLUG/…"'
             )
             continue
+        if is_data and data_bytes + size > LARGEST_DATA_BYTES:
+            draft.notes.append(
+                f"the program reads {path} ({human_size(size)}), which is too large for the "
+                "notebook: make it a dataset, and its place a parameter with the value "
+                '"kaggle://input/SLUG"'
+            )
+            continue
+        if not is_data and size > LARGEST_FILE_BYTES:
+            continue
+        data_bytes += size if is_data else 0
         line = f"{path}/" if found[0].is_dir() and len(found) == 1 else path
-        if line not in draft.files:
+        held = any(line.startswith(folder) for folder in draft.files if folder.endswith("/"))
+        if line not in draft.files and not held:
             draft.files.append(line)
 
 
-def _plan_outputs(draft: _Draft, uses: FileUses, options: Sequence[Option], otherwise: str) -> None:
-    """The files that the program writes to its working folder."""
+def _existing_paths(project: Path, path: str) -> list[Path]:
+    """The files and folders below the project that a path or a pattern names."""
+    if path.startswith(("/", "..", "~")) or not path.strip("*."):
+        return []
+    try:
+        return sorted(project.glob(path))
+    except (ValueError, NotImplementedError, OSError):
+        return []
+
+
+def _plan_outputs(
+    draft: _Draft, uses: FileUses, options: Sequence[Option], otherwise: str, below: str
+) -> None:
+    """The files that the program writes to its working folder, or to folders `below` it."""
     values: dict[str, OptionValue] = {**uses.defaults}
+    values |= {key.rpartition(".")[2]: value for key, value in draft.elsewhere.items()}
+    values |= {key.rpartition(".")[2]: value for key, value in draft.parameters.items()}
     values |= {name: _planned(draft, option) for option in options for name in option.names}
     for use in uses.written:
         name = _output_of(use, values)
+        if name and not name.startswith(("/", "kaggle:")):
+            name = below + name
         if name and name not in draft.outputs and name not in draft.files:
             draft.outputs.append(name)
     if not draft.outputs:
@@ -405,9 +534,8 @@ def _plan_outputs(draft: _Draft, uses: FileUses, options: Sequence[Option], othe
 
 
 def _planned(draft: _Draft, option: Option) -> OptionValue:
-    return next(
-        (draft.parameters[n] for n in option.names if n in draft.parameters), option.default
-    )
+    known = {**draft.elsewhere, **draft.parameters}
+    return next((known[n] for n in option.names if n in known), option.default)
 
 
 def _output_of(use: FileUse, values: Mapping[str, OptionValue]) -> str:
@@ -444,16 +572,26 @@ def _slug(name: str) -> str:
 
 
 def _text(
-    draft: _Draft, package: Sequence[str], chosen: Candidate, slug: str, *, gpu: bool, online: bool
+    draft: _Draft,
+    package: Sequence[str],
+    chosen: Candidate,
+    line: CommandLine,
+    slug: str,
+    *,
+    gpu: bool,
+    online: bool,
 ) -> str:
     """The new part of the project file."""
     lines = ["[tool.kernelkit]"]
     lines.append(f"package = {_toml(package[0] if len(package) == 1 else list(package))}")
     lines.append(f"entry = {_toml(chosen.entry)}")
-    if chosen.library == "hydra":
-        lines.append('arguments = "key=value" # Hydra')
-    elif chosen.library == "fire" and not chosen.options:
+    if chosen.library == "fire" and not chosen.options:
         lines.append('arguments = "--key=value"')
+    elif line.arguments != "--key value":
+        reader = " # Hydra" if line.library == "hydra" else ""
+        lines.append(f"arguments = {_toml(line.arguments)}{reader}")
+    if draft.positional:
+        lines.append(f"positional = {_toml(draft.positional)} # words before the others")
     if draft.files:
         lines.append(f"files = {_toml(draft.files)} # carried next to the code")
     lines.append(f"outputs = {_toml(draft.outputs)} # the run fails if one of them is missing")
@@ -467,7 +605,7 @@ def _text(
         lines.append(f"competition_sources = {_toml([draft.competition])}")
     if draft.parameters:
         lines += ["", "[tool.kernelkit.parameters]"]
-        lines += [f"{name} = {_toml(value)}" for name, value in draft.parameters.items()]
+        lines += _toml_lines(draft.parameters)
     lines += _smoke(draft, gpu)
     return "\n".join(lines) + "\n"
 
@@ -475,18 +613,40 @@ def _text(
 def _smoke(draft: _Draft, gpu: bool) -> list[str]:
     """A profile that makes a rehearsal short."""
     small: dict[str, OptionValue] = {}
-    for name, value in draft.parameters.items():
+    for name, value in {**draft.elsewhere, **draft.parameters}.items():
+        last = name.rpartition(".")[2].lower()
         for pattern, few in _SMALL:
-            if pattern.fullmatch(name.lower()) and type(value) is int and value > few:
+            if pattern.fullmatch(last) and type(value) is int and value > few:
                 small[name] = few
+        if _COMPILES.fullmatch(last) and value is True:
+            small[name] = False
         if isinstance(value, str) and value.startswith("cuda"):
             small[name] = "cpu"
+    tables = {name.partition(".")[0] for name in small if "." in name}
+    same = {n: v for n, v in draft.parameters.items() if n.partition(".")[0] in tables}
     head = "[tool.kernelkit.profiles.smoke"
     lines = ["", f"{head}.parameters] # for `kernelkit rehearse --profile smoke`"]
-    lines += [f"{name} = {_toml(value)}" for name, value in small.items()]
+    lines += _toml_lines({**same, **small})
     if gpu:
         lines += ["", f"{head}.kernel]", 'machine_shape = ""', "enable_gpu = false"]
     return lines
+
+
+def _toml_lines(values: Mapping[str, OptionValue]) -> list[str]:
+    """One line for each parameter; dotted names become keys of a table."""
+    lines: dict[str, str] = {}
+    tables: dict[str, InlineTable] = {}
+    for name, value in values.items():
+        top, *rest = name.split(".")
+        if not rest:
+            lines[top] = _toml(value)
+            continue
+        table = tables.setdefault(top, tomlkit.inline_table())
+        for key in rest[:-1]:
+            table = table.setdefault(key, tomlkit.inline_table())
+        table[rest[-1]] = value
+        lines[top] = tables[top].as_string()
+    return [f"{name} = {text}" for name, text in lines.items()]
 
 
 def _toml(value: OptionValue | list[str]) -> str:

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from kernelkit.bundle import image, syntax
-from kernelkit.bundle.scripts import CommandLine, Option, function_arguments, read_command_line
+from kernelkit.bundle.scripts import (
+    CommandLine,
+    Option,
+    OptionValue,
+    executed_files,
+    function_arguments,
+    read_command_line,
+)
 
 _ENTRY_FUNCTIONS = ("run", "train", "main", "fit", "train_model", "run_training")
 _GOOD_NAMES = {"train": 40, "main": 30, "run": 30, "training": 35, "fit": 25, "__main__": 20}
@@ -119,16 +126,63 @@ def candidates(
     every = list(sources)
     imported = {name for source in every for name in _imported(source.tree)}
     found: list[Candidate] = []
-    for source in every:
-        found += _programs(project, source, imported)
-        found += _functions(project, source)
     commands = set(declared)
+    for source in every:
+        found += _programs(project, source, every, imported)
+        found += _functions(project, source)
     found = [replace(c, score=c.score + 15 * (c.entry in commands)) for c in found]
     return sorted(found, key=lambda c: (-c.score, c.entry.count("/"), c.entry))
 
 
-def _programs(project: Path, source: Source, imported: set[str]) -> Iterator[Candidate]:
-    line = read_command_line([source.parsed.source]) if source.tree.body else CommandLine("")
+def named_candidate(project: Path, sources: Iterable[Source], entry: str) -> Candidate | None:
+    """What a user names as the entry, though nothing shows that it starts a run."""
+    module, colon, function = entry.partition(":")
+    every = list(sources)
+    for source in every:
+        if entry == source.path or (not colon and module == module_of(project, source.path)):
+            line = command_line_of(source, every)
+            return Candidate(entry, line.options, line.library, 0)
+        if not colon or module != module_of(project, source.path):
+            continue
+        for node in source.tree.body:
+            if isinstance(node, ast.FunctionDef) and node.name == function:
+                return Candidate(entry, _options_of(node), "function", 0)
+    return None
+
+
+def command_line_of(source: Source, sources: Iterable[Source]) -> CommandLine:
+    """What a script accepts, as far as its own file and those that it executes show it."""
+    if not source.tree.body:
+        return CommandLine("")
+    names = executed_files(source.parsed.source)
+    behind = [other.parsed.source for other in sources if other.path in names]
+    return read_command_line([source.parsed.source, *behind])
+
+
+def _options_of(function: ast.FunctionDef) -> tuple[Option, ...]:
+    arguments = function_arguments(function)
+    return tuple(Option((name,), "", required=r, default=default) for name, r, default in arguments)
+
+
+def settings_of(source: Source) -> dict[str, OptionValue]:
+    """The names and literals that a file consists of; empty where it does anything else."""
+    found: dict[str, OptionValue] = {}
+    for node in source.tree.body:
+        is_plain = isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        if is_plain:
+            with suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+                found[ast.unparse(node.targets[0])] = ast.literal_eval(node.value)  # type: ignore[attr-defined]
+                continue
+        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if not (is_plain or is_text or isinstance(node, ast.Import)):
+            return {}
+    return found
+
+
+def _programs(
+    project: Path, source: Source, sources: Sequence[Source], imported: set[str]
+) -> Iterator[Candidate]:
+    line = command_line_of(source, sources)
     guarded = any(_is_main_guard(node) for node in source.tree.body)
     module = module_of(project, source.path)
     in_package = bool(module) and package_folder(project, source.path) is not None
@@ -149,10 +203,9 @@ def _functions(project: Path, source: Source) -> Iterator[Candidate]:
     for node in source.tree.body:
         if not isinstance(node, ast.FunctionDef) or node.name not in _ENTRY_FUNCTIONS:
             continue
-        arguments = list(function_arguments(node))
-        if node.decorator_list or node.args.posonlyargs or not arguments:
+        options = _options_of(node)
+        if node.decorator_list or node.args.posonlyargs or not options:
             continue
-        options = tuple(Option((n,), "", required=r, default=d) for n, r, d in arguments)
         named = 10 if node.name in ("run", "train") else 0
         yield Candidate(f"{module}:{node.name}", options, "function", _score(source) + named)
 
@@ -218,12 +271,17 @@ class FileUses:
     """Texts that are the default values of fields of classes, such as a dataclass of settings."""
 
 
-def file_uses(sources: Iterable[Source]) -> FileUses:
-    """What the sources read and write, as far as literals show it."""
+def file_uses(
+    sources: Iterable[Source], values: Mapping[str, OptionValue] | None = None
+) -> FileUses:
+    """What the sources read and write, as far as literals show it.
+
+    `values` are the values of global variables that the run sets from outside.
+    """
     uses = FileUses()
     for source in sources:
         folder = str(PurePosixPath(source.path).parent)
-        names = _Names(source.tree, "" if folder == "." else folder)
+        names = _Names(source.tree, "" if folder == "." else folder, values or {})
         uses.defaults |= names.defaults
         calls = (node for node in ast.walk(source.tree) if isinstance(node, ast.Call))
         for call in sorted(calls, key=lambda node: (node.lineno, node.col_offset)):
@@ -291,11 +349,13 @@ def _mode(call: ast.Call, place: int) -> str:
 class _Names:
     """Follows expressions for paths to a literal, or to the variable that holds their folder."""
 
-    def __init__(self, tree: ast.Module, folder: str) -> None:
+    def __init__(self, tree: ast.Module, folder: str, given: Mapping[str, OptionValue]) -> None:
         self.folder = folder
         """The folder of the source itself, relative to the project."""
 
-        self._values: dict[str, ast.expr] = {}
+        self._values: dict[str, ast.expr] = {
+            name: ast.Constant(value) for name, value in given.items() if isinstance(value, str)
+        }
         self._found: dict[str, FileUse] = {}
         self.defaults: dict[str, str] = {}
         for node in ast.walk(tree):

@@ -344,7 +344,7 @@ def test_a_script_that_reads_sys_argv_receives_the_parameters(tmp_path: Path) ->
         "layers": [1, 2],
     }
     line, given = words(CONFIGURATOR, parameters, "--key=value")
-    assert line == CommandLine("")
+    assert line == CommandLine("", arguments="--key=value")
     assert received(tmp_path, CONFIGURATOR, given) == parameters
 
 

@@ -3,22 +3,26 @@
 import json
 import os
 import pty
+import runpy
+import shutil
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from kernelkit.config import load_config
 from kernelkit.errors import KernelkitError
 from kernelkit.notebook.preflight import check
+from kernelkit.notebook.runtime.command_line import command_line
+from kernelkit.notebook.runtime.documents import OptionDocument
 from kernelkit.project.init import open_points, plan_init, write_init
 from kernelkit.project.survey import FileUse, Source, file_uses
 from kernelkit.workflow import render_kernel
-from tests.conftest import Cli
+from tests.conftest import SAMPLES, Cli
 
 Write = Callable[[dict[str, str]], Path]
 
@@ -213,6 +217,99 @@ def test_a_script_that_reads_sys_argv_itself(write: Write) -> None:
     assert section["files"] == ["configurator.py"]  # which it opens by its name
 
 
+@pytest.fixture
+def letters(tmp_path: Path) -> Path:
+    """A script whose command line sets its globals, as its author runs it."""
+    project = Path(shutil.copytree(SAMPLES / "configurator", tmp_path / "letters"))
+    runpy.run_path(str(project / "data" / "letters" / "prepare.py"))
+    return project
+
+
+def test_a_script_whose_command_line_sets_its_globals(letters: Path) -> None:
+    section = initialized(letters)
+    assert section["arguments"] == "--key=value"
+    assert section["positional"] == ["config_file"]
+    assert section["parameters"] == {"config_file": "config/train_letters.py"}
+    data = [f"data/letters/{name}" for name in ("train.bin", "val.bin", "meta.pkl")]
+    assert section["files"] == ["config/", "configurator.py", *data]
+    assert section["outputs"] == ["out-letters/ckpt.pt"]
+    assert section["profiles"]["smoke"]["parameters"] == {
+        **{"eval_interval": 5, "eval_iters": 2, "max_iters": 10},
+        **{"device": "cpu", "compile": False},
+    }
+    config = load_config(letters, profile="smoke", settings=["max_iters=3"])
+    command = render_kernel(config).manifest.command
+    assert command is not None
+    options = [cast(OptionDocument, option.model_dump()) for option in command.options]
+    assert command_line(config.parameters, command.arguments, options) == [
+        *("config/train_letters.py", "--eval_interval=5", "--eval_iters=2", "--max_iters=3"),
+        *("--device=cpu", "--compile=False"),
+    ]
+
+
+def test_globals_are_parameters_where_no_file_of_settings_is_needed(letters: Path) -> None:
+    shutil.rmtree(letters / "data")
+    plan = plan_init(letters)
+    parameters = tomllib.loads(plan.text)["tool"]["kernelkit"]["parameters"]
+    assert (parameters["max_iters"], parameters["learning_rate"]) == (500_000, 6e-4)
+    assert "dtype" not in parameters  # only running the script shows its value
+    assert "config_keys" not in parameters
+    assert any("3 files can set the variables of train.py" in note for note in plan.notes)
+    write_init(plan)
+    misspelled = load_config(letters, settings=["max_iters=3"]).parameters | {"max_iter": 3}
+    kernel = render_kernel(load_config(letters).model_copy(update={"parameters": misspelled}))
+    assert [problem.subject for problem in check(kernel)] == ["parameters.max_iter"]
+
+
+def test_data_that_only_the_files_of_hydra_name(tmp_path: Path) -> None:
+    project = Path(shutil.copytree(SAMPLES / "hydra", tmp_path / "line"))
+    for path, text in {
+        "conf/config.yaml": "defaults:\n- data: table\n- optional x: none\n- trainer: fast\n"
+        "- /model@net: line\npaths: {output_dir: outputs/model}\nhydra: {job: {chdir: true}}\n",
+        "conf/trainer/fast.yaml": "# @package _global_\ndefaults: [default]\nmax_epochs: 7\n",
+        "conf/data/table.yaml": "dir: data/raw\nfile: train.csv\ntest_csv: ???\nother: ???\n",
+    }.items():
+        (project / path).write_text(text)
+    section = initialized(project, competition="demo")
+    assert section["parameters"] == {
+        "data": {"dir": "kaggle://input/demo", "test_csv": "kaggle://input/demo/test.csv"}
+    }
+    assert section["profiles"]["smoke"]["parameters"] == {"max_epochs": 1}
+    assert section["outputs"] == ["outputs/**/outputs/model/model.json"]
+    assert any("data.other is required" in note for note in plan_init_again(project))
+
+
+def plan_init_again(project: Path) -> tuple[str, ...]:
+    (project / "pyproject.toml").unlink()
+    return plan_init(project, competition="demo").notes
+
+
+@pytest.mark.parametrize("broken", ["a: [", "- a", "a: 1\n" * 2 + "\tb", "defaults: [config]\n"])
+def test_settings_of_hydra_that_nobody_can_read(tmp_path: Path, broken: str) -> None:
+    project = Path(shutil.copytree(SAMPLES / "hydra", tmp_path / "line"))
+    (project / "conf" / "config.yaml").write_text(broken)
+    assert "parameters" not in initialized(project, competition="demo")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["configurator", "hydra"])
+def test_programs_of_every_kind_run_unchanged(
+    letters: Path, kind: str, tmp_path: Path, cli: Cli
+) -> None:
+    project = letters
+    options: list[str] = []
+    if kind == "hydra":
+        project = Path(shutil.copytree(SAMPLES / "hydra", tmp_path / "line"))
+        (tmp_path / "inputs" / "demo").mkdir(parents=True)
+        (tmp_path / "inputs" / "demo" / "train.csv").write_text("x,y\n1,2\n2,4\n")
+        options = ["--inputs", str(tmp_path / "inputs")]
+    competition = ["--competition", "demo"] if options else []
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    cli("init", "--yes", *competition, "--project", str(project))
+    cli("rehearse", "--profile", "smoke", *options, "--project", str(project))
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
 DATACLASS = """
 import argparse, os
 from dataclasses import dataclass
@@ -360,8 +457,12 @@ def test_files_that_the_program_opens(write: Write) -> None:
     )
     plan = plan_init(project)
     section = tomllib.loads(plan.text)["tool"]["kernelkit"]
-    assert sorted(section["files"]) == ["settings/a.json", "src/words.txt"]
+    assert sorted(section["files"]) == ["data/train.csv", "settings/a.json", "src/words.txt"]
     assert section["outputs"] == ["out.txt"]
+    assert sum("by its name" in note for note in plan.notes) == 1  # that of /kaggle/input
+    plan = plan_init(project, competition="letters")
+    section = tomllib.loads(plan.text)["tool"]["kernelkit"]
+    assert sorted(section["files"]) == ["settings/a.json", "src/words.txt"]
     assert sum("by its name" in note for note in plan.notes) == 2
 
 
@@ -419,12 +520,15 @@ def test_functions_in_folders_of_every_kind(
     assert initialized(write({path: FUNCTION, **others}))["entry"] == entry
 
 
-def test_an_option_with_the_name_of_a_keyword_is_left_out(write: Write) -> None:
-    lines = ["'--class', default='x'", "'--lambda', '--l1', default=1.0"]
+def test_an_option_with_the_name_of_a_keyword_gets_an_underscore(write: Write) -> None:
+    lines = ["'--class', default='x'", "'--lambda', '--l1', default=1.0", "'--file', default='a'"]
     source = "import argparse\nparser = argparse.ArgumentParser()\n"
     source += "".join(f"parser.add_argument({line})\n" for line in lines)
-    section = initialized(write({"train.py": f"{source}parser.parse_args()\n"}))
-    assert section["parameters"] == {"l1": 1.0}
+    project = write({"train.py": f"{source}parser.parse_args()\n"})
+    assert initialized(project)["parameters"] == {"class_": "x", "l1": 1.0, "file_": "a"}
+    command = render_kernel(load_config(project)).manifest.command
+    assert command is not None
+    assert [option.flag for option in command.options] == ["--class", "--lambda", "--file"]
 
 
 @pytest.mark.parametrize("name", ["train-model.py", "01 train.py", "訓練-1.py"])
@@ -453,6 +557,17 @@ def test_an_entry_can_be_chosen(write: Write) -> None:
     plan = plan_init(project, entry="evaluate.py")
     assert plan.entry == "evaluate.py"
     assert {candidate.entry for candidate in plan.candidates} == {"train.py", "evaluate.py"}
+
+
+@pytest.mark.parametrize("entry", ["jobs.job:compute", "jobs/job.py", "jobs.job"])
+def test_an_entry_that_nothing_suggests_has_its_parameters(write: Write, entry: str) -> None:
+    source = (
+        "import argparse\nparser = argparse.ArgumentParser()\n"
+        "parser.add_argument('--size', type=int, default=4)\n"
+        "def compute(size=4): open('out.txt', 'w').close()\n"
+    )
+    project = write({"train.py": FUNCTION, "jobs/__init__.py": "", "jobs/job.py": source})
+    assert initialized(project, entry=entry)["parameters"] == {"size": 4}
 
 
 def test_the_command_writes_and_says_what_to_do_next(write: Write, cli: Cli) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import keyword
 import re
 from collections.abc import Mapping, Sequence
 
@@ -23,22 +24,26 @@ def command_line(
         RuntimeFault: an option that is on or off has another value.
     """
     declared = {option["name"]: option for option in options}
-    first: list[str] = []
     words: list[str] = []
     for name, value in parameters.items():
         option = declared.get(name)
-        if value is None or (option is not None and _is_positional(option)):
+        if value is None or (option is not None and (_is_positional(option) or _is_first(option))):
             continue
         if arguments == "key=value":
-            words += _hydra_words(name, value)
+            words += _hydra_words(_option_name(name), value)
         elif option is None:
-            words += _plain_words(name, value, arguments)
-        elif option["form"] == "subcommand":
-            first.append(_word(value))
+            words += _plain_words(_option_name(name), value, arguments)
         else:
             words += _declared_words(option, value, arguments)
-    positional = [parameters.get(option["name"]) for option in options if _is_positional(option)]
-    last = [word for value in positional if value is not None for word in _items(value)]
+    first, last = (
+        [
+            word
+            for option in options
+            if is_there(option) and (value := parameters.get(option["name"])) is not None
+            for word in _items(value)
+        ]
+        for is_there in (_is_first, _is_positional)
+    )
     # Without `--` an option of several words would take the positional ones, too.
     several = any(option["form"] == "list" and option["flag"] for option in options)
     marked = any(word.startswith("-") for word in last)
@@ -47,6 +52,15 @@ def command_line(
 
 def _is_positional(option: OptionDocument) -> bool:
     return not option["flag"] and option["form"] in ("value", "list")
+
+
+def _is_first(option: OptionDocument) -> bool:
+    return option["form"] in ("subcommand", "first")
+
+
+def _option_name(name: str) -> str:
+    """`lambda_` stands for `lambda`, which cannot be the name of a parameter."""
+    return name[:-1] if name.endswith("_") and keyword.iskeyword(name[:-1]) else name
 
 
 def _declared_words(option: OptionDocument, value: Parameter, arguments: str) -> list[str]:

@@ -1,0 +1,144 @@
+"""The settings of a Hydra program: its YAML files, composed by their lists of defaults.
+
+Hydra itself is not needed. What only running the program decides, such as interpolations, stays
+as it is written.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from kernelkit.bundle.scripts import OptionValue
+from kernelkit.bundle.syntax import called_name
+
+if TYPE_CHECKING:
+    from kernelkit.project.survey import Source
+
+_PACKAGE = re.compile(r"^\s*#\s*@package\s+(\S+)", re.MULTILINE)
+_DEEPEST = 20  # defaults that name each other
+_LARGEST_BYTES = 1 << 20
+
+Tree = dict[str, "Tree | OptionValue"]
+
+
+@dataclass(frozen=True)
+class HydraSettings:
+    """What the configuration files of a program say."""
+
+    values: Mapping[str, OptionValue] = field(default_factory=dict)
+    """Dotted key, as an override names it → value."""
+
+    changes_folder: bool = False
+    """Whether the program runs in a folder of its own: `outputs/<date>/<time>`."""
+
+
+def hydra_settings(project: Path, source: Source) -> HydraSettings:
+    """The settings of a script with `@hydra.main`; empty where its files cannot be read."""
+    given = _main_arguments(source.tree)
+    if given is None:
+        return HydraSettings()
+    folder = project / PurePosixPath(source.path).parent / given.get("config_path", "")
+    tree: Tree = {}
+    if name := given.get("config_name"):
+        tree = _composed(folder, name.removesuffix(".yaml"), 0)
+    own = tree.pop("hydra", {})
+    job = own.get("job", {}) if isinstance(own, dict) else {}
+    stated = job.get("chdir") if isinstance(job, dict) else None
+    usual = given.get("version_base", "1.1") == "1.1"
+    return HydraSettings(dict(_leaves(tree)), usual if stated is None else bool(stated))
+
+
+def _main_arguments(tree: ast.Module) -> dict[str, str] | None:
+    """The texts that are given to `hydra.main`; `version_base=None` is an empty one."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and called_name(node) == "main" and node.keywords:
+            return {
+                str(one.arg): str(one.value.value or "")
+                for one in node.keywords
+                if isinstance(one.value, ast.Constant)
+            }
+    return None
+
+
+def _composed(folder: Path, name: str, depth: int) -> Tree:
+    """One file with the files of its defaults below it."""
+    _, own = _read(folder / f"{name}.yaml")
+    defaults = own.pop("defaults", [])
+    lines = defaults if isinstance(defaults, list) and depth < _DEEPEST else []
+    here = PurePosixPath(name).parent
+    result: Tree = {}
+    if "_self_" not in lines:
+        lines = [*lines, "_self_"]
+    for line in lines:
+        if line == "_self_":
+            _merge(result, own)
+        elif isinstance(line, str):
+            _merge(result, _composed(folder, str(here / line), depth + 1))
+        elif isinstance(line, dict):
+            for group, choice in line.items():
+                _merge(result, _group(folder, here, str(group), choice, depth))
+    return result
+
+
+def _group(
+    folder: Path, here: PurePosixPath, group: str, choice: Tree | OptionValue, depth: int
+) -> Tree:
+    """What `- group: choice` of a list of defaults adds."""
+    words, _, package = group.removeprefix("optional ").partition("@")
+    if words.startswith(("override ", "hydra/")):
+        return {}
+    result: Tree = {}
+    for one in choice if isinstance(choice, list) else [choice]:
+        if not isinstance(one, str):
+            continue
+        path = here / words.strip("/") / one
+        text, _ = _read(folder / f"{path}.yaml")
+        found = _composed(folder, str(path), depth + 1)
+        stated = _PACKAGE.search(text)
+        place = package or (stated[1] if stated else "_group_")
+        keys = [*here.parts, *words.strip("/").split("/")] if place == "_group_" else []
+        if place not in ("_group_", "_global_"):
+            keys = place.split(".")
+        for key in reversed(keys):
+            found = {key: found}
+        _merge(result, found)
+    return result
+
+
+def _read(path: Path) -> tuple[str, Tree]:
+    """The text and the content of a file; empty where it is not a mapping."""
+    import yaml
+
+    try:
+        if not path.is_file() or path.stat().st_size > _LARGEST_BYTES:
+            return "", {}
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return "", {}
+    return text, content if isinstance(content, dict) else {}
+
+
+def _merge(into: Tree, more: Tree) -> None:
+    for key, value in more.items():
+        old = into.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            _merge(old, value)
+        else:
+            into[key] = dict(value) if isinstance(value, dict) else value
+
+
+def _leaves(tree: Tree, above: str = "") -> Iterator[tuple[str, OptionValue]]:
+    for key, value in tree.items():
+        name = f"{above}{key}"
+        if not str(key).isidentifier():
+            continue
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{name}.")
+        elif isinstance(value, str | int | float) and "${" not in str(value):
+            yield name, value

@@ -1,0 +1,5 @@
+import time
+
+out_dir = 'out-finetune'
+wandb_run_name = 'ft-' + str(time.time())
+max_iters = 20
