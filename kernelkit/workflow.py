@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kernelkit.bundle.bundle import read_bundle
-from kernelkit.bundle.secrets import own_credentials
+from kernelkit.bundle.secrets import declare_credential, own_credentials
 from kernelkit.config import Config
 from kernelkit.errors import KernelkitError
 from kernelkit.kaggle.types import ignore
@@ -41,9 +41,10 @@ if TYPE_CHECKING:  # each function imports what it calls, so that `render` loads
     from kernelkit.runs.push import Pushed
     from kernelkit.runs.store import RunFolder
     from kernelkit.runs.submit import SubmitOptions, Submitted
+    from kernelkit.runs.watch import EndedRun
     from kernelkit.testing.prove import Proof
 
-    Event = Status | LogEntry | Quota | Progress | str
+    Event = Status | LogEntry | Quota | Progress | EndedRun | str
     """What a step reports: a new state, a piece of the log, the quota, progress, or a message."""
 
     OnEvent = Callable[[Event], None]
@@ -151,6 +152,7 @@ def preflight(config: Config) -> Kernel:
         PreflightError: with every problem that prevents a push.
     """
     kernel = render_kernel(config)
+    declare_credential(config.notify_env)
     require_no_problems(check(kernel, own_credentials(os.environ, Path.home(), config.project)))
     return kernel
 

@@ -21,7 +21,8 @@ requirements  where a run gets each requirement from: `plan_installation`, `Inst
          `PlannedRequirement`, `InstallOrigin`, `WheelLock`, `LockedWheel`, `LOCK_NAME`,
          `MAKE_WHEELS`, `needed_by`
 secrets  finds credentials in texts: `scan`, `NamedText`, `SecretFinding`, `Credential`,
-         `own_credentials`, `machine_credentials`, `machine_secrets`, `searchable_text`
+         `own_credentials`, `machine_credentials`, `declare_credential`, `machine_secrets`,
+         `searchable_text`
 secret_rules  what a credential looks like
 
 Other packages import these names from the modules. This file imports nothing, so that a command

@@ -29,6 +29,7 @@ SECRET_CHARACTERS = 10  # a shorter piece of a credential is also part of ordina
 KEY_FILE_BYTES = 1 << 16
 _SECRET_PIECE = re.compile(rf"[!#-&(-\[\]-~]{{{SECRET_CHARACTERS},}}")  # JSON escapes none of these
 _WORD = re.compile(r"[\w.~+/=-]{16,}", re.ASCII)
+_ADDRESS_WORD = re.compile(rf"[\w.~+=-]{{{SECRET_CHARACTERS},}}", re.ASCII)
 _DOTENV_LINE = re.compile(
     r"^[ \t]*(?:export[ \t]+)?(?P<name>\w+)[ \t]*=(?P<value>[^\n#]*)", re.MULTILINE
 )
@@ -121,6 +122,7 @@ def own_credentials(environment: Mapping[str, str], home: Path, project: Path) -
     for match in _DOTENV_LINE.finditer(_read(project / ".env")):
         found.append((f".env: {match['name']}", match["value"].strip().strip("'\"")))
     unique = {value: origin for origin, value in reversed(found) if looks_random(value)}
+    unique |= {value: origin for origin, value in _declared(environment)}
     return [Credential(origin, value) for value, origin in unique.items()]
 
 
@@ -172,6 +174,29 @@ def own_secrets(environment: Mapping[str, str], home: Path) -> list[str]:
     return sorted(found, key=len, reverse=True)
 
 
+_DECLARED: set[str] = set()
+
+
+def declare_credential(variable: str) -> None:
+    """Treat the value of an environment variable as a credential from now on.
+
+    For what a project names itself, such as the address of `notify_env`.
+    """
+    if variable:
+        _DECLARED.add(variable)
+
+
+def _declared(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The values of declared variables; of an address, also the words that look like its keys."""
+    for name in sorted(_DECLARED):
+        value = environment.get(name, "").strip()
+        if len(value) >= SECRET_CHARACTERS:
+            yield name, value
+        for word in _ADDRESS_WORD.findall(value.partition("://")[2]):
+            if re.search(r"\d", word) and re.search("[A-Za-z]", word):
+                yield name, word
+
+
 def machine_secrets() -> list[str]:
     """`own_secrets` of this process."""
     try:
@@ -181,10 +206,12 @@ def machine_secrets() -> list[str]:
 
 
 def machine_credentials(environment: Mapping[str, str], home: Path) -> Iterator[tuple[str, str]]:
-    """This machine's Kaggle credentials, used or not: the variable or file of each, and its text.
+    """This machine's credentials, used or not: the variable or file of each, and its text.
 
-    A file that cannot be parsed has every long word as a text.
+    Those for Kaggle, and the values of declared variables. A file that cannot be parsed has every
+    long word as a text.
     """
+    yield from _declared(environment)
     token = environment.get("KAGGLE_API_TOKEN", "")
     yield "KAGGLE_API_TOKEN", _content(Path(token)) or token
     name, key = environment.get("KAGGLE_USERNAME", ""), environment.get("KAGGLE_KEY")

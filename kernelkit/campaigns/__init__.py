@@ -7,6 +7,10 @@ lanes     the project as another kernel, or with other parameters: `lane_config`
           `session_config`
 sessions  pushes each session once, finds it again, follows it to its end: `Session`,
           `push_session`, `pull_session`, `new_campaign`
+plan      what a run, a chain or a sweep will need, and whether the quota has it: `make_plan`,
+          `Plan`, `SweepShape`
+notify    messages at the end of a run or a campaign, and when the quota gets low: `notifier`,
+          `Notifier`
 
 A campaign keeps its state on disk under `runs/<slug>/`, and writes down each session before it
 pushes it. Nothing here prints: what happens is reported to `on_event`.

@@ -4,6 +4,7 @@ options  what commands share: `Options`, `shares`, and the arguments that severa
 root     the program: `app`, the options before a command's name, and `main`
 project  init, config, render, preflight, prove, sync
 remote   push, cancel, status, watch, logs, open, pull, run, rehearse, submit
+campaigns  plan, collect
 runs     diagnose, verify, runs
 datasets  dataset
 machine  doctor, emulator
@@ -13,7 +14,7 @@ load nothing but typer. A module of commands registers them with `app` when it i
 happens below, in the order in which `--help` lists them.
 """
 
-from kernelkit.cli import project, remote, runs, datasets, machine  # isort: skip
+from kernelkit.cli import project, remote, campaigns, runs, datasets, machine  # isort: skip
 from kernelkit.cli.root import app, main
 
-__all__ = ["app", "datasets", "machine", "main", "project", "remote", "runs"]
+__all__ = ["app", "campaigns", "datasets", "machine", "main", "project", "remote", "runs"]

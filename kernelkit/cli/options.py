@@ -66,9 +66,10 @@ class Options:
 
     def config(self, environment: Mapping[str, str] | None = None) -> Config:
         """The project as these options describe it."""
+        from kernelkit.bundle.secrets import declare_credential
         from kernelkit.config import load_config
 
-        return load_config(
+        config = load_config(
             self.folder,
             profile=self.profile,
             settings=self.settings or (),
@@ -76,6 +77,8 @@ class Options:
             only_reachable=self.only_reachable,
             environment=os.environ if environment is None else environment,
         )
+        declare_credential(config.notify_env)
+        return config
 
 
 @dataclass(frozen=True)

@@ -80,11 +80,13 @@ def watch(options: Options, name: RunName = "", deadline: Deadline = None) -> No
     Ctrl-C stops the watch; the run continues.
     """
     from kernelkit import console, workflow
+    from kernelkit.campaigns.notify import notifier
 
     config = options.config()
     kaggle, folder = workflow.attach(config, name, deadline)
     with console.watching(DETACHED.format(f" v{folder.version}")) as reporter:
-        end = workflow.watch(kaggle, folder, deadline=deadline, on_event=reporter)
+        on_event = notifier(config, reporter)
+        end = workflow.watch(kaggle, folder, deadline=deadline, on_event=on_event)
     diagnosis = None
     if console.has_failed(end):
         diagnosis = workflow.diagnose_end(kaggle, folder, end, config.project)
@@ -153,6 +155,7 @@ def pull(
     are downloaded but not verified.
     """
     from kernelkit import console, workflow
+    from kernelkit.campaigns.notify import notifier
     from kernelkit.runs.download import Selection
 
     config = options.config()
@@ -166,7 +169,7 @@ def pull(
             selection,
             unpack=unpack_zips,
             deadline=deadline,
-            on_event=reporter,
+            on_event=notifier(config, reporter),
         )
     console.conclude(pulled)
 
@@ -178,12 +181,14 @@ def run(
 ) -> None:
     """Push, watch, pull and verify."""
     from kernelkit import console, workflow
+    from kernelkit.campaigns.notify import notifier
 
     config = options.config()
-    kaggle = workflow.connect_to(config)
     with console.watching("interrupted: `kernelkit run` finds what was sent") as reporter:
+        on_event = notifier(config, reporter)
+        kaggle = workflow.connect_to(config)
         pulled = workflow.run(
-            config, kaggle, again=again, wait=wait, deadline=deadline, on_event=reporter
+            config, kaggle, again=again, wait=wait, deadline=deadline, on_event=on_event
         )
     console.conclude(pulled)
 

@@ -117,6 +117,12 @@ def _module_name(value: str) -> str:
     return value
 
 
+def _variable(value: str) -> str:
+    if value and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        raise ValueError("must be the name of an environment variable, never the address itself")
+    return value
+
+
 Layout = Literal["auto", "cells", "compressed", "dataset"]
 
 
@@ -240,6 +246,8 @@ class ProjectFile(Section):
     metric: str = ""
     metric_goal: MetricGoal | None = None
     gpu_reserve_hours: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)] = 0.0
+    notify_env: Annotated[str, AfterValidator(_variable)] = ""
+    notify_quota_hours: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)] = 0.0
     templates: RelativePath | None = None
     image: RelativePath | None = None
     allow_secrets: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = ()
@@ -297,6 +305,12 @@ class Config(Section):
 
     gpu_reserve_hours: float = 0.0
     """GPU hours of the week that no push may use."""
+
+    notify_env: str = ""
+    """The environment variable with the Apprise address that gets messages; its value is secret."""
+
+    notify_quota_hours: float = 0.0
+    """A message is also sent when fewer GPU hours are left."""
 
     templates: Path | None = None
     """The project's own templates; None for kernelkit's."""

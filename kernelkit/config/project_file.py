@@ -267,6 +267,10 @@ def _lists_as_tuples(section: Mapping[str, Parameter]) -> dict[str, Parameter]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
 
 
+SECRET_KEYS = frozenset({"notify_env"})
+"""Keys whose value may be a credential by mistake: an error does not quote it."""
+
+
 def _complaint(error: ErrorDetails) -> str:
     """One line about one error: its key as in the file, what is wrong, the near miss."""
     names = [part for part in error["loc"] if isinstance(part, str)]
@@ -279,7 +283,8 @@ def _complaint(error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f'[{where}] is missing the key "{key}"'
     item = f", item {items[0] + 1}" if items else ""
-    return f'[{where}] "{key}"{item} = {value_shown(error["input"])}: {_reason(error)}'
+    shown = "(not shown)" if key in SECRET_KEYS else value_shown(error["input"])
+    return f'[{where}] "{key}"{item} = {shown}: {_reason(error)}'
 
 
 def _reason(error: ErrorDetails) -> str:

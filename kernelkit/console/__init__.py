@@ -7,6 +7,7 @@ live           the live view of a run and its log: `watching`, `following`
 project_views  results of commands about a project: init, config, render, preflight, prove, sync
 run_views      results of commands about runs: push, status, watch, pull, verify, diagnose, runs,
                submit
+campaign_views  results of commands about several runs: plan, collect
 dataset_views  results of commands about datasets
 machine_views  results of commands about this machine: doctor
 
@@ -14,6 +15,9 @@ Only this package prints. With `--json` it prints one document to stdout and not
 `--quiet` it prints the result of a command and errors. The commands call the names below.
 """
 
+from kernelkit.console.campaign_views import (
+    planned,
+)
 from kernelkit.console.dataset_views import (
     published,
     wheels_ready,
@@ -105,6 +109,7 @@ __all__ = [
     "no_problems",
     "open_page",
     "outputs",
+    "planned",
     "probe_plan",
     "probed",
     "proved",

@@ -68,9 +68,12 @@ class Reporter:
         """Report one event of a step."""
         from kernelkit.kaggle.types import LogEntry, Quota, Status
         from kernelkit.runs.download import Progress
+        from kernelkit.runs.watch import EndedRun
 
         if isinstance(event, LogEntry):
             self._line(event)
+        elif isinstance(event, EndedRun):
+            return  # its state was reported
         elif isinstance(event, Status):
             seconds = time.monotonic() - self._started
             failure = f": {one_line(event.failure)}" if event.failure else ""

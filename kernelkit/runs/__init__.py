@@ -3,7 +3,7 @@
 push      decides whether a push is needed, and sends exactly once: `push_once`, `find_or_adopt`,
           `Pushed`, `Outcome`
 watch     follows a run to its end: `follow_run`, `state_of`, `read_log`, `cancel_run`,
-          `progress`, `LogEvent`
+          `progress`, `LogEvent`, `EndedRun`
 download  pulls the outputs: `pull_run`, `PulledRun`, `Progress`, `Selection`, `EVERYTHING`
 unpack    turns verified zips into folders: `unpack_zips`
 verify    compares a folder with the manifest that its run wrote: `verify`, `require_verified`,

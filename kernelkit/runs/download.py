@@ -49,7 +49,7 @@ from kernelkit.runs.verify import (
     unpacked_name,
     verify,
 )
-from kernelkit.runs.watch import follow_run, state_of
+from kernelkit.runs.watch import EndedRun, follow_run, state_of
 from kernelkit.storage import (
     PathAllocator,
     UnsafePathError,
@@ -184,7 +184,7 @@ def pull_run(
     selection: Selection = EVERYTHING,
     *,
     deadline: float | None = None,
-    on_event: Callable[[Progress | Status | LogEntry | Quota | str], None] = ignore,
+    on_event: Callable[[Progress | Status | LogEntry | Quota | EndedRun | str], None] = ignore,
 ) -> PulledRun:
     """Wait for a run's end, download its outputs, and verify them; the verdict may be bad.
 

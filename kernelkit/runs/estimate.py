@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import JsonValue
-
+from kernelkit.config import Parameter
 from kernelkit.errors import LocalError
+from kernelkit.kaggle.types import PRODUCTION
 from kernelkit.notebook.manifest import BUNDLE_NAME, Manifest
 from kernelkit.runs import store
 from kernelkit.runs.events import TimedEvent, read_events
@@ -98,7 +98,7 @@ class Estimate:
 class Wanted:
     """The run that is planned, as far as its time depends on it."""
 
-    parameters: Mapping[str, JsonValue]
+    parameters: Mapping[str, Parameter]
     machine_shape: str
     wants_gpu: bool
 
@@ -123,6 +123,7 @@ class MeasuredRun:
     """What one earlier run needed, on which hardware, with which parameters."""
 
     name: str
+    endpoint: str
     seconds: float
     done: int
     """Epochs that it reported."""
@@ -131,7 +132,7 @@ class MeasuredRun:
     """Those of its whole work: it may have failed before the last one."""
 
     seconds_per_epoch: float | None
-    parameters: Mapping[str, JsonValue]
+    parameters: Mapping[str, Parameter]
     experiments: tuple[str, ...]
     gpus: tuple[str, ...]
 
@@ -146,20 +147,24 @@ def estimate(
     slug: str,
     wanted: Wanted,
     *,
+    endpoint: str = PRODUCTION,
     rehearsals: Path | None = None,
     ratio: float | None = None,
 ) -> Estimate:
     """Estimate the time of a run from the runs of its kernel below `root`.
 
-    Without any on its hardware, a rehearsal below `rehearsals`, or a run on other hardware, is
-    divided by `ratio`: how many times faster the wanted hardware is (None: by data sheets).
+    Only runs of the Kaggle at `endpoint` can be on the same hardware. Without any, the epochs of a
+    rehearsal below `rehearsals`, or of a run on other hardware, are divided by `ratio`: how many
+    times faster the wanted hardware is (None: by data sheets).
     """
     measured = list(_measured(_newest(root, slug)))
-    same = [run for run in measured if _same_hardware(run, wanted)]
+    same = [run for run in measured if run.endpoint == endpoint and _same_hardware(run, wanted)]
     if same:
         return _from_runs(same, wanted, 1.0)
-    others = measured + list(_measured(_newest(rehearsals, slug) if rehearsals else ()))
-    chosen = _most_similar(others, wanted)
+    rehearsed = _measured(_newest(rehearsals, slug) if rehearsals else ())
+    others = [*measured, *(replace(run, name=f"rehearsal {run.name}") for run in rehearsed)]
+    nearest = [run for run in others if _same_hardware(run, wanted)] or others
+    chosen = _most_similar(nearest, wanted)
     if not chosen:
         return Estimate(Certainty.UNKNOWN)
     assumed, reason = _ratio(chosen[0], wanted, ratio)
@@ -196,6 +201,7 @@ def _measured(folders: Iterable[RunFolder]) -> Iterator[MeasuredRun]:
         gpus = manifest.hardware.document.get("gpus")
         yield MeasuredRun(
             name=f"{folder.slug}/v{folder.version}",
+            endpoint=folder.read().endpoint,
             seconds=manifest.seconds,
             done=len(epochs),
             epochs=count,
@@ -267,11 +273,11 @@ def _experiments_name(run: MeasuredRun, wanted: Wanted) -> str:
     return next(lists, "")
 
 
-def _is_count(value: JsonValue) -> bool:
+def _is_count(value: Parameter) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _texts(value: JsonValue) -> tuple[str, ...]:
+def _texts(value: Parameter) -> tuple[str, ...]:
     return tuple(one for one in value if isinstance(one, str)) if isinstance(value, list) else ()
 
 
@@ -336,6 +342,8 @@ def _ratio(run: MeasuredRun, wanted: Wanted, stated: float | None) -> tuple[floa
     there = wanted.gpu or ("a GPU" if wanted.wants_gpu else "a CPU")
     if stated is not None:
         return stated, f"{there} is {stated:g} times as fast as {here}: as you said"
+    if not run.gpus and not wanted.wants_gpu:
+        return 1.0, "a CPU on Kaggle is as fast as the one of that run"
     mine = next((flops for name, flops in GPU_TFLOPS.items() if name in here), CPU_TFLOPS)
     its = GPU_TFLOPS.get(wanted.gpu) if wanted.wants_gpu else CPU_TFLOPS
     if its is None:

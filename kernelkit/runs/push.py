@@ -141,7 +141,7 @@ def push_once(
         if kernel.manifest.code_dataset:
             assert publish is not None
             kernel = publish(kaggle, kernel, on_event)
-        hours = None if session else _expected_hours(root, kernel)
+        hours = None if session else _expected_hours(kaggle, root, kernel)
         waiting = Waiting(deadline, kaggle.timeouts) if wait else None
         check_remote(kaggle, kernel, reserve, on_event, hours=hours, waiting=waiting)
         on_event(f"pushing {kernel.slug} as {kaggle.credentials.username} ({kernel.size:,} B)")
@@ -703,11 +703,12 @@ class Waiting:
         return True
 
 
-def _expected_hours(root: Path, kernel: Kernel) -> float | None:
+def _expected_hours(kaggle: Kaggle, root: Path, kernel: Kernel) -> float | None:
     """How many GPU hours the run will probably bill; None where no earlier run says."""
     if not kernel.manifest.wants_gpu:
         return None
-    seconds = estimate(root, kernel.slug, Wanted.of(kernel.manifest)).seconds
+    wanted = Wanted.of(kernel.manifest)
+    seconds = estimate(root, kernel.slug, wanted, endpoint=kaggle.endpoint).seconds
     return None if seconds is None else seconds / 3600
 
 

@@ -65,6 +65,14 @@ class RequestedHardware:
         return cls(bundle.kernel.machine_shape, bundle.kernel.docker_image, bundle.wants_gpu)
 
 
+@dataclass(frozen=True)
+class EndedRun:
+    """The run of a folder has ended on Kaggle; its outputs are not here yet."""
+
+    folder: RunFolder
+    end: Status
+
+
 def read_status(kaggle: Kaggle, run: RunAddress, *, fresh: bool) -> Status:
     """The state of exactly this version.
 
@@ -96,9 +104,11 @@ def follow_run(
     folder: RunFolder,
     *,
     deadline: float | None,
-    on_event: Callable[[Status | LogEntry | Quota | str], None],
+    on_event: Callable[[Status | LogEntry | Quota | EndedRun | str], None],
 ) -> Status:
     """`watch_run` for the run of a folder, with each event passed to `on_event`.
+
+    The last event is an `EndedRun`.
 
     Returns:
         the run's final state.
@@ -110,6 +120,7 @@ def follow_run(
         on_event(event)
         if isinstance(event, Status):
             last = event
+    on_event(EndedRun(folder, last))
     return last
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import JsonValue
 
+from kernelkit.kaggle.types import PRODUCTION
 from kernelkit.notebook.manifest import Manifest
 from kernelkit.runs.estimate import Certainty, Wanted, estimate
 from kernelkit.runs.events import read_events
@@ -40,7 +41,13 @@ def write_run(
     bundle = {"digest": "d" * 64, "outputs": [], "parameters": used, "wants_gpu": bool(gpus)}
     bundle["kernel"] = {"machine_shape": shape}
     record = RunRecord(
-        owner="ann", slug=SLUG, version=version, url="", digest="d" * 64, endpoint="e", pushed="x"
+        owner="ann",
+        slug=SLUG,
+        version=version,
+        url="",
+        digest="d" * 64,
+        endpoint=PRODUCTION,
+        pushed="x",
     )
     folder = record_push(root, record, Manifest.model_validate(bundle)).path
     time = fixed
@@ -109,6 +116,7 @@ def test_a_rehearsal_counts_with_a_ratio_whose_origin_is_stated(tmp_path: Path) 
     assert found.certainty == Certainty.ASSUMED
     assert found.seconds_per_epoch == pytest.approx(81 * 0.4 / 8.1)
     assert found.fixed_seconds == 100
+    assert found.runs == (f"rehearsal {SLUG}/v1",)
     assert "T4 is 20.2 times as fast as a CPU: 8.1 and 0.4 Tflop/s" in found.assumptions[0]
     stated = estimate(runs, SLUG, wanted(), rehearsals=rehearsals, ratio=10)
     assert stated.seconds_per_epoch == pytest.approx(8.1)
@@ -124,6 +132,9 @@ def test_a_cpu_run_and_another_gpu_are_told_apart(tmp_path: Path) -> None:
     found = estimate(tmp_path, SLUG, wanted())
     assert found.certainty == Certainty.ASSUMED
     assert "9.3 Tflop/s" in found.assumptions[0]
+    local = estimate(tmp_path, SLUG, wanted(gpu=False), endpoint="http://127.0.0.1:8000")
+    assert (local.certainty, local.seconds_per_epoch) == (Certainty.ASSUMED, 60)
+    assert local.assumptions == ("a CPU on Kaggle is as fast as the one of that run",)
 
 
 def test_a_failed_run_counts_by_its_epochs_or_not_at_all(tmp_path: Path) -> None:

@@ -1,0 +1,160 @@
+"""Short messages through Apprise: a run, a chain or a sweep has ended; the quota gets low.
+
+The address is the value of the environment variable that `notify_env` names. It is a credential:
+no message, record or error contains it, and what Apprise says about it is dropped. A message has
+slug, version and state, and nothing of the run. A message that cannot be sent is reported and
+changes nothing else. Each is sent once: a marker below `runs/` remembers it.
+
+With a local Kaggle, messages go only to addresses of this machine; a rehearsal sends none.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kernelkit.bundle.secrets import declare_credential
+from kernelkit.errors import ConfigError, require_extra
+from kernelkit.kaggle.types import Quota, Status, ignore
+from kernelkit.runs.watch import EndedRun
+from kernelkit.storage import write_json
+
+if TYPE_CHECKING:
+    from kernelkit.config import Config
+    from kernelkit.runs.store import RunFolder
+    from kernelkit.workflow import Event, OnEvent
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True)
+class Notifier:
+    """Passes events on, and sends a message for those that matter. It is an `OnEvent` itself."""
+
+    config: Config
+    on_event: OnEvent = ignore
+    address: str = field(default="", repr=False)
+    """Empty: no message is sent."""
+
+    def __call__(self, event: Event) -> None:
+        """Pass an event on; a message for the end of a run, and for a low quota."""
+        self.on_event(event)
+        if isinstance(event, EndedRun):
+            self.run_ended(event.folder, event.end)
+        elif isinstance(event, Quota):
+            self.quota(event)
+
+    def run_ended(self, folder: RunFolder, end: Status) -> None:
+        """Say how a run has ended, once."""
+        record = folder.read()
+        mark = f"v{folder.version}-{(record.push_id or record.digest)[:12]}"
+        self._once(
+            folder.path.parent / f".notified-{mark}",
+            f"{folder.slug} v{folder.version}: {end.word}",
+        )
+
+    def campaign_ended(self, name: str, state: str) -> None:
+        """Say how a campaign has ended: `name` is its kind and number, such as `sweep-3f81c0de`."""
+        slug = self.config.kernel.slug
+        self._once(self._runs / slug / f".notified-{name}", f"{slug} {name}: {state}")
+
+    def quota(self, quota: Quota) -> None:
+        """Say that the quota is low, once until its refresh."""
+        limit = self.config.notify_quota_hours
+        if limit and quota.allowed and quota.left < limit:
+            until = f"{quota.refresh:%Y-%m-%d}" if quota.refresh else "now"
+            text = f"{self.config.kernel.slug}: {quota.left:.1f} GPU hours left"
+            self._once(self._runs / f".notified-quota-{until}", text)
+
+    @property
+    def _runs(self) -> Path:
+        return self.config.project / "runs"
+
+    def _once(self, marker: Path, text: str) -> None:
+        """Send a text, unless its marker exists."""
+        if not self.address or marker.exists():
+            return
+        if problem := _send(self.address, text):
+            self.on_event(
+                f"warning: the message {text!r} was not sent to ${self.config.notify_env}: "
+                f"{problem}"
+            )
+        else:
+            write_json(marker, {"sent": text})
+
+
+def notifier(
+    config: Config, on_event: OnEvent = ignore, environment: Mapping[str, str] = os.environ
+) -> Notifier:
+    """What sends the messages of this project, if it asks for any.
+
+    Raises:
+        ConfigError: Apprise is not installed, or the address is not one that Apprise knows.
+    """
+    name = config.notify_env
+    if not name:
+        return Notifier(config, on_event)
+    declare_credential(name)
+    require_extra("notify", "apprise")
+    address = environment.get(name, "").strip()
+    if not address:
+        on_event(f"note: {name} is not set, so no message is sent (notify_env)")
+        return Notifier(config, on_event)
+    hosts = _hosts(address)
+    if not hosts:
+        raise ConfigError(
+            f"the value of {name} is not an address that Apprise knows (it is not shown)",
+            "Set it to one such as tgram://… or mailto://…, or remove notify_env.",
+        )
+    if config.endpoint is not None and not LOOPBACK.issuperset(hosts):
+        on_event("note: a local Kaggle sends no messages to other machines (notify_env)")
+        return Notifier(config, on_event)
+    return Notifier(config, on_event, address)
+
+
+def _hosts(address: str) -> list[str]:
+    """The hosts that Apprise would call; empty if it does not know the address."""
+    with _silent():
+        try:
+            servers = list(_service(address))
+        except Exception:  # whatever it says may quote the address
+            return []
+        return [str(getattr(server, "host", "") or "a service") for server in servers]
+
+
+def _send(address: str, text: str) -> str:
+    """Why a text could not be sent; empty if it was."""
+    with _silent():
+        try:
+            sent = _service(address).notify(body=text, title="kernelkit")
+        except Exception as error:  # its text and its traceback may quote the address
+            return f"{type(error).__name__} in Apprise"
+    return "" if sent else "the service did not accept it"
+
+
+def _service(address: str) -> Any:
+    import apprise
+
+    asset = apprise.AppriseAsset(app_id="kernelkit", app_desc="kernelkit", async_mode=False)
+    service = apprise.Apprise(asset=asset)
+    service.add(address)
+    return service
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without log records and warnings: those of Apprise may have parts of the address."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
