@@ -189,12 +189,12 @@ def diagnose(
     report = next(same_run, RunReport())
     if report.status == "complete" and not failure:
         return None
-    found = _find_failure(lines, report)
+    found, facts = _find_failure(lines, report), Facts.of(report, sent, lines)
     if failure and not (found and found.sure):  # stopped from outside
-        diagnosis = _from_message(_clean(failure), lines, report, Facts.of(report, sent))
+        diagnosis = _from_message(_clean(failure), lines, report, facts)
         if diagnosis.cause != FailureCause.UNKNOWN or not found:
             return diagnosis
-    return _explain(found, report, sent, project) if found else None
+    return _explain(found, facts, sent, project) if found else None
 
 
 def diagnose_folder(folder: Path, project: Path | None = None) -> Diagnosis | None:
@@ -414,12 +414,12 @@ def _child(failure: _Failure, before: list[Traceback]) -> _Failure | None:
 
 def _explain(
     found: _Failure,
-    report: RunReport,
+    facts: Facts,
     bundle: SentBundle,
     project: Path | None,
 ) -> Diagnosis:
     shown = found.shown
-    cause, next_step = find_cause(_causal_errors(found), Facts.of(report, bundle))
+    cause, next_step = find_cause(_causal_errors(found), facts)
     frames = _fold(_frame_of(call, bundle.roots, found.cell) for call in shown.frames)
     notes = list(found.notes)
     notes += _relatives(found, bundle.roots)

@@ -50,7 +50,22 @@ def _rule(cause: FailureCause, next_step: str, *patterns: str) -> Rule:
     return Rule(cause, re.compile("|".join(patterns), re.MULTILINE), next_step)
 
 
+_LEFT_OUT = re.compile(r"rehearsal: (\S+\.whl) does not fit ")
+
 RULES = (
+    # kernelkit_runtime: wheels.
+    _rule(
+        FailureCause.OWN_CHECK,
+        "Publish the wheels that the lock file names: `kernelkit wheels`. Then push again.",
+        r"RuntimeFault: The wheels of this notebook are not here",
+        r"RuntimeFault: The dataset \S+ does not have the wheels of this notebook",
+    ),
+    _rule(
+        FailureCause.OWN_CHECK,
+        "Choose wheels again for the Python of the run: `kernelkit wheels --upgrade`. Then push "
+        "again.",
+        r"RuntimeFault: [^\n]* the wheels were chosen for Python",
+    ),
     # NotebookRun.resolve; and open() and pandas under Kaggle's mounts, old and new.
     _rule(
         FailureCause.MISSING_INPUT,
@@ -280,15 +295,20 @@ class Facts:
     timeout: int = 0
     """session_timeout_seconds; 0 if it is not set."""
 
+    left_out: tuple[str, ...] = ()
+    """Wheels that do not fit the Python of a rehearsal."""
+
     @classmethod
-    def of(cls, report: RunReport, bundle: SentBundle) -> Facts:
-        """From what the run reported and what was sent."""
+    def of(cls, report: RunReport, bundle: SentBundle, log: Iterable[str] = ()) -> Facts:
+        """From what the run reported, what was sent, and the lines of the log."""
+        left_out = (_LEFT_OUT.match(line) for line in log)
         return cls(
             report.parameters or bundle.parameters,
             bundle.sources,
             frozenset(path.partition("/")[0].removesuffix(".py") for path in bundle.hashes),
             bundle.kernel.enable_internet,
             bundle.kernel.session_timeout_seconds,
+            tuple(found[1] for found in left_out if found),
         )
 
     def phrases(self, groups: Mapping[str, str | None]) -> dict[str, str]:
@@ -347,9 +367,16 @@ class Facts:
                 f"The version of {top} in the image differs from yours: use what both have, or "
                 "attach the version that you need as a dataset."
             )
+        if self.left_out:
+            return (
+                f"The Python of this machine has no {top}, and these wheels do not fit it: "
+                f"{', '.join(self.left_out)}. If one of them has {top}, Kaggle installs it: for "
+                "the rehearsal, install the package on this machine."
+            )
+        wheels = "" if self.internet else " and run `kernelkit wheels`"
         return (
-            f"The run's Python has no {top}: attach it as a dataset, or do without it. For a "
-            "rehearsal, install it on this machine."
+            f"The run's Python has no {top}: add its package to `pip` in [tool.kernelkit]{wheels}, "
+            "or do without it. For a rehearsal, you can install it on this machine."
         )
 
     def _internet(self) -> str:
@@ -361,5 +388,5 @@ class Facts:
             )
         return (
             "Set enable_internet = true in [tool.kernelkit.kernel], or attach the downloads as a "
-            "dataset."
+            "dataset: `kernelkit wheels` for packages, `kernelkit dataset push` for other files."
         )

@@ -667,7 +667,8 @@ def _requirement_notes(kernel: Kernel) -> Iterator[str]:
             what = "has what the extra needs" if one.image_version else "has a fitting version"
             yield (
                 f"{WARNING}pip: it is not known whether Kaggle's image {what} for "
-                f"{one.requirement}{needed}, and the run has no internet. {MAKE_WHEELS}"
+                f"{one.requirement}{needed}. The run has no internet, and {one.reason}. "
+                f"{MAKE_WHEELS}"
             )
     wheels = kernel.manifest.wheels
     if wheels is not None:

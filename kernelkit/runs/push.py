@@ -29,8 +29,9 @@ from kernelkit.errors import (
     SessionCapError,
     UnreachableError,
 )
+from kernelkit.kaggle.datasets import Dataset
 from kernelkit.kaggle.types import PRODUCTION, KernelInfo, Timeouts
-from kernelkit.notebook.manifest import Manifest
+from kernelkit.notebook.manifest import Manifest, ManifestWheels
 from kernelkit.notebook.reader import embedded_manifest, read_cells
 from kernelkit.notebook.render import Kernel
 from kernelkit.runs import store
@@ -55,6 +56,7 @@ CHANGING_SOURCES = ("dataset_sources", "kernel_sources", "model_sources")
 LATE_FIELDS = ("machine_shape", "docker_image")
 """Settings that Kaggle shows only once the run has started; `watch` checks them."""
 
+PUBLISH_WHEELS = "Publish the wheels: `kernelkit wheels`. Nothing was sent."
 PUSH_AGAIN = "Fix the cause, then push again: `kernelkit push --again`."
 
 OnEvent = Callable[[str], None]
@@ -678,8 +680,14 @@ def _remote_checks(
         yield "the quota", check_quota
     for slug in fields.competition_sources:
         yield f"the competition {slug}", partial(_check_competition, kaggle, slug)
+    wheels = kernel.manifest.wheels
+    own = f"{kaggle.credentials.username}/{wheels.dataset}" if wheels else ""
     for source in fields.dataset_sources:
-        yield f"the dataset {source}", partial(_check_dataset, kaggle, source, on_event)
+        if wheels and source.lower() == own.lower():
+            check = partial(_check_wheels, kaggle, source, wheels, on_event)
+        else:
+            check = partial(_check_dataset, kaggle, source, on_event)
+        yield f"the dataset {source}", check
     for source in fields.kernel_sources:
         yield f"the kernel {source}", partial(_check_kernel, kaggle, source)
     for source in fields.model_sources:
@@ -799,6 +807,21 @@ def _check_dataset(kaggle: Kaggle, source: str, on_event: OnEvent) -> None:
             on_event(f"waiting for the dataset {source}: {now}")
             reported = now
         kaggle.timeouts.sleep(pause)
+
+
+def _check_wheels(kaggle: Kaggle, source: str, wheels: ManifestWheels, on_event: OnEvent) -> None:
+    """The account's dataset lists every wheel; the run itself compares their hashes."""
+    dataset = Dataset(kaggle, *source.split("/"))
+    if (details := dataset.details()) is None:
+        raise _SourceError(f"there is no dataset {source} with the wheels", PUBLISH_WHEELS)
+    _check_dataset(kaggle, source, on_event)
+    listed = dataset.files(details.version) if details.version else {}
+    missing = [one.file for one in wheels.files if one.file not in listed]
+    if missing and listed:
+        raise _SourceError(
+            f"the dataset {source} lacks {', '.join(missing)}, which the notebook installs",
+            PUBLISH_WHEELS,
+        )
 
 
 def _check_kernel(kaggle: Kaggle, source: str) -> None:

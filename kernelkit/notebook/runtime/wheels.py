@@ -46,9 +46,8 @@ def install_wheels(
     is_local = os.environ.get("KAGGLE_CONTAINER_NAME", "").startswith(LOCAL_CONTAINER)
     if unfit and not is_local:
         raise RuntimeFault(
-            f"{', '.join(unfit)} cannot be installed: this run has {here}, and the wheels were "
-            f"chosen for Python {wheels['python']}. Choose them again: `kernelkit wheels "
-            "--upgrade`, and push again."
+            f"{', '.join(unfit)} does not fit {here}: the wheels were chosen for Python "
+            f"{wheels['python']}. Choose them again: `kernelkit wheels --upgrade`, and push again."
         )
     count = f"{len(found)} wheel" + ("" if len(found) == 1 else "s")
     print(f"{count} of the dataset {wheels['dataset']}, with the sha256 of the manifest")
