@@ -7,6 +7,13 @@ lanes     the project as another kernel, or with other parameters: `lane_config`
           `session_config`
 sessions  pushes each session once, finds it again, follows it to its end: `Session`,
           `push_session`, `pull_session`, `new_campaign`
+sweep     trials with different parameters, some at once: `plan_sweep`, `run_sweep`, `read_sweep`,
+          `rehearse_sweep`, `best_sweep_trial`, `set_options`, `SweepPlan`, `SweepView`,
+          `SweepEvent`
+space     which parameters a sweep varies
+study     the trials of a sweep in Optuna's database: `SweepTrial`
+results   what a session says about its trials
+report    a page with pictures
 plan      what a run, a chain or a sweep will need, and whether the quota has it: `make_plan`,
           `Plan`, `SweepShape`
 notify    messages at the end of a run or a campaign, and when the quota gets low: `notifier`,

@@ -6,6 +6,7 @@ project  init, config, render, preflight, prove, sync
 remote   push, cancel, status, watch, logs, open, pull, run, rehearse, submit
 campaigns  plan, collect
 runs     diagnose, verify, runs
+sweep    sweep
 datasets  dataset
 machine  doctor, emulator
 
@@ -14,7 +15,7 @@ load nothing but typer. A module of commands registers them with `app` when it i
 happens below, in the order in which `--help` lists them.
 """
 
-from kernelkit.cli import project, remote, campaigns, runs, datasets, machine  # isort: skip
+from kernelkit.cli import project, remote, sweep, campaigns, runs, datasets, machine  # isort: skip
 from kernelkit.cli.root import app, main
 
-__all__ = ["app", "campaigns", "datasets", "machine", "main", "project", "remote", "runs"]
+__all__ = ["app", "campaigns", "datasets", "machine", "main", "project", "remote", "runs", "sweep"]

@@ -11,7 +11,13 @@ Other packages use the names below, as if this were one module.
 """
 
 from kernelkit.config.comments import parameter_comments
-from kernelkit.config.load import ConfigValue, checked_endpoint, config_values, load_config
+from kernelkit.config.load import (
+    ConfigValue,
+    checked_endpoint,
+    config_values,
+    load_config,
+    name_problem,
+)
 from kernelkit.config.models import (
     RESERVED_NAMES,
     Arguments,
@@ -21,7 +27,12 @@ from kernelkit.config.models import (
     MetricGoal,
     Parameter,
     ProjectFile,
+    Pruner,
+    PruningSettings,
+    Sampler,
     SubmissionSettings,
+    SweepSettings,
+    TrialSettings,
     entry_module,
     is_pattern,
     is_script,
@@ -41,7 +52,12 @@ __all__ = [
     "MetricGoal",
     "Parameter",
     "ProjectFile",
+    "Pruner",
+    "PruningSettings",
+    "Sampler",
     "SubmissionSettings",
+    "SweepSettings",
+    "TrialSettings",
     "checked_endpoint",
     "config_values",
     "entry_module",
@@ -50,6 +66,7 @@ __all__ = [
     "is_script",
     "is_several",
     "load_config",
+    "name_problem",
     "near_miss",
     "parameter_comments",
     "project_folder",

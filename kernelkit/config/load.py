@@ -91,14 +91,21 @@ def checked_endpoint(endpoint: str | None) -> str | None:
     )
 
 
+def name_problem(name: str) -> str:
+    """Why a parameter cannot have a name; empty if it can."""
+    if not name.isidentifier() or keyword.iskeyword(name):
+        return "cannot be the name of a Python argument"
+    if name in RESERVED_NAMES or name.startswith("_"):
+        return "is a name that the notebook itself uses"
+    return ""
+
+
 def _check_parameters(parameters: Mapping[str, Parameter]) -> None:
     complaints = []
     for name, value in parameters.items():
         where = f'[tool.kernelkit.parameters] "{name}"'
-        if not name.isidentifier() or keyword.iskeyword(name):
-            complaints.append(f"{where} cannot be the name of a Python argument")
-        elif name in RESERVED_NAMES or name.startswith("_"):
-            complaints.append(f"{where} is a name that the notebook itself uses")
+        if problem := name_problem(name):
+            complaints.append(f"{where} {problem}")
         if not _is_literal(value):
             complaints.append(f"{where} = {value_shown(value)} has no form as a Python literal")
     if complaints:
@@ -172,8 +179,10 @@ def config_values(config: Config) -> list[ConfigValue]:
     """Every value of a configuration with its origin, in the order of the models."""
     top = [name for name in ProjectFile.model_fields if name in Config.model_fields]
     values = {name: getattr(config, name) for name in [*top, "endpoint"]}
-    for name in ("kernel", "submission"):
-        values |= {f"{name}.{key}": value for key, value in vars(values.pop(name)).items()}
+    for name in ("kernel", "submission", "sweep"):
+        section = values.pop(name)
+        for key, value in vars(section).items() if section else ():
+            values[f"{name}.{key}"] = value
     values |= {f"parameters.{key}": value for key, value in values.pop("parameters").items()}
     return [
         ConfigValue(

@@ -131,6 +131,8 @@ Arguments = Literal["--key value", "--key=value", "key=value"]
 
 
 MetricGoal = Literal["minimize", "maximize"]
+Sampler = Literal["tpe", "random", "grid"]
+Pruner = Literal["median", "none"]
 PackagePath = Annotated[str, AfterValidator(_package_path)]
 RelativePath = Annotated[str, AfterValidator(_inside)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
@@ -221,6 +223,52 @@ class DescribedParameter:
     """The comment behind it, on its line."""
 
 
+class SweepSettings(Section):
+    """`[tool.kernelkit.sweep]`: how `kernelkit sweep` searches for the best parameters."""
+
+    trials: int | None = Field(default=None, gt=0)
+    """How many; with `sampler = "grid"` the whole grid when left out."""
+
+    sampler: Sampler = "tpe"
+    """How the next parameters are chosen: from the results so far ("tpe"), at random, or one
+    combination after the other."""
+
+    sessions: int = Field(default=2, gt=0)
+    """How many run at once, at most: Kaggle's limit for GPUs is 2."""
+
+    per_gpu: bool = False
+    """One trial on each GPU of a session, as a process of its own; two processes on a CPU."""
+
+    retries: int = Field(default=2, ge=0)
+    """How often a trial is pushed again if Kaggle ended it; errors of the code are not repeated."""
+
+    pruner: Pruner = "median"
+    """Whether a trial is stopped early if it is worse than the median of the others."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of the sampler."""
+
+    parameters: dict[str, Parameter] = Field(default_factory=dict)
+    """Name → `{ low, high, log, step }` or a list of choices."""
+
+
+class TrialSettings(Section):
+    """One trial of a sweep that a session runs as a process of its own."""
+
+    number: int
+    parameters: dict[str, Parameter]
+    """On top of those of the session."""
+
+
+class PruningSettings(Section):
+    """When a session ends a trial that reports worse values than the other trials did."""
+
+    metric: str
+    goal: MetricGoal
+    medians: tuple[float, ...]
+    """Of the other trials' values after 1, 2, … reports of the metric."""
+
+
 class Profile(Section):
     """`[tool.kernelkit.profiles.NAME]`: what changes with `--profile NAME`."""
 
@@ -253,6 +301,7 @@ class ProjectFile(Section):
     allow_secrets: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = ()
     kernel: KernelSettings
     submission: SubmissionSettings = SubmissionSettings()
+    sweep: SweepSettings | None = None
     parameters: dict[str, Parameter] = Field(default_factory=dict)
     profiles: dict[str, Profile] = Field(default_factory=dict)
 
@@ -327,6 +376,13 @@ class Config(Section):
     parameters: dict[str, Parameter] = Field(default_factory=dict)
     comments: dict[str, tuple[tuple[str, ...], str]] = Field(default_factory=dict)
     """Of parameters: the comment lines above, and the comment on the line."""
+
+    sweep: SweepSettings | None = None
+    trials: tuple[TrialSettings, ...] = ()
+    """Of a sweep, which the session runs side by side; empty for a run of the entry itself."""
+
+    pruning: PruningSettings | None = None
+    """For `trials`; None to let each of them end by itself."""
 
     profile: str | None = None
     endpoint: str | None = None

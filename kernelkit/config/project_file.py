@@ -26,6 +26,7 @@ from kernelkit.config.models import (
     ProjectFile,
     Section,
     SubmissionSettings,
+    SweepSettings,
 )
 from kernelkit.errors import ConfigError
 from kernelkit.storage import decoded
@@ -38,6 +39,7 @@ _SECTIONS: dict[tuple[str, ...], type[Section]] = {
     (): ProjectFile,
     ("kernel",): KernelSettings,
     ("submission",): SubmissionSettings,
+    ("sweep",): SweepSettings,
 }
 
 
@@ -187,8 +189,8 @@ class RawProject:
     def from_here(self, origin: str, table: Mapping[str, Any]) -> RawProject:
         """With `origin` for every value that `table` has."""
         keys = [key for key, value in table.items() if not isinstance(value, dict)]
-        for name, section in table.items():
-            if name in ("kernel", "submission", "parameters") and isinstance(section, dict):
+        for name in ("kernel", "submission", "sweep", "parameters"):
+            if isinstance(section := table.get(name), dict):
                 keys += [f"{name}.{python_name(key)}" for key in section]
         return replace(self, origins={**self.origins, **dict.fromkeys(keys, origin)})
 
@@ -332,6 +334,7 @@ def _with_python_names(parameters: Parameter) -> Parameter:
 def _require_known_parameter(stated: ProjectFile, name: str) -> None:
     """`--set` may name what the file names, in any profile: else a slip would be carried along."""
     known = set(stated.parameters).union(*(p.parameters for p in stated.profiles.values()))
+    known.update(stated.sweep.parameters if stated.sweep else ())
     if name not in known:
         raise ConfigError(
             f"--set {name}: no such parameter{near_miss(name, known)}",

@@ -9,6 +9,7 @@ run_views      results of commands about runs: push, status, watch, pull, verify
                submit
 campaign_views  results of commands about several runs: plan, collect
 dataset_views  results of commands about datasets
+sweep_views    results of commands about sweeps, and the live table of one
 machine_views  results of commands about this machine: doctor
 
 Only this package prints. With `--json` it prints one document to stdout and nothing else. With
@@ -78,6 +79,13 @@ from kernelkit.console.run_views import (
     verified,
     watched,
 )
+from kernelkit.console.sweep_views import (
+    SweepReporter,
+    best_of_sweep,
+    sweep_reported,
+    sweeping,
+    swept,
+)
 from kernelkit.console.values import (
     ago,
 )
@@ -85,9 +93,11 @@ from kernelkit.console.values import (
 __all__ = [
     "Reporter",
     "SafeConsole",
+    "SweepReporter",
     "advice",
     "ago",
     "as_called",
+    "best_of_sweep",
     "budget",
     "checked",
     "conclude",
@@ -128,6 +138,9 @@ __all__ = [
     "stderr",
     "stdout",
     "submitted",
+    "sweep_reported",
+    "sweeping",
+    "swept",
     "synced",
     "verified",
     "watched",

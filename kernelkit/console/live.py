@@ -81,7 +81,7 @@ class Reporter:
         elif isinstance(event, Quota):
             self._quota = event
             if not self._live:
-                detail(_quota_line(event))
+                detail(quota_line(event))
         elif isinstance(event, Progress):
             self._show(event)
         else:
@@ -185,7 +185,7 @@ class Reporter:
 
         tail = Text("\n".join(self._tail), style="dim", overflow="ellipsis")
         parts = [_duration_line(left)] if (left := self.seconds_left()) is not None else []
-        parts += [_quota_line(self._quota)] if self._quota else []
+        parts += [quota_line(self._quota)] if self._quota else []
         details = [Text(" · ".join(parts))] if parts else []
         return Group(*([self.table()] if self.seen_epochs else []), *details, tail)
 
@@ -212,7 +212,7 @@ def watching(on_interrupt: str) -> Iterator[Reporter]:
     visible = stdout.is_terminal and not (mode.as_json or mode.quiet)
     live = Live(console=stdout, refresh_per_second=4) if visible else None
     reporter = Reporter(live)
-    with _interruptible(on_interrupt), live or nullcontext():
+    with interruptible(on_interrupt), live or nullcontext():
         try:
             yield reporter
         finally:
@@ -240,7 +240,7 @@ def following(
             _print_log(event.text[left:])
             left = max(0, left - len(event.text))
 
-    with _interruptible(on_interrupt):
+    with interruptible(on_interrupt):
         yield print_new
     document([vars(entry) for entry in every])
 
@@ -263,7 +263,7 @@ def _last_lines(text: str, count: int | None) -> str:
 
 
 @contextmanager
-def _interruptible(on_interrupt: str) -> Iterator[None]:
+def interruptible(on_interrupt: str) -> Iterator[None]:
     """Let Ctrl-C end the command with the message `on_interrupt`."""
     try:
         yield
@@ -286,7 +286,8 @@ def _duration_line(seconds: float) -> str:
     return f"about {seconds / 60:.0f} min of epochs left"
 
 
-def _quota_line(quota: Quota) -> str:
+def quota_line(quota: Quota) -> str:
+    """The hours of the GPU quota, in one line."""
     refresh = f" until {quota.refresh:%a %H:%M} UTC" if quota.refresh else ""
     reserved = f", {quota.reserved:.1f} h reserved" if quota.reserved else ""
     return f"GPU quota: {quota.used:.1f} of {quota.allowed:.0f} h used{reserved}{refresh}"

@@ -130,6 +130,25 @@ class ManifestKernel(KernelSettings):
     title: str = ""
 
 
+class ManifestTrial(Document):
+    """One trial of a sweep that the run starts as a process of its own."""
+
+    number: int
+    parameters: dict[str, JsonValue]
+    """On top of those of the run."""
+
+    outputs: tuple[str, ...]
+    """Below the folder of the trial, `trial-<number>`."""
+
+
+class ManifestPruning(Document):
+    """When the run ends a trial early; see `kernelkit.config.PruningSettings`."""
+
+    metric: str
+    goal: MetricGoal
+    medians: tuple[float, ...]
+
+
 class Manifest(Document):
     """What a notebook was made from: the one thing that build side and run side share."""
 
@@ -190,6 +209,12 @@ class Manifest(Document):
 
     layout: str = "auto"
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
+    trials: tuple[ManifestTrial, ...] = ()
+    """Of a sweep, which the run starts side by side; the key is absent in other runs."""
+
+    pruning: ManifestPruning | None = None
+    """For `trials`; the key is absent where none is ended early."""
+
     kernel: ManifestKernel = ManifestKernel()
     provenance: Provenance = Provenance()
     files: tuple[ManifestFile, ...] = ()
@@ -197,6 +222,16 @@ class Manifest(Document):
 
     third_party: tuple[str, ...] = ()
     """Top-level names that the package imports from elsewhere."""
+
+    @property
+    def entry_outputs(self) -> tuple[str, ...]:
+        """What one call of the entry must leave in its working folder."""
+        return self.trials[0].outputs if self.trials else self.outputs
+
+    @property
+    def entry_parameters(self) -> dict[str, JsonValue]:
+        """What the entry gets: of several trials, the first one's."""
+        return {**self.parameters, **(self.trials[0].parameters if self.trials else {})}
 
     @classmethod
     def parse(cls, text: str | bytes, source: object = BUNDLE_NAME) -> Self:

@@ -464,10 +464,10 @@ def check_outputs(kernel: Kernel) -> Iterator[Problem]:
 def _unmentioned_outputs(kernel: Kernel) -> list[str]:
     """Folders and patterns of which no word occurs in the package or in the parameters."""
     texts = [file.content.lower() for file in kernel.bundle.files]
-    texts.append(repr(kernel.manifest.parameters).lower().encode(errors="replace"))
+    texts.append(repr(kernel.manifest.entry_parameters).lower().encode(errors="replace"))
     return [
         output
-        for output in kernel.manifest.outputs
+        for output in kernel.manifest.entry_outputs
         if is_several(output)
         and (words := re.findall(r"\w+", output.lower()))
         and not any(word.encode() in text for word in words for text in texts)
@@ -481,7 +481,7 @@ def check_parameters(kernel: Kernel) -> Iterator[Problem]:
         yield from _check_command_line(kernel, kernel.bundle.command_line)
     if signature is None:
         return
-    given = kernel.manifest.parameters.keys()
+    given = kernel.manifest.entry_parameters.keys()
     for name in sorted(given - signature.accepted if not signature.open else ()):
         yield Problem(
             f"parameters.{name}",
@@ -498,7 +498,7 @@ def check_parameters(kernel: Kernel) -> Iterator[Problem]:
 
 def _check_command_line(kernel: Kernel, line: CommandLine) -> Iterator[Problem]:
     """A script takes the parameters as options."""
-    entry, given = kernel.bundle.entry, kernel.manifest.parameters
+    entry, given = kernel.bundle.entry, kernel.manifest.entry_parameters
     command = kernel.manifest.command
     reader = {"hydra": "uses Hydra", "globals": "sets its global variables"}.get(line.library)
     if reader and command is not None and command.arguments != line.arguments:

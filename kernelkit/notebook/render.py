@@ -249,18 +249,27 @@ def _manifest(
     bundle: Bundle, config: Config, templates: Mapping[str, str], wheels: ManifestWheels | None
 ) -> Manifest:
     command, distribution = _command(bundle, config), _distribution(bundle)
-    optional = {
+    optional: dict[str, object] = {
         "command": command and command.document,
         "import_folders": [] if bundle.import_folders == ("",) else list(bundle.import_folders),
         "working_files": list(bundle.working_files),
         "code_dataset": code_dataset(config.kernel.slug) if config.layout == "dataset" else "",
         "distribution": distribution and distribution.document,
         "wheels": wheels and wheels.document,
+        "trials": [
+            {"number": t.number, "parameters": t.parameters, "outputs": list(config.outputs)}
+            for t in config.trials
+        ],
+        "pruning": config.pruning and config.pruning.model_dump(mode="json"),
     }
     stated = {
         "entry": bundle.entry,
         **{name: value for name, value in optional.items() if value},
-        "outputs": list(config.outputs),
+        "outputs": [
+            f"{folder}{name}"
+            for folder in [f"trial-{t.number}/" for t in config.trials] or [""]
+            for name in config.outputs
+        ],
         "pip": list(config.pip),
         "layout": config.layout,
         "parameters": config.parameters,
@@ -321,7 +330,9 @@ def _command(bundle: Bundle, config: Config) -> ManifestCommand | None:
         return None
     place = {"path" if bundle.entry.endswith(".py") else "module": bundle.entry}
     positional = [ManifestOption(name=name, flag="", form="first") for name in config.positional]
-    others = [name for name in config.parameters if name not in config.positional]
+    swept = config.trials[0].parameters if config.trials else {}
+    given = {**config.parameters, **swept}
+    others = [name for name in given if name not in config.positional]
     options = [
         ManifestOption(name=name, flag=option.flag, form=option.form, off=option.off)
         for name, option in line.options_of(others)

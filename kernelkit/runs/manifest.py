@@ -144,6 +144,43 @@ class OutputEntry(BaseModel):
         return sha256
 
 
+class TrialPart(BaseModel):
+    """What a run says about one trial of a sweep that it ran in a process of its own."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    number: int
+    status: Annotated[str | None, Reported] = None
+    """ "running", "complete", "failed" or "pruned": the run ended it early."""
+
+    error: Annotated[str | None, Reported] = None
+    traceback: Annotated[str | None, Reported] = None
+    seconds: Annotated[float | None, Reported] = None
+    parameters: ReportedFacts = RunFacts()
+
+    @property
+    def folder(self) -> str:
+        """Of its outputs, below the working folder."""
+        return f"trial-{self.number}/"
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has done everything."""
+        return self.status == "complete"
+
+
+def _parts(value: object) -> tuple[TrialPart, ...]:
+    """Those that can be read."""
+    found = []
+    for one in value if isinstance(value, list) else []:
+        with suppress(ValidationError):
+            found.append(TrialPart.model_validate(one))
+    return tuple(found)
+
+
+TrialParts = Annotated[tuple[TrialPart, ...], BeforeValidator(_parts)]
+
+
 class ReadableManifest(Document):
     """What can be used of a run-manifest.json although some of its values are malformed."""
 
@@ -151,6 +188,7 @@ class ReadableManifest(Document):
     push_id: Annotated[str | None, Reported] = None
     status: Annotated[str | None, Reported] = None
     outputs: tuple[OutputEntry, ...] = ()
+    trials: TrialParts = ()
     error: Annotated[str | None, Reported] = None
 
     @field_validator("outputs", mode="before")
@@ -180,6 +218,9 @@ class RunManifest(Document):
     push_id: Annotated[str | None, Reported] = None
     status: Literal["complete", "failed"]
     outputs: tuple[OutputEntry, ...]
+    trials: TrialParts = ()
+    """Of a sweep, if the run was one of several trials side by side."""
+
     error: Annotated[str | None, Reported] = None
     traceback: Annotated[str | None, Reported] = None
     parameters: ReportedFacts = RunFacts()

@@ -90,7 +90,8 @@ def verify(
     if manifest and manifest.failed:
         run_error = encodable(manifest.error) if manifest.error else "no reason given"
     elif manifest and bundle:
-        problems += _missing_outputs(bundle, outputs, takes)
+        without = tuple(part.folder for part in manifest.trials if not part.complete)
+        problems += _missing_outputs(bundle, outputs, takes, without)
     paths = {output.path for output in outputs}
     outputs = tuple(output for output in outputs if takes is None or takes(output.path))
     notes: list[str] = []
@@ -219,10 +220,18 @@ def _kaggle_error(folder: Path, end: Status | None, problems: list[str]) -> str 
 
 
 def _missing_outputs(
-    bundle: Manifest, outputs: Collection[OutputEntry], takes: Callable[[str], bool] | None
+    bundle: Manifest,
+    outputs: Collection[OutputEntry],
+    takes: Callable[[str], bool] | None,
+    without: tuple[str, ...],
 ) -> Iterator[str]:
-    """Declared outputs for which the manifest lists no file."""
+    """Declared outputs for which the manifest lists no file.
+
+    `without` are the folders of the trials that failed, which need not have their outputs.
+    """
     for name in bundle.outputs:
+        if name.startswith(without):
+            continue
         there = any(_stands_for(name, output.path) for output in outputs)
         if not there and (takes is None or takes(name)):
             yield f"{name}: not in the manifest"

@@ -301,6 +301,9 @@ class LogEvent:
     numbers: Mapping[str, int | float]
     """Every finite number in it by its name: `epoch`, `epochs`, `seconds`, `val_iou` and others."""
 
+    trial: int | None = None
+    """Of a sweep, where a session runs several side by side."""
+
 
 def progress(entry: LogEntry) -> LogEvent | None:
     """The event in a line of the log; None for other lines."""
@@ -312,13 +315,15 @@ def progress(entry: LogEntry) -> LogEvent | None:
     except (ValueError, RecursionError):
         return None
     kind, name, names = (event.get(key) for key in ("event", "experiment", "experiments"))
+    trial = event.get("trial")
     if not isinstance(kind, str):
         return None
     return LogEvent(
         kind,
         None if name is None else str(name),
         tuple(one for one in names if isinstance(one, str)) if isinstance(names, list) else (),
-        {key: value for key, value in event.items() if finite(value) is not None},
+        {k: v for k, v in event.items() if k != "trial" and finite(v) is not None},
+        trial if type(trial) is int else None,
     )
 
 

@@ -15,6 +15,7 @@ command_line  parameters as the command line of a script
 program       calls the entry
 events        the events that the entry prints, also those of child processes
 metric        which number of the events says how good a run is
+trials        several trials of a sweep side by side
 outputs       the declared outputs, and what the manifest says of each
 run_manifest  run-manifest.json, and its line in the log
 epochs        the epochs of the run, from its events

@@ -88,6 +88,22 @@ class WheelsDocument(TypedDict):
     """Requirements that the wheels satisfy."""
 
 
+class TrialBundleDocument(TypedDict):
+    """One trial of a sweep that the run starts as a process of its own."""
+
+    number: int
+    parameters: Mapping[str, Parameter]
+    outputs: Sequence[str]
+
+
+class PruningDocument(TypedDict):
+    """When a trial is ended early: if it is worse than the median after as many reports."""
+
+    metric: str
+    goal: str
+    medians: Sequence[float]
+
+
 class BundleDocument(_StartDocument):
     """What a run reads in the embedded manifest; `push_id` is absent if kernelkit did not push."""
 
@@ -97,6 +113,8 @@ class BundleDocument(_StartDocument):
     wheels: NotRequired[WheelsDocument]
     metric: NotRequired[str]
     metric_goal: NotRequired[str]
+    trials: NotRequired[Sequence[TrialBundleDocument]]
+    pruning: NotRequired[PruningDocument]
     wants_gpu: bool
     outputs: Sequence[str]
     kernel: KernelDocument
@@ -114,6 +132,17 @@ class OutputDocument(TypedDict, total=False):
     ids_sha256: str | None
 
 
+class TrialDocument(TypedDict):
+    """One trial in run-manifest.json."""
+
+    number: int
+    status: str
+    error: str | None
+    traceback: str | None
+    seconds: float
+    parameters: Mapping[str, Parameter]
+
+
 class RunManifestDocument(TypedDict):
     """What run-manifest.json holds."""
 
@@ -125,6 +154,7 @@ class RunManifestDocument(TypedDict):
     traceback: str | None
     parameters: Mapping[str, Parameter]
     outputs: list[OutputDocument]
+    trials: NotRequired[list[TrialDocument]]
     versions: dict[str, str]
     hardware: Hardware
     started: str

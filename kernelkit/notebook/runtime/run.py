@@ -15,6 +15,7 @@ from .documents import (
     Hardware,
     Parameter,
     RunManifestDocument,
+    TrialDocument,
 )
 from .epochs import EpochHistory
 from .events import OutputTap, RunEvent
@@ -27,6 +28,7 @@ from .program import call_entry
 from .recording import error_text, recorded, shown, traceback_text
 from .results import show_results
 from .sources import Sources
+from .trials import require_results, run_trials
 from .wheels import install_wheels
 
 MAX_OUTPUTS_SHOWN = 100
@@ -50,6 +52,8 @@ class NotebookRun:
         self.hardware: Hardware = {}
         self.parameters: Mapping[str, Parameter] = {}
         self._recorded: dict[str, Parameter] = {}
+        self._stated: Mapping[str, Parameter] = {}
+        self._trials: list[TrialDocument] = []
         self._started = time.time()
         self._epochs = EpochHistory(bundle.get("metric", ""), bundle.get("metric_goal"))
         self._tap = OutputTap(self._on_event)
@@ -117,6 +121,7 @@ class NotebookRun:
         Raises:
             RuntimeFault: an input is missing; the message lists what is mounted.
         """
+        self._stated = parameters
         self._recorded = {name: recorded(value) for name, value in parameters.items()}
         self.parameters = {name: self._folders.resolve(value) for name, value in parameters.items()}
         # Now, because the entry may change the values while it runs.
@@ -140,6 +145,20 @@ class NotebookRun:
         """An event that the entry prints, in whichever thread prints it."""
         self._epochs.add(event)
 
+    def run_trials(self, entry: str) -> list[TrialDocument]:
+        """Call the entry once for each trial of the manifest, side by side.
+
+        Raises:
+            RuntimeFault: all of them failed.
+        """
+        gpus = len(self.hardware.get("gpus", ())) if self.bundle["wants_gpu"] else 0
+        with self._tap.listening():
+            self._trials = run_trials(
+                self.bundle, self.source_dir, self._folders, entry, self._stated, gpus
+            )
+        require_results(self._trials)
+        return self._trials
+
     def show_results(self) -> None:
         """Show the metric, the epochs, declared csv files, Markdown files and images, bounded."""
         show_results(self.working_dir, self.bundle["outputs"], self._epochs)
@@ -150,7 +169,14 @@ class NotebookRun:
         Raises:
             RuntimeFault: a declared output is missing.
         """
-        missing = [name for name, files in self._outputs().items() if not files]
+        ended = tuple(
+            f"trial-{one['number']}/" for one in self._trials if one["status"] != "complete"
+        )
+        missing = [
+            name
+            for name, files in self._outputs().items()
+            if not files and not name.startswith(ended)
+        ]
         if missing:
             raise RuntimeFault(
                 f"The run ended without its declared outputs: {', '.join(missing)}. Found in "
@@ -198,7 +224,7 @@ class NotebookRun:
             except OSError as problem:
                 if status == "complete":
                     raise RuntimeFault(f"the output {name} cannot be read: {problem}") from problem
-        return {
+        manifest: RunManifestDocument = {
             "schema": 1,
             "digest": self.bundle["digest"],
             "push_id": self.bundle.get("push_id"),
@@ -212,6 +238,9 @@ class NotebookRun:
             "started": run_manifest.timestamp(self._started),
             "seconds": round(time.time() - self._started, 3),
         }
+        if self._trials:
+            manifest["trials"] = self._trials
+        return manifest
 
     def _existing_outputs(self) -> list[str]:
         """Each file once, although several declared outputs may stand for it."""

@@ -1,0 +1,179 @@
+"""What the sessions of a sweep say about their trials: value, reports, or why there is no value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kernelkit import workflow
+from kernelkit.errors import KernelkitError
+from kernelkit.kaggle.types import State
+from kernelkit.runs.identity import Identity
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kernelkit.campaigns.study import Search
+    from kernelkit.runs.download import PulledRun
+    from kernelkit.runs.manifest import TrialPart
+    from kernelkit.runs.store import RunFolder
+    from kernelkit.runs.watch import LogEvent
+
+_ENDED_BY_KAGGLE = re.compile(
+    r"preempt|evict|reclaim|maintenance|infrastructure|internal (?:server )?error|capacity"
+    r"|failed to (?:start|launch|provision|schedule)|could not (?:be )?start|unable to start"
+    r"|no (?:available )?(?:machine|worker|resource)s?|lost (?:connection|contact)",
+    re.IGNORECASE,
+)
+"""Kaggle's words for a run that it ended itself [A]."""
+
+_TRIAL_FOLDER = re.compile(r"trial-\d+/")
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """How one trial of a session has ended."""
+
+    value: float | None = None
+    """The best value of the metric; None without a verified run that reports it."""
+
+    reports: tuple[float, ...] = ()
+    """Every value of the metric, in the order of the run."""
+
+    failure: str = ""
+    """Why there is no value, in one line."""
+
+    ended_by_kaggle: bool = False
+    """Whether the code is not to blame, so that another try makes sense."""
+
+    pruned: bool = False
+    """Whether the session has ended the trial, because it was hopeless."""
+
+
+def read_results(
+    pulled: PulledRun, search: Search, trials: Collection[int], side_by_side: bool, project: Path
+) -> dict[int, TrialResult]:
+    """The result of each trial of a pulled session.
+
+    `side_by_side`: each trial was a process of its own; else the session was the one trial.
+    """
+    from kernelkit.runs.events import read_events
+    from kernelkit.runs.store import RunFolder
+
+    folder = RunFolder(pulled.folder)
+    events = [one.event for one in read_events(folder.log) if one.event.kind == "epoch"]
+    failure = _failure_of_run(pulled, project)
+    found = {}
+    for number in trials:
+        own = [event for event in events if event.trial == number] if side_by_side else events
+        if side_by_side:
+            found[number] = _of_process(pulled, folder, number, own, search, failure)
+        else:
+            found[number] = _of_run(pulled, own, search, failure)
+    return found
+
+
+def _of_run(
+    pulled: PulledRun, events: Sequence[LogEvent], search: Search, failure: KernelkitError | None
+) -> TrialResult:
+    """The result of a session that was one trial."""
+    reports = _reports(events, search.metric)
+    if failure is None:
+        return _valued(events, reports, search)
+    return TrialResult(
+        reports=reports,
+        failure=_one_line(failure),
+        ended_by_kaggle=_is_ended_by_kaggle(pulled),
+    )
+
+
+def _of_process(
+    pulled: PulledRun,
+    folder: RunFolder,
+    number: int,
+    events: Sequence[LogEvent],
+    search: Search,
+    failure: KernelkitError | None,
+) -> TrialResult:
+    """The result of one of several trials: it counts even if the session failed after it."""
+    reports = _reports(events, search.metric)
+    part = _part(folder, number)
+    if part is None or part.status == "running" or pulled.verdict.identity == Identity.MISMATCH:
+        reason = _one_line(failure) if failure else "its session says nothing about it"
+        return TrialResult(
+            reports=reports, failure=reason, ended_by_kaggle=_is_ended_by_kaggle(pulled)
+        )
+    if part.status == "pruned":
+        return TrialResult(reports=reports, pruned=True)
+    if not part.complete:
+        return TrialResult(reports=reports, failure=part.error or "no reason given")
+    problems = [
+        problem
+        for problem in pulled.verdict.problems
+        if problem.startswith(part.folder) or not _TRIAL_FOLDER.match(problem)
+    ]
+    if problems or not any(one.path.startswith(part.folder) for one in pulled.verdict.outputs):
+        reason = problems[0] if problems else f"there are no outputs in {part.folder}"
+        return TrialResult(reports=reports, failure=f"its outputs are not verified: {reason}")
+    return _valued(events, reports, search)
+
+
+def _part(folder: RunFolder, number: int) -> TrialPart | None:
+    try:
+        parts = folder.read_manifest().trials
+    except KernelkitError:
+        return None
+    return next((part for part in parts if part.number == number), None)
+
+
+def _valued(events: Sequence[LogEvent], reports: tuple[float, ...], search: Search) -> TrialResult:
+    from kernelkit.runs.metric import best_metric
+
+    best = best_metric(events, search.metric, search.goal)
+    if best is not None:
+        return TrialResult(value=best.value, reports=reports)
+    seen = sorted({name for event in events for name in event.numbers})
+    return TrialResult(
+        failure=f"its run is verified, and no epoch of it reports {search.metric} "
+        f"(only {', '.join(seen) if seen else 'nothing: it prints no epochs'})"
+    )
+
+
+def _reports(events: Sequence[LogEvent], metric: str) -> tuple[float, ...]:
+    return tuple(float(event.numbers[metric]) for event in events if metric in event.numbers)
+
+
+def _failure_of_run(pulled: PulledRun, project: Path) -> KernelkitError | None:
+    """Why a run has not succeeded; None if it is complete and verified."""
+    try:
+        workflow.require_success(pulled, project)
+    except KernelkitError as error:
+        return error
+    return None
+
+
+def _is_ended_by_kaggle(pulled: PulledRun) -> bool:
+    """Whether Kaggle ended a run that had neither an error of its own nor reached its limit."""
+    from kernelkit.diagnosis.diagnose import diagnose_folder
+    from kernelkit.diagnosis.rules import FailureCause
+
+    end = pulled.end
+    if not end.failed or end.word in ("timed out", "stalled"):
+        return False
+    if _ENDED_BY_KAGGLE.search(end.failure):
+        return True
+    if end.state == State.CANCEL_ACKNOWLEDGED:  # by a person, as far as one can see
+        return False
+    if pulled.verdict.run_error is None or not pulled.verdict.left_no_manifest:
+        return False
+    try:
+        found = diagnose_folder(pulled.folder, None)
+    except KernelkitError:  # there is no log: it never started
+        return True
+    return found is None or found.cause == FailureCause.UNKNOWN
+
+
+def _one_line(error: KernelkitError) -> str:
+    return str(error).split("\n", 1)[0]
