@@ -260,7 +260,7 @@ def test_documented_commands_and_options_exist(page: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "unknown"),
     [
-        ("kernelkit sweep --set a=1", ["sweep"]),
+        ("kernelkit sweeps --set a=1", ["sweeps"]),
         ("kernelkit push --now --again", ["--now"]),
         ("kernelkit --json runs show v3 --profile=best", []),
         ("kernelkit runs diff v3 v4 --long", ["--long"]),

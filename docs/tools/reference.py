@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -34,6 +34,7 @@ SECTIONS = {
     "## `[tool.kernelkit]`": "ProjectFile",
     "## `[tool.kernelkit.kernel]`": "KernelSettings",
     "## `[tool.kernelkit.submission]`": "SubmissionSettings",
+    "## `[tool.kernelkit.sweep]`": "SweepSettings",
 }
 """The headings in configuration.md whose tables describe the fields of a model."""
 
@@ -204,9 +205,9 @@ def model_table(model: type[BaseModel], explained: dict[str, str]) -> str:
 
 
 def _is_section(field: FieldInfo) -> bool:
-    annotation = str(field.annotation)
-    return annotation.startswith("dict") or (
-        isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    parts = get_args(field.annotation) or (field.annotation,)  # `Section | None` has two
+    return str(field.annotation).startswith("dict") or any(
+        isinstance(part, type) and issubclass(part, BaseModel) for part in parts
     )
 
 

@@ -58,7 +58,7 @@ class Search(BaseModel):
 
     metric: str
     goal: MetricGoal
-    parameters: dict[str, JsonValue]
+    parameters: Point
     """Those that are not swept."""
 
     profile: str | None

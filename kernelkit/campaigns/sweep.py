@@ -172,7 +172,7 @@ def plan_sweep(
     Raises:
         ConfigError: the project file has no sweep, a setting is wrong, or no metric is declared.
     """
-    from kernelkit.runs.metric import goal_of
+    from kernelkit.notebook.runtime import goal_of
 
     settings = config.sweep or SweepSettings()
     space = read_space(config)

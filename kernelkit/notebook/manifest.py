@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from kernelkit.bundle.git import Provenance
 from kernelkit.bundle.scripts import OptionForm
-from kernelkit.config import KernelSettings, MetricGoal
+from kernelkit.config import KernelSettings, MetricGoal, Parameter
 from kernelkit.storage import parse_model
 
 NOTEBOOK_NAME = "notebook.ipynb"
@@ -134,7 +134,7 @@ class ManifestTrial(Document):
     """One trial of a sweep that the run starts as a process of its own."""
 
     number: int
-    parameters: dict[str, JsonValue]
+    parameters: dict[str, Parameter]
     """On top of those of the run."""
 
     outputs: tuple[str, ...]
@@ -229,7 +229,7 @@ class Manifest(Document):
         return self.trials[0].outputs if self.trials else self.outputs
 
     @property
-    def entry_parameters(self) -> dict[str, JsonValue]:
+    def entry_parameters(self) -> dict[str, Parameter]:
         """What the entry gets: of several trials, the first one's."""
         return {**self.parameters, **(self.trials[0].parameters if self.trials else {})}
 

@@ -24,8 +24,9 @@ NEWER_KEYS = {
 }
 """Absent unless the project file uses them."""
 
-OPTIONAL_KEYS = NEWER_KEYS | {"push_id", "distribution"}
-"""Also absent: in a notebook that kernelkit has not pushed, and without name and version."""
+OPTIONAL_KEYS = NEWER_KEYS | {"push_id", "distribution", "session", "trials", "pruning"}
+"""Also absent: in a notebook that kernelkit has not pushed, without name and version, and outside
+campaigns."""
 
 
 def test_every_key_of_a_stored_manifest_round_trips() -> None:

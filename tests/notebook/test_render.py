@@ -365,7 +365,7 @@ def forms(kernel: Kernel) -> dict[str, str]:
 
 def test_no_more_files_than_needed_are_compressed(make_project: Make) -> None:
     sizes = {"pkg/huge.py": 500_000, "pkg/large.py": 300_000, "pkg/small.py": 50_000}
-    main = "import json\nfrom . import huge\ndef run(**parameters): ...\n" + noise(150_000, 9)
+    main = "import json\nfrom . import huge\ndef run(**parameters): ...\n" + noise(135_000, 9)
     files = {name: noise(size, size) for name, size in sizes.items()}
     project = make_project({**files, "pkg/main.py": main})
     kernel = kernel_of(project)

@@ -28,7 +28,7 @@ class RunEvent:
 
     kind: str
     experiment: str
-    """Empty where it names none."""
+    """Empty where it names none. That of one of several trials begins with `trial 3`."""
 
     numbers: Mapping[str, int | float]
     """Every finite number in it by its name."""
@@ -44,10 +44,14 @@ def parse_event(line: str) -> RunEvent | None:
     except (ValueError, RecursionError):
         return None
     kind, experiment = document.get("event"), document.get("experiment")
+    trial = document.pop("trial", None)
     if not isinstance(kind, str):
         return None
     numbers = {key: value for key, value in document.items() if _is_finite(value)}
-    return RunEvent(kind, "" if experiment is None else str(experiment), numbers)
+    words = ([] if trial is None else [f"trial {trial}"]) + (
+        [] if experiment is None else [str(experiment)]
+    )
+    return RunEvent(kind, " ".join(words), numbers)
 
 
 def _is_finite(value: object) -> bool:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from .documents import BundleDocument, Parameter, PruningDocument, TrialDocument
+from .events import RunEvent, parse_event
 from .faults import RuntimeFault
 from .inputs import RunFolders
 from .program import call_entry
@@ -31,7 +32,6 @@ from .sources import Sources
 
 EXIT_SECONDS = 5.0  # for the last lines of an ended process, if a child of it holds the pipe
 STOP_SECONDS = 10.0  # for a process that was asked to end
-EVENT_CHARACTERS = 1 << 16  # a longer line is not an event
 LAST_LINES = 30  # of a process that left no traceback
 
 
@@ -192,12 +192,12 @@ class _Process:
     def read(self, line: str) -> None:
         """Print a line with the number of the trial: events as events, all else with a prefix."""
         line = line.rstrip("\r\n")
-        event = _event(line)
+        event = parse_event(line)
         if event is None:
             self._last = [*self._last, line][-LAST_LINES:]
             print(f"[trial {self.number}] {line}", flush=True)
             return
-        print(json.dumps({**event, "trial": self.number}), flush=True)
+        print(json.dumps({**json.loads(line), "trial": self.number}), flush=True)
         if self._pruning is not None and self._is_hopeless(event, self._pruning):
             self._pruned = True
             print(f"[trial {self.number}] ended: worse than the median of the others", flush=True)
@@ -225,12 +225,12 @@ class _Process:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(STOP_SECONDS)
 
-    def _is_hopeless(self, event: Mapping[str, object], pruning: PruningDocument) -> bool:
+    def _is_hopeless(self, event: RunEvent, pruning: PruningDocument) -> bool:
         """Whether its best value so far is worse than the median of the others at this point."""
-        value = event.get(pruning["metric"])
-        if self._pruned or event.get("event") != "epoch" or type(value) not in (int, float):
+        value = event.numbers.get(pruning["metric"])
+        if self._pruned or event.kind != "epoch" or value is None:
             return False
-        self._values.append(float(value))  # type: ignore[arg-type]
+        self._values.append(float(value))
         step = len(self._values) - 1
         if step >= len(pruning["medians"]):
             return False
@@ -241,7 +241,7 @@ class _Process:
 
     def _conclude(self, code: int) -> None:
         """Fill in how it ended: as it says itself, or as its exit code says."""
-        report: dict[str, Any] = {}
+        report: dict[str, Parameter] = {}
         with contextlib.suppress(OSError, ValueError):
             report = json.loads(self._report.read_text(encoding="ascii"))
         if self._pruned:
@@ -256,21 +256,11 @@ class _Process:
             }
         for name in ("status", "error", "traceback", "parameters"):
             if name in report:
-                self.document[name] = report[name]
+                self.document[name] = report[name]  # type: ignore[typeddict-item]
         error = self.document["error"]
         reason = f": {error.splitlines()[0]}" if error else ""
         seconds = self.document["seconds"]
         print(f"[trial {self.number}] {report['status']} after {seconds:.0f} s{reason}", flush=True)
-
-
-def _event(line: str) -> dict[str, object] | None:
-    if not line.startswith("{") or len(line) > EVENT_CHARACTERS:
-        return None
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return event if isinstance(event.get("event"), str) else None
 
 
 def main(job_file: str) -> None:
@@ -278,7 +268,7 @@ def main(job_file: str) -> None:
     job = pickle.loads(Path(job_file).read_bytes())
     folders = RunFolders()
     sources = Sources(job["bundle"], Path(job["source_dir"]))
-    report: dict[str, object] = {"status": "complete", "error": None, "traceback": None}
+    report: dict[str, Parameter] = {"status": "complete", "error": None, "traceback": None}
     try:
         parameters = {name: folders.resolve(value) for name, value in job["parameters"].items()}
         report["parameters"] = {name: recorded(value) for name, value in parameters.items()}
