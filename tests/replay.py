@@ -6,13 +6,13 @@ A real notebook run takes seconds, most of them to start a Jupyter kernel. With 
 emulator keeps what a run has printed and written, in FOLDER. When the same notebook is pushed again
 with the same settings and sources, by any account and under any slug, the emulator replays the
 recording: the session goes from queued to running to its end in milliseconds, with the same log and
-the same files. The number of the session and the push_id, which runs print, are replaced by the
-current ones.
+the same files. What identifies a push, and runs print, is replaced by that of the current one: the
+number of the session, the push_id, the digest, the mark of a campaign's session, the owner.
 
-The key of a recording is the whole source that was pushed, except for the push_id and the mark of
-a campaign's session, so a replayed run belongs to the digest in it. Everything else of the emulator
-is real: the API, the log stream, listings, downloads, forced ends. Several emulators can share
-FOLDER.
+The key of a recording is the whole source that was pushed, except for these, and the outputs of
+other kernels that it had as inputs. So a replayed run is one of the same program. Everything else
+of the emulator is real: the API, the log stream, listings, downloads, forced ends. Several
+emulators can share FOLDER.
 
 These runs are not recorded, so they are always real:
 
@@ -32,7 +32,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -47,12 +47,12 @@ LONGEST = 5.0
 """Seconds from the start of the first cell to the end of the last one."""
 PUSH = 1.0
 """Seconds that a replay waits for the faults of its push, which may force its end."""
-_SESSION = "<number of the session>"
-_PUSH = "<push_id>"
-_PUSH_ID = re.compile(r"push_id\W{1,12}([0-9a-f]{32})\b")
-"""In a pushed source, however it is escaped."""
-_MARK = re.compile(r"(session\W{1,12})(?:chain|sweep)-[0-9a-f]{12}[\w-]*")
-"""The mark of a campaign's session in a pushed source."""
+_IDENTITY = {
+    "push_id": re.compile(r"push_id\W{1,12}([0-9a-f]{32})\b"),
+    "digest": re.compile(r"(?<![\w-])digest\W{1,12}([0-9a-f]{64})\b"),
+    "mark": re.compile(r"\bsession\W{1,12}((?:chain|sweep)-[0-9a-f]{12}[\w-]*)"),
+}
+"""What identifies a push in its source, however it is escaped."""
 _NAMES = ("owner", "slug", "kernel_id", "title", "text", "tags", "is_private")
 """Fields of a push that do not change its run; `text` is hashed apart from them."""
 
@@ -70,7 +70,8 @@ class ReplaySession(EmulatedSession):
     ) -> None:
         """`pushed` is set once the push has its faults."""
         super().__init__(version, isolation, limit)
-        self._recording = recordings / _key(version, isolation)
+        self._identity = _identity(version)
+        self._recording = recordings / _key(version, isolation, self._identity)
         self._pushed = pushed
 
     def run_notebook(self, kaggle: EmulatedKaggle, endpoint: str) -> None:
@@ -89,9 +90,7 @@ class ReplaySession(EmulatedSession):
         """The recorded report; it ends early if the run is killed."""
         yield _line({"event": "running"})
         log = (self._recording / "log.jsonl").read_text(encoding="utf-8")
-        push_id = _push_id(self.version.push.text)
-        log = log.replace(_SESSION, str(self.version.session_id)).replace(_PUSH, push_id)
-        for line in log.splitlines():
+        for line in _restored(log, self._identity).splitlines():
             if self.is_killed:
                 return
             yield line.encode() + b"\n"
@@ -100,7 +99,7 @@ class ReplaySession(EmulatedSession):
         shutil.copytree(
             outputs, self.version.working, copy_function=shutil.copyfile, dirs_exist_ok=True
         )
-        _replace(self.version.working / RUN_MANIFEST_NAME, _PUSH, push_id)
+        _rewrite(self.version.working / RUN_MANIFEST_NAME, self._identity, _restored)
         if not self.is_killed:
             end = json.loads((self._recording / "end.json").read_text(encoding="utf-8"))
             yield _line({"event": "end", **end})
@@ -112,10 +111,8 @@ class ReplaySession(EmulatedSession):
             recording = Path(temporary) / "recording"
             shutil.copytree(self.version.working, recording / "working", symlinks=True)
             log = (self.version.folder / "log.jsonl").read_text(encoding="utf-8")
-            log = log.replace(str(self.version.session_id), _SESSION)
-            if push_id := _push_id(self.version.push.text):
-                log = log.replace(push_id, _PUSH)
-                _replace(recording / "working" / RUN_MANIFEST_NAME, push_id, _PUSH)
+            _rewrite(recording / "working" / RUN_MANIFEST_NAME, self._identity, _anonymous)
+            log = _anonymous(log, self._identity)
             (recording / "log.jsonl").write_text(log, encoding="utf-8")
             (recording / "end.json").write_text(json.dumps(end), encoding="utf-8")
             recording.rename(self._recording)
@@ -155,28 +152,58 @@ class RecordAndReplay(FaultInjection):
         return ReplaySession(version, isolation, limit, self.options.replay.resolve(), pushed)
 
 
-def _key(version: KernelVersion, isolation: Isolation) -> str:
+def _key(version: KernelVersion, isolation: Isolation, identity: Mapping[str, str]) -> str:
     settings = {name: value for name, value in asdict(version.push).items() if name not in _NAMES}
-    mounts = [[str(mount.target), str(mount.source)] for mount in version.mounts]
+    mounts = [[str(mount.target), _content(mount.source)] for mount in version.mounts]
     details = json.dumps([isolation, settings, mounts], sort_keys=True)
+    text = _anonymous(f"{details}\n{version.push.text}", identity)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _content(source: Path) -> str:
+    """An input: its place, or the content of the outputs of another kernel.
+
+    Their manifest is left out: it identifies their push.
+    """
+    if source.name != "working":
+        return str(source)
+    state = hashlib.sha256()
+    for path in sorted(source.rglob("*")):
+        if path.is_file() and path.name != RUN_MANIFEST_NAME:
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            state.update(f"{path.relative_to(source)} {content}\n".encode())
+    return state.hexdigest()
+
+
+def _identity(version: KernelVersion) -> dict[str, str]:
+    """What identifies a push, by its name."""
     text = version.push.text
-    if push_id := _push_id(text):
-        text = text.replace(push_id, _PUSH)
-    text = _MARK.sub(r"\1<mark>", text)
-    return hashlib.sha256(f"{details}\n{text}".encode()).hexdigest()
+    found = {name: pattern.search(text) for name, pattern in _IDENTITY.items()}
+    known = {name: match[1] for name, match in found.items() if match}
+    return known | {"number": str(version.session_id), "owner": version.push.owner}
 
 
-def _push_id(text: str) -> str:
-    """The identity of the push in a pushed source; empty if it has none."""
-    found = _PUSH_ID.search(text)
-    return found[1] if found else ""
+def _anonymous(text: str, identity: Mapping[str, str]) -> str:
+    """A text with names in place of what identifies a push."""
+    for name, value in identity.items():
+        text = re.sub(rf"(?<!\w){re.escape(value)}(?![\w-])", f"<{name}>", text)
+    return text
 
 
-def _replace(path: Path, before: str, after: str) -> None:
-    """Replace a text in a file that a run may have left."""
+def _restored(text: str, identity: Mapping[str, str]) -> str:
+    """A recorded text with the identity of another push."""
+    for name, value in identity.items():
+        text = text.replace(f"<{name}>", value)
+    return text
+
+
+def _rewrite(
+    path: Path, identity: Mapping[str, str], change: Callable[[str, Mapping[str, str]], str]
+) -> None:
+    """Change a file that a run may have left."""
     if path.is_file():
-        content = path.read_bytes()
-        path.write_bytes(content.replace(before.encode(), after.encode()))
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        path.write_text(change(text, identity), encoding="utf-8", errors="surrogateescape")
 
 
 def _line(record: dict[str, object]) -> bytes:
