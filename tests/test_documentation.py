@@ -152,7 +152,9 @@ def test_the_tables_of_the_configuration_are_those_of_the_models(reference: Modu
     assert not re.search(r"(\||<br>) *(\||<br>)", made), (
         "a type, a default or an explanation is missing"
     )
-    assert '<br>`"auto"` or `"cells"` or `"compressed"`<br>default: `"auto"` |' in made
+    assert (
+        '<br>`"auto"` or `"cells"` or `"compressed"` or `"dataset"`<br>default: `"auto"` |' in made
+    )
     for heading, model in reference.SECTIONS.items():
         table = re.search(r"(?:^\|.*\n)+", section(DOCS / "configuration.md", heading), re.M)
         assert table

@@ -122,6 +122,14 @@ def check_own_imports(modules: Mapping[str, Module], files: PackageFiles) -> lis
                     notes.append(f'{place} imports "{target}", which {_MISSING}{_NOT_THERE}{close}')
                 else:
                     lost.append(f'{place}: imports "{target}", which {reason}')
+            if found.kind is ImportKind.OPTIONAL:
+                notes += [
+                    f'{place} may import "{target}", which is left out '
+                    f"({files.extension_reason(target)}): the run goes on without it"
+                    for target in found.candidates
+                    if target in files.extensions and target not in files.modules
+                    if files.extension_reason(target) not in (None, EXCLUDED)
+                ]
             if found.kind is ImportKind.LAZY:
                 notes += [
                     f'{place} imports "{target}", which is excluded{_NOT_THERE}'
@@ -402,7 +410,7 @@ def _lost_targets(
         reason = files.reason(target) if target in files.modules else None
         if target == found.target and target not in files.modules:
             reason = files.folder_reason(target)
-        if target in files.extensions and target not in files.modules:
+        if found.kind in _REACHABLE and target in files.extensions and target not in files.modules:
             reason = files.extension_reason(target)
         if reason and reason != EXCLUDED:
             path = files.in_project(files.path_of(target))

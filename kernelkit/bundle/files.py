@@ -28,6 +28,7 @@ from kernelkit.bundle.extensions import (
     python_of,
 )
 from kernelkit.bundle.git import GitIgnore, parents
+from kernelkit.bundle.secrets import PRIVATE_KEY
 from kernelkit.config import Config
 from kernelkit.errors import BundleError
 
@@ -56,7 +57,6 @@ _PLAIN_MODULE = re.compile(
 
 _ONLY_BY_NAME = frozenset({_GIT, _KEY})  # `include = ["data/"]` does not mean the key in it
 _TEST_FOLDERS = frozenset({"test", "tests"})  # only with Python files: test data is not a test
-_PRIVATE_KEY = re.compile(rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----")
 _WILD = frozenset("*?[")
 _NOT_SOURCE = frozenset({"build", "dist", "runs", "node_modules"})
 """Folders at the top of a project that `package = "."` does not mean."""
@@ -416,7 +416,7 @@ class PackageFiles:
         if entry.suffix == ".py" or entry.suffix in COMPILED_SUFFIXES:
             return None
         content = self._read[entry.path] = _Content.read(entry.file)
-        is_key = _PRIVATE_KEY.search(content.content) and not rules.includes_by_name(entry.name)
+        is_key = PRIVATE_KEY.search(content.content) and not rules.includes_by_name(entry.name)
         return _KEY if is_key else None
 
     def _link_notes(self, links: list[str]) -> list[str]:

@@ -18,13 +18,16 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     from kernelkit.bundle.secret_rules import SecretMatch
 
 _LONG_LINE = 400  # characters at the end of a line, which are searched for the allow comment
 _PRAGMA = "pragma:"
+_CHUNK_BYTES = 8 << 20
+_KEY_BYTES = 100  # more than the first line of a private key
+PRIVATE_KEY = re.compile(rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----")
 SECRET_CHARACTERS = 10  # a shorter piece of a credential is also part of ordinary words
 KEY_FILE_BYTES = 1 << 16
 _SECRET_PIECE = re.compile(rf"[!#-&(-\[\]-~]{{{SECRET_CHARACTERS},}}")  # JSON escapes none of these
@@ -112,6 +115,31 @@ def searchable_text(content: bytes) -> str:
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16", errors="replace")
     return content.decode("latin-1")
+
+
+def is_text(head: bytes) -> bool:
+    """Whether a file begins like a text, also in UTF-16."""
+    return b"\0" not in head or head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+
+
+def search_bytes(stream: BinaryIO, own: Collection[Credential]) -> set[str]:
+    """The kinds of secrets in data of any size: this machine's credentials, and private keys."""
+    marks = {
+        f"a credential of this machine ({credential.origin})": credential.value.encode(
+            errors="surrogateescape"
+        )
+        for credential in own
+    }
+    overlap = max([len(value) for value in marks.values()] + [_KEY_BYTES])
+    found: set[str] = set()
+    end = b""
+    while chunk := stream.read(_CHUNK_BYTES):
+        block = end + chunk
+        found |= {kind for kind, value in marks.items() if value in block}
+        if PRIVATE_KEY.search(block):
+            found.add("a private key")
+        end = block[-overlap:]
+    return found
 
 
 def own_credentials(environment: Mapping[str, str], home: Path, project: Path) -> list[Credential]:

@@ -98,6 +98,7 @@ def initialized(plan: InitPlan, problems: Sequence[str]) -> None:
 
 def rendered(result: RenderedKernel) -> None:
     """What `render` wrote: the size of each file, imports, files left out, notes."""
+    from kernelkit.notebook.code_dataset import CODE_FOLDER
     from kernelkit.notebook.layout import SIZE_LIMIT_BYTES
 
     kernel = result.kernel
@@ -111,6 +112,10 @@ def rendered(result: RenderedKernel) -> None:
     if size > SIZE_LIMIT_BYTES:
         say("too large for Kaggle; for advice run: kernelkit preflight", to=stderr)
     print_line(f"{result.folder}  digest {kernel.digest[:12]}")
+    if dataset := kernel.manifest.code_dataset:
+        folder = result.folder / CODE_FOLDER
+        command = as_called(f"kernelkit dataset push {folder} --slug {dataset}")
+        detail(f"`kernelkit push` publishes the package first. By hand: {command}")
     details = {
         "folder": str(result.folder),
         "size": size,

@@ -6,7 +6,7 @@ render     the notebook with its metadata: `render`, `Kernel`, `write_kernel`
 cells      how a file becomes a cell, and the notebook's JSON; the text of a cell is in templates/
 templates  checks and renders the Jinja files
 sandbox    reads the files of templates, and bounds what they can do
-code_dataset  the private dataset with the packages: `write_code`
+code_dataset  the private dataset with the packages: `write_code`, `CODE_FOLDER`
 layout     which files are compressed, and the size of each: `SizeEntry`, `SIZE_LIMIT_BYTES`,
            `SIZE_CAP_BYTES`
 runtime    the package that runs inside the notebook; standard library only: `NotebookRun`,

@@ -563,6 +563,12 @@ class _CellReader:
             except PathError as error:
                 self._refuse(cell, error)
         gone = [path for path in self.package.rendered if path not in self.carried]
+        if dataset := self.package.manifest.code_dataset:
+            gone = []
+            self.notes.append(
+                f"the package is in the dataset {dataset}, and not in the notebook: only files "
+                "that a cell writes are compared"
+            )
         if not self.package.hashes_are_original:
             self.notes.append(
                 "the hashes in BUNDLE were edited: every file that differs from the disk counts as "

@@ -6,6 +6,7 @@ Every check is a pure function from a `Kernel` to its problems. All problems are
 from __future__ import annotations
 
 import difflib
+import io
 import re
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePosixPath
@@ -16,11 +17,20 @@ from packaging.version import Version
 from pydantic import JsonValue
 
 from kernelkit.bundle import image
+from kernelkit.bundle.bundle import SourceFile
 from kernelkit.bundle.image import Presence
 from kernelkit.bundle.imports import REMOVED
 from kernelkit.bundle.requirements import MAKE_WHEELS, InstallOrigin
 from kernelkit.bundle.scripts import CommandLine
-from kernelkit.bundle.secrets import Credential, NamedText, SecretFinding, scan, searchable_text
+from kernelkit.bundle.secrets import (
+    Credential,
+    NamedText,
+    SecretFinding,
+    is_text,
+    scan,
+    search_bytes,
+    searchable_text,
+)
 from kernelkit.config import is_several, near_miss
 from kernelkit.notebook.layout import (
     SIZE_CAP_BYTES,
@@ -33,6 +43,8 @@ from kernelkit.notebook.reader import read_cells
 from kernelkit.notebook.render import Kernel
 from kernelkit.storage import counted
 
+LARGE_BYTES = 1 << 20  # of a file that is not text; as a text, it takes 0.2 s to search
+HEAD_BYTES = 1 << 16  # in which a file that is not text has a zero byte
 OPTIONAL_NAMED = 5  # imports in one note
 WARNING = "warning: "
 """The beginning of a piece of advice that most likely concerns a run that fails."""
@@ -546,15 +558,36 @@ def check_secrets(kernel: Kernel, own: Collection[Credential] = ()) -> Iterator[
 
 def find_secrets(kernel: Kernel, own: Collection[Credential] = ()) -> list[SecretFinding]:
     """Every secret in what would be sent that `allow_secrets` does not name."""
-    return scan(_sent_texts(kernel), own, kernel.allowed_secrets)
+    return [
+        *scan(_sent_texts(kernel), own, kernel.allowed_secrets),
+        *_secrets_in_data(kernel, own),
+    ]
+
+
+def _secrets_in_data(kernel: Kernel, own: Collection[Credential]) -> Iterator[SecretFinding]:
+    """Secrets in large files that are not texts."""
+    for file in filter(_is_large_data, kernel.bundle.files):
+        place = _place(kernel, file)
+        if place not in kernel.allowed_secrets:
+            for kind in sorted(search_bytes(io.BytesIO(file.content), own)):
+                yield SecretFinding(place, None, kind)
+
+
+def _is_large_data(file: SourceFile) -> bool:
+    """Whether the search for credentials of every kind would take long, and find none."""
+    return len(file.content) > LARGE_BYTES and not is_text(file.content[:HEAD_BYTES])
+
+
+def _place(kernel: Kernel, file: SourceFile) -> str:
+    top, _, _ = file.path.partition("/")
+    return (PurePosixPath(kernel.bundle.roots[top]) / file.path).as_posix()
 
 
 def _sent_texts(kernel: Kernel) -> Iterator[NamedText]:
     """Everything that is sent, by its origin; derived texts come last."""
     for file in kernel.bundle.files:
-        top, _, _ = file.path.partition("/")
-        path = PurePosixPath(kernel.bundle.roots[top]) / file.path
-        yield NamedText(path.as_posix(), searchable_text(file.content))
+        if not _is_large_data(file):
+            yield NamedText(_place(kernel, file), searchable_text(file.content))
     for name, source in kernel.templates.items():
         yield NamedText(name, source)
     for name, value in kernel.manifest.parameters.items():
@@ -577,9 +610,20 @@ def advise(kernel: Kernel) -> list[str]:
         *_shape_notes(kernel),
         *_import_notes(kernel),
         *_optional_import_notes(kernel),
+        *_dataset_notes(kernel),
         *_requirement_notes(kernel),
     ]
     return sorted(notes, key=lambda note: not note.startswith(WARNING))
+
+
+def _dataset_notes(kernel: Kernel) -> Iterator[str]:
+    """A competition may forbid what comes from a dataset of the user's own."""
+    competitions = kernel.manifest.kernel.competition_sources
+    if kernel.own_datasets and competitions:
+        yield (
+            f"the run uses {' and '.join(kernel.own_datasets)}, private datasets of yours: a code "
+            f"competition may forbid that; read the rules of {', '.join(competitions)}"
+        )
 
 
 def _output_notes(kernel: Kernel) -> Iterator[str]:

@@ -208,13 +208,16 @@ def write_kernel(kernel: Kernel, folder: Path) -> None:
     Raises:
         LocalError: the folder cannot be written.
     """
+    metadata, owner = kernel.metadata, kernel.metadata.owner
+    if owner is None and kernel.own_datasets:  # whoever pushes adds the account, as to the id
+        sources = (*metadata.dataset_sources, *kernel.own_datasets)
+        metadata = metadata.model_copy(update={"dataset_sources": sources})
     if slug := kernel.manifest.code_dataset:
-        owner = kernel.metadata.owner
         name = f"{owner}/{slug}" if owner else slug
         _write_code_folder(kernel, folder / CODE_FOLDER, name)
     files = {
         NOTEBOOK_NAME: kernel.notebook,
-        METADATA_NAME: as_json(kernel.metadata.document),
+        METADATA_NAME: as_json(metadata.document),
         BUNDLE_NAME: as_json(kernel.manifest.document),
     }
     make_ignored_folder(folder)

@@ -9,11 +9,17 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
 
 from kernelkit.bundle.bundle import digest_of
 from kernelkit.bundle.files import is_key_name
-from kernelkit.bundle.secrets import Credential, NamedText, scan, searchable_text
+from kernelkit.bundle.secrets import (
+    Credential,
+    NamedText,
+    is_text,
+    scan,
+    search_bytes,
+    searchable_text,
+)
 from kernelkit.errors import ConfigError, LocalError
 from kernelkit.notebook.problems import Problem
 from kernelkit.storage import UnsafePathError, safe_path, sha256_of
@@ -21,10 +27,8 @@ from kernelkit.storage import UnsafePathError, safe_path, sha256_of
 SEARCHED_BYTES = 32 << 20
 """Of one text, for credentials of every kind: at most 0.2 s a megabyte."""
 
-CHUNK_BYTES = 8 << 20
 HEAD_BYTES = 1 << 16
 
-_PRIVATE_KEY = re.compile(rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----")
 _LEFT_OUT = {
     "git's own": re.compile(r"\.git"),
     "a cache": re.compile(r"__pycache__|\.ipynb_checkpoints|\.cache"),
@@ -158,40 +162,15 @@ def _secrets_of(
     with file.file.open("rb") as stream:
         head = stream.read(HEAD_BYTES)
         searched = 0
-        if _is_text(head):
+        if is_text(head):
             text = searchable_text(head + stream.read(SEARCHED_BYTES - len(head)))
             searched = stream.tell()
             for finding in scan([NamedText(name, text)], own, allowed):
                 yield _secret(finding.where, finding.kind)
         stream.seek(max(0, searched - HEAD_BYTES))
         if searched < file.size and name not in allowed:
-            for kind in sorted(_search_bytes(stream, own)):
+            for kind in sorted(search_bytes(stream, own)):
                 yield _secret(name, kind)
-
-
-def _is_text(head: bytes) -> bool:
-    """Whether a file begins like a text, also in UTF-16."""
-    return b"\0" not in head or head.startswith((b"\xff\xfe", b"\xfe\xff"))
-
-
-def _search_bytes(stream: BinaryIO, own: Collection[Credential]) -> set[str]:
-    """The kinds of secrets in a stream of any size."""
-    marks = {
-        f"a credential of this machine ({credential.origin})": credential.value.encode(
-            errors="surrogateescape"
-        )
-        for credential in own
-    }
-    overlap = max([len(value) for value in marks.values()] + [100])
-    found: set[str] = set()
-    end = b""
-    while chunk := stream.read(CHUNK_BYTES):
-        block = end + chunk
-        found |= {kind for kind, value in marks.items() if value in block}
-        if _PRIVATE_KEY.search(block):
-            found.add("a private key")
-        end = block[-overlap:]
-    return found
 
 
 def _secret(where: str, kind: str) -> Problem:
