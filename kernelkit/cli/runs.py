@@ -111,3 +111,35 @@ def runs_diff(
     config = options.config()
     found = history.diff(*(workflow.find_folder(config, name) for name in (before, after)))
     console.difference(found)
+
+
+@runs_app.command("export")
+@shares(*COMMON)
+def runs_export(
+    options: Options,
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="csv, tensorboard or mlflow.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder to write.", show_default="build/export/FORMAT"),
+    ] = None,
+) -> None:
+    """Export all runs for other tools.
+
+    Their parameters, events, metrics and states, as csv, for TensorBoard or for MLflow. What is
+    there already stays.
+    """
+    from kernelkit import console
+    from kernelkit.runs.export import ExportFormat, export
+
+    if to not in list(ExportFormat):
+        known = ", ".join(ExportFormat)
+        raise ConfigError(f"--to {to}: there is no such format", f"Choose one of {known}.")
+    folder = project_or_none(options) or Path.cwd()
+    with console.watching("the export was stopped; it can be repeated") as reporter:
+        exported = export(
+            folder / "runs",
+            ExportFormat(to),
+            out or folder / "build" / "export" / to,
+            on_event=reporter,
+        )
+    console.exported(exported)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from kernelkit.diagnosis.diagnose import Diagnosis, Frame
     from kernelkit.kaggle.types import Status
     from kernelkit.runs.download import PulledRun
+    from kernelkit.runs.export import Exported
     from kernelkit.runs.history import RunDetails, RunDifference, RunRow
     from kernelkit.runs.manifest import Verdict
     from kernelkit.runs.push import Pushed
@@ -303,6 +304,19 @@ def run(details: RunDetails) -> None:
         print_line(line.rstrip())
     for problem in details.problems:
         warn(problem)
+
+
+def exported(result: Exported) -> None:
+    """Where the exported runs are, and the command that shows them."""
+    new, kept = len(result.written), len(result.unchanged)
+    say(f"{counted(new, 'run')} written, {kept:,} unchanged: {result.folder}")
+    commands = {
+        "tensorboard": f"tensorboard --logdir {result.folder}",
+        "mlflow": f"mlflow ui --backend-store-uri sqlite:///{result.folder.resolve()}/mlflow.db",
+    }
+    if command := commands.get(result.to):
+        say(f"Look at them with: {command}")
+    document({**asdict(result), "folder": str(result.folder)})
 
 
 def difference(found: RunDifference) -> None:

@@ -15,6 +15,7 @@ history   lists and compares runs: `rows`, `show`, `diff`, `RunRow`, `RunDetails
           `RunDifference`
 events    the events in a log, with their times: `read_events`, `TimedEvent`
 estimate  how long a run will take, by earlier ones: `estimate`, `Estimate`, `Certainty`, `Wanted`
+export    the runs as csv, or for TensorBoard or MLflow: `export`, `ExportFormat`, `Exported`
 metric    the number that says how good a run is: `Metric`, `best_metric`
 submit    checks and submits a file once: `submit_once`, `wait_for_score`,
           `require_no_scoring_error`, `SubmitOptions`, `Submitted`

@@ -93,6 +93,9 @@ class RunDetails(RunRow):
     dirty: bool | None
     failure: str | None
     pulled: str | None
+    started: str | None
+    """When the notebook's first cell ran, in UTC, ISO 8601."""
+
     seconds: float | None
     push_id: str | None
     """None if another client or an older kernelkit has pushed it."""
@@ -178,6 +181,7 @@ def show(folder: RunFolder) -> RunDetails:
             "dirty": provenance.dirty if provenance else None,
             "failure": end.failure if end else None,
             "pulled": end.pulled if end else None,
+            "started": manifest.started if manifest else None,
             "seconds": manifest.seconds if manifest else None,
             "push_id": record.push_id if record else None,
             "identity_proven": end.identity_proven if end else None,
