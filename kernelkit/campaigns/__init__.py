@@ -15,9 +15,9 @@ study     the trials of a sweep in Optuna's database: `SweepTrial`
 results   what a session says about its trials
 report    a page with pictures
 plan      what a run, a chain or a sweep will need, and whether the quota has it: `make_plan`,
-          `Plan`, `SweepShape`
-notify    messages at the end of a run or a campaign, and when the quota gets low: `notifier`,
-          `Notifier`
+          `sweep_shape`, `Plan`, `SweepShape`
+notify    messages at the end of a run or a campaign, and when the quota gets low: `messenger`,
+          `Messenger`
 
 A campaign keeps its state on disk under `runs/<slug>/`, and writes down each session before it
 pushes it. Nothing here prints: what happens is reported to `on_event`.

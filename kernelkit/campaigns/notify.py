@@ -13,11 +13,11 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kernelkit.bundle.secrets import declare_credential
 from kernelkit.errors import ConfigError, require_extra
@@ -28,41 +28,46 @@ from kernelkit.storage import write_json
 if TYPE_CHECKING:
     from kernelkit.config import Config
     from kernelkit.runs.store import RunFolder
-    from kernelkit.workflow import Event, OnEvent
+
+Heard = TypeVar("Heard")
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True)
-class Notifier:
-    """Passes events on, and sends a message for those that matter. It is an `OnEvent` itself."""
+class Messenger:
+    """Sends the messages of a project; without an address it sends none."""
 
     config: Config
-    on_event: OnEvent = ignore
-    address: str = field(default="", repr=False)
-    """Empty: no message is sent."""
+    say: Callable[[str], None] = ignore
+    """Hears of a message that could not be sent."""
 
-    def __call__(self, event: Event) -> None:
-        """Pass an event on; a message for the end of a run, and for a low quota."""
-        self.on_event(event)
-        if isinstance(event, EndedRun):
-            self.run_ended(event.folder, event.end)
-        elif isinstance(event, Quota):
-            self.quota(event)
+    address: str = field(default="", repr=False)
+
+    def listening(self, on_event: Callable[[Heard], None] = ignore) -> Callable[[Heard], None]:
+        """A listener that passes events on; a message for the end of a run, and a low quota."""
+
+        def listen(event: Heard) -> None:
+            on_event(event)
+            if isinstance(event, EndedRun):
+                self.run_ended(event.folder, event.end)
+            quota = event if isinstance(event, Quota) else getattr(event, "quota", None)
+            if isinstance(quota, Quota):  # a sweep reports it as a part of its state
+                self.quota(quota)
+
+        return listen
 
     def run_ended(self, folder: RunFolder, end: Status) -> None:
         """Say how a run has ended, once."""
         record = folder.read()
         mark = f"v{folder.version}-{(record.push_id or record.digest)[:12]}"
-        self._once(
-            folder.path.parent / f".notified-{mark}",
-            f"{folder.slug} v{folder.version}: {end.word}",
-        )
+        text = f"{folder.slug} v{folder.version}: {end.word}"
+        self._once(folder.path.parent / f".notified-{mark}", text)
 
-    def campaign_ended(self, name: str, state: str) -> None:
-        """Say how a campaign has ended: `name` is its kind and number, such as `sweep-3f81c0de`."""
+    def campaign_ended(self, kind: str, mark: str, state: str) -> None:
+        """Say how a chain or a sweep has ended, once; `mark` tells it apart from others."""
         slug = self.config.kernel.slug
-        self._once(self._runs / slug / f".notified-{name}", f"{slug} {name}: {state}")
+        self._once(self._runs / slug / f".notified-{kind}-{mark}", f"{slug} {kind}: {state}")
 
     def quota(self, quota: Quota) -> None:
         """Say that the quota is low, once until its refresh."""
@@ -81,7 +86,7 @@ class Notifier:
         if not self.address or marker.exists():
             return
         if problem := _send(self.address, text):
-            self.on_event(
+            self.say(
                 f"warning: the message {text!r} was not sent to ${self.config.notify_env}: "
                 f"{problem}"
             )
@@ -89,9 +94,11 @@ class Notifier:
             write_json(marker, {"sent": text})
 
 
-def notifier(
-    config: Config, on_event: OnEvent = ignore, environment: Mapping[str, str] = os.environ
-) -> Notifier:
+def messenger(
+    config: Config,
+    say: Callable[[str], None] = ignore,
+    environment: Mapping[str, str] = os.environ,
+) -> Messenger:
     """What sends the messages of this project, if it asks for any.
 
     Raises:
@@ -99,13 +106,13 @@ def notifier(
     """
     name = config.notify_env
     if not name:
-        return Notifier(config, on_event)
+        return Messenger(config, say)
     declare_credential(name)
     require_extra("notify", "apprise")
     address = environment.get(name, "").strip()
     if not address:
-        on_event(f"note: {name} is not set, so no message is sent (notify_env)")
-        return Notifier(config, on_event)
+        say(f"note: {name} is not set, so no message is sent (notify_env)")
+        return Messenger(config, say)
     hosts = _hosts(address)
     if not hosts:
         raise ConfigError(
@@ -113,9 +120,9 @@ def notifier(
             "Set it to one such as tgram://… or mailto://…, or remove notify_env.",
         )
     if config.endpoint is not None and not LOOPBACK.issuperset(hosts):
-        on_event("note: a local Kaggle sends no messages to other machines (notify_env)")
-        return Notifier(config, on_event)
-    return Notifier(config, on_event, address)
+        say("note: a local Kaggle sends no messages to other machines (notify_env)")
+        return Messenger(config, say)
+    return Messenger(config, say, address)
 
 
 def _hosts(address: str) -> list[str]:

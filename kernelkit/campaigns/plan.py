@@ -233,6 +233,18 @@ class Plan:
         )
 
 
+def sweep_shape(config: Config, trials: int | None = None) -> SweepShape:
+    """The sweep of a project file; `trials` replaces its number of trials.
+
+    Raises:
+        ConfigError: what `plan_sweep` raises.
+    """
+    from kernelkit.campaigns.sweep import plan_sweep
+
+    plan = plan_sweep(config, trials=trials)
+    return SweepShape(plan.trials, plan.sessions, plan.processes or 1)
+
+
 def make_plan(
     config: Config,
     connect: Callable[[], Kaggle],

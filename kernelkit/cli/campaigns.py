@@ -9,7 +9,6 @@ import typer
 
 from kernelkit.cli.options import COMMON, REMOTE, Options, shares
 from kernelkit.cli.root import app
-from kernelkit.errors import ConfigError
 
 
 @app.command()
@@ -18,7 +17,8 @@ def plan(
     options: Options,
     sweep: Annotated[bool, typer.Option("--sweep", help="Plan the sweep.")] = False,
     trials: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Trials of the sweep.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Of the sweep.", show_default="the project file"),
     ] = None,
     rehearsal: Annotated[
         Path | None,
@@ -46,18 +46,15 @@ def plan(
     by a rehearsal and an assumed ratio. Pushes nothing.
     """
     from kernelkit import console, workflow
-    from kernelkit.campaigns.plan import SweepShape, make_plan
+    from kernelkit.campaigns.plan import make_plan, sweep_shape
 
     config = options.config()
-    if sweep and trials is None:
-        raise ConfigError("the number of trials is unknown", "Give it: --trials N")
-    shape = SweepShape(trials) if sweep and trials else None
     console.planned(
         make_plan(
             config,
             lambda: workflow.connect_to(config),
             rehearsals=rehearsal,
             ratio=ratio,
-            sweep=shape,
+            sweep=sweep_shape(config, trials) if sweep or trials else None,
         )
     )

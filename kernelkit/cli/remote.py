@@ -80,12 +80,12 @@ def watch(options: Options, name: RunName = "", deadline: Deadline = None) -> No
     Ctrl-C stops the watch; the run continues.
     """
     from kernelkit import console, workflow
-    from kernelkit.campaigns.notify import notifier
+    from kernelkit.campaigns.notify import messenger
 
     config = options.config()
     kaggle, folder = workflow.attach(config, name, deadline)
     with console.watching(DETACHED.format(f" v{folder.version}")) as reporter:
-        on_event = notifier(config, reporter)
+        on_event = messenger(config, reporter).listening(reporter)
         end = workflow.watch(kaggle, folder, deadline=deadline, on_event=on_event)
     diagnosis = None
     if console.has_failed(end):
@@ -155,7 +155,7 @@ def pull(
     are downloaded but not verified.
     """
     from kernelkit import console, workflow
-    from kernelkit.campaigns.notify import notifier
+    from kernelkit.campaigns.notify import messenger
     from kernelkit.runs.download import Selection
 
     config = options.config()
@@ -169,7 +169,7 @@ def pull(
             selection,
             unpack=unpack_zips,
             deadline=deadline,
-            on_event=notifier(config, reporter),
+            on_event=messenger(config, reporter).listening(reporter),
         )
     console.conclude(pulled)
 
@@ -181,11 +181,11 @@ def run(
 ) -> None:
     """Push, watch, pull and verify."""
     from kernelkit import console, workflow
-    from kernelkit.campaigns.notify import notifier
+    from kernelkit.campaigns.notify import messenger
 
     config = options.config()
     with console.watching("interrupted: `kernelkit run` finds what was sent") as reporter:
-        on_event = notifier(config, reporter)
+        on_event = messenger(config, reporter).listening(reporter)
         kaggle = workflow.connect_to(config)
         pulled = workflow.run(
             config, kaggle, again=again, wait=wait, deadline=deadline, on_event=on_event

@@ -46,6 +46,7 @@ def sweep(
     any time: started again, it goes on, and pushes nothing twice.
     """
     from kernelkit import console, workflow
+    from kernelkit.campaigns.notify import messenger
     from kernelkit.campaigns.sweep import plan_sweep, rehearse_sweep, run_sweep
 
     if rehearse:
@@ -62,12 +63,15 @@ def sweep(
         config = options.config()
         plan = plan_sweep(config, trials=trials, sessions=sessions)
         with console.sweeping(STOPPED) as reporter:
+            messages = messenger(config, reporter)
             view = run_sweep(
                 plan,
                 lambda: workflow.connect_to(config),
                 config.project / "runs",
-                on_event=reporter,
+                on_event=messages.listening(reporter),
             )
+            state = "complete" if view.best else "failed"
+            messages.campaign_ended("sweep", f"{view.study}-{view.planned}", state)
     console.swept(view)
 
 

@@ -7,6 +7,7 @@ measured in earlier runs, and the number of epochs is scaled to the parameters o
 from __future__ import annotations
 
 import itertools
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -47,6 +48,10 @@ GPU_TFLOPS = {"T4": 8.1, "P100": 9.3, "A100": 19.5, "L4": 30.3, "H100": 66.9, "R
 
 SHAPE_GPUS = {"NvidiaTeslaT4": 2, "NvidiaTeslaT4Highmem": 2, "NvidiaL4": 4}
 """GPUs of a machine shape; the others have one [D: Kaggle's documentation]."""
+
+
+_LANE = re.compile(r".+-(?:b|lane-\d+)")
+"""The names of further kernels of a campaign; see `campaigns.lanes`."""
 
 
 class Certainty(StrEnum):
@@ -175,8 +180,12 @@ def estimate(
 
 
 def _newest(root: Path, slug: str) -> list[RunFolder]:
-    """The folders of a kernel's latest versions, newest first."""
-    return list(reversed(list(store.folders(root, slug))))[:NEWEST]
+    """The latest runs of a kernel and of its lanes in campaigns, newest first."""
+    lanes = sorted(path.name for path in root.glob(f"{slug}-*") if _LANE.fullmatch(path.name))
+    found = [folder for name in (slug, *lanes) for folder in store.folders(root, name)]
+    return sorted(found, key=lambda one: (one.read().pushed or "", one.version), reverse=True)[
+        :NEWEST
+    ]
 
 
 def _measured(folders: Iterable[RunFolder]) -> Iterator[MeasuredRun]:
@@ -192,7 +201,8 @@ def _measured(folders: Iterable[RunFolder]) -> Iterator[MeasuredRun]:
         timed = read_events(folder.log)
         epochs = [one for one in timed if one.event.kind == "epoch"]
         planned = next((one.event.experiments for one in timed if one.event.experiments), ())
-        count = len(epochs)
+        beside = max(1, len(bundle.trials))  # trials of a sweep, at the same time
+        done = count = len(epochs) // beside
         if manifest.status != "complete":  # only its epochs say how much was left to do
             each = max((one.event.numbers.get("epochs", 0) for one in epochs), default=0)
             count = int(each) * max(1, len(planned))
@@ -203,10 +213,10 @@ def _measured(folders: Iterable[RunFolder]) -> Iterator[MeasuredRun]:
             name=f"{folder.slug}/v{folder.version}",
             endpoint=folder.read().endpoint,
             seconds=manifest.seconds,
-            done=len(epochs),
+            done=done,
             epochs=count,
             seconds_per_epoch=_seconds_per_epoch(epochs),
-            parameters={**bundle.parameters},
+            parameters=bundle.entry_parameters,
             experiments=planned,
             gpus=tuple(map(str, gpus)) if isinstance(gpus, list) else (),
         )
@@ -214,9 +224,9 @@ def _measured(folders: Iterable[RunFolder]) -> Iterator[MeasuredRun]:
 
 def _seconds_per_epoch(epochs: Sequence[TimedEvent]) -> float | None:
     """The median time between two epochs of an experiment, else what the epochs report."""
-    by_experiment: dict[str | None, list[float]] = defaultdict(list)
+    by_experiment: dict[tuple[str | None, int | None], list[float]] = defaultdict(list)
     for one in epochs:
-        by_experiment[one.event.experiment].append(one.seconds)
+        by_experiment[one.event.experiment, one.event.trial].append(one.seconds)
     gaps = [
         after - before
         for times in by_experiment.values()

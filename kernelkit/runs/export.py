@@ -32,6 +32,7 @@ from kernelkit.kaggle.types import State, ignore
 from kernelkit.runs import store
 from kernelkit.runs.events import TimedEvent, read_events
 from kernelkit.runs.history import RunDetails, show
+from kernelkit.runs.watch import LogEvent
 from kernelkit.storage import (
     UnsafePathError,
     as_json,
@@ -104,7 +105,7 @@ class _Run:
         counts: dict[tuple[str, str], int] = defaultdict(int)
         for one in self.events:
             event = one.event
-            experiment = event.experiment or ""
+            experiment = _experiment(event)
             counts[experiment, event.kind] += 1
             step = int(event.numbers.get("epoch", counts[experiment, event.kind]))
             for key, value in event.numbers.items():
@@ -155,6 +156,12 @@ def export(
     )
 
 
+def _experiment(event: LogEvent) -> str:
+    """What an event belongs to within its run: a trial of a sweep, an experiment, or both."""
+    words = [] if event.trial is None else [f"trial {event.trial}"]
+    return " ".join([*words, *([event.experiment] if event.experiment else [])])
+
+
 def _read(folder: store.RunFolder) -> _Run:
     details = show(folder)
     started = details.started or details.pushed
@@ -177,7 +184,7 @@ def _write_csv(runs: Sequence[_Run], out: Path) -> set[str]:
     first = [name for name in ("epoch", "epochs") if name in numbers]
     numbers = [*first, *(name for name in numbers if name not in first)]
     events = [_event_row(run, one, numbers) for run in runs for one in run.events]
-    heading = ["run", "version", "event", "experiment", "time", *numbers]
+    heading = ["run", "version", "event", "experiment", "trial", "time", *numbers]
     changed = [
         _replace(out / "runs.csv", _table(list(rows[0]), [list(row.values()) for row in rows])),
         _replace(out / "events.csv", _table(heading, events)),
@@ -214,16 +221,9 @@ def _run_row(run: _Run, parameters: Sequence[str]) -> Mapping[str, object]:
 
 
 def _event_row(run: _Run, one: TimedEvent, numbers: Sequence[str]) -> list[object]:
-    event = one.event
-    values = [event.numbers.get(name) for name in numbers]
-    return [
-        run.details.run,
-        run.details.version,
-        event.kind,
-        event.experiment,
-        one.seconds,
-        *values,
-    ]
+    event, details = one.event, run.details
+    what = [details.run, details.version, event.kind, event.experiment, event.trial, one.seconds]
+    return [*what, *(event.numbers.get(name) for name in numbers)]
 
 
 def _cell(value: JsonValue) -> JsonValue:
@@ -383,7 +383,7 @@ def _log_values(client: Any, run: _Run, run_id: str) -> None:
 def _content(run: _Run) -> str:
     """A hash of everything that is exported of a run."""
     events = [
-        [one.seconds, one.event.kind, one.event.experiment, dict(one.event.numbers)]
+        [one.seconds, one.event.kind, _experiment(one.event), dict(one.event.numbers)]
         for one in run.events
     ]
     details = {name: one for name, one in run.details.document.items() if name != "folder"}

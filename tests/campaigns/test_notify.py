@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kernelkit.campaigns.notify import Notifier, notifier
+from kernelkit.campaigns.notify import messenger
 from kernelkit.config import Config, load_config
 from kernelkit.errors import ConfigError, PreflightError
 from kernelkit.kaggle.types import Quota, State, Status
@@ -84,12 +84,18 @@ def run_folder(config: Config, version: int = 1) -> RunFolder:
     return record_push(config.project / "runs", record, bundle)
 
 
+def listener(config: Config, events: list[object], receiver: Receiver) -> Callable[[object], None]:
+    messages = messenger(config, events.append, {"HOOK": receiver.address})
+    assert SECRET not in repr(messages)
+    return messages.listening(events.append)
+
+
 def test_the_end_of_a_run_is_sent_once_with_slug_version_and_state(
     config: Config, receiver: Receiver
 ) -> None:
     events: list[object] = []
     for _ in range(2):  # such as `watch`, and later `pull`
-        on_event = notifier(config, events.append, {"HOOK": receiver.address})
+        on_event = listener(config, events, receiver)
         on_event(EndedRun(run_folder(config), Status(State.ERROR, "a text of the run")))
     on_event(EndedRun(run_folder(config, 2), Status(State.COMPLETE)))
     assert receiver.texts == ["some-kernel v1: failed", "some-kernel v2: complete"]
@@ -98,7 +104,7 @@ def test_the_end_of_a_run_is_sent_once_with_slug_version_and_state(
 
 
 def test_a_low_quota_is_sent_once_until_its_refresh(config: Config, receiver: Receiver) -> None:
-    on_event = notifier(config, environment={"HOOK": receiver.address})
+    on_event = listener(config, [], receiver)
     refresh = datetime(2026, 11, 28, tzinfo=UTC)
     for used, day in ((20.0, 28), (26.0, 28), (27.0, 28), (0.0, 5), (26.5, 5)):
         on_event(Quota(used, 30.0, refresh.replace(day=day)))
@@ -110,9 +116,9 @@ def test_a_low_quota_is_sent_once_until_its_refresh(config: Config, receiver: Re
 
 def test_the_end_of_a_campaign_is_sent_once(config: Config, receiver: Receiver) -> None:
     for _ in range(2):
-        on_event = notifier(config, environment={"HOOK": receiver.address})
-        on_event.campaign_ended("sweep-3f81c0de2a77", "complete")
-    assert receiver.texts == ["some-kernel sweep-3f81c0de2a77: complete"]
+        messages = messenger(config, environment={"HOOK": receiver.address})
+        messages.campaign_ended("sweep", "3f81c0de2a77", "complete")
+    assert receiver.texts == ["some-kernel sweep: complete"]
 
 
 def test_a_message_that_fails_is_reported_and_tried_again(
@@ -121,7 +127,7 @@ def test_a_message_that_fails_is_reported_and_tried_again(
     caplog.set_level(logging.DEBUG)
     events: list[object] = []
     receiver.status = 500
-    on_event = notifier(config, events.append, {"HOOK": receiver.address})
+    on_event = listener(config, events, receiver)
     ended = EndedRun(run_folder(config), Status(State.COMPLETE))
     on_event(ended)
     assert events[1] == (
@@ -131,20 +137,20 @@ def test_a_message_that_fails_is_reported_and_tried_again(
     receiver.status = 200
     on_event(ended)
     assert receiver.texts == ["some-kernel v1: complete"] * 2
-    assert SECRET not in caplog.text + str(events) + repr(on_event)
+    assert SECRET not in caplog.text + str(events)
     assert logging.root.manager.disable == 0
 
 
 @pytest.mark.parametrize("address", [f"nosuch://{SECRET}", SECRET, f"json://{SECRET} x", "://"])
 def test_an_invalid_address_is_refused_without_being_quoted(config: Config, address: str) -> None:
     try:
-        on_event = notifier(config, environment={"HOOK": address})
+        messages = messenger(config, environment={"HOOK": address})
     except ConfigError as error:
         text = "".join(traceback.format_exception(error)) + error.next_step
         assert "HOOK" in text
     else:
-        text = repr(on_event)
-        on_event(EndedRun(run_folder(config), Status(State.COMPLETE)))
+        text = repr(messages)
+        messages.listening()(EndedRun(run_folder(config), Status(State.COMPLETE)))
     assert SECRET not in text
 
 
@@ -158,19 +164,19 @@ def test_the_name_of_the_variable_is_needed_and_not_its_value(make_project: obje
 
 def test_without_a_value_nothing_is_sent_and_that_is_said(config: Config) -> None:
     events: list[object] = []
-    assert notifier(config, events.append, {}).address == ""
+    assert messenger(config, events.append, {}).address == ""
     assert events == ["note: HOOK is not set, so no message is sent (notify_env)"]
     quiet = config.model_copy(update={"notify_env": ""})
-    assert notifier(quiet, events.append, {"HOOK": "x"}) == Notifier(quiet, events.append)
+    assert messenger(quiet, events.append, {"HOOK": "x"}).address == ""
 
 
 @pytest.mark.parametrize("address", ["json://example.com/x", "tgram://123456789:abcdefg_hij/123"])
 def test_a_local_kaggle_sends_nothing_to_other_machines(config: Config, address: str) -> None:
     events: list[object] = []
     local = config.model_copy(update={"endpoint": "http://127.0.0.1:8000"})
-    assert notifier(local, events.append, {"HOOK": address}).address == ""
+    assert messenger(local, events.append, {"HOOK": address}).address == ""
     assert events == ["note: a local Kaggle sends no messages to other machines (notify_env)"]
-    assert notifier(config, environment={"HOOK": address}).address == address
+    assert messenger(config, environment={"HOOK": address}).address == address
 
 
 def test_the_address_and_its_keys_never_leave_with_the_notebook(

@@ -109,10 +109,22 @@ def test_plan_reads_the_runs_of_the_project_and_the_quota_of_the_account(
     assert measured["epochs"] == 2000
     assert 0 < 2000 * measured["seconds_per_epoch"] / 3600 < measured["hours"]
     assert (measured["billed_hours"], measured["fits"]) == (0, True)
-    other = plan("--set", "word=hello", "--sweep", "--trials", "5")
+    other = plan("--set", "word=hello")
     assert isinstance(other, dict)
     assert (other["certainty"], other["differences"]) == ("similar", ["word"])
-    assert other["sweep"]["pushes"] == 5
+
+
+def test_a_sweep_is_planned_as_the_project_file_describes_it(plain: Path, cli: Cli) -> None:
+    path = plain / "pyproject.toml"
+    text = path.read_text().replace("[tool.kernelkit]\n", '[tool.kernelkit]\nmetric = "val_iou"\n')
+    sweep = "[tool.kernelkit.sweep]\ntrials = 12\nper_gpu = true\n"
+    path.write_text(
+        f"{text}{sweep}[tool.kernelkit.sweep.parameters]\nseconds = {{ low = 0.0, high = 1.0 }}\n"
+    )
+    plan = json.loads(cli("plan", "--sweep", "--json", cwd=plain).stdout)
+    assert plan["sweep"] == {"trials": 12, "sessions": 2, "per_session": 2, "pushes": 6}
+    fewer = json.loads(cli("plan", "--trials", "3", "--json", cwd=plain).stdout)
+    assert fewer["sweep"]["pushes"] == 2
 
 
 def test_plan_without_an_account_says_that_the_quota_is_unknown(plain: Path, cli: Cli) -> None:

@@ -81,7 +81,7 @@ def test_csv_has_a_row_for_each_run_and_each_event(tmp_path: Path) -> None:
     assert json.loads(runs[1]["parameters.tables"]) == {"k": [1]}
     events = pd.read_csv(out / "events.csv")
     assert list(events.columns) == [
-        *("run", "version", "event", "experiment", "time", "epoch", "score", "val_iou")
+        *("run", "version", "event", "experiment", "trial", "time", "epoch", "score", "val_iou")
     ]
     assert len(events) == 2 * 7
     best = events[events.version == 1].groupby("experiment").val_iou.max()
