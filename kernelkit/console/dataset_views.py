@@ -26,7 +26,8 @@ def published(result: DatasetVersion, kernel: KernelSettings | None) -> None:
     names = [name.lower() for name in declared]
     if result.source.lower() not in names:
         line = f"dataset_sources = {json.dumps([*declared, result.source])}"
-        say(f"next:  in [tool.kernelkit.kernel] set {line}", indent=7)
+        say("next:  add to [tool.kernelkit.kernel]:", indent=7)
+        print_line(line)
     if kernel is not None:
         _note_rules(kernel)
     document(result.document)

@@ -621,8 +621,8 @@ def _dataset_notes(kernel: Kernel) -> Iterator[str]:
     competitions = kernel.manifest.kernel.competition_sources
     if kernel.own_datasets and competitions:
         yield (
-            f"the run uses {' and '.join(kernel.own_datasets)}, private datasets of yours: a code "
-            f"competition may forbid that; read the rules of {', '.join(competitions)}"
+            f"the run uses datasets of your own ({', '.join(kernel.own_datasets)}), which a code "
+            f"competition may forbid: read the rules of {', '.join(competitions)}"
         )
 
 

@@ -345,7 +345,7 @@ class _Publication:
                 f"the dataset {self._dataset.name} is public, or Kaggle does not say that it is "
                 "private",
                 f"Make it private on its page, {details.url or self._page}, or choose another "
-                "name: everybody can read a public one.",
+                "name: all users can read a public one.",
             )
         raise RefusedError(
             f"the dataset {self._dataset.name} is private",
