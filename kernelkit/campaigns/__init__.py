@@ -7,9 +7,11 @@ lanes     the project as another kernel, or with other parameters: `lane_config`
           `session_config`
 sessions  pushes each session once, finds it again, follows it to its end: `Session`,
           `push_session`, `pull_session`, `new_campaign`
-sweep     trials with different parameters, some at once: `plan_sweep`, `run_sweep`, `read_sweep`,
-          `rehearse_sweep`, `best_sweep_trial`, `set_options`, `SweepPlan`, `SweepView`,
+sweep     trials with different parameters, some at once: `run_sweep`, `read_sweep`,
+          `rehearse_sweep`, `best_sweep_trial`
+sweep_plan  every setting of a sweep: `plan_sweep`, `set_options`, `SweepPlan`, `SweepView`,
           `SweepEvent`
+scheduler  keeps the lanes of a sweep busy
 space     which parameters a sweep varies
 study     the trials of a sweep in Optuna's database: `SweepTrial`
 results   what a session says about its trials

@@ -239,7 +239,7 @@ def sweep_shape(config: Config, trials: int | None = None) -> SweepShape:
     Raises:
         ConfigError: what `plan_sweep` raises.
     """
-    from kernelkit.campaigns.sweep import plan_sweep
+    from kernelkit.campaigns.sweep_plan import plan_sweep
 
     plan = plan_sweep(config, trials=trials)
     return SweepShape(plan.trials, plan.sessions, plan.processes or 1)

@@ -9,6 +9,7 @@ import typer
 
 from kernelkit.cli.options import COMMON, REMOTE, Inputs, Mounts, Options, shares
 from kernelkit.cli.root import app
+from kernelkit.errors import RunFailedError
 
 sweep_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 app.add_typer(sweep_app, name="sweep")
@@ -47,7 +48,8 @@ def sweep(
     """
     from kernelkit import console, workflow
     from kernelkit.campaigns.notify import messenger
-    from kernelkit.campaigns.sweep import plan_sweep, rehearse_sweep, run_sweep
+    from kernelkit.campaigns.sweep import rehearse_sweep, run_sweep
+    from kernelkit.campaigns.sweep_plan import plan_sweep
 
     if rehearse:
         config = options.config(environment={})
@@ -64,14 +66,18 @@ def sweep(
         plan = plan_sweep(config, trials=trials, sessions=sessions)
         with console.sweeping(STOPPED) as reporter:
             messages = messenger(config, reporter)
-            view = run_sweep(
-                plan,
-                lambda: workflow.connect_to(config),
-                config.project / "runs",
-                on_event=messages.listening(reporter),
-            )
-            state = "complete" if view.best else "failed"
-            messages.campaign_ended("sweep", f"{view.study}-{view.planned}", state)
+            mark = f"{plan.search.name}-{plan.trials}"
+            try:
+                view = run_sweep(
+                    plan,
+                    lambda: workflow.connect_to(config),
+                    config.project / "runs",
+                    on_event=messages.listening(reporter),
+                )
+            except RunFailedError:
+                messages.campaign_ended("sweep", mark, "failed")
+                raise
+            messages.campaign_ended("sweep", mark, "complete")
     console.swept(view)
 
 
@@ -83,7 +89,8 @@ def sweep_status(options: Options, trials: Trials = None) -> None:
     Reads what is recorded here; needs no network.
     """
     from kernelkit import console
-    from kernelkit.campaigns.sweep import plan_sweep, read_sweep
+    from kernelkit.campaigns.sweep import read_sweep
+    from kernelkit.campaigns.sweep_plan import plan_sweep
 
     config = options.config()
     console.swept(read_sweep(plan_sweep(config, trials=trials), config.project / "runs"))
@@ -94,7 +101,8 @@ def sweep_status(options: Options, trials: Trials = None) -> None:
 def sweep_best(options: Options) -> None:
     """Print the best parameters as options."""
     from kernelkit import console
-    from kernelkit.campaigns.sweep import plan_sweep, read_sweep
+    from kernelkit.campaigns.sweep import read_sweep
+    from kernelkit.campaigns.sweep_plan import plan_sweep
 
     config = options.config()
     view = read_sweep(plan_sweep(config, trials=1), config.project / "runs")
@@ -106,7 +114,8 @@ def sweep_best(options: Options) -> None:
 def sweep_report(options: Options) -> None:
     """Write the report with pictures again."""
     from kernelkit import console
-    from kernelkit.campaigns.sweep import plan_sweep, read_sweep
+    from kernelkit.campaigns.sweep import read_sweep
+    from kernelkit.campaigns.sweep_plan import plan_sweep
 
     config = options.config()
     plan = plan_sweep(config, trials=1)

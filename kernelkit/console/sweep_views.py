@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from kernelkit.campaigns.study import SweepTrial
-    from kernelkit.campaigns.sweep import SweepEvent, SweepView
+    from kernelkit.campaigns.sweep_plan import SweepEvent, SweepView
     from kernelkit.runs.watch import LogEvent
 
 ROWS = 20  # of the live table: what runs, what waits and the latest that ended
@@ -104,6 +104,8 @@ def sweeping(on_interrupt: str) -> Iterator[SweepReporter]:
 
 def swept(view: SweepView) -> None:
     """The trials of a sweep, the best one, and where the pictures are."""
+    from kernelkit.campaigns.sweep_plan import set_options
+
     document(view.document)
     if not mode.quiet:
         print_table(*_columns(view, view.trials), right=("trial", view.metric))
@@ -113,13 +115,15 @@ def swept(view: SweepView) -> None:
             say(f"trial {trial.number} failed: {one_line(trial.failure)}", "red")
     if view.report:
         say(f"report: {view.report}")
-    if view.best:
-        say(as_called("The best parameters as options: kernelkit sweep best"))
+    if best := view.best:
+        options = " ".join(set_options(best.parameters))
+        say(f"best parameters: {options}")
 
 
 def best_of_sweep(view: SweepView, profile: str | None) -> None:
     """The best parameters as options, and the command that runs them again."""
-    from kernelkit.campaigns.sweep import best_sweep_trial, set_options
+    from kernelkit.campaigns.sweep import best_sweep_trial
+    from kernelkit.campaigns.sweep_plan import set_options
 
     best = best_sweep_trial(view)
     options = set_options(best.parameters)
