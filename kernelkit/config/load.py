@@ -11,11 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernelkit.config.comments import parameter_comments
-from kernelkit.config.models import RESERVED_NAMES, Config, Parameter, ProjectFile, is_script
+from kernelkit.config.models import (
+    DESCRIPTION_CHARACTERS,
+    RESERVED_NAMES,
+    Config,
+    Parameter,
+    ProjectFile,
+    is_markdown_file,
+    is_script,
+)
 from kernelkit.config.outputs import checked_outputs
 from kernelkit.config.project_file import near_miss, read_project_file, value_shown
 from kernelkit.config.requirements import all_requirements
 from kernelkit.errors import ConfigError
+from kernelkit.storage import decoded
 
 _ENDPOINT = re.compile(
     r"http://(127\.0\.0\.1|localhost|\[::1\])(?::([1-9][0-9]{0,4}))?/*", re.IGNORECASE | re.ASCII
@@ -60,6 +69,7 @@ def load_config(
         "outputs": checked_outputs(stated.outputs, stated.kernel.slug),
         "only_reachable": stated.only_reachable or only_reachable,
         "pip": tuple(all_requirements(project, stated.pip)),
+        "description": _description(project.resolve(), stated.description),
         "templates": _templates_folder(project.resolve(), stated.templates),
         "image": _image_file(project.resolve(), stated.image),
         "comments": parameter_comments(project, profile),
@@ -149,6 +159,31 @@ def _templates_folder(project: Path, stated: str | None) -> Path | None:
             "Leave the key out to use the templates that come with kernelkit.",
         )
     return folder
+
+
+def _description(project: Path, stated: str) -> str:
+    """The text itself, also where it is in a file of the project."""
+    if not is_markdown_file(stated):
+        return stated
+    path = project / stated
+    where = f'[tool.kernelkit] "description" = "{stated}"'
+    if not path.resolve().is_relative_to(project):
+        raise ConfigError(f"{where} is a link that leads out of the project")
+    try:
+        text = decoded(path.read_bytes()).replace("\r\n", "\n").strip()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{where}: no such file in {project}", "Name a file, or write the text itself."
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{where} cannot be read: {reason}") from None
+    if len(text) > DESCRIPTION_CHARACTERS:
+        raise ConfigError(
+            f"{where} has {len(text):,} characters",
+            f"Shorten it to {DESCRIPTION_CHARACTERS:,}.",
+        )
+    return text
 
 
 def _image_file(project: Path, stated: str | None) -> Path | None:

@@ -26,6 +26,8 @@ _SLUG = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 _KERNEL_ID = re.compile(rf"(?:[A-Za-z0-9_-]+/)?{_SLUG}")
 
 
+DESCRIPTION_CHARACTERS = 20_000  # several pages; the notebook holds it twice
+
 THIS_PROJECT = "project"
 """In `pip`: the dependencies that [project] declares."""
 
@@ -121,6 +123,17 @@ def _variable(value: str) -> str:
     if value and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
         raise ValueError("must be the name of an environment variable, never the address itself")
     return value
+
+
+def _description(value: str) -> str:
+    if len(value) > DESCRIPTION_CHARACTERS:
+        raise ValueError(f"must have at most {DESCRIPTION_CHARACTERS:,} characters")
+    return _inside(value) if is_markdown_file(value) else value.strip()
+
+
+def is_markdown_file(value: str) -> bool:
+    """Whether a description names a file, and is not the text itself."""
+    return value.endswith(".md") and "\n" not in value and " " not in value
 
 
 Layout = Literal["auto", "cells", "compressed", "dataset"]
@@ -291,6 +304,7 @@ class ProjectFile(Section):
     layout: Layout = "auto"
     pip: Annotated[tuple[PipRequirement, ...], BeforeValidator(_one_or_many)] = ()
     optional_imports: Annotated[tuple[ModuleName, ...], BeforeValidator(_one_or_many)] = ()
+    description: Annotated[str, AfterValidator(_description)] = ""
     metric: str = ""
     metric_goal: MetricGoal | None = None
     gpu_reserve_hours: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)] = 0.0
@@ -345,6 +359,10 @@ class Config(Section):
 
     optional_imports: tuple[str, ...] = ()
     """Modules without which the program works; what is below them is meant too."""
+
+    description: str = ""
+    """What the notebook does, in Markdown; the text itself, also where the project file names a
+    file. Empty for the docstring of the package."""
 
     metric: str = ""
     """The number of the epochs that says how good a run is; empty to choose it by its name."""

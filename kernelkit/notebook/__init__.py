@@ -4,6 +4,7 @@ manifest   the JSON that leaves with a notebook, typed: `Document`, `Manifest`, 
            `ManifestWheels`, `KernelMetadata`, `BUNDLE_NAME`
 render     the notebook with its metadata: `render`, `Kernel`, `write_kernel`
 cells      how a file becomes a cell, and the notebook's JSON; the text of a cell is in templates/
+description  what the notebook says about itself
 templates  checks and renders the Jinja files
 sandbox    reads the files of templates, and bounds what they can do
 code_dataset  the private dataset with the packages: `write_code`, `CODE_FOLDER`

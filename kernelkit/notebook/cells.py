@@ -6,10 +6,12 @@ import base64
 import json
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from json.encoder import encode_basestring, encode_basestring_ascii
+
+from pydantic import JsonValue
 
 from kernelkit.bundle.bundle import SourceFile
 
@@ -18,7 +20,21 @@ _PROMPT_MARKS = (">>>", "...", "In [")  # the search is only needed where one of
 _BLANK_LINE = re.compile(r"^[^\S\n]+$", re.MULTILINE)
 _SAFE_PATH = re.compile(r"[\w./-]+", re.ASCII)
 _BASE64_LINE = 100  # characters
-_COLLAPSED = frozenset({"start", "runtime-module", "archive"})  # rarely of interest to a reader
+
+_INPUT_HIDDEN = frozenset(
+    {"start", "runtime-folder", "runtime-module", "hardware", "pip", "module", "archive"}
+    | {"inputs"}
+)
+"""Tags of code cells whose source is collapsed, because a reader rarely needs it."""
+
+_OUTPUT_HIDDEN = frozenset({"runtime-module", "module", "archive", "run"})
+"""Tags of code cells whose output is collapsed: names of files, and the log of the run."""
+
+_FOLDED = frozenset({"manifest-heading", "runtime-heading", "package"})
+"""Tags of headings whose section JupyterLab and Colab fold."""
+
+DISPLAY_TAGS = frozenset({"hide-input", "hide-output"})
+"""Tags that Jupyter Book collapses, and that nbconvert can remove."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +84,17 @@ class RenderedCell:
     path: str | None = None
     """The file that it belongs to; None where it belongs to none."""
 
+    @property
+    def is_folded(self) -> bool:
+        """Whether it is a heading whose section is folded."""
+        return not self.is_code and self.tag in _FOLDED
+
     @cached_property
     def sent(self) -> int:
         """Bytes in the notebook as it is sent, including the comma and the space after it."""
         strings = encode_basestring_ascii(self.id) + encode_basestring_ascii(self.source)
-        return len(strings) + _sent_around(self.tag, self.is_code)
+        folded = len(encode_basestring_ascii(self.id)) - len('""') if self.is_folded else 0
+        return len(strings) + folded + _sent_around(self.tag, self.is_code)
 
 
 def module_cell(file: SourceFile) -> ModuleCell:
@@ -90,13 +112,13 @@ def module_cell(file: SourceFile) -> ModuleCell:
     return ModuleCell(*known, "lines", lines=tuple(text.splitlines(keepends=True)))
 
 
-def notebook_json(cells: Iterable[RenderedCell]) -> str:
+def notebook_json(cells: Sequence[RenderedCell]) -> str:
     """The notebook as nbformat writes it: sorted keys, one space of indent, a last newline.
 
     Written by hand, because Python's encoder takes ten times as long once it indents.
     """
     body = ",\n".join(map(_cell_json, cells))
-    return f'{{\n "cells": [\n{body}\n ],\n{_NOTEBOOK_METADATA}\n}}\n'
+    return f'{{\n "cells": [\n{body}\n ],\n{_notebook_metadata(cells)}\n}}\n'
 
 
 def in_lines(text: str, length: int) -> str:
@@ -104,31 +126,25 @@ def in_lines(text: str, length: int) -> str:
     return "\n".join(text[i : i + length] for i in range(0, len(text), length))
 
 
-def sent_size(cells: Iterable[RenderedCell]) -> int:
+def sent_size(cells: Sequence[RenderedCell]) -> int:
     """Bytes of the whole notebook as it is sent; `payload` has exactly as many characters."""
-    return max(sum(cell.sent for cell in cells) - len(", "), 0) + _SENT_ENVELOPE
+    envelope = json.dumps(json.loads(f'{{"cells": [],{_notebook_metadata(cells)}}}'))
+    return max(sum(cell.sent for cell in cells) - len(", "), 0) + len(envelope)
 
 
-_NOTEBOOK_METADATA = """\
- "metadata": {
-  "colab": {
-   "provenance": [],
-   "toc_visible": true
-  },
-  "kernelspec": {
-   "display_name": "Python 3",
-   "language": "python",
-   "name": "python3"
-  },
-  "language_info": {
-   "name": "python"
-  }
- },
- "nbformat": 4,
- "nbformat_minor": 5"""
-"""papermill, which Kaggle runs, refuses a notebook without a kernelspec."""
-
-_SENT_ENVELOPE = len(json.dumps(json.loads(f'{{"cells": [],{_NOTEBOOK_METADATA}}}')))
+def _notebook_metadata(cells: Iterable[RenderedCell]) -> str:
+    """papermill, which Kaggle runs, refuses a notebook without a kernelspec."""
+    metadata = {
+        "colab": {
+            "collapsed_sections": [cell.id for cell in cells if cell.is_folded],
+            "provenance": [],
+            "toc_visible": True,
+        },
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    document = {"metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(document, indent=1)[2:-2]
 
 
 @cache
@@ -139,20 +155,34 @@ def _sent_around(tag: str, is_code: bool) -> int:
     return len(json.dumps(node)) - len('""""') + len(", ")
 
 
-_HIDDEN = {"_kg_hide-input": True, "jupyter": {"source_hidden": True}}
-"""The source is collapsed, by Kaggle and by JupyterLab."""
-
-
 @cache
-def _metadata_json(tag: str) -> str:
-    metadata = {**(_HIDDEN if tag in _COLLAPSED else {}), "tags": [tag]}
+def _metadata_json(tag: str, is_code: bool, folded: str | None) -> str:
+    """How a cell is displayed, by the keys of Kaggle, JupyterLab, Colab and Jupyter Book.
+
+    nbconvert honors none of these; its HTML has a class for each tag.
+    """
+    metadata: dict[str, JsonValue] = {"tags": [tag]}
+    hides_input = is_code and tag in _INPUT_HIDDEN
+    hides_output = is_code and tag in _OUTPUT_HIDDEN
+    if hides_input:
+        metadata |= {"_kg_hide-input": True, "cellView": "form"}
+    if hides_output:
+        metadata |= {"_kg_hide-output": True}
+    if hides_input or hides_output:
+        hidden = {"source_hidden": hides_input, "outputs_hidden": hides_output}
+        metadata["jupyter"] = {key: True for key, value in hidden.items() if value}
+        shown = {"hide-input": hides_input, "hide-output": hides_output}
+        metadata["tags"] = [tag, *(name for name, value in shown.items() if value)]
+    if folded is not None:
+        metadata |= {"id": folded, "jp-MarkdownHeadingCollapsed": True}
     return json.dumps(metadata, indent=1, sort_keys=True).replace("\n", "\n   ")
 
 
 def _cell_json(cell: RenderedCell) -> str:
     lines = ",\n    ".join(map(encode_basestring, cell.source.splitlines(keepends=True)))
     source = f"[\n    {lines}\n   ]" if lines else "[]"
-    head = f'   "id": "{cell.id}",\n   "metadata": {_metadata_json(cell.tag)},\n'
+    metadata = _metadata_json(cell.tag, cell.is_code, cell.id if cell.is_folded else None)
+    head = f'   "id": "{cell.id}",\n   "metadata": {metadata},\n'
     if cell.is_code:
         head = f'   "cell_type": "code",\n   "execution_count": null,\n{head}   "outputs": [],\n'
     else:

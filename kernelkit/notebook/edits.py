@@ -493,6 +493,7 @@ class _KnownCells:
                 "entry": manifest.entry,
                 **({"arguments": manifest.command.arguments} if manifest.command else {}),
                 "outputs": manifest.outputs,
+                "description": manifest.description,
                 "metric": manifest.metric,
                 "metric_goal": manifest.metric_goal,
                 "pip": manifest.pip,

@@ -40,7 +40,7 @@ _ARCHIVE_LINE = (
 )
 _ARCHIVE_TIME = 946_684_800  # 2000-01-01: the same in every render, and a time that zip can write
 _MEMBER_BYTES = 100  # of the archive, for a file's name and header
-_ENVELOPE_BYTES = 500  # of the notebook, for its own metadata
+_ENVELOPE_BYTES = 1000  # of the notebook, for its own metadata
 _MEASUREMENTS = 5  # of the whole notebook, each with another archive; then all files are compressed
 
 

@@ -199,6 +199,9 @@ class Manifest(Document):
     distribution: ManifestDistribution | None = None
     """None where the project states no name and version; the key is then absent."""
 
+    description: str = ""
+    """What the notebook does, in Markdown; the key is absent where that is not known."""
+
     metric: str = ""
     """The number of the epochs that says how good the run is; not part of the digest."""
 

@@ -590,6 +590,7 @@ def _sent_texts(kernel: Kernel) -> Iterator[NamedText]:
             yield NamedText(_place(kernel, file), searchable_text(file.content))
     for name, source in kernel.templates.items():
         yield NamedText(name, source)
+    yield NamedText("description", kernel.manifest.description)
     for name, value in kernel.manifest.parameters.items():
         yield NamedText(f"parameters.{name}", f"{name} = {value!r}", numbered=False)
     for name, entry in [("pip", kernel.manifest.pip), *kernel.metadata.document.items()]:

@@ -25,6 +25,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from kernelkit.errors import ConfigError
+from kernelkit.notebook.cells import DISPLAY_TAGS
 from kernelkit.notebook.manifest import Manifest
 from kernelkit.storage import as_json
 
@@ -78,6 +79,7 @@ class Cell:
 
     source: str
     tags: frozenset[str]
+    """Without those that only say how the cell is displayed."""
 
     @cached_property
     def first_line(self) -> str:
@@ -202,7 +204,7 @@ def _cell(number: int, cell: object) -> Cell:
     metadata = table.get("metadata")
     tags = metadata.get("tags") if isinstance(metadata, dict) else None
     known = {tag for tag in tags if isinstance(tag, str)} if isinstance(tags, list) else set()
-    return Cell(number, kind, "".join(text), frozenset(known))
+    return Cell(number, kind, "".join(text), frozenset(known - DISPLAY_TAGS))
 
 
 def _embedded(cell: Cell) -> ast.Assign | None:

@@ -38,6 +38,7 @@ from kernelkit.notebook.code_dataset import (
     code_dataset,
     write_code,
 )
+from kernelkit.notebook.description import description_of
 from kernelkit.notebook.layout import Draft, SizeEntry
 from kernelkit.notebook.manifest import (
     BUNDLE_NAME,
@@ -264,6 +265,7 @@ def _manifest(
             for t in config.trials
         ],
         "pruning": config.pruning and config.pruning.model_dump(mode="json"),
+        "description": description_of(bundle, config),
     }
     stated = {
         "entry": bundle.entry,

@@ -617,9 +617,8 @@ def test_added_and_edited_cells_are_distinguished(plain: Path) -> None:
     template = "it differs from its template"
     assert [(cell.first_line, cell.reason) for cell in found.left] == [
         ("# Plain parcel", template),
-        ("# What this notebook was rendered from. The check cell compares the files below with it.",
-         template),
         ("# Parameters", "papermill's parameters of one run"),
+        ("# The check cell compares the files below with this.", template),
         ("result = None or kernelkit_run.call('parcel.main:run', parameters)", "your own cell"),
         ("kernelkit_run.check_sources()", "your own cell"),
         ("## Thoughts", "your own cell"),

@@ -21,6 +21,7 @@ NEWER_KEYS = {
     "metric_goal",
     "wheels",
     "session",
+    "description",
 }
 """Absent unless the project file uses them."""
 

@@ -106,7 +106,11 @@ def test_profiles_change_only_three_cells(plain: Path) -> None:
             for cell, twin in zip(notebooks[0], other, strict=True)
             if cell != twin
         }
-        assert {"title", "start"} <= differing <= {"title", "parameters", "start"}
+        assert (
+            {"manifest-heading", "start"}
+            <= differing
+            <= {"manifest-heading", "parameters", "start"}
+        )
 
 
 def test_the_owner_is_not_part_of_the_digest(plain: Path) -> None:

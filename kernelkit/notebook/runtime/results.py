@@ -30,8 +30,9 @@ IMAGES = (".png", ".jpg", ".jpeg", ".gif")
 
 STYLE = (
     "<style>"
-    ".celltag_hide-input .jp-Cell-inputWrapper{max-height:5em;overflow:auto}"
-    ".celltag_hide-output .jp-Cell-outputWrapper{max-height:10em;overflow:auto}"
+    ".celltag_hide-input .jp-Cell-inputWrapper{max-height:2.6em;overflow:auto}"
+    ".celltag_hide-output .jp-Cell-outputWrapper{max-height:8em;overflow:auto}"
+    ".celltag_hide-input.celltag_hide-output .jp-Cell-outputWrapper{display:none}"
     "</style>"
 )
 """For the HTML of nbconvert, which gives cells classes for their tags and collapses nothing."""

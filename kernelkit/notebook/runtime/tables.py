@@ -12,6 +12,7 @@ from pathlib import Path
 HEAD_ROWS = 5  # of a csv
 HEAD_COLUMNS = 10
 HEAD_CHARACTERS = 1 << 20  # read of a csv: one cell may hold a whole mask
+LINE_CHARACTERS = 100_000  # Python reads cells of at most 131,072
 CELL_SHOWN = 60  # characters
 
 
@@ -63,7 +64,7 @@ def number_text(value: float | None) -> str:
         return ""
     if isinstance(value, int) or float(value).is_integer():
         return f"{value:.0f}" if abs(value) < 1e15 else f"{value:.4g}"
-    return f"{value:.4f}" if 0.001 <= abs(value) < 10_000 else f"{value:.4g}"
+    return f"{value:.4f}" if 0.001 <= abs(value) < 10 else f"{value:.5g}"
 
 
 def csv_head(path: Path, name: str) -> Table | None:
@@ -73,8 +74,9 @@ def csv_head(path: Path, name: str) -> Table | None:
             content = stream.read(HEAD_CHARACTERS)
             is_whole = not stream.read(1)
         lines = content.splitlines(keepends=True)
-        complete = lines if is_whole or len(lines) < 2 else lines[:-1]
-        rows = list(itertools.islice(csv.reader(complete), HEAD_ROWS + 2))
+        complete = lines if is_whole or len(lines) <= 2 else lines[:-1]
+        short = (line[:LINE_CHARACTERS] for line in complete)
+        rows = list(itertools.islice(csv.reader(short), HEAD_ROWS + 2))
     except (OSError, UnicodeDecodeError, csv.Error):
         return None
     if not rows or not rows[0]:
@@ -84,10 +86,14 @@ def csv_head(path: Path, name: str) -> Table | None:
     width = min(len(columns), HEAD_COLUMNS)
     shown = [[*row, *[""] * width][:width] for row in body]
     is_cut = len(rows) > HEAD_ROWS + 1 or not is_whole
-    first = f"the first {len(body)} rows" if is_cut else f"{len(body)} rows"
+    shown_rows = f"first {_rows(len(body))}" if is_cut else _rows(len(body))
     note = f"and {hidden} more columns" if hidden else ""
     size = path.stat().st_size
-    return Table(f"{name}: {first}, {size:,} B", columns[:width], shown, note=note)
+    return Table(f"{name} ({size:,} B): {shown_rows}", columns[:width], shown, note=note)
+
+
+def _rows(count: int) -> str:
+    return f"{count} row" + ("s" if count != 1 else "")
 
 
 def _cut(text: str) -> str:
