@@ -11,14 +11,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from tests.chaos.campaigns import CampaignPlan, run_campaign
 from tests.chaos.case import TerminalEnd, control, run_seed
 from tests.chaos.plan import Plan
 
 ROOT = Path(__file__).parents[2]
+Kind = Literal["run", "chain", "sweep"]
+KINDS: tuple[Kind, ...] = ("run", "chain", "sweep")
 INPUTS = ROOT / "tests" / "samples" / "inputs"
 
 
@@ -26,7 +30,8 @@ INPUTS = ROOT / "tests" / "samples" / "inputs"
 class SeedResult:
     """The result of one seed."""
 
-    plan: Plan
+    kind: Kind
+    plan: Plan | CampaignPlan
     ends: list[TerminalEnd]
     broken: list[str]
     struck: collections.Counter[str]
@@ -43,10 +48,17 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="the first one")
     parser.add_argument("--jobs", type=int, default=3, help="local Kaggles in parallel")
     parser.add_argument("-v", "--verbose", action="store_true", help="print how each seed ended")
+    parser.add_argument(
+        "--kind",
+        choices=KINDS,
+        action="append",
+        help="of the seeds, one after the other (all three)",
+    )
     options = parser.parse_args()
     started = time.monotonic()
     results = []
-    for one in run_seeds(range(options.seed, options.seed + options.runs), options.jobs):
+    seeds = range(options.seed, options.seed + options.runs)
+    for one in run_seeds(seeds, options.jobs, options.kind or KINDS):
         results.append(one)
         if options.verbose or one.broken:
             print(report(one), flush=True)
@@ -54,8 +66,13 @@ def main() -> int:
     return 1 if any(one.broken for one in results) else 0
 
 
-def run_seeds(seeds: Iterable[int], jobs: int) -> Iterator[SeedResult]:
-    """Run seeds on `jobs` local Kaggles; yields each result when the seed has ended."""
+def run_seeds(
+    seeds: Iterable[int], jobs: int, kinds: Sequence[Kind] = KINDS
+) -> Iterator[SeedResult]:
+    """Run seeds on `jobs` local Kaggles; yields each result when the seed has ended.
+
+    A seed is of one kind: that of its number, divided by the number of kinds.
+    """
     fork = multiprocessing.get_context("fork")
     with (
         tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder,
@@ -63,18 +80,17 @@ def run_seeds(seeds: Iterable[int], jobs: int) -> Iterator[SeedResult]:
             jobs, mp_context=fork, initializer=_Worker.open, initargs=(folder,)
         ) as pool,
     ):
-        for one in concurrent.futures.as_completed([pool.submit(_run, seed) for seed in seeds]):
+        for one in concurrent.futures.as_completed(
+            [pool.submit(_run, seed, kinds[seed % len(kinds)]) for seed in seeds]
+        ):
             yield one.result()
 
 
 def report(one: SeedResult) -> str:
     """A seed and how it ended, in some lines."""
     plan = one.plan
-    users = f"{len(plan.terminals)} terminals" + (", elsewhere too" if plan.elsewhere else "")
-    users += f", one killed after {plan.killed_after:.1f} s" if plan.killed_after else ""
-    lines = [
-        f"seed {plan.seed} ({one.seconds:.0f} s): {users}; {' '.join(plan.faults) or 'no fault'}"
-    ]
+    faults = " ".join(plan.faults) or "no fault"
+    lines = [f"{one.kind} {plan.seed} ({one.seconds:.0f} s): {plan.users}; {faults}"]
     lines += [f"    {end.code}: {end.message or 'verified'}" for end in one.ends]
     return "\n".join([*lines, *(f"    BROKEN {broken}" for broken in one.broken)])
 
@@ -93,7 +109,10 @@ def figures(results: list[SeedResult], seconds: float) -> str:
         "faults: " + _counted(struck),
         f"promises broken: {len(broken)}",
     ]
-    again = [f"    python -m tests.chaos -v --runs 1 --seed {one.plan.seed}" for one in broken]
+    again = [
+        f"    python -m tests.chaos -v --runs 1 --seed {one.plan.seed} --kind {one.kind}"
+        for one in broken
+    ]
     return "\n".join([*lines, *again])
 
 
@@ -112,7 +131,7 @@ class _Worker:
         cls.kaggle = subprocess.Popen(
             [
                 *(sys.executable, "-m", "kernelkit.emulator", "--port", "0", "--lifeline"),
-                *("--plugin", "tests.chaos.plugin:FaultInjection"),
+                *("--plugin", "tests.replay:RecordAndReplay", "--replay", str(Path(root) / "runs")),
                 *("--inputs", str(INPUTS), "--ready-file", str(ready), "--state", str(cls.state)),
             ],
             cwd=ROOT,
@@ -125,17 +144,22 @@ class _Worker:
         cls.endpoint = str(json.loads(ready.read_text())["endpoint"])
 
 
-def _run(seed: int) -> SeedResult:
+def _run(seed: int, kind: Kind) -> SeedResult:
     started = time.monotonic()
     folder = _Worker.folder / f"seed-{seed}"
     folder.mkdir()
-    plan, ends, broken = run_seed(seed, folder, _Worker.endpoint, _Worker.state)
+    place = (folder, _Worker.endpoint, _Worker.state)
+    plan: Plan | CampaignPlan
+    if kind == "run":
+        plan, ends, broken = run_seed(seed, *place)
+    else:
+        plan, ends, broken = run_campaign(seed, kind, *place)
     journal = control("GET", f"{_Worker.endpoint}/emulator/journal").json()
-    account = f"owner-{seed}"
+    account = f"live-owner-{seed}" if kind == "run" else f"owner-{seed}"
     requests = [request for request in journal["requests"] if request["account"] == account]
     struck = collections.Counter(fault for request in requests for fault in request["faults"])
     versions = len([effect for effect in journal["effects"] if effect["account"] == account])
-    return SeedResult(plan, ends, broken, struck, versions, time.monotonic() - started)
+    return SeedResult(kind, plan, ends, broken, struck, versions, time.monotonic() - started)
 
 
 if __name__ == "__main__":

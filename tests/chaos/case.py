@@ -70,7 +70,7 @@ class Case:
 
     @property
     def owner(self) -> str:
-        return f"owner-{self.plan.seed}"
+        return f"live-owner-{self.plan.seed}"  # its runs are never replayed
 
     def kaggle(self) -> Kaggle:
         return Kaggle(
@@ -131,7 +131,7 @@ def run_seed(
     _set_faults(case)
     ends = _users(case)
     control("DELETE", f"{endpoint}/emulator/faults")
-    last = _wait(*_terminal(case, "here", _pull_or_run))
+    last = wait_for_terminal(start_terminal(case.messages, lambda: _pull_or_run(case, "here")))
     return case.plan, [*ends, last], list(broken(case, ends, last))
 
 
@@ -158,15 +158,15 @@ def _users(case: Case) -> list[TerminalEnd]:
     terminals = []
     for begins in sorted(case.plan.terminals):
         time.sleep(max(0.0, started + begins - time.monotonic()))
-        terminals.append(_terminal(case, "here", _run))
+        terminals.append(start_terminal(case.messages, lambda: _run(case, "here")))
     if case.plan.killed_after is not None:
         time.sleep(max(0.0, started + case.plan.killed_after - time.monotonic()))
-        _kill(terminals[0][0])
+        kill(terminals[0])
     if case.plan.elsewhere:
-        while any(t[0].is_alive() for t in terminals) and not case.versions():
+        while any(t.process.is_alive() for t in terminals) and not case.versions():
             time.sleep(0.05)
-        terminals.append(_terminal(case, "elsewhere", _run))
-    return [_wait(*terminal) for terminal in terminals]
+        terminals.append(start_terminal(case.messages, lambda: _run(case, "elsewhere")))
+    return [wait_for_terminal(terminal) for terminal in terminals]
 
 
 def _run(case: Case, machine: str) -> PulledRun:
@@ -184,48 +184,57 @@ def _pull_or_run(case: Case, machine: str) -> PulledRun:
     return workflow.pull(kaggle, records[-1], on_event=lambda e: case.messages.append(str(e)))
 
 
-def _terminal(
-    case: Case, machine: str, action: Callable[[Case, str], PulledRun]
-) -> tuple[Any, Connection]:
+@dataclass(frozen=True)
+class Terminal:
+    """A command that runs in a process of its own."""
+
+    process: Any
+    pipe: Connection
+
+
+def start_terminal(messages: list[str], command: Callable[[], PulledRun | None]) -> Terminal:
+    """Run a command in another process. It may return what it has verified."""
     ours, theirs = _fork.Pipe(duplex=False)
-    process = _fork.Process(target=_in_terminal, args=(theirs, case, machine, action))
+    process = _fork.Process(target=_in_terminal, args=(theirs, messages, command))
     process.start()
     theirs.close()
-    return process, ours
+    return Terminal(process, ours)
 
 
 def _in_terminal(
-    pipe: Connection, case: Case, machine: str, action: Callable[[Case, str], PulledRun]
+    pipe: Connection, messages: list[str], command: Callable[[], PulledRun | None]
 ) -> None:
     try:
-        pulled = action(case, machine)
-        end = TerminalEnd(0, verified=str(pulled.folder))
+        pulled = command()
+        end = TerminalEnd(0, verified=str(pulled.folder) if pulled else "")
     except KernelkitError as error:
         end = TerminalEnd(error.exit_code, f"{type(error).__name__}: {error}")
     except Exception:
         end = TerminalEnd(1, traceback.format_exc())
-    pipe.send((asdict(end), case.messages))
+    pipe.send((asdict(end), messages))
     pipe.close()
     os._exit(0)
 
 
-def _wait(process: Any, pipe: Connection) -> TerminalEnd:
+def wait_for_terminal(terminal: Terminal) -> TerminalEnd:
+    """Wait until a command has ended; how it has."""
     result = None
     try:
-        if pipe.poll(LIMIT):
-            result = pipe.recv()
+        if terminal.pipe.poll(LIMIT):
+            result = terminal.pipe.recv()
         else:
-            _kill(process)
+            kill(terminal)
             return TerminalEnd(1, f"it hung for {LIMIT:.0f} s")
     except EOFError:
         pass
-    process.join()
+    terminal.process.join()
     return TerminalEnd(**result[0]) if result else TerminalEnd(-9, "killed")
 
 
-def _kill(process: Any) -> None:
-    if process.is_alive():
-        os.kill(process.pid, signal.SIGKILL)
+def kill(terminal: Terminal) -> None:
+    """Kill the process of a command (SIGKILL)."""
+    if terminal.process.is_alive():
+        os.kill(terminal.process.pid, signal.SIGKILL)
 
 
 def broken(case: Case, ends: list[TerminalEnd], last: TerminalEnd) -> Iterator[str]:

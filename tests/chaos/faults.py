@@ -72,7 +72,9 @@ A mark says whether the real Kaggle does this: [V] verified in the client's sour
                                       first use) this token or key is 401; others are valid [V]
     run-cancelled        SaveKernel   seconds=0 outputs=gone: the run ends CANCEL_ACKNOWLEDGED
                                       after so many seconds (0: at its own end); outputs=kept [A]
-    run-error            SaveKernel   seconds=0 outputs=gone: the same, with ERROR [A]
+    run-error            SaveKernel   seconds=0 outputs=gone message=…: the same, with ERROR [A]
+    run-timed-out        SaveKernel   seconds=0 outputs=kept: the run ends CANCEL_ACKNOWLEDGED, as
+                                      one that has reached its limit [A]
 
 status is GetKernelSessionStatus, quota GetAcceleratorQuotaStatistics, listing
 ListKernelSessionOutput and ListKernelFiles. With `when=after` the request is carried out. A fault
@@ -101,7 +103,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 from kernelkit.emulator.responses import ConnectionDropped, RequestRefused
-from kernelkit.emulator.runner import ForcedEnd, SessionRunner
+from kernelkit.emulator.runner import TIMED_OUT, ForcedEnd, SessionRunner
 from kernelkit.emulator.server import ApiCall
 from kernelkit.emulator.state import EmulatedKaggle, EmulatedKernel, KernelVersion, WorkerStatus
 from tests.chaos.throttle import FaultyReply, Throttle
@@ -663,12 +665,12 @@ class _ForcedEndOfRun(Fault):
     seconds: float = 0
     outputs: Literal["gone", "kept"] = "gone"
     status: ClassVar[WorkerStatus]
-    failure: ClassVar[str] = ""
+    message: str = ""
 
     def after(self, call: ApiCall, context: FaultContext, reply: FaultyReply) -> FaultyReply:
         if found := reply.code == 200 and context.find(call):
             kept = self.outputs == "kept"
-            end = ForcedEnd(self.status, self.failure, keeps_outputs=kept)
+            end = ForcedEnd(self.status, self.message, keeps_outputs=kept)
             context.runner.force_end(found[1], end, self.seconds)
         return reply
 
@@ -681,7 +683,16 @@ class RunCancelled(_ForcedEndOfRun):
 @fault("run-error")
 class RunError(_ForcedEndOfRun):
     status = WorkerStatus.ERROR
-    failure = "Your notebook tried to allocate more memory than is available. It has restarted."
+    message: str = (
+        "Your notebook tried to allocate more memory than is available. It has restarted."
+    )
+
+
+@fault("run-timed-out")
+class RunTimedOut(_ForcedEndOfRun):
+    status = WorkerStatus.CANCEL_ACKNOWLEDGED
+    outputs: Literal["gone", "kept"] = "kept"
+    message: str = TIMED_OUT.failure
 
 
 # ---- the log stream ----

@@ -37,6 +37,13 @@ class Plan:
     """Whether another machine joins once the kernel exists."""
 
     @property
+    def users(self) -> str:
+        """What users do, in some words."""
+        words = f"{len(self.terminals)} terminals" + (", elsewhere too" if self.elsewhere else "")
+        killed = f", one killed after {self.killed_after:.1f} s" if self.killed_after else ""
+        return words + killed
+
+    @property
     def kinds(self) -> frozenset[str]:
         """The names of its faults."""
         return frozenset(error.partition(",")[0] for error in self.faults)
@@ -107,3 +114,30 @@ FAULTS: tuple[Callable[[Chance], str], ...] = (
     *(lambda _: "run-error", lambda _: "run-error,outputs=kept"),
 )
 """Every fault that concerns one kernel, some in several forms."""
+
+NOT_FOR_CAMPAIGNS = MAY_BE_REFUSED | {"hostile-names", "other-machine"}
+"""Faults that end a campaign; the seeds of single runs cover them."""
+
+PREEMPTED = "Your notebook was preempted."
+"""Kaggle's words for a run that it ends itself: a campaign tries it again."""
+
+CAMPAIGN_FAULTS: tuple[Callable[[Chance], str], ...] = (
+    lambda c: f"run-error,message={PREEMPTED},at={c.randint(1, 3)}",
+    lambda c: f"run-error,message={PREEMPTED},at={c.randint(1, 3)},times=2",
+    lambda c: f"run-timed-out,at={c.randint(1, 3)}",
+    lambda c: f"run-cancelled,outputs=kept,at={c.randint(1, 3)}",
+    lambda c: f"lost-after,at={c.randint(1, 3)}",
+    lambda c: f"lost-before,at={c.randint(1, 3)}",
+    lambda c: f"session-cap,at={c.randint(1, 3)},times={c.randint(1, 2)}",
+)
+"""Faults that concern campaigns most; each is drawn twice as often as one of the others."""
+
+
+def campaign_faults(chance: Chance) -> tuple[str, ...]:
+    """Some faults for a campaign."""
+    sure = [make(Chance(1)).partition(",")[0] for make in FAULTS]
+    known = [m for m, name in zip(FAULTS, sure, strict=True) if name not in NOT_FOR_CAMPAIGNS]
+    count = chance.choice([0, 1, 2, 2, 3, 4])
+    return tuple(
+        chance.choice([*known, *CAMPAIGN_FAULTS, *CAMPAIGN_FAULTS])(chance) for _ in range(count)
+    )

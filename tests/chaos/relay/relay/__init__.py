@@ -1,0 +1,1 @@
+"""The package that the chaos tests of chains and sweeps push."""
