@@ -11,6 +11,7 @@ Kaggle, a run and the files of strangers also choose many of the words that kern
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import hashlib
 import json
@@ -21,6 +22,7 @@ import stat
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeVar
 
@@ -146,6 +148,38 @@ def _write_partial(folder: int, partial: str, name: str, content: bytes) -> None
                 os.fchmod(created, stat.S_IMODE(there.st_mode))
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[BufferedReader]:
+    """A regular file, to read its bytes.
+
+    Opening a pipe may wait for ever, and a device may have no end, so nothing else is opened: the
+    folder may be a stranger's.
+
+    Raises:
+        OSError: it cannot be read, or is not a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        stream = os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    with stream:
+        yield stream
+
+
+def read_file(path: Path, most: int = -1) -> bytes:
+    """The content of a regular file, or its first `most` bytes.
+
+    Raises:
+        OSError: as `opened`.
+    """
+    with opened(path) as stream:
+        return stream.read(most)
+
+
 def decoded(data: bytes) -> str:
     """The text of a file that a person wrote: UTF-8, or what its byte-order mark says.
 
@@ -206,7 +240,7 @@ def read_model(path: Path, model: type[Model]) -> Model:
     try:
         if path.stat().st_size > DOCUMENT_BYTES:
             raise DocumentError(path, f"larger than {human_size(DOCUMENT_BYTES)}")
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path).decode()
     except FileNotFoundError:
         raise MissingDocumentError(path, "missing") from None
     except OSError as error:
@@ -306,7 +340,7 @@ def sha256_of(path: Path) -> str:
     Raises:
         OSError: the file cannot be read.
     """
-    with path.open("rb") as stream:
+    with opened(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

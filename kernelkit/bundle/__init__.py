@@ -10,6 +10,7 @@ checks   the entry and the imports: is everything there that the program needs?
 imports  the import graph: order, what the entry reaches, names from elsewhere; `Signature`,
          `REMOVED`
 metadata  name, version and entry points of the project's distribution: `Distribution`
+requires  the requirements and other headers of that metadata
 syntax   parses source for the Python of Kaggle's image: `parse`, `Parsed`, `called_name`
 scripts  which options a script takes: `read_command_line`, `executed_files`,
          `function_arguments`,

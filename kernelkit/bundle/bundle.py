@@ -25,7 +25,10 @@ from kernelkit.bundle.metadata import Distribution, read_distribution
 from kernelkit.bundle.scripts import CommandLine, executed_files, read_command_line
 from kernelkit.config import Config, is_script, near_miss
 from kernelkit.errors import BundleError
-from kernelkit.storage import digest_of_bytes
+from kernelkit.storage import (
+    digest_of_bytes,
+    read_file,
+)
 
 RUNTIME_MODULE = "kernelkit_runtime"  # the name of notebook/runtime/ inside the notebook
 
@@ -241,8 +244,7 @@ def _command_line(config: Config, modules: Mapping[str, Module]) -> CommandLine 
     release = image.load_snapshot(config.image).release
     for path in [config.project / name for name in executed_files(sources[0])]:
         with suppress(OSError, SyntaxError, ValueError, RecursionError):
-            if path.is_file():
-                sources.append(syntax.parse(path.read_bytes(), path.name, release).source)
+            sources.append(syntax.parse(read_file(path), path.name, release).source)
     return read_command_line(sources)
 
 

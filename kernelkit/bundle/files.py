@@ -27,10 +27,11 @@ from kernelkit.bundle.extensions import (
     misfit,
     python_of,
 )
-from kernelkit.bundle.git import GitIgnore, parents
+from kernelkit.bundle.git import GitIgnore, is_part_of_repository, parents
 from kernelkit.bundle.secrets import PRIVATE_KEY
 from kernelkit.config import Config
 from kernelkit.errors import BundleError
+from kernelkit.storage import read_file
 
 TEST = "a test"
 EXCLUDED, UNREACHED = "excluded", "not reachable"
@@ -63,6 +64,7 @@ _NOT_SOURCE = frozenset({"build", "dist", "runs", "node_modules"})
 
 WHOLE_PROJECT = "."
 _NOT_SOURCE_REASON = "not source code"
+_LINKED = "a link out of the project"
 _OUTSIDE = 'data outside of packages: name it in "files"'
 
 
@@ -135,7 +137,7 @@ class _Content:
             mode = path.stat().st_mode
             if not stat.S_ISREG(mode):
                 raise BundleError(f"{path} is not a regular file", "Move it out of the package.")
-            return cls(path.read_bytes(), bool(mode & stat.S_IXUSR))
+            return cls(read_file(path), bool(mode & stat.S_IXUSR))
         except OSError as error:
             raise BundleError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -193,7 +195,7 @@ class PackageFiles:
             files._add_named(pattern, rules, links)
         files._paths.sort()
         files.notes += rules.notes([*map(files.in_project, files._paths), *files.left_out])
-        files.notes += files._link_notes(links)
+        files.notes += files._checked_links(links)
         return files
 
     def require_modules(self) -> None:
@@ -310,13 +312,25 @@ class PackageFiles:
                 "Name files and folders relative to the project file.",
             )
 
-    def _walk(self, top: str, rules: _Rules, links: list[str]) -> Iterator[_Entry]:
-        """Every file of a package; `links` takes the links that lead out of the project."""
+    def _walk(
+        self, top: str, rules: _Rules, links: list[str], *, strict: bool = True
+    ) -> Iterator[_Entry]:
+        """Every file of a package; `links` takes the links that lead out of the project.
+
+        Raises:
+            BundleError: a link leads to a folder of somebody else, and `strict` or a regular
+                package needs what is there.
+        """
         if top == WHOLE_PROJECT:
             yield from self._walk_project(rules, links)
             return
         package = self.in_project(top)
         start = self.project / package
+        home = self.project.resolve()
+        if not start.resolve().is_relative_to(home):
+            if not is_part_of_repository(start.resolve(), home):
+                raise _foreign(package, start.resolve())
+            links.append(package)
         if start.is_file():
             yield _Entry(package, top, top, start, start.is_symlink())
             return
@@ -325,14 +339,21 @@ class PackageFiles:
                 f"there is no package {package} in {self.project}",
                 'Set [tool.kernelkit] "package" to the folder of the package.',
             )
-        home = self.project.resolve()
         for folder, subfolders, names in os.walk(start, onerror=_refuse, followlinks=True):
             below = folder[len(str(start)) :].replace(os.sep, "/").lstrip("/")
             prefix = f"{below}/" if below else ""
             if Path(folder).is_symlink():
                 _refuse_endless_link(Path(folder))
-                if not Path(folder).resolve().is_relative_to(home):
-                    links.append(f"{package}/{prefix}".rstrip("/"))
+                if prefix and not Path(folder).resolve().is_relative_to(home):
+                    name = f"{package}/{prefix}".rstrip("/")
+                    if is_part_of_repository(Path(folder).resolve(), home):
+                        links.append(name)
+                    elif strict or self._is_in_package(f"{top}/{prefix}"):
+                        raise _foreign(name, Path(folder).resolve())
+                    else:  # not walked: it may lead to the whole disk
+                        self.left_out[f"{name}/"] = _LINKED
+                        subfolders.clear()
+                        continue
             for name in list(subfolders):
                 path = f"{package}/{prefix}{name}"
                 if reason := rules.folder_reason(path):
@@ -349,9 +370,13 @@ class PackageFiles:
 
     def _walk_project(self, rules: _Rules, links: list[str]) -> Iterator[_Entry]:
         """The Python files of the whole project, and the data inside its regular packages."""
+        home = self.project.resolve()
         for path in sorted(self.project.iterdir()):
             name = path.name
-            if path.is_dir():
+            leads_out = not path.resolve().is_relative_to(home)
+            if leads_out and not is_part_of_repository(path.resolve(), home):
+                self.left_out[f"{name}/" if path.is_dir() else name] = _LINKED
+            elif path.is_dir():
                 is_environment = (path / "pyvenv.cfg").is_file()
                 reason = _NOT_SOURCE_REASON if name in _NOT_SOURCE or is_environment else None
                 reason = reason or rules.folder_reason(name)
@@ -360,12 +385,13 @@ class PackageFiles:
                 if reason is not None:
                     self.left_out[f"{name}/"] = reason
                     continue
-                for entry in self._walk(name, rules, links):
+                for entry in self._walk(name, rules, links, strict=False):
                     if entry.suffix == ".py" or self._is_in_package(entry.path):
                         yield replace(entry, below=entry.path)
                     else:
                         self.left_out[entry.name] = _OUTSIDE
             elif path.suffix == ".py":
+                links += [name] if leads_out else []
                 yield _Entry(name, name, name, path, path.is_symlink())
             else:
                 self.left_out[name] = _OUTSIDE
@@ -419,13 +445,24 @@ class PackageFiles:
         is_key = PRIVATE_KEY.search(content.content) and not rules.includes_by_name(entry.name)
         return _KEY if is_key else None
 
-    def _link_notes(self, links: list[str]) -> list[str]:
+    def _checked_links(self, links: list[str]) -> list[str]:
+        """Notes on carried links that lead out of the project, to another part of its repository.
+
+        Raises:
+            BundleError: one leads elsewhere. A project may be a stranger's, and must not send
+                files of this machine.
+        """
         carried = [name for name in map(self.in_project, self._paths) if name not in self.left_out]
-        return [
-            f"{link}: a link leads out of the project"
-            for link in links
-            if any(name == link or name.startswith(f"{link}/") for name in carried)
-        ]
+        home = self.project.resolve()
+        notes = []
+        for link in sorted(set(links)):
+            if not any(n == link or n.startswith(f"{link}/") for n in carried):
+                continue
+            target = (self.project / link).resolve()
+            if not is_part_of_repository(target, home):
+                raise _foreign(link, target)
+            notes.append(f"{link}: a link leads out of the project")
+        return notes
 
 
 class _Rules:
@@ -526,8 +563,7 @@ def holds_python(folder: Path) -> bool:
 def _head(path: Path) -> bytes:
     """The beginning of a file."""
     try:
-        with path.open("rb") as stream:
-            return stream.read(HEAD_BYTES)
+        return read_file(path, HEAD_BYTES)
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -546,6 +582,14 @@ def _require_carriable(entry: _Entry, *, carries_extensions: bool) -> None:
 
 def _refuse(error: OSError) -> None:
     raise BundleError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def _foreign(link: str, target: Path) -> BundleError:
+    return BundleError(
+        f"{link} is a link to {target}, which is not a part of this project",
+        'Copy what the program needs into the project, or add the link to "exclude" in '
+        "[tool.kernelkit].",
+    )
 
 
 def _refuse_endless_link(folder: Path) -> None:

@@ -21,9 +21,14 @@ from pathspec import GitIgnoreSpec
 from pydantic import BaseModel, ConfigDict
 
 from kernelkit.config import is_pattern
-from kernelkit.storage import digest_of_bytes
+from kernelkit.errors import BundleError
+from kernelkit.storage import (
+    digest_of_bytes,
+    read_file,
+)
 
 GIT_TIMEOUT_SECONDS = 20  # for a repository on a slow disk
+PATIENCE_SECONDS = 1  # then the reason is looked for
 
 _NOTHING_RUNS = (
     ("core.fsmonitor", ""),
@@ -162,6 +167,16 @@ def listed_files(project: Path) -> set[str] | None:
     return {name.rstrip("/") for name in names.split("\0") if name}
 
 
+def is_part_of_repository(path: Path, project: Path) -> bool:
+    """Whether the repository of a project tracks a file, or a file below a folder."""
+    above = (project, *project.parents)
+    repository = next((folder for folder in above if (folder / ".git").exists()), None)
+    if repository is None or not path.is_relative_to(repository) or path == repository:
+        return False
+    name = path.relative_to(repository).as_posix()
+    return bool(_ask_git(repository, "ls-files", "-z", "--cached", "--", f":(literal){name}"))
+
+
 def read_provenance(project: Path, carried: Iterable[str]) -> Provenance:
     """The commit, and whether it has other content for any of the carried files."""
     names = set(carried)
@@ -242,7 +257,7 @@ def _changed(project: Path, names: Iterable[str], tree: dict[str, _TreeEntry]) -
             if stat.S_ISLNK(mode):
                 same = entry.is_content(os.fsencode(path.readlink()))
             else:
-                same = stat.S_ISREG(mode) and entry.is_content(path.read_bytes())
+                same = stat.S_ISREG(mode) and entry.is_content(read_file(path))
         except OSError:
             same = False
         if not same or (stat.S_ISLNK(mode) and entry.mode != _LINK_MODE):
@@ -256,20 +271,62 @@ def _changed(project: Path, names: Iterable[str], tree: dict[str, _TreeEntry]) -
 
 
 def _ask_git(folder: Path, *arguments: str) -> str | None:
-    """What git prints; None where there is no git, no repository or no answer in time."""
+    """What git prints; None where there is no git, no repository or no answer in time.
+
+    Raises:
+        BundleError: a file that git reads is a pipe or a device: git would wait for ever.
+    """
     settings = [word for key, value in _NOTHING_RUNS for word in ("-c", f"{key}={value}")]
     inherited = {k: v for k, v in os.environ.items() if not k.upper().startswith("GIT_")}
     try:
-        done = subprocess.run(
+        git = subprocess.Popen(
             ["git", "--no-optional-locks", "--no-pager", *settings, "-C", str(folder), *arguments],
             env=inherited | _ENVIRONMENT,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             text=True,
             errors="surrogateescape",
-            timeout=GIT_TIMEOUT_SECONDS,
-            check=True,
         )
-    except (OSError, subprocess.SubprocessError):
+    except OSError:
         return None
-    return done.stdout.rstrip("\n")
+    try:
+        return _answer(git, folder)
+    finally:
+        git.kill()
+        git.communicate()
+
+
+def _answer(git: subprocess.Popen[str], folder: Path) -> str | None:
+    for seconds in (PATIENCE_SECONDS, GIT_TIMEOUT_SECONDS - PATIENCE_SECONDS):
+        try:
+            printed, _ = git.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            _require_regular_files(folder)
+        else:
+            return printed.rstrip("\n") if git.returncode == 0 else None
+    return None
+
+
+def _require_regular_files(project: Path) -> None:
+    """Raise if git waits for a file that is none."""
+    around = [project, *project.parents]
+    read = [path for folder in around for path in (folder / ".gitignore", *_files_of_git(folder))]
+    below = (
+        Path(folder, ".gitignore") for folder, _, names in os.walk(project) if ".gitignore" in names
+    )
+    for path in (*read, *below):
+        try:
+            mode = path.stat().st_mode
+        except OSError:
+            continue
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise BundleError(
+                f"{path} is not a regular file: git would wait for it for ever",
+                "Remove it.",
+            )
+
+
+def _files_of_git(folder: Path) -> list[Path]:
+    names = ("", "HEAD", "config", "index", "packed-refs", "info/exclude", "commondir")
+    return [folder / ".git" / name for name in names]

@@ -22,6 +22,7 @@ from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, Field
 
 from kernelkit.errors import ConfigError
+from kernelkit.storage import read_file
 
 
 class Presence(StrEnum):
@@ -107,7 +108,7 @@ def load_snapshot(path: Path | None) -> Snapshot:
     if path is None:
         return snapshot()
     try:
-        return read_snapshot(json.loads(path.read_text(encoding="utf-8")))
+        return read_snapshot(json.loads(read_file(path)))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path} is not a snapshot of an image: {error!r}",

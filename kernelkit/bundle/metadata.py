@@ -1,9 +1,9 @@
 """The metadata of the project's own distribution, which the notebook installs with the sources.
 
-A program reads it with `importlib.metadata` or `pkg_resources`: its version, its entry points. It
-is made from what the project states, so that it is the same whether the project is installed here
-or not. Only a version that a build computes, as setuptools-scm does, comes from the installation.
-Nothing is built or imported.
+A program reads it with `importlib.metadata` or `pkg_resources`: its version, its requirements, its
+entry points. It is made from what the project states, so that it is the same whether the project is
+installed here or not. Only what a build computes, such as the version with setuptools-scm, comes
+from the installation. Nothing is built or imported.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from kernelkit.bundle import image, syntax
 from kernelkit.bundle.imports import Module
+from kernelkit.bundle.requires import Header, headers, of_poetry
 from kernelkit.config import PROJECT_FILE
-from kernelkit.storage import decoded
+from kernelkit.storage import decoded, read_file
 
 _LIBRARIES = frozenset({"importlib.metadata", "importlib_metadata", "pkg_resources"})
 _READS = frozenset(
@@ -34,17 +35,21 @@ _READS = frozenset(
 )
 """Functions of these libraries that read what is installed."""
 
+_COMPUTED = frozenset({"entry-points", "dependencies", "optional-dependencies"})
+
 _NAME = re.compile(r"[A-Z0-9](?:[A-Z0-9._-]*[A-Z0-9])?", re.IGNORECASE)  # of a distribution
 _UNKNOWN = (OSError, ValueError, SyntaxError, RecursionError)  # of files that may be anything
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """Name, version and entry points of what the project installs."""
+    """What an installation of the project says about itself."""
 
     name: str
     version: str
-    summary: str = ""
+    headers: tuple[Header, ...] = ()
+    """Of METADATA, after name and version."""
+
     entry_points: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
     """Group → name → object, all sorted."""
 
@@ -55,10 +60,9 @@ class Distribution:
 
     def files(self, tops: Iterable[str]) -> dict[str, str]:
         """The files of that folder; `tops` are the modules that it installs."""
-        summary = f"Summary: {self.summary}\n" if self.summary else ""
+        first = (("Metadata-Version", "2.4"), ("Name", self.name), ("Version", self.version))
         files = {
-            "METADATA": f"Metadata-Version: 2.1\nName: {self.name}\nVersion: {self.version}\n"
-            + summary,
+            "METADATA": "".join(f"{name}: {value}\n" for name, value in (*first, *self.headers)),
             "top_level.txt": "".join(f"{top}\n" for top in sorted(set(tops))),
         }
         if self.entry_points:
@@ -96,7 +100,32 @@ _Points = Annotated[dict[str, str], BeforeValidator(_plain)]
 """Name → object, of one group of entry points."""
 
 
-class _Stated(BaseModel):
+def _texts(lines: object) -> list[str]:
+    """The lines of a text or a list that are one line each."""
+    if isinstance(lines, str):
+        lines = [line for line in lines.splitlines() if line.strip()]
+    found = lines if isinstance(lines, list) else []
+    return [line.strip() for line in found if isinstance(line, str) and line.isprintable()]
+
+
+def _table(values: object) -> dict[str, str]:
+    """The entries of a table that are one line of text each."""
+    found = values if isinstance(values, dict) else {}
+    return {
+        key: value
+        for key, value in found.items()
+        if isinstance(value, str) and value.isprintable() and key.isprintable()
+    }
+
+
+def _tables(values: object) -> list[dict[str, str]]:
+    return [_table(value) for value in values] if isinstance(values, list) else []
+
+
+_Texts = Annotated[list[str], BeforeValidator(_texts)]
+
+
+class Stated(BaseModel):
     """What a project states about its distribution: `[project]` or `[tool.poetry]`."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -106,6 +135,17 @@ class _Stated(BaseModel):
     description: str = ""
     dynamic: list[str] = Field(default_factory=list)
     """What only a build knows."""
+
+    license: str | dict[str, str] | None = Field(default=None, union_mode="left_to_right")
+    keywords: _Texts = Field(default_factory=list)
+    authors: Annotated[list[dict[str, str]], BeforeValidator(_tables)] = Field(default_factory=list)
+    classifiers: _Texts = Field(default_factory=list)
+    urls: Annotated[dict[str, str], BeforeValidator(_table)] = Field(default_factory=dict)
+    requires_python: str = Field(default="", alias="requires-python")
+    dependencies: _Texts = Field(default_factory=list)
+    optional_dependencies: dict[str, _Texts] = Field(
+        default_factory=dict, alias="optional-dependencies"
+    )
 
     scripts: _Points = Field(default_factory=dict)
     gui_scripts: _Points = Field(default_factory=dict, alias="gui-scripts")
@@ -119,7 +159,7 @@ class _Stated(BaseModel):
         scripts = {"console_scripts": self.scripts, "gui_scripts": self.gui_scripts}
         return {**scripts, **self.entry_points, **self.plugins}
 
-    def completed(self, installed: importlib.metadata.Distribution | None) -> _Stated:
+    def completed(self, installed: importlib.metadata.Distribution | None) -> Stated:
         """With what an installation knows and the project does not state."""
         if installed is None:
             return self
@@ -130,12 +170,30 @@ class _Stated(BaseModel):
             update={
                 "name": self.name or installed.name,
                 "version": self.version or installed.version,
+                **self._installed_requirements(installed),
                 "entry_points": {
                     **self.entry_points,
                     **{group: _plain(found) for group, found in points.items()},
                 },
             }
         )
+
+    def _installed_requirements(
+        self, installed: importlib.metadata.Distribution
+    ) -> dict[str, object]:
+        """The requirements that only a build knows, extras included."""
+        extras: dict[str, list[str]] = {}
+        plain: list[str] = []
+        for line in installed.requires or ():
+            named = re.search(r"\s*(?:;|and)\s*extra\s*==\s*['\"]([^'\"]+)['\"]", line)
+            lines = extras.setdefault(named[1], []) if named else plain
+            lines.append(line.replace(named[0], "") if named else line)
+        found: dict[str, object] = {}
+        if "dependencies" in self.dynamic and not self.dependencies:
+            found["dependencies"] = plain
+        if "optional-dependencies" in self.dynamic:
+            found["optional_dependencies"] = extras
+        return found
 
 
 class _Build(BaseModel):
@@ -152,14 +210,15 @@ class _BuildBackend(BaseModel):
     """The table of setuptools, hatch or pdm."""
 
     version: _Build | None = None
+    dependencies: _Build | None = None
     dynamic: _BuildBackend | None = None
-    """Where setuptools has the version."""
+    """Where setuptools has the version and the dependencies."""
 
 
 class _Tools(BaseModel):
     """The tables `[tool.…]` that state something about the distribution."""
 
-    poetry: _Stated | None = None
+    poetry: Annotated[Stated | None, BeforeValidator(of_poetry)] = None
     setuptools: _BuildBackend = _BuildBackend()
     hatch: _BuildBackend = _BuildBackend()
     pdm: _BuildBackend = _BuildBackend()
@@ -170,11 +229,18 @@ class _Tools(BaseModel):
         dynamic = self.setuptools.dynamic and self.setuptools.dynamic.version
         return dynamic or self.hatch.version or self.pdm.version or _Build()
 
+    @property
+    def requirement_files(self) -> list[str]:
+        """The files in which setuptools finds the dependencies."""
+        found = self.setuptools.dynamic and self.setuptools.dynamic.dependencies
+        names = found.file if found else []
+        return [names] if isinstance(names, str) else names
+
 
 class _ProjectDocument(BaseModel):
     """What pyproject.toml states about the distribution."""
 
-    project: _Stated | None = None
+    project: Stated | None = None
     tool: _Tools = _Tools()
 
 
@@ -183,7 +249,7 @@ def read_distribution(project: Path, packages: Iterable[str]) -> Distribution | 
     stated, build = _stated(project)
     if stated.version is None:
         stated = stated.model_copy(update={"version": _built_version(project, packages, build)})
-    if stated.version is None or not stated.name or "entry-points" in stated.dynamic:
+    if stated.version is None or not stated.name or _COMPUTED & {*stated.dynamic}:
         stated = stated.completed(_installed(project, stated.name))
     if not _NAME.fullmatch(stated.name):
         return NoDistribution("", f"{PROJECT_FILE} states no name in [project]")
@@ -197,7 +263,7 @@ def read_distribution(project: Path, packages: Iterable[str]) -> Distribution | 
     return Distribution(
         name=stated.name,
         version=version,
-        summary=" ".join(stated.description.split()),
+        headers=tuple(headers(stated)),
         entry_points=tuple(
             (group, tuple(sorted(points.items())))
             for group, points in sorted(stated.groups.items())
@@ -238,28 +304,39 @@ def _reading_lines(module: Module, names: frozenset[str]) -> list[int]:
     return sorted(set(lines))
 
 
-def _stated(project: Path) -> tuple[_Stated, _Build]:
+def _stated(project: Path) -> tuple[Stated, _Build]:
     """What the first file says that names the distribution, and where a build has the version."""
     try:
-        text = decoded((project / PROJECT_FILE).read_bytes())
+        text = decoded(read_file(project / PROJECT_FILE))
         found = _ProjectDocument.model_validate(tomllib.loads(text))
         if found.project is not None:
-            return found.project, found.tool.build
+            lines = [
+                line
+                for name in found.tool.requirement_files
+                for line in _without_comments(decoded(read_file(project / name)))
+            ]
+            update = {"dependencies": lines} if lines else {}
+            return found.project.model_copy(update=update), found.tool.build
         if found.tool.poetry is not None:
             return found.tool.poetry, _Build()
         return _of_setup_cfg(project)
     except _UNKNOWN:
-        return _Stated(), _Build()
+        return Stated(), _Build()
 
 
-def _of_setup_cfg(project: Path) -> tuple[_Stated, _Build]:
+def _without_comments(text: str) -> list[str]:
+    lines = (re.sub(r"(?:^|\s)#.*", "", line).strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith("-")]
+
+
+def _of_setup_cfg(project: Path) -> tuple[Stated, _Build]:
     import configparser  # takes 6 ms, and few projects have a setup.cfg
 
     parser = configparser.ConfigParser(interpolation=None)
     try:
-        parser.read(project / "setup.cfg", encoding="utf-8-sig")
-    except configparser.Error:
-        return _Stated(), _Build()
+        parser.read_string(decoded(read_file(project / "setup.cfg")).lstrip("\ufeff"))
+    except (configparser.Error, OSError, ValueError):
+        return Stated(), _Build()
     section = dict(parser["metadata"]) if parser.has_section("metadata") else {}
     version = section.pop("version", "")
     kind, colon, place = version.partition(":")
@@ -270,7 +347,19 @@ def _of_setup_cfg(project: Path) -> tuple[_Stated, _Build]:
         for group, lines in parser["options.entry_points"].items():
             pairs = (line.split("=", 1) for line in lines.splitlines() if "=" in line)
             points[group] = {name.strip(): value.strip() for name, value in pairs}
-    return _Stated.model_validate({**stated, "entry-points": points}), build
+    options = dict(parser["options"]) if parser.has_section("options") else {}
+    extras = "options.extras_require"
+    found: dict[str, object] = {
+        **stated,
+        "entry-points": points,
+        "dependencies": options.get("install_requires", ""),
+        "requires-python": options.get("python_requires", ""),
+        "optional-dependencies": dict(parser[extras]) if parser.has_section(extras) else {},
+        "license": {"text": section.get("license", "")},
+        "authors": [{"name": section.get("author"), "email": section.get("author_email")}],
+        "urls": {"Homepage": section.get("url")},
+    }
+    return Stated.model_validate(found), build
 
 
 def _built_version(project: Path, packages: Iterable[str], build: _Build) -> str | None:
@@ -278,7 +367,7 @@ def _built_version(project: Path, packages: Iterable[str], build: _Build) -> str
     places = [build.file] if isinstance(build.file, str) else build.file
     for place in filter(None, places):
         try:
-            return (project / place).read_text(encoding="utf-8-sig").strip()
+            return decoded(read_file(project / place)).lstrip("\ufeff").strip()
         except _UNKNOWN:
             return None
     if build.path:
@@ -296,7 +385,7 @@ def _built_version(project: Path, packages: Iterable[str], build: _Build) -> str
 def _assigned(path: Path, names: tuple[str, ...]) -> str | None:
     """The text that a Python file assigns to the first of these names that it has."""
     try:
-        body = syntax.parse(path.read_bytes(), path.name, image.snapshot().release).tree.body
+        body = syntax.parse(read_file(path), path.name, image.snapshot().release).tree.body
     except _UNKNOWN:
         return None
     for node in body:

@@ -20,6 +20,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from kernelkit.storage import read_file
+
 if TYPE_CHECKING:
     from kernelkit.bundle.secret_rules import SecretMatch
 
@@ -156,7 +158,7 @@ def own_credentials(environment: Mapping[str, str], home: Path, project: Path) -
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        return read_file(path).decode(errors="replace")
     except OSError:
         return ""
 
@@ -274,10 +276,7 @@ def _with_header(username: str, key: str | None) -> Iterator[str]:
 
 def _content(path: Path) -> str:
     try:
-        if not path.is_file():
-            return ""
-        with path.open("rb") as stream:
-            data = stream.read(KEY_FILE_BYTES)
+        data = read_file(path, KEY_FILE_BYTES)
     except (OSError, ValueError):  # ValueError: a token may contain NUL
         return ""
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"

@@ -29,7 +29,10 @@ from kernelkit.config.models import (
     SweepSettings,
 )
 from kernelkit.errors import ConfigError
-from kernelkit.storage import decoded
+from kernelkit.storage import (
+    decoded,
+    read_file,
+)
 
 PROJECT_FILE = "pyproject.toml"
 _NOT_WORDS = frozenset({"true", "false", "none", "null", "yes", "no"})  # meant as something else
@@ -114,9 +117,9 @@ def project_text(project: Path) -> str:
             "Go to the project's folder, or name it: --project DIR.",
         )
     try:
-        if not path.is_file():  # reading a pipe would wait for ever
+        if not path.is_file():
             raise ConfigError(f"{path} is not a file")
-        data = path.read_bytes()
+        data = read_file(path)
         text = decoded(data).lstrip("\ufeff")  # some editors add a second mark
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None

@@ -11,7 +11,10 @@ from pathlib import Path
 from kernelkit.config.models import THIS_PROJECT, pip_requirement
 from kernelkit.config.project_file import PROJECT_FILE, project_text
 from kernelkit.errors import ConfigError
-from kernelkit.storage import decoded
+from kernelkit.storage import (
+    decoded,
+    read_file,
+)
 
 
 def all_requirements(project: Path, stated: Sequence[str]) -> Iterator[str]:
@@ -41,7 +44,7 @@ def _requirements_file(project: Path, path: Path, above: tuple[Path, ...]) -> It
     """The requirements of a file for pip, and of the files that it includes."""
     shown = os.path.relpath(path, project.resolve())
     try:
-        text = decoded(path.read_bytes()).replace("\r\n", "\n")
+        text = decoded(read_file(path)).replace("\r\n", "\n")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f'[tool.kernelkit] "pip": {shown} cannot be read: {reason}') from None

@@ -30,7 +30,11 @@ from kernelkit.diagnosis.tracebacks import (
 from kernelkit.errors import ConfigError, LocalError
 from kernelkit.kaggle.types import is_time_out
 from kernelkit.notebook.runtime import MANIFEST_MARK
-from kernelkit.storage import TERMINAL_COMMANDS, sha256_of
+from kernelkit.storage import (
+    TERMINAL_COMMANDS,
+    read_file,
+    sha256_of,
+)
 
 TAIL_LINES = 20_000  # a run ends at its failure; a recursion of 3,000 frames in IPython has 15,000
 LINE_CHARACTERS = 1_000
@@ -231,7 +235,7 @@ def diagnose_log(path: Path, project: Path | None = None) -> Diagnosis | None:
 
 def _read_log(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8", errors="replace")
+        return read_file(path).decode(errors="replace")
     except OSError as error:
         raise LocalError(f"{path} cannot be read: {error.strerror}") from error
 

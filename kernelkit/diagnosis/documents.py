@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, ValidationErr
 from pydantic_core import PydanticUseDefault
 
 from kernelkit.config import Parameter
+from kernelkit.storage import read_file
 
 
 def _or_default(value: Any, validate: Any) -> Any:
@@ -37,7 +38,7 @@ class _Report(BaseModel):
     def read(cls, path: Path) -> Self:
         """The file's values; empty ones if it is missing or is not a JSON object."""
         try:
-            return cls.parse(path.read_text(encoding="utf-8"))
+            return cls.parse(read_file(path).decode())
         except (OSError, ValueError):
             return cls()
 

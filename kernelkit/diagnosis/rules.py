@@ -27,6 +27,7 @@ class FailureCause(StrEnum):
     DISK_FULL = "disk full"
     OWN_CHECK = "kernelkit's own check"
     CRASH = "crash of the process"
+    DIED = "death of the process"
     USAGE = "wrong arguments"
     EXIT = "exit of the program"
     OTHER = "the code's own error"
@@ -145,13 +146,6 @@ RULES = (
         r"exit(?:ed with)? code 137\b",
         r"tried to allocate more memory than is available",
     ),
-    # nbclient, when the kernel has died; it cannot know why.
-    _rule(
-        FailureCause.HOST_MEMORY,
-        "Most likely the memory ran out (Kaggle has about 30 GB), though a crash of compiled code "
-        "and os._exit look the same. Try smaller batches{batch} and fewer worker processes.",
-        r"\bDeadKernelError\b",
-    ),
     # errno 28 and 122; torch.save on a full disk.
     _rule(
         FailureCause.DISK_FULL,
@@ -226,8 +220,20 @@ RULES = (
         r"Fatal Python error",
         r"Segmentation fault",
         r"terminate called after throwing",
-        r"\bSIG(?:SEGV|ABRT|BUS|ILL)\b",
+        r"\bSIG(?:SEGV|ABRT|BUS|ILL|FPE)\b",
+        r"killed by signal: (?:Segmentation fault|Aborted|Bus error|Illegal instruction)",
+        r"returned non-zero exit status (?:13[24569]|-(?:4|6|7|8|11))\b",
+        r"exit(?:ed with)? code (?:13[24569]|-(?:4|6|7|8|11))\b",
         r"illegal memory access",
+    ),
+    # nbclient, when the kernel has died; it cannot know why.
+    _rule(
+        FailureCause.DIED,
+        "The process ended at once, without an error. If the memory ran out (Kaggle has about "
+        "30 GB), try smaller batches{batch} and fewer worker processes. Otherwise look for a crash "
+        "of compiled code, or os._exit: `kernelkit rehearse` with "
+        "`faulthandler.enable()` shows the line.",
+        r"\bDeadKernelError\b",
     ),
     # A program that read Jupyter's own command line.
     _rule(

@@ -51,7 +51,11 @@ from kernelkit.notebook.reader import (
     without_manifest,
 )
 from kernelkit.notebook.render import render
-from kernelkit.storage import digest_of_bytes, replace_files
+from kernelkit.storage import (
+    digest_of_bytes,
+    read_file,
+    replace_files,
+)
 
 MAX_NOTEBOOK_BYTES = 256 << 20  # its source is below 1 MB on Kaggle; everything else is outputs
 
@@ -210,8 +214,7 @@ def read_notebook(path: Path) -> str:
     try:
         if path.exists() and not path.is_file():
             raise ConfigError(f"{path} is not a file", PULL)
-        with path.open("rb") as stream:
-            content = stream.read(MAX_NOTEBOOK_BYTES + 1)
+        content = read_file(path, MAX_NOTEBOOK_BYTES + 1)
         if len(content) > MAX_NOTEBOOK_BYTES:
             raise ConfigError(
                 f"{path} is larger than {MAX_NOTEBOOK_BYTES >> 20} MiB", "Clear its outputs."
@@ -683,7 +686,7 @@ def _source_file(path: str, content: bytes) -> SourceFile:
 
 def _content(target: Path) -> bytes | None:
     try:
-        return target.read_bytes()
+        return read_file(target)
     except FileNotFoundError:
         return None
     except OSError as error:

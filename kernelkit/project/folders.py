@@ -22,7 +22,12 @@ from kernelkit.bundle.secrets import (
 )
 from kernelkit.errors import ConfigError, LocalError
 from kernelkit.notebook.problems import Problem
-from kernelkit.storage import UnsafePathError, safe_path, sha256_of
+from kernelkit.storage import (
+    UnsafePathError,
+    opened,
+    safe_path,
+    sha256_of,
+)
 
 SEARCHED_BYTES = 32 << 20
 """Of one text, for credentials of every kind: at most 0.2 s a megabyte."""
@@ -159,7 +164,7 @@ def find_secrets(
 def _secrets_of(
     file: FolderFile, name: str, own: Collection[Credential], allowed: Collection[str]
 ) -> Iterator[Problem]:
-    with file.file.open("rb") as stream:
+    with opened(file.file) as stream:
         head = stream.read(HEAD_BYTES)
         searched = 0
         if is_text(head):

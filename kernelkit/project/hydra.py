@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from kernelkit.bundle.scripts import OptionValue
 from kernelkit.bundle.syntax import called_name
+from kernelkit.storage import read_file
 
 if TYPE_CHECKING:
     from kernelkit.project.survey import Source
@@ -115,9 +116,7 @@ def _read(path: Path) -> tuple[str, Tree]:
     import yaml
 
     try:
-        if not path.is_file() or path.stat().st_size > _LARGEST_BYTES:
-            return "", {}
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path, _LARGEST_BYTES).decode("utf-8-sig")
         content = yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return "", {}

@@ -47,7 +47,12 @@ from kernelkit.project.survey import (
     package_folder,
     settings_of,
 )
-from kernelkit.storage import decoded, human_size, write_atomically
+from kernelkit.storage import (
+    decoded,
+    human_size,
+    read_file,
+    write_atomically,
+)
 
 LONGEST_TITLE, SHORTEST_SLUG = 50, 5  # characters; Kaggle's limits
 LARGEST_FILE_BYTES = 200_000  # of a file that is carried because the program opens it
@@ -191,7 +196,7 @@ def write_init(plan: InitPlan) -> None:
     Raises:
         LocalError: the file cannot be written.
     """
-    content = plan.path.read_bytes() if plan.path.exists() else b""
+    content = read_file(plan.path) if plan.path.exists() else b""
     encoding = json.detect_encoding(content)  # editors of Windows write UTF-16
     before = content.decode(encoding)
     gap = "" if not before else "\n" if before.endswith("\n") else "\n\n"
@@ -226,7 +231,7 @@ def _existing(path: Path) -> _Existing:
     if not path.exists():
         return _Existing()
     try:
-        text = decoded(path.read_bytes())
+        text = decoded(read_file(path))
         document = tomllib.loads(text)
         tool, project = document.get("tool"), document.get("project")
         if not isinstance(project, dict):

@@ -10,6 +10,7 @@ from kernelkit.errors import KernelkitError
 from kernelkit.kaggle.logs import parse_log
 from kernelkit.kaggle.types import LogEntry
 from kernelkit.runs.watch import LogEvent, progress
+from kernelkit.storage import read_file
 
 LOG_BYTES = 64 << 20  # events are not read from a larger log
 
@@ -27,7 +28,7 @@ def read_events(path: Path) -> list[TimedEvent]:
     try:
         if path.stat().st_size > LOG_BYTES:
             return []
-        entries = parse_log(path.read_text(encoding="utf-8", errors="replace"))
+        entries = parse_log(read_file(path).decode(errors="replace"))
     except (OSError, ValueError, RecursionError, KernelkitError):
         return []
     lines = ((seconds, line) for seconds, line in _lines(entries) if '"event"' in line)

@@ -38,6 +38,7 @@ from kernelkit.storage import (
     counted,
     csv_rows,
     encodable,
+    read_file,
     read_model,
     sha256_of,
 )
@@ -194,8 +195,8 @@ def _identity(
 
 def _log_head(folder: Path, bundle: Manifest) -> str:
     try:
-        with (folder / f"{bundle.slug}.log").open("rb") as stream:
-            return stream.read(HEAD_CHARACTERS).decode(errors="replace")
+        head = read_file(folder / f"{bundle.slug}.log", HEAD_CHARACTERS)
+        return head.decode(errors="replace")
     except (OSError, ValueError):
         return ""
 

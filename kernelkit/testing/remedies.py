@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from kernelkit.storage import read_file
+
 OUTSIDE = (
     "The notebook mostly lacks files outside the package: move them into the package's folder, or "
     "mount them as a dataset. If a test fails only sometimes, run it again, or leave it out with "
@@ -174,7 +176,7 @@ def _paths_in_source(
     to a path with `/`, or passed to a function that takes a path.
     """
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        tree = ast.parse(read_file(file))
     except (OSError, SyntaxError, ValueError):
         return
     name = test.partition("[")[0].rpartition("::")[2]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import tempfile
@@ -10,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernelkit import workflow
 from kernelkit.bundle.bundle import Bundle, SourceFile, digest_of, read_bundle
 from kernelkit.bundle.git import GitIgnore, Provenance
 from kernelkit.config import load_config
-from kernelkit.errors import BundleError
+from kernelkit.errors import BundleError, KernelkitError
+from kernelkit.project.init import plan_init
 
 Make = Callable[..., Path]
 
@@ -700,11 +703,94 @@ def test_a_handler_that_raises_does_not_make_an_import_optional(make_project: Ma
     assert (list(bundle.third_party), list(bundle.optional)) == (["torch"], [])
 
 
-def test_a_link_that_leaves_the_project_is_reported(make_project: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["folder", "file", "package", "named file", "deep folder"])
+def test_a_link_to_files_of_this_machine_is_refused(
+    make_project: Make, tmp_path: Path, kind: str
+) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "data.txt").touch()
+    project = make_project({"pkg/sub/a.txt": ""}, keys='files = ["x.txt"]' * (kind == "named file"))
+    link, target = {
+        "folder": ("pkg/data", "elsewhere"),
+        "file": ("pkg/data.txt", "elsewhere/data.txt"),
+        "package": ("pkg", "elsewhere/pkg"),
+        "named file": ("x.txt", "elsewhere/data.txt"),
+        "deep folder": ("pkg/sub/data", "elsewhere"),
+    }[kind]
+    if kind == "package":
+        (project / "pkg").rename(tmp_path / "elsewhere" / "pkg")
+    (project / link).symlink_to(tmp_path / target)
+    with pytest.raises(BundleError, match=f"{link} is a link to .*/{target}, which is not"):
+        bundle_of(project)
+    path = project / "pyproject.toml"
+    path.write_text(
+        path.read_text().replace("[tool.kernelkit]", f"[tool.kernelkit]\nexclude = '{link}'")
+    )
+    if kind not in ("package", "named file"):
+        assert "pkg/sub/a.txt" in paths(bundle_of(project))
+
+
+def test_a_link_to_another_part_of_the_repository_is_reported(
+    make_project: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "shared").mkdir()
+    for name in ("data.txt", "untracked.txt"):
+        (tmp_path / "shared" / name).touch()
     project = make_project({})
-    (project / "pkg" / "data").symlink_to(tmp_path / "elsewhere")
+    git = ["git", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "add", "shared/data.txt", "project"], check=True)
+    (project / "pkg" / "data.txt").symlink_to(tmp_path / "shared" / "data.txt")
     bundle = bundle_of(project)
-    assert "pkg/data/data.txt" in paths(bundle)
-    assert bundle.notes == ("pkg/data: a link leads out of the project",)
+    assert "pkg/data.txt" in paths(bundle)
+    assert "pkg/data.txt: a link leads out of the project" in bundle.notes
+    (project / "pkg" / "more.txt").symlink_to(tmp_path / "shared" / "untracked.txt")
+    with pytest.raises(BundleError, match="more.txt is a link".replace(".", r"\.")):
+        bundle_of(project)
+
+
+def test_links_next_to_scripts_are_left_out(make_project: Make, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "helper.py").touch()
+    project = make_project({"train.py": "print()\n"}, entry="train.py")
+    path = project / "pyproject.toml"
+    path.write_text(path.read_text().replace('package = "pkg"', 'package = "."'))
+    (project / "data").symlink_to(tmp_path / "elsewhere")
+    (project / "helper.py").symlink_to(tmp_path / "elsewhere" / "helper.py")
+    left = bundle_of(project).left_out
+    assert left["data/"] == left["helper.py"] == "a link out of the project"
+    (project / "train.py").write_text("import helper\n")
+    with pytest.raises(BundleError, match="next to the package and is not carried"):
+        bundle_of(project)
+
+
+PIPES = (
+    *(".gitignore", "pkg/.gitignore", "pyproject.toml", "needs.txt", "cells/00-title.md.j2"),
+    *("image.json", "pkg/a.py", "pkg/data.txt", "pkg/_fast.abi3.so", "pkg/key.pem", "setup.cfg"),
+    *("VERSION", ".git/info/exclude", "extra.txt"),
+)
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("name", PIPES)
+def test_nothing_waits_for_a_pipe(make_project: Make, name: str) -> None:
+    keys = {
+        "needs.txt": 'pip = "needs.txt"',
+        "cells/00-title.md.j2": 'templates = "cells"',
+        "image.json": 'image = "image.json"',
+        "extra.txt": 'files = ["extra.txt"]',
+    }
+    lines = '[project]\nname = "a"\ndynamic = ["version"]\n[tool.setuptools.dynamic]\n'
+    lines += 'version = {file = "VERSION"}\n'
+    project = make_project({}, keys=keys.get(name, ""), extra=lines if name == "VERSION" else "")
+    subprocess.run(["git", "init", "-q", str(project)], check=True)
+    path = project / name
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(exist_ok=True)
+    os.mkfifo(path)
+    with contextlib.suppress(KernelkitError):
+        plan_init(project)
+        workflow.render_kernel(load_config(project, environment={}))
+    if ".git" in name:
+        with pytest.raises(KernelkitError, match=f"{name} is not a regular file"):
+            bundle_of(project)

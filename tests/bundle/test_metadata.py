@@ -221,3 +221,87 @@ def test_no_text_of_a_project_breaks_the_lines_of_its_metadata(make_project: Mak
     files = found.files(["pkg"])
     assert files["METADATA"].count("\n") == 4
     assert files["entry_points.txt"] == "[console_scripts]\ngood = pkg:run\n"
+
+
+WHOLE = """[project]
+name = "my-pkg"
+version = "1.0"
+description = "Does this."
+license = "MIT"
+requires-python = ">=3.11"
+keywords = ["a", "b"]
+authors = [{name = "Ann", email = "ann@example.org"}, {name = "Bob"}]
+classifiers = ["Programming Language :: Python :: 3"]
+dependencies = ["numpy >= 1.26", "pandas[parquet]>=2; python_version < '4'", "x @ https://a.test/x.whl"]
+[project.optional-dependencies]
+dev = ["pytest>=8", "torch>=2; sys_platform == 'linux' or python_version > '3'"]
+"Big_Extra" = ["scipy"]
+[project.urls]
+Homepage = "https://a.test"
+"Bug Tracker" = "https://a.test/bugs"
+"""
+
+
+def test_the_metadata_is_what_a_build_writes(make_project: Make, tmp_path: Path) -> None:
+    project = with_lines(make_project({}), WHOLE)
+    found = read_distribution(project, ["pkg"])
+    assert isinstance(found, Distribution)
+    code = (
+        "import sys; from setuptools import build_meta; "
+        "print(build_meta.prepare_metadata_for_build_wheel(sys.argv[1]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    built = (tmp_path / done.stdout.splitlines()[-1] / "METADATA").read_text().partition("\n\n")[0]
+    assert sorted(found.files(["pkg"])["METADATA"].splitlines()) == sorted(built.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("lines", "files", "requires"),
+    [
+        (
+            '[tool.poetry]\nname = "a"\nversion = "1"\n[tool.poetry.dependencies]\n'
+            'python = "^3.11"\n'
+            'numpy = "^1.26"\nzero = "^0.2.3"\ntilde = "~1.2"\nexact = "1.0"\nstar = "*"\n'
+            'both = ">=1,<3"\nlate = {version = "^2", optional = true}\n'
+            'some = {version = "~2.1.3", extras = ["x"], markers = "sys_platform == \'linux\'"}\n'
+            '[tool.poetry.extras]\nmore = ["late"]\n',
+            {},
+            [
+                *("numpy<2.0,>=1.26", "zero<0.3.0,>=0.2.3", "tilde<1.3,>=1.2", "exact==1.0"),
+                *("star", "both<3,>=1", 'some[x]<2.2.0,>=2.1.3; sys_platform == "linux"'),
+                'late<3,>=2; extra == "more"',
+            ],
+        ),
+        (
+            '[project]\nname = "a"\nversion = "1"\ndynamic = ["dependencies"]\n'
+            '[tool.setuptools.dynamic]\ndependencies = {file = ["needs.txt"]}\n',
+            {"needs.txt": "numpy>=1  # why\n\n# nothing\nscipy\n-r other.txt\n"},
+            ["numpy>=1", "scipy"],
+        ),
+        (
+            '[project]\nname = "a"\nversion = "1"\ndynamic = ["dependencies"]\n',
+            {"a.egg-info/PKG-INFO": "Name: a\nVersion: 5\n", "a.egg-info/requires.txt": "numpy\n"},
+            ["numpy"],
+        ),
+        (
+            "",
+            {
+                "setup.cfg": "[metadata]\nname = a\nversion = 1\n[options]\ninstall_requires =\n"
+                "    numpy>=1\n    scipy\n[options.extras_require]\ndev =\n    pytest\n"
+            },
+            ["numpy>=1", "scipy", 'pytest; extra == "dev"'],
+        ),
+    ],
+)
+def test_requirements_are_read_where_the_project_states_them(
+    make_project: Make, lines: str, files: dict[str, str | bytes], requires: list[str]
+) -> None:
+    found = read_distribution(with_lines(make_project(files), lines), ["pkg"])
+    assert isinstance(found, Distribution)
+    assert [value for name, value in found.headers if name == "Requires-Dist"] == requires

@@ -491,7 +491,7 @@ def test_a_killed_kernel_is_distinguished_from_a_crash() -> None:
     )
     found = diagnose(log, manifest={"parameters": {"batch_size": 32}})
     assert found
-    assert (found.cause, found.frames) == (FailureCause.HOST_MEMORY, ())
+    assert (found.cause, found.frames) == (FailureCause.DIED, ())
     assert found.last_lines[-1] == "epoch 3"
     crash = (
         "Fatal Python error: Segmentation fault\n\n"
@@ -509,7 +509,9 @@ def test_a_killed_kernel_is_distinguished_from_a_crash() -> None:
 @pytest.mark.parametrize(
     ("printed", "cause"),
     [
-        ("Max retries exceeded with url: /a\nepoch 1\nepoch 2\n", FailureCause.HOST_MEMORY),
+        ("Max retries exceeded with url: /a\nepoch 1\nepoch 2\n", FailureCause.DIED),
+        ("Segmentation fault (core dumped)\n", FailureCause.CRASH),
+        ("Killed\n", FailureCause.DIED),
         ("usage: train.py [-h]\ntrain.py: error: argument --a: bad\n", FailureCause.USAGE),
         (
             "terminate called after throwing an instance of 'c10'\n  what():  no\n",
@@ -619,6 +621,15 @@ TABLE = [
         *(FailureCause.HOST_MEMORY, "30 GB"),
     ),
     ("RuntimeError: DataLoader worker (pid 77) is killed by signal: Killed. ", "out of memory", ""),
+    (
+        "RuntimeError: DataLoader worker (pid 7) is killed by signal: Segmentation fault. ",
+        *(FailureCause.CRASH, ""),
+    ),
+    ("nbclient.exceptions.DeadKernelError: Kernel died", FailureCause.DIED, "30 GB"),
+    (
+        "subprocess.CalledProcessError: Command 'a' returned non-zero exit status 139.",
+        *(FailureCause.CRASH, ""),
+    ),
     (
         "subprocess.CalledProcessError: Command '['x']' died with <Signals.SIGKILL: 9>.",
         *(FailureCause.HOST_MEMORY, ""),
@@ -1079,7 +1090,7 @@ def test_a_killed_run_is_diagnosed(failing: Path, cli: Cli) -> None:
     shown = cli(
         "rehearse", "--profile", "failing", "--inputs", inputs, cwd=failing, expect=6
     ).stderr
-    assert "Most likely the memory ran out" in shown
+    assert "If the memory ran out" in shown
     folder = failing / "build" / "rehearsal" / "plain-parcel" / "v1"
     found = diagnose_folder(folder)
     assert found
