@@ -13,6 +13,9 @@ _X86_64 = 62
 _MACH_O = (b"\xcf\xfa\xed\xfe", b"\xce\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"\xca\xfe\xba\xbf")
 _CPYTHON = re.compile(r"cpython-(\d)(\d+)([a-z]*)(?:-(.+))?")
 _PLATFORM = "x86_64-linux-gnu"
+_GLIBC = re.compile(rb"GLIBC_2\.(\d+)\0")
+IMAGE_GLIBC = 35
+"""Minor version of glibc 2 in the image: it is made from Ubuntu 22.04 [A]."""
 
 
 def is_compiled(path: str) -> bool:
@@ -35,6 +38,12 @@ def python_of(path: str) -> tuple[int, int] | None:
     tag = _tag(path)
     found = _CPYTHON.fullmatch(tag)
     return (int(found[1]), int(found[2])) if found else None
+
+
+def newer_glibc(content: bytes) -> str | None:
+    """The version of the C library that an extension needs, if the image's is older."""
+    needed = max((int(found) for found in _GLIBC.findall(content)), default=0)
+    return f"2.{needed}" if needed > IMAGE_GLIBC else None
 
 
 def misfit(path: str, head: bytes, python: tuple[int, int]) -> str | None:

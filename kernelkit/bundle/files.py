@@ -23,8 +23,10 @@ from kernelkit.bundle import image
 from kernelkit.bundle.extensions import (
     COMPILED_SUFFIXES,
     HEAD_BYTES,
+    IMAGE_GLIBC,
     extension_module,
     misfit,
+    newer_glibc,
     python_of,
 )
 from kernelkit.bundle.git import GitIgnore, is_part_of_repository, parents
@@ -430,6 +432,12 @@ class PackageFiles:
             return
         if reason is None or name not in self.extensions:
             self.extensions[name] = entry.path
+        needed = newer_glibc(self.content(entry.path)) if reason is None else None
+        if needed:
+            self.notes.append(
+                f"{entry.name} needs glibc {needed}, and Kaggle's image is known to have "
+                f"2.{IMAGE_GLIBC}: build it on an older Linux, such as manylinux"
+            )
         here = (sys.version_info.major, sys.version_info.minor)
         if reason is None and python_of(entry.path) not in (None, here):
             self.notes.append(

@@ -5,11 +5,13 @@ The protocol is that of Google's resumable uploads [V, the official client].
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from kernelkit.kaggle.answers import TransientError, calling
 from kernelkit.kaggle.connection import Connection
+from kernelkit.kaggle.types import ignore
 from kernelkit.kaggle.waiting import Upload
 
 UPLOAD_PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # s, before each attempt after one without progress
@@ -23,8 +25,17 @@ class UploadAddress:
     url: str
 
 
+OnBytes = Callable[[int], None]
+"""Called with the number of bytes of a file that were sent so far."""
+
+
 def upload(
-    connection: Connection, file: Path, address: UploadAddress, *, resume: bool = False
+    connection: Connection,
+    file: Path,
+    address: UploadAddress,
+    *,
+    resume: bool = False,
+    on_bytes: OnBytes = ignore,
 ) -> None:
     """Send a file. Bytes that have arrived are not sent again.
 
@@ -42,7 +53,7 @@ def upload(
         return
     while True:
         try:
-            if _put(connection, file, address.url, arrived, size):
+            if _put(connection, file, address.url, arrived, on_bytes):
                 return
             error = TransientError(f"the upload of {file.name} stays incomplete")
         except TransientError as caught:
@@ -60,12 +71,13 @@ def upload(
         failures, arrived = (0 if now > arrived else failures), now
 
 
-def _put(connection: Connection, file: Path, url: str, start: int, size: int) -> bool:
+def _put(connection: Connection, file: Path, url: str, start: int, on_bytes: OnBytes) -> bool:
     """Send the bytes from `start` on; returns whether Kaggle has all of them now."""
+    size = file.stat().st_size
     part = {"Content-Range": f"bytes {start}-{size - 1}/{size}"} if start else {}
     with calling("the upload"), file.open("rb") as stream:
         stream.seek(start)
-        body = Upload(stream, size - start) if size > start else b""
+        body = Upload(stream, size - start, on_bytes) if size > start else b""
         response = connection.wait_for(lambda: connection.files.put(url, data=body, headers=part))
         if response.status_code == 503:  # incomplete [V, the official client]
             return False

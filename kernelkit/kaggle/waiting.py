@@ -87,8 +87,11 @@ def within(call: Callable[[], T], seconds: float, deadline: float | None = None)
 class Upload:
     """The rest of an open file as the body of a request; its bytes count as progress."""
 
-    def __init__(self, stream: IO[bytes], size: int) -> None:
+    def __init__(
+        self, stream: IO[bytes], size: int, on_bytes: Callable[[int], None] = lambda _: None
+    ) -> None:
         self._stream, self._size = stream, size
+        self._on_bytes = on_bytes
 
     def __len__(self) -> int:
         return self._size
@@ -100,6 +103,7 @@ class Upload:
         """The next bytes."""
         data = self._stream.read(size)
         count_bytes(len(data))
+        self._on_bytes(self._stream.tell())
         return data
 
 

@@ -27,7 +27,7 @@ from kernelkit.errors import (
     RefusedError,
 )
 from kernelkit.kaggle.datasets import BROKEN, NAME_LENGTHS, READY, SLUG, Dataset, DatasetDetails
-from kernelkit.kaggle.types import PRODUCTION, ignore
+from kernelkit.kaggle.types import PRODUCTION, Timeouts, ignore
 from kernelkit.kaggle.uploads import UploadAddress, upload
 from kernelkit.notebook.problems import require_no_problems
 from kernelkit.project.folders import FolderContents, FolderFile, find_secrets, read_folder
@@ -50,6 +50,7 @@ UPLOAD_SECONDS = 6 * 24 * 3600
 PROCESSING_SECONDS = 3600  # until a new version must be current; large ones take minutes [A]
 TOP_FILES = 50  # at the top of a dataset; the official library zips more than that [V, kagglehub]
 ANNOUNCED_BYTES = 10 << 20  # from this size on, the upload of a file is reported
+PROGRESS_SECONDS = 10  # between two reports about one upload
 NAMED = 5  # files that a note names
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
@@ -250,6 +251,22 @@ class _Journal(BaseModel):
     """Version → the digest of its files."""
 
 
+class _Progress:
+    """Reports now and then how much of a file is sent."""
+
+    def __init__(self, file: FolderFile, timeouts: Timeouts, on_event: OnEvent) -> None:
+        self._file, self._clock, self._on_event = file, timeouts.clock, on_event
+        self._reported = timeouts.clock()
+
+    def __call__(self, sent: int) -> None:
+        if self._clock() - self._reported >= PROGRESS_SECONDS and sent < self._file.size:
+            self._reported = self._clock()
+            size = self._file.size
+            self._on_event(
+                f"{self._file.path}: {human_size(sent)} of {human_size(size)} ({sent / size:.0%})"
+            )
+
+
 class _Publication:
     """One folder on its way to one dataset."""
 
@@ -285,16 +302,9 @@ class _Publication:
         after = (before.version or 0) if before else 0
         self._send(after, is_new=before is None)
         self._on_event(f"waiting until {self._dataset.name} version {after + 1} is current")
-        details = self._wait(newer_than=after)
+        details = self._wait(newer_than=after, is_sent=True)
         self._require_privacy(details)
-        version = details.version or after + 1
-        if not self._is_held_by(details):
-            raise RefusedError(
-                f"{self._dataset.name} version {version} is current, and is not the version that "
-                "was sent: somebody else has published one meanwhile",
-                "Run the same command again.",
-            )
-        return self._confirmed(details, version, uploaded=True)
+        return self._confirmed(details, details.version or after + 1, uploaded=True)
 
     def _settled(self) -> DatasetDetails | None:
         """The dataset once Kaggle does not process a version of it; None if there is none."""
@@ -307,8 +317,11 @@ class _Publication:
         self._is_broken = state in BROKEN
         return self._dataset.details()
 
-    def _wait(self, newer_than: int) -> DatasetDetails:
-        """Wait until Kaggle has processed the latest version, and a newer one is current."""
+    def _wait(self, newer_than: int, *, is_sent: bool = False) -> DatasetDetails:
+        """Wait until Kaggle has processed the latest version, and a newer one is current.
+
+        With `is_sent`, it must be the version that was sent: somebody else may publish, too.
+        """
         timeouts = self._kaggle.timeouts
         started, reported = timeouts.clock(), ""
         for pause in timeouts.pauses():
@@ -323,7 +336,14 @@ class _Publication:
                 )
             found = self._dataset.details() if state == READY else None
             if found is not None and (found.version or 0) > newer_than:
-                return found
+                if not is_sent or self._is_held_by(found):
+                    return found
+                if waited > timeouts.grace:
+                    raise RefusedError(
+                        f"{self._dataset.name} version {found.version} is current, and is not the "
+                        "version that was sent: somebody else has published one meanwhile",
+                        "Run the same command again.",
+                    )
             if state not in (None, READY, reported):
                 reported = str(state)
                 self._on_event(f"{self._dataset.name}: {reported}")
@@ -470,7 +490,9 @@ class _Publication:
             what = "resuming" if resume else "uploading"
             self._on_event(f"{what} {file.path} ({human_size(file.size)})")
         file.require_unchanged()
-        upload(self._kaggle, file.file, UploadAddress(begun.token, begun.url), resume=resume)
+        address = UploadAddress(begun.token, begun.url)
+        progress = _Progress(file, self._kaggle.timeouts, self._on_event)
+        upload(self._kaggle, file.file, address, resume=resume, on_bytes=progress)
         file.require_unchanged()
         self._remember(file.path, begun.model_copy(update={"done": True}))
         return begun.token

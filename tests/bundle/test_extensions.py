@@ -54,6 +54,15 @@ def test_only_what_the_image_can_load_fits(name: str, head: bytes, reason: str |
     assert (reason or "") in (found or "")
 
 
+@pytest.mark.parametrize(("needed", "told"), [(b"2.2.5", None), (b"2.35", None), (b"2.38", "2.38")])
+def test_a_newer_c_library_is_named(needed: bytes, told: str | None, make_project: Make) -> None:
+    library = elf() + b"\0GLIBC_2.17\0GLIBC_" + needed + b"\0"
+    notes = bundle_of(make_project({"pkg/_fast.abi3.so": library})).notes
+    found = [note for note in notes if "glibc" in note]
+    assert len(found) == bool(told)
+    assert all(f"needs glibc {told}" in note for note in found)
+
+
 def test_a_fitting_extension_is_a_module_of_the_package(make_project: Make) -> None:
     """Also if git ignores it, and if there are others for other machines."""
     project = make_project(

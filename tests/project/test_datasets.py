@@ -19,6 +19,7 @@ from kernelkit.errors import (
 )
 from kernelkit.kaggle.datasets import Dataset
 from kernelkit.kaggle.kernels import Kaggle, connect
+from kernelkit.project import datasets
 from kernelkit.project.datasets import DatasetRequest, DatasetVersion, publish_dataset
 from tests.local_kaggle import LocalKaggle
 
@@ -98,6 +99,27 @@ def test_a_version_of_somebody_else_is_not_taken_for_ours(
     assert publish().version == 3
 
 
+@pytest.mark.parametrize("ours_is_last", [True, False])
+def test_another_version_at_the_same_time(
+    ours_is_last: bool, publish: Publish, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish()
+    add = Dataset.add_version
+
+    def add_two(dataset: Dataset, contents: dict[str, str], notes: str) -> None:
+        both = [({"model.bin": contents["model.bin"]}, "by hand"), (contents, notes)]
+        for one in both if ours_is_last else reversed(both):
+            add(dataset, *one)
+
+    monkeypatch.setattr(Dataset, "add_version", add_two)
+    (folder / "model.bin").write_bytes(b"better")
+    if ours_is_last:
+        assert publish().version == 3
+    else:
+        with pytest.raises(RefusedError, match="somebody else"):
+            publish()
+
+
 @pytest.mark.parametrize("call", ["CreateDataset", "CreateDatasetVersion"])
 @pytest.mark.parametrize("fault", ["lost-before", "lost-after"])
 def test_a_lost_response_makes_no_second_version(
@@ -134,6 +156,14 @@ def test_a_public_dataset_gets_no_private_files(
     with pytest.raises(RefusedError, match="is public"):
         publish()
     assert calls(emulator, "CreateDatasetVersion") == 0
+
+
+def test_a_long_upload_says_how_far_it_is(
+    publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, "PROGRESS_SECONDS", 0)
+    publish()
+    assert any("model.bin: 65.5 kB of 1.0 MB (6%)" in line for line in publish.events)  # type: ignore[attr-defined]
 
 
 def test_credentials_are_not_uploaded(
