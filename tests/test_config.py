@@ -516,6 +516,7 @@ def test_requirements_come_from_files_and_from_the_project(make_project: Make) -
         ("./local.whl", "requirements.txt:1: './local.whl'"),
         ("x @ file:///a/x.whl", "names a file of this machine"),
         ("-r missing.txt", "missing.txt cannot be read"),
+        ("six==1 --hash=md5:00", "requirements.txt:1: --hash=md5:00 is not a hash"),
     ],
 )
 def test_requirements_that_a_run_cannot_use(make_project: Make, text: str, message: str) -> None:
@@ -545,7 +546,9 @@ def test_requirements_with_hashes_on_lines_of_their_own(make_project: Make, end:
     lines = ["six==1.17.0 \\", "    --hash=sha256:00 \\", "    --hash=sha256:01", "uri"]
     text = end.join(lines).encode()
     project = make_project({"requirements.txt": text}, keys='pip = "requirements.txt"')
-    assert load_config(project).pip == ("six==1.17.0", "uri")
+    config = load_config(project)
+    assert config.pip == ("six==1.17.0", "uri")
+    assert config.pip_hashes == {"six==1.17.0": ("sha256:00", "sha256:01")}
 
 
 def test_positional_parameters_are_those_of_a_script(make_project: Make) -> None:

@@ -152,7 +152,7 @@ def read_bundle(config: Config) -> Bundle:
         *(_source_file(files, files.modules[name], modules[name]) for name in order),
         *(_source_file(files, path) for path in files.data(modules)),
     )
-    notes += files.notes + checks.layout_notes(arrangement)
+    notes += files.notes + checks.layout_notes(arrangement) + checks.hash_notes(config)
     packages = [files.in_project(package) for package in arrangement.packages]
     distribution = read_distribution(config.project, packages)
     notes += checks.metadata_notes(distribution, modules, own)

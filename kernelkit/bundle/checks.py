@@ -310,6 +310,16 @@ def _is_elsewhere(module: str, config: Config) -> bool:
     return found.is_known
 
 
+def hash_notes(config: Config) -> list[str]:
+    """Hashes of requirements that nothing will compare with the files."""
+    if not config.pip_hashes or not config.kernel.enable_internet:
+        return []
+    return [
+        "the hashes in the requirements file are not checked, because the run installs from PyPI. "
+        "With enable_internet = false it installs wheels, and `kernelkit wheels` checks them"
+    ]
+
+
 def layout_notes(arrangement: Arrangement) -> list[str]:
     """Differences between the folders here and in the notebook that may matter to a program."""
     notes = []

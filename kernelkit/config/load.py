@@ -64,11 +64,13 @@ def load_config(
         asked["endpoint"] = "KERNELKIT_ENDPOINT"
     shared = ProjectFile.model_fields.keys() & Config.model_fields.keys()
     values = {name: getattr(stated, name) for name in shared}
+    requirements = list(all_requirements(project, stated.pip))
     values |= {
         "project": project.resolve(),
         "outputs": checked_outputs(stated.outputs, stated.kernel.slug),
         "only_reachable": stated.only_reachable or only_reachable,
-        "pip": tuple(all_requirements(project, stated.pip)),
+        "pip": tuple(one.text for one in requirements),
+        "pip_hashes": {one.text: one.hashes for one in requirements if one.hashes},
         "description": _description(project.resolve(), stated.description),
         "templates": _templates_folder(project.resolve(), stated.templates),
         "image": _image_file(project.resolve(), stated.image),

@@ -357,6 +357,9 @@ class Config(Section):
     """Requirements (PEP 508) that the run installs first, with those of the files that the project
     file names."""
 
+    pip_hashes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Requirement → hashes of its files ("sha256:…"), where a requirements file states them."""
+
     optional_imports: tuple[str, ...] = ()
     """Modules without which the program works; what is below them is meant too."""
 

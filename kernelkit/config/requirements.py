@@ -6,6 +6,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from kernelkit.config.models import THIS_PROJECT, pip_requirement
@@ -16,8 +17,22 @@ from kernelkit.storage import (
     read_file,
 )
 
+HASHES = ("sha256", "sha384", "sha512")
+"""Those that pip accepts."""
 
-def all_requirements(project: Path, stated: Sequence[str]) -> Iterator[str]:
+
+@dataclass(frozen=True)
+class StatedRequirement:
+    """One requirement, with what a file for pip says about its files."""
+
+    text: str
+    """PEP 508."""
+
+    hashes: tuple[str, ...] = ()
+    """Of its files, each as "sha256:…"; empty where none are stated."""
+
+
+def all_requirements(project: Path, stated: Sequence[str]) -> Iterator[StatedRequirement]:
     """The requirements themselves: of [project], and of the files that the project file names."""
     for line in stated:
         if line == THIS_PROJECT:
@@ -25,10 +40,10 @@ def all_requirements(project: Path, stated: Sequence[str]) -> Iterator[str]:
         elif line.endswith(".txt"):
             yield from _requirements_file(project, (project / line).resolve(), ())
         else:
-            yield line
+            yield StatedRequirement(line)
 
 
-def _project_dependencies(project: Path) -> Iterator[str]:
+def _project_dependencies(project: Path) -> Iterator[StatedRequirement]:
     section = tomllib.loads(project_text(project)).get("project")
     stated = section.get("dependencies") if isinstance(section, dict) else None
     if not isinstance(stated, list) or not all(isinstance(line, str) for line in stated):
@@ -40,7 +55,9 @@ def _project_dependencies(project: Path) -> Iterator[str]:
         yield _checked_requirement(line, f"{PROJECT_FILE}: [project] dependencies")
 
 
-def _requirements_file(project: Path, path: Path, above: tuple[Path, ...]) -> Iterator[str]:
+def _requirements_file(
+    project: Path, path: Path, above: tuple[Path, ...]
+) -> Iterator[StatedRequirement]:
     """The requirements of a file for pip, and of the files that it includes."""
     shown = os.path.relpath(path, project.resolve())
     try:
@@ -52,7 +69,8 @@ def _requirements_file(project: Path, path: Path, above: tuple[Path, ...]) -> It
     for joined in re.split(r"(?<!\\)\n", text):
         start, number = number + 1, number + 1 + joined.count("\n")
         line = re.sub(r"(?:^|\s)#.*", "", joined.replace("\\\n", " ")).strip()
-        line = re.sub(r"\s--hash=\S+", "", line).strip()
+        hashes = tuple(re.findall(r"\s--hash[= ](\S+)", line))
+        line = re.sub(r"\s--hash[= ]\S+", "", line).strip()
         place = f"{shown}:{start}"
         included = re.fullmatch(r"(?:-r|--requirement)[ =]?\s*(\S+)", line)
         if included:
@@ -65,11 +83,15 @@ def _requirements_file(project: Path, path: Path, above: tuple[Path, ...]) -> It
                 "List the requirements themselves, for example in a file of their own.",
             )
         elif line:
-            yield _checked_requirement(line, place)
+            yield _checked_requirement(line, place, hashes)
 
 
-def _checked_requirement(line: str, place: str) -> str:
+def _checked_requirement(line: str, place: str, hashes: tuple[str, ...] = ()) -> StatedRequirement:
+    for stated in hashes:
+        algorithm, _, digest = stated.partition(":")
+        if algorithm not in HASHES or not re.fullmatch(r"[0-9a-f]+", digest):
+            raise ConfigError(f"{place}: --hash={stated} is not a hash", "Write sha256:DIGEST.")
     try:
-        return pip_requirement(line)
+        return StatedRequirement(pip_requirement(line), hashes)
     except ValueError as error:
         raise ConfigError(f"{place}: {line!r} {error}", "Write it as in PEP 508.") from None

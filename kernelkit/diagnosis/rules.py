@@ -376,8 +376,8 @@ class Facts:
         if self.left_out:
             return (
                 f"The Python of this machine has no {top}, and these wheels do not fit it: "
-                f"{', '.join(self.left_out)}. If one of them has {top}, Kaggle installs it: for "
-                "the rehearsal, install the package on this machine."
+                f"{', '.join(self.left_out)}. If one of them has {top}, the run on Kaggle installs "
+                "it. For the rehearsal, install the package on this machine."
             )
         wheels = "" if self.internet else " and run `kernelkit wheels`"
         return (

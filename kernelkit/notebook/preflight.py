@@ -730,7 +730,11 @@ def _import_remedy(kernel: Kernel, finding: image.Availability) -> str:
     own = kernel.bundle.module_called(finding.module)
     if own is not None:  # an index may have another package of that name
         return f'Import "{own}" if that is meant; {declare}'
-    internet = "" if kernel.manifest.kernel.enable_internet else ", and set enable_internet = true"
+    internet = (
+        ""
+        if kernel.manifest.kernel.enable_internet
+        else ", then run `kernelkit wheels` or set enable_internet = true"
+    )
     return f'Add pip = ["{finding.distribution}"] to [tool.kernelkit]{internet}; {declare}'
 
 

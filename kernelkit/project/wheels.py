@@ -7,6 +7,7 @@ the requirements, exactly its wheels are downloaded; `upgrade` chooses again.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 import urllib.parse
@@ -95,7 +96,7 @@ def prepare_wheels(
     Raises:
         ConfigError: a requirement has no fitting wheel, or the requirements contradict each other.
         UnreachableError: the package index does not answer.
-        VerificationError: the index has other files than the lock file says.
+        VerificationError: the index has other files than the lock file or a requirements file says.
         LocalError: there is no pip, or a file cannot be written.
     """
     image, dataset = load_snapshot(config.image), dataset_slug(config.kernel.slug)
@@ -120,6 +121,7 @@ def prepare_wheels(
         else:
             lock = old.model_copy(update={"dataset": dataset})
         lock = _downloaded(pip, lock, folder, addresses, on_event)
+    _require_stated_hashes(config, lock, folder)
     if out is None:
         _remove_other_wheels(folder, lock)
     plan = plan_installation(config.pip, image, internet=False, lock=lock)
@@ -320,6 +322,28 @@ def _downloaded(
     except OSError as error:
         raise LocalError(f"{folder} cannot be written: {error.strerror}") from error
     return lock.model_copy(update={"wheels": tuple(wheels)})
+
+
+def _require_stated_hashes(config: Config, lock: WheelLock, folder: Path) -> None:
+    """Check that the wheels have the hashes that a requirements file states.
+
+    Raises:
+        VerificationError: one has another hash.
+    """
+    for text, hashes in config.pip_hashes.items():
+        wheel = lock.wheel(canonicalize_name(Requirement(text).name))
+        if wheel is not None and not any(_has_hash(folder / wheel.file, one) for one in hashes):
+            raise VerificationError(
+                f"{wheel.file} has none of the {len(hashes)} hashes that the requirements file "
+                f"states for {text}",
+                "Add the hash of the wheel for Kaggle's Python, or correct the version.",
+            )
+
+
+def _has_hash(file: Path, stated: str) -> bool:
+    algorithm, _, digest = stated.partition(":")
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, algorithm).hexdigest() == digest
 
 
 def _sha256(file: Path) -> str | None:

@@ -164,6 +164,22 @@ def test_the_index_may_not_change_a_wheel(index: Index, make_project: Callable[.
         prepared(project)
 
 
+@pytest.mark.slow
+def test_hashes_of_a_requirements_file_hold_for_wheels(
+    index: Index, make_project: Callable[..., Path]
+) -> None:
+    digest = hashlib.sha256(index.add("leaf", "1.0").read_bytes()).hexdigest()
+    project = make_project({}, keys='pip = "requirements.txt"')
+    for stated, fits in ((digest, True), ("0" * 64, False)):
+        lines = f"leaf==1.0 --hash=sha256:{'1' * 64} --hash=sha256:{stated}\n"
+        (project / "requirements.txt").write_text(lines)
+        if fits:
+            assert len(files_of(prepared(project))) == 1
+        else:
+            with pytest.raises(VerificationError, match="none of the 2 hashes"):
+                prepared(project)
+
+
 def test_nothing_is_built(index: Index, make_project: Callable[..., Path], tmp_path: Path) -> None:
     """A wheel may require the address of a source distribution, which pip would run."""
     mark = tmp_path / "was-run"
