@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tomlkit
 
-from kernelkit.campaigns import sweep
+from kernelkit.campaigns import sweep, sweep_plan
 from kernelkit.config import Config, load_config
 from kernelkit.kaggle.kernels import Kaggle
 from kernelkit.kaggle.types import Credentials
@@ -157,7 +157,7 @@ class Campaign:
             return chain.run_chain(
                 self.config(), self.kaggle(), self.runs, wait=True, on_event=self._note
             )
-        plan = sweep.plan_sweep(self.config())
+        plan = sweep_plan.plan_sweep(self.config())
         sweep.run_sweep(plan, self.kaggle, self.runs, on_event=self._note)
         return None
 
@@ -326,7 +326,7 @@ def _expected_steps(steps: int) -> str:
 
 
 def _broken_sweep(case: Campaign, last: TerminalEnd, versions: list[Pushed]) -> Iterator[str]:
-    plan = sweep.plan_sweep(case.config())
+    plan = sweep_plan.plan_sweep(case.config())
     view = sweep.read_sweep(plan, case.runs)
     pushed = {version.name: version for version in versions}
     recorded: Counter[str] = Counter()
@@ -340,8 +340,9 @@ def _broken_sweep(case: Campaign, last: TerminalEnd, versions: list[Pushed]) -> 
     for name in pushed.keys() - recorded.keys():
         yield f"forgotten: {name} was pushed, and no trial knows it"
     if not case.plan.per_gpu:
-        twice = [name for name, count in recorded.items() if count > 1]
-        yield from (f"counted twice: {name}" for name in twice)
+        for name in (name for name, count in recorded.items() if count > 1):
+            of = {trial.number: _runs_of(trial) for trial in view.trials if name in _runs_of(trial)}
+            yield f"counted twice: {name} is a run of {of}"
     numbers = [trial.number for trial in view.trials]
     if numbers != list(range(plan.trials)):
         yield f"the trials are {numbers}, but {plan.trials} are planned"
