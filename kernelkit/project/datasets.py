@@ -251,7 +251,7 @@ class _Journal(BaseModel):
     """Version → the digest of its files."""
 
 
-class _Progress:
+class _UploadReport:
     """Reports now and then how much of a file is sent."""
 
     def __init__(self, file: FolderFile, timeouts: Timeouts, on_event: OnEvent) -> None:
@@ -491,7 +491,7 @@ class _Publication:
             self._on_event(f"{what} {file.path} ({human_size(file.size)})")
         file.require_unchanged()
         address = UploadAddress(begun.token, begun.url)
-        progress = _Progress(file, self._kaggle.timeouts, self._on_event)
+        progress = _UploadReport(file, self._kaggle.timeouts, self._on_event)
         upload(self._kaggle, file.file, address, resume=resume, on_bytes=progress)
         file.require_unchanged()
         self._remember(file.path, begun.model_copy(update={"done": True}))
