@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,7 @@ from kernelkit.bundle.secrets import declare_credential, own_credentials
 from kernelkit.config import Config
 from kernelkit.errors import KernelkitError
 from kernelkit.kaggle.types import ignore
-from kernelkit.notebook.preflight import (
-    WARNING,
-    advise,
-    check,
-    compare_with_image,
-)
+from kernelkit.notebook.preflight import WARNING, advise, check, compare_with_image
 from kernelkit.notebook.problems import require_no_problems
 from kernelkit.notebook.render import Kernel, render, write_kernel
 
@@ -95,11 +91,14 @@ def rehearse(
     *,
     deadline: float | None = None,
     mounts: str = "new",
+    work: Callable[[Kaggle], PulledRun] | None = None,
+    lanes: Sequence[str] = (),
     on_event: OnEvent = ignore,
 ) -> PulledRun:
     """`run` on a new local Kaggle, through the same client, into `out`/<slug>/v1.
 
-    `inputs` is a folder of folders that are named by the slugs of the kernel's sources.
+    `inputs` is a folder of folders that are named by the slugs of the kernel's sources. A campaign
+    does its `work` instead of `run`, with further kernels that are named by `lanes`.
 
     Raises:
         ConfigError: `inputs` lacks the data of a source, `build/wheels` lacks a wheel, or `out` is
@@ -115,14 +114,15 @@ def rehearse(
         on_event(f"note: {doubt}")
     publish_wheels = wheels_for_rehearsal(config, manifest.wheels, inputs)
     with store.rehearsal_lock(out):
-        store.remove_rehearsal(out / config.kernel.slug, config.project / "runs")
+        for slug in (config.kernel.slug, *lanes):
+            store.remove_rehearsal(out / slug, config.project / "runs")
         with local_kaggle(inputs, mounts) as server:
             for message in server.start_messages:
                 on_event(message)
             kaggle = connect(server.endpoint, {}, config.kernel.owner)
             publish_wheels(kaggle, on_event)
-            pulled = run(config, kaggle, root=out, deadline=deadline, on_event=on_event)
-            return replace(pulled, isolation=server.isolation)
+            own = partial(run, config, root=out, deadline=deadline, on_event=on_event)
+            return replace((work or own)(kaggle), isolation=server.isolation)
 
 
 def connect_to(config: Config) -> Kaggle:

@@ -51,6 +51,7 @@ _IDENTITY = {
     "push_id": re.compile(r"push_id\W{1,12}([0-9a-f]{32})\b"),
     "digest": re.compile(r"(?<![\w-])digest\W{1,12}([0-9a-f]{64})\b"),
     "mark": re.compile(r"\bsession\W{1,12}((?:chain|sweep)-[0-9a-f]{12}[\w-]*)"),
+    "seconds": re.compile(r"session_seconds\W{1,12}(\d{4,})"),  # what the quota leaves
 }
 """What identifies a push in its source, however it is escaped."""
 _NAMES = ("owner", "slug", "kernel_id", "title", "text", "tags", "is_private")

@@ -105,6 +105,16 @@ class Bundle:
         modules = (file.module for file in self.files if file.module)
         return next((module for module in modules if name in module.split(".")), None)
 
+    def accepts(self, name: str) -> bool:
+        """Whether the entry takes a parameter of that name.
+
+        A function whose source does not show its arguments may take any; a script must name it.
+        """
+        if self.command_line is not None:
+            return name in self.command_line.names
+        found = self.signature
+        return found is None or found.open or name in found.accepted
+
     @property
     def tops(self) -> set[str]:
         """The top-level names of its modules."""

@@ -4,9 +4,9 @@ A *session* is one version of a kernel that a campaign pushes. A *lane* is a ker
 the sessions that follow each other, so that no version runs while another one of it does.
 
 lanes     the project as another kernel, or with other parameters: `lane_config`,
-          `session_config`
+          `session_config`, `resuming_config`
 sessions  pushes each session once, finds it again, follows it to its end: `Session`,
-          `push_session`, `pull_session`, `new_campaign`
+          `push_session`, `pull_session`, `new_campaign`, `Ending`, `ending_of`, `RETRIES`
 sweep     trials with different parameters, some at once: `run_sweep`, `read_sweep`,
           `rehearse_sweep`, `best_sweep_trial`
 sweep_plan  every setting of a sweep: `plan_sweep`, `set_options`, `SweepPlan`, `SweepView`,
@@ -20,6 +20,8 @@ plan      what a run, a chain or a sweep will need, and whether the quota has it
           `sweep_shape`, `Plan`, `SweepShape`
 notify    messages at the end of a run or a campaign, and when the quota gets low: `messenger`,
           `Messenger`
+chain     one session after another until the program is done: `run_chain`, `read_chain`,
+          `rehearse_chain`, `ended_chain`, `ChainRecord`
 
 A campaign keeps its state on disk under `runs/<slug>/`, and writes down each session before it
 pushes it. Nothing here prints: what happens is reported to `on_event`.

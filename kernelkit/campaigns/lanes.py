@@ -10,10 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from kernelkit.errors import ConfigError
 from kernelkit.storage import digest_of_bytes
 
 if TYPE_CHECKING:
     from kernelkit.config import Config, Parameter
+    from kernelkit.runs.manifest import RunAddress
+
+SECOND = "b"
+"""The suffix of the kernel with which a chain alternates."""
 
 LONGEST_NAME = 50  # characters of a title on Kaggle, and so of the slug that it becomes
 MARK_CHARACTERS = 6  # of the hash that replaces the end of a long slug
@@ -58,3 +63,26 @@ def session_config(
     kernel = config.kernel.model_copy(update={"kernel_sources": sources})
     merged = {**config.parameters, **parameters}
     return config.model_copy(update={"kernel": kernel, "parameters": merged})
+
+
+def resuming_config(config: Config, run: RunAddress) -> Config:
+    """The project as the session that continues from the outputs of a run.
+
+    It is another kernel than the run's, unless the project says that one is enough.
+
+    Raises:
+        ConfigError: the entry takes no parameter for the folder of earlier results.
+        BundleError: the package cannot be read.
+    """
+    from kernelkit.runs.resume import accepts_resume
+
+    if not accepts_resume(config):
+        raise ConfigError(
+            f"{config.entry} takes no parameter {config.resume_parameter!r} for the folder of the "
+            "earlier session's outputs",
+            f"Add {config.resume_parameter}=None to it, or name another one with resume_parameter.",
+        )
+    own = run.slug == config.kernel.slug and config.chain == "two kernels"
+    lane = lane_config(config, SECOND if own else "")
+    address = {config.resume_parameter: f"kaggle://input/{run.slug}"}
+    return session_config(lane, address, [f"{run.owner}/{run.slug}"])

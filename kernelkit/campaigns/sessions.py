@@ -8,12 +8,16 @@ and pushes only if there is none.
 
 from __future__ import annotations
 
+import re
 import secrets
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from kernelkit import workflow
-from kernelkit.kaggle.types import ignore
+from kernelkit.errors import KernelkitError
+from kernelkit.kaggle.types import State, ignore
+from kernelkit.runs.identity import Identity
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +28,37 @@ if TYPE_CHECKING:
     from kernelkit.runs.push import Pushed
     from kernelkit.runs.store import RunFolder
     from kernelkit.workflow import OnEvent
+
+
+RETRIES = 2  # of a session that ended for a reason that is not the program's
+
+_KERNEL_DIED = re.compile(r"Kernel died|DeadKernel")
+"""What is said of a process that was killed, most often because memory ran out."""
+
+
+class Ending(StrEnum):
+    """How a session has ended."""
+
+    COMPLETE = "complete"
+    INCOMPLETE = "incomplete"
+    """The program said that another session must continue its work."""
+
+    TIMED_OUT = "timed out"
+    STALLED = "stalled"
+    CANCELLED = "cancelled"
+    DIED = "died"
+    """Kaggle ended it, or never started it: preempted, no capacity, an error of its own."""
+
+    FAILED = "failed"
+    """An error of the program."""
+
+    UNVERIFIED = "not verified"
+    """Its files are not what it wrote, or are another run's."""
+
+    @property
+    def may_continue(self) -> bool:
+        """Whether the next session can continue from what this one has left."""
+        return self in (Ending.INCOMPLETE, Ending.TIMED_OUT, Ending.STALLED)
 
 
 @dataclass(frozen=True)
@@ -105,3 +140,33 @@ def pull_session(
 
     with kaggle.ends_in(deadline):
         return pull_run(kaggle, folder, deadline=deadline, on_event=on_event)
+
+
+def ending_of(pulled: PulledRun) -> Ending:
+    """How a session has ended, from its files, its log, and what Kaggle says."""
+    verdict, end = pulled.verdict, pulled.end
+    if verdict.identity == Identity.MISMATCH:
+        return Ending.UNVERIFIED
+    if end.state == State.COMPLETE:
+        if verdict.problems:
+            return Ending.UNVERIFIED
+        if verdict.incomplete:
+            return Ending.INCOMPLETE
+        return Ending.COMPLETE if verdict.verified else Ending.FAILED
+    if pulled.word in ("timed out", "stalled", "cancelled"):
+        return Ending(pulled.word)
+    return Ending.DIED if _died(pulled) else Ending.FAILED
+
+
+def _died(pulled: PulledRun) -> bool:
+    """Whether nothing shows that an error of the program has ended a run."""
+    from kernelkit.diagnosis.diagnose import diagnose_folder
+    from kernelkit.diagnosis.rules import FailureCause
+
+    if pulled.verdict.run_status == "failed" or _KERNEL_DIED.search(pulled.end.failure):
+        return False
+    try:
+        found = diagnose_folder(pulled.folder)
+    except KernelkitError:  # not even a log: it never started
+        return True
+    return found is None or found.cause == FailureCause.UNKNOWN

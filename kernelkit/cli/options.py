@@ -177,6 +177,13 @@ Deadline = Annotated[
 ]
 
 
+UntilDone = Annotated[
+    bool, typer.Option("--until-done", help="Session after session until it is done.")
+]
+MaxSessions = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Of a chain, in all.", show_default="none"),
+]
 RunName = Annotated[
     str,
     typer.Argument(

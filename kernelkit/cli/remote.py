@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -15,13 +17,16 @@ from kernelkit.cli.options import (
     Again,
     Deadline,
     Inputs,
+    MaxSessions,
     Mounts,
     Options,
     RunName,
+    UntilDone,
     Wait,
     shares,
 )
 from kernelkit.cli.root import app
+from kernelkit.errors import ConfigError
 
 
 @app.command()
@@ -177,20 +182,69 @@ def pull(
 @app.command()
 @shares(*BUILD, "endpoint", *COMMON)
 def run(
-    options: Options, again: Again = False, wait: Wait = False, deadline: Deadline = None
+    options: Options,
+    again: Again = False,
+    wait: Wait = False,
+    deadline: Deadline = None,
+    until_done: UntilDone = False,
+    max_sessions: MaxSessions = None,
+    resume: Annotated[
+        str,
+        typer.Option(metavar="RUN", help="Continue from the outputs of a run.", show_default=False),
+    ] = "",
 ) -> None:
-    """Push, watch, pull and verify."""
+    """Push, watch, pull and verify.
+
+    With --until-done, sessions follow each other, each with the outputs of the one before, until
+    the program no longer says that it is incomplete. The same command continues such a chain.
+    """
     from kernelkit import console, workflow
+    from kernelkit.campaigns.chain import ended_chain, run_chain
+    from kernelkit.campaigns.lanes import resuming_config
     from kernelkit.campaigns.notify import messenger
 
     config = options.config()
-    with console.watching("interrupted: `kernelkit run` finds what was sent") as reporter:
-        on_event = messenger(config, reporter).listening(reporter)
-        kaggle = workflow.connect_to(config)
-        pulled = workflow.run(
-            config, kaggle, again=again, wait=wait, deadline=deadline, on_event=on_event
-        )
+    _require_chain(until_done, max_sessions)
+    interrupted = "interrupted: `kernelkit run` finds what was sent"
+    if until_done:
+        interrupted = "interrupted: the same command continues the chain"
+    with console.watching(interrupted) as reporter:
+        messages = messenger(config, reporter)
+        on_event = messages.listening(reporter)
+        source = None
+        if resume:
+            kaggle, folder = workflow.attach(config, resume)
+            source = folder.read().address
+        else:
+            kaggle = workflow.connect_to(config)
+        if until_done:
+            root = config.project / "runs"
+            try:
+                pulled = run_chain(
+                    config,
+                    kaggle,
+                    root,
+                    max_sessions=max_sessions,
+                    again=again,
+                    resume=source,
+                    wait=wait,
+                    deadline=deadline,
+                    on_event=on_event,
+                )
+            finally:
+                if chain := ended_chain(root, config.kernel.slug):
+                    messages.campaign_ended("chain", f"{chain.name}-{chain.count}", chain.word)
+        else:
+            config = resuming_config(config, source) if source else config
+            pulled = workflow.run(
+                config, kaggle, again=again, wait=wait, deadline=deadline, on_event=on_event
+            )
     console.conclude(pulled)
+
+
+def _require_chain(until_done: bool, max_sessions: int | None) -> None:
+    if max_sessions is not None and not until_done:
+        raise ConfigError("--max-sessions is for a chain of sessions", "Add --until-done.")
 
 
 @app.command()
@@ -203,19 +257,41 @@ def rehearse(
     ] = None,
     mounts: Annotated[Mounts, typer.Option(help="Layout of /kaggle/input.")] = Mounts.NEW,
     deadline: Deadline = None,
+    until_done: UntilDone = False,
+    max_sessions: MaxSessions = None,
 ) -> None:
     """Run the notebook on a local Kaggle.
 
     The same notebook and the same client, without an account and without a network.
     """
     from kernelkit import console, workflow
+    from kernelkit.campaigns.chain import rehearse_chain
+    from kernelkit.errors import RunFailedError
+    from kernelkit.runs.resume import REHEARSE_AGAIN
 
     config = options.config(environment={})
+    _require_chain(until_done, max_sessions)
     target = out or config.build_folder("rehearsal")
-    with console.watching("the rehearsal and its local Kaggle were stopped") as reporter:
-        pulled = workflow.rehearse(
-            config, inputs, target, deadline=deadline, mounts=mounts, on_event=reporter
-        )
+    try:
+        with console.watching("the rehearsal and its local Kaggle were stopped") as reporter:
+            if until_done:
+                pulled = rehearse_chain(
+                    config,
+                    inputs,
+                    target,
+                    max_sessions=max_sessions,
+                    deadline=deadline,
+                    mounts=mounts,
+                    on_event=reporter,
+                )
+            else:
+                pulled = workflow.rehearse(
+                    config, inputs, target, deadline=deadline, mounts=mounts, on_event=reporter
+                )
+    except RunFailedError as error:  # the command that continues must name the same options
+        called = f"kernelkit {shlex.join(sys.argv[1:])} --until-done"
+        error.next_step = error.next_step.replace(REHEARSE_AGAIN, called)
+        raise
     console.conclude(pulled)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -113,6 +114,12 @@ def pip_requirement(value: str) -> str:
     return value
 
 
+def _argument_name(value: str) -> str:
+    if not value.isidentifier() or keyword.iskeyword(value) or value in RESERVED_NAMES:
+        raise ValueError("must be the name of a parameter of the entry")
+    return value
+
+
 def _module_name(value: str) -> str:
     if not all(part.isidentifier() for part in value.split(".")):
         raise ValueError('must be the name of a module, such as "cupy" or "package.module"')
@@ -146,6 +153,10 @@ Arguments = Literal["--key value", "--key=value", "key=value"]
 MetricGoal = Literal["minimize", "maximize"]
 Sampler = Literal["tpe", "random", "grid"]
 Pruner = Literal["median", "none"]
+ChainKernels = Literal["two kernels", "one kernel"]
+
+STALL_MINUTES = 30.0
+MOST_HOURS = 1000.0  # no session of Kaggle lasts nearly as long
 PackagePath = Annotated[str, AfterValidator(_package_path)]
 RelativePath = Annotated[str, AfterValidator(_inside)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
@@ -310,6 +321,14 @@ class ProjectFile(Section):
     gpu_reserve_hours: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)] = 0.0
     notify_env: Annotated[str, AfterValidator(_variable)] = ""
     notify_quota_hours: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)] = 0.0
+    deadline_hours: Annotated[
+        float | None, Field(gt=0, le=MOST_HOURS, allow_inf_nan=False, strict=False)
+    ] = None
+    stall_minutes: Annotated[
+        float, Field(ge=0, le=60 * MOST_HOURS, allow_inf_nan=False, strict=False)
+    ] = STALL_MINUTES
+    chain: ChainKernels = "two kernels"
+    resume_parameter: Annotated[str, AfterValidator(_argument_name)] = "resume_dir"
     templates: RelativePath | None = None
     image: RelativePath | None = None
     allow_secrets: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = ()
@@ -381,6 +400,17 @@ class Config(Section):
 
     notify_quota_hours: float = 0.0
     """A message is also sent when fewer GPU hours are left."""
+    deadline_hours: float | None = None
+    """Hours that a run may take; None for what Kaggle and the quota allow, less a margin."""
+
+    stall_minutes: float = STALL_MINUTES
+    """Minutes without output, event or changed file after which a run ends itself; 0 for never."""
+
+    chain: ChainKernels = "two kernels"
+    """Whether the sessions of a chain alternate between two kernels."""
+
+    resume_parameter: str = "resume_dir"
+    """The parameter of the entry that takes the folder of the previous session's outputs."""
 
     templates: Path | None = None
     """The project's own templates; None for kernelkit's."""

@@ -12,6 +12,7 @@ from kernelkit.storage import PathAllocator, UnsafePathError, safe_path
 
 OWN_OUTPUTS = frozenset(
     {"bundle.json", "push.json", "run.json", "run-manifest.json", "run-manifest.partial"}
+    | {"run-stalled.txt"}
     | {"__notebook__.ipynb", "__notebook_source__.ipynb", "__results__.html", "__results___files"}
     | {"__output__.json", "__script__.py", "custom.css", ".partial"}
 )

@@ -210,6 +210,16 @@ class Manifest(Document):
     wheels: ManifestWheels | None = None
     """None where the run installs nothing from wheels; the key is then absent."""
 
+    deadline_hours: float | None = None
+    """Hours that the run may take; None for what Kaggle allows. The key is absent then."""
+
+    stall_minutes: float = 0.0
+    """Minutes without a sign of life after which the run ends itself; 0 for never."""
+
+    session_seconds: int | None = None
+    """How long Kaggle and the quota let the run take, as its push knew it; not part of the digest.
+    Absent in a rendered notebook."""
+
     layout: str = "auto"
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
     trials: tuple[ManifestTrial, ...] = ()

@@ -148,10 +148,10 @@ def embedded_manifest(cells: list[Cell]) -> Manifest:
     raise ConfigError(*_NO_MANIFEST)
 
 
-def with_push(notebook: str, identity: Mapping[str, str]) -> str:
+def with_push(notebook: str, identity: Mapping[str, str | int]) -> str:
     """The same notebook, with the identity of one push in its embedded manifest.
 
-    `identity` has the `push_id`, and the `session` where a campaign pushes.
+    `identity` has the `push_id`, and what else only this push knows.
 
     Raises:
         ConfigError: no cell holds a manifest that is written as a dictionary.

@@ -144,15 +144,19 @@ class Kernel:
         """The same kernel, whose packages are in that version of the dataset `source`."""
         return replace(self, code_version=f"{source}/{version}")
 
-    def as_pushed(self, push_id: str | None, session: str | None = None) -> Kernel:
+    def as_pushed(
+        self, push_id: str | None, session: str | None = None, session_seconds: int | None = None
+    ) -> Kernel:
         """The same kernel as one push sends it: its manifest carries the `push_id`.
 
-        `session` is the mark of a campaign's session. Without a push_id the kernel stays as it is,
-        and also if the templates hide the manifest: the identity of such a run stays unproven.
+        `session` is the mark of a campaign's session, `session_seconds` how long Kaggle and the
+        quota let the run take. Without a push_id the kernel stays as it is, and also if the
+        templates hide the manifest: the identity of such a run stays unproven.
         """
         if push_id is None:
             return self
-        identity = {"push_id": push_id, **({"session": session} if session else {})}
+        stated = {"push_id": push_id, "session": session, "session_seconds": session_seconds}
+        identity = {name: value for name, value in stated.items() if value is not None}
         try:
             notebook = with_push(self.notebook, identity)
         except ConfigError:
@@ -160,6 +164,10 @@ class Kernel:
         manifest = self.manifest.model_copy(update=identity)
         kernel = replace(self, notebook=notebook, manifest=manifest)
         return replace(kernel, size=len(kernel.payload))
+
+    def as_sent(self, manifest: Manifest) -> Kernel:
+        """The same kernel as the push of a manifest has sent it."""
+        return self.as_pushed(manifest.push_id, manifest.session, manifest.session_seconds)
 
 
 def render(bundle: Bundle, config: Config) -> Kernel:
@@ -276,6 +284,8 @@ def _manifest(
             for name in config.outputs
         ],
         "pip": list(config.pip),
+        **({"deadline_hours": config.deadline_hours} if config.deadline_hours else {}),
+        "stall_minutes": config.stall_minutes,
         "layout": config.layout,
         "parameters": config.parameters,
         "kernel": {**config.kernel.model_dump(mode="json"), "id": config.kernel.slug},

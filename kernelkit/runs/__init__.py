@@ -1,16 +1,18 @@
 """The life of a run: push, watch, download, verify, submit, and the record of it on disk.
 
 push      decides whether a push is needed, and sends exactly once: `push_once`, `find_or_adopt`,
-          `Pushed`, `Outcome`
+          `current_kernel`, `Pushed`, `Outcome`
 watch     follows a run to its end: `follow_run`, `state_of`, `read_log`, `cancel_run`,
           `progress`, `LogEvent`, `EndedRun`
 download  pulls the outputs: `pull_run`, `PulledRun`, `Progress`, `Selection`, `EVERYTHING`
 unpack    turns verified zips into folders: `unpack_zips`
 verify    compares a folder with the manifest that its run wrote: `verify`, `require_verified`,
           `VerifiedFolder`
+resume    what a run that ended early has left, and the command that continues it:
+          `has_left_files`, `accepts_resume`, `REHEARSE_AGAIN`
 failure   requires that a run has succeeded, and says why it failed: `require_success`
 store     the run folders, and the names of runs: `RunFolder`, `find`, `find_named`,
-          `rehearsal_lock`, `remove_rehearsal`
+          `rehearsal_lock`, `remove_rehearsal`, `now`
 history   lists and compares runs: `rows`, `show`, `diff`, `RunRow`, `RunDetails`,
           `RunDifference`
 events    the events in a log, with their times: `read_events`, `TimedEvent`

@@ -160,12 +160,17 @@ class PulledRun:
     """How a rehearsal isolated the run: "namespace" or "folders"; None for a run on Kaggle."""
 
     @property
+    def word(self) -> str:
+        """The state in one word; only the run's own manifest shows that it has stalled."""
+        return ended_word(self.end, self.verdict)
+
+    @property
     def document(self) -> dict[str, JsonValue]:
         """All of it for a script."""
         return {
             "folder": str(self.folder),
             "state": self.end.state,
-            "state_word": self.end.word,
+            "state_word": self.word,
             "failure": self.end.failure,
             **self.verdict.document,
             "left_behind": {**self.left_behind},
@@ -173,6 +178,11 @@ class PulledRun:
             "partial": self.partial,
             **({"isolation": self.isolation} if self.isolation else {}),
         }
+
+
+def ended_word(end: Status, verdict: Verdict) -> str:
+    """How a run has ended in one word, from what Kaggle and the run itself say."""
+    return "stalled" if end.failed and verdict.stalled else end.word
 
 
 OnEvent = Callable[[Progress | str], None]
@@ -285,7 +295,7 @@ def _pull(
             endpoint=run.endpoint,
             kernelkit=kernelkit.__version__,
             state=end.state,
-            state_word=end.word,
+            state_word=ended_word(end, verdict),
             failure=end.failure,
             pushed=folder.read().pushed,
             pulled=store.now(),

@@ -35,6 +35,9 @@ from kernelkit.runs.store import RunFolder
 from kernelkit.runs.watch import LogEvent
 from kernelkit.storage import DocumentError, MissingDocumentError, read_model
 
+ENDED_WORDS = ("stalled", "deleted")
+"""Words of run.json that Kaggle's state and message do not show."""
+
 HALF_WRITTEN, DAMAGED, NOT_PULLED = "half-written", "damaged", "not pulled"
 
 Pair = tuple[JsonValue, JsonValue]
@@ -77,11 +80,14 @@ class RunRow(_Frozen):
     next: str | None
     """What to do about a damaged folder."""
 
+    recorded_word: str | None = Field(default=None, exclude=True)
+    """What Kaggle's state does not show: that the run stalled, or that its kernel was deleted."""
+
     @computed_field  # type: ignore[prop-decorator]
     @property
     def state_word(self) -> str:
         """The state in one word for people: only Kaggle's message shows a time-out."""
-        return state_word(self.state, self.failure or "")
+        return self.recorded_word or state_word(self.state, self.failure or "")
 
 
 class RunDetails(RunRow):
@@ -319,7 +325,13 @@ class _Known:
             private_score=last.private_score or None if last else None,
             gpu_seconds=self.gpu_seconds,
             next=self.problems[0] if self.problems else None,
+            recorded_word=self._recorded_word,
         )
+
+    @property
+    def _recorded_word(self) -> str | None:
+        word = self.end.state_word if self.end else None
+        return word if word in ENDED_WORDS else None
 
     @property
     def _kernel_name(self) -> str:

@@ -2,7 +2,7 @@
 
     push.json           RunRecord          the run's address, written at the push
     run.json            RunEnd             how the run ended, and what was pulled
-    run-manifest.json   RunManifest        written by the run itself, in the notebook's last cell
+    run-manifest.json   RunManifest        written by the run itself, from its start to its end
     submissions/*.json  SubmissionRecord   what was submitted of a version, and its scores
 
 The keys are a contract with scripts: keys are added, never renamed or removed. A model keeps keys
@@ -179,6 +179,8 @@ def _parts(value: object) -> tuple[TrialPart, ...]:
 
 
 TrialParts = Annotated[tuple[TrialPart, ...], BeforeValidator(_parts)]
+UNFINISHED = ("running", "stalled")
+"""The status of a manifest that was written while files may still have changed."""
 
 
 class ReadableManifest(Document):
@@ -187,11 +189,15 @@ class ReadableManifest(Document):
     digest: Annotated[str | None, Reported] = None
     push_id: Annotated[str | None, Reported] = None
     status: Annotated[str | None, Reported] = None
+    incomplete: Annotated[bool, Reported] = False
     outputs: tuple[OutputEntry, ...] = ()
     trials: TrialParts = ()
+    checkpoints: tuple[OutputEntry, ...] = ()
     error: Annotated[str | None, Reported] = None
+    refreshed: Annotated[str | None, Reported] = None
+    last_event: ReportedFacts = RunFacts()
 
-    @field_validator("outputs", mode="before")
+    @field_validator("outputs", "checkpoints", mode="before")
     @classmethod
     def _valid(cls, outputs: object) -> tuple[OutputEntry, ...]:
         found: dict[str, OutputEntry] = {}
@@ -204,7 +210,12 @@ class ReadableManifest(Document):
     @property
     def failed(self) -> bool:
         """Whether the run ended with an error."""
-        return self.status == "failed"
+        return self.status in ("failed", "stalled")
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether files may have changed since it was written."""
+        return self.status in UNFINISHED
 
 
 class RunManifest(Document):
@@ -216,10 +227,23 @@ class RunManifest(Document):
 
     digest: str
     push_id: Annotated[str | None, Reported] = None
-    status: Literal["complete", "failed"]
+    status: Literal["running", "complete", "failed", "stalled"]
+    """`running` in the manifest of a run that was ended from outside."""
+
+    incomplete: Annotated[bool, Reported] = False
+    """Whether the program said that another session must continue its work."""
+
     outputs: tuple[OutputEntry, ...]
     trials: TrialParts = ()
     """Of a sweep, if the run was one of several trials side by side."""
+    checkpoints: tuple[OutputEntry, ...] = ()
+    """Files that are not declared as outputs, and look like what a program resumes from."""
+
+    refreshed: Annotated[str | None, Reported] = None
+    """When it was written, in UTC."""
+
+    last_event: ReportedFacts = RunFacts()
+    """The last event that the program printed."""
 
     error: Annotated[str | None, Reported] = None
     traceback: Annotated[str | None, Reported] = None
@@ -229,7 +253,7 @@ class RunManifest(Document):
     started: Annotated[str | None, Reported] = None
     seconds: Annotated[float | None, Reported] = None
 
-    @field_validator("outputs")
+    @field_validator("outputs", "checkpoints")
     @classmethod
     def _distinct(cls, outputs: tuple[OutputEntry, ...]) -> tuple[OutputEntry, ...]:
         if len({output.path for output in outputs}) < len(outputs):
@@ -260,6 +284,24 @@ class Verdict(Document):
     notes: tuple[str, ...] = ()
     """What could not be checked, although nothing is wrong."""
 
+    run_status: str | None = None
+    """The status in the run's manifest; None if it has none that can be read."""
+
+    incomplete: bool = False
+    """Whether the program said that another session must continue its work."""
+
+    checkpoints: tuple[OutputEntry, ...] = ()
+    """Undeclared files that the manifest lists, each as the run wrote it."""
+
+    not_vouched_for: tuple[str, ...] = ()
+    """Files that a run which was ended from outside has changed after it last described them."""
+
+    described: str | None = None
+    """When the run last described its files, in UTC."""
+
+    last_event: ReportedFacts = RunFacts()
+    """The last event before that."""
+
     identity: Identity = Identity.UNPROVEN
     """Whether exactly this run has made the files, and not another one with the same digest."""
 
@@ -276,6 +318,22 @@ class Verdict(Document):
     def files_verified(self) -> bool:
         """Whether every output is as the run wrote it; the run may have failed afterwards."""
         return not self.problems
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the run was ended from outside, and described its files some time before."""
+        return self.run_status in UNFINISHED
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the run ended itself because nothing had happened for too long."""
+        return self.run_status == "stalled"
+
+    @property
+    def vouched_for(self) -> tuple[str, ...]:
+        """The paths of all files that are as the run described them."""
+        entries = (*self.outputs, *self.checkpoints)
+        return tuple(one.path for one in entries if one.path not in self.not_vouched_for)
 
     @property
     def left_no_manifest(self) -> bool:

@@ -145,7 +145,7 @@ def push_once(
             kernel = publish(kaggle, kernel, on_event)
         hours = None if session else _expected_hours(kaggle, root, kernel)
         waiting = Waiting(deadline, kaggle.timeouts) if wait else None
-        check_remote(kaggle, kernel, reserve, on_event, hours=hours, waiting=waiting)
+        usable = check_remote(kaggle, kernel, reserve, on_event, hours=hours, waiting=waiting)
         on_event(f"pushing {kernel.slug} as {kaggle.credentials.username} ({kernel.size:,} B)")
         hidden = _hidden_versions(kaggle, kernel, root)
         known = max([current.version or 0, *hidden]) if current else 0
@@ -154,6 +154,7 @@ def push_once(
             kernel,
             known,
             session=session,
+            session_seconds=None if usable is None else max(1, int(usable * 3600)),
             wait=wait,
             deadline=deadline,
             on_event=on_event,
@@ -224,7 +225,7 @@ def find_identical(
             continue
         if not now.failed:
             _require_no_differences(folder)
-            sent = kernel.as_pushed(record.push_id, record.session)
+            sent = kernel.as_sent(folder.read_bundle())
             require_unchanged_settings(kaggle, sent, record.address, folder)
             on_event(f"{name} is identical and was already pushed")
             return Pushed(folder, Outcome.REATTACHED)
@@ -270,7 +271,7 @@ def find_session(
             manifest = _manifest_of(source) if session in source else None
             if manifest is None or manifest.session != session:  # a mark can begin like another
                 continue
-            sent = kernel.as_pushed(manifest.push_id, session)
+            sent = kernel.as_sent(manifest)
             run = _address(kaggle, sent, version)
             on_event(f"{run.name} is this session, and was pushed already")
             folder = _record(root, sent, run, Outcome.ADOPTED, None, pushed=None)
@@ -380,28 +381,33 @@ def check_remote(
     *,
     hours: float | None = None,
     waiting: Waiting | None = None,
-) -> None:
+) -> float | None:
     """Check, before anything is spent, for what would make the run fail or run without its data.
 
     `reserve` is in GPU hours, and stays untouched; `hours` is how many the run probably needs. With
     `waiting`, this waits for the refresh of the quota. A dataset that Kaggle still processes is
     waited for. If Kaggle does not answer a check, that is reported, and the push decides.
 
+    Returns:
+        how many GPU hours the run may use; None where Kaggle does not say, or it needs none.
+
     Raises:
         QuotaError: not more than the reserve is left.
         RefusedError: a source does not exist, may not be used, or has failed.
     """
     quota = partial(_check_quota, kaggle, reserve, hours, waiting, on_event)
+    usable: float | None = None
     for what, check in _remote_checks(kaggle, kernel, quota, on_event):
         try:
-            check()
+            usable = check() or usable
         except (QuotaError, _SourceError):
             raise
         except (RefusedError, RateLimitedError) as error:
             on_event(f"note: {what} could not be checked: {error}")
         except UnreachableError as error:  # each further check would take as long again
             on_event(f"note: {what} and the sources after it could not be checked: {error}")
-            return
+            break
+    return usable
 
 
 def send(
@@ -410,6 +416,7 @@ def send(
     known: int,
     *,
     session: str | None = None,
+    session_seconds: int | None = None,
     wait: bool = False,
     deadline: float | None = None,
     on_event: OnEvent,
@@ -424,7 +431,11 @@ def send(
         CapacityError, RefusedError: Kaggle's response; nothing was started.
     """
     queue = _Queue(wait, deadline, on_event, kaggle.timeouts)
-    sent = _until_accepted(kaggle, kernel, known, queue, session)
+
+    def new_attempt() -> Kernel:
+        return kernel.as_pushed(secrets.token_hex(16), session, session_seconds)
+
+    sent = _until_accepted(kaggle, new_attempt, known, queue)
     for version in range(known + 1, sent.run.version):
         if kernel.digest in _source_of(kaggle, kernel, version):
             on_event(
@@ -469,7 +480,7 @@ def _pushed_elsewhere(
         return None
     manifest = _manifest_of(current.source)
     if manifest:
-        kernel = kernel.as_pushed(manifest.push_id, manifest.session)
+        kernel = kernel.as_sent(manifest)
     run = _address(kaggle, kernel, current.version)
     if read_status(kaggle, run, fresh=False).failed:
         return None
@@ -568,12 +579,12 @@ class _Queue:
 
 
 def _until_accepted(
-    kaggle: Kaggle, kernel: Kernel, known: int, queue: _Queue, session: str | None
+    kaggle: Kaggle, new_attempt: Callable[[], Kernel], known: int, queue: _Queue
 ) -> SentVersion:
     attempts: list[Kernel] = []
     lost = False
     while True:
-        attempt = kernel.as_pushed(secrets.token_hex(16), session)
+        attempt = new_attempt()
         attempts.append(attempt)
         try:
             response = kaggle.save_kernel(attempt.slug, attempt.payload, attempt.metadata)
@@ -673,8 +684,8 @@ def _sent_as(attempts: Sequence[Kernel], source: str) -> Kernel | None:
 
 
 def _remote_checks(
-    kaggle: Kaggle, kernel: Kernel, check_quota: Callable[[], None], on_event: OnEvent
-) -> Iterator[tuple[str, Callable[[], None]]]:
+    kaggle: Kaggle, kernel: Kernel, check_quota: Callable[[], float | None], on_event: OnEvent
+) -> Iterator[tuple[str, Callable[[], float | None]]]:
     fields = kernel.metadata
     if kernel.manifest.wants_gpu:
         yield "the quota", check_quota
@@ -726,13 +737,14 @@ def _check_quota(
     hours: float | None,
     waiting: Waiting | None,
     on_event: OnEvent,
-) -> None:
+) -> float | None:
+    """The GPU hours that a run may use; None if Kaggle does not say."""
     said = ""
     while True:
         quota = kaggle.quota()
         if not quota.allowed:
             on_event("note: Kaggle does not say how many GPU hours are left")
-            return
+            return None
         until = f", until {quota.refresh:%Y-%m-%d %H:%M} UTC" if quota.refresh else ""
         running = f", {quota.reserved:.1f} reserved by running sessions" if quota.reserved else ""
         left = f"{quota.left:.1f} of {quota.allowed:.0f} GPU hours left{running}{until}"
@@ -740,7 +752,7 @@ def _check_quota(
         usable = quota.left - reserve
         if usable > 0 and (hours is None or hours <= usable):
             on_event(left)
-            return
+            return usable
         helps = hours is None or hours <= quota.allowed - reserve
         if waiting and quota.refresh and helps:
             if said != left:
@@ -758,7 +770,7 @@ def _check_quota(
             f"warning: by earlier runs this one needs {hours:.1f} GPU hours, and may use "
             f"{usable:.1f}: Kaggle will probably end it early (`kernelkit plan`)"
         )
-        return
+        return usable
 
 
 @contextmanager

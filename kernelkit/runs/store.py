@@ -51,6 +51,9 @@ from kernelkit.storage import (
 
 PUSH_LOCK = ".push.lock"
 
+_OF_CAMPAIGN = re.compile(r"\.?(chain|sweep)\b.*")
+"""Files of a campaign next to the folders of the versions."""
+
 _VERSION = re.compile(r"v([1-9][0-9]{0,8})")
 
 
@@ -386,7 +389,8 @@ def remove_rehearsal(folder: Path, runs: Path, own: Collection[str] = ()) -> Non
     strange = [
         path.name
         for path in folder.iterdir()
-        if not (path / PUSH_NAME).is_file() and path.name not in (PUSH_LOCK, *own)
+        if not (path / PUSH_NAME).is_file() and not _OF_CAMPAIGN.fullmatch(path.name)
+        if path.name not in (PUSH_LOCK, *own)
     ]
     if strange or folder.is_symlink():
         raise ConfigError(

@@ -29,6 +29,7 @@ from kernelkit.runs.manifest import (
     OutputEntry,
     ReadableManifest,
     RunEnd,
+    RunFacts,
     RunManifest,
     Verdict,
 )
@@ -45,12 +46,17 @@ from kernelkit.storage import (
 
 OWN_NAMES = frozenset({BUNDLE_NAME, PUSH_NAME, END_NAME, RUN_MANIFEST_NAME})
 
+STALLED_NAME = "run-stalled.txt"
+"""The stacks of a run that stalled so that it could not even write its manifest."""
+
 PARTIAL_FOLDER = ".partial"
 """Where a pull keeps incomplete downloads."""
 
 UNPACKED_SUFFIX = ".unpacked"
 """Replaces `.zip` in the name of the folder that contains an unpacked zip."""
 
+STACKS_CHARACTERS = 1000
+_SOURCES, _RUNTIME = "/kernelkit-", "kernelkit_runtime"  # of a run: its sources, and the runtime
 UNPACKED_BYTES = 1 << 40  # a zip that claims more cannot come from a disk of 20 GB
 COPY_BYTES = 1 << 20
 _END_RECORD_BYTES = 22 + (1 << 16)  # of a zip, with the longest comment
@@ -79,6 +85,9 @@ def verify(
 
     `takes` says which outputs to check, by default all. `left_behind` says why a file was not
     pulled. `end` is how the run ended on Kaggle, by default as in run.json.
+
+    A run that was ended from outside has described its files some time before: those that differ
+    are not vouched for, which is no problem of the folder.
     """
     problems: list[str] = []
     bundle, manifest = _read_manifests(folder, problems)
@@ -90,15 +99,29 @@ def verify(
     run_error = _kaggle_error(folder, end, problems)
     if manifest and manifest.failed:
         run_error = encodable(manifest.error) if manifest.error else "no reason given"
+    elif manifest and manifest.unfinished:
+        if run_error is None:
+            problems.append(f"{RUN_MANIFEST_NAME}: the run did not finish it")
     elif manifest and bundle:
         without = tuple(part.folder for part in manifest.trials if not part.complete)
-        problems += _missing_outputs(bundle, outputs, takes, without)
+        missing = list(_missing_outputs(bundle, outputs, takes, without))
+        if missing and manifest.incomplete:
+            run_error = run_error or f"it is incomplete: there is no {', '.join(missing)} yet"
+        else:
+            problems += (f"{name}: not in the manifest" for name in missing)
     paths = {output.path for output in outputs}
     outputs = tuple(output for output in outputs if takes is None or takes(output.path))
     notes: list[str] = []
+    changed: list[str] = []
     for output in outputs:
-        problems += _output_problems(folder, output, left_behind or {}, notes)
-    known = OWN_NAMES | paths | {f"{bundle.slug if bundle else ''}.log"}
+        found = list(_output_problems(folder, output, left_behind or {}, notes))
+        if manifest and manifest.unfinished:
+            changed += [output.path] if found else []
+        else:
+            problems += found
+    checkpoints = _checkpoints(folder, manifest, paths, takes, changed)
+    known = OWN_NAMES | paths | {f"{bundle.slug if bundle else ''}.log", STALLED_NAME}
+    known |= {one.path for one in checkpoints}
     unpacked = {unpacked_name(path) for path in paths if path.endswith(".zip")}
     undeclared = _undeclared(folder, known, unpacked | {PARTIAL_FOLDER})
     return Verdict(
@@ -107,8 +130,33 @@ def verify(
         outputs=outputs,
         undeclared=tuple(undeclared),
         notes=tuple(notes),
+        run_status=manifest.status if manifest else None,
+        incomplete=manifest.incomplete if manifest else False,
+        checkpoints=checkpoints,
+        not_vouched_for=tuple(changed),
+        described=manifest.refreshed if manifest else None,
+        last_event=manifest.last_event if manifest else RunFacts(),
         identity=whose,
     )
+
+
+def _checkpoints(
+    folder: Path,
+    manifest: ReadableManifest | None,
+    outputs: Collection[str],
+    takes: Callable[[str], bool] | None,
+    changed: list[str],
+) -> tuple[OutputEntry, ...]:
+    """The undeclared files that are as the manifest describes them; others go to `changed`."""
+    verified = []
+    for one in manifest.checkpoints if manifest else ():
+        if one.path in outputs or (takes is not None and not takes(one.path)):
+            continue
+        if any(_output_problems(folder, one, {}, [])):
+            changed.append(one.path)
+        else:
+            verified.append(one)
+    return tuple(verified)
 
 
 def require_verified(verdict: Verdict, folder: Path, details: Details | None = None) -> None:
@@ -141,13 +189,18 @@ def require_verified(verdict: Verdict, folder: Path, details: Details | None = N
 
 
 def promised_outputs(folder: Path) -> dict[str, OutputEntry] | None:
-    """What the manifest says about each output, by path; None if it is not this run's manifest."""
+    """What the manifest says about each output, by path; None if it is not this run's manifest.
+
+    An unfinished one promises nothing: the run may have changed a file after it was described.
+    """
     bundle, manifest = _read_manifests(folder, [])
     if bundle is None or manifest is None or manifest.digest is None:
         return None
     if identity(bundle, manifest.digest, manifest.push_id)[0] == Identity.MISMATCH:
         return None
-    return {output.path: output for output in manifest.outputs}
+    if manifest.unfinished:
+        return {}
+    return {output.path: output for output in (*manifest.checkpoints, *manifest.outputs)}
 
 
 def belongs_to_another_run(folder: Path) -> bool:
@@ -174,7 +227,22 @@ def _read_manifests(
         read_model(folder / RUN_MANIFEST_NAME, RunManifest)
     except DocumentError as error:
         problems.append(f"{RUN_MANIFEST_NAME}: {error.reason}")
+    if manifest and manifest.status == "running" and (stacks := _stacks(folder)):
+        reason = f"Stalled: compiled code kept Python from running. {stacks}"
+        manifest = manifest.updated(status="stalled", error=reason)
     return bundle, manifest
+
+
+def _stacks(folder: Path) -> str:
+    """What a run that could not write its manifest any more was doing; empty for other runs."""
+    try:
+        text = (folder / STALLED_NAME).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    frames = [line.strip() for line in text.splitlines() if line.strip().startswith("File ")]
+    own = (frame for frame in frames if _SOURCES in frame and f"/{_RUNTIME}/" not in frame)
+    frame = next(own, frames[-1] if frames else "")
+    return f"It was in: {frame}" if frame else text.strip()[:STACKS_CHARACTERS]
 
 
 def _identity(
@@ -235,7 +303,7 @@ def _missing_outputs(
             continue
         there = any(_stands_for(name, output.path) for output in outputs)
         if not there and (takes is None or takes(name)):
-            yield f"{name}: not in the manifest"
+            yield name
 
 
 def _stands_for(declared: str, file: str) -> bool:

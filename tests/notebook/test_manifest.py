@@ -22,6 +22,9 @@ NEWER_KEYS = {
     "wheels",
     "session",
     "description",
+    "deadline_hours",
+    "stall_minutes",
+    "session_seconds",
 }
 """Absent unless the project file uses them."""
 

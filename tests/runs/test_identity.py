@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -183,7 +183,7 @@ def test_what_a_run_that_did_not_complete_has_saved_is_kept(
     assert (record.path / "extra.bin").read_bytes() == b"extra"
     assert word in str(caught.value)
     if word == "timed out":
-        assert 'kernel.kernel_sources=["ann/some-kernel"]' in caught.value.next_step
+        assert "if kernel_sources names this kernel" in caught.value.next_step  # no project here
     with pytest.raises(RunFailedError):  # also from the complete folder
         workflow.pull(kaggle, record)
     verdict = verify(record.path)
@@ -234,24 +234,33 @@ def test_a_complete_manifest_does_not_hide_how_the_run_ended(
     assert (end["verified"], end["files_verified"], end["state"]) == (False, True, "error")
 
 
-def test_a_time_out_names_the_parameter_to_resume_with(
-    shelf: Shelf, kaggle: Kaggle, tmp_path: Path
+def test_a_time_out_names_the_command_to_resume_with(
+    shelf: Shelf, kaggle: Kaggle, make_project: Callable[..., Path]
 ) -> None:
     shelf.state, shelf.failure = "CANCEL_ACKNOWLEDGED", TIME_OUT
-    record = shelf.record(tmp_path / "runs" / "some-kernel" / "v2", push_id=OURS)
+    parameters = "[tool.kernelkit.parameters]\nepochs = 1\nname = 'a'\nold = 2\n"
+    source = {"pkg/main.py": "def run(epochs, name, resume_dir=None):\n    pass\n"}
+    project = make_project(source, extra=parameters)
+    record = shelf.record(project / "runs" / "some-kernel" / "v2", push_id=OURS)
     with pytest.raises(RunFailedError, match="timed out") as caught:
         workflow.pull(kaggle, record)
     assert "It has saved no outputs" in caught.value.next_step
     (record.path / "run.json").unlink()
     shelf.files = [("checkpoints/one.pt", b"state")]
     bundle = json.loads((record.path / "bundle.json").read_text())
-    bundle |= {"parameters": {"resume_dir": None}, "kernel": {"kernel_sources": ["bob/other"]}}
+    sent = {"epochs": 7, "name": "a", "resume_dir": None, "removed": 1}
+    bundle |= {"parameters": sent, "kernel": {"machine_shape": "NvidiaTeslaT4"}}
     (record.path / "bundle.json").write_text(json.dumps(bundle))
     with pytest.raises(RunFailedError, match="timed out") as caught:
         workflow.pull(kaggle, record)
-    step = caught.value.next_step
-    assert '--set \'kernel.kernel_sources=["bob/other", "ann/some-kernel"]\'' in step
-    assert "--set resume_dir=kaggle://input/some-kernel" in step
+    assert caught.value.next_step.endswith(
+        "kernelkit run --until-done --resume some-kernel/v2 --set epochs=7 "
+        f"--set 'kernel.machine_shape=\"NvidiaTeslaT4\"' --endpoint {kaggle.endpoint}"
+    )
+    (project / "pkg/main.py").write_text("def run(epochs, name):\n    pass\n")
+    with pytest.raises(RunFailedError, match="timed out") as caught:
+        workflow.pull(kaggle, record)
+    assert 'add "resume_dir" to it' in caught.value.next_step
 
 
 MANIFEST = "{'digest': 'd', 'outputs': (), 'roots': {}, 'entry': '', 'parameters': {}, 'files': ()}"

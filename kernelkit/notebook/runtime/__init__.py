@@ -16,6 +16,9 @@ program       calls the entry
 events        the events that the entry prints, also those of child processes
 metric        which number of the events says how good a run is
 trials        several trials of a sweep side by side
+deadline      how long the run may take: `time_left`
+watchdog      next to the program: refreshes the manifest, ends a run that has stalled
+descriptions  size and sha256 of files while the run lasts
 outputs       the declared outputs, and what the manifest says of each
 run_manifest  run-manifest.json, and its line in the log
 epochs        the epochs of the run, from its events
@@ -25,12 +28,13 @@ charts        curves as SVG
 recording     any value as JSON of bounded size
 files         SHA-256, the files below a folder
 documents     the JSON documents, typed
-faults        `RuntimeFault`
+faults        `RuntimeFault`, `Stalled`
 """
 
 from .command_line import command_line
+from .deadline import time_left
 from .documents import BundleDocument, OptionDocument, RunManifestDocument
-from .faults import RuntimeFault
+from .faults import RuntimeFault, Stalled
 from .files import NOT_OUTPUTS
 from .metric import goal_of, metric_among
 from .run import NotebookRun
@@ -47,9 +51,11 @@ __all__ = [
     "Run",
     "RunManifestDocument",
     "RuntimeFault",
+    "Stalled",
     "command_line",
     "goal_of",
     "metric_among",
+    "time_left",
 ]
 
 Run = NotebookRun  # as the template 30-hardware of kernelkit 0.1.0 calls it

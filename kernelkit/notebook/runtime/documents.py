@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import NotRequired, TypeAlias, TypedDict
 
 RUN_MANIFEST_NAME = "run-manifest.json"
+STALLED_NAME = "run-stalled.txt"
+"""The stacks of a run that stalled so that only its process could be ended; empty before."""
 
 Parameter: TypeAlias = "str | int | float | bool | list[Parameter] | dict[str, Parameter] | None"
 """A JSON value."""
@@ -28,6 +30,8 @@ class KernelDocument(TypedDict):
     """The settings of the kernel that a run checks."""
 
     machine_shape: str | None
+    enable_tpu: NotRequired[bool]
+    session_timeout_seconds: NotRequired[int | None]
 
 
 class FileDocument(TypedDict, total=False):
@@ -105,10 +109,16 @@ class PruningDocument(TypedDict):
 
 
 class BundleDocument(_StartDocument):
-    """What a run reads in the embedded manifest; `push_id` is absent if kernelkit did not push."""
+    """What a run reads in the embedded manifest.
+
+    `push_id` and `session_seconds` are absent if kernelkit did not push.
+    """
 
     digest: str
     push_id: NotRequired[str]
+    session_seconds: NotRequired[float]
+    deadline_hours: NotRequired[float]
+    stall_minutes: NotRequired[float]
     distribution: NotRequired[DistributionDocument]
     wheels: NotRequired[WheelsDocument]
     metric: NotRequired[str]
@@ -155,6 +165,11 @@ class RunManifestDocument(TypedDict):
     parameters: Mapping[str, Parameter]
     outputs: list[OutputDocument]
     trials: NotRequired[list[TrialDocument]]
+    checkpoints: list[OutputDocument]
+    incomplete: bool
+    last_event: Mapping[str, Parameter]
+    refreshed: str
+    deadline: str
     versions: dict[str, str]
     hardware: Hardware
     started: str

@@ -18,7 +18,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .documents import Parameter
+from .recording import recorded
+
 EVENT_CHARACTERS = 1 << 16  # a longer line is not an event
+SHOWN_CHARACTERS = 200  # of the last output
+INCOMPLETE = "incomplete"
+"""The event, or the value that a function returns, which asks for another session."""
+
 PIPE_BYTES = 4096  # a longer line of a forked child could mix with that of another
 
 
@@ -32,6 +39,14 @@ class RunEvent:
 
     numbers: Mapping[str, int | float]
     """Every finite number in it by its name."""
+
+    @property
+    def document(self) -> dict[str, Parameter]:
+        """The event as JSON, with bounded texts and numbers."""
+        whose = {"experiment": self.experiment} if self.experiment else {}
+        described = recorded({"event": self.kind, **whose, **self.numbers})
+        assert isinstance(described, dict)
+        return described
 
 
 def parse_event(line: str) -> RunEvent | None:
@@ -73,8 +88,28 @@ class OutputTap:
         self._skipping = False
         self._parent = self._process = os.getpid()
         self._to_parent: int | None = None
+        self._silent: set[int] = set()  # threads whose output is not the program's
         self.last_output = time.monotonic()
         """When something was last written, by the clock of `time.monotonic`."""
+
+        self.last_text = ""
+        """The last of it that is not blank."""
+
+        self.last_event: RunEvent | None = None
+        self.events = 0
+        """How many there were."""
+
+        self.hears = False
+        """Whether it hears all that is written while it listens."""
+
+    def print(self, *words: object) -> None:
+        """Print what is no sign of life of the program."""
+        thread = threading.get_ident()
+        self._silent.add(thread)
+        try:
+            print(*words, flush=True)
+        finally:
+            self._silent.discard(thread)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -84,17 +119,25 @@ class OutputTap:
         reader = threading.Thread(target=self._read_children, args=(reading,), daemon=True)
         reader.start()
         try:
-            with _watched(sys.stdout, self._written), _watched(sys.stderr, self._touched):
+            with (
+                _watched(sys.stdout, self._written) as hears_stdout,
+                _watched(sys.stderr, self._touched) as hears_stderr,
+            ):
+                self.hears = hears_stdout and hears_stderr
                 yield
         finally:
             os.close(self._to_parent)  # a forked child that still runs may keep its own copy
             reader.join(timeout=1)
 
-    def _touched(self, _text: str) -> None:
+    def _touched(self, text: str) -> None:
         self.last_output = time.monotonic()
+        if not text.isspace():
+            self.last_text = text[:SHOWN_CHARACTERS]
 
     def _written(self, text: str) -> None:
-        self.last_output = time.monotonic()
+        if threading.get_ident() in self._silent:
+            return
+        self._touched(text)
         if os.getpid() != self._process:  # another thread may have held the lock during the fork
             self._process, self._lock, self._pending = os.getpid(), threading.Lock(), ""
         with self._lock:
@@ -113,7 +156,7 @@ class OutputTap:
         if event is None:
             return
         if self._process == self._parent:
-            self._on_event(event)
+            self._deliver(event)
         elif self._to_parent is not None and len(content := f"{line}\n".encode()) <= PIPE_BYTES:
             with contextlib.suppress(OSError):
                 os.write(self._to_parent, content)
@@ -123,12 +166,17 @@ class OutputTap:
             for line in lines:
                 self.last_output = time.monotonic()
                 if (event := parse_event(line)) is not None:
-                    self._on_event(event)
+                    self._deliver(event)
+
+    def _deliver(self, event: RunEvent) -> None:
+        self.last_event = event
+        self.events += 1
+        self._on_event(event)
 
 
 @contextlib.contextmanager
-def _watched(stream: Any, on_text: Callable[[str], None]) -> Iterator[None]:
-    """Call `on_text` with all that is written to a stream; one that allows no change stays deaf."""
+def _watched(stream: Any, on_text: Callable[[str], None]) -> Iterator[bool]:
+    """Call `on_text` with all that is written to a stream; yields whether the stream allows it."""
     own = getattr(stream, "write", None)
 
     def write(text: str) -> Any:
@@ -141,10 +189,10 @@ def _watched(stream: Any, on_text: Callable[[str], None]) -> Iterator[None]:
     try:
         stream.write = write
     except AttributeError:
-        yield
+        yield False
         return
     try:
-        yield
+        yield True
     finally:
         with contextlib.suppress(AttributeError):
             if stream.write is write:

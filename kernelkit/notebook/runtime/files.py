@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from .documents import RUN_MANIFEST_NAME
+from .documents import RUN_MANIFEST_NAME, STALLED_NAME
 
 NOT_OUTPUTS = frozenset(
-    {RUN_MANIFEST_NAME, "run-manifest.partial", "__notebook__.ipynb", "__notebook_source__.ipynb"}
+    {RUN_MANIFEST_NAME, "run-manifest.partial", STALLED_NAME}
+    | {"__notebook__.ipynb", "__notebook_source__.ipynb"}
     | {"__results__.html", "__results___files", "__output__.json", "__script__.py", "custom.css"}
 )
 """What kernelkit and Kaggle write into the working folder."""
@@ -19,13 +21,18 @@ TREE_LINES = 60  # enough to show what is mounted, and short enough for a log
 CHUNK_BYTES = 1 << 20
 
 
-def sha256_of(path: Path) -> str | None:
-    """SHA-256 of a file's content, in hexadecimal; None where there is no such file."""
+def sha256_of(path: Path, stop: Callable[[], bool] = lambda: False) -> str | None:
+    """SHA-256 of a file's content, in hexadecimal.
+
+    None where there is no such file, or if `stop` is true before its end.
+    """
     if not path.is_file():
         return None
     state = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK_BYTES):
+            if stop():
+                return None
             state.update(chunk)
     return state.hexdigest()
 

@@ -8,9 +8,13 @@ import tempfile
 from pathlib import Path, PurePath
 from typing import Any
 
+from .deadline import time_left
 from .faults import RuntimeFault
 from .files import SEARCH_DEPTH, tree
 from .recording import CONTAINERS, MAX_DEPTH
+
+HOURS_LEFT = "kaggle://hours_left"
+"""Until the run should have ended, as a number; None outside a run."""
 
 
 class RunFolders:
@@ -29,6 +33,9 @@ class RunFolders:
 
         A user may have put anything into the parameters cell.
         """
+        if isinstance(value, str) and value == HOURS_LEFT:
+            left = time_left()
+            return None if left is None else round(left / 3600, 4)
         if isinstance(value, str):
             return self._path_of(value) if value.startswith("kaggle://") else value
         if isinstance(value, PurePath):  # Path() makes one slash of two

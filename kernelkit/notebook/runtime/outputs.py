@@ -21,11 +21,11 @@ def declared_outputs(folder: Path, declared: Sequence[str]) -> dict[str, list[st
     found = {}
     for name in declared:
         is_file = not name.endswith("/") and (folder / name).is_file()
-        found[name] = [name] if is_file else [f for f in files if _stands_for(name, f)]
+        found[name] = [name] if is_file else [f for f in files if stands_for(name, f)]
     return found
 
 
-def _stands_for(declared: str, file: str) -> bool:
+def stands_for(declared: str, file: str) -> bool:
     """Whether a declared output is a folder above this file, or a pattern of it or of a folder."""
     pattern = declared.split("/")
     if not pattern[-1]:  # "results/" is a folder and no file

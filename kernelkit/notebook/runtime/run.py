@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import installation, run_manifest
+from . import deadline, installation, run_manifest
+from .descriptions import Descriptions, split_files
 from .documents import (
     RUN_MANIFEST_NAME,
     BundleDocument,
     Hardware,
+    OutputDocument,
     Parameter,
     RunManifestDocument,
     TrialDocument,
 )
 from .epochs import EpochHistory
-from .events import OutputTap, RunEvent
-from .faults import RuntimeFault
+from .events import INCOMPLETE, OutputTap, RunEvent
+from .faults import RuntimeFault, Stalled
 from .files import tree
 from .hardware import read_hardware, require_gpu, session_number
 from .inputs import RunFolders
@@ -29,6 +33,7 @@ from .recording import error_text, recorded, shown, traceback_text
 from .results import show_results
 from .sources import Sources
 from .trials import require_results, run_trials
+from .watchdog import Watchdog
 from .wheels import install_wheels
 
 MAX_OUTPUTS_SHOWN = 100
@@ -57,6 +62,9 @@ class NotebookRun:
         self._started = time.time()
         self._epochs = EpochHistory(bundle.get("metric", ""), bundle.get("metric_goal"))
         self._tap = OutputTap(self._on_event)
+        self._deadline = self._started + deadline.allowed_seconds(bundle)
+        self._descriptions = Descriptions(self.working_dir, bundle["outputs"])
+        self._incomplete = False
         if push_id := bundle.get("push_id"):  # two pushes may have the same digest
             print("kernelkit push", push_id, flush=True)
         self._register_cells()
@@ -116,18 +124,21 @@ class NotebookRun:
         """The parameters, with every `kaggle://` address replaced by a path of this run.
 
         `kaggle://input/<slug>` is looked up in the mounts of 2026, then in the older ones, then by
-        a bounded search. `kaggle://working` and `kaggle://temp` are the folders of that name.
+        a bounded search. `kaggle://working` and `kaggle://temp` are the folders of that name, and
+        `kaggle://hours_left` is how long the run may still take. From now on there is a manifest.
 
         Raises:
             RuntimeFault: an input is missing; the message lists what is mounted.
         """
         self._stated = parameters
+        os.environ[deadline.DEADLINE_VARIABLE] = str(int(self._deadline))
         self._recorded = {name: recorded(value) for name, value in parameters.items()}
         self.parameters = {name: self._folders.resolve(value) for name, value in parameters.items()}
         # Now, because the entry may change the values while it runs.
         self._recorded = {name: recorded(value) for name, value in self.parameters.items()}
         for name, value in self.parameters.items():
             print(f"{name} = {shown(value)}")
+        run_manifest.save(self._manifest("running", [], []), self.working_dir)
         return self.parameters
 
     def call(self, entry: str, parameters: Mapping[str, Parameter]) -> object:
@@ -137,22 +148,69 @@ class NotebookRun:
 
         Raises:
             RuntimeFault: another copy of one of the packages was imported.
+            Stalled: nothing has happened for too long.
         """
-        with self._tap.listening():
-            return call_entry(self._sources, self.working_dir, entry, parameters)
+        with self._watched():
+            result = call_entry(self._sources, self.working_dir, entry, parameters)
+        if isinstance(result, str) and result == INCOMPLETE:
+            self._incomplete = True
+        return result
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Keep the manifest up to date while the program runs, and end it if it stalls.
+
+        Raises:
+            Stalled: nothing has happened for too long.
+        """
+        watchdog = Watchdog(
+            self._tap,
+            refresh=self._refresh,
+            end_stalled=self._end_stalled,
+            working=self.working_dir,
+            folders=(self.temp_dir, Path.home() / ".cache"),
+            deadline=self._deadline,
+            stall_seconds=60 * self.bundle.get("stall_minutes", 0.0),
+        )
+        try:
+            with watchdog.watching():
+                yield
+        except BaseException as error:  # the watchdog interrupts it, and ends its processes
+            if watchdog.stalled:
+                raise Stalled(watchdog.stalled) from error
+            raise
+        if watchdog.stalled:
+            raise Stalled(watchdog.stalled)
 
     def _on_event(self, event: RunEvent) -> None:
         """An event that the entry prints, in whichever thread prints it."""
         self._epochs.add(event)
+        if event.kind == INCOMPLETE:
+            self._incomplete = True
+
+    def _refresh(self, stop: Callable[[], bool]) -> None:
+        """Write what the run has made so far; `stop` becomes true when there is no time left."""
+        outputs, checkpoints = self._descriptions.update(stop)
+        if not stop():
+            run_manifest.save(self._manifest("running", outputs, checkpoints), self.working_dir)
+
+    def _end_stalled(self, reason: str, stacks: str) -> None:
+        """Write and print the manifest of a run that has stalled."""
+        files = self._descriptions.update(lambda: False)
+        manifest = self._manifest("stalled", *files)
+        manifest["error"], manifest["traceback"] = f"{Stalled.__name__}: {reason}", stacks
+        self._save_or_say(manifest)
+        run_manifest.print_line(manifest)
 
     def run_trials(self, entry: str) -> list[TrialDocument]:
         """Call the entry once for each trial of the manifest, side by side.
 
         Raises:
             RuntimeFault: all of them failed.
+            Stalled: nothing has happened for too long.
         """
         gpus = len(self.hardware.get("gpus", ())) if self.bundle["wants_gpu"] else 0
-        with self._tap.listening():
+        with self._watched():
             self._trials = run_trials(
                 self.bundle, self.source_dir, self._folders, entry, self._stated, gpus
             )
@@ -167,7 +225,8 @@ class NotebookRun:
         """Write the manifest of a complete run.
 
         Raises:
-            RuntimeFault: a declared output is missing.
+            RuntimeFault: a declared output is missing, and the program does not say that another
+                session must continue its work.
         """
         ended = tuple(
             f"trial-{one['number']}/" for one in self._trials if one["status"] != "complete"
@@ -177,12 +236,17 @@ class NotebookRun:
             for name, files in self._outputs().items()
             if not files and not name.startswith(ended)
         ]
-        if missing:
+        if missing and not self._incomplete:
             raise RuntimeFault(
                 f"The run ended without its declared outputs: {', '.join(missing)}. Found in "
                 f"{self.working_dir}:\n{tree(self.working_dir)}"
             )
-        manifest = self._manifest("complete", None)
+        try:
+            outputs = [describe(self.working_dir, name) for name in self._existing_outputs()]
+        except OSError as problem:
+            name = Path(problem.filename or "").name
+            raise RuntimeFault(f"the output {name} cannot be read: {problem}") from problem
+        manifest = self._manifest("complete", outputs, self._final_checkpoints())
         run_manifest.save(manifest, self.working_dir)
         for output in manifest["outputs"][:MAX_OUTPUTS_SHOWN]:
             print(f"{str(output['sha256'])[:12]}  {output['size']:>12,} B  {output['path']}")
@@ -204,36 +268,51 @@ class NotebookRun:
         error = result.error_before_exec or result.error_in_exec
         if error is None:
             return
-        manifest = self._manifest("failed", error)
+        outputs = []
+        for name in self._existing_outputs():
+            with contextlib.suppress(OSError):
+                outputs.append(describe(self.working_dir, name))
+        status = "stalled" if isinstance(error, Stalled) else "failed"
+        manifest = self._manifest(status, outputs, self._final_checkpoints())
+        manifest["error"], manifest["traceback"] = error_text(error), traceback_text(error)
+        self._save_or_say(manifest)
+        run_manifest.print_line(manifest)
+
+    def _save_or_say(self, manifest: RunManifestDocument) -> None:
         try:
             run_manifest.save(manifest, self.working_dir)
         except OSError as problem:  # such as a full disk: the log still has the manifest
             print(f"{RUN_MANIFEST_NAME} cannot be written: {problem}")
-        run_manifest.print_line(manifest)
 
-    def _manifest(self, status: str, error: BaseException | None) -> RunManifestDocument:
-        """What run-manifest.json holds; all of it has a form in JSON.
+    def _final_checkpoints(self) -> list[OutputDocument]:
+        """The checkpoints at the end of the program: nothing writes them any more."""
+        found = []
+        for name in split_files(self.working_dir, self.bundle["outputs"])[1]:
+            with contextlib.suppress(OSError):
+                found.append(describe(self.working_dir, name))
+        return found
 
-        Raises:
-            RuntimeFault: the run is complete, and an output of it cannot be read.
-        """
-        outputs = []
-        for name in self._existing_outputs():
-            try:
-                outputs.append(describe(self.working_dir, name))
-            except OSError as problem:
-                if status == "complete":
-                    raise RuntimeFault(f"the output {name} cannot be read: {problem}") from problem
+    def _manifest(
+        self, status: str, outputs: list[OutputDocument], checkpoints: list[OutputDocument]
+    ) -> RunManifestDocument:
+        """What run-manifest.json holds; all of it has a form in JSON."""
+        is_over = status in ("complete", "failed")  # else this must be quick
+        third_party = self.bundle["third_party"] if is_over else ()
         manifest: RunManifestDocument = {
             "schema": 1,
             "digest": self.bundle["digest"],
             "push_id": self.bundle.get("push_id"),
             "status": status,
-            "error": None if error is None else error_text(error),
-            "traceback": None if error is None else traceback_text(error),
+            "error": None,
+            "traceback": None,
             "parameters": self._recorded,
             "outputs": outputs,
-            "versions": run_manifest.versions(self.bundle["third_party"]),
+            "checkpoints": checkpoints,
+            "incomplete": self._incomplete,
+            "last_event": self._tap.last_event.document if self._tap.last_event else {},
+            "refreshed": run_manifest.timestamp(time.time()),
+            "deadline": run_manifest.timestamp(self._deadline),
+            "versions": run_manifest.versions(third_party),
             "hardware": self.hardware,
             "started": run_manifest.timestamp(self._started),
             "seconds": round(time.time() - self._started, 3),

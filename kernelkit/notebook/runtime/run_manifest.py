@@ -42,7 +42,7 @@ def versions(third_party: Sequence[str]) -> dict[str, str]:
     found = {"python": platform.python_version()}
     # The metadata of a distribution that something has broken must not prevent the manifest.
     with contextlib.suppress(Exception):
-        distributions = importlib.metadata.packages_distributions()
+        distributions = importlib.metadata.packages_distributions() if third_party else {}
         names = {name for module in third_party for name in distributions.get(module, [])}
         for name in sorted(names):
             with contextlib.suppress(Exception):

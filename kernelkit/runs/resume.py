@@ -1,0 +1,124 @@
+"""What a run that ended before its work was done has left, and the command that continues it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from kernelkit.bundle.bundle import read_bundle
+from kernelkit.config import Config, KernelSettings, load_config
+from kernelkit.errors import KernelkitError
+from kernelkit.kaggle.types import PRODUCTION
+from kernelkit.notebook.manifest import Manifest
+from kernelkit.runs.download import PulledRun
+from kernelkit.runs.manifest import Verdict
+from kernelkit.runs.store import RunFolder
+from kernelkit.storage import counted, one_line
+
+NAMED = 10  # files in a message; --json lists all
+REHEARSE_AGAIN = "kernelkit rehearse --until-done"
+"""How a rehearsal continues: its own local Kaggle ends with it."""
+
+
+def has_left_files(verdict: Verdict) -> bool:
+    """Whether the run has left any file besides its log and its manifest."""
+    return bool(verdict.outputs or verdict.checkpoints or verdict.undeclared)
+
+
+def describe_files(verdict: Verdict) -> str:
+    """Which files are verified and which are not, one line each, and how far the run had come."""
+    if not has_left_files(verdict):
+        return "It has saved no files."
+    if verdict.left_no_manifest or verdict.run_status is None:
+        return "It has saved files, and no manifest: they are not verified."
+    lines = []
+    if verified := verdict.vouched_for:
+        lines.append(f"verified, as the run described {_them(verified)}: {_names(verified)}")
+    if verdict.not_vouched_for:
+        changed = _names(verdict.not_vouched_for)
+        lines.append(f"not vouched for, because changed afterwards: {changed}")
+    if verdict.undeclared:
+        lines.append(f"not vouched for, because not described: {_names(verdict.undeclared)}")
+    when = f" ({verdict.described})" if verdict.described else ""
+    lines.append(f"resume point: {_point(verdict)}{when}")
+    return "\n".join(lines)
+
+
+def how_to_resume(pulled: PulledRun) -> str:
+    """The next step: the command that gives the next session the files of this run."""
+    if not has_left_files(pulled.verdict):
+        return (
+            "Make the run shorter, or let it save its state to kaggle://working so that the next "
+            "session can resume."
+        )
+    folder = RunFolder(pulled.folder)
+    try:
+        record, sent = folder.read(), folder.read_bundle()
+        project = folder.root.parent
+        is_local = record.endpoint != PRODUCTION
+        if is_local and folder.root.name != "runs":
+            return f"To continue until it is done: {REHEARSE_AGAIN}"
+        config = load_config(project, profile=record.profile, endpoint=None, environment={})
+        if not accepts_resume(config):
+            return (
+                f"To resume, {config.entry} must take a parameter for the folder of the earlier "
+                f'results: add "{config.resume_parameter}" to it, or name another one with '
+                "resume_parameter."
+            )
+    except KernelkitError:  # the project has changed, or the folder was moved
+        return "The next version can read the files if kernel_sources names this kernel."
+    words = ["kernelkit", "run", "--until-done", "--resume", f"{folder.slug}/v{folder.version}"]
+    words += ["--profile", record.profile] if record.profile else []
+    for setting in _settings(config, sent):
+        words += ["--set", setting]
+    words += ["--endpoint", record.endpoint] if is_local else []
+    return f"To resume from these files until it is done: {shlex.join(words)}"
+
+
+def accepts_resume(config: Config) -> bool:
+    """Whether the entry takes the parameter for the folder of earlier results.
+
+    Raises:
+        BundleError: the package cannot be read.
+    """
+    name = config.resume_parameter
+    return name in config.parameters or read_bundle(config).accepts(name)
+
+
+def _settings(config: Config, sent: Manifest) -> Iterator[str]:
+    """The `--set` options that make of the project what was sent, besides its kernel's name."""
+    import tomlkit
+
+    for name, value in sent.parameters.items():
+        if name == config.resume_parameter or config.parameters.get(name) == value:
+            continue
+        if name in config.parameters:
+            yield f"{name}={tomlkit.item(value).as_string()}"
+    own = ("id", "title", "kernel_sources")
+    for name in KernelSettings.model_fields.keys() - {*own}:
+        before, now = getattr(config.kernel, name), getattr(sent.kernel, name)
+        if before != now and now is not None:
+            value = list(now) if isinstance(now, tuple) else now
+            yield f"kernel.{name}={tomlkit.item(value).as_string()}"
+
+
+def _point(verdict: Verdict) -> str:
+    """How far the run had come when it last described its files."""
+    event = verdict.last_event.document
+    kind = event.get("event")
+    if not kind:
+        return "the files as they were"
+    whose = f" of {event['experiment']}" if event.get("experiment") else ""
+    of = f" of {event['epochs']}" if event.get("epochs") else ""
+    number = f" {event['epoch']}{of}" if kind == "epoch" and "epoch" in event else ""
+    what = f"epoch{number}" if number else f'the event "{kind}"'
+    return one_line(f"after {what}{whose}")
+
+
+def _names(names: tuple[str, ...]) -> str:
+    more = f" and {counted(len(names) - NAMED, 'more file')}" if len(names) > NAMED else ""
+    return one_line(", ".join(names[:NAMED])) + more
+
+
+def _them(names: tuple[str, ...]) -> str:
+    return "it" if len(names) == 1 else "them"
