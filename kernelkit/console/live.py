@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +46,9 @@ TAIL_LINES = 6  # of the log under the live table
 LOG_CHARACTERS = 20_000  # of a log line; `kernelkit logs` prints all of it
 EXPERIMENTS = 100  # rows of the live table
 
+
+_RUNTIME_FILE = re.compile(r"(?:Writing|Overwriting) \S+/kernelkit_runtime/\w+\.py\s*")
+"""A line of the log for each module of kernelkit's runtime."""
 
 ABORTED = ("papermill.exceptions.", "Exception encountered at ")
 """Begin the traceback with which a log ends: the diagnosis is shorter, and `diagnose` shows it."""
@@ -101,6 +105,8 @@ class Reporter:
 
         if entry.text.startswith(MANIFEST_MARK):
             return  # of a failed run; the traceback after it is for people
+        if _RUNTIME_FILE.fullmatch(entry.text) and not mode.verbose:
+            return  # two dozen files that are the same in every run
         event = progress(entry)
         is_epoch = event is not None and event.kind == "epoch"
         if event and event.kind == "start":

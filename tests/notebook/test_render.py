@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -308,6 +309,77 @@ def test_a_template_error_names_file_and_line(
     with pytest.raises(TemplateError) as caught:
         kernel_of(plain)
     assert message in str(caught.value)
+
+
+def test_a_reader_sees_what_the_notebook_does_and_the_rest_is_folded(plain: Path) -> None:
+    notebook = nbformat.reads(kernel_of(plain).notebook, 4)
+    nbformat.validate(notebook)
+    metadata = {cell.metadata.tags[0]: cell.metadata for cell in notebook.cells}
+    assert list(metadata)[:4] == ["title", "parameters-heading", "parameters", "manifest-heading"]
+    for tag in ("start", "runtime-module", "hardware", "module"):
+        hidden = metadata[tag]
+        assert hidden["_kg_hide-input"]
+        assert hidden["jupyter"]["source_hidden"]
+        assert hidden["cellView"] == "form"
+        assert "hide-input" in hidden["tags"]
+    for tag in ("runtime-module", "module", "run"):
+        assert metadata[tag]["_kg_hide-output"]
+        assert metadata[tag]["jupyter"]["outputs_hidden"]
+        assert "hide-output" in metadata[tag]["tags"]
+    for tag in ("parameters", "results"):
+        assert metadata[tag] == {"tags": [tag]}
+    folded = [cell for cell in notebook.cells if "jp-MarkdownHeadingCollapsed" in cell.metadata]
+    assert [cell.source.split("\n")[0] for cell in folded] == [
+        "## The manifest",
+        "## The runtime",
+        "## The package",
+    ]
+    ids = [cell.id for cell in folded]
+    assert notebook.metadata.colab.collapsed_sections == ids
+    assert [cell.metadata.id for cell in folded] == ids
+
+
+def test_the_links_of_the_first_cell_lead_to_headings(plain: Path) -> None:
+    notebook = nbformat.reads(kernel_of(plain).notebook, 4)
+    headings = re.findall(r"^#+ (.*)$", "\n".join(c.source for c in notebook.cells), re.MULTILINE)
+    anchors = {heading.replace(" ", "-") for heading in headings}
+    links = re.findall(r"\(#([^)]+)\)", notebook.cells[0].source)
+    assert {"The-run", "The-results", "Parameters"} <= set(links) <= anchors
+
+
+@pytest.mark.slow
+def test_the_results_cell_sees_the_events_of_child_processes(
+    make_project: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = {"event": "epoch", "epochs": 2, "val_iou": 0.5}
+    main = (
+        "import json, os, subprocess, sys\n"
+        "from pathlib import Path\n"
+        "def run(**parameters):\n"
+        f"    line = json.dumps({event!r})\n"
+        "    subprocess.run([sys.executable, '-c', f'print({line!r})'], check=True)\n"
+        "    if (child := os.fork()) == 0:\n"
+        "        print(line.replace('0.5', '0.75'), flush=True)\n"
+        "        os._exit(0)\n"
+        "    os.waitpid(child, 0)\n"
+        "    print('no event {', line)\n"
+        "    print(line.replace('0.5', '0.25'))\n"
+        "    Path('out.txt').write_text('')\n"
+    )
+    notebook = nbformat.reads(kernel_of(make_project({"pkg/main.py": main})).notebook, 4)
+    monkeypatch.setenv("KAGGLE_WORKING_DIR", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # with it, ipykernel leaves child processes alone
+    NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    (results,) = [
+        cell
+        for cell in notebook.cells
+        if "results" in cell.metadata.tags[:1]
+        if cell.cell_type == "code"
+    ]
+    text = results.outputs[0].data["text/plain"]
+    assert text.startswith("val_iou 0.7500: the highest of 3 epochs")
+    assert "<table>" in results.outputs[0].data["text/html"]
 
 
 def test_metadata_has_the_official_fields(plain: Path) -> None:

@@ -26,6 +26,7 @@ SHOWN_CHARACTERS = 200  # of the last output
 INCOMPLETE = "incomplete"
 """The event, or the value that a function returns, which asks for another session."""
 
+SETTLE_SECONDS = 0.2  # ipykernel takes milliseconds
 PIPE_BYTES = 4096  # a longer line of a forked child could mix with that of another
 
 
@@ -125,6 +126,8 @@ class OutputTap:
             ):
                 self.hears = hears_stdout and hears_stderr
                 yield
+                if hasattr(sys.stdout, "watch_fd_thread"):  # ipykernel reads what children wrote
+                    time.sleep(SETTLE_SECONDS)
         finally:
             os.close(self._to_parent)  # a forked child that still runs may keep its own copy
             reader.join(timeout=1)
