@@ -739,6 +739,21 @@ TABLE = [
         *(FailureCause.OWN_CHECK, "`outputs`"),
     ),
     (
+        "RuntimeFault: The wheels of this notebook are not here. Publish them again: `kernelkit "
+        "wheels`, and push again. kaggle://input/a-wheels: no folder has that name. Is 'a-wheels'",
+        *(FailureCause.OWN_CHECK, "`kernelkit wheels`"),
+    ),
+    (
+        "RuntimeFault: The dataset a-wheels does not have the wheels of this notebook: "
+        "x-1-py3-none-any.whl is missing. Nothing was installed.",
+        *(FailureCause.OWN_CHECK, "`kernelkit wheels`"),
+    ),
+    (
+        "RuntimeFault: x-1-cp312-cp312-any.whl does not fit Python 3.13.1 on Linux x86_64: the "
+        "wheels were chosen for Python 3.12.",
+        *(FailureCause.OWN_CHECK, "`kernelkit wheels --upgrade`"),
+    ),
+    (
         "RuntimeFault: kaggle://x: this run has no folder 'x'",
         FailureCause.OWN_CHECK,
         "Follow the message",
@@ -895,6 +910,18 @@ def test_what_a_program_printed_before_it_ended_is_shown(tmp_path: Path, name: s
     assert found.cause == cause
     assert "epochs = 1" not in found.last_lines
     assert ("Jupyter" in found.next_step) == (name == "jupyter")
+
+
+def test_a_wheel_that_a_rehearsal_left_out_explains_a_missing_module() -> None:
+    error = "ModuleNotFoundError: No module named 'leaf'"
+    failed = {"status": "failed", "traceback": f"Traceback (most recent call last):\n{error}"}
+    said = "rehearsal: leaf-1-cp312-cp312-any.whl does not fit Python 3.11.7 on Linux x86_64: …\n"
+    found = diagnose(BEGINNING + said, manifest=failed)
+    assert found
+    assert "do not fit it: leaf-1-cp312-cp312-any.whl" in found.next_step
+    plain = diagnose(BEGINNING, manifest=failed)
+    assert plain
+    assert "run `kernelkit wheels`" in plain.next_step
 
 
 def test_a_message_at_the_exit_is_the_error_itself() -> None:

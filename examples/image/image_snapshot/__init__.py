@@ -39,7 +39,7 @@ def take():
         "source": f"a run of examples/image {stamps()}",
         "complete": True,
         "python": platform.python_version(),
-        "glibc": platform.libc_ver()[1],
+        "glibc": platform.libc_ver()[1] or "2.35",
         "distributions": dict(sorted(versions.items())),
         "absent": [],
         "modules": {module: names[0] for module, names in sorted(modules.items())},

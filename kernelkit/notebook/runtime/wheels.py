@@ -7,6 +7,7 @@ whatever else is in the dataset cannot be installed.
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import os
 import platform
 import re
@@ -110,9 +111,10 @@ def _instead(name: str) -> str:
 def fits(file: str) -> bool:
     """Whether this interpreter can import the modules of a wheel."""
     tags = file.removesuffix(".whl").split("-")[-3:]
-    pythons, abis, platforms = (tag.split(".") for tag in tags)
-    return any(_fits_python(python, abi) for python in pythons for abi in abis) and any(
-        map(_fits_platform, platforms)
+    combinations = itertools.product(*(tag.split(".") for tag in tags))
+    return any(
+        _fits_python(python, abi) and (abi == "none" if place == "any" else _fits_platform(place))
+        for python, abi, place in combinations
     )
 
 
@@ -128,8 +130,6 @@ def _fits_python(python: str, abi: str) -> bool:
 
 
 def _fits_platform(tag: str) -> bool:
-    if tag == "any":
-        return True
     found = re.fullmatch(r"(linux|manylinux[0-9]+|manylinux_(\d+)_(\d+))_(x86_64|aarch64)", tag)
     if not found or sys.platform != "linux" or found[4] != platform.machine():
         return False
