@@ -268,6 +268,12 @@ def table_of_largest(sizes: Mapping[str, int]) -> str:
 
 def how_to_shrink(layout: str) -> str:
     """What to do about a notebook that is too large."""
+    if layout == "dataset":
+        return (
+            "The notebook lists every file with its SHA-256, and there are too many. Leave files "
+            "out (exclude, only_reachable = true), or move data into a dataset of its own: "
+            "`kernelkit dataset push`."
+        )
     return (
         ('Set layout = "auto"; l' if layout == "cells" else "L")
         + "eave files out (exclude, only_reachable = true), move data into a Kaggle dataset "

@@ -50,6 +50,7 @@ UPLOAD_SECONDS = 6 * 24 * 3600
 PROCESSING_SECONDS = 3600  # until a new version must be current; large ones take minutes [A]
 TOP_FILES = 50  # at the top of a dataset; the official library zips more than that [V, kagglehub]
 ANNOUNCED_BYTES = 10 << 20  # from this size on, the upload of a file is reported
+JOURNAL_SECONDS = 2  # between two records of small uploads; so much is sent again after a kill
 PROGRESS_SECONDS = 10  # between two reports about one upload
 NAMED = 5  # files that a note names
 
@@ -285,6 +286,9 @@ class _Publication:
         who = "" if kaggle.endpoint == PRODUCTION else ".local"
         self._path = state / f"{dataset.owner.lower()}.{dataset.slug}{who}.json"
         self._journal = self._read_journal()
+        self._written = 0.0
+        """When the journal was written, by the clock of the timeouts."""
+
         self._is_broken = False
         """Whether Kaggle could not process the version before."""
 
@@ -461,7 +465,18 @@ class _Publication:
             f"uploading {counted(len(files), 'file')} ({human_size(self._contents.size)}) to "
             f"{self._dataset.name}"
         )
-        return {file.path: self._uploaded(file) for file in files}
+        clock = self._kaggle.timeouts.clock
+        tokens: dict[str, str] = {}
+        reported = clock()
+        try:
+            for file in files:
+                tokens[file.path] = self._uploaded(file)
+                if clock() - reported >= PROGRESS_SECONDS and len(tokens) < len(files):
+                    reported = clock()
+                    self._on_event(f"{len(tokens):,} of {counted(len(files), 'file')} uploaded")
+            return tokens
+        finally:
+            self._write()
 
     def _uploaded(self, file: FolderFile) -> str:
         """The token of a file that is on Kaggle now."""
@@ -540,7 +555,12 @@ class _Publication:
         return journal
 
     def _remember(self, path: str, begun: _BegunUpload) -> None:
-        self._write(uploads={**self._journal.uploads, path: begun})
+        """Keep an upload: large ones at once, small ones now and then, because they are many."""
+        self._journal.uploads[path] = begun
+        now = self._kaggle.timeouts.clock()
+        if begun.size >= ANNOUNCED_BYTES or now - self._written >= JOURNAL_SECONDS:
+            self._written = now
+            self._write()
 
     def _write(self, **changes: object) -> None:
         self._journal = self._journal.model_copy(update=changes)
