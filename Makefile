@@ -24,7 +24,7 @@ INPUTS = $(or $(KERNELKIT_DATA),build/inputs)
 
 .DEFAULT_GOAL := help
 .PHONY: setup smoke test test-all lint format render push run status watch logs pull diagnose \
-	runs submit doctor emulator docs bench bench-rendering bench-training bench-startup faults \
+	runs submit doctor emulator docs bench bench-rendering bench-training bench-startup bench-sweep faults \
 	requirements clean help
 
 setup: $(VENV)/all.done ## install kernelkit, the workload and the test tools
@@ -100,6 +100,9 @@ bench-training: $(VENV)/all.done ## measure training and prediction on this devi
 
 bench-startup: $(VENV)/all.done ## measure the start-up time of the command line
 	@$(VENV)/bin/python -m benchmarks.startup $(ARGS)
+
+bench-sweep: $(VENV)/all.done ## measure what 50, 100 and 200 trials of a sweep cost
+	@$(VENV)/bin/python -m benchmarks.sweep $(ARGS)
 
 faults: $(VENV)/all.done ## run the chaos tests against a faulty local Kaggle
 	@$(VENV)/bin/python -m tests.chaos $(ARGS)

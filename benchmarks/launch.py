@@ -14,15 +14,14 @@ import sys
 import threading
 import time
 
-LIMIT_SECONDS = 600  # the slowest tool takes a few
 MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes; getrusage(2) of each system
 
 
 def main() -> None:
-    """Run the command with its output on stderr."""
+    """Run the command with its output on stderr; the first argument is its limit in seconds."""
     began = time.perf_counter()
-    process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=2)
-    limit = threading.Timer(LIMIT_SECONDS, process.kill)
+    process = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL, stdout=2)
+    limit = threading.Timer(float(sys.argv[1]), process.kill)
     limit.start()
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - began

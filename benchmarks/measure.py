@@ -20,6 +20,7 @@ from kernelkit import workflow
 from kernelkit.config import load_config
 
 ROOT = Path(__file__).parent.parent
+LIMIT_SECONDS = 600.0  # the slowest tool takes a few
 
 
 class CommandFailed(Exception):
@@ -61,13 +62,13 @@ class Spread:
         return max(self.values)
 
 
-def measured(command: list[str]) -> Usage:
-    """Run a command in a fresh process.
+def measured(command: list[str], limit: float = LIMIT_SECONDS) -> Usage:
+    """Run a command in a fresh process, which may take `limit` seconds.
 
     Raises:
         CommandFailed: its exit status is not 0.
     """
-    launcher = [sys.executable, "-I", "-S", str(Path(__file__).parent / "launch.py")]
+    launcher = [sys.executable, "-I", "-S", str(Path(__file__).parent / "launch.py"), str(limit)]
     done = subprocess.run([*launcher, *command], cwd=ROOT, capture_output=True, text=True)
     if done.returncode != 0:  # the program does not exist
         raise CommandFailed(last_line(done.stderr))

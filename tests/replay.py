@@ -75,6 +75,10 @@ class ReplaySession(EmulatedSession):
         self._recording = recordings / _key(version, isolation, self._identity)
         self._pushed = pushed
 
+    def replay_from(self, name: str) -> None:
+        """Replay the recording of this name, whatever was pushed."""
+        self._recording = self._recording.with_name(name)
+
     def run_notebook(self, kaggle: EmulatedKaggle, endpoint: str) -> None:
         if self._recording.is_dir():
             if self._pushed is not None:
