@@ -130,6 +130,7 @@ class Scheduler:
 
     def run(self) -> SweepView:
         """Start, wait, decide, until nothing is left to do."""
+        self._study.finish_asking(self._plan.sampler, self._plan.seed)
         self._resume()
         while True:
             while self._error is None and self._start_next():

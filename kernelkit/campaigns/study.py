@@ -42,7 +42,7 @@ STARTUP_TRIALS = 5  # complete ones before the first is stopped early: Optuna's 
 BUSY_SECONDS = 60  # until another process, such as optuna-dashboard, has finished its writing
 
 _ASSIGNMENT, _FAILURE, _SOURCE = "session", "failure", "same_as"
-_CAMPAIGN, _SEARCH = "campaign", "search"
+_CAMPAIGN, _SEARCH, _SESSIONS = "campaign", "search", "sessions"
 
 TrialState = Literal["waiting", "running", "complete", "pruned", "failed"]
 
@@ -190,25 +190,50 @@ class SweepStudy:
             if point is None:
                 return None
             self._study.enqueue_trial({k: _encoded(v) for k, v in point.items()})
-        mixed = hashlib.sha256(f"{seed}-{len(trials)}".encode()).digest()
-        own_seed = int.from_bytes(mixed[:4], "big")
         with _experimental_features():
-            self._study.sampler = (
-                optuna.samplers.TPESampler(seed=own_seed, constant_liar=True)
-                if sampler == "tpe"
-                else optuna.samplers.RandomSampler(seed=own_seed)
-            )
+            self._set_sampler(sampler, seed, len(trials))
             asked = self._study.ask(fixed_distributions=self._distributions)
         return self._get(asked.number)
+
+    def finish_asking(self, sampler: Sampler, seed: int) -> None:
+        """Choose the parameters that a process which was killed in `ask` has not chosen."""
+        import optuna
+
+        running = (optuna.trial.TrialState.RUNNING,)
+        for frozen in self._study.get_trials(deepcopy=False, states=running):
+            if frozen.params.keys() >= self._distributions.keys():
+                continue
+            with _experimental_features():
+                self._set_sampler(sampler, seed, frozen.number)
+                trial = optuna.trial.Trial(self._study, frozen._trial_id)
+                for name, distribution in self._distributions.items():
+                    trial._suggest(name, distribution)
+
+    def _set_sampler(self, sampler: Sampler, seed: int, number: int) -> None:
+        """Let Optuna choose the parameters of a trial as it would in a sweep without a break."""
+        import optuna
+
+        mixed = hashlib.sha256(f"{seed}-{number}".encode()).digest()
+        own_seed = int.from_bytes(mixed[:4], "big")
+        self._study.sampler = (
+            optuna.samplers.TPESampler(seed=own_seed, constant_liar=True)
+            if sampler == "tpe"
+            else optuna.samplers.RandomSampler(seed=own_seed)
+        )
 
     def assign(self, number: int, assignment: Assignment) -> None:
         """Record which session runs a trial."""
         self._set(number, _ASSIGNMENT, assignment.model_dump(mode="json"))
 
     def next_session(self) -> int:
-        """A number that no session of the study has had."""
+        """A number that no session of the study has had, also none whose trial is tried again.
+
+        It is written down before it is used: the mark of a session is found again by its number.
+        """
         numbers = [trial.assignment.session for trial in self.trials if trial.assignment]
-        return max(numbers, default=0) + 1
+        number = max([int(self._study.user_attrs.get(_SESSIONS, 0)), *numbers]) + 1
+        self._study.set_user_attr(_SESSIONS, number)
+        return number
 
     def report(self, number: int, values: Sequence[float]) -> None:
         """Record the values that a run has reported so far, in their order."""
