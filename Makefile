@@ -22,6 +22,9 @@ PEERS := build/bench-venv
 DOCS := build/docs-venv
 INPUTS = $(or $(KERNELKIT_DATA),build/inputs)
 
+# Next steps that kernelkit prints then name these targets, as in `make watch`.
+export KERNELKIT_MAKE := render push run status watch logs pull diagnose runs submit doctor
+
 .DEFAULT_GOAL := help
 .PHONY: setup smoke test test-all lint format render push run status watch logs pull diagnose \
 	runs submit doctor emulator docs bench bench-rendering bench-training bench-startup bench-sweep faults \

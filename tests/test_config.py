@@ -75,13 +75,13 @@ def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     )
     text = complaint(tmp_path)
     for part in (
-        'is missing the key "entry"',
         'is missing the key "outputs"',
         "'Not A Slug'",
         '"title"',
     ):
         assert part in text
     assert 'has no key "entrry"; did you mean "entry"?' in text
+    assert 'is missing the key "entry"' not in text  # the same mistake
 
 
 @pytest.mark.parametrize(
@@ -556,3 +556,14 @@ def test_positional_parameters_are_those_of_a_script(make_project: Make) -> None
     assert 'no parameter "a"' in complaint(project)
     project = make_project({"pkg/main.py": "def run(a): ...\n"}, keys='positional = "a"')
     assert "is a function" in complaint(project)
+
+
+@pytest.mark.parametrize(("key", "wrong"), [("entry", "entri"), ("title", "titel")])
+def test_a_misspelled_key_is_one_mistake(make_project: Make, key: str, wrong: str) -> None:
+    project = make_project({})
+    path = project / "pyproject.toml"
+    path.write_text(path.read_text().replace(f"{key} =", f"{wrong} ="))
+    assert complaint(project).splitlines() == [
+        f'[tool.kernelkit{".kernel" * (key == "title")}] has no key "{wrong}"; '
+        f'did you mean "{key}"?'
+    ]

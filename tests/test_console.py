@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 from rich.console import Console
 from rich.live import Live
 
 from kernelkit import console
+from kernelkit.cli import app
 from kernelkit.kaggle.types import LogEntry, State, state_word
 from kernelkit.runs.history import RunRow
 from kernelkit.runs.manifest import OutputEntry, Verdict
@@ -247,3 +249,22 @@ def test_advice_names_the_command_as_the_user_called_it(
     text = "Come back with: kernelkit watch v1, or `kernelkit runs`. kernelkit runs the rest."
     expected = f"Come back with: {shown} watch v1, or `{shown} runs`. kernelkit runs the rest."
     assert console.as_called(text) == expected
+
+
+def test_advice_names_the_targets_of_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = (Path(__file__).parent.parent / "Makefile").read_text().splitlines()
+    (stated,) = (line for line in lines if line.startswith("export KERNELKIT_MAKE"))
+    names = stated.partition(":=")[2].split()
+    assert set(names) <= {line.partition(":")[0] for line in lines}
+    assert set(names) <= set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    monkeypatch.setattr(sys, "argv", ["kernelkit"])
+    monkeypatch.setenv("KERNELKIT_MAKE", " ".join(names))
+    for advice, expected in {
+        "Come back with: kernelkit watch v1": "Come back with: make watch ARGS=v1",
+        "`kernelkit pull --profile smoke a/b/v2` and more": "`make pull PROFILE=smoke ARGS=a/b/v2` "
+        "and more",
+        "Try: kernelkit logs --tail 5 v1": 'Try: make logs ARGS="--tail 5 v1"',
+        "To check: kernelkit verify runs/a/v1": "To check: kernelkit verify runs/a/v1",
+        "See what runs: kernelkit runs shows it": "See what runs: make runs shows it",
+    }.items():
+        assert console.as_called(advice) == expected

@@ -31,7 +31,7 @@ from kernelkit.bundle.extensions import (
 )
 from kernelkit.bundle.git import GitIgnore, is_part_of_repository, parents
 from kernelkit.bundle.secrets import PRIVATE_KEY
-from kernelkit.config import Config
+from kernelkit.config import Config, near_miss
 from kernelkit.errors import BundleError
 from kernelkit.storage import read_file
 
@@ -338,7 +338,8 @@ class PackageFiles:
             return
         if not start.is_dir():
             raise BundleError(
-                f"there is no package {package} in {self.project}",
+                f"there is no package {package} in {self.project}"
+                f"{near_miss(package, (path.name for path in self.project.iterdir()))}",
                 'Set [tool.kernelkit] "package" to the folder of the package.',
             )
         for folder, subfolders, names in os.walk(start, onerror=_refuse, followlinks=True):

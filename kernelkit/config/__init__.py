@@ -38,7 +38,13 @@ from kernelkit.config.models import (
     is_script,
 )
 from kernelkit.config.outputs import OWN_OUTPUTS, is_several
-from kernelkit.config.project_file import PROJECT_FILE, find_project, near_miss, project_folder
+from kernelkit.config.project_file import (
+    PROJECT_FILE,
+    closest,
+    find_project,
+    near_miss,
+    project_folder,
+)
 
 __all__ = [
     "OWN_OUTPUTS",
@@ -59,6 +65,7 @@ __all__ = [
     "SweepSettings",
     "TrialSettings",
     "checked_endpoint",
+    "closest",
     "config_values",
     "entry_module",
     "find_project",

@@ -46,6 +46,14 @@ _SECTIONS: dict[tuple[str, ...], type[Section]] = {
 }
 
 
+def _meant_key(error: ErrorDetails) -> str:
+    """The key that a misspelled one most likely means; empty where it is none."""
+    *sections, key = [part for part in error["loc"] if isinstance(part, str)]
+    if error["type"] != "extra_forbidden":
+        return ""
+    return closest(key, _SECTIONS.get(tuple(sections), Profile).model_fields)
+
+
 _TYPES = {  # of pydantic's errors: what a TOML file says instead
     "string_type": 'must be text in quotes: "…"',
     "bool_type": "must be true or false",
@@ -220,7 +228,8 @@ class RawProject:
         if profile not in stated.profiles:
             known = ", ".join(sorted(stated.profiles)) or "none"
             raise ConfigError(
-                f'no profile "{profile}"{near_miss(profile, stated.profiles)} (there is: {known})'
+                f'no profile "{profile}"{near_miss(profile, stated.profiles)} (there is: {known})',
+                f"Name another one, or add [tool.kernelkit.profiles.{profile}].",
             )
         layer = stated.profiles[profile]
         parameters = {**self.table.get("parameters", {}), **layer.parameters}
@@ -260,7 +269,13 @@ class RawProject:
         try:
             return ProjectFile.model_validate(_lists_as_tuples(table))
         except ValidationError as error:
-            complaints = [_complaint(one) for one in error.errors(include_url=False)]
+            errors = error.errors(include_url=False)
+            meant = {(*one["loc"][:-1], _meant_key(one)) for one in errors}
+            complaints = [
+                _complaint(one)
+                for one in errors  # a misspelled key is missing too: that is one mistake
+                if one["type"] != "missing" or one["loc"] not in meant
+            ]
             raise ConfigError(
                 "\n".join(complaints),
                 f"Fix [tool.kernelkit] in {PROJECT_FILE}, or the --set option.",
@@ -305,8 +320,14 @@ def _reason(error: ErrorDetails) -> str:
 
 def near_miss(word: str, known: Iterable[str]) -> str:
     """`; did you mean "…"?` where one of `known` is close, else nothing."""
-    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
-    return f'; did you mean "{close[0]}"?' if close else ""
+    close = closest(word, known)
+    return f'; did you mean "{close}"?' if close else ""
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """The one of `known` that a misspelled word most likely means; empty where none is close."""
+    found = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
+    return found[0] if found else ""
 
 
 def python_name(name: str) -> str:

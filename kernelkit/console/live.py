@@ -18,7 +18,6 @@ from rich.text import Text
 from kernelkit.console.output import (
     CELL_CHARACTERS,
     INTERRUPTED,
-    as_called,
     detail,
     document,
     mode,
@@ -274,7 +273,7 @@ def interruptible(on_interrupt: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        say(as_called(on_interrupt), to=stderr)
+        say(on_interrupt, to=stderr)
         document({"error": "interrupted", "next": on_interrupt, "exit_code": INTERRUPTED})
         raise typer.Exit(INTERRUPTED) from None
 

@@ -8,6 +8,7 @@ fills it.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -149,19 +150,51 @@ def report(error: BaseException, *, as_json: bool) -> int:
     return code
 
 
+_COMMAND = re.compile(
+    r"(?:(?<=`)|(?<=: )|^)kernelkit (?P<name>[a-z]+)"
+    r"(?P<words>(?: (?:-{1,2}[a-z][\w-]*(?:[= ](?!-)[\w./:@-]*\w)?|[\w.:/@-]*[\dA-Z/][\w/-]*))*)",
+    re.MULTILINE,
+)
+"""A command in advice, with what follows it that is an option, a run or a path."""
+
+
 def as_called(text: str) -> str:
-    """A text whose commands begin as the user called them, such as `.venv/bin/kernelkit push`."""
-    return re.sub(r"(?:(?<=`)|(?<=: )|^)kernelkit (?=[a-z])", f"{_program()} ", text)
+    """A text whose commands begin as the user called this one.
+
+    That is `.venv/bin/kernelkit push`, `python -m kernelkit push` or, if a Makefile says that it
+    has such targets, `make push`.
+    """
+    if "kernelkit " not in text:
+        return text
+    return _COMMAND.sub(_called, text)
+
+
+def _called(command: re.Match[str]) -> str:
+    name, words = command["name"], command["words"].split()
+    if name not in os.environ.get("KERNELKIT_MAKE", "").split():
+        return f"{_program()}{command[0].removeprefix('kernelkit')}"
+    profile = ""
+    if "--profile" in words[:-1]:
+        at = words.index("--profile")
+        profile = f" PROFILE={words[at + 1]}"
+        del words[at : at + 2]
+    arguments = " ".join(words)
+    quote = '"' if len(words) > 1 else ""
+    return f"make {name}{profile}" + (f" ARGS={quote}{arguments}{quote}" if words else "")
 
 
 def _program() -> str:
-    """The path of this program, unless the shell finds it by its name."""
+    """What starts this program: its name, if the shell finds it by that."""
     path = Path(sys.argv[0])
+    if path.name == "__main__.py" and len(sys.orig_argv) > 1 and sys.orig_argv[1] == "-m":
+        return f"{_from_here(Path(sys.orig_argv[0]))} -m kernelkit"
     if path.name != "kernelkit" or len(path.parts) == 1:
         return "kernelkit"
     found = shutil.which("kernelkit")
-    if found and path.samefile(found):
-        return "kernelkit"
+    return "kernelkit" if found and path.samefile(found) else _from_here(path)
+
+
+def _from_here(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
@@ -195,10 +228,11 @@ def say(
 ) -> None:
     """Print prose: on a terminal it wraps between words, and paths and commands stay whole.
 
+    Commands in a plain text begin as the user called this one.
     `indent` is the number of spaces before the second and all further lines.
     """
     console = to or stdout
-    text = safe(Text(message, style) if isinstance(message, str) else message)
+    text = safe(Text(as_called(message), style) if isinstance(message, str) else message)
     if console.is_terminal:
         text = _wrapped(text, console.width, indent)
     console.print(text, soft_wrap=True)

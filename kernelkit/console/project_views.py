@@ -78,8 +78,8 @@ def initialized(plan: InitPlan, problems: Sequence[str]) -> None:
         commands = ["kernelkit rehearse --profile smoke --inputs DIR", "kernelkit run"]
         if not plan.inputs:
             commands[0] = "kernelkit rehearse --profile smoke"
-        say(f"next:  {as_called(commands[0])}{data}", indent=7)
-        say(f"then:  {as_called(commands[1])}", indent=7)
+        say(f"next:  {commands[0]}{data}", indent=7)
+        say(f"then:  {commands[1]}", indent=7)
     document(
         {
             "project_file": str(plan.path),

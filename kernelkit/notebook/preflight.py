@@ -31,7 +31,7 @@ from kernelkit.bundle.secrets import (
     search_bytes,
     searchable_text,
 )
-from kernelkit.config import is_several, near_miss
+from kernelkit.config import closest, is_several, near_miss
 from kernelkit.notebook.layout import (
     SIZE_CAP_BYTES,
     SIZE_LIMIT_BYTES,
@@ -129,7 +129,8 @@ def check_names(kernel: Kernel) -> Iterator[Problem]:
     from slugify import slugify  # its tables take 10 ms, and only a push needs them
 
     title, slug = kernel.metadata.title, kernel.slug
-    for subject, name in (("title", title), ("id", slug)):
+    follows = slugify(title) == slug and len(title) < SHORTEST_NAME  # its fix is the id's too
+    for subject, name in [("title", title), *([] if follows else [("id", slug)])]:
         if len(name) < SHORTEST_NAME:
             yield Problem(
                 subject,
@@ -500,7 +501,8 @@ def check_parameters(kernel: Kernel) -> Iterator[Problem]:
             f"{entry} takes no such argument{near_miss(name, signature.accepted)}",
             "Remove it from [tool.kernelkit.parameters], or add the argument to the function.",
         )
-    for name in sorted(signature.required - given):
+    meant = {closest(name, signature.accepted) for name in given - signature.accepted}
+    for name in sorted(signature.required - given - meant):
         yield Problem(
             f"parameters.{name}",
             f"{entry} cannot be called without it",
@@ -520,8 +522,10 @@ def _check_command_line(kernel: Kernel, line: CommandLine) -> Iterator[Problem]:
             f'Set arguments = "{line.arguments}" in [tool.kernelkit].',
         )
     first = [o.name for o in command.options if o.form == "first"] if command is not None else []
+    unknown = [n for n in given if n not in line.names and n not in first]
+    meant = {closest(name, line.names) for name in unknown if not line.open}
     for name in given if not line.open else ():
-        if name not in line.names and name not in first:
+        if name in unknown:
             yield Problem(
                 f"parameters.{name}",
                 f"{entry} has no such option{near_miss(name, line.names)}",
@@ -529,7 +533,7 @@ def _check_command_line(kernel: Kernel, line: CommandLine) -> Iterator[Problem]:
             )
     for option in line.options:
         values = [given[name] for name in option.names if name in given]
-        if option.required and not values:
+        if option.required and not values and meant.isdisjoint(option.names):
             yield Problem(
                 f"parameters.{option.names[0]}",
                 f"{entry} does not start without it",
@@ -545,14 +549,17 @@ def _check_command_line(kernel: Kernel, line: CommandLine) -> Iterator[Problem]:
 
 def check_secrets(kernel: Kernel, own: Collection[Credential] = ()) -> Iterator[Problem]:
     """Nothing that would be sent holds a key, token or password; secrets are never shown."""
+    kinds: dict[str, list[str]] = {}
     for finding in find_secrets(kernel, own):
+        kinds.setdefault(finding.where, []).append(finding.kind)
+    for where, (kind, *_) in kinds.items():
         yield Problem(
-            finding.where,
-            f"{finding.kind} would be sent",
+            where,
+            f"{kind} would be sent",
             "Remove it: in the run, read it from Kaggle's secrets "
             "(kaggle_secrets.UserSecretsClient) or from a private dataset. If it is not a secret, "
             'end the line with the comment "# pragma: allowlist secret", or, where no comment can '
-            f'stand, set allow_secrets = ["{finding.where}"] in [tool.kernelkit].',
+            f'stand, set allow_secrets = ["{where}"] in [tool.kernelkit].',
         )
 
 

@@ -44,7 +44,8 @@ def require_no_problems(problems: Sequence[Problem]) -> None:
 def refusal(problems: Sequence[Problem]) -> PreflightError:
     """The error that shows all problems."""
     lines = [_as_line(problem) for problem in problems]
-    return PreflightError("\n".join(lines), "Nothing was sent.", ProblemList(tuple(problems)))
+    step = "Nothing was sent. After the fix, check again: kernelkit preflight"
+    return PreflightError("\n".join(lines), step, ProblemList(tuple(problems)))
 
 
 def _as_line(problem: Problem) -> str:
