@@ -491,6 +491,8 @@ def test_the_documented_workflow_pushes_and_collects(
 
     run("check", project)
     assert "is pushed" in run("push", project)
+    assert "::notice::a run has not ended yet" in run("collect", elsewhere)
+    emulator.as_account("rehearsal").finish("my-training")
     run("collect", elsewhere)
     assert outputs.read_text() == "verified=true\n"
     assert (elsewhere / "runs/my-training/v1/a.txt").read_text() == "a"

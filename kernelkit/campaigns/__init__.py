@@ -22,6 +22,8 @@ notify    messages at the end of a run or a campaign, and when the quota gets lo
           `Messenger`
 chain     one session after another until the program is done: `run_chain`, `read_chain`,
           `rehearse_chain`, `ended_chain`, `ChainRecord`
+collect   downloads and verifies the runs of a project that were pushed elsewhere: `collect`,
+          `CollectResult`, `CollectedRun`
 
 A campaign keeps its state on disk under `runs/<slug>/`, and writes down each session before it
 pushes it. Nothing here prints: what happens is reported to `on_event`.

@@ -58,3 +58,44 @@ def plan(
             sweep=sweep_shape(config, trials) if sweep or trials else None,
         )
     )
+
+
+@app.command()
+@shares(*REMOTE, *COMMON)
+def collect(
+    options: Options,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for runs that have not ended.")
+    ] = False,
+    every_version: Annotated[
+        bool, typer.Option("--all", help="Every version, not only the latest.")
+    ] = False,
+    deadline: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="SECONDS", help="Time limit in all.", show_default="none"),
+    ] = None,
+) -> None:
+    """Download and verify runs pushed elsewhere.
+
+    Finds the kernels of this project in the list of your account, also those of chains and sweeps,
+    adopts their runs, and pulls those that have ended. The exit code is the worst of all runs; 7
+    if one still runs.
+    """
+    from kernelkit import console, workflow
+    from kernelkit.campaigns.collect import collect as collect_runs
+    from kernelkit.campaigns.notify import messenger
+
+    config = options.config()
+    with console.watching("interrupted: `kernelkit collect` goes on from here") as reporter:
+        messages = messenger(config, reporter)
+        found = collect_runs(
+            config,
+            workflow.connect_to(config),
+            every_version=every_version,
+            wait=wait,
+            deadline=deadline,
+            messages=messages,
+            on_event=reporter,
+        )
+    console.collected(found)
+    raise typer.Exit(found.exit_code)

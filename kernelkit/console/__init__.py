@@ -17,6 +17,7 @@ Only this package prints. With `--json` it prints one document to stdout and not
 """
 
 from kernelkit.console.campaign_views import (
+    collected,
     planned,
 )
 from kernelkit.console.dataset_views import (
@@ -101,6 +102,7 @@ __all__ = [
     "best_of_sweep",
     "budget",
     "checked",
+    "collected",
     "conclude",
     "config_values",
     "configure",

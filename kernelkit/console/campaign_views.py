@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from kernelkit.console.output import document, say
+from kernelkit.console.output import document, print_error, print_table, say, stderr
 from kernelkit.storage import counted, one_line
 
 if TYPE_CHECKING:
+    from kernelkit.campaigns.collect import CollectResult
     from kernelkit.campaigns.plan import Plan
     from kernelkit.kaggle.types import Quota
 
@@ -26,6 +28,35 @@ def planned(plan: Plan) -> None:
         say(Text(f"{label:{LABEL_CHARACTERS}}  {one_line(text)}"), indent=LABEL_CHARACTERS + 2)
     style = {True: "green", False: "bold red", None: "yellow"}[plan.fits]
     say(Text(_verdict(plan), style))
+
+
+def collected(found: CollectResult) -> None:
+    """Each run with its state and folder; what is wrong, and what to do next."""
+    document(
+        {
+            "account": found.account,
+            "runs": [run.report().model_dump() for run in found.runs],
+            "exit_code": found.exit_code,
+        }
+    )
+    rows = [
+        (run.name, run.state, "yes" if run.verified else "", _relative(run.folder))
+        for run in found.runs
+    ]
+    print_table(("run", "state", "verified", "folder"), rows)
+    for run in found.runs:
+        if run.exit_code and not run.goes_on:
+            print_error(f"{run.name}: {run.error}", run.next_step)
+    if going_on := [run.name for run in found.runs if run.goes_on]:
+        names = one_line(", ".join(going_on))
+        say(f"not ended: {names}. To wait for the end: kernelkit collect --wait", to=stderr)
+
+
+def _relative(folder: Path | None) -> str:
+    """A folder as it is named from here, where it is below."""
+    if folder is None:
+        return ""
+    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
 
 
 def _plan_lines(plan: Plan) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """The life of a run: push, watch, download, verify, submit, and the record of it on disk.
 
 push      decides whether a push is needed, and sends exactly once: `push_once`, `find_or_adopt`,
-          `current_kernel`, `Pushed`, `Outcome`
+          `adopt`, `current_kernel`, `Pushed`, `Outcome`
 watch     follows a run to its end: `follow_run`, `state_of`, `read_log`, `cancel_run`,
           `progress`, `LogEvent`, `EndedRun`
 download  pulls the outputs: `pull_run`, `PulledRun`, `Progress`, `Selection`, `EVERYTHING`

@@ -247,6 +247,8 @@ def _same_hardware(run: MeasuredRun, wanted: Wanted) -> bool:
 def _differences(run: MeasuredRun, wanted: Wanted) -> list[str]:
     """Parameters that differ, without those that are scaled and those without effect on time."""
     scaled = {_epochs_name(run, wanted), _experiments_name(run, wanted)}
+    if run.seconds_per_epoch is None:  # then it is not known what part of the time grows with them
+        scaled = set()
     names = (run.parameters.keys() | wanted.parameters.keys()) - scaled - WITHOUT_EFFECT
     return sorted(n for n in names if run.parameters.get(n) != wanted.parameters.get(n))
 

@@ -145,6 +145,14 @@ def test_a_failed_run_counts_by_its_epochs_or_not_at_all(tmp_path: Path) -> None
     assert estimate(tmp_path, SLUG, wanted()).runs == (f"{SLUG}/v1",)
 
 
+def test_without_epochs_the_whole_time_grows_and_that_is_no_measurement(tmp_path: Path) -> None:
+    write_run(tmp_path, done=0)
+    assert estimate(tmp_path, SLUG, wanted(seed=3)).certainty == Certainty.MEASURED
+    found = estimate(tmp_path, SLUG, wanted(epochs=20))
+    assert (found.certainty, found.differences) == (Certainty.SIMILAR, ("epochs",))
+    assert (found.seconds, found.epochs) == (200, None)
+
+
 @pytest.mark.parametrize("log", ["", "no json", "[{]", '[{"data": 3}]', "\x00"])
 def test_a_damaged_log_has_no_events(log: str, tmp_path: Path) -> None:
     path = tmp_path / "some.log"
