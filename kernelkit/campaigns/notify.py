@@ -44,12 +44,17 @@ class Messenger:
 
     address: str = field(default="", repr=False)
 
-    def listening(self, on_event: Callable[[Heard], None] = ignore) -> Callable[[Heard], None]:
-        """A listener that passes events on; a message for the end of a run, and a low quota."""
+    def listening(
+        self, on_event: Callable[[Heard], None] = ignore, *, runs: bool = True
+    ) -> Callable[[Heard], None]:
+        """A listener that passes events on; a message for the end of a run, and a low quota.
+
+        Without `runs`, none for the end of a run: it is a session of a campaign.
+        """
 
         def listen(event: Heard) -> None:
             on_event(event)
-            if isinstance(event, EndedRun):
+            if runs and isinstance(event, EndedRun):
                 self.run_ended(event.folder, event.end)
             quota = event if isinstance(event, Quota) else getattr(event, "quota", None)
             if isinstance(quota, Quota):  # a sweep reports it as a part of its state

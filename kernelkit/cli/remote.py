@@ -210,7 +210,7 @@ def run(
         interrupted = "interrupted: the same command continues the chain"
     with console.watching(interrupted) as reporter:
         messages = messenger(config, reporter)
-        on_event = messages.listening(reporter)
+        on_event = messages.listening(reporter, runs=not until_done)
         source = None
         if resume:
             kaggle, folder = workflow.attach(config, resume)

@@ -72,7 +72,7 @@ def sweep(
                     plan,
                     lambda: workflow.connect_to(config),
                     config.project / "runs",
-                    on_event=messages.listening(reporter),
+                    on_event=messages.listening(reporter, runs=False),
                 )
             except RunFailedError:
                 messages.campaign_ended("sweep", mark, "failed")

@@ -24,7 +24,8 @@ submit    checks and submits a file once: `submit_once`, `wait_for_score`,
 submission_check  compares a submission file with the competition's sample
 identity  which run a log or a manifest belongs to: `Identity`
 manifest  the JSON files of a run, typed: `RunAddress`, `RunRecord`, `RunManifest`, `RunEnd`,
-          `OutputEntry`, `TrialPart`, `SubmissionRecord`, `Verdict`, `RUN_MANIFEST_NAME`, `finite`
+          `OutputEntry`, `RunFacts`, `TrialPart`, `SubmissionRecord`, `Verdict`,
+          `RUN_MANIFEST_NAME`, `finite`
 
 Other packages import these names from the modules. This file imports nothing, so that a command
 loads only what it uses.

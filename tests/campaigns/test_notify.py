@@ -211,3 +211,14 @@ def test_commands_send_a_message_and_print_no_address(
         assert SECRET not in one.stdout + one.stderr
     for file in plain.rglob("*"):
         assert not file.is_file() or SECRET.encode() not in file.read_bytes()
+
+
+def test_a_session_of_a_campaign_sends_no_message_of_its_own(
+    config: Config, receiver: Receiver
+) -> None:
+    messages = messenger(config, environment={"HOOK": receiver.address})
+    on_event = messages.listening(runs=False)
+    on_event(EndedRun(run_folder(config), Status(State.COMPLETE)))
+    assert receiver.texts == []
+    on_event(Quota(29.0, 30.0))
+    assert receiver.texts == ["some-kernel: 1.0 GPU hours left"]
