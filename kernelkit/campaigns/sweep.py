@@ -94,19 +94,24 @@ def rehearse_sweep(
     """
     from kernelkit.kaggle.kernels import connect
     from kernelkit.kaggle.local import local_kaggle, require_inputs
+    from kernelkit.project.wheels import wheels_for_rehearsal
     from kernelkit.runs import store
+    from kernelkit.workflow import render_kernel
 
     require_extra("sweep", "optuna")
     require_runnable(plan)
     config = plan.config
     for doubt in require_inputs(inputs, config.kernel.sources):
         on_event(f"note: {doubt}")
+    publish_wheels = wheels_for_rehearsal(config, render_kernel(config).manifest.wheels, inputs)
     lanes = [lane_of(config, lane).kernel.slug for lane in range(1, plan.sessions + 1)]
     with store.rehearsal_lock(out):
         for slug in (plan.slug, *lanes):
             store.remove_rehearsal(out / slug, config.project / "runs", OWN_FILES)
         with local_kaggle(inputs, mounts) as server:
-            on_event(f"local Kaggle at {server.endpoint}")
+            for message in server.start_messages:
+                on_event(message)
+            publish_wheels(connect(server.endpoint, {}, config.kernel.owner), on_event)
             local = config.model_copy(update={"endpoint": server.endpoint})
             search = plan.search.model_copy(update={"endpoint": server.endpoint})
             return run_sweep(

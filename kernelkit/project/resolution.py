@@ -41,10 +41,10 @@ _NOISE = re.compile(r"WARNING: |Looking in |\[notice\]|To fix this you could|For
 _ADDRESS = re.compile(r"\b[a-z][a-z+]*://\S+", re.IGNORECASE)
 
 _OWN_SETTINGS = frozenset(
-    {"PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_PYTHON", "PIP_REQUIRE_VIRTUALENV"}
+    {"PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_PYTHON", "PIP_LOG"}
     | {"PIP_ONLY_BINARY", "PIP_NO_BINARY", "PIP_PLATFORM", "PIP_PYTHON_VERSION", "PIP_ABI"}
     | {"PIP_IMPLEMENTATION", "PIP_NO_DEPS", "PIP_REQUIRE_HASHES", "PIP_REPORT", "PIP_DRY_RUN"}
-    | {"PIP_REQUIREMENT", "PIP_EDITABLE", "PIP_DEST", "PIP_LOG", "PIP_IGNORE_INSTALLED"}
+    | {"PIP_REQUIREMENT", "PIP_EDITABLE", "PIP_DEST", "PIP_IGNORE_INSTALLED"}
 )
 """Settings of pip that would change what is chosen, or where it goes. All others say how this
 machine reaches its index."""
@@ -141,6 +141,7 @@ class ImagePip:
             *self._platforms(),
         ]
         environment = {k: v for k, v in os.environ.items() if k not in _OWN_SETTINGS}
+        environment["PIP_REQUIRE_VIRTUALENV"] = "0"  # pip installs nothing here
         done = subprocess.run(
             [sys.executable, "-I", "-S", str(script), settings, *command, *options, *last],
             capture_output=True,
