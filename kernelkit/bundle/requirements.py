@@ -161,6 +161,11 @@ class PlannedRequirement:
         """Whether the run cannot have it."""
         return self.origin is InstallOrigin.NOWHERE
 
+    @property
+    def is_undecided(self) -> bool:
+        """Whether only the run can tell if the image satisfies it."""
+        return self.origin is InstallOrigin.UNDECIDED
+
 
 @dataclass(frozen=True)
 class InstallPlan:
@@ -236,7 +241,7 @@ class _Walk:
             origin = InstallOrigin.IMAGE
         elif self.internet:
             origin = InstallOrigin.INDEX if fits is False else InstallOrigin.UNDECIDED
-            reason = "" if fits is False else "pip installs it if the image's version does not fit"
+            reason = "" if fits is False else "pip decides in the run"
         elif (wheel := self._wheel(requirement)) is not None:
             origin = InstallOrigin.WHEELS
             reason = "" if fits is False else "only if the image's version does not fit"

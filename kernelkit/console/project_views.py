@@ -156,12 +156,13 @@ def requirements(plan: InstallPlan, *, in_full: bool = False) -> None:
 def _requirement_row(one: PlannedRequirement) -> Sequence[str | Text]:
     there = one.image_version or ("unknown version" if one.in_image else "no")
     words = f"wheel {one.wheel.split('-')[1]}" if one.wheel else str(one.origin)
-    words += f", replaces {one.image_version}" if one.replaces else ""
-    words += f": {one.reason}" if one.reason and not one.wheel else ""
-    words += f", {one.reason}" if one.reason and one.wheel else ""
-    style = "" if one.is_installed else "dim"
-    if one.replaces or one.is_missing:
-        style = "yellow"
+    if one.replaces:
+        words += f", replaces {one.image_version}"
+    elif one.wheel and one.reason:
+        words += ", if needed"  # pip decides in the run, where the version is known
+    elif one.is_missing or one.is_undecided:
+        words += f": {one.reason}"
+    style = "yellow" if one.replaces or one.is_missing else "" if one.is_installed else "dim"
     needed = Text(f" for {one.required_by}" if one.required_by else "", style="dim")
     return Text.assemble(one.requirement, needed), there, Text(words, style=style)
 
