@@ -42,6 +42,7 @@ from src_salt.outputs import (
     write_json,
 )
 from src_salt.train import (
+    OUT_OF_TIME,
     Epoch,
     Outcome,
     OutOfMemory,
@@ -109,6 +110,11 @@ def run_experiments(
             runner.run(experiment)
     if runner.skipped:
         emit("out_of_time", experiments=runner.skipped)
+    cut_short = [
+        result.experiment.name for result in runner.results if result.ended.startswith(OUT_OF_TIME)
+    ]
+    if unfinished := [*cut_short, *runner.skipped]:
+        emit("incomplete", experiments=unfinished)  # another run can resume from this one
     if not runner.results:
         raise TrainingError(" ".join(runner.errors))
     plan = settings.planned_experiments

@@ -64,6 +64,9 @@ from src_salt.outputs import (
 )
 from src_salt.transforms import resize_to_original
 
+OUT_OF_TIME = "out of time"
+"""The beginning of the reason why an experiment ended that another run can continue."""
+
 PLATEAU_FACTOR = 0.1
 PLATEAU_PATIENCE = 5
 """Epochs without a better validation IoU before the learning rate drops to a tenth."""
@@ -362,7 +365,7 @@ def _train_epochs(trainer: Trainer, checkpointer: Checkpointer, budget: Budget) 
     first = len(trainer.history) + 1
     while len(trainer.history) < epochs:
         if not context.broadcast(budget.allows_epoch()) and trainer.history:
-            return f"out of time after epoch {len(trainer.history)}"
+            return f"{OUT_OF_TIME} after epoch {len(trainer.history)}"
         started = time.monotonic()
         epoch = trainer.run_epoch()
         checkpointer.save(trainer)

@@ -25,7 +25,19 @@ ROOT = Path(__file__).parent.parent
 COMMANDS = [
     *("init", "config", "render", "preflight", "prove", "sync"),
     *("push", "cancel", "status", "watch", "logs", "open", "pull", "run", "rehearse", "submit"),
-    *("diagnose", "verify", "wheels", "doctor", "emulator", "runs", "dataset"),
+    *(
+        "plan",
+        "chain",
+        "collect",
+        "diagnose",
+        "verify",
+        "wheels",
+        "doctor",
+        "emulator",
+        "sweep",
+        "runs",
+        "dataset",
+    ),
 ]
 TARGETS = [
     *("setup", "smoke", "test", "lint", "format", "render", "push", "status", "watch"),

@@ -35,7 +35,7 @@ from kernelkit.kaggle.types import ignore
 from kernelkit.notebook.manifest import Document
 from kernelkit.runs.manifest import RunAddress, RunFacts
 from kernelkit.runs.push import current_kernel
-from kernelkit.runs.resume import accepts_resume, has_left_files
+from kernelkit.runs.resume import accepts_resume, has_left_files, point_text
 from kernelkit.runs.store import RunFolder, find, now
 from kernelkit.storage import (
     DocumentError,
@@ -98,6 +98,11 @@ class ChainSession(Document):
     def name(self) -> str:
         """Of its run: `slug/v3`."""
         return f"{self.slug}/v{self.version}"
+
+    @property
+    def point_text(self) -> str:
+        """The last event in some words: `epoch 3 of 20`."""
+        return point_text(self.point) if self.point else ""
 
     @property
     def seconds_since_asked(self) -> float:

@@ -4,7 +4,7 @@ options  what commands share: `Options`, `shares`, and the arguments that severa
 root     the program: `app`, the options before a command's name, and `main`
 project  init, config, render, preflight, prove, sync
 remote   push, cancel, status, watch, logs, open, pull, run, rehearse, submit
-campaigns  plan, collect
+campaigns  plan, chain, collect
 runs     diagnose, verify, runs
 sweep    sweep
 datasets  dataset

@@ -1,4 +1,4 @@
-"""Commands about several runs: plan them, and collect their results."""
+"""Commands about several runs: plan them, show a chain, and collect their results."""
 
 from __future__ import annotations
 
@@ -58,6 +58,21 @@ def plan(
             sweep=sweep_shape(config, trials) if sweep or trials else None,
         )
     )
+
+
+@app.command()
+@shares("profile", *COMMON)
+def chain(options: Options) -> None:
+    """Show the sessions of a chain.
+
+    As far as they are known here: needs no network. `kernelkit run --until-done` starts a chain,
+    and goes on with it.
+    """
+    from kernelkit import console
+    from kernelkit.campaigns.chain import read_chain
+
+    config = options.config()
+    console.chained(read_chain(config.project / "runs", config.kernel.slug))
 
 
 @app.command()

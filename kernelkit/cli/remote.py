@@ -199,7 +199,7 @@ def run(
     the program no longer says that it is incomplete. The same command continues such a chain.
     """
     from kernelkit import console, workflow
-    from kernelkit.campaigns.chain import ended_chain, run_chain
+    from kernelkit.campaigns.chain import ended_chain, read_chain, run_chain
     from kernelkit.campaigns.lanes import resuming_config
     from kernelkit.campaigns.notify import messenger
 
@@ -239,7 +239,10 @@ def run(
             pulled = workflow.run(
                 config, kaggle, again=again, wait=wait, deadline=deadline, on_event=on_event
             )
-    console.conclude(pulled)
+    if until_done:
+        console.concluded_chain(pulled, read_chain(config.project / "runs", config.kernel.slug))
+    else:
+        console.conclude(pulled)
 
 
 def _require_chain(until_done: bool, max_sessions: int | None) -> None:
@@ -265,7 +268,7 @@ def rehearse(
     The same notebook and the same client, without an account and without a network.
     """
     from kernelkit import console, workflow
-    from kernelkit.campaigns.chain import rehearse_chain
+    from kernelkit.campaigns.chain import read_chain, rehearse_chain
     from kernelkit.errors import RunFailedError
     from kernelkit.runs.resume import REHEARSE_AGAIN
 
@@ -292,7 +295,10 @@ def rehearse(
         called = f"kernelkit {shlex.join(sys.argv[1:])} --until-done"
         error.next_step = error.next_step.replace(REHEARSE_AGAIN, called)
         raise
-    console.conclude(pulled)
+    if until_done:
+        console.concluded_chain(pulled, read_chain(target, config.kernel.slug))
+    else:
+        console.conclude(pulled)
 
 
 @app.command()

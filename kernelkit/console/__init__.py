@@ -7,6 +7,7 @@ live           the live view of a run and its log: `watching`, `following`
 project_views  results of commands about a project: init, config, render, preflight, prove, sync
 run_views      results of commands about runs: push, status, watch, pull, verify, diagnose, runs,
                submit
+chain_views  results of commands about a chain
 campaign_views  results of commands about several runs: plan, collect
 dataset_views  results of commands about datasets
 sweep_views    results of commands about sweeps, and the live table of one
@@ -20,6 +21,7 @@ from kernelkit.console.campaign_views import (
     collected,
     planned,
 )
+from kernelkit.console.chain_views import chained, concluded_chain
 from kernelkit.console.dataset_views import (
     published,
     wheels_ready,
@@ -101,9 +103,11 @@ __all__ = [
     "as_called",
     "best_of_sweep",
     "budget",
+    "chained",
     "checked",
     "collected",
     "conclude",
+    "concluded_chain",
     "config_values",
     "configure",
     "diagnosed",

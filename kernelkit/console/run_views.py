@@ -31,6 +31,7 @@ from kernelkit.console.values import MORE_COLUMNS, ago, metric_text, number, sco
 from kernelkit.storage import counted, human_size, one_line, printable, read_model, shortened
 
 if TYPE_CHECKING:
+    from kernelkit.campaigns.chain import ChainRecord
     from kernelkit.diagnosis.diagnose import Diagnosis, Frame
     from kernelkit.kaggle.types import Status
     from kernelkit.runs.download import PulledRun
@@ -81,15 +82,19 @@ def open_page(url: str) -> None:
         webbrowser.open(url)
 
 
-def conclude(pulled: PulledRun) -> None:
-    """The end of a verified pull."""
+def conclude(pulled: PulledRun, chain: ChainRecord | None = None) -> None:
+    """The end of a verified pull, or of a chain whose last session it is."""
     if not mode.quiet:
         outputs(pulled.verdict)
         results(pulled.folder, pulled.verdict)
     if pulled.partial:
         say("only the selected files were downloaded and verified", to=stderr)
+    if pulled.verdict.incomplete:
+        from kernelkit.runs.resume import how_to_resume
+
+        say(one_line(f"note: the program says that it is incomplete. {how_to_resume(pulled)}"))
     _verified_line(pulled.folder)
-    document(pulled.document)
+    document({**pulled.document, **({"chain": chain.document} if chain else {})})
 
 
 def _verified_line(folder: Path) -> None:

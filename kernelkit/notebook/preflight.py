@@ -41,6 +41,7 @@ from kernelkit.notebook.layout import (
 from kernelkit.notebook.problems import Problem
 from kernelkit.notebook.reader import read_cells
 from kernelkit.notebook.render import Kernel
+from kernelkit.notebook.runtime import HOURS_LEFT
 from kernelkit.storage import counted
 
 LARGE_BYTES = 1 << 20  # of a file that is not text; as a text, it takes 0.2 s to search
@@ -88,7 +89,7 @@ SYSTEM_FOLDERS = frozenset(
 )
 _PERSONAL = re.compile(r"/home/|/Users/|~/|~$|[A-Za-z]:[\\/]|\\\\")
 _ALMOST_AN_ADDRESS = re.compile(
-    rf"kaggle:/*(?:{'|'.join(PLACES)})(?:/|$)|/*kaggle://", re.IGNORECASE
+    rf"kaggle:/*(?:{'|'.join((*PLACES, 'hours_left'))})(?:/|$)|/*kaggle://", re.IGNORECASE
 )
 _NAMES_A_PATH = re.compile(r"(?:^|_)(?:dir|directory|path|file|folder|root|data)$", re.IGNORECASE)
 
@@ -252,13 +253,15 @@ def check_inputs(kernel: Kernel) -> Iterator[Problem]:
 
 def _address_problems(text: str, declared: Collection[str]) -> Iterator[tuple[str, str]]:
     """What is wrong with a `kaggle://` address or with what was meant as one, and the remedy."""
-    places = f"Use kaggle://{', kaggle://'.join(PLACES)}."
+    places = f"Use kaggle://{', kaggle://'.join(PLACES)}, or {HOURS_LEFT}."
     if not text.startswith("kaggle://"):
         if _ALMOST_AN_ADDRESS.match(text):
             yield f"{text} is not an address: the program would get the text itself", places
         return
     place, _, rest = text.removeprefix("kaggle://").partition("/")
     slug = rest.partition("/")[0]
+    if text == HOURS_LEFT:
+        return
     if ".." in rest.split("/"):
         yield f'{text} contains ".."', "Write the address of the folder itself."
     if place not in PLACES:

@@ -11,7 +11,7 @@ from kernelkit.errors import KernelkitError
 from kernelkit.kaggle.types import PRODUCTION
 from kernelkit.notebook.manifest import Manifest
 from kernelkit.runs.download import PulledRun
-from kernelkit.runs.manifest import Verdict
+from kernelkit.runs.manifest import RunFacts, Verdict
 from kernelkit.runs.store import RunFolder
 from kernelkit.storage import counted, one_line
 
@@ -40,7 +40,14 @@ def describe_files(verdict: Verdict) -> str:
     if verdict.undeclared:
         lines.append(f"not vouched for, because not described: {_names(verdict.undeclared)}")
     when = f" ({verdict.described})" if verdict.described else ""
-    lines.append(f"resume point: {_point(verdict)}{when}")
+    point = point_text(verdict.last_event)
+    if not point:
+        point = "the files as they were"
+    elif point.startswith("epoch "):
+        point = f"after {point}"
+    else:
+        point = f'after the event "{point}"'
+    lines.append(f"resume point: {point}{when}")
     return "\n".join(lines)
 
 
@@ -102,17 +109,16 @@ def _settings(config: Config, sent: Manifest) -> Iterator[str]:
             yield f"kernel.{name}={tomlkit.item(value).as_string()}"
 
 
-def _point(verdict: Verdict) -> str:
-    """How far the run had come when it last described its files."""
-    event = verdict.last_event.document
-    kind = event.get("event")
+def point_text(event: RunFacts) -> str:
+    """An event in some words: `epoch 3 of 20 of resnet34`; empty without one."""
+    facts = event.document
+    kind = facts.get("event")
     if not kind:
-        return "the files as they were"
-    whose = f" of {event['experiment']}" if event.get("experiment") else ""
-    of = f" of {event['epochs']}" if event.get("epochs") else ""
-    number = f" {event['epoch']}{of}" if kind == "epoch" and "epoch" in event else ""
-    what = f"epoch{number}" if number else f'the event "{kind}"'
-    return one_line(f"after {what}{whose}")
+        return ""
+    text = str(kind)
+    if kind == "epoch" and "epoch" in facts:
+        text += f" {facts['epoch']}" + (f" of {facts['epochs']}" if facts.get("epochs") else "")
+    return one_line(text + (f" of {facts['experiment']}" if facts.get("experiment") else ""))
 
 
 def _names(names: tuple[str, ...]) -> str:

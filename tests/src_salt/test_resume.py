@@ -199,10 +199,12 @@ def test_run_stops_in_time_and_the_next_run_finishes_it(
     short = finish_run(competition_dir, tmp_path / "short", max_hours=1e-6, **changes)
     assert [entry["epochs"] for entry in short.summary["experiments"]] == [1]
     assert short.summary["experiments"][0]["ended"] == "out of time after epoch 1"
-    assert short.kinds == ["start", "epoch", "estimate", "experiment", "out_of_time", "done"]
-    estimate, skipped = short.events[2], short.events[4]
+    kinds = ["start", "epoch", "estimate", "experiment", "out_of_time", "incomplete", "done"]
+    assert short.kinds == kinds
+    estimate, skipped, incomplete = short.events[2], short.events[4], short.events[5]
     assert (estimate["epochs_left"], estimate["epochs_that_fit"]) == (2, 0)
     assert skipped["experiments"] == ["resnet34_Lovasz"]
+    assert incomplete["experiments"] == ["resnet34_BCEDice", "resnet34_Lovasz"]
     for name in ("models.zip", "results.zip"):
         with zipfile.ZipFile(short.folder / name) as archive:
             assert archive.testzip() is None
@@ -212,6 +214,7 @@ def test_run_stops_in_time_and_the_next_run_finishes_it(
         competition_dir, tmp_path / "longer", resume_dir=str(short.folder), **changes
     )
     assert longer.kinds[:4] == ["start", "taken_over", "retrain", "resume"]
+    assert "incomplete" not in longer.kinds
     assert "ended early: out of time after epoch 1" in longer.events[2]["reason"]
     assert longer.events[3]["epochs_done"] == 1
     whole = finish_run(competition_dir, tmp_path / "whole", **changes)
@@ -228,6 +231,8 @@ def test_complete_experiments_are_kept_when_time_is_out(
     entries = {entry["experiment"]: entry["ended"] for entry in run.summary["experiments"]}
     assert entries == {"resnet50_Lovasz": "out of time after epoch 1", "resnet34_BCEDice": ""}
     assert "out_of_time" not in run.kinds
+    (incomplete,) = (event for event in run.events if event["event"] == "incomplete")
+    assert incomplete["experiments"] == ["resnet50_Lovasz"]
 
 
 def test_output_folder_itself_can_be_resumed(

@@ -36,6 +36,7 @@ from .deadline import time_left
 from .documents import BundleDocument, OptionDocument, RunManifestDocument
 from .faults import RuntimeFault, Stalled
 from .files import NOT_OUTPUTS
+from .inputs import HOURS_LEFT
 from .metric import goal_of, metric_among
 from .run import NotebookRun
 from .run_manifest import MANIFEST_MARK
@@ -43,6 +44,7 @@ from .sources import CODE_FILE
 
 __all__ = [
     "CODE_FILE",
+    "HOURS_LEFT",
     "MANIFEST_MARK",
     "NOT_OUTPUTS",
     "BundleDocument",
