@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from kernelkit import console
-from kernelkit.bundle.secrets import own_secrets
+from kernelkit.bundle.secrets import declare_credential, own_secrets
 from kernelkit.console.safety import HIDDEN, without_signatures
 from kernelkit.errors import CredentialsError, KernelkitError
 from kernelkit.kaggle.answers import calling
@@ -134,6 +134,43 @@ def test_no_command_prints_a_credential(
     require_clean(done.stdout + done.stderr)  # type: ignore[attr-defined]
     for path in plain.rglob("*.json"):
         require_clean(path.read_text())
+
+
+ADDRESSES = {  # of `notify_env`: its value, and the exit code of a command that would send
+    "in the path": (f"json://127.0.0.1:9/{BEGIN}{END}", 9),
+    "as a password": (f"jsons://ann:{BEGIN}{END}@127.0.0.1:9/", 9),
+    "in the query": (f"json://127.0.0.1:9/?token={BEGIN}{END}", 9),
+    "as the host": (f"tgram://{BEGIN}{END}/123", 2),
+    "alone": (f"{BEGIN}{END}", 2),
+    "with stray characters": (f"nosuch://\x1b[2J{BEGIN}…\n{END}", 2),
+}
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["config", "--json"]], ids=" ".join)
+@pytest.mark.parametrize("place", ADDRESSES)
+def test_no_command_prints_the_address_of_messages(
+    place: str, arguments: list[str], plain: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, code = ADDRESSES[place]
+    monkeypatch.setenv("MESSAGES", address)
+    path = plain / "pyproject.toml"
+    section = '[tool.kernelkit]\nnotify_env = "MESSAGES"\n'
+    path.write_text(path.read_text().replace("[tool.kernelkit]\n", section))
+    done = cli(*arguments, cwd=plain, expect=code if arguments == ["run"] else 0)
+    require_clean(done.stdout + done.stderr)  # type: ignore[attr-defined]
+
+
+def test_the_traceback_of_a_bug_does_not_contain_the_address_of_messages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = f"tgram://{BEGIN}/{END}"
+    monkeypatch.setenv("MESSAGES", address)
+    declare_credential("MESSAGES")
+    bug = RuntimeError(f"cannot send to {address}")
+    bug.__cause__ = ValueError(f"https://api.telegram.org/bot{BEGIN}/sendMessage: {END}")
+    assert console.report(bug, as_json=False) == 1
+    console.configure()
+    require_clean("".join(capsys.readouterr()))
 
 
 @pytest.mark.parametrize("stray", ["\udcff", "\x1b[2J", "Ж"])

@@ -98,6 +98,38 @@ def test_an_installed_wheel_starts_the_emulator(installed: Path, tmp_path: Path)
     assert process.returncode == 0
 
 
+MESSAGES = '[tool.kernelkit]\nmetric = "val_iou"\nnotify_env = "MESSAGES"\n'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "package"),
+    [
+        ("runs export --to tensorboard", "tensorboard"),
+        ("runs export --to mlflow", "mlflow-skinny"),
+        ("sweep", "optuna"),
+        ("run", "apprise"),
+    ],
+)
+def test_a_missing_extra_ends_with_the_command_that_installs_it(
+    arguments: str, package: str, installed: Path, plain: Path
+) -> None:
+    path = plain / "pyproject.toml"
+    section = MESSAGES if package == "apprise" else MESSAGES.replace("notify_env", "# notify_env")
+    text = path.read_text().replace("[tool.kernelkit]\n", section)
+    path.write_text(f"{text}\n[tool.kernelkit.sweep]\ntrials = 2\nparameters.epochs = [1, 2]\n")
+    done = subprocess.run(
+        [installed, "-m", "kernelkit", *arguments.split()],
+        cwd=plain,
+        capture_output=True,
+        text=True,
+        env={**environment(), "MESSAGES": "json://127.0.0.1:9"},
+    )
+    assert done.returncode == 2, done.stderr
+    advice = done.stderr.replace("\n", " ")
+    assert f"{installed} -m pip install" in advice
+    assert package in advice.partition("pip install")[2]
+
+
 def test_an_editable_install_hides_the_rest_of_the_checkout(tmp_path: Path) -> None:
     """Otherwise a rehearsal would find in the checkout a file that the notebook does not carry."""
     done = subprocess.run(
