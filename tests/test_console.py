@@ -266,5 +266,6 @@ def test_advice_names_the_targets_of_make(monkeypatch: pytest.MonkeyPatch) -> No
         "Try: kernelkit logs --tail 5 v1": 'Try: make logs ARGS="--tail 5 v1"',
         "To check: kernelkit verify runs/a/v1": "To check: kernelkit verify runs/a/v1",
         "See what runs: kernelkit runs shows it": "See what runs: make runs shows it",
+        "next:  kernelkit run": "next:  make run",
     }.items():
         assert console.as_called(advice) == expected
