@@ -182,8 +182,8 @@ class _Process:
 
         def follow() -> None:
             assert self._process.stdout is not None
-            with contextlib.suppress(ValueError):  # it was closed
-                for line in self._process.stdout:
+            with self._process.stdout as printed:
+                for line in printed:
                     lines.put((self, line))
             lines.put((self, None))
 
