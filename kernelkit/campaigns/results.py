@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kernelkit import workflow
+from kernelkit.campaigns.sessions import Ending, ending_of
 from kernelkit.errors import KernelkitError
-from kernelkit.kaggle.types import State
 from kernelkit.runs.identity import Identity
+from kernelkit.runs.verify import missing_outputs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +28,7 @@ _ENDED_BY_KAGGLE = re.compile(
     r"|no (?:available )?(?:machine|worker|resource)s?|lost (?:connection|contact)",
     re.IGNORECASE,
 )
-"""Kaggle's words for a run that it ended itself [A]."""
+"""Kaggle's words for a run that it cancelled itself [A]."""
 
 _TRIAL_FOLDER = re.compile(r"trial-\d+/")
 
@@ -99,8 +100,8 @@ def _of_process(
 ) -> TrialResult:
     """The result of one of several trials: it counts even if the session failed after it."""
     reports = _reports(events, search.metric)
-    part = _part(folder, number)
-    if part is None or part.status == "running" or pulled.verdict.identity == Identity.MISMATCH:
+    part, verdict = _part(folder, number), pulled.verdict
+    if part is None or part.status == "running" or verdict.identity == Identity.MISMATCH:
         reason = _one_line(failure) if failure else "its session says nothing about it"
         return TrialResult(
             reports=reports, failure=reason, ended_by_kaggle=_is_ended_by_kaggle(pulled)
@@ -109,15 +110,28 @@ def _of_process(
         return TrialResult(reports=reports, pruned=True)
     if not part.complete:
         return TrialResult(reports=reports, failure=part.error or "no reason given")
-    problems = [
-        problem
-        for problem in pulled.verdict.problems
-        if problem.startswith(part.folder) or not _TRIAL_FOLDER.match(problem)
-    ]
-    if problems or not any(one.path.startswith(part.folder) for one in pulled.verdict.outputs):
-        reason = problems[0] if problems else f"there are no outputs in {part.folder}"
-        return TrialResult(reports=reports, failure=f"its outputs are not verified: {reason}")
+    if problems := list(_problems(pulled, folder, part)):
+        return TrialResult(
+            reports=reports,
+            failure=f"its outputs are not verified: {problems[0]}",
+            ended_by_kaggle=_is_ended_by_kaggle(pulled),
+        )
     return _valued(events, reports, search)
+
+
+def _problems(pulled: PulledRun, folder: RunFolder, part: TrialPart) -> Iterator[str]:
+    """Why the outputs of a trial are not verified, also of a session that was ended after it."""
+    verdict = pulled.verdict
+    for problem in verdict.problems:
+        if problem.startswith(part.folder) or not _TRIAL_FOLDER.match(problem):
+            yield problem
+    described = [one for one in verdict.outputs if one.path.startswith(part.folder)]
+    for one in described:
+        if one.path not in verdict.vouched_for:
+            yield f"{one.path}: it was changed after the run last described it"
+    for name in missing_outputs(folder.read_bundle(), described):
+        if name.startswith(part.folder):
+            yield f"{name}: not in the manifest"
 
 
 def _part(folder: RunFolder, number: int) -> TrialPart | None:
@@ -156,23 +170,9 @@ def _failure_of_run(pulled: PulledRun, project: Path) -> KernelkitError | None:
 
 def _is_ended_by_kaggle(pulled: PulledRun) -> bool:
     """Whether Kaggle ended a run that had neither an error of its own nor reached its limit."""
-    from kernelkit.diagnosis.diagnose import diagnose_folder
-    from kernelkit.diagnosis.rules import FailureCause
-
-    end = pulled.end
-    if not end.failed or end.word in ("timed out", "stalled"):
-        return False
-    if _ENDED_BY_KAGGLE.search(end.failure):
-        return True
-    if end.state == State.CANCEL_ACKNOWLEDGED:  # by a person, as far as one can see
-        return False
-    if pulled.verdict.run_error is None or not pulled.verdict.left_no_manifest:
-        return False
-    try:
-        found = diagnose_folder(pulled.folder, None)
-    except KernelkitError:  # there is no log: it never started
-        return True
-    return found is None or found.cause == FailureCause.UNKNOWN
+    ending = ending_of(pulled)
+    said = _ENDED_BY_KAGGLE.search(pulled.end.failure) is not None
+    return ending == Ending.DIED or (ending == Ending.CANCELLED and said)
 
 
 def _one_line(error: KernelkitError) -> str:

@@ -188,12 +188,9 @@ class Scheduler:
         number = self._study.next_session()
         medians = self._study.medians(self._plan.pruner) if self._plan.processes else ()
         for trial in trials:
-            earlier = trial.assignment.earlier_runs if trial.assignment else ()
-            assignment = Assignment(
-                session=number,
-                lane=free[0],
-                earlier_runs=earlier,
-                medians=medians,
+            before = trial.assignment or Assignment()
+            assignment = before.model_copy(
+                update={"session": number, "lane": free[0], "medians": medians}
             )
             self._study.assign(trial.number, assignment)
         self._start(trials, assignment)
@@ -231,7 +228,7 @@ class Scheduler:
             number=assignment.session,
             lane=assignment.lane,
             trials=tuple(trial.number for trial in trials),
-            session=Session(config, f"{self._study.campaign}-{assignment.session}"),
+            session=Session(config, f"{self._study.campaign}-{assignment.session:04}"),
             asked=asked,
             folder=_folder_of(self._root, assignment.run),
             stopping=assignment.stopping,

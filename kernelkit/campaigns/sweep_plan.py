@@ -71,6 +71,9 @@ class SweepView:
 
     trials: tuple[SweepTrial, ...]
     database: Path
+    campaign: str
+    """With which the marks of its sessions begin; `kernelkit runs` shows it."""
+
     progress: Mapping[int, LogEvent] = field(default_factory=dict)
     """Number of a running trial → the last epoch that it has reported."""
 
@@ -99,6 +102,7 @@ class SweepView:
             "metric": self.metric,
             "goal": self.goal,
             "study": self.study,
+            "campaign": self.campaign,
             "database": str(self.database),
             "report": str(self.report) if self.report else None,
         }
@@ -210,6 +214,7 @@ def view_of(
         planned=max(plan.trials, len(trials)),
         trials=tuple(trials),
         database=path,
+        campaign=study.campaign,
     )
 
 

@@ -240,7 +240,7 @@ def runs(rows: Sequence[RunRow], folder: Path | None = None) -> None:
         say(f"nothing was pushed from {folder or 'here'}")
         return
     headings = (
-        *("owner", "run", "version", "digest", "commit", "profile", "pushed", "state"),
+        *("campaign", "owner", "run", "version", "digest", "commit", "profile", "pushed", "state"),
         *("best metric", "public / private", "GPU s"),
     )
     print_table(headings, [_run_cells(row) for row in rows], right=("GPU s",))
@@ -254,7 +254,8 @@ def _run_cells(row: RunRow) -> list[str]:
     broken = row.state == "complete" and row.verified is False
     unverified = ", not verified" if broken else ""
     cells = (
-        *(owner, slug, f"v{row.version}", row.digest, row.commit, row.profile),
+        *(_short(row.campaign), owner, slug, f"v{row.version}", row.digest, row.commit),
+        row.profile,
         *(
             ago(row.pushed),
             f"{row.state_word}{unverified}",
@@ -264,6 +265,12 @@ def _run_cells(row: RunRow) -> list[str]:
         number(row.gpu_seconds, 0),
     )
     return [printable(str(cell or "")) for cell in cells]
+
+
+def _short(campaign: str | None) -> str:
+    """`sweep-3f81`: enough to tell two apart."""
+    kind, _, number = (campaign or "").partition("-")
+    return f"{kind}-{number[:4]}" if number else ""
 
 
 def run(details: RunDetails) -> None:

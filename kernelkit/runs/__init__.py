@@ -7,7 +7,7 @@ watch     follows a run to its end: `follow_run`, `state_of`, `read_log`, `cance
 download  pulls the outputs: `pull_run`, `PulledRun`, `Progress`, `Selection`, `EVERYTHING`
 unpack    turns verified zips into folders: `unpack_zips`
 verify    compares a folder with the manifest that its run wrote: `verify`, `require_verified`,
-          `VerifiedFolder`
+          `missing_outputs`, `VerifiedFolder`
 resume    what a run that ended early has left, and the command that continues it:
           `has_left_files`, `accepts_resume`, `how_to_resume`, `point_text`,
           `REHEARSE_AGAIN`

@@ -6,6 +6,7 @@ digest are ignored. A damaged file is reported as a problem, and the rest is sti
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +38,9 @@ from kernelkit.storage import DocumentError, MissingDocumentError, read_model
 
 ENDED_WORDS = ("stalled", "deleted")
 """Words of run.json that Kaggle's state and message do not show."""
+
+_CAMPAIGN = re.compile(r"[a-z]+-[0-9a-f]{12}")
+"""Begins the mark of each of its sessions."""
 
 HALF_WRITTEN, DAMAGED, NOT_PULLED = "half-written", "damaged", "not pulled"
 
@@ -77,6 +81,9 @@ class RunRow(_Frozen):
     public_score: str | None
     private_score: str | None
     gpu_seconds: float | None
+    campaign: str | None = None
+    """Of a chain's or a sweep's session: `sweep-3f81c0de2a77`."""
+
     next: str | None
     """What to do about a damaged folder."""
 
@@ -163,10 +170,18 @@ class RunDifference(_Frozen):
 
 
 def rows(root: Path) -> list[RunRow]:
-    """Every version below `root` as a row of a table, newest last."""
+    """Every version below `root` as a row of a table, newest last.
+
+    The sessions of a campaign stand together, where its first one belongs.
+    """
     submissions = store.submissions(root)
     found = [_read(folder, submissions) for folder in store.versions(root)]
-    return [known.row() for known in sorted(found, key=lambda known: known.pushed)]
+    rows = [known.row() for known in sorted(found, key=lambda known: known.pushed)]
+    first: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        first.setdefault(row.campaign or str(number), number)
+    places = [first[row.campaign or str(number)] for number, row in enumerate(rows)]
+    return [row for _, row in sorted(zip(places, rows, strict=True), key=lambda one: one[0])]
 
 
 def show(folder: RunFolder) -> RunDetails:
@@ -324,6 +339,7 @@ class _Known:
             public_score=last.public_score or None if last else None,
             private_score=last.private_score or None if last else None,
             gpu_seconds=self.gpu_seconds,
+            campaign=self._campaign,
             next=self.problems[0] if self.problems else None,
             recorded_word=self._recorded_word,
         )
@@ -332,6 +348,12 @@ class _Known:
     def _recorded_word(self) -> str | None:
         word = self.end.state_word if self.end else None
         return word if word in ENDED_WORDS else None
+
+    @property
+    def _campaign(self) -> str | None:
+        mark = self.record.session if self.record else None
+        found = _CAMPAIGN.match(mark) if mark else None
+        return found[0] if found else None
 
     @property
     def _kernel_name(self) -> str:

@@ -104,7 +104,7 @@ def verify(
             problems.append(f"{RUN_MANIFEST_NAME}: the run did not finish it")
     elif manifest and bundle:
         without = tuple(part.folder for part in manifest.trials if not part.complete)
-        missing = list(_missing_outputs(bundle, outputs, takes, without))
+        missing = list(missing_outputs(bundle, outputs, takes, without))
         if missing and manifest.incomplete:
             run_error = run_error or f"it is incomplete: there is no {', '.join(missing)} yet"
         else:
@@ -288,11 +288,11 @@ def _kaggle_error(folder: Path, end: Status | None, problems: list[str]) -> str 
     return encodable(f"{said}{f': {failure}' if failure else ''}")
 
 
-def _missing_outputs(
+def missing_outputs(
     bundle: Manifest,
     outputs: Collection[OutputEntry],
-    takes: Callable[[str], bool] | None,
-    without: tuple[str, ...],
+    takes: Callable[[str], bool] | None = None,
+    without: tuple[str, ...] = (),
 ) -> Iterator[str]:
     """Declared outputs for which the manifest lists no file.
 

@@ -211,8 +211,14 @@ class NotebookRun:
         """
         gpus = len(self.hardware.get("gpus", ())) if self.bundle["wants_gpu"] else 0
         with self._watched():
-            self._trials = run_trials(
-                self.bundle, self.source_dir, self._folders, entry, self._stated, gpus
+            run_trials(
+                self.bundle,
+                self.source_dir,
+                self._folders,
+                entry,
+                self._stated,
+                gpus,
+                self._trials,
             )
         require_results(self._trials)
         return self._trials

@@ -42,11 +42,12 @@ def run_trials(
     entry: str,
     parameters: Mapping[str, Parameter],
     gpus: int,
-) -> list[TrialDocument]:
+    documents: list[TrialDocument],
+) -> None:
     """Run all trials of the manifest, as many at once as there are GPUs; on a CPU all at once.
 
-    `parameters` are those of the run, with their addresses; each trial has its own on top. Returns
-    what the manifest says about each trial.
+    `parameters` are those of the run, with their addresses; each trial has its own on top. What the
+    manifest says about each trial goes into `documents`, which always has the latest.
     """
     trials = bundle.get("trials", ())
     devices: list[str | None] = [None] * len(trials)
@@ -58,14 +59,14 @@ def run_trials(
             _Process(bundle, source_dir, folders, entry, parameters, one, Path(jobs))
             for one in trials
         ]
-        every = list(waiting)
+        documents += [process.document for process in waiting]
         lines: queue.SimpleQueue[tuple[_Process, str | None]] = queue.SimpleQueue()
         running: list[_Process] = []
         try:
             while waiting or running:
                 while waiting and devices:
                     process = waiting.pop(0)
-                    process.start(devices.pop(0), len(every), lines)
+                    process.start(devices.pop(0), len(trials), lines)
                     running.append(process)
                 with contextlib.suppress(queue.Empty):
                     process, line = lines.get(timeout=1.0)
@@ -79,7 +80,6 @@ def run_trials(
         finally:
             for process in running:
                 process.kill()
-    return [process.document for process in every]
 
 
 def require_results(trials: Sequence[TrialDocument]) -> None:
