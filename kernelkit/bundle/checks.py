@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from kernelkit.bundle import image, imports
+from kernelkit.bundle.extensions import BUILT_FOR
 from kernelkit.bundle.files import EXCLUDED, Arrangement, PackageFiles, holds_python
 from kernelkit.bundle.imports import Import, ImportKind, Module, PythonSyntaxError, Signature
 from kernelkit.bundle.metadata import Distribution, NoDistribution, readers
@@ -136,10 +137,17 @@ def check_own_imports(modules: Mapping[str, Module], files: PackageFiles) -> lis
                     for target in _excluded(found, own, files)
                 ]
     if lost:
+        unfit = all(f"is left out ({BUILT_FOR}" in line for line in lost)
+        remedy = (
+            "Build it for Linux on x86-64 and Kaggle's Python, or as abi3, for example with "
+            "cibuildwheel."
+            if unfit
+            else 'Fix the import, or carry the file ("include", "exclude").'
+        )
         raise BundleError(
             "\n".join(dict.fromkeys(lost)),
-            'Fix the import, or carry the file ("include", "exclude"). If the program works '
-            'without the module, add its name to "optional_imports" in [tool.kernelkit].',
+            f"{remedy} If the program works without the module, add its name to "
+            '"optional_imports" in [tool.kernelkit].',
         )
     return list(dict.fromkeys(notes))
 

@@ -12,6 +12,9 @@ _MACHINES = {3: "32-bit x86", 40: "32-bit ARM", 62: "x86-64", 183: "ARM64", 243:
 _X86_64 = 62
 _MACH_O = (b"\xcf\xfa\xed\xfe", b"\xce\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"\xca\xfe\xba\xbf")
 _CPYTHON = re.compile(r"cpython-(\d)(\d+)([a-z]*)(?:-(.+))?")
+BUILT_FOR = "built for"
+"""The beginning of the reason why an extension does not fit."""
+
 _PLATFORM = "x86_64-linux-gnu"
 _GLIBC = re.compile(rb"GLIBC_2\.(\d+)\0")
 IMAGE_GLIBC = 35
@@ -53,30 +56,30 @@ def misfit(path: str, head: bytes, python: tuple[int, int]) -> str | None:
     """
     suffix = PurePosixPath(path).suffix
     if suffix in (".pyd", ".dll") or head.startswith(b"MZ"):
-        return "built for Windows"
+        return f"{BUILT_FOR} Windows"
     if suffix == ".dylib" or head.startswith(_MACH_O) or "darwin" in _tag(path):
-        return "built for macOS"
+        return f"{BUILT_FOR} macOS"
     if not head.startswith(b"\x7fELF") or len(head) < HEAD_BYTES:
         return "not a compiled extension, though its name says so"
     machine = int.from_bytes(head[18:20], "little" if head[5] == 1 else "big")
     if head[4] != 2 or machine != _X86_64:
-        return f"built for {_MACHINES.get(machine, 'another processor')}; Kaggle's is x86-64"
+        return f"{BUILT_FOR} {_MACHINES.get(machine, 'another processor')}; Kaggle's is x86-64"
     return _misfit_of_tag(_tag(path), python)
 
 
 def _misfit_of_tag(tag: str, python: tuple[int, int]) -> str | None:
     if tag.startswith("pypy"):
-        return "built for PyPy"
+        return f"{BUILT_FOR} PyPy"
     found = _CPYTHON.fullmatch(tag)
     if found is None:  # abi3, or no tag
         return None
     built, image = f"{found[1]}.{found[2]}", ".".join(map(str, python))
     if built != image:
-        return f"built for Python {built}; Kaggle's image has {image}"
+        return f"{BUILT_FOR} Python {built}; Kaggle's image has {image}"
     if found[3]:
-        return f"built for another kind of Python {built} ({tag})"
+        return f"{BUILT_FOR} another kind of Python {built} ({tag})"
     if found[4] and found[4] != _PLATFORM:
-        return f"built for {found[4]}; Kaggle's image is {_PLATFORM}"
+        return f"{BUILT_FOR} {found[4]}; Kaggle's image is {_PLATFORM}"
     return None
 
 

@@ -94,8 +94,11 @@ def test_an_extension_that_is_needed_must_fit(make_project: Make) -> None:
             "pkg/_fast.cpython-311-x86_64-linux-gnu.so": elf(),
         }
     )
-    with pytest.raises(BundleError, match=r"pkg/main.py:1: imports .*built for Python 3.11"):
+    with pytest.raises(
+        BundleError, match=r"pkg/main.py:1: imports .*built for Python 3.11"
+    ) as caught:
         bundle_of(project)
+    assert "cibuildwheel" in caught.value.next_step
     bundle = bundle_of(project, optional_imports=("pkg._fast",))
     assert any("the run goes on without it" in note for note in bundle.notes)
 
