@@ -16,6 +16,12 @@ from pydantic import BaseModel, PlainSerializer
 
 from kernelkit.errors import CapacityError, CredentialsError, RefusedError, UnreachableError
 from kernelkit.kaggle.types import PRODUCTION
+from kernelkit.notebook.runtime.deadline import (
+    MARGIN_PART,
+    MARGIN_SECONDS,
+    SESSION_HOURS,
+    TPU_SESSION_HOURS,
+)
 from kernelkit.runs.estimate import Certainty, Estimate, Wanted, estimate
 
 if TYPE_CHECKING:
@@ -25,8 +31,6 @@ if TYPE_CHECKING:
     from kernelkit.kaggle.kernels import Kaggle
     from kernelkit.kaggle.types import Quota
 
-SESSION_HOURS, TPU_SESSION_HOURS = 12.0, 9.0  # by most reports [A]
-MARGIN_HOURS = 0.25  # of a session, to save and upload before Kaggle ends it
 LANES = 2  # GPU sessions at once, by many reports [A]
 WEEK = timedelta(weeks=1)
 
@@ -137,7 +141,8 @@ class Plan:
         if self.hours <= self.session_hours:
             return 1
         fixed = (self.estimate.fixed_seconds or 0.0) / 3600
-        usable = self.session_hours - MARGIN_HOURS - fixed
+        margin = min(MARGIN_SECONDS / 3600, MARGIN_PART * self.session_hours)
+        usable = self.session_hours - margin - fixed  # the run is told to end before Kaggle ends it
         return math.ceil((self.hours - fixed) / usable) if usable > 0 else None
 
     @property
@@ -273,16 +278,27 @@ def make_plan(
         quota = connect().quota()
     except (CapacityError, CredentialsError, RefusedError, UnreachableError) as error:
         problem = str(error)
-    limit = config.kernel.session_timeout_seconds
-    usual = TPU_SESSION_HOURS if config.kernel.enable_tpu else SESSION_HOURS
+    limit, origin = _session_limit(config)
     return Plan(
         kernel=config.kernel.slug,
         wanted=wanted,
         estimate=found,
-        session_hours=limit / 3600 if limit else usual,
-        session_origin="session_timeout_seconds" if limit else "by most reports",
+        session_hours=limit,
+        session_origin=origin,
         reserve=config.gpu_reserve_hours,
         quota=quota,
         quota_problem=problem,
         sweep=sweep,
     )
+
+
+def _session_limit(config: Config) -> tuple[float, str]:
+    """The hours after which a session ends, and who says so: the strictest of all limits."""
+    kernel = config.kernel
+    is_tpu = kernel.enable_tpu or "tpu" in kernel.machine_shape.lower()
+    limits = [(TPU_SESSION_HOURS if is_tpu else SESSION_HOURS, "Kaggle's limit by most reports")]
+    if kernel.session_timeout_seconds:
+        limits.append((kernel.session_timeout_seconds / 3600, "session_timeout_seconds"))
+    if config.deadline_hours:
+        limits.append((config.deadline_hours, "deadline_hours"))
+    return min(limits)

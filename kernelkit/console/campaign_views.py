@@ -87,7 +87,7 @@ def _plan_lines(plan: Plan) -> list[tuple[str, str]]:
                 f"{sweep.sessions} at once: {_hours(plan.wall_hours)} until the end",
             )
         )
-    limit = f"Kaggle ends one after {_hours(plan.session_hours)}, {plan.session_origin}"
+    limit = f"one ends after {_hours(plan.session_hours)}: {plan.session_origin}"
     count = "unknown" if plan.sessions is None else f"{plan.sessions}"
     chain = ": a chain, `kernelkit run --until-done`" if (plan.sessions or 1) > 1 else ""
     lines.append(("sessions", f"{count}{chain} ({limit})"))

@@ -203,7 +203,8 @@ def _measured(folders: Iterable[RunFolder]) -> Iterator[MeasuredRun]:
         planned = next((one.event.experiments for one in timed if one.event.experiments), ())
         beside = max(1, len(bundle.trials))  # trials of a sweep, at the same time
         done = count = len(epochs) // beside
-        if manifest.status != "complete":  # only its epochs say how much was left to do
+        if manifest.status != "complete" or _is_part(timed):
+            # Only its epochs say how much work there was.
             each = max((one.event.numbers.get("epochs", 0) for one in epochs), default=0)
             count = int(each) * max(1, len(planned))
             if not count:
@@ -220,6 +221,18 @@ def _measured(folders: Iterable[RunFolder]) -> Iterator[MeasuredRun]:
             experiments=planned,
             gpus=tuple(map(str, gpus)) if isinstance(gpus, list) else (),
         )
+
+
+def _is_part(timed: Sequence[TimedEvent]) -> bool:
+    """Whether a run was one session of a chain: it continued another, or another continues it."""
+    first: dict[tuple[str | None, int | None], float] = {}
+    for one in timed:
+        if one.event.kind == "epoch":
+            key = one.event.experiment, one.event.trial
+            first.setdefault(key, one.event.numbers.get("epoch", 1))
+    return any(one.event.kind == "incomplete" for one in timed) or any(
+        number > 1 for number in first.values()
+    )
 
 
 def _seconds_per_epoch(epochs: Sequence[TimedEvent]) -> float | None:

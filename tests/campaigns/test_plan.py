@@ -53,7 +53,7 @@ def test_a_run_fits_into_what_running_sessions_and_the_reserve_leave() -> None:
 
 @pytest.mark.parametrize(
     ("hours", "fixed", "sessions"),
-    [(12.0, 0.0, 1), (12.1, 0.0, 2), (23.5, 0.0, 2), (23.6, 0.0, 3), (12.1, 6.0, 2), (20.0, 6, 3)],
+    [(12.0, 0.0, 1), (12.1, 0.0, 2), (23.6, 0.0, 2), (23.7, 0.0, 3), (12.1, 6.0, 2), (20.0, 6, 3)],
 )
 def test_a_chain_repeats_the_fixed_part_in_each_session(
     hours: float, fixed: float, sessions: int

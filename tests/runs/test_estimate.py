@@ -145,6 +145,21 @@ def test_a_failed_run_counts_by_its_epochs_or_not_at_all(tmp_path: Path) -> None
     assert estimate(tmp_path, SLUG, wanted()).runs == (f"{SLUG}/v1",)
 
 
+def test_the_sessions_of_a_chain_count_as_parts_of_the_work(tmp_path: Path) -> None:
+    write_run(tmp_path, 1, done=5)
+    log = tmp_path / SLUG / "v1" / f"{SLUG}.log"
+    entries = json.loads(log.read_text())
+    end = {"stream_name": "stdout", "time": 400, "data": '{"event": "incomplete"}\n'}
+    log.write_text(json.dumps([*entries, end]))
+    assert estimate(tmp_path, SLUG, wanted()).epochs == 20
+    write_run(tmp_path, 2)
+    log = tmp_path / SLUG / "v2" / f"{SLUG}.log"
+    entries = json.loads(log.read_text())
+    log.write_text(json.dumps([entries[0], *entries[8:]]))  # it began with the eighth epoch
+    found = estimate(tmp_path, SLUG, wanted())
+    assert (found.epochs, found.runs) == (20, (f"{SLUG}/v2", f"{SLUG}/v1"))
+
+
 def test_without_epochs_the_whole_time_grows_and_that_is_no_measurement(tmp_path: Path) -> None:
     write_run(tmp_path, done=0)
     assert estimate(tmp_path, SLUG, wanted(seed=3)).certainty == Certainty.MEASURED
