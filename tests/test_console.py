@@ -227,6 +227,19 @@ def test_the_traceback_at_the_end_of_a_log_is_left_to_diagnose(screen: StringIO)
     assert "RuntimeError: no" in screen.getvalue()
 
 
+def test_the_files_of_the_runtime_are_only_listed_with_verbose(screen: StringIO) -> None:
+    lines = [
+        f"Writing /tmp/kernelkit-0/{path}\n" for path in ("kernelkit_runtime/a.py", "pkg/a.py")
+    ]
+    for line in lines:
+        console.Reporter()(entry(line))
+    assert screen.getvalue() == lines[1]
+    console.configure(verbose=True)
+    console.Reporter()(entry(lines[0]))
+    console.configure()
+    assert lines[0] in screen.getvalue()
+
+
 @pytest.mark.parametrize(
     ("program", "path", "shown"),
     [
