@@ -13,6 +13,7 @@ from kernelkit.cli.options import (
     BUILD,
     COMMON,
     DETACHED,
+    INTERRUPTED,
     REMOTE,
     Again,
     Deadline,
@@ -54,12 +55,36 @@ def push(
 
 @app.command()
 @shares(*REMOTE, *COMMON)
-def cancel(options: Options, name: RunName = "") -> None:
-    """Cancel a run. Its outputs may be lost."""
+def cancel(
+    options: Options,
+    name: RunName = "",
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete the kernel with all its versions.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
+) -> None:
+    """Cancel a run.
+
+    Its outputs may be lost. A run can be cancelled once it has printed its first lines. --delete
+    works at any time: it saves what Kaggle lists now, says what will be lost, asks, and deletes the
+    kernel, which ends the run at once.
+    """
     from kernelkit import console, workflow
+    from kernelkit.runs.delete import delete_kernel, prepare_deletion
 
     kaggle, folder = workflow.attach(options.config(), name)
-    console.state(folder, workflow.cancel(kaggle, folder))
+    if not delete:
+        console.state(folder, workflow.cancel(kaggle, folder))
+        return
+    with console.watching("interrupted: nothing was deleted") as reporter:
+        deletion = prepare_deletion(kaggle, folder, on_event=reporter)
+    console.deletion_plan(deletion)
+    if not yes and (options.as_json or not sys.stdin.isatty()):
+        raise ConfigError("--delete asks before it deletes", "Agree in advance: --delete --yes")
+    if not yes and not typer.confirm(f"Delete {deletion.kernel}?"):
+        raise typer.Exit(INTERRUPTED)
+    delete_kernel(kaggle, deletion)
+    console.deleted(deletion)
 
 
 @app.command()

@@ -66,6 +66,8 @@ from kernelkit.console.project_views import (
 )
 from kernelkit.console.run_views import (
     conclude,
+    deleted,
+    deletion_plan,
     diagnosed,
     difference,
     explain,
@@ -110,6 +112,8 @@ __all__ = [
     "concluded_chain",
     "config_values",
     "configure",
+    "deleted",
+    "deletion_plan",
     "diagnosed",
     "difference",
     "diffs",

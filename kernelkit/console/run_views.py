@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from kernelkit.campaigns.chain import ChainRecord
     from kernelkit.diagnosis.diagnose import Diagnosis, Frame
     from kernelkit.kaggle.types import Status
+    from kernelkit.runs.delete import Deletion
     from kernelkit.runs.download import PulledRun
     from kernelkit.runs.export import Exported
     from kernelkit.runs.history import RunDetails, RunDifference, RunRow
@@ -62,6 +63,28 @@ def state(folder: RunFolder, now: Status) -> None:
     """The state of a run, in one line."""
     say(f"{folder.slug} v{folder.version}: {now.word}")
     document({**folder.read().document, **_state_document(now)})
+
+
+def deletion_plan(deletion: Deletion) -> None:
+    """What was saved, and what will be gone."""
+    name = one_line(deletion.kernel)
+    if deletion.saved:
+        count = counted(len(deletion.saved), "file")
+        say(one_line(f"saved {count} of {deletion.run.name} in {deletion.folder.path}"), to=stderr)
+    else:
+        say("Kaggle lists nothing of the run, so nothing was saved", to=stderr)
+    if deletion.problem:
+        warn(one_line(f"not everything could be saved: {deletion.problem}"))
+    lost = ", ".join(deletion.lost) or "nothing, because all of it is here"
+    say(
+        one_line(f"deleting {name} ends its run and removes every version; lost: {lost}"), to=stderr
+    )
+
+
+def deleted(deletion: Deletion) -> None:
+    """The end of a deletion."""
+    say(one_line(f"{deletion.kernel} is deleted"))
+    document(deletion.document)
 
 
 def watched(folder: RunFolder, end: Status, diagnosis: Diagnosis | None) -> None:

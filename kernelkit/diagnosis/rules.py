@@ -24,6 +24,7 @@ class FailureCause(StrEnum):
     WRONG_GPU = "wrong GPU"
     MISSING_MODULE = "missing module"
     TIMED_OUT = "timed out"
+    STALLED = "stalled"
     DISK_FULL = "disk full"
     OWN_CHECK = "kernelkit's own check"
     CRASH = "crash of the process"
@@ -189,6 +190,13 @@ RULES = (
         r"ModuleNotFoundError: No module named '(?P<module>[^']++)'",
         r"ImportError: cannot import name '[^']*+' from (?:partially initialized module )?"
         r"'(?P<from_module>[^']++)'",
+    ),
+    # kernelkit_runtime: the watchdog.
+    _rule(
+        FailureCause.STALLED,
+        "Look where it hung: the traceback in run-manifest.json shows every thread. If it is only "
+        "slow, let it print something now and then, or set a longer stall_minutes.",
+        r"\bStalled: ",
     ),
     # kernelkit_runtime: pip_install, check_sources, finish, call, and all its other errors.
     _rule(

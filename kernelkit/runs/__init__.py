@@ -5,6 +5,8 @@ push      decides whether a push is needed, and sends exactly once: `push_once`,
 watch     follows a run to its end: `follow_run`, `state_of`, `read_log`, `cancel_run`,
           `progress`, `LogEvent`, `EndedRun`
 download  pulls the outputs: `pull_run`, `PulledRun`, `Progress`, `Selection`, `EVERYTHING`
+delete    saves what a run has left, and deletes its kernel: `prepare_deletion`, `delete_kernel`,
+          `Deletion`
 unpack    turns verified zips into folders: `unpack_zips`
 verify    compares a folder with the manifest that its run wrote: `verify`, `require_verified`,
           `missing_outputs`, `VerifiedFolder`

@@ -731,6 +731,10 @@ TABLE = [
         *(FailureCause.TIMED_OUT, "--set epochs=10"),
     ),
     (
+        "Stalled: nothing was printed and no file changed for 30 minutes (stall_minutes)",
+        *(FailureCause.STALLED, "stall_minutes"),
+    ),
+    (
         "RuntimeFault: The sources on disk are not those of the package:\n  pkg/mod.py: is missing",
         *(FailureCause.OWN_CHECK, "kernelkit push"),
     ),
