@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import keyword
+import lzma
 import math
 import re
 import tomllib
@@ -56,7 +57,9 @@ from kernelkit.storage import (
 
 LONGEST_TITLE, SHORTEST_SLUG = 50, 5  # characters; Kaggle's limits
 LARGEST_FILE_BYTES = 200_000  # of a file that is carried because the program opens it
-LARGEST_DATA_BYTES = 400_000  # of all data that is carried because there is no other source
+NOTEBOOK_DATA_BYTES = 400_000  # of all data, compressed, that a notebook can hold
+LARGEST_DATA_BYTES = 200 << 20  # of all data that is carried because there is no other source
+COMPRESSIBLE_BYTES = 16 << 20  # of data that may fit after all
 COMPETITION = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 
 _DATA_NAME = re.compile(
@@ -126,6 +129,7 @@ class _Draft:
     """Values that a file of settings states, which no parameter needs to repeat."""
 
     positional: list[str] = field(default_factory=list)
+    layout: str = "auto"
     files: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -468,7 +472,7 @@ def _plan_files(draft: _Draft, read: Sequence[FileUse], options: Sequence[Option
     """Files that the program opens by name; data only where it has no other source."""
     stated = [o.default for o in options] + list(draft.elsewhere.values())
     texts = [value for value in stated if isinstance(value, str) and value]
-    data_bytes = 0
+    data: list[Path] = []
     for name in dict.fromkeys([*(use.path for use in read if not use.base), *texts]):
         path = str(PurePosixPath(name))
         is_data = bool(_DATA_PATH.match(name))
@@ -481,7 +485,8 @@ def _plan_files(draft: _Draft, read: Sequence[FileUse], options: Sequence[Option
                 )
             continue
         found = _existing_paths(draft.project, path)
-        size = sum(f.stat().st_size for top in found for f in [top, *top.rglob("*")] if f.is_file())
+        files = [f for top in found for f in [top, *top.rglob("*")] if f.is_file()]
+        size = sum(f.stat().st_size for f in files)
         is_data = is_data or any(one.suffix in _DATA_SUFFIXES for one in found)
         if not found:
             continue
@@ -491,20 +496,39 @@ def _plan_files(draft: _Draft, read: Sequence[FileUse], options: Sequence[Option
                 'value "kaggle://input/SLUG/…"'
             )
             continue
-        if is_data and data_bytes + size > LARGEST_DATA_BYTES:
+        if is_data and size > LARGEST_DATA_BYTES:
             draft.notes.append(
-                f"the program reads {path} ({human_size(size)}), which is too large for the "
-                "notebook: make it a dataset, and its place a parameter with the value "
+                f"the program reads {path} ({human_size(size)}): make it a dataset with "
+                "`kernelkit dataset push`, and its place a parameter with the value "
                 '"kaggle://input/SLUG"'
             )
             continue
         if not is_data and size > LARGEST_FILE_BYTES:
             continue
-        data_bytes += size if is_data else 0
+        data += files if is_data else []
         line = f"{path}/" if found[0].is_dir() and len(found) == 1 else path
         held = any(line.startswith(folder) for folder in draft.files if folder.endswith("/"))
         if line not in draft.files and not held:
             draft.files.append(line)
+    if not _fits_into_notebook(data):
+        draft.layout = "dataset"
+        size = sum(file.stat().st_size for file in data)
+        draft.notes.append(
+            f"the program reads {human_size(size)} of data, too large for a notebook: layout = "
+            '"dataset" carries it and the code in a private dataset'
+        )
+
+
+def _fits_into_notebook(files: Sequence[Path]) -> bool:
+    """Whether the data is small enough, compressed if need be."""
+    size = sum(file.stat().st_size for file in files)
+    if not NOTEBOOK_DATA_BYTES < size <= COMPRESSIBLE_BYTES:
+        return size <= NOTEBOOK_DATA_BYTES
+    compressor = lzma.LZMACompressor()
+    packed = 0
+    for file in files:
+        packed += len(compressor.compress(read_file(file)))
+    return packed + len(compressor.flush()) <= NOTEBOOK_DATA_BYTES
 
 
 def _existing_paths(project: Path, path: str) -> list[Path]:
@@ -599,6 +623,8 @@ def _text(
         lines.append(f"positional = {_toml(draft.positional)} # words before the others")
     if draft.files:
         lines.append(f"files = {_toml(draft.files)} # carried next to the code")
+    if draft.layout != "auto":
+        lines.append(f"layout = {_toml(draft.layout)} # data too large for a notebook")
     lines.append(f"outputs = {_toml(draft.outputs)} # the run fails if one of them is missing")
     title = " ".join(word.capitalize() for word in slug.split("-"))
     lines += ["", "[tool.kernelkit.kernel]", f"id = {_toml(slug)}", f"title = {_toml(title)}"]

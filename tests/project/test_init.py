@@ -261,6 +261,21 @@ def test_globals_are_parameters_where_no_file_of_settings_is_needed(letters: Pat
     assert [problem.subject for problem in check(kernel)] == ["parameters.max_iter"]
 
 
+@pytest.mark.parametrize(
+    ("size", "layout"), [(1 << 20, "auto"), (17 << 20, "dataset"), (201 << 20, "auto")]
+)
+def test_data_of_the_project_is_carried_as_its_size_allows(
+    letters: Path, size: int, layout: str
+) -> None:
+    os.truncate(letters / "data" / "letters" / "train.bin", size)
+    plan = plan_init(letters)
+    section = tomllib.loads(plan.text)["tool"]["kernelkit"]
+    assert section.get("layout", "auto") == layout
+    assert ("data/letters/train.bin" in section["files"]) == (size < 200 << 20)
+    assert any("too large for a notebook" in note for note in plan.notes) == (layout != "auto")
+    assert any("kernelkit dataset push" in note for note in plan.notes) == (size > 200 << 20)
+
+
 def test_data_that_only_the_files_of_hydra_name(tmp_path: Path) -> None:
     project = Path(shutil.copytree(SAMPLES / "hydra", tmp_path / "line"))
     for path, text in {
