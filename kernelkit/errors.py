@@ -138,7 +138,7 @@ class VerificationError(KernelkitError):
 
 
 class UnreachableError(KernelkitError):
-    """Kaggle gave no usable response within the time limit of a call."""
+    """Kaggle, or a package index, gave no usable response within the time limit of a call."""
 
     exit_code = 9
 
