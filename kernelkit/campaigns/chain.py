@@ -350,6 +350,7 @@ class _Chain:
                 self._root,
                 asked=asked,
                 wait=wait,
+                wait_for_quota=wait,
                 deadline=deadline,
                 on_event=self._on_event,
             )

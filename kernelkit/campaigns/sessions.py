@@ -84,6 +84,7 @@ def push_session(
     *,
     asked: float | None = None,
     wait: bool = False,
+    wait_for_quota: bool = False,
     deadline: float | None = None,
     on_event: OnEvent = ignore,
 ) -> Pushed:
@@ -91,7 +92,8 @@ def push_session(
 
     `asked` is how long ago, in seconds, a process that was killed may have pushed this session;
     None if none has. Kaggle may not show such a version yet, so this waits for it for a while.
-    `wait` waits for a free session, up to `deadline` seconds.
+    `wait` waits for a free session, and `wait_for_quota` for the refresh of the quota, up to
+    `deadline` seconds.
 
     Raises:
         PreflightError: with every problem; nothing was sent.
@@ -115,6 +117,7 @@ def push_session(
             session=session.mark,
             asked=asked,
             wait=wait,
+            wait_for_quota=wait_for_quota,
             deadline=deadline,
             publish=publish_code,
             on_event=on_event,

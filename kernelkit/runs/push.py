@@ -109,6 +109,7 @@ def push_once(
     session: str | None = None,
     asked: float | None = None,
     wait: bool = False,
+    wait_for_quota: bool | None = None,
     deadline: float | None = None,
     publish: Publish | None = None,
     on_event: OnEvent,
@@ -116,8 +117,8 @@ def push_once(
     """Push a kernel so that one version with its digest exists, and record it under `root`.
 
     An identical version is not pushed again unless `again` is set: see `find_identical`. `wait`
-    waits for a free session and for the quota, up to `deadline` seconds. `reserve` is in GPU hours
-    (see `check_remote`). `publish` publishes the dataset that holds the packages, where the
+    waits for a free session and, unless `wait_for_quota` is False, for the refresh of the quota, up
+    to `deadline` seconds. `reserve` is in GPU hours (see `check_remote`). `publish` publishes the dataset that holds the packages, where the
     notebook does not carry them, and returns the kernel that uses it.
 
     For a campaign, `session` is the mark that its notebook carries: then only a version with this
@@ -144,7 +145,8 @@ def push_once(
             assert publish is not None
             kernel = publish(kaggle, kernel, on_event)
         hours = None if session else _expected_hours(kaggle, root, kernel)
-        waiting = Waiting(deadline, kaggle.timeouts) if wait else None
+        patient = wait if wait_for_quota is None else wait_for_quota
+        waiting = Waiting(deadline, kaggle.timeouts) if patient else None
         usable = check_remote(kaggle, kernel, reserve, on_event, hours=hours, waiting=waiting)
         on_event(f"pushing {kernel.slug} as {kaggle.credentials.username} ({kernel.size:,} B)")
         hidden = _hidden_versions(kaggle, kernel, root)

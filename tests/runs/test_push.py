@@ -249,6 +249,18 @@ def test_a_push_waits_for_the_refresh_of_the_quota(case: Case) -> None:
     with pytest.raises(QuotaError, match=r"0\.0 of 30 GPU hours left"):
         push.check_remote(case.kaggle, kernel, 0.0, case.messages.append, waiting=waiting)
     assert len(slept) == 2
+    case.inject("quota-used,times=1")
+    with pytest.raises(QuotaError):  # a sweep waits for sessions only, and ends for lack of quota
+        push.push_once(
+            case.kaggle,
+            kernel,
+            case.project / "runs",
+            session="sweep-1",
+            wait=True,
+            wait_for_quota=False,
+            on_event=case.messages.append,
+        )
+    assert len(slept) == 2
 
 
 def test_complete_runs_are_reused_and_active_runs_followed(case: Case) -> None:
