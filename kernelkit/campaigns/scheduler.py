@@ -135,7 +135,8 @@ class Scheduler:
         while True:
             while self._error is None and self._start_next():
                 pass
-            self._show()
+            if not self._running or self._messages.empty():  # a log is read in bursts
+                self._show()
             if not self._running:
                 break
             self._handle(self._next_message())

@@ -149,6 +149,7 @@ class SweepStudy:
         }
         self._order: list[Point] | None = None
         self._ended: dict[int, SweepTrial] = {}
+        self._known: Sequence[FrozenTrial] | None = None  # until this process writes
 
     @property
     def name(self) -> str:
@@ -167,8 +168,8 @@ class SweepStudy:
 
     @property
     def trials(self) -> list[SweepTrial]:
-        """All of them, by number."""
-        return [self._shown(trial) for trial in self._study.get_trials(deepcopy=False)]
+        """All of them, by number; what another process writes meanwhile may be missing."""
+        return [self._shown(trial) for trial in self._all()]
 
     @property
     def best(self) -> SweepTrial | None:
@@ -183,7 +184,7 @@ class SweepStudy:
         """
         import optuna
 
-        trials = self._study.get_trials(deepcopy=False)
+        trials = self._all()
         waiting = any(trial.state == optuna.trial.TrialState.WAITING for trial in trials)
         if not waiting and sampler != "tpe" and self._is_walked(sampler):
             point = self._next_point(sampler, seed, trials)
@@ -193,6 +194,7 @@ class SweepStudy:
         with _experimental_features():
             self._set_sampler(sampler, seed, len(trials))
             asked = self._study.ask(fixed_distributions=self._distributions)
+        self._known = None
         return self._get(asked.number)
 
     def finish_asking(self, sampler: Sampler, seed: int) -> None:
@@ -208,6 +210,7 @@ class SweepStudy:
                 trial = optuna.trial.Trial(self._study, frozen._trial_id)
                 for name, distribution in self._distributions.items():
                     trial._suggest(name, distribution)
+        self._known = None
 
     def _set_sampler(self, sampler: Sampler, seed: int, number: int) -> None:
         """Let Optuna choose the parameters of a trial as it would in a sweep without a break."""
@@ -246,6 +249,7 @@ class SweepStudy:
         for step, value in enumerate(values):
             if step not in frozen.intermediate_values:
                 trial.report(value, step)
+        self._known = None
 
     def is_hopeless(self, number: int) -> bool:
         """Whether a running trial is worse than the median of the others so far."""
@@ -311,19 +315,27 @@ class SweepStudy:
         used = {_key(self._decoded(trial)) for trial in trials}
         return next((point for point in self._order if _key(point) not in used), None)
 
+    def _all(self) -> Sequence[FrozenTrial]:
+        """Every trial, by number. Reading them takes milliseconds, and they are asked for often."""
+        if self._known is None:
+            self._known = self._study.get_trials(deepcopy=False)
+        return self._known
+
     def _frozen(self, number: int) -> FrozenTrial:
-        return self._study.get_trials(deepcopy=False)[number]
+        return self._all()[number]
 
     def _get(self, number: int) -> SweepTrial:
         return self._shown(self._frozen(number))
 
     def _set(self, number: int, name: str, value: JsonValue) -> None:
         self._storage.set_trial_user_attr(self._frozen(number)._trial_id, name, value)
+        self._known = None
 
     def _tell(self, number: int, state: str, value: float | None = None) -> None:
         from optuna.trial import TrialState as OptunaState
 
         self._study.tell(number, value, OptunaState[state], skip_if_finished=True)
+        self._known = None
 
     def _decoded(self, trial: FrozenTrial) -> Point:
         known = trial.params or trial.system_attrs.get("fixed_params", {})
