@@ -158,6 +158,20 @@ def test_a_public_dataset_gets_no_private_files(
     assert calls(emulator, "CreateDatasetVersion") == 0
 
 
+def test_a_dataset_that_kaggle_makes_public_is_reported(
+    publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = Dataset.create
+
+    def create_public(dataset: Dataset, title: str, contents: dict[str, str], **more: str) -> None:
+        create(dataset, title, contents, is_private=False, description=more["description"])
+
+    monkeypatch.setattr(Dataset, "create", create_public)
+    with pytest.raises(RefusedError, match="is public") as caught:
+        publish()
+    assert caught.value.exit_code == 4
+
+
 def test_a_long_upload_says_how_far_it_is(
     publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
