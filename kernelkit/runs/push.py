@@ -118,8 +118,9 @@ def push_once(
 
     An identical version is not pushed again unless `again` is set: see `find_identical`. `wait`
     waits for a free session and, unless `wait_for_quota` is False, for the refresh of the quota, up
-    to `deadline` seconds. `reserve` is in GPU hours (see `check_remote`). `publish` publishes the dataset that holds the packages, where the
-    notebook does not carry them, and returns the kernel that uses it.
+    to `deadline` seconds. `reserve` is in GPU hours (see `check_remote`). `publish` publishes the
+    dataset that holds the packages, where the notebook does not carry them, and returns the kernel
+    that uses it.
 
     For a campaign, `session` is the mark that its notebook carries: then only a version with this
     mark counts, whatever became of it. `asked` is how long ago, in seconds, a process that was
