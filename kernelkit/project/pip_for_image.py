@@ -40,7 +40,7 @@ def main() -> int:
         print("ERROR: this version of pip does not evaluate markers for the image")
         return 1
     vars(distributions)["SourceDistribution"] = NotBuilt
-    # Before 23.3, `install --dry-run` refuses `--platform`, although it installs nothing.
+    # pip 23.2 refuses `--platform` with `--dry-run`, although it then installs nothing.
     cmdoptions.check_dist_restriction = lambda *_, **__: None
     return run_pip(sys.argv[2:])
 
