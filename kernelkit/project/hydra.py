@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kernelkit.project.survey import Source
 
 _PACKAGE = re.compile(r"^\s*#\s*@package\s+(\S+)", re.MULTILINE)
+_ROOT = re.compile(r"^\$\{[^{}]*(?:root|cwd|ROOT|home|work)[^{}]*\}/+")
 _DEEPEST = 20  # defaults that name each other
 _LARGEST_BYTES = 1 << 20
 
@@ -34,8 +35,11 @@ class HydraSettings:
     values: Mapping[str, OptionValue] = field(default_factory=dict)
     """Dotted key, as an override names it → value."""
 
+    run_folder: str = "outputs/*/*"
+    """The folder of a run below the working folder, as a pattern: its date, its time."""
+
     changes_folder: bool = False
-    """Whether the program runs in a folder of its own: `outputs/<date>/<time>`."""
+    """Whether the program runs in that folder."""
 
 
 def hydra_settings(project: Path, source: Source) -> HydraSettings:
@@ -47,11 +51,19 @@ def hydra_settings(project: Path, source: Source) -> HydraSettings:
     tree: Tree = {}
     if name := given.get("config_name"):
         tree = _composed(folder, name.removesuffix(".yaml"), 0)
-    own = tree.pop("hydra", {})
-    job = own.get("job", {}) if isinstance(own, dict) else {}
-    stated = job.get("chdir") if isinstance(job, dict) else None
+    own = dict(_leaves({"hydra": tree.pop("hydra", {})}))
+    leaves = dict(_leaves(tree))
+    values = {key: v for key, v in leaves.items() if not (isinstance(v, str) and "${" in v)}
+    folder_of_runs = str(own.get("hydra.run.dir", "outputs/*/*"))
+    run_folder = re.sub(
+        r"\$\{([^{}]*)\}", lambda name: str(values.get(name[1], "*")).strip("/"), folder_of_runs
+    )
+    for key, value in leaves.items():
+        if value in ("${hydra:runtime.output_dir}", "${hydra:run.dir}"):
+            values[key] = run_folder
     usual = given.get("version_base", "1.1") == "1.1"
-    return HydraSettings(dict(_leaves(tree)), usual if stated is None else bool(stated))
+    changes_folder = bool(own.get("hydra.job.chdir", usual))
+    return HydraSettings(values, run_folder.strip("/"), changes_folder)
 
 
 def _main_arguments(tree: ast.Module) -> dict[str, str] | None:
@@ -139,5 +151,7 @@ def _leaves(tree: Tree, above: str = "") -> Iterator[tuple[str, OptionValue]]:
             continue
         if isinstance(value, dict):
             yield from _leaves(value, f"{name}.")
-        elif isinstance(value, str | int | float) and "${" not in str(value):
+        elif isinstance(value, str):
+            yield name, _ROOT.sub("", value)  # what is below a folder that only the run knows
+        elif isinstance(value, int | float):
             yield name, value

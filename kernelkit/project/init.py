@@ -11,6 +11,7 @@ import json
 import keyword
 import lzma
 import math
+import posixpath
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -390,7 +391,7 @@ def _plan_hydra(draft: _Draft, project: Path, located: Sequence[Source], chosen:
         if not is_beside:  # else it is a file in the folder that another key names
             draft.parameters[key] = value
     draft.elsewhere = {**settings.values}
-    return "outputs/**/" if settings.changes_folder else ""
+    return f"{settings.run_folder}/" if settings.changes_folder else ""
 
 
 def _plan_parameters(draft: _Draft, options: Sequence[Option]) -> None:
@@ -471,10 +472,10 @@ def _data_address(draft: _Draft, name: str, path: str, option: Option) -> Option
 def _plan_files(draft: _Draft, read: Sequence[FileUse], options: Sequence[Option]) -> None:
     """Files that the program opens by name; data only where it has no other source."""
     stated = [o.default for o in options] + list(draft.elsewhere.values())
-    texts = [value for value in stated if isinstance(value, str) and value]
+    texts = [value for value in stated if isinstance(value, str) and value and "*" not in value]
     data: list[Path] = []
     for name in dict.fromkeys([*(use.path for use in read if not use.base), *texts]):
-        path = str(PurePosixPath(name))
+        path = posixpath.normpath(name)
         is_data = bool(_DATA_PATH.match(name))
         has_source = draft.competition is not None or path.startswith(("/", "..", "~"))
         if is_data and has_source:

@@ -290,8 +290,35 @@ def test_data_that_only_the_files_of_hydra_name(tmp_path: Path) -> None:
         "data": {"dir": "kaggle://input/demo", "test_csv": "kaggle://input/demo/test.csv"}
     }
     assert section["profiles"]["smoke"]["parameters"] == {"max_epochs": 1}
-    assert section["outputs"] == ["outputs/**/outputs/model/model.json"]
+    assert section["outputs"] == ["outputs/*/*/outputs/model/model.json"]
     assert any("data.other is required" in note for note in plan_init_again(project))
+
+
+@pytest.mark.parametrize(
+    ("lines", "folder"),
+    [
+        ("", "outputs/*/*"),
+        ("hydra: {run: {dir: '${paths.logs}/${now:%Y}_${now:%H}/x'}}\n", "logs/*_*/x"),
+        ("hydra: {run: {dir: runs}}\n", "runs"),
+    ],
+)
+def test_outputs_in_the_folder_of_a_hydra_run(write: Write, lines: str, folder: str) -> None:
+    source = HYDRA.replace('"conf"', '"../conf"').replace(
+        '"model.pt"', 'f"{config.paths.out}/model.pt"'
+    )
+    project = write(
+        {
+            "job/__init__.py": "",
+            "job/train.py": source,
+            "conf/config.yaml": "defaults: [_self_, paths: usual]\n" + lines,
+            "conf/paths/usual.yaml": "root: ${oc.env:PROJECT_ROOT}\nlogs: ${paths.root}/logs/\n"
+            "data_dir: ${paths.root}/data/\nout: ${hydra:runtime.output_dir}\n",
+        }
+    )
+    section = initialized(project, competition="demo")
+    assert (section["entry"], section["files"]) == ("job.train", ["conf/"])
+    assert section["outputs"] == [f"{folder}/model.pt"]
+    assert section["parameters"] == {"paths": {"data_dir": "kaggle://input/demo"}}
 
 
 def plan_init_again(project: Path) -> tuple[str, ...]:
