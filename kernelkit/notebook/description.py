@@ -13,7 +13,7 @@ DOCSTRING_CHARACTERS = 2000  # what follows is for people who read the source
 
 _CODE = re.compile(r"(`+[^`]+`+)")
 _SPECIAL = re.compile(r"([\\*_\[\]<>$~|])")
-_NO_PROSE = re.compile(r"^\s|^>>>|^:|\S {2,}\S")
+_NO_PROSE = re.compile(r"^\s|^>>>|^:|^\$ |^python3? (?:-m |\S+\.py)|\S {2,}\S")
 
 
 def description_of(bundle: Bundle, config: Config) -> str:

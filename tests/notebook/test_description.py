@@ -82,6 +82,8 @@ def test_without_any_docstring_the_entrys_speaks(make_project: Make) -> None:
         ("One line.", "One line."),
         ("One.\n\nmain   columns\nb      c", "One."),
         ("One.\n\n>>> prompt", "One."),
+        ("One.\n\npython train.py --epochs 2", "One."),
+        ("One.\n\n$ train", "One."),
         ("# no heading\n1. no list", "\\# no heading\n\\1. no list"),
         ("- a*b*\n- `c*d*`", "- a\\*b\\*\n- `c*d*`"),
         ("a <b> $c$", "a \\<b\\> \\$c\\$"),
