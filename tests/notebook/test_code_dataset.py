@@ -51,6 +51,7 @@ def test_the_notebook_carries_no_file_of_the_package(kernel: Kernel) -> None:
     assert kernel.manifest.code_dataset == "some-kernel-code"
     assert "kernelkit_run.load_sources('some-kernel-code')" in kernel.payload
     assert "return 7" not in kernel.payload
+    assert "Everything else is in this notebook" not in kernel.payload
     assert {entry.form for entry in kernel.budget if entry.path} == {"dataset"}
     assert check(kernel) == []
 
