@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.__main__ import report, run_seeds
+from tests.chaos.__main__ import Kind, report, run_seeds
 from tests.chaos.campaigns import Campaign, broken_campaign, campaign_plan
 from tests.chaos.case import TerminalEnd
 from tests.chaos.relay.relay.main import run
@@ -18,8 +18,9 @@ NAME = "chain-0123456789ab"
 
 
 @pytest.mark.slow
-def test_no_promise_about_sweeps_is_broken() -> None:
-    results = list(run_seeds([6], jobs=1, kinds=["sweep"]))
+@pytest.mark.parametrize(("kind", "seeds"), [("chain", (1, 3)), ("sweep", (8,))])
+def test_no_promise_about_a_campaign_is_broken(kind: Kind, seeds: tuple[int, ...]) -> None:
+    results = list(run_seeds(seeds, jobs=2, kinds=[kind]))
     assert [report(one) for one in results if one.broken] == []
 
 
