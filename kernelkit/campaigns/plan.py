@@ -180,6 +180,8 @@ class Plan:
         It is unknown as well if the hours fit, and are those of a run on other hardware with other
         parameters: a rehearsal often has little data.
         """
+        if self.wanted.wants_tpu:  # kernelkit reads the GPU quota only
+            return None
         if not self.wanted.wants_gpu:
             return True
         if self.billed_hours is None or self.usable_hours is None:
@@ -264,7 +266,7 @@ def make_plan(
     times faster the wanted hardware is than theirs. Without an answer of Kaggle the quota is
     unknown, and the reason is part of the plan.
     """
-    wanted = Wanted(config.parameters, config.kernel.machine_shape, config.kernel.wants_gpu)
+    wanted = Wanted.of(config.kernel, config.parameters)
     found = estimate(
         config.project / "runs",
         config.kernel.slug,
@@ -295,7 +297,7 @@ def make_plan(
 def _session_limit(config: Config) -> tuple[float, str]:
     """The hours after which a session ends, and who says so: the strictest of all limits."""
     kernel = config.kernel
-    is_tpu = kernel.enable_tpu or "tpu" in kernel.machine_shape.lower()
+    is_tpu = Wanted.of(kernel, config.parameters).wants_tpu
     limits = [(TPU_SESSION_HOURS if is_tpu else SESSION_HOURS, "Kaggle's limit by most reports")]
     if kernel.session_timeout_seconds:
         limits.append((kernel.session_timeout_seconds / 3600, "session_timeout_seconds"))

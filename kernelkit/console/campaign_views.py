@@ -22,8 +22,7 @@ DIFFERENCES_NAMED = 8  # parameters; --json lists all
 def planned(plan: Plan) -> None:
     """What the next run, chain or sweep will need, and whether the quota has it."""
     document(plan.report().model_dump(mode="json"))
-    machine = plan.wanted.machine_shape or ("a GPU" if plan.wanted.wants_gpu else "a CPU")
-    say(one_line(f"{plan.kernel} on {machine}"), style="bold")
+    say(one_line(f"{plan.kernel} on {plan.wanted.machine}"), style="bold")
     for label, text in _plan_lines(plan):
         say(Text(f"{label:{LABEL_CHARACTERS}}  {one_line(text)}"), indent=LABEL_CHARACTERS + 2)
     style = {True: "green", False: "bold red", None: "yellow"}[plan.fits]
@@ -114,6 +113,8 @@ def _basis(plan: Plan) -> str:
 
 def _verdict(plan: Plan) -> str:
     """Whether the quota has the hours."""
+    if plan.wanted.wants_tpu:
+        return "unknown whether it fits: kernelkit does not read the quota of TPUs"
     if not plan.wanted.wants_gpu:
         return "it fits: a CPU run bills no GPU hours"
     if plan.billed_hours is None:

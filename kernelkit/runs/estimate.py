@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from kernelkit.config import Parameter
+from kernelkit.config import KernelSettings, Parameter
 from kernelkit.errors import LocalError
 from kernelkit.kaggle.types import PRODUCTION
 from kernelkit.notebook.manifest import BUNDLE_NAME, Manifest
@@ -40,6 +40,7 @@ WITHOUT_EFFECT = frozenset(
 
 NEWEST = 30  # runs that are read: older ones ran with other code
 AVERAGED = 5  # runs with the most similar parameters
+CPU = "a CPU"
 CPU_TFLOPS = 0.4
 """What two cores reach in float32: the upper one of the two machines in docs/performance.md."""
 
@@ -106,11 +107,20 @@ class Wanted:
     parameters: Mapping[str, Parameter]
     machine_shape: str
     wants_gpu: bool
+    wants_tpu: bool = False
 
     @classmethod
-    def of(cls, bundle: Manifest) -> Wanted:
-        """What the manifest of a rendered kernel asks for."""
-        return cls(bundle.parameters, bundle.kernel.machine_shape, bundle.wants_gpu)
+    def of(cls, kernel: KernelSettings, parameters: Mapping[str, Parameter]) -> Wanted:
+        """What the settings of a kernel ask for."""
+        shape = kernel.machine_shape
+        is_tpu = kernel.enable_tpu or "tpu" in shape.lower()
+        return cls(parameters, shape, kernel.wants_gpu and not is_tpu, is_tpu)
+
+    @property
+    def machine(self) -> str:
+        """For people."""
+        kind = "a GPU" if self.wants_gpu else "a TPU" if self.wants_tpu else CPU
+        return self.machine_shape or kind
 
     @property
     def gpu(self) -> str:
@@ -140,6 +150,8 @@ class MeasuredRun:
     parameters: Mapping[str, Parameter]
     experiments: tuple[str, ...]
     gpus: tuple[str, ...]
+    tpu: str
+    """The machine shape of a run on a TPU, else empty."""
 
     @property
     def fixed_seconds(self) -> float:
@@ -210,6 +222,7 @@ def _measured(folders: Iterable[RunFolder]) -> Iterator[MeasuredRun]:
             if not count:
                 continue
         gpus = manifest.hardware.document.get("gpus")
+        asked = Wanted.of(bundle.kernel, bundle.parameters)
         yield MeasuredRun(
             name=f"{folder.slug}/v{folder.version}",
             endpoint=folder.read().endpoint,
@@ -220,6 +233,7 @@ def _measured(folders: Iterable[RunFolder]) -> Iterator[MeasuredRun]:
             parameters=bundle.entry_parameters,
             experiments=planned,
             gpus=tuple(map(str, gpus)) if isinstance(gpus, list) else (),
+            tpu=asked.machine if asked.wants_tpu else "",
         )
 
 
@@ -252,6 +266,8 @@ def _seconds_per_epoch(epochs: Sequence[TimedEvent]) -> float | None:
 
 
 def _same_hardware(run: MeasuredRun, wanted: Wanted) -> bool:
+    if wanted.wants_tpu or run.tpu:
+        return wanted.wants_tpu and run.tpu == wanted.machine
     if not wanted.wants_gpu:
         return not run.gpus
     return bool(run.gpus) and all(wanted.gpu in gpu for gpu in run.gpus)
@@ -363,17 +379,22 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 def _ratio(run: MeasuredRun, wanted: Wanted, stated: float | None) -> tuple[float | None, str]:
     """How many times faster the wanted hardware is than a run's, and where that comes from."""
-    here = run.gpus[0] if run.gpus else "a CPU"
-    there = wanted.gpu or ("a GPU" if wanted.wants_gpu else "a CPU")
+    here = run.tpu or (run.gpus[0] if run.gpus else CPU)
+    there = wanted.gpu or wanted.machine
     if stated is not None:
         return stated, f"{there} is {stated:g} times as fast as {here}: as you said"
-    if not run.gpus and not wanted.wants_gpu:
-        return 1.0, "a CPU on Kaggle is as fast as the one of that run"
-    mine = next((flops for name, flops in GPU_TFLOPS.items() if name in here), CPU_TFLOPS)
-    its = GPU_TFLOPS.get(wanted.gpu) if wanted.wants_gpu else CPU_TFLOPS
-    if its is None:
+    if there == here:
+        return 1.0, f"{there} on Kaggle is as fast as the one of that run"
+    mine, its = _speed(here), _speed(there)
+    if mine is None or its is None:
         return None, f"how fast {there} is compared with {here} is not known"
-    origin = f"{its:g} and {mine:g} Tflop/s in float32 by data sheets"
-    if CPU_TFLOPS in (mine, its):
-        origin = f"{its:g} and {mine:g} Tflop/s in float32, by its data sheet and two cores of ours"
-    return its / mine, f"{there} is {its / mine:.3g} times as fast as {here}: {origin}"
+    tflops = f"{its:g} Tflop/s by its data sheet, {mine:g} by its own"
+    if here == CPU:
+        tflops = f"{its:g} Tflop/s by its data sheet, {mine:g} measured on two cores"
+    return its / mine, f"{there} is {its / mine:.3g} times as fast as {here}: {tflops}"
+
+
+def _speed(machine: str) -> float | None:
+    """The peak of a machine in Tflop/s, in float32; None if it is not known."""
+    known = (flops for name, flops in GPU_TFLOPS.items() if name in machine)
+    return CPU_TFLOPS if machine == CPU else next(known, None)

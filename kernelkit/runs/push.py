@@ -729,7 +729,7 @@ def _expected_hours(kaggle: Kaggle, root: Path, kernel: Kernel) -> float | None:
     """How many GPU hours the run will probably bill; None where no earlier run says."""
     if not kernel.manifest.wants_gpu:
         return None
-    wanted = Wanted.of(kernel.manifest)
+    wanted = Wanted.of(kernel.manifest.kernel, kernel.manifest.parameters)
     seconds = estimate(root, kernel.slug, wanted, endpoint=kaggle.endpoint).seconds
     return None if seconds is None else seconds / 3600
 

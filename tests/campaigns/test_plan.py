@@ -49,6 +49,7 @@ def test_a_run_fits_into_what_running_sessions_and_the_reserve_leave() -> None:
     assert make(None).fits is None
     assert make(left=None).fits is None
     assert make(None, left=None, wanted=Wanted({}, "", False)).fits is True
+    assert make(1.0, wanted=Wanted({}, "TpuV5E8", False, True)).fits is None
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import JsonValue
 
+from kernelkit.config import KernelSettings
 from kernelkit.kaggle.types import PRODUCTION
 from kernelkit.notebook.manifest import Manifest
 from kernelkit.runs.estimate import Certainty, Wanted, estimate
@@ -117,7 +118,10 @@ def test_a_rehearsal_counts_with_a_ratio_whose_origin_is_stated(tmp_path: Path) 
     assert found.seconds_per_epoch == pytest.approx(81 * 0.4 / 8.1)
     assert found.fixed_seconds == 100
     assert found.runs == (f"rehearsal {SLUG}/v1",)
-    assert "T4 is 20.2 times as fast as a CPU: 8.1 and 0.4 Tflop/s" in found.assumptions[0]
+    assert (
+        "T4 is 20.2 times as fast as a CPU: 8.1 Tflop/s by its data sheet, 0.4 measured"
+        in found.assumptions[0]
+    )
     stated = estimate(runs, SLUG, wanted(), rehearsals=rehearsals, ratio=10)
     assert stated.seconds_per_epoch == pytest.approx(8.1)
     assert stated.assumptions == ("T4 is 10 times as fast as a CPU: as you said",)
@@ -131,10 +135,21 @@ def test_a_cpu_run_and_another_gpu_are_told_apart(tmp_path: Path) -> None:
     write_run(tmp_path, 2, gpus=["Tesla P100-PCIE-16GB"])
     found = estimate(tmp_path, SLUG, wanted())
     assert found.certainty == Certainty.ASSUMED
-    assert "9.3 Tflop/s" in found.assumptions[0]
+    assert "8.1 Tflop/s by its data sheet, 9.3 by its own" in found.assumptions[0]
     local = estimate(tmp_path, SLUG, wanted(gpu=False), endpoint="http://127.0.0.1:8000")
     assert (local.certainty, local.seconds_per_epoch) == (Certainty.ASSUMED, 60)
     assert local.assumptions == ("a CPU on Kaggle is as fast as the one of that run",)
+
+
+def test_a_tpu_is_neither_a_gpu_nor_a_cpu(tmp_path: Path) -> None:
+    write_run(tmp_path, 1, gpus=[])
+    kernel = KernelSettings(id=SLUG, title="My training", machine_shape="TpuV5E8", enable_gpu=True)
+    tpu = Wanted.of(kernel, PARAMETERS)
+    assert (tpu.wants_gpu, tpu.wants_tpu, tpu.gpus) == (False, True, 0)
+    found = estimate(tmp_path, SLUG, tpu)
+    assert (found.certainty, found.seconds) == (Certainty.UNKNOWN, None)
+    assert found.assumptions == ("how fast TpuV5E8 is compared with a CPU is not known",)
+    assert estimate(tmp_path, SLUG, tpu, ratio=5).certainty == Certainty.ASSUMED
 
 
 def test_a_failed_run_counts_by_its_epochs_or_not_at_all(tmp_path: Path) -> None:
