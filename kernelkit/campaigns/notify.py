@@ -70,7 +70,7 @@ class Messenger:
         self._once(folder.path.parent / f".notified-{mark}", text)
 
     def campaign_ended(self, kind: str, mark: str, state: str) -> None:
-        """Say how a chain or a sweep has ended, once; `mark` tells it apart from others."""
+        """Say how a chain or a sweep has ended, once; `mark` distinguishes it from others."""
         slug = self.config.kernel.slug
         self._once(self._runs / slug / f".notified-{kind}-{mark}", f"{slug} {kind}: {state}")
 

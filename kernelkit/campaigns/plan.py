@@ -142,7 +142,7 @@ class Plan:
             return 1
         fixed = (self.estimate.fixed_seconds or 0.0) / 3600
         margin = min(MARGIN_SECONDS / 3600, MARGIN_PART * self.session_hours)
-        usable = self.session_hours - margin - fixed  # the run is told to end before Kaggle ends it
+        usable = self.session_hours - margin - fixed  # the run ends before Kaggle ends it
         return math.ceil((self.hours - fixed) / usable) if usable > 0 else None
 
     @property

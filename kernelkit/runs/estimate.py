@@ -213,8 +213,8 @@ def _measured(folders: Iterable[RunFolder]) -> Iterator[MeasuredRun]:
         timed = read_events(folder.log)
         epochs = [one for one in timed if one.event.kind == "epoch"]
         planned = next((one.event.experiments for one in timed if one.event.experiments), ())
-        beside = max(1, len(bundle.trials))  # trials of a sweep, at the same time
-        done = count = len(epochs) // beside
+        parallel = max(1, len(bundle.trials))  # trials of a sweep, at the same time
+        done = count = len(epochs) // parallel
         if manifest.status != "complete" or _is_part(timed):
             # Only its epochs say how much work there was.
             each = max((one.event.numbers.get("epochs", 0) for one in epochs), default=0)

@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 DATASET_SECONDS = 600  # for a dataset to become ready
 QUEUE_PAUSES = (30.0, 300.0)  # seconds between two tries for a free session: first and longest
 SESSION_VERSIONS = 50  # in which a campaign looks for its session, where none is recorded here
-REFRESH_SECONDS = 60.0  # after the time of the refresh, before the quota is read again
 LONGEST_PAUSE = 3600.0  # seconds, whatever Retry-After asks for
 RATE_LIMITED_TRIES = 5  # of a push that is refused for too many calls
 CHANGING_SOURCES = ("dataset_sources", "kernel_sources", "model_sources")
@@ -721,7 +720,8 @@ class Waiting:
         left = (refresh - datetime.now(UTC)).total_seconds()
         if self._end is not None and self._timeouts.clock() + left > self._end:
             return False
-        self._timeouts.sleep(min(max(left, 0.0) + REFRESH_SECONDS, LONGEST_PAUSE))
+        late = self._timeouts.grace / 2  # Kaggle may show the new quota somewhat later
+        self._timeouts.sleep(min(max(left, 0.0) + late, LONGEST_PAUSE))
         return True
 
 

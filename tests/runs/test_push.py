@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,6 +33,7 @@ from kernelkit.kaggle.types import Credentials, State, Timeouts
 from kernelkit.runs import push, store
 from kernelkit.runs.download import pull_run
 from kernelkit.runs.push import Outcome
+from tests.local_kaggle import LocalKaggle
 
 QUICK = Timeouts(
     retry=0.5, grace=2, outage=5, first_pause=0.05, longest_pause=0.3, quota=60, cancelling=20
@@ -240,7 +242,7 @@ def test_a_push_waits_for_the_refresh_of_the_quota(case: Case) -> None:
     waiting = push.Waiting(None, case.kaggle.timeouts)
     push.check_remote(case.kaggle, kernel, 0.0, case.messages.append, hours=1.0, waiting=waiting)
     assert len(slept) == 2
-    assert all(60 <= seconds <= 3600 for seconds in slept)
+    assert all(1 <= seconds <= 3600 for seconds in slept)
     assert ["waiting for the refresh" in line for line in case.messages[:2]] == [True, False]
     assert case.messages[1].startswith("30.0 of 30 GPU hours left")
 
@@ -261,6 +263,25 @@ def test_a_push_waits_for_the_refresh_of_the_quota(case: Case) -> None:
             on_event=case.messages.append,
         )
     assert len(slept) == 2
+
+
+@pytest.mark.slow
+def test_a_push_waits_until_the_quota_is_refreshed(
+    plain: Path, launch: Callable[..., LocalKaggle]
+) -> None:
+    """A week of this local Kaggle takes 20 s."""
+    emulator = launch("--clock", "30240", "--gpu-quota", "2")
+    case = Case(plain, "ann", emulator.endpoint)
+    refresh = case.kaggle.quota().refresh
+    assert refresh
+    if (left := refresh.timestamp() - time.time()) < 12:
+        time.sleep(left + 1)  # so that the quota is used up and asked for within one week
+    case.push(*GPU)
+    emulator.as_account("ann").finish(case.slug)
+    case.messages.clear()
+    assert case.push(*GPU, "epochs=1", wait=True, deadline=60) is Outcome.PUSHED
+    assert any("0.0 of 2 GPU hours left" in line for line in case.messages)
+    assert any("waiting for the refresh" in line for line in case.messages)
 
 
 def test_complete_runs_are_reused_and_active_runs_followed(case: Case) -> None:
