@@ -26,7 +26,7 @@ from kernelkit.workflow import preflight
 from tests.conftest import Cli
 from tests.local_kaggle import LocalKaggle
 
-SECRET = "k3y0fTheHook9f8e7d6c"
+PATH_WORD = "k3y0fTheHook9f8e7d6c"
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Receiver:
 
     @property
     def address(self) -> str:
-        return f"json://user:{SECRET}@127.0.0.1:{self.port}/{SECRET}"
+        return f"json://user:{PATH_WORD}@127.0.0.1:{self.port}/{PATH_WORD}"
 
     @property
     def texts(self) -> list[object]:
@@ -86,7 +86,7 @@ def run_folder(config: Config, version: int = 1) -> RunFolder:
 
 def listener(config: Config, events: list[object], receiver: Receiver) -> Callable[[object], None]:
     messages = messenger(config, events.append, {"HOOK": receiver.address})
-    assert SECRET not in repr(messages)
+    assert PATH_WORD not in repr(messages)
     return messages.listening(events.append)
 
 
@@ -137,11 +137,13 @@ def test_a_message_that_fails_is_reported_and_tried_again(
     receiver.status = 200
     on_event(ended)
     assert receiver.texts == ["some-kernel v1: complete"] * 2
-    assert SECRET not in caplog.text + str(events)
+    assert PATH_WORD not in caplog.text + str(events)
     assert logging.root.manager.disable == 0
 
 
-@pytest.mark.parametrize("address", [f"nosuch://{SECRET}", SECRET, f"json://{SECRET} x", "://"])
+@pytest.mark.parametrize(
+    "address", [f"nosuch://{PATH_WORD}", PATH_WORD, f"json://{PATH_WORD} x", "://"]
+)
 def test_an_invalid_address_is_refused_without_being_quoted(config: Config, address: str) -> None:
     try:
         messages = messenger(config, environment={"HOOK": address})
@@ -151,15 +153,15 @@ def test_an_invalid_address_is_refused_without_being_quoted(config: Config, addr
     else:
         text = repr(messages)
         messages.listening()(EndedRun(run_folder(config), Status(State.COMPLETE)))
-    assert SECRET not in text
+    assert PATH_WORD not in text
 
 
 def test_the_name_of_the_variable_is_needed_and_not_its_value(make_project: object) -> None:
     assert callable(make_project)
-    project = make_project({}, keys=f'notify_env = "json://127.0.0.1/{SECRET}"')
+    project = make_project({}, keys=f'notify_env = "json://127.0.0.1/{PATH_WORD}"')
     with pytest.raises(ConfigError, match="must be the name of an environment variable") as caught:
         load_config(project, environment={})
-    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    assert PATH_WORD not in "".join(traceback.format_exception(caught.value))
 
 
 def test_without_a_value_nothing_is_sent_and_that_is_said(config: Config) -> None:
@@ -182,13 +184,13 @@ def test_a_local_kaggle_sends_nothing_to_other_machines(config: Config, address:
 def test_the_address_and_its_keys_never_leave_with_the_notebook(
     make_project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOOK", f"json://example.com/{SECRET}")
-    code = f"def run(**parameters):\n    return '{SECRET}'\n"
+    monkeypatch.setenv("HOOK", f"json://example.com/{PATH_WORD}")
+    code = f"def run(**parameters):\n    return '{PATH_WORD}'\n"
     project = make_project({"pkg/main.py": code}, keys='notify_env = "HOOK"')
     with pytest.raises(PreflightError) as caught:
         preflight(load_config(project, environment={}))
     assert "pkg/main.py:2" in str(caught.value)
-    assert SECRET not in str(caught.value)
+    assert PATH_WORD not in str(caught.value)
 
 
 @pytest.mark.slow
@@ -208,9 +210,9 @@ def test_commands_send_a_message_and_print_no_address(
     refused = cli("run", "--set", "epochs=1", cwd=plain, env=env)
     assert "was not sent to $HOOK" in refused.stdout + refused.stderr
     for one in (done, again, failed, refused):
-        assert SECRET not in one.stdout + one.stderr
+        assert PATH_WORD not in one.stdout + one.stderr
     for file in plain.rglob("*"):
-        assert not file.is_file() or SECRET.encode() not in file.read_bytes()
+        assert not file.is_file() or PATH_WORD.encode() not in file.read_bytes()
 
 
 def test_a_session_of_a_campaign_sends_no_message_of_its_own(

@@ -61,6 +61,7 @@ def test_old_runs_are_listed_unchanged(old_project: Path, cli: Cli, tmp_path: Pa
     expected = json.loads((SAMPLE / "expected-runs.json").read_text(encoding="utf-8"))[:2]
     assert [row.pop("failure") is None for row in rows] == [True, False]  # keys since then
     assert [row.pop("state_word") for row in rows] == ["complete", "failed"]
+    assert [row.pop("campaign") for row in rows] == [None, None]
     assert [row["metric"].pop("goal") for row in rows] == ["maximize", "maximize"]
     assert [row["metric"].pop("numbers") for row in rows] == [{"seconds": 0.0}] * 2
     assert [{**row, "run": "rehearsal/plain-parcel"} for row in rows] == expected
