@@ -30,13 +30,20 @@ from kernelkit.campaigns.sessions import (
     pull_session,
     push_session,
 )
-from kernelkit.errors import CapacityError, ConfigError, KernelkitError, LocalError, RefusedError
+from kernelkit.errors import (
+    CapacityError,
+    ConfigError,
+    KernelkitError,
+    LocalError,
+    PreflightError,
+    RefusedError,
+)
 from kernelkit.kaggle.types import ignore
 from kernelkit.notebook.manifest import Document
 from kernelkit.runs.manifest import RunAddress, RunFacts
 from kernelkit.runs.push import current_kernel
 from kernelkit.runs.resume import accepts_resume, has_left_files, point_text
-from kernelkit.runs.store import RunFolder, find, now
+from kernelkit.runs.store import RunFolder, find_named, now
 from kernelkit.storage import (
     DocumentError,
     MissingDocumentError,
@@ -74,8 +81,8 @@ class ChainSession(Document):
     slug: str
     """Of its kernel."""
 
-    asked: str
-    """When it was going to be pushed, in UTC; written before the push."""
+    asked: str | None = None
+    """When it was going to be pushed, in UTC, written before the push; None if nothing was sent."""
 
     resumed_from: str | None = None
     """The run whose outputs it has as an input: `slug/v3`."""
@@ -105,8 +112,10 @@ class ChainSession(Document):
         return point_text(self.point) if self.point else ""
 
     @property
-    def seconds_since_asked(self) -> float:
-        """How long ago it may have been pushed."""
+    def seconds_since_asked(self) -> float | None:
+        """How long ago it may have been pushed; None if it cannot have been."""
+        if self.asked is None:
+            return None
         return max(0.0, time.time() - datetime.fromisoformat(self.asked).timestamp())
 
 
@@ -123,6 +132,9 @@ class ChainRecord(Document):
 
     source_digest: str = ""
     """Of the files of the package when it began."""
+
+    resume: str | None = None
+    """The run from which its first session continues: `slug/v3`."""
 
     started: str
     state: Literal["running", "complete"] = "running"
@@ -266,8 +278,6 @@ class _Chain:
     ) -> None:
         self._config, self._kaggle, self._root = config, kaggle, root
         self._on_event = on_event
-        self._resume: RunAddress | None = None
-        self._written_here: set[str] = set()  # marks: no other process can have pushed them
         self.record = record
 
     @classmethod
@@ -292,7 +302,8 @@ class _Chain:
             raise error.with_message(
                 f"{error}", f"Move {path} away; the sessions are listed by `kernelkit runs`."
             ) from error
-        if before and not again and resume is None:
+        first = f"{resume.slug}/v{resume.version}" if resume else None
+        if before and not again and first in (None, before.resume):
             same = (before.endpoint, before.owner) == (
                 kaggle.endpoint,
                 kaggle.credentials.username,
@@ -320,14 +331,13 @@ class _Chain:
                 "profile": config.profile,
                 "work": work.document,
                 "source_digest": source_digest,
+                "resume": first,
                 "started": now(),
                 "state": "running",
                 "sessions": [],
             }
         )
-        chain = cls(config, kaggle, root, record, on_event)
-        chain._resume = resume
-        return chain
+        return cls(config, kaggle, root, record, on_event)
 
     def push(self, most: int | None, *, wait: bool, deadline: float | None) -> RunFolder:
         """The folder of the current session: the one that is not over, or a new one.
@@ -341,8 +351,10 @@ class _Chain:
             session = self._next(most)
         if session.version is not None:
             return RunFolder(self._root / session.slug / f"v{session.version}")
-        own = session.mark in self._written_here
-        asked = None if own else session.seconds_since_asked
+        asked = session.seconds_since_asked
+        if asked is None:
+            session = session.updated(asked=datetime.now(UTC).isoformat())
+            self._replace(session)
         try:
             pushed = push_session(
                 Session(self._config_of(session), session.mark),
@@ -354,7 +366,8 @@ class _Chain:
                 deadline=deadline,
                 on_event=self._on_event,
             )
-        except CapacityError as error:
+        except (CapacityError, PreflightError) as error:
+            self._replace(session.updated(asked=None))
             raise error.with_message(str(error), f"{error.next_step} {CONTINUE}".strip()) from error
         address = pushed.folder.read().address
         self._replace(session.updated(version=address.version, url=address.url))
@@ -402,8 +415,8 @@ class _Chain:
                 "not done",
                 "Set a higher --max-sessions: the same command continues the chain.",
             )
-        run = source and self._folder_of(source).read().address
-        run = run or self._resume
+        name = source.name if source else self.record.resume
+        run = self._run_named(name) if name else None
         if run is not None:
             self._require_current(run)
         tries = self.record.tries if is_retry else 0
@@ -411,10 +424,8 @@ class _Chain:
             number=number,
             mark=f"{self.record.name}-{number}" + (f"-{tries + 1}" if tries else ""),
             slug=self._configured(run).kernel.slug,
-            asked=datetime.now(UTC).isoformat(),
             resumed_from=f"{run.slug}/v{run.version}" if run else None,
         )
-        self._written_here.add(session.mark)
         self._write(self.record.model_copy(update={"sessions": (*self.record.sessions, session)}))
         self._on_event(
             f"session {number}: {session.slug}"
@@ -424,10 +435,8 @@ class _Chain:
 
     def _config_of(self, session: ChainSession) -> Config:
         """The project as a session runs it."""
-        if session.resumed_from is None:
-            return self._configured(None)
-        slug, _, version = session.resumed_from.rpartition("/v")
-        return self._configured(find(self._root, slug, int(version)).read().address)
+        name = session.resumed_from
+        return self._configured(self._run_named(name) if name else None)
 
     def _configured(self, run: RunAddress | None) -> Config:
         if run is not None:
@@ -446,8 +455,9 @@ class _Chain:
                 "Start a new chain (--again), or continue from a run: --resume RUN.",
             )
 
-    def _folder_of(self, session: ChainSession) -> RunFolder:
-        return find(self._root, session.slug, session.version)
+    def _run_named(self, name: str) -> RunAddress:
+        """The run `slug/v3`, which was pushed or adopted here."""
+        return find_named(self._root, self.record.slug, name).read().address
 
     def _replace(self, session: ChainSession) -> None:
         """Replace the last session."""

@@ -44,7 +44,7 @@ def _cells(session: ChainSession) -> tuple[str, ...]:
         str(session.number),
         session.name if session.version else session.slug,
         session.resumed_from or "",
-        ago(session.asked),
+        ago(session.asked) if session.asked else "",
         session.ending or "not over yet",
         session.point_text,
     )

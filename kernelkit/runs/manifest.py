@@ -316,8 +316,11 @@ class Verdict(Document):
 
     @property
     def files_verified(self) -> bool:
-        """Whether every output is as the run wrote it; the run may have failed afterwards."""
-        return not self.problems
+        """Whether every output is as the run wrote it; the run may have failed afterwards.
+
+        Of a run that was ended from outside, that is known of the files in `vouched_for` only.
+        """
+        return not self.problems and not self.unfinished
 
     @property
     def unfinished(self) -> bool:

@@ -17,7 +17,8 @@ CHECKPOINT_SUFFIXES = (
 )
 CHECKPOINT_WORDS = ("checkpoint", "ckpt")  # in the name of a file or of a folder above it
 MOST_CHECKPOINTS = 1000
-SETTLED_SECONDS = 1.0  # a file that changed after that is probably still being written
+SMALL_BYTES = 16 << 20  # written in one go
+SETTLED_SECONDS = 1.0  # a larger file that changed after that is probably still being written
 
 
 class Descriptions:
@@ -48,7 +49,8 @@ class Descriptions:
                 known = self._known.get(name)
                 if known is None or known[0] != key:
                     self._known.pop(name, None)
-                    if time.time() - state.st_mtime < SETTLED_SECONDS:
+                    settled = SETTLED_SECONDS * (0.2 if state.st_size <= SMALL_BYTES else 1)
+                    if time.time() - state.st_mtime < settled:
                         continue
                     sha256 = sha256_of(path, stop)
                     after = path.stat()

@@ -1,0 +1,234 @@
+"""A chain: what follows a session, by how it has ended; tests/chaos kills its commands."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kernelkit import workflow
+from kernelkit.campaigns.chain import ChainRecord, read_chain, run_chain
+from kernelkit.config import Config, load_config
+from kernelkit.errors import (
+    CapacityError,
+    ConfigError,
+    LocalError,
+    QuotaError,
+    RefusedError,
+    RunFailedError,
+)
+from kernelkit.kaggle.kernels import connect
+from kernelkit.storage import locked
+from tests.conftest import Cli
+from tests.local_kaggle import LocalKaggle
+
+RELAY = """
+import json
+from pathlib import Path
+
+def run(steps, fail_at=0, resume_dir="none"):
+    assert resume_dir != "none", "resume_dir is passed, also in the first session"
+    earlier = Path(resume_dir) / "state.ckpt" if resume_dir else None
+    done = int(earlier.read_text()) + 1 if earlier else 1
+    Path("state.ckpt").write_text(str(done))
+    print(json.dumps({"event": "epoch", "epoch": done, "epochs": steps}))
+    if done == fail_at:
+        raise ValueError("asked to fail")
+    if done < steps:
+        print(json.dumps({"event": "incomplete"}))
+    else:
+        Path("out.txt").write_text(f"{done} steps")
+"""
+
+
+@pytest.fixture
+def relay(make_project: Callable[..., Path], emulator: LocalKaggle) -> Callable[..., Config]:
+    """The project of a program that does one of `steps` in each session."""
+
+    def load(*settings: str, source: str = RELAY, keys: str = "") -> Config:
+        parameters = "[tool.kernelkit.parameters]\nsteps = 2\nfail_at = 0"
+        project = make_project({"pkg/main.py": source}, keys=keys, extra=parameters)
+        return load_config(project, settings=settings, endpoint=emulator.endpoint, environment={})
+
+    return load
+
+
+def run(config: Config, emulator: LocalKaggle, **options: object) -> Path:
+    kaggle = connect(emulator.endpoint, emulator.environment)
+    return run_chain(config, kaggle, config.project / "runs", **options).folder  # type: ignore[arg-type]
+
+
+def chain_of(config: Config) -> ChainRecord:
+    return read_chain(config.project / "runs", config.kernel.slug)
+
+
+def endings(config: Config) -> list[tuple[int, str, str | None]]:
+    return [(one.number, one.slug, one.ending) for one in chain_of(config).sessions]
+
+
+def test_sessions_alternate_between_two_kernels_until_it_is_done(
+    relay: Callable[..., Config], emulator: LocalKaggle, cli: Cli
+) -> None:
+    config = relay()
+    folder = run(config, emulator)
+    assert (folder / "out.txt").read_text() == "2 steps"
+    assert endings(config) == [(1, "some-kernel", "incomplete"), (2, "some-kernel-b", "complete")]
+    sessions = chain_of(config).sessions
+    assert sessions[1].resumed_from == "some-kernel/v1"
+    assert run(config, emulator) == folder  # complete: verified again, nothing is pushed
+    assert len(emulator.journal("effects")) == 2
+
+    shown = cli("chain", cwd=config.project).stdout
+    assert re.search(
+        r"2 +some-kernel-b/v1 +some-kernel/v1 +just now +complete +epoch 2 of 2", shown
+    )
+    document = json.loads(cli("chain", "--json", cwd=config.project).stdout)
+    assert (document["schema"], document["state"]) == (1, "complete")
+
+
+def test_max_sessions_ends_it_and_the_same_command_goes_on(
+    relay: Callable[..., Config], emulator: LocalKaggle
+) -> None:
+    config = relay()
+    with pytest.raises(CapacityError, match="1 sessions of some-kernel have run") as caught:
+        run(config, emulator, max_sessions=1)
+    assert "the same command continues" in caught.value.next_step
+    run(config, emulator, max_sessions=2)
+    assert [ending for *_, ending in endings(config)] == ["incomplete", "complete"]
+    assert len(emulator.journal("effects")) == 2
+
+
+@pytest.mark.slow
+def test_an_error_of_the_program_is_not_tried_again_by_itself(
+    relay: Callable[..., Config], emulator: LocalKaggle
+) -> None:
+    config = relay("fail_at=2")
+    with pytest.raises(RunFailedError, match="asked to fail"):
+        run(config, emulator)
+    assert [ending for *_, ending in endings(config)] == ["incomplete", "failed"]
+    source = config.project / "pkg" / "main.py"
+    source.write_text(RELAY.replace("done == fail_at", "False"))  # fixed: it goes on from session 1
+    folder = run(config, emulator)
+    assert [ending for *_, ending in endings(config)] == ["incomplete", "failed", "complete"]
+    numbers = [one.number for one in chain_of(config).sessions]
+    assert numbers == [1, 2, 2]
+    assert (folder / "out.txt").read_text() == "2 steps"
+
+
+@pytest.mark.slow
+def test_a_session_that_kaggle_ends_is_tried_again_twice(
+    relay: Callable[..., Config], emulator: LocalKaggle
+) -> None:
+    config = relay("steps=1")
+    emulator.inject("run-error,times=2,message=Your notebook was preempted.")
+    run(config, emulator)
+    assert [ending for *_, ending in endings(config)] == ["died", "died", "complete"]
+    marks = [one.mark for one in chain_of(config).sessions]
+    name = chain_of(config).name
+    assert marks == [f"{name}-1", f"{name}-1-2", f"{name}-1-3"]
+    emulator.inject("run-error,times=4,message=Your notebook was preempted.")
+    with pytest.raises(RunFailedError, match="preempted"):
+        run(config, emulator, again=True)
+    assert [ending for *_, ending in endings(config)] == ["died"] * 3
+
+
+def test_a_used_quota_ends_it_with_the_next_step(
+    relay: Callable[..., Config], emulator: LocalKaggle
+) -> None:
+    config = relay("steps=1")
+    emulator.inject("quota,times=1")
+    with pytest.raises(QuotaError) as caught:
+        run(config, emulator)
+    assert caught.value.next_step.endswith("The same command continues the chain.")
+    run(config, emulator)
+    assert endings(config) == [(1, "some-kernel", "complete")]
+
+
+@pytest.mark.slow
+def test_other_parameters_begin_another_chain(
+    relay: Callable[..., Config], emulator: LocalKaggle
+) -> None:
+    with pytest.raises(CapacityError):
+        run(relay("steps=3"), emulator, max_sessions=1)
+    config = relay("steps=1")
+    first = chain_of(config).name
+    run(config, emulator)
+    assert chain_of(config).name != first
+    assert (config.project / "runs" / "some-kernel" / f"{first}.json").is_file()
+
+
+def test_a_newer_version_of_the_previous_kernel_is_not_mistaken_for_the_session(
+    relay: Callable[..., Config], emulator: LocalKaggle
+) -> None:
+    config = relay()
+    with pytest.raises(CapacityError):
+        run(config, emulator, max_sessions=1)
+    emulator.push("some-kernel", "print('something else')")
+    with pytest.raises(RefusedError, match="has a newer version"):
+        run(config, emulator)
+
+
+@pytest.mark.slow
+def test_an_entry_must_take_the_parameter(
+    relay: Callable[..., Config], emulator: LocalKaggle
+) -> None:
+    config = relay(source="def run(steps, fail_at):\n    pass\n")
+    with pytest.raises(ConfigError, match="takes no parameter 'resume_dir'"):
+        run(config, emulator)
+    named = relay(
+        source=RELAY.replace("resume_dir", "start_from"), keys='resume_parameter = "start_from"'
+    )
+    run(named, emulator)
+
+
+def test_one_process_at_a_time_runs_a_chain(
+    relay: Callable[..., Config], emulator: LocalKaggle
+) -> None:
+    config = relay()
+    with (
+        locked(config.project / "runs" / "some-kernel", ".chain.lock"),
+        pytest.raises(LocalError, match="another process runs the chain"),
+    ):
+        run(config, emulator)
+    assert not emulator.journal("effects")
+
+
+@pytest.mark.slow
+def test_a_run_that_reached_its_limit_is_continued_as_printed(
+    relay: Callable[..., Config], emulator: LocalKaggle, cli: Cli
+) -> None:
+    config = relay("steps=2", source=RELAY.replace('resume_dir="none"', "resume_dir=None"))
+    emulator.inject("run-timed-out,outputs=kept,times=1")
+    arguments = ("--set", "steps=2", "--endpoint", emulator.endpoint)
+    environment = emulator.environment
+    failed = cli("run", *arguments, cwd=config.project, env=environment, expect=6)
+    assert "the run timed out" in failed.stderr
+    command = re.search(r"kernelkit (run --until-done .*)", failed.stderr)
+    assert command
+    done = cli(*shlex.split(command[1]), cwd=config.project, env=environment)
+    assert "verified: " in done.stdout
+    again = cli(*shlex.split(command[1]), cwd=config.project, env=environment)
+    assert "verified: " in again.stdout
+    assert len(emulator.journal("effects")) == 2
+    assert chain_of(config).resume == "some-kernel/v1"
+
+
+@pytest.mark.slow
+def test_the_output_of_a_run_can_be_continued_once(
+    relay: Callable[..., Config], emulator: LocalKaggle, cli: Cli
+) -> None:
+    config = relay()
+    kaggle = connect(emulator.endpoint, emulator.environment)
+    with pytest.raises(RunFailedError, match="there is no out\\.txt yet"):
+        workflow.run(
+            config.model_copy(update={"parameters": {**config.parameters, "resume_dir": None}}),
+            kaggle,
+        )
+    arguments = ("run", "--resume", "some-kernel/v1")
+    cli(*arguments, cwd=config.project, env=emulator.environment)
+    (folder,) = (config.project / "runs" / "some-kernel-b").glob("v*")
+    assert (folder / "out.txt").read_text() == "2 steps"
