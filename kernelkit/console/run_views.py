@@ -300,7 +300,17 @@ def run(details: RunDetails) -> None:
     """Everything known about one run."""
     document(details.document)
     say(printable(f"{details.run} v{details.version}"), style="bold")
-    for name in ("folder", "url", "digest", "commit", "profile", "pushed", "pulled", "state"):
+    for name in (
+        "folder",
+        "url",
+        "digest",
+        "code_dataset",
+        "commit",
+        "profile",
+        "pushed",
+        "pulled",
+        "state",
+    ):
         if value := getattr(details, name):
             dirty = " (and uncommitted changes)" if name == "commit" and details.dirty else ""
             if name == "state":

@@ -113,6 +113,9 @@ class RunDetails(RunRow):
     push_id: str | None
     """None if another client or an older kernelkit has pushed it."""
 
+    code_dataset: str | None = None
+    """`owner/slug/3`: the version of the dataset with the package, if a push has published it."""
+
     identity_proven: bool | None
     files_verified: bool | None
     parameters: RunFacts
@@ -205,6 +208,7 @@ def show(folder: RunFolder) -> RunDetails:
             "started": manifest.started if manifest else None,
             "seconds": manifest.seconds if manifest else None,
             "push_id": record.push_id if record else None,
+            "code_dataset": record.code_dataset if record else None,
             "identity_proven": end.identity_proven if end else None,
             "files_verified": end.files_verified if end else None,
             "parameters": used if used.document else _sent(bundle),

@@ -86,3 +86,4 @@ def test_a_changed_package_is_published_before_it_is_pushed(
     assert len(list(home.glob("v*"))) == 2
     record = json.loads((project / "runs/some-kernel/v3/push.json").read_text())
     assert record["code_dataset"] == f"{emulator.account}/some-kernel-code/2"
+    assert f"code_dataset: {record['code_dataset']}" in cli("runs", "show", cwd=project).stdout
