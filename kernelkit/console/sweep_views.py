@@ -153,12 +153,16 @@ def sweep_reported(view: SweepView) -> None:
 
 def trial_table(view: SweepView, most: int) -> Table:
     """The trials that run, wait or ended last, in their order, for the live view."""
-    trials = sorted(view.trials, key=_importance)[:most]
-    headings, rows = _columns(view, sorted(trials, key=lambda trial: trial.number))
-    table = Table(*headings, box=None)
-    for column in table.columns:
-        column.no_wrap = True
-    for row, trial in zip(rows, sorted(trials, key=lambda trial: trial.number), strict=True):
+    trials = sorted(sorted(view.trials, key=_importance)[:most], key=lambda trial: trial.number)
+    headings, rows = _columns(view, trials)
+    prefix = view.study.rpartition("-")[0] + "-"
+    rows = [[*row[:-1], row[-1].removeprefix(prefix)] for row in rows]
+    table = Table(box=None, pad_edge=False)
+    whole = {"trial", "state", view.metric, "run"}
+    for number, name in enumerate(headings):  # a narrow terminal cuts the parameters
+        longest = max([len(name), *(len(row[number]) for row in rows)])
+        table.add_column(name, no_wrap=True, min_width=longest if name in whole else None)
+    for row, trial in zip(rows, trials, strict=True):
         table.add_row(*(Text(cell, style=STYLES.get(trial.state, "dim")) for cell in row))
     return table
 
@@ -177,13 +181,22 @@ def _columns(
         [
             str(trial.number),
             _state(trial, view.progress.get(trial.number), best),
-            f"{trial.value:.5g}" if trial.value is not None else "",
+            _value(view, trial),
             *(value_shown(trial.parameters.get(name)) for name in names),
             trial.run or "",
         ]
         for trial in trials
     ]
     return headings, rows
+
+
+def _value(view: SweepView, trial: SweepTrial) -> str:
+    """The value of a trial; of a running one what its last epoch has reported."""
+    event = view.progress.get(trial.number)
+    value = trial.value
+    if value is None and event is not None:
+        value = event.numbers.get(view.metric)
+    return f"{value:.5g}" if value is not None else ""
 
 
 def _state(trial: SweepTrial, event: LogEvent | None, best: SweepTrial | None) -> str:
@@ -199,6 +212,8 @@ def value_shown(value: object) -> str:
     """A value of a parameter in a table."""
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
     return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
