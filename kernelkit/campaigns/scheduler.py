@@ -405,7 +405,7 @@ class Scheduler:
 
     def _view(self) -> SweepView:
         path = self._root / self._plan.slug / DATABASE_NAME
-        view = view_of(self._plan, self._study, path, self._study.trials)
+        view = view_of(self._study, path)
         return replace(view, progress=dict(self._progress), quota=self._quota)
 
     def _show(self) -> None:

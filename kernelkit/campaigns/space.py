@@ -128,6 +128,19 @@ def read_space(config: Config) -> Space:
     return Space(dimensions)
 
 
+def space_of(text: str) -> Space:
+    """The space that has this text."""
+    stated = json.loads(text)
+    return Space({name: _dimension(_without_none(value)) for name, value in stated.items()})
+
+
+def _without_none(value: Parameter) -> Parameter:
+    """A dimension as the project file has it: TOML has no null."""
+    if not isinstance(value, dict):
+        return value
+    return {key: part for key, part in value.items() if part is not None}
+
+
 def _dimension(value: Parameter) -> Dimension:
     """What a value of the table means.
 

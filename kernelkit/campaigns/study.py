@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -43,6 +44,7 @@ BUSY_SECONDS = 60  # until another process, such as optuna-dashboard, has finish
 
 _ASSIGNMENT, _FAILURE, _SOURCE = "session", "failure", "same_as"
 _CAMPAIGN, _SEARCH, _SESSIONS = "campaign", "search", "sessions"
+_PLANNED = "planned"
 
 TrialState = Literal["waiting", "running", "complete", "pruned", "failed"]
 
@@ -160,6 +162,15 @@ class SweepStudy:
     def campaign(self) -> str:
         """With which the marks of its sessions begin; another one for each study."""
         return str(self._study.user_attrs[_CAMPAIGN])
+
+    @property
+    def planned(self) -> int:
+        """How many trials there will be, as far as it was decided."""
+        return int(self._study.user_attrs.get(_PLANNED, 0))
+
+    def plan(self, trials: int) -> None:
+        """Record how many trials there will be."""
+        self._study.set_user_attr(_PLANNED, trials)
 
     @property
     def optuna(self) -> Study:
@@ -407,6 +418,32 @@ def open_study(folder: Path, search: Search, space: Space) -> Iterator[SweepStud
             study.set_user_attr(_CAMPAIGN, new_campaign("sweep"))
         opened = SweepStudy(study, storage, search, space)
         yield opened
+
+
+def has_trials(folder: Path, search: Search) -> bool:
+    """Whether the database of a folder has a trial of a search."""
+    with _database(folder / DATABASE_NAME) as storage:
+        import optuna
+
+        known = optuna.get_all_study_summaries(storage)
+        return any(one.study_name == search.name and one.n_trials for one in known)
+
+
+def latest_search(folder: Path) -> Search | None:
+    """What was searched for last in the database of a folder; None without any trial.
+
+    Raises:
+        LocalError: the database cannot be read.
+    """
+    with _database(folder / DATABASE_NAME) as storage:
+        import optuna
+
+        known = optuna.get_all_study_summaries(storage)
+        started = [one for one in known if one.datetime_start and _SEARCH in one.user_attrs]
+        if not started:
+            return None
+        latest = max(started, key=lambda one: one.datetime_start or datetime.min)
+        return Search.model_validate(latest.user_attrs[_SEARCH])
 
 
 @contextmanager

@@ -8,22 +8,32 @@ assigned to a session before the session is pushed, and a session is found again
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kernelkit import workflow
-from kernelkit.campaigns.study import DATABASE_NAME, SweepStudy, SweepTrial, open_study
+from kernelkit.campaigns.space import space_of
+from kernelkit.campaigns.study import (
+    DATABASE_NAME,
+    SweepStudy,
+    SweepTrial,
+    has_trials,
+    latest_search,
+    open_study,
+)
 from kernelkit.campaigns.sweep_plan import (
     OnSweepEvent,
     SweepPlan,
     SweepView,
     config_of_session,
     lane_of,
+    plan_sweep,
     set_options,
     view_of,
 )
-from kernelkit.config import TrialSettings
+from kernelkit.config import Config, TrialSettings
 from kernelkit.errors import ConfigError, KernelkitError, LocalError, require_extra
 from kernelkit.kaggle.types import ignore
 from kernelkit.storage import locked, make_ignored_folder
@@ -37,30 +47,34 @@ OWN_FILES = frozenset(
 """What a sweep keeps next to the versions of the project's own kernel."""
 
 
-def read_sweep(plan: SweepPlan, root: Path, *, report: bool = False) -> SweepView:
+def read_sweep(
+    config: Config, root: Path, *, report: bool = False, on_event: OnSweepEvent = ignore
+) -> SweepView:
     """The sweep as it is recorded; nothing is pushed, and Kaggle is not asked.
 
-    `report` writes the page with the pictures again.
+    If the project does not search for the same any more, or was given other options, it is the
+    sweep that was started last. `report` writes the page with the pictures again.
 
     Raises:
-        ConfigError: this sweep was never started.
+        ConfigError: no sweep was ever started here.
     """
     require_extra("sweep", "optuna")
-    path = root / plan.slug / DATABASE_NAME
-    if not path.is_file():
-        raise ConfigError(f"no sweep of {plan.slug} was started here", "Start it: kernelkit sweep")
-    with open_study(path.parent, plan.search, plan.space) as study:
-        trials = study.trials
-        if not trials:
-            raise ConfigError(
-                f"{path} has no trial of this sweep: the parameters, the metric or the settings of "
-                "the project have changed since",
-                "Start it: kernelkit sweep. Earlier ones are in the same database.",
-            )
-        view = view_of(plan, study, path, trials)
-        if report:
-            view = replace(view, report=_report(study, path.parent))
-        return view
+    path = root / config.kernel.slug / DATABASE_NAME
+    search = latest_search(path.parent) if path.is_file() else None
+    if search is None:
+        raise ConfigError(
+            f"no sweep of {config.kernel.slug} was started here", "Start it: kernelkit sweep"
+        )
+    with suppress(ConfigError):  # the project file may have no sweep any more
+        wanted = plan_sweep(config).search
+        if wanted != search and has_trials(path.parent, wanted):
+            search = wanted
+        elif wanted != search:
+            options = f" (profile {search.profile})" if search.profile else ""
+            on_event(f"note: this is the sweep that was started last{options}")
+    with open_study(path.parent, search, space_of(search.space)) as study:
+        view = view_of(study, path)
+        return replace(view, report=_report(study, path.parent)) if report else view
 
 
 def best_sweep_trial(view: SweepView) -> SweepTrial:
@@ -148,6 +162,7 @@ def run_sweep(
     with locked(folder, SWEEP_LOCK, on_wait=lambda: _refuse_second(folder)):
         require_runnable(plan)
         with open_study(folder, plan.search, plan.space) as study:
+            study.plan(plan.trials)
             view = Scheduler(plan, study, connect, root, on_event).run()
             try:
                 return replace(view, report=_report(study, folder))

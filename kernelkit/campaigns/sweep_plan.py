@@ -63,9 +63,7 @@ class SweepPlan:
 class SweepView:
     """What is known about a sweep at one moment."""
 
-    study: str
-    metric: str
-    goal: str
+    search: Search
     planned: int
     """How many trials there will be; not less than there are."""
 
@@ -82,9 +80,19 @@ class SweepView:
     """The page with the pictures, once it is written."""
 
     @property
+    def study(self) -> str:
+        """The name of its study in the database."""
+        return self.search.name
+
+    @property
+    def metric(self) -> str:
+        """What it improves."""
+        return self.search.metric
+
+    @property
     def best(self) -> SweepTrial | None:
         """The complete trial with the best value."""
-        return best_trial(self.trials, "minimize" if self.goal == "minimize" else "maximize")
+        return best_trial(self.trials, self.search.goal)
 
     @property
     def ended(self) -> int:
@@ -100,7 +108,7 @@ class SweepView:
             "best": best.number if best else None,
             "planned": self.planned,
             "metric": self.metric,
-            "goal": self.goal,
+            "goal": self.search.goal,
             "study": self.study,
             "campaign": self.campaign,
             "database": str(self.database),
@@ -203,15 +211,12 @@ def lane_of(config: Config, number: int) -> Config:
     return lane_config(config, f"lane-{number}")
 
 
-def view_of(
-    plan: SweepPlan, study: SweepStudy, path: Path, trials: Sequence[SweepTrial]
-) -> SweepView:
-    """What a study knows about its trials."""
+def view_of(study: SweepStudy, path: Path) -> SweepView:
+    """What a study knows about its trials; `path` is that of its database."""
+    trials = study.trials
     return SweepView(
-        study=study.name,
-        metric=plan.search.metric,
-        goal=plan.search.goal,
-        planned=max(plan.trials, len(trials)),
+        search=study.search,
+        planned=max(study.planned, len(trials)),
         trials=tuple(trials),
         database=path,
         campaign=study.campaign,

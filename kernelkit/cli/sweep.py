@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -83,17 +84,16 @@ def sweep(
 
 @sweep_app.command("status")
 @shares(*REMOTE, *COMMON)
-def sweep_status(options: Options, trials: Trials = None) -> None:
+def sweep_status(options: Options) -> None:
     """Show the trials of this sweep.
 
     Reads what is recorded here; needs no network.
     """
     from kernelkit import console
     from kernelkit.campaigns.sweep import read_sweep
-    from kernelkit.campaigns.sweep_plan import plan_sweep
 
     config = options.config()
-    console.swept(read_sweep(plan_sweep(config, trials=trials), config.project / "runs"))
+    console.swept(read_sweep(config, config.project / "runs", on_event=console.sweep_note))
 
 
 @sweep_app.command("best")
@@ -102,11 +102,11 @@ def sweep_best(options: Options) -> None:
     """Print the best parameters as options."""
     from kernelkit import console
     from kernelkit.campaigns.sweep import read_sweep
-    from kernelkit.campaigns.sweep_plan import plan_sweep
 
     config = options.config()
-    view = read_sweep(plan_sweep(config, trials=1), config.project / "runs")
-    console.best_of_sweep(view, config.profile)
+    view = read_sweep(config, config.project / "runs", on_event=console.sweep_note)
+    stated = replace(options, profile=view.search.profile, settings=None).config()
+    console.best_of_sweep(view, stated.parameters)
 
 
 @sweep_app.command("report")
@@ -115,8 +115,7 @@ def sweep_report(options: Options) -> None:
     """Write the report with pictures again."""
     from kernelkit import console
     from kernelkit.campaigns.sweep import read_sweep
-    from kernelkit.campaigns.sweep_plan import plan_sweep
 
     config = options.config()
-    plan = plan_sweep(config, trials=1)
-    console.sweep_reported(read_sweep(plan, config.project / "runs", report=True))
+    root = config.project / "runs"
+    console.sweep_reported(read_sweep(config, root, report=True, on_event=console.sweep_note))

@@ -88,6 +88,7 @@ from kernelkit.console.run_views import (
 from kernelkit.console.sweep_views import (
     SweepReporter,
     best_of_sweep,
+    sweep_note,
     sweep_reported,
     sweeping,
     swept,
@@ -150,6 +151,7 @@ __all__ = [
     "stderr",
     "stdout",
     "submitted",
+    "sweep_note",
     "sweep_reported",
     "sweeping",
     "swept",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from kernelkit.campaigns.study import SweepTrial
     from kernelkit.campaigns.sweep_plan import SweepEvent, SweepView
+    from kernelkit.config import Parameter
     from kernelkit.runs.watch import LogEvent
 
 ROWS = 20  # of the live table: what runs, what waits and the latest that ended
@@ -120,21 +121,32 @@ def swept(view: SweepView) -> None:
         say(f"best parameters: {options}")
 
 
-def best_of_sweep(view: SweepView, profile: str | None) -> None:
-    """The best parameters as options, and the command that runs them again."""
+def sweep_note(event: SweepEvent) -> None:
+    """A note before the result of a command."""
+    if isinstance(event, str):
+        detail(event)
+
+
+def best_of_sweep(view: SweepView, stated: Mapping[str, Parameter]) -> None:
+    """The best parameters as options, and the command that runs them again.
+
+    `stated` are the parameters of the project file: the sweep may have had others.
+    """
     from kernelkit.campaigns.sweep import best_sweep_trial
     from kernelkit.campaigns.sweep_plan import set_options
 
     best = best_sweep_trial(view)
     options = set_options(best.parameters)
+    fixed = {k: v for k, v in view.search.parameters.items() if k not in stated or stated[k] != v}
+    profile = view.search.profile
     named = [f"--profile {shlex.quote(profile)}"] if profile else []
-    command = " ".join(["kernelkit run", *named, *options])
+    command = " ".join(["kernelkit run", *named, *set_options(fixed), *options])
     words = [word for option in options for word in shlex.split(option)]
     document(
         {
             **best.document,
             "metric": view.metric,
-            "goal": view.goal,
+            "goal": view.search.goal,
             "options": words,
             "command": command,
         }

@@ -326,8 +326,7 @@ def _expected_steps(steps: int) -> str:
 
 
 def _broken_sweep(case: Campaign, last: TerminalEnd, versions: list[Pushed]) -> Iterator[str]:
-    plan = sweep_plan.plan_sweep(case.config())
-    view = sweep.read_sweep(plan, case.runs)
+    view = sweep.read_sweep(case.config(), case.runs)
     pushed = {version.name: version for version in versions}
     recorded: Counter[str] = Counter()
     for trial in view.trials:
@@ -344,8 +343,8 @@ def _broken_sweep(case: Campaign, last: TerminalEnd, versions: list[Pushed]) -> 
             of = {trial.number: _runs_of(trial) for trial in view.trials if name in _runs_of(trial)}
             yield f"counted twice: {name} is a run of {of}"
     numbers = [trial.number for trial in view.trials]
-    if numbers != list(range(plan.trials)):
-        yield f"the trials are {numbers}, but {plan.trials} are planned"
+    if numbers != list(range(view.planned)):
+        yield f"the trials are {numbers}, but {view.planned} are planned"
     complete = [trial for trial in view.trials if trial.state == "complete"]
     if complete and last.code != 0:
         yield f"the sweep was not finished ({last.code}): {last.message}"
