@@ -57,7 +57,8 @@ HEADERS = (
 PLAN = f"""\
 This pushes one tiny private kernel, {SLUG}, to {{account}} at {{endpoint}}:
   - two new versions run on a CPU without internet, for about a minute each; they use no GPU quota
-  - the second version fails on purpose, to see what Kaggle keeps of a failed run
+  - the second version fails on purpose, to see what Kaggle keeps of a failed run, and asks for the
+    output of the first one as an input, to see whether a chain of sessions needs two kernels
   - each version attaches {{sources}}, and writes down what is installed, the tree of
     /kaggle/input, the names (not the values) in its environment, and whether it has internet
   - the probe reads the quota, and the kernel's metadata, source, status, log and outputs
@@ -209,6 +210,9 @@ def _attempt(
         f"then_fail={json.dumps(then_fail)}",
         f"kernel.competition_sources={json.dumps(list(competitions))}",
     ]
+    if then_fail:  # the kernel exists now
+        own = f"{kaggle.credentials.username}/{SLUG}"
+        settings.append(f"kernel.kernel_sources={json.dumps([own])}")
     local = kaggle.endpoint if urlsplit(kaggle.endpoint).scheme == "http" else None
     config = load_config(project_folder(), settings=settings, endpoint=local, environment={})
     differences: list[str] = []
@@ -259,6 +263,7 @@ def _results(
     yield from _read_back_results(good, transcript)
     yield from _log_and_output_results(good, transcript)
     yield from _failure_results(bad)
+    yield _own_output(bad)
 
 
 def _session_results(good: _Attempt, competitions: Sequence[str]) -> Iterator[CheckResult]:
@@ -393,6 +398,20 @@ def _failure_results(bad: _Attempt) -> Iterator[CheckResult]:
         bad.status or "", ("unknown", Health.UNKNOWN)
     )
     yield CheckResult("cells after the failing one", health, words)
+
+
+def _own_output(second: _Attempt) -> CheckResult:
+    """Whether a kernel can have its own earlier output as an input; see `chain`."""
+    subject = "own output as an input"
+    lost = [line for line in second.differences if line.startswith("kernel_sources")]
+    if lost:
+        words = f"{'; '.join(lost)}: a chain needs its two kernels"
+        return CheckResult(subject, Health.GOOD, words)
+    mounts = second.session.mounts if second.session else []
+    if any(path.rstrip("/").endswith(f"/{SLUG}") for path in mounts):
+        return CheckResult(subject, Health.GOOD, 'mounted: chain = "one kernel" works')
+    words = "attached, and mounted nowhere" if mounts else "attached; the run has left no mounts"
+    return CheckResult(subject, Health.UNKNOWN, f"{words}: leave chain as it is")
 
 
 def _statuses(transcript: Transcript) -> Iterator[str]:

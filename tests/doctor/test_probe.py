@@ -19,10 +19,19 @@ import requests
 from kernelkit.bundle.image import read_snapshot
 from kernelkit.config import load_config
 from kernelkit.doctor.checks import CheckResult, Health
-from kernelkit.doctor.probe import Report, Transcript, compare_sources, differences, probe, shape
+from kernelkit.doctor.probe import (
+    SLUG,
+    Report,
+    Transcript,
+    compare_sources,
+    differences,
+    probe,
+    shape,
+)
 from kernelkit.errors import RefusedError
 from kernelkit.kaggle.kernels import Kaggle, connect
 from kernelkit.kaggle.types import Credentials
+from kernelkit.runs.store import find
 
 USER, KEY = "salome-marten", "0123456789abcdef-the-key"
 
@@ -63,6 +72,16 @@ def test_a_confirmed_assumption_is_good(probed: Probed) -> None:
     assert "asked to fail" in probed.found["failure message"].words
     assert "cells equal; cell ids kept; metadata added: kaggle" in probed.found["read-back"].words
     assert "COMPLETE" in probed.found["status"].words
+    own = probed.found["own output as an input"].words
+    assert own == 'mounted: chain = "one kernel" works'
+
+
+def test_a_dropped_source_of_its_own_output_is_reported(probed: Probed) -> None:
+    from kernelkit.doctor.probe import _Attempt, _own_output
+
+    dropped = ("kernel_sources: requested 'a/kernelkit-probe', not attached",)
+    attempt = _Attempt(None, find(probed.folder, SLUG, 2), dropped, "", None, (), "")  # type: ignore[arg-type]
+    assert "a chain needs its two kernels" in _own_output(attempt).words
 
 
 def test_a_refuted_assumption_is_bad(probed: Probed) -> None:
