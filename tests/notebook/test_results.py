@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import CapturedIO, capture_output
+from traitlets.config import Config
 
 from kernelkit.notebook.runtime import results
 from kernelkit.notebook.runtime.charts import line_chart
@@ -21,10 +22,11 @@ from kernelkit.notebook.runtime.tables import HEAD_CHARACTERS, csv_head, number_
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
-@pytest.fixture(autouse=True)
-def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    InteractiveShell.instance()
+@pytest.fixture(autouse=True, scope="module")
+def shell() -> Iterator[None]:
+    config = Config()
+    config.HistoryManager.enabled = False  # it would write into the user's own history
+    InteractiveShell.instance(config=config)
     yield
     InteractiveShell.clear_instance()
 
