@@ -475,8 +475,8 @@ def test_a_package_that_is_linked_from_elsewhere_is_not_written(
     (project / "pkg").rename(project / "src" / "pkg")
     text = (project / "pyproject.toml").read_text()
     (project / "pyproject.toml").write_text(text.replace('"pkg"', '"src/pkg"'))
+    notebook = rendered(project)  # before: a render refuses such a link
     link(project, away)
-    notebook = rendered(project)
     edit(notebook, "/pkg/main.py", "pass", "return 1")
     add(notebook, "%%writefile {SRC}/pkg/new/more.py\nx = 1")
     before = files_of(away)
@@ -490,9 +490,9 @@ def test_a_linked_module_is_not_written(tmp_path: Path, make_project: Make) -> N
     project = make_project({"single.py": "a = 1\n"})
     text = (project / "pyproject.toml").read_text()
     (project / "pyproject.toml").write_text(text.replace('"pkg"', '["pkg", "single.py"]'))
+    notebook = rendered(project)
     (project / "single.py").rename(tmp_path / "away.py")
     (project / "single.py").symlink_to(tmp_path / "away.py")
-    notebook = rendered(project)
     edit(notebook, "/single.py", "a = 1", "a = 2")
     with pytest.raises(ConfigError, match="leads out of the project"):
         apply(planned(notebook, project))

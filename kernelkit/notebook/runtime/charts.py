@@ -10,9 +10,11 @@ from html import escape
 Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 640, 300  # pixels
+LEGEND = 200  # pixels next to them, for the names of several curves
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 34, 40  # margins, in pixels
 MAX_POINTS = 200  # of a curve: more than its width shows
 MAX_CURVES = 8
+LABEL_CHARACTERS = 28
 COLORS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#db2777", "#65a30d")
 
 
@@ -36,10 +38,11 @@ def line_chart(
             round(HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM), 1),
         )
 
+    whole = WIDTH + (LEGEND if len(shown) > 1 else 0)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole} {HEIGHT}" width="{whole}" '
         f'height="{HEIGHT}" font-family="system-ui,sans-serif" font-size="12" fill="#334155">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" rx="6" fill="#fff"/>',
+        f'<rect width="{whole}" height="{HEIGHT}" rx="6" fill="#fff"/>',
         f'<text x="{LEFT}" y="20" font-size="13" font-weight="600">{escape(title)}</text>',
     ]
     for tick in y_ticks:
@@ -72,14 +75,11 @@ def as_image(svg: str, description: str) -> str:
 
 
 def _legend(names: Sequence[str]) -> list[str]:
-    parts, y = [], TOP + 14.0
+    parts, y = [], TOP + 4
     for color, name in zip(COLORS, names, strict=False):
-        label = name if len(name) <= 40 else f"{name[:39]}…"
-        parts.append(
-            f'<text x="{WIDTH - RIGHT - 8}" y="{y}" text-anchor="end" fill="{color}" stroke="#fff" '
-            f'stroke-width="3" paint-order="stroke">{escape(label)}</text>'
-        )
-        y += 16
+        label = name if len(name) <= LABEL_CHARACTERS else f"{name[: LABEL_CHARACTERS - 1]}…"
+        parts.append(f'<text x="{WIDTH}" y="{y}" fill="{color}">{escape(label)}</text>')
+        y += 18
     return parts
 
 
