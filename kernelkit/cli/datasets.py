@@ -43,7 +43,7 @@ def push_dataset(
     message: Annotated[
         str, typer.Option("--message", "-m", help="Note about this version.", show_default="none")
     ] = "",
-    public: Annotated[bool, typer.Option("--public", help="Let everybody read it.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Let all users read it.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask about --public.")] = False,
     deadline: Deadline = None,
 ) -> None:
@@ -73,7 +73,7 @@ def push_dataset(
     if public and not yes:
         if options.as_json or not sys.stdin.isatty():
             raise ConfigError("--public asks before it uploads", "Agree in advance: --public --yes")
-        if not typer.confirm(f"Everybody will be able to read the files of {folder}. Continue?"):
+        if not typer.confirm(f"All users of Kaggle can then read the files of {folder}. Continue?"):
             raise typer.Exit(INTERRUPTED)
     endpoint = config.endpoint if config else checked_endpoint(options.endpoint)
     kaggle = connect(endpoint, local_user=config.kernel.owner if config else None)
