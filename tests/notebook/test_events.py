@@ -58,6 +58,20 @@ def test_events_of_several_threads_and_of_a_forked_child_are_seen() -> None:
     assert sorted(event.numbers["epoch"] for event in events) == [*range(21)]
 
 
+def test_a_mistake_in_handling_an_event_ends_neither_the_program_nor_its_children() -> None:
+    def fail(event: RunEvent) -> None:
+        raise ValueError(event)
+
+    with contextlib.redirect_stdout(io.StringIO()) as stream, OutputTap(fail).listening():
+        print(line(epoch=1))
+        if (child := os.fork()) == 0:
+            for epoch in range(5000):  # more than a pipe holds
+                print(line(epoch=epoch))
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    assert stream.getvalue() == line(epoch=1) + "\n"
+
+
 @pytest.mark.parametrize(
     "text", ["", "{}", "[1]", '{"event": 1}', '{"event": "x"', "x" * 10, '{"event": "x"}' * 2]
 )

@@ -169,7 +169,8 @@ class OutputTap:
             for line in lines:
                 self.last_output = time.monotonic()
                 if (event := parse_event(line)) is not None:
-                    self._deliver(event)
+                    with contextlib.suppress(Exception):  # a full pipe would block the children
+                        self._deliver(event)
 
     def _deliver(self, event: RunEvent) -> None:
         self.last_event = event
