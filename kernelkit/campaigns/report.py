@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 REPORT_NAME = "sweep.html"
 WIDTH, HEIGHT = 8.0, 3.6  # of a picture, in inches
+MOST_NAMES = 20  # in the legend of a picture
 
 PAGE = """\
 <!doctype html>
@@ -104,7 +105,7 @@ def write_report(study: SweepStudy, folder: Path, options: Callable[[SweepTrial]
         summary=_summary(trials),
         best=best,
         options=options(best) if best else "",
-        pictures=list(_pictures(study.optuna)),
+        pictures=list(_pictures(study.optuna, study.search.metric)),
         names=list(study.space.dimensions),
         trials=trials,
     )
@@ -122,27 +123,34 @@ def _summary(trials: list[SweepTrial]) -> str:
     return f"{len(trials)} trials: {', '.join(counts)}."
 
 
-def _pictures(study: Study) -> Iterator[Picture]:
+def _pictures(study: Study, metric: str) -> Iterator[Picture]:
     from optuna.trial import TrialState
     from optuna.visualization import matplotlib as plots
 
     complete = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
     varied = {name for trial in complete for name in trial.params}
     varied = {n for n in varied if len({str(trial.params.get(n)) for trial in complete}) > 1}
+
+    def intermediate() -> Axes:
+        axes = plots.plot_intermediate_values(study)
+        axes.set_xlabel("reports of the metric before")
+        axes.set_ylabel(metric)
+        return axes
+
     several = len({trial.value for trial in complete}) > 1
     yield _picture(
         "History",
-        lambda: plots.plot_optimization_history(study),
+        lambda: plots.plot_optimization_history(study, target_name=metric),
         "" if complete else "No trial is complete yet.",
     )
     yield _picture(
         "Importance of the parameters",
-        lambda: plots.plot_param_importances(study, params=sorted(varied)),
+        lambda: plots.plot_param_importances(study, params=sorted(varied), target_name=metric),
         "" if varied and several else "It takes two complete trials with different values.",
     )
     yield _picture(
         "Values during the trials",
-        lambda: plots.plot_intermediate_values(study),
+        intermediate,
         "" if any(trial.intermediate_values for trial in complete) else "No trial reports any.",
     )
 
@@ -162,7 +170,11 @@ def _picture(title: str, plot: Callable[[], Axes], missing: str) -> Picture:
         pyplot.switch_backend("agg")
         try:
             axes = plot()
-            axes.set_title("")
+            for place in ("left", "center"):  # the heading of the page says it
+                axes.set_title("", loc=place)
+            legend = axes.get_legend()
+            if legend is not None and len(legend.get_texts()) > MOST_NAMES:
+                legend.remove()
             figure = axes.figure
             figure.set_size_inches(WIDTH, HEIGHT)  # type: ignore[union-attr]
             buffer = io.StringIO()

@@ -214,6 +214,12 @@ def diagnose_folder(folder: Path, project: Path | None = None) -> Diagnosis | No
     if log is None:
         raise ConfigError(f"{folder} has no log", "Download it first: `kernelkit pull`.")
     manifest = RunReport.read(folder / "run-manifest.json")
+    if trial := manifest.failed_trial:
+        own = trial.model_dump(exclude={"number"})
+        part = manifest.model_copy(update=own)
+        found = diagnose("", manifest=part, bundle=bundle, project=project)
+        where = f"in trial {trial.number}, with {trial.parameters}"
+        return found and replace(found, notes=(where, *found.notes))
     if end.state == "complete" and manifest.status != "failed":
         return None
     failed = end.state not in ("", "complete")

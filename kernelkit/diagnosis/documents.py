@@ -51,6 +51,16 @@ class _Report(BaseModel):
             return cls()
 
 
+class TrialReport(_Report):
+    """One of several trials of a sweep that a run started side by side."""
+
+    number: Annotated[int, _Lenient] = 0
+    status: Text = ""
+    error: Text = ""
+    traceback: Text = ""
+    parameters: Parameters = {}
+
+
 class RunReport(_Report):
     """run-manifest.json: what the run reported about itself."""
 
@@ -61,6 +71,12 @@ class RunReport(_Report):
     error: Text = ""
     traceback: Text = ""
     parameters: Parameters = {}
+    trials: Annotated[tuple[TrialReport, ...], _Lenient] = ()
+
+    @property
+    def failed_trial(self) -> TrialReport | None:
+        """The first trial that failed, if the run was several trials side by side."""
+        return next((trial for trial in self.trials if trial.status == "failed"), None)
 
 
 class EndReport(_Report):

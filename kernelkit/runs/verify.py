@@ -111,7 +111,11 @@ def verify(
             problems += (f"{name}: not in the manifest" for name in missing)
     paths = {output.path for output in outputs}
     outputs = tuple(output for output in outputs if takes is None or takes(output.path))
-    notes: list[str] = []
+    notes = [
+        f"trial {part.number} {part.status}: {part.error}"
+        for part in (manifest.trials if manifest else ())
+        if part.status in ("failed", "pruned")
+    ]
     changed: list[str] = []
     for output in outputs:
         found = list(_output_problems(folder, output, left_behind or {}, notes))

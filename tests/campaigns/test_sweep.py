@@ -143,7 +143,12 @@ def test_a_trial_that_fails_does_not_take_its_neighbour_with_it(
     folder = plain / "runs" / complete["run"]
     assert (folder / "trial-1" / "table.csv").is_file()
     assert not (folder / "trial-0" / "table.csv").exists()
-    assert "verified" in cli("verify", folder).stdout
+    verified = cli("verify", folder).stdout
+    assert "note: trial 0 failed: RuntimeError: asked to fail" in verified
+    assert "verified: " in verified
+    diagnosis = json.loads(cli("diagnose", folder, "--json", cwd=plain).stdout)
+    assert diagnosis["error"] == "RuntimeError: asked to fail"
+    assert diagnosis["notes"][0].startswith("in trial 0, with {")
 
 
 @pytest.mark.slow
