@@ -516,12 +516,20 @@ def test_requirements_come_from_files_and_from_the_project(make_project: Make) -
         ("./local.whl", "requirements.txt:1: './local.whl'"),
         ("x @ file:///a/x.whl", "names a file of this machine"),
         ("-r missing.txt", "missing.txt cannot be read"),
+        ("x @ FILE:///a/x.whl", "names a file of this machine"),
+        ("x @ ./x.whl", "names a file of this machine"),
+        ("x @ git+file:///a", "names a file of this machine"),
+        ("x @ https://${TOKEN}@host/x.whl", "names a variable of this machine"),
+        ("-ihttps://me:pw@host\nnumpy", "requirements.txt:1: the run cannot use -i\n"),
+        ("--index-url=https://me:pw@host", "the run cannot use --index-url\n"),
+        ("-r https://me:pw@host/x.txt", "the run cannot use -r with an address\n"),
+        ("# a comment \\\n-e .", "requirements.txt:2: the run cannot use -e"),
         ("six==1 --hash=md5:00", "requirements.txt:1: --hash=md5:00 is not a hash"),
     ],
 )
 def test_requirements_that_a_run_cannot_use(make_project: Make, text: str, message: str) -> None:
     project = make_project({"requirements.txt": text}, keys='pip = "requirements.txt"')
-    assert message in complaint(project)
+    assert message in f"{complaint(project)}\n"
 
 
 @pytest.mark.parametrize(
@@ -549,6 +557,13 @@ def test_requirements_with_hashes_on_lines_of_their_own(make_project: Make, end:
     config = load_config(project)
     assert config.pip == ("six==1.17.0", "uri")
     assert config.pip_hashes == {"six==1.17.0": ("sha256:00", "sha256:01")}
+
+
+def test_a_comment_does_not_continue(make_project: Make) -> None:
+    text = "# see \\\nsix\nuri \\\n# of others \\\n-r 'a b.txt'"
+    files = {"requirements.txt": text.replace("'", '"'), "a b.txt": "rich"}
+    project = make_project(files, keys='pip = "requirements.txt"')
+    assert load_config(project).pip == ("six", "uri", "rich")
 
 
 def test_positional_parameters_are_those_of_a_script(make_project: Make) -> None:

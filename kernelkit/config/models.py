@@ -98,6 +98,10 @@ def _pattern(value: str) -> str:
     return value
 
 
+_REMOTE_ADDRESS = re.compile(r"(?!(?:\w+\+)?file:)[a-z][a-z+]*://", re.IGNORECASE)
+_VARIABLE = re.compile(r"\$\{\w+\}")
+
+
 def pip_requirement(value: str) -> str:
     """A line of `pip`, if it is one.
 
@@ -107,8 +111,11 @@ def pip_requirement(value: str) -> str:
     if value == THIS_PROJECT or value.endswith(".txt"):
         return value  # `all_requirements` reads it
     try:
-        if "file:" in (Requirement(value).url or ""):
+        address = Requirement(value).url
+        if address is not None and not _REMOTE_ADDRESS.match(address):
             raise ValueError("names a file of this machine, which the run does not have")
+        if _VARIABLE.search(value):
+            raise ValueError("names a variable of this machine, which the run does not have")
     except InvalidRequirement as error:
         raise ValueError(f"is not a requirement: {error}".splitlines()[0]) from None
     return value

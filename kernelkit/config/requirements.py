@@ -65,25 +65,42 @@ def _requirements_file(
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f'[tool.kernelkit] "pip": {shown} cannot be read: {reason}') from None
-    number = 0
-    for joined in re.split(r"(?<!\\)\n", text):
-        start, number = number + 1, number + 1 + joined.count("\n")
-        line = re.sub(r"(?:^|\s)#.*", "", joined.replace("\\\n", " ")).strip()
+    for number, joined in _joined_lines(text):
+        line = re.sub(r"(?:^|\s)#.*", "", joined).strip()
         hashes = tuple(re.findall(r"\s--hash[= ](\S+)", line))
         line = re.sub(r"\s--hash[= ]\S+", "", line).strip()
-        place = f"{shown}:{start}"
-        included = re.fullmatch(r"(?:-r|--requirement)[ =]?\s*(\S+)", line)
-        if included:
-            other = (path.parent / included[1]).resolve()
+        place = f"{shown}:{number}"
+        option = re.match(r"--[\w-]+|-\w", line)
+        included = re.fullmatch(r"(?:-r|--requirement)[ =]?\s*(\"?)(.+)\1", line)
+        if included and "://" not in included[2]:
+            other = (path.parent / included[2]).resolve()
             if other not in (path, *above):
                 yield from _requirements_file(project, other, (*above, path))
-        elif line.startswith("-"):
+        elif option:
             raise ConfigError(
-                f"{place}: the run cannot use {line.split()[0]}",
+                f"{place}: the run cannot use {option[0]}"
+                + (" with an address" if included else ""),
                 "List the requirements themselves, for example in a file of their own.",
             )
         elif line:
             yield _checked_requirement(line, place, hashes)
+
+
+def _joined_lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines as pip joins them, each with the number of its first one.
+
+    A backslash at the end continues a line, but not a comment.
+    """
+    start, parts = 1, list[str]()
+    for number, line in enumerate(text.split("\n"), 1):
+        start = start if parts else number
+        is_comment = line.lstrip().startswith("#")
+        parts.append(line if is_comment else line.removesuffix("\\"))
+        if is_comment or not line.endswith("\\"):
+            yield start, " ".join(parts)
+            parts = []
+    if parts:
+        yield start, " ".join(parts)
 
 
 def _checked_requirement(line: str, place: str, hashes: tuple[str, ...] = ()) -> StatedRequirement:

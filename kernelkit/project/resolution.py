@@ -37,8 +37,10 @@ _UNREACHABLE = re.compile(
     r"Temporary failure in name resolution|ProxyError|SSLError"
 )
 _NO_WHEEL = re.compile(r"No matching distribution found for (?P<requirement>[^\n]+)")
-_NOISE = re.compile(r"WARNING: |Looking in |\[notice\]|To fix this you could|For help visit|\s*$")
-_ADDRESS = re.compile(r"\b[a-z][a-z+]*://\S+", re.IGNORECASE)
+_NOISE = re.compile(r"\s*WARNING: |Looking in |\[notice\]|To fix this you could|For help visit|\s*$")
+_ADDRESS = re.compile(
+    r"\b[a-z][a-z+]*://[^\s'\"]+|(?<=host=)'[^']*'|(?<=with url: )\S+", re.IGNORECASE
+)
 
 _OWN_SETTINGS = frozenset(
     {"PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_PYTHON", "PIP_LOG"}
