@@ -16,11 +16,14 @@ import typer
 from rich.live import Live
 
 from kernelkit import console
+from kernelkit.campaigns.collect import CollectedRun, CollectResult
+from kernelkit.campaigns.plan import Plan
 from kernelkit.diagnosis.diagnose import Diagnosis, Frame, Origin
 from kernelkit.diagnosis.rules import FailureCause
 from kernelkit.doctor.checks import CheckResult, Health
 from kernelkit.errors import RefusedError
 from kernelkit.kaggle.types import LogEntry, State, Status
+from kernelkit.runs.estimate import Certainty, Estimate, Wanted
 from kernelkit.runs.history import RunRow
 from kernelkit.runs.manifest import OutputEntry, SubmissionRecord, Verdict
 from kernelkit.runs.submit import Submitted
@@ -83,6 +86,20 @@ def live(text: str) -> None:
     console.stdout.print(reporter._view())
 
 
+def plan(text: str) -> Plan:
+    found = Estimate(
+        Certainty.SIMILAR, 1.0, runs=(text,), differences=(text, text), assumptions=(text,)
+    )
+    wanted = Wanted({}, text, wants_gpu=True)
+    return Plan(text, wanted, found, 12.0, text, 0.0, None, quota_problem=text)
+
+
+def collected(text: str) -> CollectResult:
+    run = CollectedRun("ann", text, 1, text, exit_code=6, error=text, next_step=text)
+    going_on = CollectedRun("ann", text, 2, text, Path(text), exit_code=7)
+    return CollectResult(text, (run, going_on))
+
+
 PRINTERS: dict[str, Callable[[str], object]] = {
     "say": console.say,
     "error": lambda text: console.report(RefusedError(text, text), as_json=False),
@@ -103,6 +120,8 @@ PRINTERS: dict[str, Callable[[str], object]] = {
     "checks": lambda text: console.checked([CheckResult(text, Health.BAD, text, text)]),
     "notes": lambda text: console.advice([text]),
     "left out": lambda text: console.left_out({text: text}),
+    "plan": lambda text: console.planned(plan(text)),
+    "collected": lambda text: console.collected(collected(text)),
     "score": lambda text: console.submitted(submission(text)),
 }
 
@@ -146,6 +165,7 @@ ONE_LINE = (
     - {
         "explanation",  # a message of an exception has lines
         "diagnosed",
+        "collected",
     }
 )
 

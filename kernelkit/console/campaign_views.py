@@ -45,7 +45,7 @@ def collected(found: CollectResult) -> None:
     print_table(("run", "state", "verified", "folder"), rows)
     for run in found.runs:
         if run.exit_code and not run.goes_on:
-            print_error(f"{run.name}: {run.error}", run.next_step)
+            print_error(f"{one_line(run.name)}: {run.error}", run.next_step)
     if going_on := [run.name for run in found.runs if run.goes_on]:
         names = one_line(", ".join(going_on))
         say(f"not ended: {names}. To wait for the end: kernelkit collect --wait", to=stderr)
