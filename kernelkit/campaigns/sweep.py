@@ -176,9 +176,16 @@ def require_runnable(plan: SweepPlan) -> None:
 
     Raises:
         PreflightError: with every problem, such as a parameter that the entry does not take.
+        ConfigError: the project's templates do not know trials side by side.
     """
     trial = TrialSettings(number=0, parameters=plan.space.first_point)
-    workflow.preflight(config_of_session(plan, 1, [trial], ()))
+    kernel = workflow.preflight(config_of_session(plan, 1, [trial], ()))
+    if plan.processes and ".run_trials(" not in kernel.notebook:
+        raise ConfigError(
+            "the project's templates do not start trials side by side",
+            "Let 71-run.py.j2 call run_trials where the manifest has trials, as kernelkit's own "
+            "does, or set per_gpu = false.",
+        )
 
 
 def _refuse_second(folder: Path) -> None:

@@ -48,6 +48,22 @@ def test_a_parameter_that_the_entry_does_not_take_is_found_at_once(
     assert emulator.journal("effects") == []
 
 
+def test_own_templates_must_know_trials_side_by_side(
+    plain: Path, cli: Cli, emulator: LocalKaggle
+) -> None:
+    add_sweep(plain, "trials = 2\nper_gpu = true", "epochs = [1, 2]")
+    path = plain / "pyproject.toml"
+    path.write_text(
+        path.read_text().replace("[tool.kernelkit]\n", '[tool.kernelkit]\ntemplates = "own"\n', 1)
+    )
+    (plain / "own").mkdir()
+    (plain / "own" / "71-run.py.j2").write_text(
+        "result = kernelkit_run.call({{ manifest.entry | repr }}, parameters)\n"
+    )
+    printed = cli("sweep", cwd=plain, env=emulator.environment, expect=2).stderr
+    assert "templates do not start trials side by side" in printed
+
+
 def test_without_optuna_the_command_says_how_to_install_it(
     plain: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

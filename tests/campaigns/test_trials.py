@@ -128,6 +128,21 @@ def test_a_trial_remembers_its_session_values_and_end(opened: Open) -> None:
         assert same_point(first.parameters, study.trials) == first
 
 
+def test_parameters_that_were_tried_before_are_not_run_again(opened: Open) -> None:
+    with opened(FINITE) as study:
+        for number in range(2):
+            study.ask("tpe", number)
+            study.assign(number, Assignment(session=1, lane=1, run="some-kernel-lane-1/v1"))
+        first, second = study.trials
+        study.complete(0, 0.25)
+        assert same_point(first.parameters, study.trials) == study.trials[0]
+        study.repeat(second.number, study.trials[0])
+        repeated = study.trials[1]
+        assert (repeated.state, repeated.value, repeated.same_as) == ("complete", 0.25, 0)
+        assert repeated.run == "some-kernel-lane-1/v1"
+        assert same_point(second.parameters, [repeated]) is None  # only what was run counts
+
+
 def test_a_hopeless_trial_is_worse_than_the_median(opened: Open) -> None:
     with opened(ENDLESS) as study:
         for number in range(7):
