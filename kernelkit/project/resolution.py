@@ -37,7 +37,10 @@ _UNREACHABLE = re.compile(
     r"Temporary failure in name resolution|ProxyError|SSLError"
 )
 _NO_WHEEL = re.compile(r"No matching distribution found for (?P<requirement>[^\n]+)")
-_NOISE = re.compile(r"\s*WARNING: |Looking in |\[notice\]|To fix this you could|For help visit|\s*$")
+_NOISE = re.compile(
+    r"\s*(?:WARNING: |INFO: |Looking in |Processing |Collecting |Using cached |\[notice\]|"
+    r"To fix this you could|For help visit|$)"
+)
 _ADDRESS = re.compile(
     r"\b[a-z][a-z+]*://[^\s'\"]+|(?<=host=)'[^']*'|(?<=with url: )\S+", re.IGNORECASE
 )
