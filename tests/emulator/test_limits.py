@@ -40,6 +40,7 @@ def test_only_this_week_counts():
     assert usage(runs, HOUR, Clock(began=FRIDAY), FRIDAY + 2 * HOUR).is_used_up
 
 
+@pytest.mark.slow
 def test_runs_wait_for_a_machine_and_end_with_the_quota(launch):
     """One machine: the second run waits. 36 s of quota last 0.6 s, then the run ends."""
     emulator = launch("--machines", "1", "--clock", "60", "--gpu-quota", "0.01")

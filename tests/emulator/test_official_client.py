@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 
 def test_a_notebook_is_pushed_followed_and_downloaded(emulator, kaggle, kernel_folder, tmp_path):
     name = f"{emulator.account}/my-first-kernel"
@@ -53,6 +55,7 @@ def test_a_token_identifies_its_user(kaggle):
     assert "Not found" in found
 
 
+@pytest.mark.slow
 def test_kernels_are_listed_and_deleted(kaggle, emulator):
     emulator.push("some-kernel", "pass")
     name = f"{emulator.account}/some-kernel"
