@@ -1,7 +1,7 @@
 """One session of a campaign: pushed exactly once, found again after a kill, followed to its end.
 
-Two sessions of a campaign may be the same kernel with the same parameters, so the digest does not
-tell them apart. Each session has a `mark`, which its notebook carries. A campaign writes the mark
+Two sessions of a campaign may be the same kernel with the same parameters, and have the same
+digest. Each session has a `mark`, which its notebook carries. A campaign writes the mark
 down before it pushes: a later process then finds the version with this mark, here or on Kaggle,
 and pushes only if there is none.
 """

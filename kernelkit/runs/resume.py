@@ -37,8 +37,9 @@ def describe_files(verdict: Verdict) -> str:
     if verdict.not_vouched_for:
         changed = _names(verdict.not_vouched_for)
         lines.append(f"not vouched for, because changed afterwards: {changed}")
-    if verdict.undeclared:
-        lines.append(f"not vouched for, because not described: {_names(verdict.undeclared)}")
+    others = tuple(name for name in verdict.undeclared if name not in verdict.not_vouched_for)
+    if others:
+        lines.append(f"not vouched for, because not described: {_names(others)}")
     when = f" ({verdict.described})" if verdict.described else ""
     point = point_text(verdict.last_event)
     if not point:

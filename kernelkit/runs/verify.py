@@ -87,7 +87,7 @@ def verify(
     pulled. `end` is how the run ended on Kaggle, by default as in run.json.
 
     A run that was ended from outside has described its files some time before: those that differ
-    are not vouched for, which is no problem of the folder.
+    are not vouched for, and the folder is still good.
     """
     problems: list[str] = []
     bundle, manifest = _read_manifests(folder, problems)

@@ -104,7 +104,7 @@ class OutputTap:
         """Whether it hears all that is written while it listens."""
 
     def print(self, *words: object) -> None:
-        """Print what is no sign of life of the program."""
+        """Print something that does not count as output of the program."""
         thread = threading.get_ident()
         self._silent.add(thread)
         try:
