@@ -241,7 +241,7 @@ class Scheduler:
         """In the thread of a session: push, watch and pull it, and report everything."""
 
         def post(content: object) -> None:
-            if isinstance(content, LogEntry):  # most lines of a log are no events
+            if isinstance(content, LogEntry):  # most lines of a log are not events
                 content = progress(content)
                 if content is None or content.kind != "epoch":
                     return
