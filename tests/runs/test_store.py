@@ -96,7 +96,7 @@ def test_a_row_shows_the_result_of_a_run(tmp_path: Path) -> None:
             **{"epoch": 2, "numbers": {}},
         },
         **{"submission": "complete", "public_score": "0.7", "private_score": "0.8"},
-        **{"gpu_seconds": 90.5, "next": None},
+        **{"gpu_seconds": 90.5, "campaign": None, "next": None},
     }
 
 
