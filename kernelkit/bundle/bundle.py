@@ -152,6 +152,8 @@ def read_bundle(config: Config) -> Bundle:
     own = {name.partition(".")[0] for name in [*files.modules, *files.extensions]}
     foreign = imports.third_party(modules.values(), own, ImportKind.NEEDED)
     optional = imports.third_party(modules.values(), own, ImportKind.LAZY, ImportKind.OPTIONAL)
+    for found in (foreign, optional):
+        found.pop(RUNTIME_MODULE, None)  # each run has it
     siblings = {n: places for n, places in (foreign | optional).items() if n not in reader.declared}
     checks.check_siblings(config, arrangement, siblings)
     hidden = checks.find_hidden(modules, files, config)

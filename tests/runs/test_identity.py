@@ -263,6 +263,39 @@ def test_a_time_out_names_the_command_to_resume_with(
     assert 'add "resume_dir" to it' in caught.value.next_step
 
 
+def test_a_run_that_stalled_says_so(shelf: Shelf, kaggle: Kaggle, tmp_path: Path) -> None:
+    reason = "nothing was printed and no file changed for 30 minutes (stall_minutes)"
+    serve(shelf, OUR_LOG, push_id=OURS, status="stalled", error=f"Stalled: {reason}")
+    shelf.state, shelf.failure = "ERROR", "Kernel died"
+    record = shelf.record(tmp_path / "some-kernel" / "v2", "out.csv", "late.zip", push_id=OURS)
+    with pytest.raises(RunFailedError, match=r"the run stalled: nothing was printed") as caught:
+        workflow.pull(kaggle, record)
+    assert "verified, as the run described it: out.csv" in str(caught.value)
+    assert dict(caught.value.details.document)["state_word"] == "stalled"  # type: ignore[union-attr]
+    (row,) = history.rows(tmp_path)
+    assert row.state_word == "stalled"
+
+
+def test_a_run_that_was_ended_vouches_for_what_it_has_described(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path
+) -> None:
+    event = {"event": "epoch", "epoch": 3, "epochs": 9, "experiment": "a"}
+    serve(shelf, OUR_LOG, push_id=OURS, status="running", last_event=event)
+    shelf.state, shelf.failure = "CANCEL_ACKNOWLEDGED", TIME_OUT
+    shelf.files = [(name, b"changed" if name == "out.csv" else data) for name, data in shelf.files]
+    record = shelf.record(tmp_path / "some-kernel" / "v2", "out.csv", push_id=OURS)
+    with pytest.raises(RunFailedError, match="timed out") as caught:
+        workflow.pull(kaggle, record)
+    text = str(caught.value)
+    assert "not vouched for, because changed afterwards: out.csv" in text
+    assert "not vouched for, because not described: extra.bin" in text
+    assert "resume point: after epoch 3 of 9 of a" in text
+    document = dict(caught.value.details.document)  # type: ignore[union-attr]
+    assert document["not_vouched_for"] == ["out.csv"]
+    assert (document["problems"], document["files_verified"]) == ([], False)
+    assert (record.path / "run.json").exists()
+
+
 MANIFEST = "{'digest': 'd', 'outputs': (), 'roots': {}, 'entry': '', 'parameters': {}, 'files': ()}"
 
 
