@@ -18,6 +18,7 @@ from rich.text import Text
 from kernelkit.console.output import (
     CELL_CHARACTERS,
     INTERRUPTED,
+    as_called,
     detail,
     document,
     mode,
@@ -273,7 +274,9 @@ def interruptible(on_interrupt: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        say(on_interrupt, to=stderr)
+        called, command = as_called(on_interrupt), on_interrupt.rpartition(": ")[2]
+        # Scripts look for the command itself, which the name of a make target would replace.
+        say(Text(called if command in called else f"{called} ({command})"), to=stderr)
         document({"error": "interrupted", "next": on_interrupt, "exit_code": INTERRUPTED})
         raise typer.Exit(INTERRUPTED) from None
 

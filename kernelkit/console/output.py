@@ -186,7 +186,7 @@ def _called(command: re.Match[str]) -> str:
 def _program() -> str:
     """What starts this program: its name, if the shell finds it by that."""
     path = Path(sys.argv[0])
-    if path.name == "__main__.py" and len(sys.orig_argv) > 1 and sys.orig_argv[1] == "-m":
+    if path.name == "__main__.py" and " -m kernelkit " in f"{' '.join(sys.orig_argv)} ":
         return f"{_from_here(Path(sys.orig_argv[0]))} -m kernelkit"
     if path.name != "kernelkit" or len(path.parts) == 1:
         return "kernelkit"
@@ -239,7 +239,10 @@ def say(
 
 
 _WORD = re.compile(
-    r"(?:`[^`\n]+`|(?<=: )(?:kernelkit|git|cp|chmod) [^\n]+$|\S)+[^\S\n]*|\s", re.MULTILINE
+    r"(?:`[^`\n]+`"
+    r"|(?<=: )(?:(?:\S+ -m )?\S*kernelkit|make|git|cp|chmod) [^\n]+$"
+    r"|\S)+[^\S\n]*|\s",
+    re.MULTILINE,
 )
 """What stays on one line: a word, or a command in backticks or at the end of a line."""
 
