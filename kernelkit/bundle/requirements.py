@@ -7,6 +7,7 @@ SHA-256. Nothing here reads an index: what is not in the image and not in the lo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Self
 
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import (
     InvalidWheelFilename,
     NormalizedName,
@@ -43,6 +44,14 @@ def _wheel_name(value: str) -> str:
     return value
 
 
+def _requirement(value: str) -> str:
+    try:
+        Requirement(value)
+    except InvalidRequirement as error:
+        raise ValueError(f"is not a requirement: {error}".splitlines()[0]) from None
+    return value
+
+
 class LockedWheel(BaseModel):
     """One wheel of the project's dataset."""
 
@@ -50,13 +59,13 @@ class LockedWheel(BaseModel):
 
     file: Annotated[str, AfterValidator(_wheel_name)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    size: int
+    size: Annotated[int, Field(ge=0)]
     """In bytes."""
 
     extras: tuple[str, ...] = ()
     """Extras of it that `requires` covers."""
 
-    requires: tuple[str, ...] = ()
+    requires: tuple[Annotated[str, AfterValidator(_requirement)], ...] = ()
     """What it needs in the image (PEP 508, without markers)."""
 
     @cached_property
@@ -75,19 +84,26 @@ class LockedWheel(BaseModel):
         return requirement.specifier.contains(self.version, True) and extras <= {*self.extras}
 
 
+def _each_once(wheels: tuple[LockedWheel, ...]) -> tuple[LockedWheel, ...]:
+    for name, count in Counter(wheel.name for wheel in wheels).items():
+        if count > 1:
+            raise ValueError(f"has {count} wheels of {name}")
+    return wheels
+
+
 class WheelLock(BaseModel):
     """`kernelkit-wheels.json`: which wheels the dataset has. It belongs under version control."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
-    schema_version: int = Field(default=LOCK_SCHEMA, alias="schema")
+    schema_version: int = Field(default=LOCK_SCHEMA, alias="schema", le=LOCK_SCHEMA)
     dataset: Annotated[str, Field(pattern="^[a-z0-9]+(?:-[a-z0-9]+)*$", max_length=50)]
     """The slug of the private dataset; its owner is the account that pushes."""
 
     python: str
     """For which Python the wheels were chosen: "3.12"."""
 
-    wheels: tuple[LockedWheel, ...]
+    wheels: Annotated[tuple[LockedWheel, ...], AfterValidator(_each_once)]
 
     def wheel(self, name: str) -> LockedWheel | None:
         """The wheel of a distribution, by its canonical name."""

@@ -17,14 +17,20 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 from pydantic import BaseModel
 
 from kernelkit.bundle.image import Snapshot, marker_environment
-from kernelkit.bundle.requirements import LockedWheel
-from kernelkit.errors import ConfigError, LocalError, UnreachableError
+from kernelkit.bundle.requirements import LOCK_NAME, LockedWheel
+from kernelkit.errors import (
+    ConfigError,
+    KernelkitError,
+    LocalError,
+    UnreachableError,
+    VerificationError,
+)
 from kernelkit.storage import parse_model
 
 OLDEST_GLIBC = 5  # manylinux begins with glibc 2.5
@@ -37,6 +43,9 @@ _UNREACHABLE = re.compile(
     r"Temporary failure in name resolution|ProxyError|SSLError"
 )
 _NO_WHEEL = re.compile(r"No matching distribution found for (?P<requirement>[^\n]+)")
+_OTHER_HASH = re.compile(
+    r"DO NOT MATCH THE HASHES.*?^ +(?P<requirement>\S+) from ", re.DOTALL | re.MULTILINE
+)
 _NOISE = re.compile(
     r"\s*(?:WARNING: |INFO: |Looking in |Processing |Collecting |Using cached |\[notice\]|"
     r"To fix this you could|For help visit|$)"
@@ -82,6 +91,21 @@ class ChosenWheel(BaseModel):
         path = urllib.parse.urlsplit(self.download_info.url).path
         return urllib.parse.unquote(PurePosixPath(path).name)
 
+    def require_readable(self) -> None:
+        """Check that its metadata says what it needs in today's words: old wheels may not.
+
+        Raises:
+            ConfigError: a dependency is not a requirement.
+        """
+        for text in self.metadata.requires_dist:
+            try:
+                Requirement(text)
+            except InvalidRequirement:
+                raise ConfigError(
+                    f"{self.file} needs {text!r}, which is not a requirement",
+                    "Choose another version, whose metadata today's pip can read.",
+                ) from None
+
 
 class _PipReport(BaseModel):
     """What `pip install --dry-run --report` writes."""
@@ -106,7 +130,10 @@ class ImagePip:
             ["--constraint", str(has), *map(str, wanted)],
             without,
         )
-        return parse_model(report.read_bytes(), _PipReport, report).install
+        chosen = parse_model(report.read_bytes(), _PipReport, report).install
+        for wheel in chosen:
+            wheel.require_readable()
+        return chosen
 
     def download(self, wheels: Sequence[LockedWheel], addresses: Mapping[str, str]) -> None:
         """Download exactly these wheels to `downloads`."""
@@ -200,7 +227,7 @@ class ImagePip:
             (info / "METADATA").write_text(text, encoding="utf-8")
         return folder
 
-    def _error(self, output: str) -> ConfigError | UnreachableError:
+    def _error(self, output: str) -> KernelkitError:
         """What pip says, without addresses: they may hold credentials."""
         lines = [line for line in output.splitlines() if not _NOISE.match(line)]
         shown = _ADDRESS.sub("(address)", "\n".join(lines[:MESSAGE_LINES]))
@@ -209,6 +236,11 @@ class ImagePip:
             return UnreachableError(
                 f"the package index does not answer: pip says\n{shown}",
                 "Check the network and pip's configuration (`pip config list`), then try again.",
+            )
+        if found := _OTHER_HASH.search(output):
+            return VerificationError(
+                f"the index has another file of {found['requirement']} than {LOCK_NAME} names",
+                "If that is right, choose again: `kernelkit wheels --upgrade`.",
             )
         if found := _NO_WHEEL.search(output):
             name = found["requirement"]

@@ -132,12 +132,19 @@ def test_only_what_applies_in_the_image_is_needed() -> None:
     assert list(needed_by(requires, [], IMAGE)) == ["a>=1"]
 
 
+WHEEL = {"file": "a-1-py3-none-any.whl", "sha256": "0" * 64, "size": 1}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"wheels": [{"file": "../x-1-py3-none-any.whl", "sha256": "0" * 64, "size": 1}]}, "file"),
         ({"wheels": [{"file": "x-1-py3-none-any.whl", "sha256": "zz", "size": 1}]}, "sha256"),
         ({"dataset": "Not A Slug"}, "dataset"),
+        ({"schema": 2}, "schema"),
+        ({"wheels": [{**WHEEL, "requires": ["not one!"]}]}, r"wheels\.0\.requires\.0"),
+        ({"wheels": [{**WHEEL, "size": -1}]}, r"wheels\.0\.size"),
+        ({"wheels": [WHEEL, WHEEL]}, "has 2 wheels of a"),
     ],
 )
 def test_a_damaged_lock_names_its_key(

@@ -160,7 +160,7 @@ def test_the_index_may_not_change_a_wheel(index: Index, make_project: Callable[.
     result = prepared(project)
     index.add("leaf", "1.0", more="CHANGED = True\n")
     (result.folder / wheel.name).unlink()
-    with pytest.raises((VerificationError, ConfigError), match=r"(?i)hash|sha256"):
+    with pytest.raises(VerificationError, match="has another file of leaf==1.0"):
         prepared(project)
 
 
@@ -203,6 +203,13 @@ def test_a_requirement_without_a_wheel_is_named(
     with pytest.raises(ConfigError, match=r"no wheel of leaf for Python 3\.12 on Linux") as caught:
         prepared(make_project({}, keys='pip = ["leaf"]'))
     assert "PIP_FIND_LINKS" in caught.value.next_step
+
+
+def test_metadata_that_cannot_be_read(index: Index, make_project: Callable[..., Path]) -> None:
+    index.add("other", "1.0")
+    index.add("leaf", "1.0", requires=["other (>dev)"])  # newer versions of pip refuse it
+    with pytest.raises(ConfigError, match="leaf"):
+        prepared(make_project({}, keys='pip = ["leaf"]'))
 
 
 @pytest.mark.slow
