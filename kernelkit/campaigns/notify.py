@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kernelkit.bundle.secrets import declare_credential
-from kernelkit.errors import ConfigError, require_extra
+from kernelkit.errors import ConfigError, LocalError, require_extra
 from kernelkit.kaggle.types import Quota, Status, ignore
 from kernelkit.runs.watch import EndedRun
-from kernelkit.storage import write_json
+from kernelkit.storage import digest_of_bytes, write_json
 
 if TYPE_CHECKING:
     from kernelkit.config import Config
@@ -70,9 +70,13 @@ class Messenger:
         self._once(folder.path.parent / f".notified-{mark}", text)
 
     def campaign_ended(self, kind: str, mark: str, state: str) -> None:
-        """Say how a chain or a sweep has ended, once; `mark` distinguishes it from others."""
+        """Say how a chain or a sweep has ended, once for each `mark` and state.
+
+        A campaign that failed may be continued, and then end in another state.
+        """
         slug = self.config.kernel.slug
-        self._once(self._runs / slug / f".notified-{kind}-{mark}", f"{slug} {kind}: {state}")
+        name = f".notified-{kind}-{digest_of_bytes(f'{mark} {state}'.encode())[:12]}"
+        self._once(self._runs / slug / name, f"{slug} {kind}: {state}")
 
     def quota(self, quota: Quota) -> None:
         """Say that the quota is low, once until its refresh."""
@@ -95,8 +99,11 @@ class Messenger:
                 f"warning: the message {text!r} was not sent to ${self.config.notify_env}: "
                 f"{problem}"
             )
-        else:
+            return
+        try:
             write_json(marker, {"sent": text})
+        except LocalError as error:  # a message must not end the command
+            self.say(f"warning: the message {text!r} may be sent again: {error}")
 
 
 def messenger(

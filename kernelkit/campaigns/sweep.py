@@ -41,11 +41,6 @@ from kernelkit.storage import locked, make_ignored_folder
 if TYPE_CHECKING:
     from kernelkit.kaggle.kernels import Kaggle
 
-OWN_FILES = frozenset(
-    {".sweep.lock", DATABASE_NAME, f"{DATABASE_NAME}-wal", f"{DATABASE_NAME}-shm", "sweep.html"}
-)
-"""What a sweep keeps next to the versions of the project's own kernel."""
-
 
 def read_sweep(
     config: Config, root: Path, *, report: bool = False, on_event: OnSweepEvent = ignore
@@ -121,7 +116,7 @@ def rehearse_sweep(
     lanes = [lane_of(config, lane).kernel.slug for lane in range(1, plan.sessions + 1)]
     with store.rehearsal_lock(out):
         for slug in (plan.slug, *lanes):
-            store.remove_rehearsal(out / slug, config.project / "runs", OWN_FILES)
+            store.remove_rehearsal(out / slug, config.project / "runs")
         with local_kaggle(inputs, mounts) as server:
             for message in server.start_messages:
                 on_event(message)

@@ -257,8 +257,9 @@ def run(
                     on_event=on_event,
                 )
             finally:
-                if chain := ended_chain(root, config.kernel.slug):
-                    messages.campaign_ended("chain", f"{chain.name}-{chain.count}", chain.word)
+                chain = ended_chain(root, config.kernel.slug)
+                if chain and chain.last:
+                    messages.campaign_ended("chain", chain.last.mark, chain.word)
         else:
             config = resuming_config(config, source) if source else config
             pulled = workflow.run(

@@ -50,7 +50,7 @@ def sweep(
     from kernelkit import console, workflow
     from kernelkit.campaigns.notify import messenger
     from kernelkit.campaigns.sweep import rehearse_sweep, run_sweep
-    from kernelkit.campaigns.sweep_plan import plan_sweep
+    from kernelkit.campaigns.sweep_plan import SweepView, plan_sweep
 
     if rehearse:
         config = options.config(environment={})
@@ -67,7 +67,7 @@ def sweep(
         plan = plan_sweep(config, trials=trials, sessions=sessions)
         with console.sweeping(STOPPED) as reporter:
             messages = messenger(config, reporter)
-            mark = f"{plan.search.name}-{plan.trials}"
+            mark = f"{plan.search.name}-{plan.trials}"  # with the number of trials that have ended
             try:
                 view = run_sweep(
                     plan,
@@ -75,10 +75,11 @@ def sweep(
                     config.project / "runs",
                     on_event=messages.listening(reporter, runs=False),
                 )
-            except RunFailedError:
-                messages.campaign_ended("sweep", mark, "failed")
+            except RunFailedError as error:
+                ended = error.details.ended if isinstance(error.details, SweepView) else 0
+                messages.campaign_ended("sweep", f"{mark}-{ended}", "failed")
                 raise
-            messages.campaign_ended("sweep", mark, "complete")
+            messages.campaign_ended("sweep", f"{mark}-{view.ended}", "complete")
     console.swept(view)
 
 

@@ -47,10 +47,6 @@ CPU_TFLOPS = 0.4
 GPU_TFLOPS = {"T4": 8.1, "P100": 9.3, "A100": 19.5, "L4": 30.3, "H100": 66.9, "RTX PRO 6000": 125.0}
 """In float32, by the data sheets of NVIDIA."""
 
-SHAPE_GPUS = {"NvidiaTeslaT4": 2, "NvidiaTeslaT4Highmem": 2, "NvidiaL4": 4}
-"""GPUs of a machine shape; the others have one [D: Kaggle's documentation]."""
-
-
 _LANE = re.compile(r".+-(?:b|lane-\d+)")
 """The names of further kernels of a campaign; see `campaigns.lanes`."""
 
@@ -126,11 +122,6 @@ class Wanted:
     def gpu(self) -> str:
         """The name of its GPU; empty for a CPU, or if the shape does not say."""
         return GPU_NAMES.get(self.machine_shape, "")
-
-    @property
-    def gpus(self) -> int:
-        """How many GPUs its machine has."""
-        return SHAPE_GPUS.get(self.machine_shape, 1) if self.wants_gpu else 0
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,12 @@ class ExportFormat(StrEnum):
     MLFLOW = "mlflow"
 
 
-_MODULES = {
+_MODULES: Mapping[ExportFormat, tuple[str, ...]] = {
     ExportFormat.CSV: (),
     ExportFormat.TENSORBOARD: ("tensorboard",),
-    ExportFormat.MLFLOW: ("mlflow", "alembic", "sqlalchemy"),
+    ExportFormat.MLFLOW: ("mlflow", "alembic"),
 }
+"""What each format imports, and the extra of its name installs."""
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,7 @@ def export(
         ConfigError: there are no runs, or the library of the format is not installed.
         LocalError: the folder cannot be written.
     """
-    modules = {
-        ExportFormat.TENSORBOARD: ("tensorboard",),
-        ExportFormat.MLFLOW: ("mlflow", "alembic"),
-    }
-    require_extra(to.value, *modules.get(to, ()))
+    require_extra(to.value, *_MODULES[to])
     folders = [one for one in store.folders(root) if to == ExportFormat.CSV or one.is_complete()]
     if not folders:
         raise ConfigError(f"{root} has no run to export", "Pull a run first: `kernelkit pull`.")

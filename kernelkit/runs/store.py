@@ -21,7 +21,7 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -375,8 +375,8 @@ def rehearsal_lock(out: Path) -> AbstractContextManager[None]:
     return locked(out, ".lock", on_wait=refuse)
 
 
-def remove_rehearsal(folder: Path, runs: Path, own: Collection[str] = ()) -> None:
-    """Remove the rehearsal before this one, and nothing else. `own` are names of further files.
+def remove_rehearsal(folder: Path, runs: Path) -> None:
+    """Remove the rehearsal before this one, and nothing else.
 
     Raises:
         ConfigError: `folder` is below `runs`, or contains other files than a rehearsal's.
@@ -389,8 +389,9 @@ def remove_rehearsal(folder: Path, runs: Path, own: Collection[str] = ()) -> Non
     strange = [
         path.name
         for path in folder.iterdir()
-        if not (path / PUSH_NAME).is_file() and not _OF_CAMPAIGN.fullmatch(path.name)
-        if path.name not in (PUSH_LOCK, *own)
+        if not (path / PUSH_NAME).is_file()
+        and not _OF_CAMPAIGN.fullmatch(path.name)
+        and path.name != PUSH_LOCK
     ]
     if strange or folder.is_symlink():
         raise ConfigError(

@@ -114,11 +114,25 @@ def test_a_low_quota_is_sent_once_until_its_refresh(config: Config, receiver: Re
     assert len(receiver.texts) == 2
 
 
-def test_the_end_of_a_campaign_is_sent_once(config: Config, receiver: Receiver) -> None:
-    for _ in range(2):
+def test_the_end_of_a_campaign_is_sent_once_for_each_state(
+    config: Config, receiver: Receiver
+) -> None:
+    """A sweep that failed can be continued, and its end is news."""
+    for state in ("failed", "failed", "complete", "complete"):
         messages = messenger(config, environment={"HOOK": receiver.address})
-        messages.campaign_ended("sweep", "3f81c0de2a77", "complete")
+        messages.campaign_ended("sweep", "3f81c0de2a77", state)
+    assert receiver.texts == ["some-kernel sweep: failed", "some-kernel sweep: complete"]
+
+
+def test_a_message_that_cannot_be_recorded_does_not_end_the_command(
+    config: Config, receiver: Receiver
+) -> None:
+    said: list[str] = []
+    (config.project / "runs").write_text("no folder", encoding="utf-8")
+    messages = messenger(config, said.append, environment={"HOOK": receiver.address})
+    messages.campaign_ended("sweep", "3f81c0de2a77", "complete")
     assert receiver.texts == ["some-kernel sweep: complete"]
+    assert "may be sent again" in said[0]
 
 
 def test_a_message_that_fails_is_reported_and_tried_again(
