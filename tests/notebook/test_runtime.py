@@ -545,6 +545,28 @@ def test_sys_exit_without_an_error_is_a_success(
             run.call(f"{name}:go", {})
 
 
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("sys.exit()", 0), ("sys.exit(3)", 3), ("sys.exit('no')", 1), ("return", 0), ("1 / 0", 1)],
+)
+def test_a_forked_child_ends_where_the_program_ends_in_it(
+    run: NotebookRun, monkeypatch: pytest.MonkeyPatch, end: str, code: int
+) -> None:
+    run.source_dir.mkdir()
+    monkeypatch.syspath_prepend(str(run.source_dir))
+    monkeypatch.chdir(run.source_dir)
+    name, own = f"forks_{abs(hash(end))}", os.getpid()
+    (run.source_dir / f"{name}.py").write_text(
+        "import os, sys\ndef go():\n    child = os.fork()\n    if child == 0:\n"
+        f"        {end}\n    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])\n"
+    )
+    try:
+        assert run.call(f"{name}:go", {}) == code
+    finally:
+        if os.getpid() != own:  # else the child would go on with the tests
+            os._exit(77)
+
+
 def test_a_missing_gpu_stops_the_run_with_a_clear_error(
     run: NotebookRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import runpy
 import shlex
 import shutil
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 
@@ -30,8 +31,12 @@ def call_entry(
     """
     command = sources.bundle.get("command")
     module_name, _, function = entry.partition(":")
-    result = None
-    with _files_in_working_folder(sources, working_dir), _no_running_loop():
+    result, process = None, os.getpid()
+    with (
+        _files_in_working_folder(sources, working_dir),
+        _no_running_loop(),
+        _forked_children_end(process),
+    ):
         try:
             if command is not None:
                 _run_program(sources, working_dir, command, parameters)
@@ -42,7 +47,7 @@ def call_entry(
                 os.chdir(working_dir)
                 result = getattr(module, function)(**parameters)
         except SystemExit as end:
-            if end.code not in (None, 0):
+            if end.code not in (None, 0) or os.getpid() != process:
                 raise
             print("the entry ended with sys.exit()", flush=True)
     sources.require_own_copies()  # modules that the run imported later count too
@@ -67,6 +72,33 @@ def _run_program(
         print("$ python -m", shlex.join([command["module"], *words]), flush=True)
         sys.argv = [sources.file_of(command["module"]), *words]
         runpy.run_module(command["module"], run_name="__main__", alter_sys=True)
+
+
+@contextlib.contextmanager
+def _forked_children_end(own: int) -> Iterator[None]:
+    """End a forked child of process `own` where the program ends in it, as Python does.
+
+    It would otherwise go on with the notebook, as a second kernel.
+    """
+    code = 0
+    try:
+        yield
+    except BaseException as error:
+        if os.getpid() == own:
+            raise
+        code = 1
+        if isinstance(error, SystemExit):
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+            if error.code is not None and not isinstance(error.code, int):
+                print(error.code, file=sys.stderr)
+        else:
+            traceback.print_exc()
+    finally:
+        if os.getpid() != own:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(Exception):
+                    stream.flush()
+            os._exit(code & 0xFF)
 
 
 @contextlib.contextmanager
