@@ -70,11 +70,12 @@ A mark says whether the real Kaggle does this: [V] verified in the client's sour
                                       is refused, and then it listens again; runs go on [?]
     expired-credentials  any          seconds=0: from the struck request (or so long after its
                                       first use) this token or key is 401; others are valid [V]
-    run-cancelled        SaveKernel   seconds=0 outputs=gone: the run ends CANCEL_ACKNOWLEDGED
-                                      after so many seconds (0: at its own end); outputs=kept [A]
+    run-cancelled        SaveKernel   seconds=0 outputs=gone message=…: the run ends
+                                      CANCEL_ACKNOWLEDGED after so many seconds (0: at its own end)
+                                      with this message; outputs=kept keeps its outputs [A]
     run-error            SaveKernel   seconds=0 outputs=gone message=…: the same, with ERROR [A]
-    run-timed-out        SaveKernel   seconds=0 outputs=kept: the run ends CANCEL_ACKNOWLEDGED, as
-                                      one that has reached its limit [A]
+    run-timed-out        SaveKernel   seconds=0 outputs=kept message=…: the same, with the message
+                                      of a run that has reached its limit [A]
 
 status is GetKernelSessionStatus, quota GetAcceleratorQuotaStatistics, listing
 ListKernelSessionOutput and ListKernelFiles. With `when=after` the request is carried out. A fault
