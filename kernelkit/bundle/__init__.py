@@ -23,7 +23,8 @@ requirements  where a run gets each requirement from: `plan_installation`, `Inst
          `MAKE_WHEELS`, `needed_by`
 secrets  finds credentials in texts: `scan`, `NamedText`, `SecretFinding`, `Credential`,
          `own_credentials`, `machine_credentials`, `declare_credential`, `machine_secrets`,
-         `searchable_text`, `search_bytes`, `is_text`, `PRIVATE_KEY`
+         `searchable_text`, `search_bytes`, `is_text`, `PRIVATE_KEY`,
+         `PRIVATE_KEY_KIND`
 secret_rules  what a credential looks like
 
 Other packages import these names from the modules. This file imports nothing, so that a command

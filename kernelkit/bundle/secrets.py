@@ -39,6 +39,8 @@ _DOTENV_LINE = re.compile(
     r"^[ \t]*(?:export[ \t]+)?(?P<name>\w+)[ \t]*=(?P<value>[^\n#]*)", re.MULTILINE
 )
 
+PRIVATE_KEY_KIND = "a private key"
+
 
 @dataclass(frozen=True)
 class NamedText:
@@ -139,7 +141,7 @@ def search_bytes(stream: BinaryIO, own: Collection[Credential]) -> set[str]:
         block = end + chunk
         found |= {kind for kind, value in marks.items() if value in block}
         if PRIVATE_KEY.search(block):
-            found.add("a private key")
+            found.add(PRIVATE_KEY_KIND)
         end = block[-overlap:]
     return found
 

@@ -6,6 +6,7 @@ datasets  publishes a folder as a new version of a private dataset: `publish_dat
         `DatasetRequest`, `DatasetVersion`, `default_state_folder`
 code    publishes the packages of a kernel as a dataset: `publish_code`
 folders  reads a folder that becomes a dataset
+archives  reads the files inside an archive
 wheels  wheels for runs without internet, and their lock file: `prepare_wheels`, `publish_wheels`,
         `wheels_for_rehearsal`, `PreparedWheels`
 resolution  which wheels pip chooses for Kaggle's image, and their download

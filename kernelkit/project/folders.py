@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
@@ -13,6 +14,7 @@ from pathlib import Path
 from kernelkit.bundle.bundle import digest_of
 from kernelkit.bundle.files import is_key_name
 from kernelkit.bundle.secrets import (
+    PRIVATE_KEY_KIND,
     Credential,
     NamedText,
     is_text,
@@ -22,6 +24,7 @@ from kernelkit.bundle.secrets import (
 )
 from kernelkit.errors import ConfigError, LocalError
 from kernelkit.notebook.problems import Problem
+from kernelkit.project.archives import UNREADABLE, archived_files
 from kernelkit.storage import (
     UnsafePathError,
     opened,
@@ -31,6 +34,9 @@ from kernelkit.storage import (
 
 SEARCHED_BYTES = 32 << 20
 """Of one text, for credentials of every kind: at most 0.2 s a megabyte."""
+
+UNPACKED_BYTES = 128 << 20
+"""Searched of what an archive holds: one may unpack to any size."""
 
 HEAD_BYTES = 1 << 16
 
@@ -110,7 +116,7 @@ def read_folder(folder: Path) -> FolderContents:
         below = Path(above).relative_to(folder)
         for name in list(folders):
             path = (below / name).as_posix()
-            if Path(above, name).is_symlink():
+            if os.path.islink(os.path.join(above, name)):
                 raise ConfigError(
                     f"{folder / path} is a link to a folder", "Put the files themselves there."
                 )
@@ -140,7 +146,7 @@ def find_secrets(
     """Credentials among the files, which must not be uploaded.
 
     Texts are searched for credentials of every kind, all other files for `own`, those of this
-    machine, and for private keys. `place` is the folder as messages and `allowed` write it.
+    machine, and for private keys; the files in archives too. `place` is the folder as messages and `allowed` write it.
 
     Raises:
         LocalError: a file cannot be read.
@@ -157,6 +163,7 @@ def find_secrets(
             continue
         try:
             yield from _secrets_of(file, name, own, allowed)
+            yield from _secrets_inside(file, name, own, allowed)
         except OSError as error:
             raise LocalError(f"{file.file} cannot be read: {error.strerror}") from error
 
@@ -176,6 +183,35 @@ def _secrets_of(
         if searched < file.size and name not in allowed:
             for kind in sorted(search_bytes(stream, own)):
                 yield _secret(name, kind)
+
+
+def _secrets_inside(
+    file: FolderFile, name: str, own: Collection[Credential], allowed: Collection[str]
+) -> Iterator[Problem]:
+    """Credentials in the files of an archive; in a wheel, which others publish, only `own`."""
+    left = UNPACKED_BYTES
+    is_wheel = file.path.endswith(".whl")
+    if is_wheel and not own:
+        return
+    try:
+        for inner, stream in archived_files(file.file):
+            where = f"{name}/{inner}"
+            if left <= 0:
+                return
+            head = stream.read(HEAD_BYTES)
+            if is_text(head) and not is_wheel:
+                content = head + stream.read(min(left, SEARCHED_BYTES) - len(head))
+                text = searchable_text(content)
+                for finding in scan([NamedText(where, text)], own, allowed):
+                    yield _secret(finding.where, finding.kind)
+            else:
+                content = head + stream.read(max(0, left - len(head)))
+                for kind in sorted(search_bytes(io.BytesIO(content), own)):
+                    if where not in allowed and not (is_wheel and kind == PRIVATE_KEY_KIND):
+                        yield _secret(where, kind)
+            left -= len(content)
+    except UNREADABLE:
+        return  # an unusual archive; its own bytes are searched
 
 
 def _secret(where: str, kind: str) -> Problem:
@@ -200,12 +236,11 @@ def _read(home: Path, file: Path, path: str) -> FolderFile:
         safe_path(path)
     except UnsafePathError as error:
         raise ConfigError(f"the file name {path!r}: {error}", "Rename the file.") from None
-    if file.is_symlink() and not file.resolve().is_relative_to(home):
-        raise ConfigError(
-            f"{file} is a link to {file.resolve()}, outside of the folder",
-            "Put the file itself there.",
-        )
     try:
+        if file.is_symlink() and not (target := _target(file)).is_relative_to(home):
+            raise ConfigError(
+                f"{file} is a link to {target}, outside of the folder", "Put the file itself there."
+            )
         details = file.stat()
         if not stat.S_ISREG(details.st_mode):
             raise ConfigError(f"{file} is not a regular file", "Move it out of the folder.")
@@ -218,6 +253,18 @@ def _read(home: Path, file: Path, path: str) -> FolderFile:
         )
     except OSError as error:
         raise LocalError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _target(link: Path) -> Path:
+    """Where a link leads in the end.
+
+    Raises:
+        ConfigError: nowhere.
+    """
+    try:
+        return link.resolve(strict=True)
+    except (OSError, RuntimeError):  # RuntimeError: a link to itself, before Python 3.13
+        raise ConfigError(f"{link} is a link to nothing", "Remove it.") from None
 
 
 def _refuse(error: OSError) -> None:

@@ -160,7 +160,7 @@ def test_the_index_may_not_change_a_wheel(index: Index, make_project: Callable[.
     result = prepared(project)
     index.add("leaf", "1.0", more="CHANGED = True\n")
     (result.folder / wheel.name).unlink()
-    with pytest.raises(VerificationError, match="has another file of leaf==1.0"):
+    with pytest.raises(VerificationError, match="has another file of leaf==1"):
         prepared(project)
 
 
