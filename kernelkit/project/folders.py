@@ -116,7 +116,7 @@ def read_folder(folder: Path) -> FolderContents:
         below = Path(above).relative_to(folder)
         for name in list(folders):
             path = (below / name).as_posix()
-            if os.path.islink(os.path.join(above, name)):
+            if _is_link(Path(above, name)):
                 raise ConfigError(
                     f"{folder / path} is a link to a folder", "Put the files themselves there."
                 )
@@ -146,7 +146,8 @@ def find_secrets(
     """Credentials among the files, which must not be uploaded.
 
     Texts are searched for credentials of every kind, all other files for `own`, those of this
-    machine, and for private keys; the files in archives too. `place` is the folder as messages and `allowed` write it.
+    machine, and for private keys; the files in archives too. `place` is the folder as messages and
+    `allowed` write it.
 
     Raises:
         LocalError: a file cannot be read.
@@ -253,6 +254,13 @@ def _read(home: Path, file: Path, path: str) -> FolderFile:
         )
     except OSError as error:
         raise LocalError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _is_link(folder: Path) -> bool:
+    try:
+        return folder.is_symlink()
+    except OSError as error:  # a path of more than 4096 bytes
+        raise LocalError(f"{folder} cannot be read: {error.strerror}") from error
 
 
 def _target(link: Path) -> Path:
