@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from kernelkit import workflow
-from kernelkit.campaigns.lanes import SECOND, lane_config, resuming_config, session_config
+from kernelkit.campaigns.lanes import lane_config, resuming_config, session_config
 from kernelkit.campaigns.sessions import (
     RETRIES,
     Ending,
@@ -30,6 +30,7 @@ from kernelkit.campaigns.sessions import (
     pull_session,
     push_session,
 )
+from kernelkit.config import CHAIN_SUFFIX
 from kernelkit.errors import (
     CapacityError,
     ConfigError,
@@ -240,7 +241,7 @@ def rehearse_chain(
     chain = partial(
         run_chain, config, root=out, max_sessions=max_sessions, deadline=deadline, on_event=on_event
     )
-    second = lane_config(config, SECOND).kernel.slug
+    second = lane_config(config, CHAIN_SUFFIX).kernel.slug
     return workflow.rehearse(
         config, inputs, out, mounts=mounts, work=chain, lanes=[second], on_event=on_event
     )

@@ -8,7 +8,6 @@ repeated: a complete folder is verified again and not downloaded again.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from kernelkit import workflow
-from kernelkit.campaigns.lanes import lane_slug
+from kernelkit.config import is_kernel_of
 from kernelkit.errors import (
     ConfigError,
     CredentialsError,
@@ -166,12 +165,12 @@ class _Collector:
                 f"the kernel belongs to {owner}, and the credentials to {account}",
                 "Use the owner's credentials.",
             )
-        listed = [one for one in self._kaggle.list_own_kernels() if is_of_project(slug, one.slug)]
+        listed = [one for one in self._kaggle.list_own_kernels() if is_kernel_of(slug, one.slug)]
         known = {one.slug for one in listed}
         pending = {
             folder.slug
             for folder in store.folders(self._root)
-            if is_of_project(slug, folder.slug) and not folder.is_complete()
+            if is_kernel_of(slug, folder.slug) and not folder.is_complete()
         }
         listed += [ListedKernel(account, name) for name in pending - known]  # new, or deleted
         for kernel in sorted(listed, key=lambda one: one.slug):
@@ -283,12 +282,6 @@ class _Collector:
     def _pass_on(self, event: object) -> None:
         if isinstance(event, Progress | str):
             self._on_event(event)
-
-
-def is_of_project(slug: str, name: str) -> bool:
-    """Whether a kernel has the name of a project's kernel, or of a lane of its campaigns."""
-    lane = re.fullmatch(r".+-(lane-[1-9]\d*|b)", name)
-    return name == slug or (lane is not None and name == lane_slug(slug, lane[1]))
 
 
 def _going_on(run: CollectedRun) -> CollectedRun:

@@ -10,47 +10,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from kernelkit.config import CHAIN_SUFFIX, LONGEST_TITLE, derived_name
 from kernelkit.errors import ConfigError
-from kernelkit.storage import digest_of_bytes
 
 if TYPE_CHECKING:
     from kernelkit.config import Config, Parameter
     from kernelkit.runs.manifest import RunAddress
-
-SECOND = "b"
-"""The suffix of the kernel with which a chain alternates."""
-
-LONGEST_NAME = 50  # characters of a title on Kaggle, and so of the slug that it becomes
-MARK_CHARACTERS = 6  # of the hash that replaces the end of a long slug
 
 
 def lane_config(config: Config, suffix: str) -> Config:
     """The project as the kernel `<slug>-<suffix>`, with a title that gives this slug.
 
     An empty suffix means the project's own kernel. A slug that would be longer than Kaggle accepts
-    is shortened, with a hash of the whole name, so that two long names stay different.
+    is shortened; see `derived_name`.
     """
     if not suffix:
         return config
     from slugify import slugify  # its tables take 10 ms
 
-    slug = lane_slug(config.kernel.slug, suffix)
+    slug = derived_name(config.kernel.slug, suffix)
     title = f"{config.kernel.title} {suffix.replace('-', ' ')}"
-    if len(title) > LONGEST_NAME or slugify(title) != slug:
+    if len(title) > LONGEST_TITLE or slugify(title) != slug:
         title = slug
     owner = f"{config.kernel.owner}/" if config.kernel.owner else ""
     kernel = config.kernel.model_copy(update={"id": f"{owner}{slug}", "title": title})
     return config.model_copy(update={"kernel": kernel})
-
-
-def lane_slug(slug: str, suffix: str) -> str:
-    """The name of a lane's kernel: at most as long as Kaggle accepts."""
-    name = f"{slug}-{suffix}"
-    if len(name) <= LONGEST_NAME:
-        return name
-    mark = digest_of_bytes(slug.encode())[:MARK_CHARACTERS]
-    kept = slug[: LONGEST_NAME - len(suffix) - len(mark) - 2].rstrip("-")
-    return f"{kept}-{mark}-{suffix}"
 
 
 def session_config(
@@ -83,6 +67,6 @@ def resuming_config(config: Config, run: RunAddress) -> Config:
             f"Add {config.resume_parameter}=None to it, or name another one with resume_parameter.",
         )
     own = run.slug == config.kernel.slug and config.chain == "two kernels"
-    lane = lane_config(config, SECOND if own else "")
+    lane = lane_config(config, CHAIN_SUFFIX if own else "")
     address = {config.resume_parameter: f"kaggle://input/{run.slug}"}
     return session_config(lane, address, [f"{run.owner}/{run.slug}"])

@@ -22,6 +22,7 @@ from kernelkit.config import (
     Sampler,
     SweepSettings,
     TrialSettings,
+    lane_suffix,
 )
 from kernelkit.errors import ConfigError
 from kernelkit.kaggle.types import PRODUCTION, Quota
@@ -208,7 +209,7 @@ def config_of_session(
 
 def lane_of(config: Config, number: int) -> Config:
     """The project as the kernel of a lane."""
-    return lane_config(config, f"lane-{number}")
+    return lane_config(config, lane_suffix(number))
 
 
 def view_of(study: SweepStudy, path: Path) -> SweepView:

@@ -5,6 +5,7 @@ project_file  reads it, with a profile and `--set` on top; `find_project`, `proj
 requirements  what `pip` means: itself, [project], or a file
 comments      what the project file says about its parameters
 outputs       which outputs can be declared
+names         names that are made of the kernel's: of datasets, and of kernels of campaigns
 load          `load_config` puts all of it together; `config_values` says where each value is from
 
 Other packages use the names below, as if this were one module.
@@ -37,6 +38,14 @@ from kernelkit.config.models import (
     is_pattern,
     is_script,
 )
+from kernelkit.config.names import (
+    CHAIN_SUFFIX,
+    LONGEST_TITLE,
+    SHORTEST_NAME,
+    derived_name,
+    is_kernel_of,
+    lane_suffix,
+)
 from kernelkit.config.outputs import OWN_OUTPUTS, is_several
 from kernelkit.config.project_file import (
     PROJECT_FILE,
@@ -47,9 +56,12 @@ from kernelkit.config.project_file import (
 )
 
 __all__ = [
+    "CHAIN_SUFFIX",
+    "LONGEST_TITLE",
     "OWN_OUTPUTS",
     "PROJECT_FILE",
     "RESERVED_NAMES",
+    "SHORTEST_NAME",
     "Arguments",
     "Config",
     "ConfigValue",
@@ -67,11 +79,14 @@ __all__ = [
     "checked_endpoint",
     "closest",
     "config_values",
+    "derived_name",
     "entry_module",
     "find_project",
+    "is_kernel_of",
     "is_pattern",
     "is_script",
     "is_several",
+    "lane_suffix",
     "load_config",
     "name_problem",
     "near_miss",

@@ -12,6 +12,7 @@ import tarfile
 from pathlib import Path
 
 from kernelkit.bundle.bundle import Bundle
+from kernelkit.config import derived_name
 from kernelkit.errors import LocalError
 from kernelkit.notebook.runtime import CODE_FILE
 
@@ -22,14 +23,12 @@ CODE_METADATA = "dataset-metadata.json"
 """What the official client reads in such a folder."""
 
 CODE_LICENSE = "unknown"
-_ENDING = "-code"
-_LONGEST = 50  # characters of a dataset's name [V, a check of the official client]
 _TIME = 946_684_800  # 2000-01-01: the same for the same files
 
 
 def code_dataset(slug: str) -> str:
     """The name of the dataset for the kernel `slug`."""
-    return f"{slug[: _LONGEST - len(_ENDING)].rstrip('-')}{_ENDING}"
+    return derived_name(slug, "code")
 
 
 def write_code(bundle: Bundle, folder: Path) -> None:

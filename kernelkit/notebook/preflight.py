@@ -31,7 +31,7 @@ from kernelkit.bundle.secrets import (
     search_bytes,
     searchable_text,
 )
-from kernelkit.config import closest, is_several, near_miss
+from kernelkit.config import LONGEST_TITLE, SHORTEST_NAME, closest, is_several, near_miss
 from kernelkit.notebook.layout import (
     SIZE_CAP_BYTES,
     SIZE_LIMIT_BYTES,
@@ -50,8 +50,6 @@ OPTIONAL_NAMED = 5  # imports in one note
 WARNING = "warning: "
 """The beginning of a piece of advice that most likely concerns a run that fails."""
 
-SHORTEST_NAME = 5  # characters, of title and slug alike
-LONGEST_TITLE = 50  # Kaggle answers a longer one with a bare error 500
 PLACES = ("input", "working", "temp")  # that the runtime resolves
 P100 = "NvidiaTeslaP100"  # CUDA capability 6.0, for which the image's torch has no code
 

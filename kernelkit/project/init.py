@@ -25,8 +25,10 @@ from kernelkit.bundle.bundle import Bundle, read_bundle
 from kernelkit.bundle.files import WHOLE_PROJECT, Arrangement, PackageFiles
 from kernelkit.bundle.scripts import CommandLine, Option, OptionValue
 from kernelkit.config import (
+    LONGEST_TITLE,
     PROJECT_FILE,
     RESERVED_NAMES,
+    SHORTEST_NAME,
     Config,
     KernelSettings,
     load_config,
@@ -56,7 +58,6 @@ from kernelkit.storage import (
     write_atomically,
 )
 
-LONGEST_TITLE, SHORTEST_SLUG = 50, 5  # characters; Kaggle's limits
 LARGEST_FILE_BYTES = 200_000  # of a file that is carried because the program opens it
 NOTEBOOK_DATA_BYTES = 400_000  # of all data, compressed, that a notebook can hold
 LARGEST_DATA_BYTES = 200 << 20  # of all data that is carried because there is no other source
@@ -596,7 +597,7 @@ def _slug(name: str) -> str:
     from slugify import slugify  # its tables take 10 ms
 
     slug = slugify(name)[:LONGEST_TITLE].strip("-")
-    if len(slug) < SHORTEST_SLUG:
+    if len(slug) < SHORTEST_NAME:
         slug = f"{slug}-kernel".strip("-")
     return slug
 

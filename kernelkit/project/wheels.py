@@ -36,7 +36,7 @@ from kernelkit.bundle.requirements import (
     plan_installation,
 )
 from kernelkit.bundle.secrets import Credential
-from kernelkit.config import Config
+from kernelkit.config import Config, derived_name
 from kernelkit.errors import ConfigError, LocalError, VerificationError
 from kernelkit.kaggle.types import ignore
 from kernelkit.project.datasets import (
@@ -58,8 +58,6 @@ if TYPE_CHECKING:
     from kernelkit.kaggle.kernels import Kaggle
     from kernelkit.notebook.manifest import ManifestWheels
 
-ENDING = "-wheels"
-LONGEST_SLUG = 50  # characters of a dataset's slug
 ATTEMPTS = 4  # at a resolution: each may find one more package of the image with extras
 
 
@@ -182,7 +180,7 @@ def wheels_for_rehearsal(
 
 def dataset_slug(kernel: str) -> str:
     """The slug of the dataset with the wheels of a kernel."""
-    return kernel[: LONGEST_SLUG - len(ENDING)].rstrip("-") + ENDING
+    return derived_name(kernel, "wheels")
 
 
 def _publish(

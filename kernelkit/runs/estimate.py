@@ -7,7 +7,6 @@ measured in earlier runs, and the number of epochs is scaled to the parameters o
 from __future__ import annotations
 
 import itertools
-import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from kernelkit.config import KernelSettings, Parameter
+from kernelkit.config import KernelSettings, Parameter, is_kernel_of
 from kernelkit.errors import LocalError
 from kernelkit.kaggle.types import PRODUCTION
 from kernelkit.notebook.manifest import BUNDLE_NAME, Manifest
@@ -46,9 +45,6 @@ CPU_TFLOPS = 0.4
 
 GPU_TFLOPS = {"T4": 8.1, "P100": 9.3, "A100": 19.5, "L4": 30.3, "H100": 66.9, "RTX PRO 6000": 125.0}
 """In float32, by the data sheets of NVIDIA."""
-
-_LANE = re.compile(r".+-(?:b|lane-\d+)")
-"""The names of further kernels of a campaign; see `campaigns.lanes`."""
 
 
 class Certainty(StrEnum):
@@ -184,8 +180,7 @@ def estimate(
 
 def _newest(root: Path, slug: str) -> list[RunFolder]:
     """The latest runs of a kernel and of its lanes in campaigns, newest first."""
-    lanes = sorted(path.name for path in root.glob(f"{slug}-*") if _LANE.fullmatch(path.name))
-    found = [folder for name in (slug, *lanes) for folder in store.folders(root, name)]
+    found = [folder for folder in store.folders(root) if is_kernel_of(slug, folder.slug)]
     return sorted(found, key=lambda one: (one.read().pushed or "", one.version), reverse=True)[
         :NEWEST
     ]

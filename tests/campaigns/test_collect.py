@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from kernelkit.campaigns.collect import is_of_project
-from kernelkit.campaigns.lanes import lane_slug
+from kernelkit.config import derived_name, is_kernel_of
 from kernelkit.kaggle.kernels import connect
 from tests.conftest import Cli
 from tests.local_kaggle import LocalKaggle
@@ -58,11 +57,11 @@ def machines(plain: Path, emulator: LocalKaggle, cli: Cli) -> Machines:
 
 def test_the_kernels_of_a_project_are_told_by_their_names() -> None:
     names = [SLUG, f"{SLUG}-b", f"{SLUG}-lane-1", f"{SLUG}-lane-12"]
-    assert all(is_of_project(SLUG, name) for name in names)
+    assert all(is_kernel_of(SLUG, name) for name in names)
     others = ["plain", f"{SLUG}-c", f"{SLUG}-lane-", f"{SLUG}-lane-0", f"{SLUG}-b-2", f"x-{SLUG}-b"]
-    assert not any(is_of_project(SLUG, name) for name in others)
+    assert not any(is_kernel_of(SLUG, name) for name in others)
     long = "a-very-long-name-of-a-kernel-that-fills-the-title-"[:49]
-    assert is_of_project(long, lane_slug(long, "lane-2"))
+    assert is_kernel_of(long, derived_name(long, "lane-2"))
 
 
 def test_runs_of_all_kernels_are_adopted_and_verified(machines: Machines) -> None:

@@ -145,7 +145,7 @@ def test_a_tpu_is_neither_a_gpu_nor_a_cpu(tmp_path: Path) -> None:
     write_run(tmp_path, 1, gpus=[])
     kernel = KernelSettings(id=SLUG, title="My training", machine_shape="TpuV5E8", enable_gpu=True)
     tpu = Wanted.of(kernel, PARAMETERS)
-    assert (tpu.wants_gpu, tpu.wants_tpu, tpu.gpus) == (False, True, 0)
+    assert (tpu.wants_gpu, tpu.wants_tpu) == (False, True)
     found = estimate(tmp_path, SLUG, tpu)
     assert (found.certainty, found.seconds) == (Certainty.UNKNOWN, None)
     assert found.assumptions == ("how fast TpuV5E8 is compared with a CPU is not known",)
