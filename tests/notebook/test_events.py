@@ -39,6 +39,16 @@ def test_events_are_seen_however_the_program_writes_them() -> None:
     assert stream.getvalue().count('"event"') == 7
 
 
+def test_a_program_cannot_close_the_stream_that_the_notebook_needs() -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as stream:
+        with OutputTap(list[RunEvent]().append).listening():
+            sys.stdout.close()
+        print("the next cell")
+        assert stream.getvalue() == "the next cell\n"
+        sys.stdout.close()
+    assert stream.closed  # nothing of the tap stays
+
+
 def test_events_of_several_threads_and_of_a_forked_child_are_seen() -> None:
     events: list[RunEvent] = []
     tap = OutputTap(events.append)

@@ -180,7 +180,11 @@ class OutputTap:
 
 @contextlib.contextmanager
 def _watched(stream: Any, on_text: Callable[[str], None]) -> Iterator[bool]:
-    """Call `on_text` with all that is written to a stream; yields whether the stream allows it."""
+    """Call `on_text` with all that is written to a stream; yields whether the stream allows it.
+
+    Meanwhile nothing closes the stream: a notebook needs it to say that a cell has ended, and would
+    otherwise wait for ever.
+    """
     own = getattr(stream, "write", None)
 
     def write(text: str) -> Any:
@@ -190,14 +194,18 @@ def _watched(stream: Any, on_text: Callable[[str], None]) -> Iterator[bool]:
             on_text(text)
         return written
 
+    def close() -> None:
+        stream.flush()
+
     try:
-        stream.write = write
+        stream.write, stream.close = write, close
     except AttributeError:
         yield False
         return
     try:
         yield True
     finally:
-        with contextlib.suppress(AttributeError):
-            if stream.write is write:
-                del stream.write
+        for name, ours in (("write", write), ("close", close)):
+            with contextlib.suppress(AttributeError):
+                if getattr(stream, name) is ours:
+                    delattr(stream, name)

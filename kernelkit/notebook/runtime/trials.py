@@ -283,5 +283,6 @@ def main(job_file: str) -> None:
             "traceback": traceback_text(error),
         }
     Path(job["report"]).write_text(json.dumps(report, allow_nan=False), encoding="ascii")
-    sys.stdout.flush()
+    with contextlib.suppress(ValueError):  # the program may have closed it
+        sys.stdout.flush()
     sys.exit(0 if report["status"] == "complete" else 1)
