@@ -96,14 +96,14 @@ def require_success(pulled: PulledRun, explain: Callable[[Path], Explanation | N
             f"{_saved(pulled)} {how_to_resume(pulled)}",
             details,
         )
-    if found is None:
-        message = f"the run failed: {verdict.run_error}{problems}"
-        raise RunFailedError(message, f"Read its log in {pulled.folder}.", pulled)
-    raise RunFailedError(
-        f"the run failed: {found.error}{problems}\n{found.summary}",
-        f"{found.next_step} All details: kernelkit diagnose {pulled.folder}",
-        details,
-    )
+    error, next_step = verdict.run_error, f"Read its log in {pulled.folder}."
+    if found is not None:
+        error, problems = found.error, f"{problems}\n{found.summary}"
+        next_step = f"{found.next_step} All details: kernelkit diagnose {pulled.folder}"
+    if verdict.unfinished and has_left_files(verdict):  # it was killed
+        problems += f"\n{describe_files(verdict)}"
+        next_step += f"\n{how_to_resume(pulled)}"
+    raise RunFailedError(f"the run failed: {error}{problems}", next_step, details)
 
 
 def _saved(pulled: PulledRun) -> str:

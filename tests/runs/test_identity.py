@@ -276,6 +276,18 @@ def test_a_run_that_stalled_says_so(shelf: Shelf, kaggle: Kaggle, tmp_path: Path
     assert row.state_word == "stalled"
 
 
+def test_a_run_that_was_killed_names_its_verified_files(
+    shelf: Shelf, kaggle: Kaggle, tmp_path: Path
+) -> None:
+    serve(shelf, OUR_LOG, push_id=OURS, status="running")
+    shelf.state, shelf.failure = "ERROR", "DeadKernelError: Kernel died"
+    record = shelf.record(tmp_path / "some-kernel" / "v2", "out.csv", push_id=OURS)
+    with pytest.raises(RunFailedError, match="Kernel died") as caught:
+        workflow.pull(kaggle, record)
+    assert "verified, as the run described it: out.csv" in str(caught.value)
+    assert "To continue until it is done" in caught.value.next_step
+
+
 def test_a_run_that_was_ended_vouches_for_what_it_has_described(
     shelf: Shelf, kaggle: Kaggle, tmp_path: Path
 ) -> None:
