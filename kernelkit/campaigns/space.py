@@ -10,9 +10,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from itertools import product
+from typing import overload
 
-from kernelkit.config import Config, Parameter, name_problem, near_miss
+from kernelkit.config import Config, Parameter, is_literal, name_problem, near_miss
 from kernelkit.errors import ConfigError
 
 WHERE = "[tool.kernelkit.sweep.parameters]"
@@ -22,6 +22,41 @@ Point = dict[str, Parameter]
 """Name of each swept parameter → its value."""
 
 Number = int | float
+
+MOST_VALUES = 2**53
+"""Of a range: Optuna keeps numbers as doubles, which are exact up to here."""
+
+
+@dataclass(frozen=True)
+class Steps(Sequence[float]):
+    """The fractions from `low` to `high` in steps, each computed when it is asked for."""
+
+    low: float
+    high: float
+    step: float
+
+    def __len__(self) -> int:
+        return int((_exact(self.high) - _exact(self.low)) / _exact(self.step)) + 1
+
+    @overload
+    def __getitem__(self, index: int) -> float: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[float]: ...
+    def __getitem__(self, index: int | slice) -> float | Sequence[float]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        return float(_exact(self.low) + number * _exact(self.step))
+
+    def nearest(self, value: float) -> float:
+        """The one of them that is nearest to a value."""
+        number = round((_exact(value) - _exact(self.low)) / _exact(self.step))
+        return self[min(max(number, 0), len(self) - 1)]
+
+
+def _exact(value: float) -> Decimal:
+    """A number as the project file writes it: steps do not add up exactly in binary."""
+    return Decimal(repr(value))
 
 
 @dataclass(frozen=True)
@@ -43,11 +78,7 @@ class Range:
         """All values, if there are finitely many."""
         if self.is_whole:
             return range(int(self.low), int(self.high) + 1, int(self.step or 1))
-        if self.step is None:
-            return None
-        low, step = Decimal(repr(self.low)), Decimal(repr(self.step))
-        count = int((Decimal(repr(self.high)) - low) / step) + 1
-        return [float(low + number * step) for number in range(count)]
+        return None if self.step is None else Steps(self.low, self.high, self.step)
 
 
 @dataclass(frozen=True)
@@ -77,9 +108,16 @@ class Space:
 
     def points(self) -> Iterator[Point]:
         """Every point of a finite space; the last parameter changes first."""
-        columns = [dimension.values or () for dimension in self.dimensions.values()]
-        for values in product(*columns):
-            yield dict(zip(self.dimensions, values, strict=True))
+        return map(self.point, range(self.size or 0))
+
+    def point(self, number: int) -> Point:
+        """A point of a finite space by its place among `points`, from 0."""
+        found: Point = {}
+        for name, dimension in reversed(list(self.dimensions.items())):
+            values = dimension.values or ()
+            number, place = divmod(number, len(values))
+            found[name] = values[place]
+        return {name: found[name] for name in self.dimensions}
 
     @property
     def first_point(self) -> Point:
@@ -159,8 +197,11 @@ def _dimension(value: Parameter) -> Dimension:
 def _choices(values: Sequence[Parameter]) -> tuple[Parameter, ...]:
     if not values:
         raise ValueError("= []: must have at least one choice")
-    if bad := [value for value in values if isinstance(value, float) and not math.isfinite(value)]:
-        raise ValueError(f"has the choice {bad[0]!r}: must be finite")
+    if bad := [value for value in values if not is_literal(value)]:
+        raise ValueError(
+            f"has the choice {bad[0]}: must be text, a finite number, true or false, a list or a "
+            "table"
+        )
     kinds = list(dict.fromkeys(map(_kind, values)))
     if len(kinds) > 1:
         raise ValueError(f"mixes {' and '.join(kinds)}: all choices must be of one kind")
@@ -201,6 +242,8 @@ def _range(table: Mapping[str, Parameter]) -> Range:
     assert high is not None
     if low >= high:
         raise ValueError(f"is empty: low = {low!r} must be below high = {high!r}")
+    if not math.isfinite(high - low):
+        raise ValueError(f"is too wide: high - low = {high - low!r} must be finite")
     if log and low <= 0:
         raise ValueError(f"low = {low!r}: a range with log = true must begin above 0")
     if log and step is not None:
@@ -208,10 +251,14 @@ def _range(table: Mapping[str, Parameter]) -> Range:
     if step is not None and not 0 < step <= high - low:
         raise ValueError(f"step = {step!r}: must be above 0 and at most high - low")
     if isinstance(low, int) and isinstance(high, int):
+        if max(abs(low), abs(high)) > MOST_VALUES:
+            raise ValueError(f"has whole numbers above {MOST_VALUES:,}: write them as fractions")
         if isinstance(step, float):
             raise ValueError(
                 f"step = {step!r}: low and high are whole numbers, so the step must be one; for "
                 f"fractions write low = {float(low)!r}"
             )
         return Range(low, high, log, step)
+    if step is not None and high / step - low / step > MOST_VALUES:
+        raise ValueError(f"step = {step!r}: makes more than {MOST_VALUES:,} values")
     return Range(float(low), float(high), log, None if step is None else float(step))

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from kernelkit.campaigns.sessions import new_campaign
-from kernelkit.campaigns.space import Choices, Dimension, Point, Space
+from kernelkit.campaigns.space import Choices, Dimension, Point, Space, Steps
 from kernelkit.config import MetricGoal, Parameter, Pruner, Sampler
 from kernelkit.errors import ConfigError, LocalError
 from kernelkit.storage import make_ignored_folder
@@ -149,7 +149,8 @@ class SweepStudy:
             for name, dimension in space.dimensions.items()
             if isinstance(dimension, Choices)
         }
-        self._order: list[Point] | None = None
+        self._order: Sequence[int] | None = None  # of the points of a finite space
+        self._walked = 0  # how many of them were looked at
         self._ended: dict[int, SweepTrial] = {}
         self._known: Sequence[FrozenTrial] | None = None  # until this process writes
 
@@ -319,12 +320,19 @@ class SweepStudy:
     def _next_point(
         self, sampler: Sampler, seed: int, trials: Iterable[FrozenTrial]
     ) -> Point | None:
+        size = self.space.size or 0
         if self._order is None:
-            self._order = list(self.space.points())
+            self._order = range(size)
             if sampler == "random":
+                self._order = list(self._order)
                 random.Random(seed).shuffle(self._order)
         used = {_key(self._decoded(trial)) for trial in trials}
-        return next((point for point in self._order if _key(point) not in used), None)
+        while self._walked < size:  # what is used stays used
+            point = self.space.point(self._order[self._walked])
+            if _key(point) not in used:
+                return point
+            self._walked += 1
+        return None
 
     def _all(self) -> Sequence[FrozenTrial]:
         """Every trial, by number. Reading them takes milliseconds, and they are asked for often."""
@@ -354,13 +362,12 @@ class SweepStudy:
         return {name: self._value(name, known[name]) for name in names}
 
     def _value(self, name: str, stored: Parameter) -> Parameter:
-        """A value as the project file writes it; steps do not add up exactly in binary."""
+        """A value as the project file writes it."""
         dimension = self.space.dimensions[name]
         if isinstance(dimension, Choices):
             return self._choices[name].get(stored, stored)
-        if dimension.is_whole or dimension.values is None:
-            return stored
-        return min(dimension.values, key=lambda value: abs(value - stored))
+        values = dimension.values
+        return values.nearest(stored) if isinstance(values, Steps) else stored
 
     def _shown(self, trial: FrozenTrial) -> SweepTrial:
         if trial.number not in self._ended:

@@ -16,6 +16,7 @@ from kernelkit.config.load import (
     ConfigValue,
     checked_endpoint,
     config_values,
+    is_literal,
     load_config,
     name_problem,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "entry_module",
     "find_project",
     "is_kernel_of",
+    "is_literal",
     "is_pattern",
     "is_script",
     "is_several",

@@ -118,7 +118,7 @@ def _check_parameters(parameters: Mapping[str, Parameter]) -> None:
         where = f'[tool.kernelkit.parameters] "{name}"'
         if problem := name_problem(name):
             complaints.append(f"{where} {problem}")
-        if not _is_literal(value):
+        if not is_literal(value):
             complaints.append(f"{where} = {value_shown(value)} has no form as a Python literal")
     if complaints:
         raise ConfigError("\n".join(complaints), "Give text, numbers, true/false, lists or tables.")
@@ -139,13 +139,14 @@ def _check_positional(stated: ProjectFile) -> None:
             )
 
 
-def _is_literal(value: Parameter) -> bool:
+def is_literal(value: Parameter) -> bool:
+    """Whether a value of a TOML file can be written into the notebook, as a Python literal."""
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, list):
-        return all(_is_literal(item) for item in value)
+        return all(is_literal(item) for item in value)
     if isinstance(value, dict):
-        return all(_is_literal(item) for item in value.values())
+        return all(is_literal(item) for item in value.values())
     if isinstance(value, int):
         return abs(value) < 2**63  # TOML promises no more
     return isinstance(value, str)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kernelkit.campaigns.space import Choices, Range, Space, read_space
+from kernelkit.campaigns.space import Choices, Range, Space, Steps, read_space
 from kernelkit.campaigns.sweep_plan import plan_sweep, set_options
 from kernelkit.config import load_config
 from kernelkit.errors import ConfigError
@@ -52,6 +53,11 @@ def test_a_dimension_lists_its_values(make_project: Make, text: str, values: obj
         ("x = { low = 1 }", 'is missing "high"'),
         ("x = { low = 1, high = inf }", "must be a finite number"),
         ("x = { low = true, high = 2 }", "low = True: must be a finite number"),
+        ("x = { low = 1, high = 99999999999999999999 }", "has whole numbers above"),
+        ("x = { low = 0.0, high = 1.0, step = 1e-17 }", "makes more than"),
+        ("x = { low = -1e308, high = 1e308 }", "is too wide"),
+        ("x = [2020-01-01]", "has the choice 2020-01-01: must be text"),
+        ("x = [[0.1, nan], [1.0]]", "has the choice [0.1, nan]"),
         ("x = []", "must have at least one choice"),
         ('x = ["a", 1]', "mixes text and numbers"),
         ("x = [1, true]", "mixes numbers and true or false"),
@@ -71,6 +77,19 @@ def test_all_complaints_come_at_once(make_project: Make) -> None:
     with pytest.raises(ConfigError) as caught:
         space_of(make_project, "x = []\ny = 3")
     assert str(caught.value).count("[tool.kernelkit.sweep.parameters]") == 2
+
+
+def test_a_huge_space_takes_no_memory() -> None:
+    space = Space({"a": Range(0.0, 1.0, step=1e-12), "b": Range(1, 10**15), "c": Choices((1, 2))})
+    assert space.size == (10**12 + 1) * 10**15 * 2
+    assert list(itertools.islice(space.points(), 3)) == [
+        {"a": 0.0, "b": 1, "c": 1},
+        {"a": 0.0, "b": 1, "c": 2},
+        {"a": 0.0, "b": 2, "c": 1},
+    ]
+    steps = Steps(0.1, 0.5, 0.1)
+    assert [steps.nearest(value) for value in (0.0, 0.30000000000000004, 9.0)] == [0.1, 0.3, 0.5]
+    assert (steps[-1], steps[1:3]) == (0.5, [0.2, 0.3])
 
 
 def test_a_grid_has_every_combination_once() -> None:
