@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -153,6 +154,23 @@ def test_what_cannot_be_read_is_named_and_does_not_end_the_run(working: Path) ->
     (working / "a.csv").write_text("id\n")
     captured = shown(working, ["a.csv"])
     assert "a.csv" in texts(captured, "text/plain")
+
+
+def test_any_number_of_names_is_shown_at_once(working: Path) -> None:
+    history = EpochHistory("val", "minimize")
+    for epoch in range(2000):
+        names = {f"loss_{epoch}_{number}": 1.0 for number in range(20)}
+        history.add(RunEvent("epoch", "", {"epoch": epoch, "val": 1.0, **names}))
+    started = time.perf_counter()
+    assert "without loss_" in texts(shown(working, [], history), "text/plain")
+    assert time.perf_counter() - started < 2  # it was 9 s
+
+
+def test_a_mark_of_the_encoding_is_no_part_of_a_column(working: Path) -> None:
+    (working / "a.csv").write_bytes("\ufeffid,b\n1,2\n".encode())
+    table = csv_head(working / "a.csv", "a.csv")
+    assert table is not None
+    assert table.columns == ["id", "b"]
 
 
 @pytest.mark.parametrize("values", [[0.0, 0.0], [1e308, -1e308], [1e-300, 2e-300], [5, 5], [-3, 7]])

@@ -6,13 +6,14 @@ shown is named and never ends the run.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from .charts import as_image, line_chart
+from .charts import MAX_CURVES, as_image, line_chart
 from .epochs import Epoch, EpochHistory, Experiment
 from .files import files_below
 from .outputs import declared_outputs
@@ -104,12 +105,8 @@ def _charts(history: EpochHistory) -> list[str]:
         best = ranked[0][1]
         svg = line_chart(metric, curves, (best.number, best.numbers[metric]))
         images.append(as_image(svg, f"{metric} of each epoch"))
-    losses = {
-        name: curve
-        for name in history.names
-        if "loss" in name.lower() and name != metric
-        if len(curve := _curve(history.experiments[order[0]], name)) > 1
-    }
+    found = _losses(history.experiments[order[0]], metric) if order else {}
+    losses = dict(itertools.islice(found.items(), MAX_CURVES))
     if losses:
         title = f"losses of {order[0]}" if order[0] else "losses"
         images.append(as_image(line_chart(title, losses), f"{title}, of each epoch"))
@@ -118,6 +115,16 @@ def _charts(history: EpochHistory) -> list[str]:
 
 def _curve(experiment: Experiment, name: str) -> list[tuple[float, float]]:
     return [(one.number, one.numbers[name]) for one in experiment.epochs if name in one.numbers]
+
+
+def _losses(experiment: Experiment, metric: str) -> dict[str, list[tuple[float, float]]]:
+    """The curves of all losses in one pass: a program may report any number of names."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for one in experiment.epochs:
+        for name, value in one.numbers.items():
+            if "loss" in name.lower() and name != metric:
+                curves.setdefault(name, []).append((one.number, value))
+    return {name: curve for name, curve in curves.items() if len(curve) > 1}
 
 
 def _experiments_table(history: EpochHistory) -> Table:

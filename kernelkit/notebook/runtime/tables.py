@@ -70,7 +70,7 @@ def number_text(value: float | None) -> str:
 def csv_head(path: Path, name: str) -> Table | None:
     """The first rows of a csv; None where it is not a UTF-8 table."""
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
             content = stream.read(HEAD_CHARACTERS)
             is_whole = not stream.read(1)
         lines = content.splitlines(keepends=True)
