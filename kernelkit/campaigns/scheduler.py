@@ -141,6 +141,8 @@ class Scheduler:
                 break
             self._handle(self._next_message())
         if self._error is not None:
+            if isinstance(self._error, RunFailedError):  # others have ended since
+                self._error.details = self._view()
             raise self._error
         view = self._view()
         if view.best is None:
@@ -377,7 +379,6 @@ class Scheduler:
                 f"the first {len(self._failed)} trials failed, so no more are pushed; the last "
                 f"one: {reason}",
                 f"{_diagnose_step(trial)} Then run kernelkit sweep again: it goes on.",
-                self._view(),
             )
 
     def _fail(self, session: _Running, error: BaseException) -> None:

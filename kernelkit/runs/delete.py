@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 import kernelkit
-from kernelkit.errors import ConfigError, KernelkitError, RefusedError
+from kernelkit.errors import ConfigError, KernelkitError, NotFoundError, RefusedError
 from kernelkit.kaggle.types import State, Status, ignore
 from kernelkit.notebook.reader import embedded_manifest, read_cells
 from kernelkit.runs import store
@@ -136,7 +136,13 @@ def _require_ours(kaggle: Kaggle, run: RunAddress) -> int:
     if run.owner.lower() != kaggle.credentials.username.lower():
         who = kaggle.credentials.username
         raise RefusedError(f"{name} does not belong to {who}", advice)
-    current = kaggle.kernel(run.owner, run.slug)
+    try:
+        current = kaggle.kernel(run.owner, run.slug)
+    except NotFoundError as error:
+        raise error.with_message(
+            f"{name} is not on Kaggle: it was deleted before",
+            f"What was saved of it is listed by: kernelkit runs show {run.slug}/v{run.version}",
+        ) from None
     newest = current.version or run.version
     sources = [current.source]
     if newest != run.version:

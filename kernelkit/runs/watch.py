@@ -28,7 +28,7 @@ from kernelkit.kaggle.types import LogEntry, Quota, State, Status
 from kernelkit.notebook.manifest import Manifest
 from kernelkit.runs.identity import HEAD_CHARACTERS, Identity, log_identity, shows_run
 from kernelkit.runs.manifest import RunAddress, RunRecord, finite
-from kernelkit.runs.store import RunFolder
+from kernelkit.runs.store import RunFolder, recorded_state
 
 if TYPE_CHECKING:
     from kernelkit.kaggle.kernels import Kaggle
@@ -94,9 +94,19 @@ def read_status(kaggle: Kaggle, run: RunAddress, *, fresh: bool) -> Status:
 
 
 def state_of(kaggle: Kaggle, folder: RunFolder) -> Status:
-    """The state of the run of a folder."""
-    fresh = folder.age() < kaggle.timeouts.grace
-    return read_status(kaggle, folder.address_at(kaggle.endpoint), fresh=fresh)
+    """The state of the run of a folder; of one that is no longer on Kaggle, as it was pulled.
+
+    Raises:
+        NotFoundError: Kaggle does not know the run, and it was not pulled.
+    """
+    run, end = folder.address_at(kaggle.endpoint), folder.read_end()
+    fresh = end is None and folder.age() < kaggle.timeouts.grace
+    try:
+        return read_status(kaggle, run, fresh=fresh)
+    except NotFoundError:
+        if end is None:
+            raise
+        return Status(recorded_state(folder), end.failure or "")
 
 
 def follow_run(
@@ -116,7 +126,8 @@ def follow_run(
     last = Status(State.QUEUED)
     requested = RequestedHardware.of(folder.read_bundle())
     run = folder.address_at(kaggle.endpoint)
-    for event in watch_run(kaggle, run, requested, age=folder.age(), deadline=deadline):
+    age = math.inf if folder.is_complete() else folder.age()
+    for event in watch_run(kaggle, run, requested, age=age, deadline=deadline):
         on_event(event)
         if isinstance(event, Status):
             last = event

@@ -44,6 +44,11 @@ def test_a_run_is_stopped_before_it_prints_anything(
     )
     (row,) = json.loads(cli("runs", "--json", cwd=pushed).stdout)
     assert row["state_word"] == "deleted"
+    now = cli("status", *SETTINGS, cwd=pushed, env=emulator.environment, expect=6)
+    assert "some-push v1: cancelled" in now.stdout
+    arguments = ("cancel", "--delete", "--yes", *SETTINGS)
+    twice = cli(*arguments, cwd=pushed, env=emulator.environment, expect=4)
+    assert "it was deleted before" in twice.stderr
     again = cli("push", *SETTINGS, cwd=pushed, env=emulator.environment)  # counts from 1 again
     assert "some-push v1 is pushed" in again.stderr + again.stdout
 
