@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,12 +24,12 @@ from kernelkit.errors import KernelkitError
 from kernelkit.kaggle.types import ignore
 from kernelkit.notebook.preflight import WARNING, advise, check, compare_with_image
 from kernelkit.notebook.problems import require_no_problems
-from kernelkit.notebook.render import Kernel, render, write_kernel
+from kernelkit.notebook.render import Kernel, RenderedKernel, render, write_kernel
 
 if TYPE_CHECKING:  # each function imports what it calls, so that `render` loads none of these
-    from kernelkit.bundle.image import Availability
     from kernelkit.diagnosis.diagnose import Diagnosis
     from kernelkit.kaggle.kernels import Kaggle
+    from kernelkit.kaggle.local import ReadyLocalKaggle
     from kernelkit.kaggle.types import LogEntry, Quota, Status
     from kernelkit.notebook.edits import SyncPlan
     from kernelkit.runs.download import Progress, PulledRun, Selection
@@ -44,16 +43,6 @@ if TYPE_CHECKING:  # each function imports what it calls, so that `render` loads
     """What a step reports: a new state, a piece of the log, the quota, progress, or a message."""
 
     OnEvent = Callable[[Event], None]
-
-
-@dataclass(frozen=True)
-class RenderedKernel:
-    """A kernel in its folder, with the imports compared with Kaggle's image, and advice."""
-
-    kernel: Kernel
-    folder: Path
-    imports: Sequence[Availability]
-    notes: Sequence[str]
 
 
 def run(
@@ -91,38 +80,54 @@ def rehearse(
     *,
     deadline: float | None = None,
     mounts: str = "new",
-    work: Callable[[Kaggle], PulledRun] | None = None,
-    lanes: Sequence[str] = (),
     on_event: OnEvent = ignore,
 ) -> PulledRun:
     """`run` on a new local Kaggle, through the same client, into `out`/<slug>/v1.
 
-    `inputs` is a folder of folders that are named by the slugs of the kernel's sources. A campaign
-    does its `work` instead of `run`, with further kernels that are named by `lanes`.
+    `deadline` is in seconds. The other arguments and the errors are those of `local_rehearsal`.
+    """
+    kernel = preflight(config)  # before the last rehearsal is removed
+    with local_rehearsal(config, kernel, inputs, out, mounts=mounts, on_event=on_event) as server:
+        kaggle = server.connect(config.kernel.owner)
+        pulled = run(config, kaggle, root=out, deadline=deadline, on_event=on_event)
+        return replace(pulled, isolation=server.isolation)
+
+
+@contextmanager
+def local_rehearsal(
+    config: Config,
+    kernel: Kernel,
+    inputs: Path | None,
+    out: Path,
+    *,
+    mounts: str = "new",
+    lanes: Sequence[str] = (),
+    on_event: Callable[[str], None] = ignore,
+) -> Iterator[ReadyLocalKaggle]:
+    """A new local Kaggle, for runs whose results go to `out`. It has the wheels of `kernel`.
+
+    `inputs` has a folder for each source, named by its slug. `lanes` are the slugs of further
+    kernels, whose last rehearsals are removed as well.
 
     Raises:
         ConfigError: `inputs` lacks the data of a source, `build/wheels` lacks a wheel, or `out` is
             the folder of real runs or contains other files than a rehearsal's.
     """
-    from kernelkit.kaggle.kernels import connect
     from kernelkit.kaggle.local import local_kaggle, require_inputs
     from kernelkit.project.wheels import wheels_for_rehearsal
     from kernelkit.runs import store
 
-    manifest = preflight(config).manifest  # before the last rehearsal is removed
     for doubt in require_inputs(inputs, config.kernel.sources):
         on_event(f"note: {doubt}")
-    publish_wheels = wheels_for_rehearsal(config, manifest.wheels, inputs)
+    publish_wheels = wheels_for_rehearsal(config, kernel.manifest.wheels, inputs)
     with store.rehearsal_lock(out):
         for slug in (config.kernel.slug, *lanes):
             store.remove_rehearsal(out / slug, config.project / "runs")
         with local_kaggle(inputs, mounts) as server:
             for message in server.start_messages:
                 on_event(message)
-            kaggle = connect(server.endpoint, {}, config.kernel.owner)
-            publish_wheels(kaggle, on_event)
-            own = partial(run, config, root=out, deadline=deadline, on_event=on_event)
-            return replace((work or own)(kaggle), isolation=server.isolation)
+            publish_wheels(server.connect(config.kernel.owner), on_event)
+            yield server
 
 
 def connect_to(config: Config) -> Kaggle:
@@ -139,8 +144,7 @@ def render_kernel(config: Config) -> Kernel:
 
 def render_to(config: Config, folder: Path | None = None) -> RenderedKernel:
     """Render into a folder (default: `build/kernel`) that the official client can also push."""
-    kernel = render_kernel(config)
-    folder = folder or config.build_folder("kernel")
+    kernel, folder = render_kernel(config), folder or config.build_folder("kernel")
     write_kernel(kernel, folder)
     return RenderedKernel(kernel, folder, compare_with_image(kernel), advise(kernel))
 
@@ -313,9 +317,9 @@ def pull(
     from kernelkit.runs.download import EVERYTHING, pull_run
     from kernelkit.runs.unpack import unpack_zips
 
-    wanted = selection or EVERYTHING
+    selection = selection or EVERYTHING
     with kaggle.ends_in(deadline):
-        pulled = pull_run(kaggle, folder, wanted, deadline=deadline, on_event=on_event)
+        pulled = pull_run(kaggle, folder, selection, deadline=deadline, on_event=on_event)
     require_success(pulled, project)
     if unpack:
         unpack_zips(pulled, on_event=on_event)
@@ -325,10 +329,7 @@ def pull(
 def require_success(pulled: PulledRun, project: Path | None = None) -> None:
     """Check that a pulled run has succeeded; `project` has the files for the diagnosis if not.
 
-    Raises:
-        RunFailedError: the run failed or was cancelled; with a diagnosis if there is a log.
-        VerificationError: the files do not match the run's manifest.
-        RefusedError: Kaggle did not send everything that it lists.
+    Raises what `runs.failure.require_success` raises.
     """
     from kernelkit.diagnosis.diagnose import diagnose_folder
     from kernelkit.runs import failure
@@ -343,8 +344,7 @@ def diagnose_end(
     from kernelkit.diagnosis.diagnose import diagnose
     from kernelkit.diagnosis.documents import SentBundle
 
-    text = ""
-    bundle = SentBundle.read(folder.path / "bundle.json")
+    text, bundle = "", SentBundle.read(folder.path / "bundle.json")
     with suppress(KernelkitError):  # the failure matters, and not that its log is unavailable
         text = "".join(entry.text for entry in logs(kaggle, folder))
     reason = end.failure or f"Kaggle says {end.state}"

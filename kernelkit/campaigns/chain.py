@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import itertools
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -238,13 +238,23 @@ def rehearse_chain(
     on_event: OnEvent = ignore,
 ) -> PulledRun:
     """`run_chain` on a new local Kaggle; the arguments and errors are those of `rehearse` too."""
-    chain = partial(
-        run_chain, config, root=out, max_sessions=max_sessions, deadline=deadline, on_event=on_event
-    )
-    second = lane_config(config, CHAIN_SUFFIX).kernel.slug
-    return workflow.rehearse(
-        config, inputs, out, mounts=mounts, work=chain, lanes=[second], on_event=on_event
-    )
+    kernel, lanes = workflow.preflight(config), [lane_config(config, CHAIN_SUFFIX).kernel.slug]
+    with workflow.local_rehearsal(
+        config, kernel, inputs, out, mounts=mounts, lanes=lanes, on_event=on_event
+    ) as server:
+        try:
+            pulled = run_chain(
+                config,
+                server.connect(config.kernel.owner),
+                out,
+                max_sessions=max_sessions,
+                deadline=deadline,
+                on_event=on_event,
+            )
+        except (CapacityError, PreflightError) as error:
+            step = error.next_step.replace(CONTINUE, "A rehearsal starts from the beginning.")
+            raise error.with_message(str(error), step) from error
+        return replace(pulled, isolation=server.isolation)
 
 
 def read_chain(root: Path, slug: str) -> ChainRecord:
@@ -414,7 +424,7 @@ class _Chain:
             raise CapacityError(
                 f"{most} sessions of {self.record.slug} have run (--max-sessions), and the work is "
                 "not done",
-                "Set a higher --max-sessions: the same command continues the chain.",
+                f"Set a higher --max-sessions. {CONTINUE}",
             )
         name = source.name if source else self.record.resume
         run = self._run_named(name) if name else None

@@ -40,6 +40,7 @@ from kernelkit.storage import locked, make_ignored_folder
 
 if TYPE_CHECKING:
     from kernelkit.kaggle.kernels import Kaggle
+    from kernelkit.notebook.render import Kernel
 
 
 def read_sweep(
@@ -99,36 +100,22 @@ def rehearse_sweep(
     `inputs` is a folder of folders that are named by the slugs of the kernel's sources.
 
     Raises:
-        ConfigError: as `workflow.rehearse`, and as `run_sweep`.
+        ConfigError: as `workflow.local_rehearsal`, and as `run_sweep`.
     """
-    from kernelkit.kaggle.kernels import connect
-    from kernelkit.kaggle.local import local_kaggle, require_inputs
-    from kernelkit.project.wheels import wheels_for_rehearsal
-    from kernelkit.runs import store
-    from kernelkit.workflow import render_kernel
-
     require_extra("sweep", "optuna")
-    require_runnable(plan)
-    config = plan.config
-    for doubt in require_inputs(inputs, config.kernel.sources):
-        on_event(f"note: {doubt}")
-    publish_wheels = wheels_for_rehearsal(config, render_kernel(config).manifest.wheels, inputs)
+    kernel, config = require_runnable(plan), plan.config
     lanes = [lane_of(config, lane).kernel.slug for lane in range(1, plan.sessions + 1)]
-    with store.rehearsal_lock(out):
-        for slug in (plan.slug, *lanes):
-            store.remove_rehearsal(out / slug, config.project / "runs")
-        with local_kaggle(inputs, mounts) as server:
-            for message in server.start_messages:
-                on_event(message)
-            publish_wheels(connect(server.endpoint, {}, config.kernel.owner), on_event)
-            local = config.model_copy(update={"endpoint": server.endpoint})
-            search = plan.search.model_copy(update={"endpoint": server.endpoint})
-            return run_sweep(
-                replace(plan, config=local, search=search),
-                lambda: connect(server.endpoint, {}, config.kernel.owner),
-                out,
-                on_event=on_event,
-            )
+    with workflow.local_rehearsal(
+        config, kernel, inputs, out, mounts=mounts, lanes=lanes, on_event=on_event
+    ) as server:
+        local = config.model_copy(update={"endpoint": server.endpoint})
+        search = plan.search.model_copy(update={"endpoint": server.endpoint})
+        return run_sweep(
+            replace(plan, config=local, search=search),
+            lambda: server.connect(config.kernel.owner),
+            out,
+            on_event=on_event,
+        )
 
 
 def run_sweep(
@@ -166,8 +153,8 @@ def run_sweep(
                 return view
 
 
-def require_runnable(plan: SweepPlan) -> None:
-    """Check, before anything is pushed, that the kernel of a trial has no problems.
+def require_runnable(plan: SweepPlan) -> Kernel:
+    """Check, before anything is pushed, that the kernel of a trial has no problems; returns it.
 
     Raises:
         PreflightError: with every problem, such as a parameter that the entry does not take.
@@ -181,6 +168,7 @@ def require_runnable(plan: SweepPlan) -> None:
             "Let 71-run.py.j2 call run_trials where the manifest has trials, as kernelkit's own "
             "does, or set per_gpu = false.",
         )
+    return kernel
 
 
 def _refuse_second(folder: Path) -> None:

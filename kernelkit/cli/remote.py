@@ -318,7 +318,8 @@ def rehearse(
                     config, inputs, target, deadline=deadline, mounts=mounts, on_event=reporter
                 )
     except RunFailedError as error:  # the command that continues must name the same options
-        called = f"kernelkit {shlex.join(sys.argv[1:])} --until-done"
+        words = [word for word in sys.argv[1:] if word != "--until-done"]
+        called = f"kernelkit {shlex.join(words)} --until-done"
         error.next_step = error.next_step.replace(REHEARSE_AGAIN, called)
         raise
     if until_done:

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from kernelkit.config import ConfigValue
     from kernelkit.notebook.edits import SyncPlan
     from kernelkit.notebook.layout import SizeEntry
+    from kernelkit.notebook.render import RenderedKernel
     from kernelkit.project.init import InitPlan
     from kernelkit.testing.prove import Proof
-    from kernelkit.workflow import RenderedKernel
 
 BUDGET_ROWS = 25  # files listed by `render`
 LEFT_OUT_NAMED = 5  # files listed for each reason

@@ -12,11 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
 from kernelkit.errors import ConfigError, LocalError
 from kernelkit.storage import read_model
+
+if TYPE_CHECKING:
+    from kernelkit.kaggle.kernels import Kaggle
 
 START_SECONDS = 30  # it imports nbclient, which takes some seconds from a cold disk
 STOP_SECONDS = 20  # it ends its runs first
@@ -35,6 +39,12 @@ class ReadyLocalKaggle(BaseModel):
 
     reason: str = ""
     """Why this machine has none."""
+
+    def connect(self, user: str | None) -> Kaggle:
+        """Open a connection for `user`; None is the local Kaggle's own account."""
+        from kernelkit.kaggle.kernels import connect  # the SDK takes 0.3 s to import
+
+        return connect(self.endpoint, {}, user)
 
     @property
     def start_messages(self) -> Iterator[str]:

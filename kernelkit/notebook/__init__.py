@@ -2,7 +2,7 @@
 
 manifest   the JSON that leaves with a notebook, typed: `Document`, `Manifest`, `ManifestFile`,
            `ManifestWheels`, `KernelMetadata`, `BUNDLE_NAME`
-render     the notebook with its metadata: `render`, `Kernel`, `write_kernel`
+render     the notebook with its metadata: `render`, `Kernel`, `write_kernel`, `RenderedKernel`
 cells      how a file becomes a cell, and the notebook's JSON; the text of a cell is in templates/
 description  what the notebook says about itself
 templates  checks and renders the Jinja files

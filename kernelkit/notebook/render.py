@@ -12,7 +12,7 @@ the same bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib import resources
@@ -26,7 +26,7 @@ from kernelkit.bundle.bundle import (
     digest_of,
     digest_part,
 )
-from kernelkit.bundle.image import Snapshot, load_snapshot
+from kernelkit.bundle.image import Availability, Snapshot, load_snapshot
 from kernelkit.bundle.requirements import InstallPlan, WheelLock, plan_installation
 from kernelkit.config import Config
 from kernelkit.errors import ConfigError, LocalError
@@ -168,6 +168,16 @@ class Kernel:
     def as_sent(self, manifest: Manifest) -> Kernel:
         """The same kernel as the push of a manifest has sent it."""
         return self.as_pushed(manifest.push_id, manifest.session, manifest.session_seconds)
+
+
+@dataclass(frozen=True)
+class RenderedKernel:
+    """A kernel in its folder, with the imports compared with Kaggle's image, and advice."""
+
+    kernel: Kernel
+    folder: Path
+    imports: Sequence[Availability]
+    notes: Sequence[str]
 
 
 def render(bundle: Bundle, config: Config) -> Kernel:
