@@ -48,6 +48,7 @@ from kernelkit.runs.store import RunFolder, find_named, now
 from kernelkit.storage import (
     DocumentError,
     MissingDocumentError,
+    counted,
     locked,
     make_ignored_folder,
     read_model,
@@ -422,8 +423,8 @@ class _Chain:
         number = self.record.count + (0 if is_retry else 1)
         if most is not None and number > most:
             raise CapacityError(
-                f"{most} sessions of {self.record.slug} have run (--max-sessions), and the work is "
-                "not done",
+                f"{self.record.slug} has run {counted(most, 'session')} (--max-sessions), and the "
+                "work is not done",
                 f"Set a higher --max-sessions. {CONTINUE}",
             )
         name = source.name if source else self.record.resume

@@ -94,9 +94,9 @@ def test_max_sessions_ends_it_and_the_same_command_goes_on(
     relay: Callable[..., Config], emulator: LocalKaggle
 ) -> None:
     config = relay()
-    with pytest.raises(CapacityError, match="1 sessions of some-kernel have run") as caught:
+    with pytest.raises(CapacityError, match="some-kernel has run 1 session ") as caught:
         run(config, emulator, max_sessions=1)
-    assert "the same command continues" in caught.value.next_step
+    assert "The same command continues" in caught.value.next_step
     run(config, emulator, max_sessions=2)
     assert [ending for *_, ending in endings(config)] == ["incomplete", "complete"]
     assert len(emulator.journal("effects")) == 2
