@@ -582,12 +582,13 @@ def _output_of(use: FileUse, values: Mapping[str, OptionValue]) -> str:
         path = f"{folder}/{path}".strip("/")
     elif use.base and not _OUTPUT_NAME.fullmatch(use.base.lower()):
         return ""
+    anywhere = "**/" if path and use.base and use.base not in values else ""
     path = path.removeprefix("/kaggle/working/").removeprefix("./")
     pure = PurePosixPath(path)
     hidden = path.startswith(("/", "~", ".")) or ".." in pure.parts
     if not path or hidden or not pure.name.strip("*."):
         return ""
-    return re.sub(r"\*+", "*", path)
+    return anywhere + re.sub(r"\*+", "*", path)
 
 
 # The text.

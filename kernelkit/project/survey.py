@@ -377,6 +377,8 @@ class _Names:
             return self._joined(node)
         if isinstance(node, ast.JoinedStr):
             return self._formatted(node)
+        if isinstance(node, ast.IfExp | ast.BoolOp):
+            return self._either(node)
         if isinstance(node, ast.Call):
             return self._called(node)
         if isinstance(node, ast.Name):
@@ -426,8 +428,16 @@ class _Names:
             return _below(start, text.lstrip("/")) if text.startswith("/") else None
         return FileUse("", text)
 
+    def _either(self, node: ast.IfExp | ast.BoolOp) -> FileUse | None:
+        """Of several possible values the one that is a literal: it is the default."""
+        values = [node.body, node.orelse] if isinstance(node, ast.IfExp) else node.values
+        found = [use for value in values if (use := self.resolve(value)) is not None]
+        return next((use for use in found if not use.base), found[0] if found else None)
+
     def _called(self, node: ast.Call) -> FileUse | None:
         name = ast.unparse(node.func)
+        if name in ("os.environ.get", "os.getenv", "getenv") and len(node.args) > 1:
+            return self.resolve(node.args[1])
         if "__file__" in ast.unparse(node) and name.endswith(("resolve", "absolute", "dirname")):
             text = ast.unparse(node)
             ups = text.count("dirname(")

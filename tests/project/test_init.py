@@ -465,6 +465,8 @@ def test_the_folder_of_the_competition_is_named_once(
     [
         ("import numpy as np\nnp.save('a', 1)\nnp.savez('b', a=1)\n", ["a.npy", "b.npz"]),
         ("import numpy as np\nnp.save('a.b.npy', 1)\n", ["a.b.npy"]),
+        ("def run(out, n=1):\n    open(out + '/a.txt', 'w')\n", ["a.txt"]),
+        ("import s\ns.keep('out')\n", ["**/a.txt"]),
         ("print()\n", ["*"]),
         ("print('submission')\n", ["submission.csv"]),
     ],
@@ -472,7 +474,23 @@ def test_the_folder_of_the_competition_is_named_once(
 def test_outputs_have_the_names_that_the_run_gives_them(
     write: Write, source: str, outputs: list[str]
 ) -> None:
-    assert initialized(write({"train.py": source}), competition="letters")["outputs"] == outputs
+    saver = "def keep(out):\n    with open(out + '/a.txt', 'w'): pass\n"
+    files = {"train.py": source, **({"s.py": saver} if "import s\n" in source else {})}
+    assert initialized(write(files), competition="letters")["outputs"] == outputs
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "sys.argv[1] if len(sys.argv) > 1 else 'a.json'",
+        "os.environ.get('SETTINGS', 'a.json')",
+        "os.getenv('SETTINGS') or 'a.json'",
+    ],
+)
+def test_a_default_among_several_values_is_carried(write: Write, value: str) -> None:
+    source = f"import os, sys\npath = {value}\nopen(path)\nopen('out.txt', 'w')\n"
+    project = write({"train.py": source, "a.json": "{}"})
+    assert initialized(project)["files"] == ["a.json"]
 
 
 READS = """
