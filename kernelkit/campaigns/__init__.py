@@ -21,7 +21,7 @@ plan      what a run, a chain or a sweep will need, and whether the quota has it
 notify    messages at the end of a run or a campaign, and when the quota gets low: `messenger`,
           `Messenger`
 chain     one session after another until the program is done: `run_chain`, `read_chain`,
-          `rehearse_chain`, `ended_chain`, `ChainRecord`, `ChainSession`
+          `rehearse_chain`, `ended_chain`, `command_of`, `ChainRecord`, `ChainSession`
 collect   downloads and verifies the runs of a project that were pushed elsewhere: `collect`,
           `CollectResult`, `CollectedRun`
 

@@ -11,6 +11,7 @@ is a documented input, and whether Kaggle accepts a kernel's own is not known.
 from __future__ import annotations
 
 import itertools
+import shlex
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ from kernelkit.campaigns.sessions import (
     pull_session,
     push_session,
 )
+from kernelkit.campaigns.sweep_plan import set_options
 from kernelkit.config import CHAIN_SUFFIX
 from kernelkit.errors import (
     CapacityError,
@@ -39,7 +41,7 @@ from kernelkit.errors import (
     PreflightError,
     RefusedError,
 )
-from kernelkit.kaggle.types import ignore
+from kernelkit.kaggle.types import PRODUCTION, ignore
 from kernelkit.notebook.manifest import Document
 from kernelkit.runs.manifest import RunAddress, RunFacts
 from kernelkit.runs.push import current_kernel
@@ -271,6 +273,24 @@ def read_chain(root: Path, slug: str) -> ChainRecord:
         raise ConfigError(
             f"{root} has no chain of {slug}", "Start one: `kernelkit run --until-done`."
         ) from None
+
+
+def command_of(chain: ChainRecord, config: Config) -> str:
+    """The command that goes on with a chain; `config` is the project with the chain's profile.
+
+    Without the parameters that were set, it would begin another one.
+    """
+    stated = config.parameters
+    set_now = {
+        name: value
+        for name, value in chain.work.parameters.document.items()
+        if name in stated and stated[name] != value
+    }
+    words = ["kernelkit run --until-done"]
+    words += [f"--profile {shlex.quote(chain.profile)}"] if chain.profile else []
+    words += set_options(set_now)
+    words += [f"--endpoint {chain.endpoint}"] if chain.endpoint != PRODUCTION else []
+    return " ".join(words)
 
 
 def ended_chain(root: Path, slug: str) -> ChainRecord | None:

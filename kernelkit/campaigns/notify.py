@@ -144,7 +144,11 @@ def _hosts(address: str) -> list[str]:
             servers = list(_service(address))
         except Exception:  # whatever it says may quote the address
             return []
-        return [str(getattr(server, "host", "") or "a service") for server in servers]
+        hosts = []
+    for server in servers:  # mail can go through another host than the address names
+        named = [getattr(server, name, "") for name in ("host", "smtp_host")]
+        hosts += [str(name) for name in named if name] or ["a service"]
+    return hosts
 
 
 def _send(address: str, text: str) -> str:

@@ -62,6 +62,7 @@ OUTAGE_TRIES = 20  # of one step, one after the other; over an hour
 PULLS = 3  # of a run whose files do not verify: Kaggle may still send those of another one
 
 SWEEP_LOCK = ".sweep.lock"
+CONTINUE = "Then run the same command again: it goes on with the sweep."
 
 ALIVE_SECONDS = 5.0  # between two signs that a sweep is running: the time of its lock's file
 
@@ -378,7 +379,7 @@ class Scheduler:
             self._error = RunFailedError(
                 f"the first {len(self._failed)} trials failed, so no more are pushed; the last "
                 f"one: {reason}",
-                f"{_diagnose_step(trial)} Then run kernelkit sweep again: it goes on.",
+                f"{_diagnose_step(trial)} {CONTINUE}".strip(),
             )
 
     def _fail(self, session: _Running, error: BaseException) -> None:
@@ -394,9 +395,8 @@ class Scheduler:
                 for trial in list(self._trials_of(session)):
                     self._study.fail(trial.number, str(error))
             if isinstance(error, KernelkitError):
-                again = "Then run kernelkit sweep again: it goes on."
                 error = error.with_message(
-                    f"{session.name}: {error}", f"{error.next_step} {again}".strip()
+                    f"{session.name}: {error}", f"{error.next_step} {CONTINUE}".strip()
                 )
             self._error = error
             # What is not pushed yet may wait for hours; the next start finds it, pushed or not.

@@ -102,6 +102,8 @@ def rehearse_sweep(
     Raises:
         ConfigError: as `workflow.local_rehearsal`, and as `run_sweep`.
     """
+    from kernelkit.campaigns.scheduler import CONTINUE
+
     require_extra("sweep", "optuna")
     kernel, config = require_runnable(plan), plan.config
     lanes = [lane_of(config, lane).kernel.slug for lane in range(1, plan.sessions + 1)]
@@ -110,12 +112,16 @@ def rehearse_sweep(
     ) as server:
         local = config.model_copy(update={"endpoint": server.endpoint})
         search = plan.search.model_copy(update={"endpoint": server.endpoint})
-        return run_sweep(
-            replace(plan, config=local, search=search),
-            lambda: server.connect(config.kernel.owner),
-            out,
-            on_event=on_event,
-        )
+        try:
+            return run_sweep(
+                replace(plan, config=local, search=search),
+                lambda: server.connect(config.kernel.owner),
+                out,
+                on_event=on_event,
+            )
+        except KernelkitError as error:
+            step = error.next_step.replace(CONTINUE, "A rehearsal starts from the beginning.")
+            raise error.with_message(str(error), step) from error
 
 
 def run_sweep(

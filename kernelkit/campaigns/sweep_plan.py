@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tomlkit
 from pydantic import JsonValue
 
 from kernelkit.campaigns.lanes import lane_config, session_config
@@ -16,13 +15,13 @@ from kernelkit.campaigns.space import Point, Space, read_space
 from kernelkit.campaigns.study import Search, SweepStudy, SweepTrial, best_trial
 from kernelkit.config import (
     Config,
-    Parameter,
     Pruner,
     PruningSettings,
     Sampler,
     SweepSettings,
     TrialSettings,
     lane_suffix,
+    setting_text,
 )
 from kernelkit.errors import ConfigError
 from kernelkit.kaggle.types import PRODUCTION, Quota
@@ -226,13 +225,4 @@ def view_of(study: SweepStudy, path: Path) -> SweepView:
 
 def set_options(point: Point) -> list[str]:
     """Parameters as `--set` takes them, quoted for the shell."""
-    return [f"--set {shlex.quote(f'{name}={_toml(value)}')}" for name, value in point.items()]
-
-
-def _toml(value: Parameter) -> str:
-    """A value as TOML on one line."""
-    if isinstance(value, dict):
-        table = tomlkit.inline_table()
-        table.update(value)
-        return table.as_string()
-    return tomlkit.item(value).as_string()
+    return [f"--set {shlex.quote(setting_text(name, value))}" for name, value in point.items()]

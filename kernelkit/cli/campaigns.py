@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -69,10 +70,12 @@ def chain(options: Options) -> None:
     and goes on with it.
     """
     from kernelkit import console
-    from kernelkit.campaigns.chain import read_chain
+    from kernelkit.campaigns.chain import command_of, read_chain
 
     config = options.config()
-    console.chained(read_chain(config.project / "runs", config.kernel.slug))
+    found = read_chain(config.project / "runs", config.kernel.slug)
+    stated = replace(options, profile=found.profile).config()
+    console.chained(found, command_of(found, stated))
 
 
 @app.command()

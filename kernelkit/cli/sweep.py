@@ -15,7 +15,7 @@ from kernelkit.errors import RunFailedError
 sweep_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 app.add_typer(sweep_app, name="sweep")
 
-STOPPED = "stopped: runs on Kaggle continue. To go on with the sweep: kernelkit sweep"
+STOPPED = "stopped: runs on Kaggle continue. The same command goes on with the sweep"
 
 Trials = Annotated[
     int | None,

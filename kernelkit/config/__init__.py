@@ -54,6 +54,7 @@ from kernelkit.config.project_file import (
     find_project,
     near_miss,
     project_folder,
+    setting_text,
 )
 
 __all__ = [
@@ -94,4 +95,5 @@ __all__ = [
     "near_miss",
     "parameter_comments",
     "project_folder",
+    "setting_text",
 ]

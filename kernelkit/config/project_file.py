@@ -391,3 +391,14 @@ def value_shown(value: Any) -> str:
         return repr(value)
     except (ValueError, RecursionError):  # hexadecimal numbers may be of any length
         return "(too long to show)"
+
+
+def setting_text(name: str, value: Parameter) -> str:
+    """A parameter or `kernel.FIELD` as `--set` takes it: `name=value`, with the value as TOML."""
+    import tomlkit
+
+    if isinstance(value, dict):  # on one line
+        table = tomlkit.inline_table()
+        table.update(value)
+        return f"{name}={table.as_string()}"
+    return f"{name}={tomlkit.item(value).as_string()}"

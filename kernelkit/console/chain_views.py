@@ -18,15 +18,13 @@ if TYPE_CHECKING:
 HEADINGS = ("session", "run", "continues", "pushed", "ended as", "last event")
 
 
-def chained(record: ChainRecord) -> None:
+def chained(record: ChainRecord, command: str) -> None:
     """The sessions of a chain, and the command that goes on with it."""
     document(record.document)
     _table(record)
     say(one_line(f"{record.name}: {record.state}, {record.word}"))
     if record.state != "complete":
-        profile = f" --profile {record.profile}" if record.profile else ""
-        command = as_called(f"kernelkit run --until-done{profile}")
-        say(Text.assemble(("next:  ", "bold"), f"{command} goes on with it"))
+        say(Text.assemble(("next:  ", "bold"), f"{as_called(command)} goes on with it"), indent=7)
 
 
 def concluded_chain(pulled: PulledRun, record: ChainRecord) -> None:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 
 from kernelkit.bundle.bundle import read_bundle
-from kernelkit.config import Config, KernelSettings, load_config
+from kernelkit.config import Config, KernelSettings, load_config, setting_text
 from kernelkit.errors import KernelkitError
 from kernelkit.kaggle.types import PRODUCTION
 from kernelkit.notebook.manifest import Manifest
@@ -95,19 +95,17 @@ def accepts_resume(config: Config) -> bool:
 
 def _settings(config: Config, sent: Manifest) -> Iterator[str]:
     """The `--set` options that make of the project what was sent, besides its kernel's name."""
-    import tomlkit
-
     for name, value in sent.parameters.items():
         if name == config.resume_parameter or config.parameters.get(name) == value:
             continue
         if name in config.parameters:
-            yield f"{name}={tomlkit.item(value).as_string()}"
+            yield setting_text(name, value)
     own = ("id", "title", "kernel_sources")
     for name in KernelSettings.model_fields.keys() - {*own}:
         before, now = getattr(config.kernel, name), getattr(sent.kernel, name)
         if before != now and now is not None:
             value = list(now) if isinstance(now, tuple) else now
-            yield f"kernel.{name}={tomlkit.item(value).as_string()}"
+            yield setting_text(f"kernel.{name}", value)
 
 
 def point_text(event: RunFacts) -> str:

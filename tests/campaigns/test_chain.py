@@ -91,13 +91,16 @@ def test_sessions_alternate_between_two_kernels_until_it_is_done(
 
 
 def test_max_sessions_ends_it_and_the_same_command_goes_on(
-    relay: Callable[..., Config], emulator: LocalKaggle
+    relay: Callable[..., Config], emulator: LocalKaggle, cli: Cli
 ) -> None:
-    config = relay()
+    config = relay("fail_at=9")
     with pytest.raises(CapacityError, match="some-kernel has run 1 session ") as caught:
         run(config, emulator, max_sessions=1)
     assert "The same command continues" in caught.value.next_step
-    run(config, emulator, max_sessions=2)
+    shown = " ".join(cli("chain", cwd=config.project).stdout.split())
+    command = re.search(r"next: kernelkit (run .*) goes on with it", shown)
+    assert command
+    cli(*shlex.split(command[1]), cwd=config.project, env=emulator.environment)
     assert [ending for *_, ending in endings(config)] == ["incomplete", "complete"]
     assert len(emulator.journal("effects")) == 2
 

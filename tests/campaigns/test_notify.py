@@ -186,7 +186,14 @@ def test_without_a_value_nothing_is_sent_and_that_is_said(config: Config) -> Non
     assert messenger(quiet, events.append, {"HOOK": "x"}).address == ""
 
 
-@pytest.mark.parametrize("address", ["json://example.com/x", "tgram://123456789:abcdefg_hij/123"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "json://example.com/x",
+        "tgram://123456789:abcdefg_hij/123",
+        "mailto://me:word@localhost?smtp=mail.example.com",
+    ],
+)
 def test_a_local_kaggle_sends_nothing_to_other_machines(config: Config, address: str) -> None:
     events: list[object] = []
     local = config.model_copy(update={"endpoint": "http://127.0.0.1:8000"})
