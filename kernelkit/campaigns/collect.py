@@ -8,7 +8,8 @@ repeated: a complete folder is verified again and not downloaded again.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from kernelkit import workflow
+from kernelkit.campaigns.sessions import place_in_chain
 from kernelkit.config import is_kernel_of
 from kernelkit.errors import (
     ConfigError,
@@ -24,6 +26,7 @@ from kernelkit.errors import (
     KernelkitError,
     NotFoundError,
     RefusedError,
+    RunFailedError,
     UnreachableError,
 )
 from kernelkit.kaggle.types import ListedKernel, ignore
@@ -66,6 +69,9 @@ class CollectedRun:
     new: bool = False
     """Whether its folder was completed now."""
 
+    continued: bool = False
+    """Whether a later session of its chain has followed: how this one ended decides nothing."""
+
     exit_code: int = 0
     error: str = ""
     next_step: str = ""
@@ -98,6 +104,7 @@ class CollectedReport(BaseModel):
     folder: str | None
     verified: bool
     new: bool
+    continued: bool
     exit_code: int
     error: str
     next_step: str
@@ -142,7 +149,28 @@ def collect(
         collector = _Collector(config, kaggle, messages, on_event)
         collector.find(every_version=every_version)
         collector.collect(wait=wait)
-        return CollectResult(kaggle.credentials.username, tuple(collector.runs))
+        return CollectResult(kaggle.credentials.username, tuple(note_continued(collector.runs)))
+
+
+def note_continued(runs: Sequence[CollectedRun]) -> list[CollectedRun]:
+    """The same runs, with a note on each session of a chain that another of them has followed."""
+    places = {}
+    for run in runs:
+        with suppress(KernelkitError):
+            mark = store.RunFolder(run.folder).read().session if run.folder else None
+            if (place := place_in_chain(mark)) is not None:
+                places[run.name] = place
+    latest = {
+        chain: max(p for c, p in places.values() if c == chain) for chain, _ in places.values()
+    }
+    noted = []
+    for run in runs:
+        chain, place = places.get(run.name, ("", ()))
+        failed = run.exit_code == RunFailedError.exit_code
+        if failed and place < latest.get(chain, ()):
+            run = replace(run, continued=True, exit_code=0, error="", next_step="")
+        noted.append(run)
+    return noted
 
 
 class _Collector:

@@ -77,6 +77,15 @@ def new_campaign(kind: str) -> str:
     return f"{kind}-{secrets.token_hex(6)}"
 
 
+def place_in_chain(mark: str | None) -> tuple[str, tuple[int, ...]] | None:
+    """The chain of a session's mark, and the session's place in it: later ones are greater.
+
+    None if it is the mark of no chain.
+    """
+    found = re.fullmatch(r"(chain-[0-9a-f]{12})-(\d+)(?:-(\d+))?", mark or "")
+    return (found[1], (int(found[2]), int(found[3] or 1))) if found else None
+
+
 def push_session(
     session: Session,
     kaggle: Kaggle,

@@ -11,7 +11,7 @@ from kernelkit.console.output import document, print_error, print_table, say, st
 from kernelkit.storage import counted, one_line
 
 if TYPE_CHECKING:
-    from kernelkit.campaigns.collect import CollectResult
+    from kernelkit.campaigns.collect import CollectedRun, CollectResult
     from kernelkit.campaigns.plan import Plan
     from kernelkit.kaggle.types import Quota
 
@@ -38,10 +38,7 @@ def collected(found: CollectResult) -> None:
             "exit_code": found.exit_code,
         }
     )
-    rows = [
-        (run.name, run.state, "yes" if run.verified else "", _relative(run.folder))
-        for run in found.runs
-    ]
+    rows = [(run.name, run.state, _proof(run), _relative(run.folder)) for run in found.runs]
     print_table(("run", "state", "verified", "folder"), rows)
     for run in found.runs:
         if run.exit_code and not run.goes_on:
@@ -49,6 +46,10 @@ def collected(found: CollectResult) -> None:
     if going_on := [run.name for run in found.runs if run.goes_on]:
         names = one_line(", ".join(going_on))
         say(f"not ended: {names}. To wait for the end: kernelkit collect --wait", to=stderr)
+
+
+def _proof(run: CollectedRun) -> str:
+    return "yes" if run.verified else "continued" if run.continued else ""
 
 
 def _relative(folder: Path | None) -> str:

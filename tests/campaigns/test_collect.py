@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kernelkit.campaigns.collect import CollectedRun, note_continued
 from kernelkit.config import derived_name, is_kernel_of
 from kernelkit.kaggle.kernels import connect
 from tests.conftest import Cli
@@ -84,6 +85,24 @@ def test_runs_of_all_kernels_are_adopted_and_verified(machines: Machines) -> Non
     assert [run["new"] for run in again.values()] == [False, False]
     calls = [call["method"] for call in machines.emulator.journal("requests")[before:]]
     assert sorted(set(calls)) == ["GetKernel", "ListKernels"]
+
+
+def test_the_last_session_of_a_chain_decides(tmp_path: Path) -> None:
+    chain, other = "chain-0123456789ab", "sweep-0123456789ab"
+    marks = [f"{chain}-9", f"{chain}-10", f"{chain}-10-2", f"{other}-0001", f"{other}-0002", None]
+    runs = []
+    for version, mark in enumerate(marks, start=1):
+        folder = tmp_path / SLUG / f"v{version}"
+        folder.mkdir(parents=True)
+        push = {"owner": "me", "slug": SLUG, "version": version, "url": "", "digest": "d"}
+        push |= {"endpoint": "http://127.0.0.1:1", "session": mark, "push_id": "p"}
+        (folder / "push.json").write_text(json.dumps(push))
+        run = CollectedRun("me", SLUG, version, "timed out", folder, exit_code=6, error="e")
+        runs.append(run)
+    assert [(run.continued, run.exit_code) for run in note_continued(runs)] == [
+        *[(True, 0), (True, 0), (False, 6)],
+        *[(False, 6), (False, 6), (False, 6)],
+    ]
 
 
 @pytest.mark.slow
