@@ -154,20 +154,18 @@ def collect(
 
 def note_continued(runs: Sequence[CollectedRun]) -> list[CollectedRun]:
     """The same runs, with a note on each session of a chain that another of them has followed."""
-    places = {}
+    places: dict[str, tuple[str, tuple[int, ...]]] = {}
+    latest: dict[str, tuple[int, ...]] = {}
     for run in runs:
         with suppress(KernelkitError):
             mark = store.RunFolder(run.folder).read().session if run.folder else None
-            if (place := place_in_chain(mark)) is not None:
-                places[run.name] = place
-    latest = {
-        chain: max(p for c, p in places.values() if c == chain) for chain, _ in places.values()
-    }
+            if (found := place_in_chain(mark)) is not None:
+                places[run.name] = found
+                latest[found[0]] = max(found[1], latest.get(found[0], ()))
     noted = []
     for run in runs:
         chain, place = places.get(run.name, ("", ()))
-        failed = run.exit_code == RunFailedError.exit_code
-        if failed and place < latest.get(chain, ()):
+        if run.exit_code == RunFailedError.exit_code and place < latest.get(chain, ()):
             run = replace(run, continued=True, exit_code=0, error="", next_step="")
         noted.append(run)
     return noted
