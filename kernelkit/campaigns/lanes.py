@@ -22,7 +22,7 @@ def lane_config(config: Config, suffix: str) -> Config:
     """The project as the kernel `<slug>-<suffix>`, with a title that gives this slug.
 
     An empty suffix means the project's own kernel. A slug that would be longer than Kaggle accepts
-    is shortened; see `derived_name`.
+    is shortened; see `derived_name`. All of them have the packages in the same dataset.
     """
     if not suffix:
         return config
@@ -34,7 +34,7 @@ def lane_config(config: Config, suffix: str) -> Config:
         title = slug
     owner = f"{config.kernel.owner}/" if config.kernel.owner else ""
     kernel = config.kernel.model_copy(update={"id": f"{owner}{slug}", "title": title})
-    return config.model_copy(update={"kernel": kernel})
+    return config.model_copy(update={"kernel": kernel, "lane_of": config.kernel.slug})
 
 
 def session_config(

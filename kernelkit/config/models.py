@@ -430,6 +430,9 @@ class Config(Section):
     a secret, where no comment can say so; exact, without patterns."""
 
     kernel: KernelSettings
+    lane_of: str = ""
+    """The slug of the project's own kernel, where `kernel` is another one of a campaign."""
+
     submission: SubmissionSettings = SubmissionSettings()
     parameters: dict[str, Parameter] = Field(default_factory=dict)
     comments: dict[str, tuple[tuple[str, ...], str]] = Field(default_factory=dict)

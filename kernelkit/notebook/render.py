@@ -275,7 +275,9 @@ def _manifest(
         "command": command and command.document,
         "import_folders": [] if bundle.import_folders == ("",) else list(bundle.import_folders),
         "working_files": list(bundle.working_files),
-        "code_dataset": code_dataset(config.kernel.slug) if config.layout == "dataset" else "",
+        "code_dataset": code_dataset(config.lane_of or config.kernel.slug)
+        if config.layout == "dataset"
+        else "",
         "distribution": distribution and distribution.document,
         "wheels": wheels and wheels.document,
         "trials": [

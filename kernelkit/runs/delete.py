@@ -49,6 +49,9 @@ class Deletion:
     lost: tuple[str, ...]
     """The versions whose outputs will be gone, with the reason."""
 
+    newest: int
+    """The newest version that this was read from."""
+
     @property
     def kernel(self) -> str:
         """`owner/slug`."""
@@ -95,16 +98,21 @@ def prepare_deletion(
     names = (path.relative_to(folder.path).as_posix() for path in files)
     saved = tuple(sorted(name for name in names if name not in OWN_NAMES - {RUN_MANIFEST_NAME}))
     end = now if now and now.state.finished else None
-    return Deletion(folder, run, end, saved, problem, tuple(_lost(folder, run, newest)))
+    return Deletion(folder, run, end, saved, problem, tuple(_lost(folder, run, newest)), newest)
 
 
 def delete_kernel(kaggle: Kaggle, deletion: Deletion) -> None:
     """Delete the kernel, and complete the folder of the run that was named.
 
     Raises:
-        RefusedError: Kaggle does not delete it.
+        RefusedError: Kaggle does not delete it, or it is not what the user has agreed to.
         UnreachableError: whether Kaggle has deleted it is not known.
     """
+    if (newest := _require_ours(kaggle, deletion.run)) != deletion.newest:
+        raise RefusedError(
+            f"{deletion.kernel} has a new version, v{newest}, which would be lost as well",
+            "Nothing was deleted. Run the same command again to see what will be lost.",
+        )
     kaggle.delete(deletion.run.slug)
     folder = deletion.folder
     if folder.is_complete():

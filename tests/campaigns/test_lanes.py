@@ -9,6 +9,7 @@ from slugify import slugify
 
 from kernelkit.campaigns.lanes import lane_config, session_config
 from kernelkit.config import Config, load_config
+from kernelkit.workflow import render_kernel
 
 
 @pytest.fixture
@@ -21,6 +22,12 @@ def test_a_lane_has_a_slug_and_a_title_of_its_own(config: Config, suffix: str) -
     lane = lane_config(config, suffix).kernel
     assert lane.id == f"someone/some-push-{suffix}"
     assert lane.title == f"Some Push {suffix.replace('-', ' ')}"
+
+
+def test_all_lanes_have_the_packages_in_the_same_dataset(config: Config) -> None:
+    config = config.model_copy(update={"layout": "dataset"})
+    kernels = [render_kernel(lane_config(config, suffix)) for suffix in ("", "b", "lane-1")]
+    assert {kernel.manifest.code_dataset for kernel in kernels} == {"some-push-code"}
 
 
 def test_without_a_suffix_it_is_the_project_itself(config: Config) -> None:

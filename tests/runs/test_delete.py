@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from kernelkit.errors import RefusedError
+from kernelkit.kaggle.kernels import connect
+from kernelkit.runs.delete import delete_kernel, prepare_deletion
+from kernelkit.runs.store import RunFolder
 from tests.conftest import Cli
 from tests.local_kaggle import LocalKaggle
 
@@ -67,6 +71,17 @@ def test_a_kernel_that_kernelkit_did_not_push_is_not_deleted(
     arguments = ("cancel", "v1", "--delete", "--yes", *SETTINGS)
     done = cli(*arguments, cwd=pushed, env=emulator.environment, expect=4)
     assert "was not pushed by kernelkit" in done.stderr
+    assert not deleted(emulator)
+
+
+def test_a_version_that_was_pushed_meanwhile_is_not_deleted_unseen(
+    emulator: LocalKaggle, pushed: Path, cli: Cli
+) -> None:
+    kaggle = connect(emulator.endpoint, emulator.environment)
+    deletion = prepare_deletion(kaggle, RunFolder(pushed / "runs" / "some-push" / "v1"))
+    cli("push", "--again", *SETTINGS, cwd=pushed, env=emulator.environment)
+    with pytest.raises(RefusedError, match="has a new version, v2"):
+        delete_kernel(kaggle, deletion)
     assert not deleted(emulator)
 
 
