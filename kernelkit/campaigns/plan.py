@@ -174,12 +174,19 @@ class Plan:
         return max(0.0, self.quota.left - self.reserve)
 
     @property
+    def is_cut_short(self) -> bool:
+        """Whether Kaggle would end each trial of a sweep: a trial is one session, and no chain."""
+        return self.sweep is not None and self.hours is not None and self.sessions != 1
+
+    @property
     def fits(self) -> bool | None:
-        """Whether the quota has the hours; None if that is unknown.
+        """Whether the quota and the sessions have the hours; None if that is unknown.
 
         It is unknown as well if the hours fit, and are those of a run on other hardware with other
         parameters: a rehearsal often has little data.
         """
+        if self.is_cut_short:
+            return False
         if self.wanted.wants_tpu:  # kernelkit reads the GPU quota only
             return None
         if not self.wanted.wants_gpu:
@@ -194,7 +201,7 @@ class Plan:
     @property
     def refreshes(self) -> int | None:
         """Refreshes of the quota until it has had the hours; None if unknown, or never."""
-        if self.fits is None or self.quota is None:
+        if self.fits is None or self.quota is None or self.is_cut_short:
             return None
         if self.fits:
             return 0

@@ -89,7 +89,9 @@ def _plan_lines(plan: Plan) -> list[tuple[str, str]]:
         )
     limit = f"one ends after {_hours(plan.session_hours)}: {plan.session_origin}"
     count = "unknown" if plan.sessions is None else f"{plan.sessions}"
-    chain = ": a chain, `kernelkit run --until-done`" if (plan.sessions or 1) > 1 else ""
+    chain = ""
+    if (plan.sessions or 1) > 1 and not plan.sweep:
+        chain = ": a chain, `kernelkit run --until-done`"
     lines.append(("sessions", f"{count}{chain} ({limit})"))
     if plan.wanted.wants_gpu:
         lines.append(("GPU hours", _hours(plan.billed_hours)))
@@ -114,6 +116,11 @@ def _basis(plan: Plan) -> str:
 
 def _verdict(plan: Plan) -> str:
     """Whether the quota has the hours."""
+    if plan.is_cut_short:
+        return (
+            f"it does not fit: a trial needs {_hours(plan.hours)}, and a session ends after "
+            f"{_hours(plan.session_hours)}"
+        )
     if plan.wanted.wants_tpu:
         return "unknown whether it fits: kernelkit does not read the quota of TPUs"
     if not plan.wanted.wants_gpu:

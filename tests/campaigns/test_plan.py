@@ -86,6 +86,12 @@ def test_a_sweep_bills_each_session_once() -> None:
     assert plan.wall_hours == pytest.approx(4 * 1.5)
 
 
+def test_a_trial_must_fit_into_one_session() -> None:
+    plan = make(13.0, left=100.0, sweep=SweepShape(trials=2))
+    assert (plan.fits, plan.refreshes, plan.enough_from) == (False, None, None)
+    assert make(13.0, left=100.0).fits is True  # a chain
+
+
 def test_plan_reads_the_runs_of_the_project_and_the_quota_of_the_account(
     plain: Path, emulator: LocalKaggle, cli: Cli
 ) -> None:
