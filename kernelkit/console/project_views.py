@@ -116,6 +116,8 @@ def rendered(result: RenderedKernel) -> None:
         folder = result.folder / CODE_FOLDER
         command = as_called(f"kernelkit dataset push {folder} --slug {dataset}")
         detail(f"`kernelkit push` publishes the package first. By hand: {command}")
+    if kernel.own_datasets and not kernel.metadata.owner:
+        detail(f'The official client must know the owner, too: id = "OWNER/{kernel.slug}"')
     details = {
         "folder": str(result.folder),
         "size": size,

@@ -18,6 +18,7 @@ from kernelkit.notebook.preflight import advise, check
 from kernelkit.notebook.render import Kernel, render, write_kernel
 from kernelkit.notebook.runtime import CODE_FILE, NotebookRun, RuntimeFault
 from kernelkit.notebook.runtime.sources import Sources
+from tests.conftest import Cli
 
 Make = Callable[..., Path]
 FILES: dict[str, str | bytes] = {
@@ -76,6 +77,17 @@ def test_the_official_client_gets_all_it_needs(kernel: Kernel, tmp_path: Path) -
     assert json.loads((code / "dataset-metadata.json").read_text())["id"] == "some-kernel-code"
     write_code(kernel.bundle, tmp_path / "again")
     assert (tmp_path / "again" / CODE_FILE).read_bytes() == (code / CODE_FILE).read_bytes()
+
+
+@pytest.mark.parametrize("owner", ["", "ann/"])
+def test_an_owner_is_asked_for_where_the_official_client_needs_it(
+    make_project: Make, cli: Cli, owner: str
+) -> None:
+    project = make_project(FILES, keys='layout = "dataset"')
+    file = project / "pyproject.toml"
+    file.write_text(file.read_text().replace('id = "some', f'id = "{owner}some'))
+    hint = 'id = "OWNER/some-kernel"'
+    assert (hint in cli("render", cwd=project).stdout) == (owner == "")
 
 
 @pytest.mark.parametrize("length", [5, 46, 50])
