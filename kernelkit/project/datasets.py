@@ -189,7 +189,7 @@ def publish_dataset(
     make_ignored_folder(state)
 
     def waiting() -> None:
-        on_event(f"another process publishes {dataset.name}: waiting for it")
+        on_event(f"{dataset.name} is being published from this machine already: waiting")
 
     with locked(state, f".{request.slug}.lock", on_wait=waiting, on_unsupported=lambda: None):
         publication = _Publication(kaggle, dataset, request, contents, state, on_event)
