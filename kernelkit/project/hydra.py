@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 _PACKAGE = re.compile(r"^\s*#\s*@package\s+(\S+)", re.MULTILINE)
 _ROOT = re.compile(r"^\$\{[^{}]*(?:root|cwd|ROOT|home|work)[^{}]*\}/+")
 _DEEPEST = 20  # defaults that name each other
+_MOST_FILES = 500  # that are read: files may name each other again and again
 _LARGEST_BYTES = 1 << 20
+_MOST_VALUES = 20_000  # of one file: a few lines of YAML can stand for billions
 
 Tree = dict[str, "Tree | OptionValue"]
 
@@ -50,7 +52,7 @@ def hydra_settings(project: Path, source: Source) -> HydraSettings:
     folder = project / PurePosixPath(source.path).parent / given.get("config_path", "")
     tree: Tree = {}
     if name := given.get("config_name"):
-        tree = _composed(folder, name.removesuffix(".yaml"), 0)
+        tree = _composed(_Files(project, folder), name.removesuffix(".yaml"), 0)
     own = dict(_leaves({"hydra": tree.pop("hydra", {})}))
     leaves = dict(_leaves(tree))
     values = {key: v for key, v in leaves.items() if not (isinstance(v, str) and "${" in v)}
@@ -78,9 +80,9 @@ def _main_arguments(tree: ast.Module) -> dict[str, str] | None:
     return None
 
 
-def _composed(folder: Path, name: str, depth: int) -> Tree:
+def _composed(files: _Files, name: str, depth: int) -> Tree:
     """One file with the files of its defaults below it."""
-    _, own = _read(folder / f"{name}.yaml")
+    _, own = files.read(name)
     defaults = own.pop("defaults", [])
     lines = defaults if isinstance(defaults, list) and depth < _DEEPEST else []
     here = PurePosixPath(name).parent
@@ -91,15 +93,15 @@ def _composed(folder: Path, name: str, depth: int) -> Tree:
         if line == "_self_":
             _merge(result, own)
         elif isinstance(line, str):
-            _merge(result, _composed(folder, str(here / line), depth + 1))
+            _merge(result, _composed(files, str(here / line), depth + 1))
         elif isinstance(line, dict):
             for group, choice in line.items():
-                _merge(result, _group(folder, here, str(group), choice, depth))
+                _merge(result, _group(files, here, str(group), choice, depth))
     return result
 
 
 def _group(
-    folder: Path, here: PurePosixPath, group: str, choice: Tree | OptionValue, depth: int
+    files: _Files, here: PurePosixPath, group: str, choice: Tree | OptionValue, depth: int
 ) -> Tree:
     """What `- group: choice` of a list of defaults adds."""
     words, _, package = group.removeprefix("optional ").partition("@")
@@ -110,8 +112,8 @@ def _group(
         if not isinstance(one, str):
             continue
         path = here / words.strip("/") / one
-        text, _ = _read(folder / f"{path}.yaml")
-        found = _composed(folder, str(path), depth + 1)
+        text, _ = files.read(str(path))
+        found = _composed(files, str(path), depth + 1)
         stated = _PACKAGE.search(text)
         place = package or (stated[1] if stated else "_group_")
         keys = [*here.parts, *words.strip("/").split("/")] if place == "_group_" else []
@@ -123,16 +125,40 @@ def _group(
     return result
 
 
-def _read(path: Path) -> tuple[str, Tree]:
-    """The text and the content of a file; empty where it is not a mapping."""
-    import yaml
+class _Files:
+    """The YAML files below a folder of the project; a bounded number of them."""
 
-    try:
-        text = read_file(path, _LARGEST_BYTES).decode("utf-8-sig")
-        content = yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return "", {}
-    return text, content if isinstance(content, dict) else {}
+    def __init__(self, project: Path, folder: Path) -> None:
+        self._project, self._folder = project.resolve(), folder
+        self._left = _MOST_FILES
+
+    def read(self, name: str) -> tuple[str, Tree]:
+        """The text and the content of a file; empty where it is not a mapping in the project."""
+        import yaml
+
+        self._left -= 1
+        try:
+            path = (self._folder / f"{name}.yaml").resolve()
+            if self._left < 0 or not path.is_relative_to(self._project):
+                return "", {}
+            text = read_file(path, _LARGEST_BYTES).decode("utf-8-sig")
+            content = yaml.safe_load(text)
+        except (OSError, ValueError, RecursionError, RuntimeError, yaml.YAMLError):
+            return "", {}
+        return text, content if isinstance(content, dict) and _is_small(content) else {}
+
+
+def _is_small(content: object) -> bool:
+    """Whether a content has few values, also where aliases repeat some of it."""
+    pending, left = [content], _MOST_VALUES
+    while pending and left:
+        left -= 1
+        value = pending.pop()
+        pending += value.values() if isinstance(value, dict) else ()
+        pending += value if isinstance(value, list) else ()
+        if len(pending) > _MOST_VALUES:
+            return False
+    return not pending
 
 
 def _merge(into: Tree, more: Tree) -> None:

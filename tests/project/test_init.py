@@ -19,6 +19,7 @@ from kernelkit.errors import KernelkitError
 from kernelkit.notebook.preflight import check
 from kernelkit.notebook.runtime.command_line import command_line
 from kernelkit.notebook.runtime.documents import OptionDocument
+from kernelkit.project.hydra import hydra_settings
 from kernelkit.project.init import open_points, plan_init, write_init
 from kernelkit.project.survey import FileUse, Source, file_uses
 from kernelkit.workflow import render_kernel
@@ -274,6 +275,20 @@ def test_data_of_the_project_is_carried_as_its_size_allows(
     assert ("data/letters/train.bin" in section["files"]) == (size < 200 << 20)
     assert any("too large for a notebook" in note for note in plan.notes) == (layout != "auto")
     assert any("kernelkit dataset push" in note for note in plan.notes) == (size > 200 << 20)
+
+
+def test_files_of_hydra_cannot_keep_init_busy_or_lead_out_of_the_project(write: Write) -> None:
+    bomb = "".join(f"a{n + 1}: &a{n + 1} {{x: *a{n}, y: *a{n}}}\n" for n in range(40))
+    files = {
+        "train.py": HYDRA,
+        "conf/config.yaml": "defaults: [again, bomb, ../../outside, _self_]\nlr: 0.5\n",
+        "conf/again.yaml": "defaults: [again, again, again]\n",
+        "conf/bomb.yaml": f"a0: &a0 {{x: 1}}\n{bomb}",
+    }
+    project = write(files)
+    (project.parent / "outside.yaml").write_text("token: secret\n")
+    source = Source("train.py", HYDRA.encode())
+    assert hydra_settings(project, source).values == {"lr": 0.5}
 
 
 def test_data_that_only_the_files_of_hydra_name(tmp_path: Path) -> None:
