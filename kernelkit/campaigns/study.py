@@ -44,7 +44,7 @@ BUSY_SECONDS = 60  # until another process, such as optuna-dashboard, has finish
 
 _ASSIGNMENT, _FAILURE, _SOURCE = "session", "failure", "same_as"
 _CAMPAIGN, _SEARCH, _SESSIONS = "campaign", "search", "sessions"
-_PLANNED = "planned"
+_PLANNED, _SOURCE_DIGEST = "planned", "source_digest"
 
 TrialState = Literal["waiting", "running", "complete", "pruned", "failed"]
 
@@ -172,6 +172,13 @@ class SweepStudy:
     def plan(self, trials: int) -> None:
         """Record how many trials there will be."""
         self._study.set_user_attr(_PLANNED, trials)
+
+    def note_source(self, digest: str) -> bool:
+        """Record the digest of the package's files; whether the sweep began with other files."""
+        first = self._study.user_attrs.get(_SOURCE_DIGEST)
+        if first is None:
+            self._study.set_user_attr(_SOURCE_DIGEST, digest)
+        return first not in (None, digest)
 
     @property
     def optuna(self) -> Study:

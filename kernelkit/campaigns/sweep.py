@@ -148,8 +148,10 @@ def run_sweep(
     folder = root / plan.slug
     make_ignored_folder(root)
     with locked(folder, SWEEP_LOCK, on_wait=lambda: _refuse_second(folder)):
-        require_runnable(plan)
+        source = require_runnable(plan).manifest.source_digest
         with open_study(folder, plan.search, plan.space) as study:
+            if study.note_source(source):
+                on_event("note: the source has changed since this sweep began: its values mix both")
             study.plan(plan.trials)
             view = Scheduler(plan, study, connect, root, on_event).run()
             try:

@@ -44,6 +44,12 @@ def test_a_session_has_a_number_of_its_own(tmp_path: Path, search: Search, space
         assert study.next_session() == first + 2
 
 
+def test_a_sweep_of_changed_source_is_noticed(tmp_path: Path, search: Search, space: Space) -> None:
+    for source, changed in [("a", False), ("a", False), ("b", True), ("a", False)]:
+        with open_study(tmp_path / "sweep", search, space) as study:
+            assert study.note_source(source) is changed
+
+
 @pytest.mark.parametrize(("sampler", "killed_at"), [("grid", 0), ("grid", 1), ("tpe", 1)])
 def test_a_trial_whose_process_was_killed_gets_its_parameters(
     tmp_path: Path,
