@@ -17,7 +17,7 @@ from kernelkit.bundle.secrets import Credential
 from kernelkit.errors import ConfigError, LocalError
 from kernelkit.project.folders import find_secrets, read_folder
 
-OWN = Credential("KAGGLE_KEY", "0f1e2d3c4b5a69788796a5b4c3d2e1f0")
+OWN = Credential("KAGGLE_KEY", "0f1e2d3c4b5a6978" * 2)
 
 
 def zipped(file: Path, name: str, content: bytes) -> None:
