@@ -379,6 +379,7 @@ def test_a_rehearsal_without_namespaces_says_so(make_project: Callable[..., Path
     assert (outputs / "out.txt").read_text() == "from the run before"
 
 
+@pytest.mark.slow
 def test_unreadable_results_do_not_fail_the_run(
     make_project: Callable[..., Path], cli: Cli
 ) -> None:

@@ -90,6 +90,7 @@ def test_sessions_alternate_between_two_kernels_until_it_is_done(
     assert (document["schema"], document["state"]) == (1, "complete")
 
 
+@pytest.mark.slow
 def test_max_sessions_ends_it_and_the_same_command_goes_on(
     relay: Callable[..., Config], emulator: LocalKaggle, cli: Cli
 ) -> None:

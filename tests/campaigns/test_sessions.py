@@ -24,6 +24,7 @@ def session(plain: Path, emulator: LocalKaggle) -> Session:
     return Session(config, f"{new_campaign('chain')}-1")
 
 
+@pytest.mark.slow
 def test_sessions_of_one_digest_are_told_apart(
     session: Session, emulator: LocalKaggle, plain: Path
 ) -> None:

@@ -1113,6 +1113,7 @@ def test_every_command_diagnoses_a_failing_run(failing: Path, cli: Cli, local_ka
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_diagnosed(failing: Path, cli: Cli) -> None:
     path = failing / "parcel" / "main.py"
     path.write_text(path.read_text().replace("letters.count_in_worker()", "os.kill(0, 9)"))

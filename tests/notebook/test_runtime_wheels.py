@@ -66,6 +66,7 @@ def wheels(*files: dict[str, str], install: tuple[str, ...] = ("leaf",)) -> Whee
     return WheelsDocument(dataset="demo-wheels", python="3.12", files=files, install=install)  # type: ignore[typeddict-item]
 
 
+@pytest.mark.slow
 def test_only_the_wheels_of_the_manifest_are_installed(dataset: Path, tmp_path: Path) -> None:
     """By their hashes: Kaggle may rename files, and the dataset may hold others."""
     leaf = add(dataset, "leaf", place="renamed by Kaggle.bin")

@@ -140,6 +140,7 @@ def test_seed_changes_the_weights(finished: Run, competition_dir: Path, tmp_path
     assert (other.folder / name).read_bytes() != (finished.folder / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_second_run_only_writes_missing_files(competition_dir: Path, tmp_path: Path) -> None:
     first = finish_run(competition_dir, tmp_path, **ONE_EPOCH)
     before = read_files(tmp_path)
@@ -151,6 +152,7 @@ def test_second_run_only_writes_missing_files(competition_dir: Path, tmp_path: P
     assert again.summary == first.summary
 
 
+@pytest.mark.slow
 def test_limits_do_not_shorten_the_submission(competition_dir: Path, tmp_path: Path) -> None:
     run = finish_run(competition_dir, tmp_path, limit_train=4, limit_val=1, **ONE_EPOCH)
     start = run.events[0]

@@ -134,26 +134,15 @@ def write_models(
     write_zip(outputs.models_zip, outputs.root, files)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("experiment", "changes", "postprocessing"),
     [
-        pytest.param(
-            *("resnet34_BCEDice", {"recipe": "baseline", "image_size": 48}, Postprocessing()),
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            *("resnet34_Lovasz", {"recipe": "fast", "image_size": 64}, Postprocessing(0.6)),
-            marks=pytest.mark.slow,
-        ),
+        ("resnet34_BCEDice", {"recipe": "baseline", "image_size": 48}, Postprocessing()),
+        ("resnet34_Lovasz", {"recipe": "fast", "image_size": 64}, Postprocessing(0.6)),
         ("resnet34_Lovasz", {"recipe": "best", "image_size": 64}, Postprocessing(0.45, 40)),
-        pytest.param(
-            *("resnet34_Lovasz", {"recipe": "best", "folds": 2}, Postprocessing(0.45, 10)),
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            *("resnet50_BCEDice", {"recipe": "best", "image_size": 128}, Postprocessing(0.5, 160)),
-            marks=pytest.mark.slow,
-        ),
+        ("resnet34_Lovasz", {"recipe": "best", "folds": 2}, Postprocessing(0.45, 10)),
+        ("resnet50_BCEDice", {"recipe": "best", "image_size": 128}, Postprocessing(0.5, 160)),
     ],
 )
 def test_program_in_the_docs_predicts_the_submission_from_models_zip(

@@ -244,6 +244,7 @@ def test_output_folder_itself_can_be_resumed(
     assert [event.get("skipped") for event in run.events[2:4]] == [True, True]
 
 
+@pytest.mark.slow
 def test_folds_are_averaged(competition_dir: Path, tmp_path: Path) -> None:
     """The recipe `best` from beginning to end."""
     experiment = "resnet34_BCEDiceSymmetric"

@@ -93,6 +93,7 @@ def test_a_failure_in_both_runs_is_not_a_difference(cli) -> None:
     assert report["outcomes"]["tests/test_unreadable.py"] == "error (AttributeError)"
 
 
+@pytest.mark.slow
 def test_each_difference_is_reported(make: Make) -> None:
     """A different exception is a different result; an unimportable file counts as one."""
     paths = "import sys\nfrom pathlib import Path\n\nHERE = Path(__file__).parents[1]\n"
@@ -162,6 +163,7 @@ def test_tests_inside_the_package_are_run(make: Make) -> None:
     }
 
 
+@pytest.mark.slow
 def test_tests_inside_the_package_see_what_is_above_it(make: Make) -> None:
     """Fixtures, hooks and options of each conftest.py, settings, plugins, and tests elsewhere."""
     conftest = (
