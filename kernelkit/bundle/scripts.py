@@ -244,10 +244,29 @@ def _click(tree: ast.Module) -> CommandLine | None:
     if not commands:
         return None
     if len(commands) > 1 or any(_decorators(node, "group") for node in ast.walk(tree)):
-        return CommandLine("click", (_subcommand(),))
+        return _with_subcommands("click", [_click_options(node)[0] for node in commands])
+    options, is_open = _click_options(commands[0])
+    return CommandLine("click", tuple(options), is_open)
+
+
+def _with_subcommands(library: str, commands: Sequence[Sequence[Option]]) -> CommandLine:
+    """The first word, and the options that every command which has them writes in the same way."""
+    forms: dict[str, set[tuple[str, OptionForm, str]]] = {}
+    every = [replace(option, required=False) for options in commands for option in options]
+    for option in every:
+        for name in option.names:
+            forms.setdefault(name, set()).add((option.flag, option.form, option.off))
+    same = [option for option in every if all(len(forms[name]) == 1 for name in option.names)]
+    unique = {option.names: option for option in reversed(same)}
+    options = [option for option in unique.values() if "command" not in option.names]
+    return CommandLine(library, (_subcommand(), *reversed(options)))
+
+
+def _click_options(command: ast.AST) -> tuple[list[Option], bool]:
+    """The options of a command, and whether there may be more of them."""
     options: list[Option] = []
     is_open = False
-    for call in _decorators(commands[0], "option", "argument"):
+    for call in _decorators(command, "option", "argument"):
         flags = [_text(argument) for argument in call.args]
         given = _keywords(call)
         if not flags or not all(flags):
@@ -255,12 +274,12 @@ def _click(tree: ast.Module) -> CommandLine | None:
         elif called_name(call) == "argument":
             many = "nargs" in given and ast.unparse(given["nargs"]) != "1"
             required = not ("default" in given or _is_false(given.get("required")))
-            options.append(
-                Option((_name(flags[0]),), "", "list" if many else "value", required=required)
-            )
+            default = _literal(given.get("default"))
+            form: OptionForm = "list" if many else "value"
+            options.append(Option((_name(flags[0]),), "", form, required=required, default=default))
         else:
             options.append(_click_option(flags, given))
-    return CommandLine("click", tuple(options), is_open)
+    return options, is_open
 
 
 def _click_option(flags: list[str], given: dict[str, ast.expr]) -> Option:
@@ -292,7 +311,7 @@ def _typer(tree: ast.Module) -> CommandLine | None:
     if not commands:
         return None
     if len(commands) > 1 or any(_decorators(n, "callback") for n in functions.values()):
-        return CommandLine("typer", (_subcommand(),))
+        return _with_subcommands("typer", [[*_typer_options(node)] for node in commands])
     return CommandLine("typer", tuple(_typer_options(commands[0])), open=False)
 
 
@@ -316,12 +335,13 @@ def _typer_options(function: ast.FunctionDef) -> Iterator[Option]:
             continue
         flags = [text for text in map(_text, words) if text.startswith("--")]
         on, _, off = (flags[0] if flags else f"--{argument.arg.replace('_', '-')}").partition("/")
+        names = tuple(dict.fromkeys([argument.arg, _name(on.strip())]))
         if "bool" in kind:
             off = off.strip() or ("" if flags else f"--no-{on.lstrip('-')}")
-            yield Option((argument.arg,), on, "switch", off, required, value)
+            yield Option(names, on, "switch", off, required, value)
         else:
             form = "repeated" if is_list else "value"
-            yield Option((argument.arg,), on, form, required=required, default=value)
+            yield Option(names, on, form, required=required, default=value)
 
 
 def _fire(tree: ast.Module) -> CommandLine | None:

@@ -288,6 +288,56 @@ def test_a_subcommand_comes_first(tmp_path: Path, library: str) -> None:
     assert received(tmp_path, SUBCOMMANDS[library], given) == parameters
 
 
+MORE_SUBCOMMANDS = {
+    "click": f"""
+import click
+{SHOW}
+@click.group()
+def cli(): ...
+@cli.command()
+@click.argument("name", default="n")
+@click.option("--tag", multiple=True)
+@click.option("--fast/--slow", default=True)
+@click.option("--rate", default=0.5)
+def train(name, tag, fast, rate):
+    show(dict(name=name, tag=list(tag), fast=fast, rate=rate, command="train"))
+@cli.command()
+@click.option("--rate", is_flag=True)
+def predict(rate): ...
+cli()
+""",
+    "typer": f"""
+import typer
+{SHOW}
+app = typer.Typer()
+@app.command()
+def train(
+    name: str, tags: list[str] = typer.Option([], "--tag"), fast: bool = True, rate: float = 0.5
+):
+    show(dict(name=name, tag=tags, fast=fast, rate=rate, command="train"))
+@app.command()
+def predict(rate: bool = False): ...
+app()
+""",
+}
+
+
+@pytest.mark.parametrize("library", list(MORE_SUBCOMMANDS))
+def test_options_of_subcommands_have_their_form(tmp_path: Path, library: str) -> None:
+    source = MORE_SUBCOMMANDS[library]
+    parameters = {
+        "name": "n n",
+        "tag": ["u", "v w"],
+        "fast": False,
+        "rate": 0.25,
+        "command": "train",
+    }
+    line, given = words(source, parameters)
+    assert not {"rate"} & line.names  # the commands write it in two ways
+    assert not any(option.required for option in line.options)
+    assert received(tmp_path, source, given) == parameters
+
+
 HYDRA = f"""
 import hydra
 from omegaconf import OmegaConf
