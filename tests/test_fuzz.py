@@ -42,9 +42,9 @@ from kernelkit.kaggle.types import (
 )
 from kernelkit.notebook.preflight import advise, check
 from kernelkit.notebook.render import render
+from kernelkit.notebook.runtime import parse_event
 from kernelkit.runs.identity import log_identity
 from kernelkit.runs.manifest import RunManifest
-from kernelkit.runs.watch import progress
 from tests.screens import show_on
 
 SHARED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -559,7 +559,7 @@ def test_any_log_is_read(text: str) -> None:
     text = "".join(entry.text for entry in entries)
     log_identity(RunManifest(digest="d" * 64, status="complete", outputs=()), text)
     for entry in entries:
-        progress(entry)
+        parse_event(entry.text)
 
 
 EVENTS = st.fixed_dictionaries(

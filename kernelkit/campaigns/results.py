@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kernelkit.campaigns.study import Search
+    from kernelkit.notebook.runtime import RunEvent
     from kernelkit.runs.download import PulledRun
     from kernelkit.runs.manifest import TrialPart
     from kernelkit.runs.store import RunFolder
-    from kernelkit.runs.watch import LogEvent
 
 _ENDED_BY_KAGGLE = re.compile(
     r"preempt|evict|reclaim|maintenance|infrastructure|internal (?:server )?error|capacity"
@@ -77,7 +77,7 @@ def read_results(
 
 
 def _of_run(
-    pulled: PulledRun, events: Sequence[LogEvent], search: Search, failure: KernelkitError | None
+    pulled: PulledRun, events: Sequence[RunEvent], search: Search, failure: KernelkitError | None
 ) -> TrialResult:
     """The result of a session that was one trial."""
     reports = _reports(events, search.metric)
@@ -94,7 +94,7 @@ def _of_process(
     pulled: PulledRun,
     folder: RunFolder,
     number: int,
-    events: Sequence[LogEvent],
+    events: Sequence[RunEvent],
     search: Search,
     failure: KernelkitError | None,
 ) -> TrialResult:
@@ -142,7 +142,7 @@ def _part(folder: RunFolder, number: int) -> TrialPart | None:
     return next((part for part in parts if part.number == number), None)
 
 
-def _valued(events: Sequence[LogEvent], reports: tuple[float, ...], search: Search) -> TrialResult:
+def _valued(events: Sequence[RunEvent], reports: tuple[float, ...], search: Search) -> TrialResult:
     from kernelkit.runs.metric import best_metric
 
     best = best_metric(events, search.metric, search.goal)
@@ -155,7 +155,7 @@ def _valued(events: Sequence[LogEvent], reports: tuple[float, ...], search: Sear
     )
 
 
-def _reports(events: Sequence[LogEvent], metric: str) -> tuple[float, ...]:
+def _reports(events: Sequence[RunEvent], metric: str) -> tuple[float, ...]:
     return tuple(float(event.numbers[metric]) for event in events if metric in event.numbers)
 
 

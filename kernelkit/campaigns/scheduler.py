@@ -45,9 +45,9 @@ from kernelkit.errors import (
     VerificationError,
 )
 from kernelkit.kaggle.types import LogEntry, Quota
+from kernelkit.notebook.runtime import RunEvent, parse_event
 from kernelkit.runs.download import PulledRun
 from kernelkit.runs.store import RunFolder
-from kernelkit.runs.watch import LogEvent, progress
 from kernelkit.storage import counted
 
 if TYPE_CHECKING:
@@ -102,10 +102,10 @@ class _Message:
     """What the thread of a session says to the scheduler."""
 
     session: _Running
-    content: RunFolder | PulledRun | LogEvent | Quota | str | BaseException
+    content: RunFolder | PulledRun | RunEvent | Quota | str | BaseException
 
 
-_CONTENT = (RunFolder, PulledRun, LogEvent, Quota, str, BaseException)
+_CONTENT = (RunFolder, PulledRun, RunEvent, Quota, str, BaseException)
 
 
 class Scheduler:
@@ -123,7 +123,7 @@ class Scheduler:
         self._root, self._on_event = root, on_event
         self._running: dict[int, _Running] = {}  # by the number of the session
         self._messages: queue.SimpleQueue[_Message] = queue.SimpleQueue()
-        self._progress: dict[int, LogEvent] = {}
+        self._progress: dict[int, RunEvent] = {}
         self._quota: Quota | None = None
         self._error: BaseException | None = None
         self._completed = any(trial.state == "complete" for trial in study.trials)
@@ -245,7 +245,7 @@ class Scheduler:
 
         def post(content: object) -> None:
             if isinstance(content, LogEntry):  # most lines of a log are not events
-                content = progress(content)
+                content = parse_event(content.text)
                 if content is None or content.kind != "epoch":
                     return
             if isinstance(content, _CONTENT):
@@ -270,7 +270,7 @@ class Scheduler:
         if isinstance(content, RunFolder):
             session.folder = content
             self._record_run(session, content)
-        elif isinstance(content, LogEvent):
+        elif isinstance(content, RunEvent):
             self._read(session, content)
         elif isinstance(content, Quota):
             self._quota = content
@@ -300,7 +300,7 @@ class Scheduler:
             if trial.number in session.trials and trial.state in ("running", "waiting"):
                 yield trial
 
-    def _read(self, session: _Running, event: LogEvent) -> None:
+    def _read(self, session: _Running, event: RunEvent) -> None:
         """Note what a run reports about an epoch, and stop it if it is hopeless."""
         number = session.trials[0] if not self._plan.processes else event.trial
         if number not in session.trials:

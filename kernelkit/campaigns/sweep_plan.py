@@ -27,7 +27,7 @@ from kernelkit.errors import ConfigError
 from kernelkit.kaggle.types import PRODUCTION, Quota
 
 if TYPE_CHECKING:
-    from kernelkit.runs.watch import LogEvent
+    from kernelkit.notebook.runtime import RunEvent
 
 GPUS = {"NvidiaTeslaT4": 2, "NvidiaTeslaT4Highmem": 2, "NvidiaL4": 4, "": 2}
 """How many GPUs a session of a machine_shape has, where it is more than one. Without a shape,
@@ -72,7 +72,7 @@ class SweepView:
     campaign: str
     """With which the marks of its sessions begin; `kernelkit runs` shows it."""
 
-    progress: Mapping[int, LogEvent] = field(default_factory=dict)
+    progress: Mapping[int, RunEvent] = field(default_factory=dict)
     """Number of a running trial → the last epoch that it has reported."""
 
     quota: Quota | None = None

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as ProgressBar
 
     from kernelkit.kaggle.types import LogEntry, Quota
+    from kernelkit.notebook.runtime import RunEvent
     from kernelkit.runs.download import Progress
-    from kernelkit.runs.watch import LogEvent
     from kernelkit.workflow import Event
 
 TAIL_CHARACTERS = 1000  # of a log line under the live table
@@ -59,7 +59,7 @@ class Reporter:
 
     def __init__(self, live: Live | None = None) -> None:
         self._live = live
-        self._experiments: dict[str, LogEvent | None] = {}
+        self._experiments: dict[str, RunEvent | None] = {}
         self._epochs: float | None = None
         self._tail: list[str] = []
         self._quota: Quota | None = None
@@ -100,14 +100,13 @@ class Reporter:
             detail(f"{files} complete, {human_size(progress.received)}")
 
     def _line(self, entry: LogEntry) -> None:
-        from kernelkit.notebook.runtime import MANIFEST_MARK
-        from kernelkit.runs.watch import progress
+        from kernelkit.notebook.runtime import MANIFEST_MARK, parse_event
 
         if entry.text.startswith(MANIFEST_MARK):
             return  # of a failed run; the traceback after it is for people
         if _RUNTIME_FILE.fullmatch(entry.text) and not mode.verbose:
             return  # two dozen files that are the same in every run
-        event = progress(entry)
+        event = parse_event(entry.text)
         is_epoch = event is not None and event.kind == "epoch"
         if event and event.kind == "start":
             self._epochs = event.numbers.get("epochs")
@@ -148,7 +147,7 @@ class Reporter:
         """Whether the run reports epochs at all."""
         return bool(self._experiments)
 
-    def _keep(self, name: str, event: LogEvent | None) -> None:
+    def _keep(self, name: str, event: RunEvent | None) -> None:
         """Remember the last epoch of an experiment; None if it has only been announced."""
         if name in self._experiments or len(self._experiments) < EXPERIMENTS:
             self._experiments[name] = event
@@ -281,7 +280,7 @@ def interruptible(on_interrupt: str) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _epoch_line(event: LogEvent) -> str:
+def _epoch_line(event: RunEvent) -> str:
     known = event.numbers
     shown = [f"{label} {number(known[key], n)}" for label, key, n in epoch_columns([event])]
     epoch = f"epoch {known.get('epoch', '?')}/{known.get('epochs', '?')}"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from kernelkit.campaigns.study import SweepTrial
     from kernelkit.campaigns.sweep_plan import SweepEvent, SweepView
     from kernelkit.config import Parameter
-    from kernelkit.runs.watch import LogEvent
+    from kernelkit.notebook.runtime import RunEvent
 
 ROWS = 20  # of the live table: what runs, what waits and the latest that ended
 FAILURE_CHARACTERS = 60  # of a reason in the table; `--json` has all of it
@@ -211,7 +211,7 @@ def _value(view: SweepView, trial: SweepTrial) -> str:
     return f"{value:.5g}" if value is not None else ""
 
 
-def _state(trial: SweepTrial, event: LogEvent | None, best: SweepTrial | None) -> str:
+def _state(trial: SweepTrial, event: RunEvent | None, best: SweepTrial | None) -> str:
     if trial.same_as is not None:
         return f"as trial {trial.same_as}"
     if trial.state == "running" and event is not None:

@@ -13,8 +13,8 @@ from kernelkit.storage import one_line
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
+    from kernelkit.notebook.runtime import RunEvent
     from kernelkit.runs.metric import Metric
-    from kernelkit.runs.watch import LogEvent
 
 EPOCH_COLUMNS = (  # of an epoch's event: heading, key, digits
     ("train loss", "train_loss", 4),
@@ -67,7 +67,7 @@ def score_text(public: str | None, private: str | None, state: str | None) -> st
     return f"{public or '?'} / {private or '?'}" if public or private else state or ""
 
 
-def epoch_columns(events: Sequence[LogEvent]) -> list[tuple[str, str, int]]:
+def epoch_columns(events: Sequence[RunEvent]) -> list[tuple[str, str, int]]:
     """Heading, key and digits of every number that the events report."""
     known = [one for one in EPOCH_COLUMNS if any(one[1] in event.numbers for event in events)]
     keys = dict.fromkeys(key for event in events for key in event.numbers)

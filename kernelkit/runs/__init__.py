@@ -3,7 +3,7 @@
 push      decides whether a push is needed, and sends exactly once: `push_once`, `find_or_adopt`,
           `adopt`, `current_kernel`, `Pushed`, `Outcome`
 watch     follows a run to its end: `follow_run`, `state_of`, `read_log`, `cancel_run`,
-          `progress`, `LogEvent`, `EndedRun`
+          `EndedRun`
 download  pulls the outputs: `pull_run`, `PulledRun`, `Progress`, `Selection`, `EVERYTHING`
 delete    saves what a run has left, and deletes its kernel: `prepare_deletion`, `delete_kernel`,
           `Deletion`

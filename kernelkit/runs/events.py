@@ -9,7 +9,7 @@ from pathlib import Path
 from kernelkit.errors import KernelkitError
 from kernelkit.kaggle.logs import parse_log
 from kernelkit.kaggle.types import LogEntry
-from kernelkit.runs.watch import LogEvent, progress
+from kernelkit.notebook.runtime import RunEvent, parse_event
 from kernelkit.storage import read_file
 
 LOG_BYTES = 64 << 20  # events are not read from a larger log
@@ -20,7 +20,7 @@ class TimedEvent:
     """An event, and when its line was written, in seconds since the start of the session."""
 
     seconds: float
-    event: LogEvent
+    event: RunEvent
 
 
 def read_events(path: Path) -> list[TimedEvent]:
@@ -32,7 +32,7 @@ def read_events(path: Path) -> list[TimedEvent]:
     except (OSError, ValueError, RecursionError, KernelkitError):
         return []
     lines = ((seconds, line) for seconds, line in _lines(entries) if '"event"' in line)
-    found = ((seconds, progress(LogEntry("", seconds, line))) for seconds, line in lines)
+    found = ((seconds, parse_event(line)) for seconds, line in lines)
     return [TimedEvent(seconds, event) for seconds, event in found if event]
 
 

@@ -32,7 +32,6 @@ from kernelkit.kaggle.types import State, ignore
 from kernelkit.runs import store
 from kernelkit.runs.events import TimedEvent, read_events
 from kernelkit.runs.history import RunDetails, show
-from kernelkit.runs.watch import LogEvent
 from kernelkit.storage import (
     UnsafePathError,
     as_json,
@@ -106,7 +105,7 @@ class _Run:
         counts: dict[tuple[str, str], int] = defaultdict(int)
         for one in self.events:
             event = one.event
-            experiment = _experiment(event)
+            experiment = event.label
             counts[experiment, event.kind] += 1
             step = int(event.numbers.get("epoch", counts[experiment, event.kind]))
             for key, value in event.numbers.items():
@@ -151,12 +150,6 @@ def export(
         tuple(name for name in names if name in written),
         tuple(name for name in names if name not in written),
     )
-
-
-def _experiment(event: LogEvent) -> str:
-    """What an event belongs to within its run: a trial of a sweep, an experiment, or both."""
-    words = [] if event.trial is None else [f"trial {event.trial}"]
-    return " ".join([*words, *([event.experiment] if event.experiment else [])])
 
 
 def _read(folder: store.RunFolder) -> _Run:
@@ -380,7 +373,7 @@ def _log_values(client: Any, run: _Run, run_id: str) -> None:
 def _content(run: _Run) -> str:
     """A hash of everything that is exported of a run."""
     events = [
-        [one.seconds, one.event.kind, _experiment(one.event), dict(one.event.numbers)]
+        [one.seconds, one.event.kind, one.event.label, dict(one.event.numbers)]
         for one in run.events
     ]
     details = {name: one for name, one in run.details.document.items() if name != "folder"}

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, computed_field
 from kernelkit.errors import LocalError
 from kernelkit.kaggle.types import state_word
 from kernelkit.notebook.manifest import BUNDLE_NAME, Manifest
+from kernelkit.notebook.runtime import RunEvent
 from kernelkit.runs import store
 from kernelkit.runs.events import read_events
 from kernelkit.runs.identity import Identity, identity
@@ -33,7 +34,6 @@ from kernelkit.runs.manifest import (
 )
 from kernelkit.runs.metric import Metric, best_metric
 from kernelkit.runs.store import RunFolder
-from kernelkit.runs.watch import LogEvent
 from kernelkit.storage import DocumentError, MissingDocumentError, read_model
 
 ENDED_WORDS = ("stalled", "deleted")
@@ -378,7 +378,7 @@ class _Known:
             return best_metric(self._epochs())
         return best_metric(self._epochs(), self.bundle.metric, self.bundle.metric_goal)
 
-    def _epochs(self) -> Sequence[LogEvent]:
+    def _epochs(self) -> Sequence[RunEvent]:
         timed = read_events(self.folder.log) if self.manifest else []
         return [one.event for one in timed if one.event.kind == "epoch"]
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from kernelkit.config import MetricGoal
-from kernelkit.notebook.runtime import goal_of, metric_among
-from kernelkit.runs.watch import LogEvent
+from kernelkit.notebook.runtime import RunEvent, goal_of, metric_among
 
 
 class Metric(BaseModel):
@@ -28,7 +27,7 @@ class Metric(BaseModel):
 
 
 def best_metric(
-    events: Sequence[LogEvent], declared: str = "", goal: MetricGoal | None = None
+    events: Sequence[RunEvent], declared: str = "", goal: MetricGoal | None = None
 ) -> Metric | None:
     """The best epoch; None if no epoch reports the metric.
 

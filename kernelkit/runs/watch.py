@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ from kernelkit.kaggle.logs import parse_log
 from kernelkit.kaggle.types import LogEntry, Quota, State, Status
 from kernelkit.notebook.manifest import Manifest
 from kernelkit.runs.identity import HEAD_CHARACTERS, Identity, log_identity, shows_run
-from kernelkit.runs.manifest import RunAddress, RunRecord, finite
+from kernelkit.runs.manifest import RunAddress, RunRecord
 from kernelkit.runs.store import RunFolder, recorded_state
 
 if TYPE_CHECKING:
@@ -44,8 +44,6 @@ GPU_NAMES = {
     "NvidiaRtxPro6000": "RTX PRO 6000",
 }
 """The name of a machine_shape's GPU in the output of nvidia-smi."""
-
-EVENT_CHARACTERS = 1 << 16  # a longer line of a log is not an event
 
 _SESSION_LINE = re.compile(r"kernelkit session (\d+)")
 _HARDWARE_LINE = re.compile(r"^hardware: (\{.*\})\s*$", re.MULTILINE)
@@ -298,44 +296,6 @@ def require_own_log(run: RunAddress, entries: Sequence[LogEntry]) -> None:
             f"Kaggle sends the log of another run for {run.name}: it is {difference}",
             f"Right after a push, try again in some minutes. Else look at {run.url}.",
         )
-
-
-@dataclass(frozen=True)
-class LogEvent:
-    """What a run reports in one line of its log: `{"event": "epoch", "experiment": …}`."""
-
-    kind: str
-    experiment: str | None
-    experiments: tuple[str, ...]
-    """The plan that the event "start" announces."""
-
-    numbers: Mapping[str, int | float]
-    """Every finite number in it by its name: `epoch`, `epochs`, `seconds`, `val_iou` and others."""
-
-    trial: int | None = None
-    """Of a sweep, where a session runs several side by side."""
-
-
-def progress(entry: LogEntry) -> LogEvent | None:
-    """The event in a line of the log; None for other lines."""
-    text = entry.text.strip() if len(entry.text) <= EVENT_CHARACTERS else ""
-    if not text.startswith("{"):
-        return None
-    try:
-        event = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    kind, name, names = (event.get(key) for key in ("event", "experiment", "experiments"))
-    trial = event.get("trial")
-    if not isinstance(kind, str):
-        return None
-    return LogEvent(
-        kind,
-        None if name is None else str(name),
-        tuple(one for one in names if isinstance(one, str)) if isinstance(names, list) else (),
-        {k: v for k, v in event.items() if k != "trial" and finite(v) is not None},
-        trial if type(trial) is int else None,
-    )
 
 
 def _confirm(

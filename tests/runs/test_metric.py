@@ -2,15 +2,14 @@
 
 import pytest
 
-from kernelkit.notebook.runtime import goal_of
+from kernelkit.notebook.runtime import RunEvent, goal_of
 from kernelkit.runs.metric import best_metric
-from kernelkit.runs.watch import LogEvent
 
 
-def epochs(**series: list[float]) -> list[LogEvent]:
+def epochs(**series: list[float]) -> list[RunEvent]:
     length = len(next(iter(series.values())))
     return [
-        LogEvent("epoch", "a", (), {"epoch": n + 1, **{key: s[n] for key, s in series.items()}})
+        RunEvent("epoch", "a", {"epoch": n + 1, **{key: s[n] for key, s in series.items()}})
         for n in range(length)
     ]
 

@@ -16,6 +16,7 @@ import pytest
 from kernelkit.errors import DeadlineError, UnreachableError, VerificationError
 from kernelkit.kaggle.kernels import Kaggle
 from kernelkit.kaggle.types import Credentials, LogEntry, Status, Timeouts
+from kernelkit.notebook.runtime import RunEvent, parse_event
 from kernelkit.runs import watch
 from kernelkit.runs.manifest import RunAddress
 from kernelkit.runs.watch import RequestedHardware
@@ -284,19 +285,19 @@ def test_a_new_push_may_not_be_visible_at_first(kaggle: Kaggle, server: Server) 
 
 @pytest.mark.parametrize("text", ['{"a":' * 3000, '{"event": 3}', "{", "[]", ""])
 def test_a_line_that_is_not_an_event_is_ignored(text: str) -> None:
-    assert watch.progress(LogEntry("stdout", 0.0, text)) is None
+    assert parse_event(text) is None
 
 
 def test_an_event_has_a_kind_an_experiment_and_finite_numbers() -> None:
     values = f'"epoch": 2, "val_iou": NaN, "loss": 1e999, "big": 1{"0" * 400}, "on": true'
     text = f'{{"event": "epoch", "experiment": "a", "seconds": 1.5, "word": "x", {values}}}'
-    event = watch.progress(LogEntry("stdout", 0.0, f"  {text}\n"))
-    assert event == watch.LogEvent("epoch", "a", (), {"epoch": 2, "seconds": 1.5})
+    event = parse_event(f"  {text}\n")
+    assert event == RunEvent("epoch", "a", {"epoch": 2, "seconds": 1.5})
     start = '{"event": "start", "experiments": ["a", 3, null], "epochs": 20}'
-    event = watch.progress(LogEntry("stdout", 0.0, start))
-    assert event == watch.LogEvent("start", None, ("a",), {"epochs": 20})
+    event = parse_event(start)
+    assert event == RunEvent("start", None, {"epochs": 20}, experiments=("a",))
     long = '{"event": "epoch", "word": "' + "x" * 100_000 + '"}'
-    assert watch.progress(LogEntry("stdout", 0.0, long)) is None
+    assert parse_event(long) is None
 
 
 def test_a_long_line_does_not_delay_the_log(kaggle: Kaggle, server: Server) -> None:

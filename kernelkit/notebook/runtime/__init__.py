@@ -34,6 +34,7 @@ faults        `RuntimeFault`, `Stalled`
 from .command_line import command_line
 from .deadline import time_left
 from .documents import BundleDocument, OptionDocument, RunManifestDocument
+from .events import RunEvent, parse_event
 from .faults import RuntimeFault, Stalled
 from .files import NOT_OUTPUTS
 from .inputs import HOURS_LEFT
@@ -51,12 +52,14 @@ __all__ = [
     "NotebookRun",
     "OptionDocument",
     "Run",
+    "RunEvent",
     "RunManifestDocument",
     "RuntimeFault",
     "Stalled",
     "command_line",
     "goal_of",
     "metric_among",
+    "parse_event",
     "time_left",
 ]
 

@@ -66,8 +66,8 @@ class EpochHistory:
         """Keep an event "epoch"."""
         if event.kind != "epoch":
             return
-        if event.experiment in self.experiments or len(self.experiments) < MAX_EXPERIMENTS:
-            self.experiments.setdefault(event.experiment, Experiment()).add(event.numbers)
+        if event.label in self.experiments or len(self.experiments) < MAX_EXPERIMENTS:
+            self.experiments.setdefault(event.label, Experiment()).add(event.numbers)
 
     @property
     def names(self) -> list[str]:

@@ -35,16 +35,26 @@ class RunEvent:
     """One event: `{"event": "epoch", "experiment": …, "val_iou": …}`."""
 
     kind: str
-    experiment: str
-    """Empty where it names none. That of one of several trials begins with `trial 3`."""
-
+    experiment: str | None
     numbers: Mapping[str, int | float]
-    """Every finite number in it by its name."""
+    """Every finite number in it by its name: `epoch`, `epochs`, `seconds`, `val_iou` and others."""
+
+    trial: int | None = None
+    """Of a sweep, where a session runs several side by side."""
+
+    experiments: tuple[str, ...] = ()
+    """The plan that the event "start" announces."""
+
+    @property
+    def label(self) -> str:
+        """What it belongs to within its run: a trial, an experiment, both, or nothing."""
+        trial = "" if self.trial is None else f"trial {self.trial}"
+        return " ".join(filter(None, [trial, self.experiment]))
 
     @property
     def document(self) -> dict[str, Parameter]:
         """The event as JSON, with bounded texts and numbers."""
-        whose = {"experiment": self.experiment} if self.experiment else {}
+        whose = {"experiment": self.label} if self.label else {}
         described = recorded({"event": self.kind, **whose, **self.numbers})
         assert isinstance(described, dict)
         return described
@@ -52,22 +62,24 @@ class RunEvent:
 
 def parse_event(line: str) -> RunEvent | None:
     """The event in a line of output; None for other lines."""
-    text = line.strip()
-    if not text.startswith("{") or '"event"' not in text or len(text) > EVENT_CHARACTERS:
+    text = line.strip() if len(line) <= EVENT_CHARACTERS else ""
+    if not text.startswith("{") or '"event"' not in text:
         return None
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    kind, experiment = document.get("event"), document.get("experiment")
+    kind, name, names = (document.get(key) for key in ("event", "experiment", "experiments"))
     trial = document.pop("trial", None)
     if not isinstance(kind, str):
         return None
-    numbers = {key: value for key, value in document.items() if _is_finite(value)}
-    words = ([] if trial is None else [f"trial {trial}"]) + (
-        [] if experiment is None else [str(experiment)]
+    return RunEvent(
+        kind,
+        None if name is None else str(name),
+        {key: value for key, value in document.items() if _is_finite(value)},
+        trial if type(trial) is int else None,
+        tuple(one for one in names if isinstance(one, str)) if isinstance(names, list) else (),
     )
-    return RunEvent(kind, " ".join(words), numbers)
 
 
 def _is_finite(value: object) -> bool:
