@@ -582,7 +582,9 @@ def _output_of(use: FileUse, values: Mapping[str, OptionValue]) -> str:
         path = f"{folder}/{path}".strip("/")
     elif use.base and not _OUTPUT_NAME.fullmatch(use.base.lower()):
         return ""
-    anywhere = "**/" if path and use.base and use.base not in values else ""
+    is_led = any(str(value).startswith("kaggle://working") for value in values.values())
+    is_unknown = bool(path and use.base) and use.base not in values and not is_led
+    anywhere = "**/" if is_unknown and path != "submission.csv" else ""
     path = path.removeprefix("/kaggle/working/").removeprefix("./")
     pure = PurePosixPath(path)
     hidden = path.startswith(("/", "~", ".")) or ".." in pure.parts
