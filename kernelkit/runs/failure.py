@@ -102,7 +102,8 @@ def require_success(pulled: PulledRun, explain: Callable[[Path], Explanation | N
         next_step = f"{found.next_step} All details: kernelkit diagnose {pulled.folder}"
     if verdict.unfinished and has_left_files(verdict):  # it was killed
         problems += f"\n{describe_files(verdict)}"
-        next_step += f"\n{how_to_resume(pulled)}"
+        advice = found.next_step if found else f"Read its log in {pulled.folder}."
+        next_step = f"{advice} {how_to_resume(pulled)}"
     raise RunFailedError(f"the run failed: {error}{problems}", next_step, details)
 
 
