@@ -54,6 +54,8 @@ from src_salt.train import (
 )
 from src_salt.weights import weights_fingerprint
 
+STOP_SECONDS = 1.0  # between two requests to end the processes of a run that ends
+
 TRAINING_CODE = (
     *("checkpoint", "data", "device", "losses", "metrics"),
     *("model", "muon", "train", "transforms", "weights"),
@@ -198,7 +200,9 @@ class _Runner:
                         ended.result()
             except BaseException:  # also an interrupt: do not wait for the others' last epochs
                 self.stopping = True
-                stop_processes()
+                while waiting:
+                    stop_processes()  # also one that a thread was just starting
+                    _, waiting = wait(waiting, timeout=STOP_SECONDS)
                 raise
 
     def run(self, experiment: Experiment, gpu: int | None = None) -> None:
