@@ -546,6 +546,12 @@ def _require_no_differences(folder: RunFolder) -> None:
         )
 
 
+RUN_AGAIN = (
+    "Once Kaggle answers, run the same command again, without --again: it adopts the run if there "
+    "is one, and sends the kernel only if there is none."
+)
+
+
 class _SourceError(RefusedError):
     """A source that the run would not have."""
 
@@ -590,8 +596,12 @@ def _until_accepted(
         attempts.append(attempt)
         try:
             response = kaggle.save_kernel(attempt.slug, attempt.payload, attempt.metadata)
-        except (SessionCapError, RateLimitedError) as error:
+        except SessionCapError as error:
             queue.after(error)
+        except RateLimitedError as error:
+            accepted = _after_limit(kaggle, attempts, known, queue, error)
+            if accepted is not None:
+                return accepted
         except AnswerLostError as error:
             grace = kaggle.timeouts.grace
             queue.on_event(f"{error}; looking for the new version for up to {grace:.0f} s")
@@ -613,27 +623,77 @@ def _until_accepted(
             return SentVersion(run, attempt, Outcome.PUSHED, tuple(dropped))
 
 
+def _after_limit(
+    kaggle: Kaggle,
+    attempts: Sequence[Kernel],
+    known: int,
+    queue: _Queue,
+    limited: RateLimitedError,
+) -> SentVersion | None:
+    """Wait as the queue says, and look whether the push was accepted all the same.
+
+    A proxy may answer 429 to a request that it has passed on. None if there is no such version.
+
+    Raises:
+        RateLimitedError: there is no reason to wait, and no such version is seen.
+        AnswerLostError: Kaggle does not answer, or does not say which version it has.
+    """
+    while True:
+        gave_up: KernelkitError | None = None
+        try:
+            queue.after(limited)
+        except RateLimitedError as error:
+            gave_up = error
+        try:
+            found = _version_of(kaggle, attempts, known, limited)
+        except RateLimitedError as error:
+            if gave_up is not None:
+                raise gave_up from error
+            limited = error
+            continue
+        except AnswerLostError:
+            raise
+        except UnreachableError as error:
+            raise AnswerLostError(
+                f"{limited}, and the kernel cannot be read ({error})", RUN_AGAIN
+            ) from error
+        if found is not None:
+            queue.on_event(f"Kaggle had accepted it, as version {found.run.version}")
+        elif gave_up is not None:
+            raise gave_up
+        return found
+
+
+def _version_of(
+    kaggle: Kaggle, attempts: Sequence[Kernel], known: int, answer: KernelkitError
+) -> SentVersion | None:
+    """The version after `known` that one of the attempts made; None if Kaggle shows none."""
+    kernel = attempts[-1]
+    info = current_kernel(kaggle, kernel.slug)
+    newest = (info.version or 0) if info else 0
+    if info and not newest and _sent_as(attempts, info.source):
+        raise AnswerLostError(
+            f"{answer}, and Kaggle names no version of the kernel that it has",
+            "Look at the kernel's page before you send anything again.",
+        )
+    for version in range(newest, known, -1):
+        latest = info if version == newest else None
+        source = latest.source if latest else _source_of(kaggle, kernel, version)
+        if sent := _sent_as(attempts, source):
+            return SentVersion(_address(kaggle, sent, version), sent, Outcome.ADOPTED)
+    return None
+
+
 def _accepted(
     kaggle: Kaggle, attempts: Sequence[Kernel], known: int, lost: AnswerLostError
 ) -> SentVersion | None:
     """The version that one of the attempts made; None if none appears in the grace period."""
-    kernel = attempts[-1]
     started = kaggle.timeouts.clock()
     for pause in kaggle.timeouts.pauses():
         error: KernelkitError | None = None
         try:
-            info = current_kernel(kaggle, kernel.slug)
-            newest = (info.version or 0) if info else 0
-            if info and not newest and _sent_as(attempts, info.source):
-                raise lost.with_message(
-                    f"{lost}, and Kaggle names no version of the kernel that it has",
-                    "Look at the kernel's page before you send anything again.",
-                )
-            for version in range(newest, known, -1):
-                latest = info if version == newest else None
-                source = latest.source if latest else _source_of(kaggle, kernel, version)
-                if sent := _sent_as(attempts, source):
-                    return SentVersion(_address(kaggle, sent, version), sent, Outcome.ADOPTED)
+            if found := _version_of(kaggle, attempts, known, lost):
+                return found
         except AnswerLostError:
             raise
         except KernelkitError as caught:
@@ -642,9 +702,7 @@ def _accepted(
             if error is None:
                 return None
             raise lost.with_message(
-                f"{lost}, and the kernel cannot be read ({error})",
-                "Once Kaggle answers, run the same command again, without --again: it adopts the "
-                "run if there is one, and sends the kernel only if there is none.",
+                f"{lost}, and the kernel cannot be read ({error})", RUN_AGAIN
             ) from error
         kaggle.timeouts.sleep(pause)
     raise AssertionError("the pauses never end")
