@@ -105,6 +105,25 @@ def test_a_lost_response_to_a_successful_push_is_recovered(case: Case) -> None:
     assert case.record().read().outcome == "adopted"
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_push_that_was_accepted_and_answered_with_429_is_found(case: Case, times: int) -> None:
+    case.inject(f"rate-limit,call=SaveKernel,form=none,when=after,times={times}")
+    assert case.push() is Outcome.ADOPTED
+    assert case.versions == 1
+
+
+def test_a_push_that_was_answered_with_429_is_not_sent_again_unseen(case: Case) -> None:
+    case.inject(
+        "rate-limit,call=SaveKernel,form=none,when=after",
+        "server-error,call=GetKernel,at=2,times=0,code=503",
+    )
+    with pytest.raises(AnswerLostError, match=r"too many calls.*cannot be read"):
+        case.push()
+    case.be_honest()
+    assert case.push() is Outcome.ADOPTED
+    assert case.versions == 1
+
+
 @pytest.mark.parametrize("fault", ["lost-before", "server-error,call=SaveKernel,code=502"])
 def test_a_lost_request_is_sent_again(case: Case, fault: str) -> None:
     case.inject(fault)
