@@ -347,8 +347,11 @@ def _amended(reply: FaultyReply, change: Callable[[dict[str, Any]], None]) -> Fa
     """The response with its JSON changed. Anything but a JSON object in a 200 is not changed."""
     if reply.code != 200 or not isinstance(reply.body, bytes):
         return reply
-    answer = json.loads(reply.body)
-    if not isinstance(answer, dict):
+    try:
+        answer = json.loads(reply.body)
+    except ValueError:  # a page of another fault
+        return reply
+    if not isinstance(answer, dict) or "code" in answer:
         return reply
     change(answer)
     return replace(reply, body=json.dumps(answer).encode())
