@@ -134,6 +134,7 @@ def test_a_missing_gpu_ends_the_run_early(project: Path, cli: Cli, local_kaggle:
     assert "parcel/main.py" not in reported.stdout
 
 
+@pytest.mark.slow
 def test_a_deadline_does_not_stop_the_run(project: Path, cli: Cli, local_kaggle: str) -> None:
     endpoint = {"KERNELKIT_ENDPOINT": local_kaggle}
     cli("push", "--profile", "slow", cwd=project, env=endpoint)
@@ -496,6 +497,7 @@ def source_of(endpoint: str, slug: str, version: int) -> str:
     return json.dumps(document)
 
 
+@pytest.mark.slow
 def test_a_killed_rehearsal_leaves_nothing_running(plain: Path) -> None:
     inputs = Path(__file__).parent / "samples" / "inputs"
     options = ["--profile", "slow", "--set", "seconds=60.0"]

@@ -1085,6 +1085,7 @@ def failing(plain: Path) -> Path:
     return plain
 
 
+@pytest.mark.slow
 def test_every_command_diagnoses_a_failing_run(failing: Path, cli: Cli, local_kaggle: str) -> None:
     project = failing / "pyproject.toml"
     text = project.read_text().replace("plain-parcel", "diagnosed-run")

@@ -283,6 +283,7 @@ def test_a_run_can_spawn_workers(emulator):
     assert "[0, 1, 4, 9]" in printed
 
 
+@pytest.mark.slow
 def test_exit_handlers_run(emulator):
     cell = "import atexit; atexit.register(lambda: open('at-exit', 'w').close())"
     emulator.run("exit-handler", cell)

@@ -40,7 +40,11 @@ def similar(count: int, size: int) -> Files:
     ("files", "atleast"),
     [
         (similar(30, 60_000), 20),
-        ({f"pkg/data/{i}.json": f'{{"x": {i}}}\n' for i in range(2300)}, 500),
+        pytest.param(
+            {f"pkg/data/{i}.json": f'{{"x": {i}}}\n' for i in range(2300)},
+            500,
+            marks=pytest.mark.slow,
+        ),
         ({f"pkg/data/{i}.txt": "" for i in range(2300)}, 500),
         ({"pkg/zeros.bin": bytes(8_000_000)}, 1),
         ({"pkg/zeros.txt": "0\n" * 1_000_000, **similar(12, 50_000)}, 1),

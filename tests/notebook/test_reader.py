@@ -63,7 +63,18 @@ def test_every_ipython_version_writes_the_same_bytes(
     "command",
     [
         ["papermill", "-p", "epochs", "1", "notebook.ipynb", "out.ipynb"],
-        ["nbconvert", "--to", "notebook", "--execute", "--output", "out.ipynb", "notebook.ipynb"],
+        pytest.param(
+            [
+                "nbconvert",
+                "--to",
+                "notebook",
+                "--execute",
+                "--output",
+                "out.ipynb",
+                "notebook.ipynb",
+            ],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["papermill", "nbconvert"],
 )

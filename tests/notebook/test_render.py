@@ -439,6 +439,7 @@ def forms(kernel: Kernel) -> dict[str, str]:
     return {share.path: share.form for share in kernel.budget if share.path}
 
 
+@pytest.mark.slow
 def test_no_more_files_than_needed_are_compressed(make_project: Make) -> None:
     sizes = {"pkg/huge.py": 500_000, "pkg/large.py": 300_000, "pkg/small.py": 50_000}
     main = "import json\nfrom . import huge\ndef run(**parameters): ...\n" + noise(135_000, 9)

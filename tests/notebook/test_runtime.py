@@ -447,6 +447,7 @@ def test_an_error_of_the_entry_is_raised_unchanged(
         run.call("breaks:go", {})
 
 
+@pytest.mark.slow
 def test_a_failed_pip_install_names_the_requirement(run: NotebookRun) -> None:
     run.pip_install(["pytest"])  # already installed: nothing is downloaded
     with pytest.raises(RuntimeFault, match=r"pip could not install \./no-such-folder"):

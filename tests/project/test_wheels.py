@@ -92,6 +92,7 @@ def files_of(result: PreparedWheels) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 def test_wheels_are_chosen_for_the_image(
     index: Index, make_project: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -127,6 +127,7 @@ def test_models_zip_says_how_the_submission_was_made(finished: Run) -> None:
     assert (how["mean"], how["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
+@pytest.mark.slow
 def test_two_runs_write_the_same_bytes(
     finished: Run, competition_dir: Path, tmp_path: Path
 ) -> None:

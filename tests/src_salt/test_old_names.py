@@ -218,6 +218,7 @@ def test_old_fingerprint_knows_only_the_path_of_the_weights() -> None:
         assert f"{name} was {today[name]}, is y" in describe_changes(today, today | {name: "y"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", NEW_NAMES)
 def test_old_checkpoint_is_resumed_bit_for_bit(
     recipe: str,

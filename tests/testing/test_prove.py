@@ -59,6 +59,7 @@ def prove(project: Path, *arguments: str, **options) -> workflow.Proof:
     return workflow.prove(load_config(project), arguments, **options)
 
 
+@pytest.mark.slow
 def test_a_file_next_to_the_package_is_missing_in_the_notebook(cli) -> None:
     done = cli("prove", "--project", SAMPLES / "reads_outside", "--json", expect=8)
     report = json.loads(done.stdout)
