@@ -26,7 +26,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol, Self
 
 
@@ -175,6 +176,22 @@ def require_extra(extra: str, *modules: str) -> None:
             f"{' and '.join(missing)} {verb} not installed: this needs {what}",
             f"Install it: {command}" if (command := install_command(extra)) else f"Install {what}.",
         )
+
+
+@contextmanager
+def silent(level: int) -> Iterator[None]:
+    """Without warnings, and without log records up to `level`: those of a library of an extra."""
+    import logging  # it takes a few milliseconds at the start of every command
+    import warnings
+
+    before = logging.root.manager.disable
+    logging.disable(level)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def install_command(extra: str) -> str:

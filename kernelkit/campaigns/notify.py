@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kernelkit.bundle.secrets import declare_credential
-from kernelkit.errors import ConfigError, LocalError, require_extra
+from kernelkit.errors import ConfigError, LocalError, require_extra, silent
 from kernelkit.kaggle.types import Quota, Status, ignore
 from kernelkit.runs.watch import EndedRun
 from kernelkit.storage import digest_of_bytes, write_json
@@ -139,7 +137,7 @@ def messenger(
 
 def _hosts(address: str) -> list[str]:
     """The hosts that Apprise would call; empty if it does not know the address."""
-    with _silent():
+    with silent(logging.CRITICAL):  # its records may have parts of the address
         try:
             servers = list(_service(address))
         except Exception:  # whatever it says may quote the address
@@ -153,7 +151,7 @@ def _hosts(address: str) -> list[str]:
 
 def _send(address: str, text: str) -> str:
     """Why a text could not be sent; empty if it was."""
-    with _silent():
+    with silent(logging.CRITICAL):  # its records may have parts of the address
         try:
             sent = _service(address).notify(body=text, title="kernelkit")
         except Exception as error:  # its text and its traceback may quote the address
@@ -168,16 +166,3 @@ def _service(address: str) -> Any:
     service = apprise.Apprise(asset=asset)
     service.add(address)
     return service
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Without log records and warnings: those of Apprise may have parts of the address."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

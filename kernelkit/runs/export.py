@@ -15,10 +15,8 @@ import json
 import logging
 import os
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -27,7 +25,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from kernelkit.errors import ConfigError, LocalError, require_extra
+from kernelkit.errors import ConfigError, LocalError, require_extra, silent
 from kernelkit.kaggle.types import State, ignore
 from kernelkit.runs import store
 from kernelkit.runs.events import TimedEvent, read_events
@@ -306,7 +304,7 @@ def _write_mlflow(runs: Sequence[_Run], out: Path) -> set[str]:
     """A run for each version; returns those that are new or have changed."""
     for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):  # it would report to its makers
         os.environ[name] = "true"
-    with _without_notes():
+    with silent(logging.INFO):  # MLflow and its database library say much about a new database
         from mlflow.tracking import MlflowClient
 
         client = MlflowClient(tracking_uri=f"sqlite:///{out.resolve() / 'mlflow.db'}")
@@ -386,16 +384,3 @@ def _mlflow_name(name: str) -> str:
 
 def _text(value: JsonValue) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-
-
-@contextmanager
-def _without_notes() -> Iterator[None]:
-    """Without what MLflow and its database library log and warn about when a database is new."""
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
