@@ -100,6 +100,12 @@ class DistributedContext:
         distributed.broadcast_object_list(values, src=0)
         return values[0]
 
+    def broadcast_tensor(self, values: Tensor, rank: int) -> None:
+        """Overwrite `values` in every process with those of the process `rank`."""
+        if self.world_size > 1:
+            self._restart_timer()
+            distributed.broadcast(values, src=rank)
+
 
 SINGLE_PROCESS = DistributedContext()
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
+
+from src_salt.device import SINGLE_PROCESS, DistributedContext
 
 MOMENTUM = 0.95
 NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315
@@ -27,12 +30,23 @@ class Muon(AdamW):
     """Updates convolutions with orthogonalized momentum, and all other parameters like AdamW.
 
     Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/: a weight (out, in, h, w) is
-    treated as a matrix (out, in * h * w). Its momentum keeps its singular vectors, and the singular
+    treated as a matrix (out, h * w * in). Its momentum keeps its singular vectors, and the singular
     values become 1. A direction that few images contribute to therefore moves as far as one that
     all images contribute to.
 
+    To start an operation costs more than many of these small products. So a step starts few: all
+    momenta are in one buffer, and matrices are multiplied together (see `orthogonalize`).
+
     PyTorch and timm multiply in bfloat16, which a T4 and most CPUs only emulate. This class uses
-    float32, and multiplies small matrices instead of large ones (see `orthogonalize`).
+    float32, and multiplies small matrices instead of large ones.
+
+    Args:
+        params: all parameters of a network, on one device.
+        lr: the learning rate.
+        weight_decay: the share of a weight that a step at a learning rate of 1 removes.
+        like_adamw: weights of convolutions that are updated like AdamW.
+        context: the processes that train the network. Each orthogonalizes some of the matrices
+            and sends them to the others.
     """
 
     grad_scale: Tensor | None
@@ -41,90 +55,205 @@ class Muon(AdamW):
     found_inf: Tensor
     """Set by a GradScaler. Both attributes exist only during its step of a fused optimizer."""
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        weight_decay: float,
+        like_adamw: Iterable[nn.Parameter] = (),
+        context: DistributedContext = SINGLE_PROCESS,
+    ) -> None:
         super().__init__(params, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
+        self._context = context
+        excluded = set(like_adamw)
+        [group] = self.param_groups
+        self._weights = [p for p in group["params"] if p.ndim == 4 and p not in excluded]
+        self._buffers: _Buffers | None = None
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned, now or in a version without `like_adamw`."""
+        super().load_state_dict(dict(state_dict))
+        self._buffers = None  # the momenta are no longer in it
+        weights = set(self._weights)
+        for parameter in [p for p, state in self.state.items() if "momentum" in state]:
+            if parameter not in weights:
+                del self.state[parameter]
 
     def step(self) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
         with torch.no_grad():
-            for group in self.param_groups:
-                for convolutions in _group_by_shape(group["params"]):
-                    self._step_convolutions(convolutions, group["lr"], group["weight_decay"])
+            self._step_convolutions()
         super().step()  # AdamW skips the convolutions: their gradients are None now
 
-    def _step_convolutions(
-        self, weights: Sequence[nn.Parameter], rate: float, decay: float
-    ) -> None:
-        # All at once: on a GPU, launching a small product costs more than computing it.
-        directions = orthogonalize(
-            torch.stack([self._momentum(weight).flatten(1) for weight in weights])
-        )
-        size = UPDATE_RMS * math.sqrt(max(directions.shape[1:]))
-        for weight, direction in zip(weights, directions, strict=True):
-            weight.mul_(1 - rate * decay * self._step_factor())
-            weight.sub_(direction.reshape(weight.shape) * (rate * size * self._step_factor()))
+    def _step_convolutions(self) -> None:
+        weights = [weight for weight in self._weights if weight.grad is not None]
+        if not weights:
+            return
+        if self._buffers is None or not self._buffers.belong_to(weights):
+            self._buffers = _Buffers(weights, self.state, self._context)
+        buffers = self._buffers
+        torch._foreach_copy_(buffers.gradients, [weight.grad for weight in weights])
+        factor: Tensor | float = 1.0
+        if getattr(self, "found_inf", None) is not None:
+            # A tensor, since reading the value would stop the GPU. 0 skips the step.
+            factor = 1 - self.found_inf
+            scale = 1.0 if self.grad_scale is None else self.grad_scale
+            buffers.inputs.copy_(torch.where(self.found_inf > 0, 0.0, buffers.inputs / scale))
+        buffers.momenta.lerp_(buffers.inputs, (1 - MOMENTUM) * factor)
+        buffers.inputs.lerp_(buffers.momenta, MOMENTUM)  # Nesterov's
+        buffers.orthogonalize()
+        [group] = self.param_groups
+        rate, decay = group["lr"], group["weight_decay"]
+        torch._foreach_mul_(weights, 1 - rate * decay * factor)
+        buffers.outputs.mul_(-rate * factor)
+        torch._foreach_add_(weights, buffers.directions)
+        for weight in weights:
             weight.grad = None
 
-    def _momentum(self, weight: nn.Parameter) -> Tensor:
-        """Update the momentum and return Nesterov's: the momentum after an equal next gradient."""
-        state = self.state[weight]
-        if not state:
-            state["momentum"] = torch.zeros_like(weight)
-            state["step"] = torch.zeros(())  # AdamW expects it when a state is loaded
-        gradient = weight.grad
-        assert gradient is not None
-        if self._uses_scaler():
-            scale = 1.0 if self.grad_scale is None else self.grad_scale
-            gradient = torch.where(self.found_inf > 0, 0.0, gradient / scale)
-        momentum: Tensor = state["momentum"]
-        momentum.lerp_(gradient, (1 - MOMENTUM) * self._step_factor())
-        return gradient.lerp(momentum, MOMENTUM)
 
-    def _uses_scaler(self) -> bool:
-        """Whether a GradScaler runs this step."""
-        return getattr(self, "found_inf", None) is not None
+@dataclass(frozen=True)
+class _Stack:
+    """Matrices (N, R, C) of equal shape, R ≤ C, that one process orthogonalizes."""
 
-    def _step_factor(self) -> Any:
-        """Return 0 if a scaled gradient overflowed and the step must be skipped, otherwise 1.
-
-        With a scaler this is a tensor, since reading its value would stop the GPU.
-        """
-        return 1 - self.found_inf if self._uses_scaler() else 1.0
+    rank: int
+    inputs: Tensor
+    outputs: Tensor
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
-    """Move all singular values of matrices (N, R, C) close to 1, to between 0.7 and 1.2.
+class _Buffers:
+    """Momenta, inputs and outputs of the iteration, each in one piece of memory.
+
+    A weight is a view of its place in a buffer, with the order of dimensions (out, h, w, in) or
+    (h, w, in, out). That makes the matrix wide, and is the order of channels_last.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[nn.Parameter],
+        state: Mapping[Tensor, dict[str, Any]],
+        context: DistributedContext,
+    ) -> None:
+        self._weights, self._context = tuple(weights), context
+        size = sum(weight.numel() for weight in weights)
+        self.momenta, self.inputs, self.outputs = torch.zeros(3, size, device=weights[0].device)
+        self._stacks: list[_Stack] = []
+        self._segments: list[Tensor] = []
+        """The outputs of each process."""
+
+        views: dict[nn.Parameter, tuple[Tensor, Tensor, Tensor]] = {}
+        start = 0
+        for rank, part in enumerate(_split(weights, context.world_size)):
+            first = start
+            for shape, members in part.items():
+                length = math.prod(shape) * len(members)
+                pieces = [
+                    buffer[start : start + length].view(len(members), *shape)
+                    for buffer in (self.momenta, self.inputs, self.outputs)
+                ]
+                start += length
+                self._stacks.append(_Stack(rank, pieces[1], pieces[2]))
+                for row, weight in enumerate(members):
+                    momentum, gradient, direction = (_as_weight(p[row], weight) for p in pieces)
+                    views[weight] = momentum, gradient, direction
+            self._segments.append(self.outputs[first:start])
+        for weight in weights:
+            momentum = views[weight][0]
+            if "momentum" in state[weight]:
+                momentum.copy_(state[weight]["momentum"])
+            state[weight]["momentum"] = momentum
+            state[weight].setdefault("step", torch.zeros(()))  # AdamW expects it in a loaded state
+        self.gradients = [views[weight][1] for weight in weights]
+        """Views of `inputs`, shaped like the weights."""
+
+        self.directions = [views[weight][2] for weight in weights]
+        """Views of `outputs`, shaped like the weights."""
+
+    def belong_to(self, weights: Sequence[nn.Parameter]) -> bool:
+        """Whether the buffers are for these weights, in this order."""
+        return len(weights) == len(self._weights) and all(
+            one is other for one, other in zip(weights, self._weights, strict=True)
+        )
+
+    def orthogonalize(self) -> None:
+        """Compute `outputs` from `inputs`, in all processes together."""
+        families: defaultdict[int, list[_Stack]] = defaultdict(list)
+        for stack in self._stacks:
+            if stack.rank == self._context.rank:
+                families[stack.inputs.shape[1]].append(stack)
+        for stacks in families.values():
+            orthogonalize([s.inputs for s in stacks], [s.outputs for s in stacks])
+            for stack in stacks:
+                stack.outputs.mul_(UPDATE_RMS * math.sqrt(stack.outputs.shape[2]))
+        for rank, segment in enumerate(self._segments):
+            self._context.broadcast_tensor(segment, rank)
+
+
+def orthogonalize(stacks: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    """Move all singular values of matrices close to 1, to between 0.7 and 1.2.
 
     The Newton-Schulz iteration X ← aX + b(XXᵀ)X + c(XXᵀ)²X multiplies X by polynomials of XXᵀ, so
-    it is enough to iterate on XXᵀ: for 512x4608 that is a little over a third of the work. The
-    smallest singular values are lost in the rounding of the squares, but the iteration would hardly
-    raise them anyway.
+    it is enough to iterate on S = XXᵀ: for 512x4608 that is a little over a third of the work, and
+    all matrices with R rows take part at once. The smallest singular values are lost in the
+    rounding of the squares, but the iteration would hardly raise them anyway.
+
+    One step is S ← FSF with F = aI + G and G = bS + cS². As FS is aS + GS, each is one product with
+    one addition.
+
+    Args:
+        stacks: matrices (N, R, C) with one R ≤ C.
+        outputs: where the results are written, (N, R, C).
     """
-    if matrices.shape[1] > matrices.shape[2]:
-        return orthogonalize(matrices.mT).mT
-    norms = torch.linalg.matrix_norm(matrices, keepdim=True)
-    matrices = matrices / norms.clamp(min=MIN_NORM)
-    square = matrices @ matrices.mT
-    product = factor = _factor(square)
-    for _ in range(NEWTON_SCHULZ_STEPS - 1):
-        square = factor @ square @ factor
-        factor = _factor(square)
-        product = factor @ product
-    return product @ matrices
-
-
-def _factor(square: Tensor) -> Tensor:
-    """Return aI + bS + cS², the factor of one step."""
     a, b, c = NEWTON_SCHULZ
-    factor = torch.baddbmm(square, square, square, beta=b, alpha=c)
-    factor.diagonal(dim1=1, dim2=2).add_(a)
-    return factor
+    rows, counts = stacks[0].shape[1], [len(stack) for stack in stacks]
+    squares = stacks[0].new_empty(sum(counts), rows, rows)
+    for stack, square in zip(stacks, torch.split(squares, counts), strict=True):
+        torch.bmm(stack, stack.mT, out=square)
+    # The trace of XXᵀ is the square of X's norm.
+    norms = squares.diagonal(dim1=1, dim2=2).sum(dim=1).sqrt_().clamp_(min=MIN_NORM)[:, None, None]
+    squares.div_(norms.square())
+    change = torch.baddbmm(squares, squares, squares, beta=b, alpha=c)
+    product = change.clone()
+    product.diagonal(dim1=1, dim2=2).add_(a)
+    for _ in range(NEWTON_SCHULZ_STEPS - 1):
+        half = torch.baddbmm(squares, change, squares, beta=a)
+        squares = torch.baddbmm(half, half, change, beta=a)
+        change = torch.baddbmm(squares, squares, squares, beta=b, alpha=c)
+        product = torch.baddbmm(product, change, product, beta=a)
+    product.div_(norms)
+    for part, stack, output in zip(torch.split(product, counts), stacks, outputs, strict=True):
+        torch.bmm(part, stack, out=output)
 
 
-def _group_by_shape(parameters: Iterable[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
-    """Group the weights of convolutions that have a gradient by their shape."""
-    groups: defaultdict[torch.Size, list[nn.Parameter]] = defaultdict(list)
-    for parameter in parameters:
-        if parameter.ndim == 4 and parameter.grad is not None:
-            groups[parameter.shape].append(parameter)
-    return groups.values()
+def _split(
+    weights: Sequence[nn.Parameter], processes: int
+) -> list[defaultdict[tuple[int, int], list[nn.Parameter]]]:
+    """Distribute weights over processes with about equal work each, grouped by matrix shape."""
+    parts: list[defaultdict[tuple[int, int], list[nn.Parameter]]]
+    parts = [defaultdict(list) for _ in range(processes)]
+    work = [0] * processes
+    # The largest first, so that the small ones fill up the differences.
+    for weight in sorted(weights, key=_work, reverse=True):
+        least = work.index(min(work))
+        parts[least][_matrix_shape(weight)].append(weight)
+        work[least] += _work(weight)
+    return parts
+
+
+def _work(weight: Tensor) -> int:
+    """Return the multiplications that one iteration of a matrix needs."""
+    rows, columns = _matrix_shape(weight)
+    return 2 * rows * rows * columns + (4 * (NEWTON_SCHULZ_STEPS - 1) + 1) * rows**3
+
+
+def _matrix_shape(weight: Tensor) -> tuple[int, int]:
+    """Return rows and columns, the smaller number first."""
+    rows, columns = len(weight), weight[0].numel()
+    return min(rows, columns), max(rows, columns)
+
+
+def _as_weight(matrix: Tensor, weight: Tensor) -> Tensor:
+    """Return a view of a wide matrix (R, C) with the shape (out, in, h, w) of a weight."""
+    out, inputs, height, width = weight.shape
+    if out <= weight[0].numel():
+        return matrix.view(out, height, width, inputs).permute(0, 3, 1, 2)
+    return matrix.view(height, width, inputs, out).permute(3, 2, 0, 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,17 +13,19 @@ from torch.amp.grad_scaler import GradScaler
 
 from src_salt.muon import Muon, orthogonalize
 
+from .conftest import python
+
 RATE, DECAY = 0.01, 0.1
 
 
 class _Layer(nn.Module):
     """The parameters of a convolution."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, shape: tuple[int, ...] = (10, 6, 3, 3)) -> None:
         super().__init__()
         draw = torch.Generator().manual_seed(seed)
-        self.weight = nn.Parameter(torch.randn(10, 6, 3, 3, generator=draw) / 7)
-        self.bias = nn.Parameter(torch.randn(10, generator=draw))
+        self.weight = nn.Parameter(torch.randn(shape, generator=draw) / 7)
+        self.bias = nn.Parameter(torch.randn(len(self.weight), generator=draw))
 
 
 def _gradients(seed: int, like: _Layer) -> dict[str, Tensor]:
@@ -34,13 +38,19 @@ def _give(layer: _Layer, gradients: dict[str, Tensor], scale: float = 1.0) -> No
         parameter.grad = gradients[name] * scale
 
 
-@pytest.mark.parametrize("shape", [(16, 144), (144, 16), (1, 32), (24, 24)])
+def _orthogonalized(matrices: Tensor) -> Tensor:
+    result = torch.empty_like(matrices)
+    orthogonalize([matrices], [result])
+    return result
+
+
+@pytest.mark.parametrize("shape", [(16, 144), (1, 32), (24, 24)])
 def test_singular_values_are_close_to_one_and_vectors_stay(shape: tuple[int, int]) -> None:
     """For three matrices at once, each with another scale."""
     matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
     matrices *= torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
     left, values, right = torch.linalg.svd(matrices, full_matrices=False)
-    turned = left.mT @ orthogonalize(matrices) @ right.mT
+    turned = left.mT @ _orthogonalized(matrices) @ right.mT
     found = turned.diagonal(dim1=1, dim2=2)
     torch.testing.assert_close(turned, torch.diag_embed(found), atol=1e-3, rtol=0)
     large = values > 0.05 * values[:, :1]
@@ -56,18 +66,29 @@ def test_orthogonalize_equals_the_published_iteration(rank: int) -> None:
     for _ in range(5):
         square = wanted @ wanted.T
         wanted = 3.4445 * wanted - 4.7750 * square @ wanted + 2.0315 * square @ square @ wanted
-    found = orthogonalize(matrix[None])[0].double()
+    found = _orthogonalized(matrix[None])[0].double()
     assert (found - wanted).norm() < 1e-3 * wanted.norm()
 
 
 def test_zero_gradient_changes_nothing() -> None:
     """There is no division by zero."""
-    assert not orthogonalize(torch.zeros(2, 4, 9)).any()
+    assert not _orthogonalized(torch.zeros(2, 4, 9)).any()
 
 
-def test_convolutions_are_updated_like_pytorchs_muon() -> None:
+def test_stacks_with_equally_many_rows_are_independent() -> None:
+    """They share the iteration; the result is the same as for each alone."""
+    draw = torch.Generator().manual_seed(3)
+    stacks = [torch.randn(n, 8, columns, generator=draw) for n, columns in ((1, 9), (3, 72))]
+    results = [torch.empty_like(stack) for stack in stacks]
+    orthogonalize(stacks, results)
+    for stack, result in zip(stacks, results, strict=True):
+        torch.testing.assert_close(result, _orthogonalized(stack))
+
+
+@pytest.mark.parametrize("shape", [(10, 6, 3, 3), (32, 8, 1, 1), (96, 2, 3, 3)])
+def test_convolutions_are_updated_like_pytorchs_muon(shape: tuple[int, int, int, int]) -> None:
     """PyTorch's Muon accepts only matrices, and multiplies in bfloat16: hence the tolerance."""
-    layer = _Layer()
+    layer = _Layer(shape=shape)
     matrix = nn.Parameter(layer.weight.detach().flatten(1).clone())
     ours = Muon(layer.parameters(), lr=RATE, weight_decay=DECAY)
     theirs = torch.optim.Muon([matrix], lr=RATE, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw")
@@ -83,12 +104,17 @@ def test_convolutions_are_updated_like_pytorchs_muon() -> None:
         assert apart < 0.03 * (step + 1) * moved
 
 
-def test_other_parameters_are_updated_like_adamw() -> None:
-    """Biases and normalization, exactly."""
+@pytest.mark.parametrize("weight_too", [False, True])
+def test_other_parameters_are_updated_like_adamw(weight_too: bool) -> None:
+    """Biases, normalization and the chosen convolutions, exactly."""
     layer, other = _Layer(), _Layer()
-    ours = Muon(layer.parameters(), lr=RATE, weight_decay=DECAY)
+    ours = Muon(layer.parameters(), RATE, DECAY, like_adamw=[layer.weight] if weight_too else [])
     theirs = torch.optim.AdamW(
-        [other.bias], lr=RATE, betas=(0.9, 0.99), weight_decay=DECAY, fused=True
+        list(other.parameters()) if weight_too else [other.bias],
+        lr=RATE,
+        betas=(0.9, 0.99),
+        weight_decay=DECAY,
+        fused=True,
     )
     for step in range(3):
         gradients = _gradients(step, layer)
@@ -97,6 +123,7 @@ def test_other_parameters_are_updated_like_adamw() -> None:
         ours.step()
         theirs.step()
     assert torch.equal(layer.bias, other.bias)
+    assert torch.equal(layer.weight, other.weight) == weight_too
 
 
 def test_layers_of_equal_shape_are_independent() -> None:
@@ -175,24 +202,102 @@ def test_overflow_skips_the_step(overflow: float, unscaled: bool) -> None:
     assert scaler.get_scale() == 2.0**9
 
 
-def test_saved_state_continues_bit_for_bit() -> None:
+@pytest.mark.parametrize("steps_before_loading", [0, 1])
+def test_saved_state_continues_bit_for_bit(steps_before_loading: int) -> None:
     """The state includes the momentum of convolutions."""
     layer = _Layer()
     optimizer = Muon(layer.parameters(), lr=RATE, weight_decay=DECAY)
     _give(layer, _gradients(0, layer))
     optimizer.step()
     other = _Layer(7)
+    loaded = Muon(other.parameters(), lr=RATE, weight_decay=DECAY)
+    for seed in range(steps_before_loading):
+        _give(other, _gradients(5 + seed, other))
+        loaded.step()
     other.load_state_dict(layer.state_dict())
-    resize_to_original = Muon(other.parameters(), lr=RATE, weight_decay=DECAY)
-    resize_to_original.load_state_dict(deepcopy(optimizer.state_dict()))
-    for each, its_optimizer in ((layer, optimizer), (other, resize_to_original)):
+    loaded.load_state_dict(deepcopy(optimizer.state_dict()))
+    for each, its_optimizer in ((layer, optimizer), (other, loaded)):
         _give(each, _gradients(1, each))
         its_optimizer.step()
     assert torch.equal(layer.weight, other.weight)
     assert torch.equal(layer.bias, other.bias)
 
 
+def test_state_of_earlier_versions_can_be_loaded() -> None:
+    """They had a momentum for the convolutions that are now updated like AdamW."""
+    layer = _Layer()
+    earlier = Muon(layer.parameters(), RATE, DECAY)
+    _give(layer, _gradients(0, layer))
+    earlier.step()
+    optimizer = Muon(layer.parameters(), RATE, DECAY, like_adamw=[layer.weight])
+    optimizer.load_state_dict(earlier.state_dict())
+    _give(layer, _gradients(1, layer))
+    optimizer.step()
+    assert "exp_avg" in optimizer.state[layer.weight]
+
+
+def test_weights_without_gradient_do_not_change() -> None:
+    """Also if they had one before; their momentum stays."""
+    layers = nn.ModuleList([_Layer(1), _Layer(2)])
+    optimizer = Muon(layers.parameters(), RATE, DECAY)
+    for layer in layers:
+        _give(layer, _gradients(0, layer))
+    optimizer.step()
+    before = layers[1].weight.detach().clone()
+    momentum = optimizer.state[layers[1].weight]["momentum"].clone()
+    _give(layers[0], _gradients(1, layers[0]))
+    layers[1].zero_grad()
+    optimizer.step()
+    assert torch.equal(layers[1].weight, before)
+    assert torch.equal(optimizer.state[layers[1].weight]["momentum"], momentum)
+
+
 def _scaler() -> GradScaler:
     scaler = GradScaler("cpu", init_scale=2.0**10)
     scaler.scale(torch.ones(()))
     return scaler
+
+
+@pytest.mark.slow
+def test_processes_share_the_work(tmp_path: Path) -> None:
+    """Each orthogonalizes a part, and all have the same weights as one process alone has."""
+    program = f"""
+        import sys
+        import torch
+        from torch import distributed
+        from src_salt.device import SINGLE_PROCESS, DistributedContext
+        from src_salt import muon
+
+        def train(context):
+            torch.manual_seed(1)
+            layers = torch.nn.ModuleList(
+                [torch.nn.Conv2d(*sizes) for sizes in [(8, 16, 3), (16, 16, 3), (4, 32, 1)] * 2]
+            )
+            optimizer = muon.Muon(layers.parameters(), 0.01, 0.1, context=context)
+            for _ in range(3):
+                for parameter in layers.parameters():
+                    parameter.grad = torch.randn_like(parameter)
+                optimizer.step()
+            return [p.detach() for p in layers.parameters()]
+
+        rank = int(sys.argv[1])
+        distributed.init_process_group(
+            "gloo", init_method="file://{tmp_path}/meeting", rank=rank, world_size=2
+        )
+        numbers = []
+        orthogonalize = muon.orthogonalize
+        def counted(stacks, outputs):
+            numbers.extend(map(len, stacks))
+            orthogonalize(stacks, outputs)
+        muon.orthogonalize = counted
+        shared = train(DistributedContext(rank, 2))
+        assert 0 < sum(numbers) < 3 * 6, numbers
+        for one, other in zip(train(SINGLE_PROCESS), shared, strict=True):
+            torch.testing.assert_close(one, other)
+        torch.save(shared, "{tmp_path}/" + str(rank))
+        distributed.destroy_process_group()
+    """
+    with ThreadPoolExecutor(2) as pool:
+        ends = list(pool.map(lambda rank: python(program, rank), ["0", "1"]))
+    assert [end.returncode for end in ends] == [0, 0], ends
+    assert all(map(torch.equal, *(torch.load(tmp_path / rank) for rank in ("0", "1"))))
