@@ -172,7 +172,7 @@ def measure(case: Case) -> Measured:
             peak_flops=_peak_flops(trainer.compute.device, trainer.compute.dtype),
             dtype=_dtype_name(trainer.compute.dtype, on_gpu),
             images=images,
-            device=torch.cuda.get_device_dtype_name() if on_gpu else "CPU",
+            device=torch.cuda.get_device_name() if on_gpu else "CPU",
             flags=" ".join(sorted(cpu_flags() & SHOWN_FLAGS)),
             torch=torch.__version__,
             threads=torch.get_num_threads(),

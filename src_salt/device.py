@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import faulthandler
 import gc
+import os
 import random
 import re
 from collections.abc import Iterator
@@ -40,9 +41,16 @@ class DistributedContext:
     def from_torchrun(cls, hang_seconds: float) -> DistributedContext:
         """Join the process group that torchrun started this process in."""
         faulthandler.dump_traceback_later(hang_seconds, exit=True)
+        device = None
+        if torch.cuda.is_available():
+            # Known from the start, so that NCCL connects at once, and a process does not also
+            # allocate memory on the first GPU.
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+            torch.cuda.set_device(device)
         distributed.init_process_group(
-            "nccl" if torch.cuda.is_available() else "gloo",
+            "gloo" if device is None else "nccl",
             timeout=timedelta(seconds=hang_seconds),
+            device_id=device,
         )
         return cls(distributed.get_rank(), distributed.get_world_size(), hang_seconds)
 

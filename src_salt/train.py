@@ -139,7 +139,8 @@ class Trainer:
             self.model = self.compute.place(sync_batch_norm(model, self.context))
             self.network: nn.Module = self.model
             if self.context.world_size > 1:
-                self.network = DistributedDataParallel(self.model)
+                # Synchronized batch normalization keeps the buffers of all processes equal.
+                self.network = DistributedDataParallel(self.model, broadcast_buffers=False)
             self.loss = LOSS_FUNCTIONS[experiment.loss]
             self.batches, self.validation = self._build_batches(train, validation)
             self.truths = torch.from_numpy(validation.masks).to(self.compute.device) > 0

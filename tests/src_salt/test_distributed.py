@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from src_salt.outputs import Outputs
 from .conftest import finish_run, python
 
 NAME = "resnet34_BCEDice"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
@@ -88,6 +90,52 @@ def test_two_processes_train_like_one_with_the_same_batch(
         assert other.pop("val_score") == pytest.approx(one.pop("val_score"), abs=difference)
         for name, value in one.items():
             assert other[name] == pytest.approx(value, rel=tolerance, abs=tolerance), name
+
+
+BUFFERS_OF_BOTH = """
+    import sys, torch
+    from pathlib import Path
+    from torch import distributed
+    from src_salt.config import Experiment, Settings
+    from src_salt.data import load_labelled, split
+    from src_salt.device import DistributedContext
+    from src_salt.train import Trainer
+
+    context = DistributedContext.from_torchrun(100)
+    settings = Settings(Path(sys.argv[1]), Path(sys.argv[2]), recipe="best", processes=2,
+                        batch_size=4, image_size=32, pretrained=False, num_workers=0)
+    train, validation = split(load_labelled(settings.data_dir), settings)
+    experiment = Experiment("resnet34", "BCEDice")
+    trainer = Trainer(experiment, settings, train, validation, context=context)
+    initial = [buffer.clone() for buffer in trainer.model.buffers()]
+    epoch = trainer.run_epoch()
+    mine = [epoch, *trainer.model.buffers()]
+    found = [None, None]
+    distributed.all_gather_object(found, mine)
+    if context.is_main:
+        (one, *ours), (other, *theirs) = found
+        changed = [not torch.equal(*pair) for pair in zip(initial, ours, strict=True)]
+        print("\\nfound:", len(ours), all(changed), one == other,
+              all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True)))
+    distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_processes_keep_equal_running_statistics(competition_dir: Path, tmp_path: Path) -> None:
+    """DistributedDataParallel does not copy them, and each process validates with its own."""
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(BUFFERS_OF_BOTH))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *torchrun, program, competition_dir, tmp_path]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (found,) = re.findall(r"^found: (\d+) (.*)$", done.stdout, re.MULTILINE)
+    assert int(found[0]) >= 3 * 44  # mean, variance and count of every batch normalization
+    assert found[1] == "True True True"
 
 
 @pytest.mark.slow
