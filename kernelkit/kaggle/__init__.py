@@ -11,7 +11,7 @@ datasets      what a dataset holds, and new versions of it: `Dataset`, `DatasetD
               `BROKEN`, `NAME_LENGTHS`, `READY`, `SLUG`
 uploads       sends a file to an address that Kaggle names: `upload`, `UploadAddress`
 transfer      downloads one output: `download`, `Transfer`, `Stopped`
-logs          reads a log, live or finished: `parse_log`
+logs          reads a log, live or finished: `parse_log`, `stream_log`
 credentials   whose account this is: `account_name`, `key_files`
 local         starts a local Kaggle, checks its folder of inputs: `local_kaggle`,
               `emulator_command`, `require_inputs`, `ReadyLocalKaggle`

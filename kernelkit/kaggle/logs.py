@@ -5,6 +5,7 @@ A log may have any size, so the number of entries and the length of each are lim
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 import math
@@ -13,7 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from kernelkit.kaggle.types import LogEntry
 
@@ -26,17 +27,45 @@ ENTRY_CHARACTERS = 8 << 20  # the manifest of a failed run with 20,000 outputs h
 ENTRIES = 200_000  # beyond, several are joined: an entry needs 600 B, its text often 10
 JOINED_CHARACTERS = 1 << 16
 QUEUED_CHUNKS = 4
+LONGEST_TOKEN = 16  # of JSON, besides strings and numbers: where a value is cut off, it may end
 
-_BETWEEN = re.compile(r"\s*(,?)\s*")
+_BLANKS = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
 
 
 def parse_log(text: str) -> list[LogEntry]:
     """The entries of a finished run's log: a JSON array, or else plain lines."""
     try:
-        return list(_joined(_array(text)))
+        return list(_joined(_array(iter([text]))))
     except (ValueError, RecursionError):
-        return list(_joined(LogEntry("stdout", 0.0, line) for line in _plain_lines(text)))
+        return list(_joined(LogEntry("stdout", 0.0, line) for line in _plain_lines(iter([text]))))
+
+
+def stream_log(file: BinaryIO) -> Iterator[LogEntry]:
+    """The entries of a log of any size, as they are read; those before a damaged place.
+
+    Of the log, a part of CHUNK_BYTES or its longest entry is in memory, whichever is longer.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    is_array = False
+    try:
+        for entry in _array(_chunks(file)):
+            is_array = True
+            yield entry
+    except (ValueError, RecursionError):
+        if not is_array:  # plain lines may begin with a bracket
+            file.seek(0)
+            for line in _plain_lines(_chunks(file)):
+                yield LogEntry("stdout", 0.0, line)
+
+
+def _chunks(file: BinaryIO) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    while data := file.read(CHUNK_BYTES):
+        yield decoder.decode(data)
+    yield decoder.decode(b"", final=True)
 
 
 def events(response: requests.Response, end: float) -> Iterator[LogEntry]:
@@ -125,43 +154,106 @@ def _put(arrived: queue.Queue[bytes], chunk: bytes, stopped: threading.Event) ->
     return False
 
 
-def _array(text: str) -> Iterator[LogEntry]:
+def _array(parts: Iterator[str]) -> Iterator[LogEntry]:
     """The entries of a JSON array, one at a time: all at once need ten times the memory.
+
+    `parts` are those of its text, of any length.
 
     Raises:
         ValueError, RecursionError: it is not JSON.
     """
-    position = _end_of_blanks(text, 0)
-    if not text.startswith("[", position):
-        if (found := _entry(json.loads(text))) is not None:
+    text = _Text(parts)
+    if text.next_character() != "[":
+        found = _entry(text.value())
+        if text.next_character():
+            raise ValueError("text after a JSON value")
+        if found is not None:
             yield found
         return
-    position = _end_of_blanks(text, position + 1)
-    while not text.startswith("]", position):
-        value, position = _DECODER.raw_decode(text, position)
-        if (found := _entry(value)) is not None:
+    text.position += 1
+    separator = text.take() if text.next_character() == "]" else ","
+    while separator == ",":
+        if (found := _entry(text.value())) is not None:
             yield found
-        between = _BETWEEN.match(text, position)
-        assert between is not None  # it matches anything
-        position = between.end()
-        if bool(between[1]) == text.startswith("]", position):
-            raise ValueError(f"not a JSON array at {position}")
-    if _end_of_blanks(text, position + 1) != len(text):
+        separator = text.take()
+    if separator != "]":
+        raise ValueError("not a JSON array")
+    if text.next_character():
         raise ValueError("text after a JSON array")
 
 
-def _end_of_blanks(text: str, start: int) -> int:
-    while start < len(text) and text[start] in " \t\r\n":
-        start += 1
-    return start
+class _Text:
+    """A text that arrives in parts, and a place in it."""
+
+    def __init__(self, parts: Iterator[str]) -> None:
+        self._parts, self._text = parts, ""
+        self.position = 0
+
+    def next_character(self) -> str:
+        """The first character from here on that is not blank, and the new place; "" at the end."""
+        while True:
+            end = _BLANKS.match(self._text, self.position)
+            assert end is not None  # it matches anything
+            self.position = end.end()
+            if self.position < len(self._text):
+                return self._text[self.position]
+            if not self._more():
+                return ""
+
+    def take(self) -> str:
+        """The next character that is not blank, which is then behind the place; "" at the end."""
+        character = self.next_character()
+        self.position += len(character)
+        return character
+
+    def value(self) -> object:
+        """The JSON value at this place, which is then behind it.
+
+        Raises:
+            ValueError, RecursionError: there is none.
+        """
+        while True:
+            self.next_character()
+            try:
+                value, end = _DECODER.raw_decode(self._text, self.position)
+            except json.JSONDecodeError as error:
+                near_end = error.pos > len(self._text) - LONGEST_TOKEN
+                is_cut_off = near_end or error.msg.startswith("Unterminated string")
+                if not is_cut_off or len(self._text) > LOG_BYTES or not self._more():
+                    raise
+                continue
+            if end == len(self._text) and self._more():  # of a number, there may be more
+                continue
+            self.position = end
+            return value
+
+    def _more(self) -> bool:
+        """Read on, at least as much as is left, so that a long value takes linear time."""
+        left, self.position = self._text[self.position :], 0
+        ahead, size = [left] if left else [], 0
+        for part in filter(None, self._parts):
+            ahead.append(part)
+            size += len(part)
+            if size >= len(left):
+                break
+        self._text = "".join(ahead)  # of one part it makes no copy
+        return size > 0
 
 
-def _plain_lines(text: str) -> Iterator[str]:
-    start = 0
-    while start < len(text):
-        end = text.find("\n", start) + 1 or len(text)
-        yield text[start:end]
-        start = end
+def _plain_lines(parts: Iterator[str]) -> Iterator[str]:
+    """Lines with their ends; one that is longer than an entry may be comes in pieces."""
+    pending = ""
+    for part in parts:
+        text, start = pending + part, 0
+        while (end := text.find("\n", start) + 1) > 0:
+            yield text[start:end]
+            start = end
+        pending = text[start:]
+        if len(pending) > ENTRY_CHARACTERS:
+            yield pending
+            pending = ""
+    if pending:
+        yield pending
 
 
 def _joined(entries: Iterator[LogEntry]) -> Iterator[LogEntry]:

@@ -18,6 +18,7 @@ from kernelkit.config import KernelSettings, Parameter, is_kernel_of
 from kernelkit.errors import LocalError
 from kernelkit.kaggle.types import PRODUCTION
 from kernelkit.notebook.manifest import BUNDLE_NAME, Manifest
+from kernelkit.notebook.runtime import RunEvent
 from kernelkit.runs import store
 from kernelkit.runs.events import TimedEvent, read_events
 from kernelkit.runs.manifest import RUN_MANIFEST_NAME, RunManifest
@@ -196,7 +197,7 @@ def _measured(folders: Iterable[RunFolder]) -> Iterator[MeasuredRun]:
             continue
         if manifest.digest != bundle.digest or not manifest.seconds:
             continue
-        timed = read_events(folder.log)
+        timed = [one for one in read_events(folder.log) if _says_how_much(one.event)]
         epochs = [one for one in timed if one.event.kind == "epoch"]
         planned = next((one.event.experiments for one in timed if one.event.experiments), ())
         parallel = max(1, len(bundle.trials))  # trials of a sweep, at the same time
@@ -221,6 +222,11 @@ def _measured(folders: Iterable[RunFolder]) -> Iterator[MeasuredRun]:
             gpus=tuple(map(str, gpus)) if isinstance(gpus, list) else (),
             tpu=asked.machine if asked.wants_tpu else "",
         )
+
+
+def _says_how_much(event: RunEvent) -> bool:
+    """Whether an event shows how much work there was: a log may have millions of others."""
+    return event.kind in ("epoch", "incomplete") or bool(event.experiments)
 
 
 def _is_part(timed: Sequence[TimedEvent]) -> bool:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernelkit.errors import KernelkitError
-from kernelkit.kaggle.logs import parse_log
+from kernelkit.kaggle.logs import stream_log
 from kernelkit.kaggle.types import LogEntry
-from kernelkit.notebook.runtime import RunEvent, parse_event
-from kernelkit.storage import read_file
+from kernelkit.notebook.runtime import EVENT_CHARACTERS, RunEvent, parse_event
+from kernelkit.storage import opened
 
-LOG_BYTES = 64 << 20  # events are not read from a larger log
+_LINE_ENDS = re.compile(r"[\r\n]")
 
 
 @dataclass(frozen=True)
@@ -23,24 +24,32 @@ class TimedEvent:
     event: RunEvent
 
 
-def read_events(path: Path) -> list[TimedEvent]:
-    """Every event in a log, in its order; none from a log that is missing, damaged or too large."""
-    try:
-        if path.stat().st_size > LOG_BYTES:
-            return []
-        entries = parse_log(read_file(path).decode(errors="replace"))
-    except (OSError, ValueError, RecursionError, KernelkitError):
-        return []
-    lines = ((seconds, line) for seconds, line in _lines(entries) if '"event"' in line)
-    found = ((seconds, parse_event(line)) for seconds, line in lines)
-    return [TimedEvent(seconds, event) for seconds, event in found if event]
+def read_events(path: Path) -> Iterator[TimedEvent]:
+    """Every event in a log of any size, in its order, as the log is read.
+
+    None from a log that is missing, and of a damaged one those before the damage.
+    """
+    with suppress(OSError), opened(path) as file:
+        for seconds, line in _lines(stream_log(file)):
+            if '"event"' in line and (event := parse_event(line)) is not None:
+                yield TimedEvent(seconds, event)
 
 
-def _lines(entries: list[LogEntry]) -> Iterator[tuple[float, str]]:
-    """The lines of each stream, with the time of the entry in which a line ends."""
-    pending: dict[str, str] = {}
+def _lines(entries: Iterable[LogEntry]) -> Iterator[tuple[float, str]]:
+    """The lines of each stream, with the time of the entry in which a line ends.
+
+    Of a line that is too long for an event, only the beginning.
+    """
+    pending: dict[str, list[str]] = {}
+    seconds = 0.0
     for entry in entries:
-        *lines, rest = (pending.get(entry.stream, "") + entry.text).split("\n")
-        yield from ((entry.seconds, part) for line in lines for part in line.splitlines())
-        pending[entry.stream] = rest
-    yield from ((entries[-1].seconds, rest) for rest in pending.values() if rest)
+        seconds = entry.seconds
+        *lines, rest = _LINE_ENDS.split(entry.text)
+        begun = pending.setdefault(entry.stream, [])
+        for line in lines:
+            yield seconds, "".join([*begun, line])
+            begun.clear()
+        if rest and sum(map(len, begun)) <= EVENT_CHARACTERS:
+            begun.append(rest)
+    for begun in pending.values():
+        yield seconds, "".join(begun)

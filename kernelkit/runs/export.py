@@ -157,7 +157,7 @@ def _read(folder: store.RunFolder) -> _Run:
         seconds = datetime.fromisoformat(started).timestamp()
     except ValueError:
         seconds = datetime.fromisoformat(details.pushed).timestamp()
-    events = read_events(folder.log) if folder.is_complete() else []
+    events = list(read_events(folder.log)) if folder.is_complete() else []
     return _Run(details, folder.slug, seconds, events)
 
 

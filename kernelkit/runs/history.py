@@ -379,7 +379,7 @@ class _Known:
         return best_metric(self._epochs(), self.bundle.metric, self.bundle.metric_goal)
 
     def _epochs(self) -> Sequence[RunEvent]:
-        timed = read_events(self.folder.log) if self.manifest else []
+        timed = read_events(self.folder.log) if self.manifest else iter(())
         return [one.event for one in timed if one.event.kind == "epoch"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -187,8 +188,8 @@ def test_without_epochs_the_whole_time_grows_and_that_is_no_measurement(tmp_path
 def test_a_damaged_log_has_no_events(log: str, tmp_path: Path) -> None:
     path = tmp_path / "some.log"
     path.write_text(log)
-    assert read_events(path) == []
-    assert read_events(tmp_path / "missing") == []
+    assert list(read_events(path)) == []
+    assert list(read_events(tmp_path / "missing")) == []
 
 
 def test_the_pieces_of_a_line_are_joined_by_stream(tmp_path: Path) -> None:
@@ -205,3 +206,28 @@ def test_the_pieces_of_a_line_are_joined_by_stream(tmp_path: Path) -> None:
     path.write_text(json.dumps(pieces))
     found = [(one.seconds, one.event.kind, one.event.numbers) for one in read_events(path)]
     assert found == [(2, "epoch", {"epoch": 1}), (2, "epoch", {"epoch": 2}), (3, "end", {})]
+
+
+@pytest.mark.parametrize("form", ["array", "plain", "cut off"])
+def test_a_log_of_any_size_has_events(form: str, tmp_path: Path) -> None:
+    """More than 64 MB, with entries and lines longer than the parts in which it is read."""
+    path = tmp_path / "some.log"
+    bulk, each = "é" * 3_000_000, 12
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write("" if form == "plain" else "[")
+        for number in range(each):
+            text = f'[{number}] {bulk}\n{{"event": "epoch", "epoch": {number}}}\n'
+            if form != "plain":
+                entry = {"stream_name": "stdout", "time": number, "data": text}
+                text = ("," if number else "") + json.dumps(entry, ensure_ascii=False) + "\n"
+            stream.write(text)
+        stream.write({"array": "]", "plain": "the end", "cut off": ',{"data": "x'}[form])
+    assert path.stat().st_size > 64 << 20
+    tracemalloc.start()
+    try:
+        found = [(one.seconds, one.event.numbers["epoch"]) for one in read_events(path)]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found == [(0 if form == "plain" else number, number) for number in range(each)]
+    assert peak < path.stat().st_size / 2

@@ -34,7 +34,7 @@ faults        `RuntimeFault`, `Stalled`
 from .command_line import command_line
 from .deadline import time_left
 from .documents import BundleDocument, OptionDocument, RunManifestDocument
-from .events import RunEvent, parse_event
+from .events import EVENT_CHARACTERS, RunEvent, parse_event
 from .faults import RuntimeFault, Stalled
 from .files import NOT_OUTPUTS
 from .inputs import HOURS_LEFT
@@ -45,6 +45,7 @@ from .sources import CODE_FILE
 
 __all__ = [
     "CODE_FILE",
+    "EVENT_CHARACTERS",
     "HOURS_LEFT",
     "MANIFEST_MARK",
     "NOT_OUTPUTS",
