@@ -21,7 +21,9 @@ plan      what a run, a chain or a sweep will need, and whether the quota has it
 notify    messages at the end of a run or a campaign, and when the quota gets low: `messenger`,
           `Messenger`
 chain     one session after another until the program is done: `run_chain`, `read_chain`,
-          `rehearse_chain`, `ended_chain`, `command_of`, `ChainRecord`, `ChainSession`
+          `rehearse_chain`, `command_of`, `ChainRecord`, `ChainSession`
+elsewhere  a chain that Kaggle has, and that was started on another machine
+progress  how far a session of a chain has come
 collect   downloads and verifies the runs of a project that were pushed elsewhere: `collect`,
           `CollectResult`, `CollectedRun`
 

@@ -18,10 +18,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from kernelkit import workflow
+from kernelkit.campaigns.elsewhere import require_no_chain_elsewhere
 from kernelkit.campaigns.lanes import lane_config, resuming_config, session_config
+from kernelkit.campaigns.progress import IDLE_SESSIONS, fingerprint, last_point
 from kernelkit.campaigns.sessions import (
     RETRIES,
     Ending,
@@ -36,10 +38,10 @@ from kernelkit.config import CHAIN_SUFFIX
 from kernelkit.errors import (
     CapacityError,
     ConfigError,
-    KernelkitError,
     LocalError,
     PreflightError,
     RefusedError,
+    RunFailedError,
 )
 from kernelkit.kaggle.types import PRODUCTION, ignore
 from kernelkit.notebook.manifest import Document
@@ -58,6 +60,8 @@ from kernelkit.storage import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kernelkit.config import Config
     from kernelkit.kaggle.kernels import Kaggle
     from kernelkit.runs.download import PulledRun
@@ -104,6 +108,12 @@ class ChainSession(Document):
     ended: str | None = None
     point: RunFacts | None = None
     """The last event that the run has reported."""
+
+    fingerprint: str | None = None
+    """Of what the next session starts from; see `progress.fingerprint`."""
+
+    idle: bool = False
+    """Whether it came no further than the session before it."""
 
     @property
     def name(self) -> str:
@@ -179,6 +189,11 @@ class ChainRecord(Document):
         later = itertools.takewhile(lambda one: one.ending in setbacks, reversed(self.sessions))
         return sum(1 for _ in later)
 
+    @property
+    def idle_sessions(self) -> int:
+        """How many of the last sessions in a row came no further."""
+        return sum(1 for _ in itertools.takewhile(lambda one: one.idle, reversed(self.sessions)))
+
 
 def run_chain(
     config: Config,
@@ -191,17 +206,21 @@ def run_chain(
     wait: bool = False,
     deadline: float | None = None,
     on_event: OnEvent = ignore,
+    on_end: Callable[[ChainRecord], None] = ignore,
 ) -> PulledRun:
     """Run sessions until the program says no longer that it is incomplete; returns the last one.
 
     A chain of the same work that is not complete is continued, unless `again` is set. `resume` is
     a run whose outputs the first session of a new chain has as an input. `deadline` is in seconds.
+    `on_end` hears of a chain whose last session has ended in this call, also if an error follows.
 
     Raises:
-        ConfigError: the entry takes no parameter for the folder of earlier results.
+        ConfigError: the entry takes no parameter for the folder of earlier results, or Kaggle has
+            a chain of the same work that was started elsewhere.
         CapacityError: the quota is used up, or `max_sessions` have run: the chain can be continued.
         LocalError: another process runs this chain, or its file is damaged.
-        RunFailedError: a session failed by an error of the program, or was cancelled.
+        RunFailedError: a session failed by an error of the program, was cancelled, or came no
+            further than the one before, twice in a row.
         DeadlineError: `deadline` seconds passed; the session continues.
         KernelkitError: what `push_session` and `pull_session` raise; the chain can be continued.
     """
@@ -218,16 +237,20 @@ def run_chain(
     make_ignored_folder(root)
     with locked(root / config.kernel.slug, CHAIN_LOCK, on_wait=refuse):
         chain = _Chain.find(config, kaggle, root, again, resume, on_event)
-        while True:
-            left = None if end is None else max(1.0, end - time.monotonic())
-            folder = chain.push(max_sessions, wait=wait, deadline=left)
-            left = None if end is None else max(1.0, end - time.monotonic())
-            pulled = pull_session(kaggle, folder, deadline=left, on_event=on_event)
-            ending = ending_of(pulled)
-            chain.note_end(pulled, ending)
-            if ending == Ending.COMPLETE or not chain.may_go_on(pulled, ending):
-                workflow.require_success(pulled, config.project)
-                return pulled
+        try:
+            while True:
+                left = None if end is None else max(1.0, end - time.monotonic())
+                folder = chain.push(max_sessions, wait=wait, deadline=left)
+                left = None if end is None else max(1.0, end - time.monotonic())
+                pulled = pull_session(kaggle, folder, deadline=left, on_event=on_event)
+                ending = ending_of(pulled)
+                chain.note_end(pulled, ending)
+                if ending == Ending.COMPLETE or not chain.may_go_on(pulled, ending):
+                    workflow.require_success(pulled, config.project)
+                    return pulled
+        finally:
+            if chain.has_ended_now:
+                on_end(chain.record)
 
 
 def rehearse_chain(
@@ -293,15 +316,6 @@ def command_of(chain: ChainRecord, config: Config) -> str:
     return " ".join(words)
 
 
-def ended_chain(root: Path, slug: str) -> ChainRecord | None:
-    """The chain of a kernel, if its last session is over and no other one was begun."""
-    try:
-        chain = read_chain(root, slug)
-    except KernelkitError:
-        return None
-    return chain if chain.last is not None and chain.last.ending else None
-
-
 class _Chain:
     """A chain and its file."""
 
@@ -310,7 +324,13 @@ class _Chain:
     ) -> None:
         self._config, self._kaggle, self._root = config, kaggle, root
         self._on_event = on_event
+        self._ended: ChainSession | None = None  # the last one whose end was written down here
         self.record = record
+
+    @property
+    def has_ended_now(self) -> bool:
+        """Whether the last session has ended while this process ran the chain."""
+        return self._ended is not None and self._ended == self.record.last
 
     @classmethod
     def find(
@@ -351,6 +371,16 @@ class _Chain:
             if same:
                 what = "other source" if same_work else "other parameters"
             on_event(f"{path} is of {what}: a new chain begins")
+        if not again and resume is None:
+            archived = [file.stem for file in path.parent.glob("chain-*.json")]
+            require_no_chain_elsewhere(
+                config,
+                kaggle,
+                root,
+                source_digest=source_digest,
+                known=[*archived, *([before.name] if before else [])],
+                on_event=on_event,
+            )
         if before:
             write_json(path.with_name(f"{before.name}.json"), before.document)
         record = ChainRecord.model_validate(
@@ -409,20 +439,44 @@ class _Chain:
         """Write down how the current session has ended."""
         session = self.record.last
         assert session is not None
-        point = pulled.verdict.last_event.document
         if session.ending is None:
             usable = ending == Ending.INCOMPLETE
             usable = usable or (ending.may_continue and has_left_files(pulled.verdict))
-            changes = {"ending": ending.value, "usable": usable, "ended": now()}
-            self._replace(session.updated(**changes, **({"point": point} if point else {})))
+            changes: dict[str, JsonValue] = {"ending": ending.value, "usable": usable}
+            if point := last_point(pulled).document:
+                changes["point"] = point
+            if ending.may_continue:
+                before = next(
+                    (one for one in self.record.sessions if one.name == session.resumed_from), None
+                )
+                left = fingerprint(pulled)
+                is_idle = not left or (before is not None and before.fingerprint == left)
+                changes |= {"fingerprint": left, "idle": is_idle}
+            session = session.updated(**changes, ended=now())
+            self._replace(session)
+            self._ended = session
         if ending == Ending.COMPLETE:
             self._write(self.record.updated(state="complete"))
         self._on_event(f"session {session.number} ({session.name}) is over: {ending}")
 
     def may_go_on(self, pulled: PulledRun, ending: Ending) -> bool:
-        """Whether another session follows the one that has just ended."""
+        """Whether another session follows the one that has just ended.
+
+        Raises:
+            RunFailedError: the last sessions came no further, so none is pushed.
+        """
         session = self.record.last
         assert session is not None
+        if ending.may_continue and self.record.idle_sessions >= IDLE_SESSIONS:
+            point = f"after {session.point_text}" if session.point_text else "without an event"
+            name = self._config.resume_parameter
+            raise RunFailedError(
+                f"{counted(self.record.idle_sessions, 'session')} in a row came no further: "
+                f"{session.name} ended {ending} {point}, with what the session before had left",
+                f"Check that {self._config.entry} resumes from {name}, and saves its state to "
+                f"kaggle://working before it ends. {CONTINUE}",
+                pulled,
+            )
         if ending in (Ending.DIED, Ending.STALLED):
             if self.record.setbacks > RETRIES:
                 return False

@@ -24,6 +24,7 @@ from kernelkit.runs.watch import EndedRun
 from kernelkit.storage import digest_of_bytes, write_json
 
 if TYPE_CHECKING:
+    from kernelkit.campaigns.chain import ChainRecord
     from kernelkit.config import Config
     from kernelkit.runs.store import RunFolder
 
@@ -75,6 +76,11 @@ class Messenger:
         slug = self.config.kernel.slug
         name = f".notified-{kind}-{digest_of_bytes(f'{mark} {state}'.encode())[:12]}"
         self._once(self._runs / slug / name, f"{slug} {kind}: {state}")
+
+    def chain_ended(self, chain: ChainRecord) -> None:
+        """Say how a chain has ended."""
+        if chain.last is not None:
+            self.campaign_ended("chain", chain.last.mark, chain.word)
 
     def quota(self, quota: Quota) -> None:
         """Say that the quota is low, once until its refresh."""

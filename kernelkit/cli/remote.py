@@ -224,7 +224,7 @@ def run(
     the program no longer says that it is incomplete. The same command continues such a chain.
     """
     from kernelkit import console, workflow
-    from kernelkit.campaigns.chain import ended_chain, read_chain, run_chain
+    from kernelkit.campaigns.chain import read_chain, run_chain
     from kernelkit.campaigns.lanes import resuming_config
     from kernelkit.campaigns.notify import messenger
 
@@ -244,22 +244,18 @@ def run(
             kaggle = workflow.connect_to(config)
         if until_done:
             root = config.project / "runs"
-            try:
-                pulled = run_chain(
-                    config,
-                    kaggle,
-                    root,
-                    max_sessions=max_sessions,
-                    again=again,
-                    resume=source,
-                    wait=wait,
-                    deadline=deadline,
-                    on_event=on_event,
-                )
-            finally:
-                chain = ended_chain(root, config.kernel.slug)
-                if chain and chain.last:
-                    messages.campaign_ended("chain", chain.last.mark, chain.word)
+            pulled = run_chain(
+                config,
+                kaggle,
+                root,
+                max_sessions=max_sessions,
+                again=again,
+                resume=source,
+                wait=wait,
+                deadline=deadline,
+                on_event=on_event,
+                on_end=messages.chain_ended,
+            )
         else:
             config = resuming_config(config, source) if source else config
             pulled = workflow.run(

@@ -11,10 +11,9 @@ code_dataset  the private dataset with the packages: `write_code`, `CODE_FOLDER`
 layout     which files are compressed, and the size of each: `SizeEntry`, `SIZE_LIMIT_BYTES`,
            `SIZE_CAP_BYTES`
 runtime    the package that runs inside the notebook; standard library only: `NotebookRun`,
-           `HOURS_LEFT`, `MANIFEST_MARK`, `RunEvent`, `EVENT_CHARACTERS`, `parse_event`, `goal_of`,
-           `metric_among`, and
-           the limits of a session: `SESSION_HOURS`, `TPU_SESSION_HOURS`,
-           `MARGIN_SECONDS`, `MARGIN_PART`
+           `HOURS_LEFT`, `INCOMPLETE`, `MANIFEST_MARK`, `RunEvent`, `EVENT_CHARACTERS`,
+           `parse_event`, `goal_of`, `metric_among`, and the limits of a session:
+           `SESSION_HOURS`, `TPU_SESSION_HOURS`, `MARGIN_SECONDS`, `MARGIN_PART`
 preflight  problems that would cost a run, found before a push: `check`, `compare_with_image`,
            `advise`, `WARNING`
 problems   `Problem`, `ProblemList`, `require_no_problems`

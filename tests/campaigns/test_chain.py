@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from kernelkit.config import Config, load_config
 from kernelkit.errors import (
     CapacityError,
     ConfigError,
+    DeadlineError,
     LocalError,
     QuotaError,
     RefusedError,
@@ -236,3 +238,90 @@ def test_the_output_of_a_run_can_be_continued_once(
     cli(*arguments, cwd=config.project, env=emulator.environment)
     (folder,) = (config.project / "runs" / "some-kernel-b").glob("v*")
     assert (folder / "out.txt").read_text() == "2 steps"
+
+
+STUCK = """
+import json
+from pathlib import Path
+
+def run(steps, fail_at=0, resume_dir=None):
+    Path("state.ckpt").write_text("always the same")
+    print(json.dumps({"event": "epoch", "epoch": 1, "epochs": steps, "seconds": 0.5}))
+    return "incomplete"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "sessions", "point"),
+    [(STUCK, 3, "after epoch 1 of 2"), ("def run(**_):\n    return 'incomplete'\n", 2, "without")],
+)
+def test_sessions_that_come_no_further_end_the_chain(
+    source: str, sessions: int, point: str, relay: Callable[..., Config], emulator: LocalKaggle
+) -> None:
+    config = relay(source=source)
+    with pytest.raises(RunFailedError, match=f"2 sessions in a row came no further.*{point}") as e:
+        run(config, emulator)
+    assert "Check that pkg.main:run resumes from resume_dir" in e.value.next_step
+    assert [ending for *_, ending in endings(config)] == ["incomplete"] * sessions
+    with pytest.raises(RunFailedError, match="3 sessions in a row"):  # the same command tries once
+        run(config, emulator)
+    assert len(emulator.journal("effects")) == sessions + 1
+
+
+@pytest.mark.slow
+def test_a_chain_that_was_started_elsewhere_is_seen_before_a_push(
+    relay: Callable[..., Config], emulator: LocalKaggle, cli: Cli
+) -> None:
+    config = relay("steps=3")
+    with pytest.raises(CapacityError):
+        run(config, emulator, max_sessions=2)
+    runs = config.project / "runs"
+    runs.rename(config.project.parent / "the other machine")
+    arguments = ("--set", "steps=3", "--endpoint", emulator.endpoint)
+    refused = cli(
+        *("run", "--until-done", *arguments),
+        cwd=config.project,
+        env=emulator.environment,
+        expect=2,
+    )
+    assert "started elsewhere: some-kernel-b/v1, which ended incomplete" in refused.stderr
+    assert len(emulator.journal("effects")) == 2
+    command = re.search(r"(run --until-done --resume [\w/-]+)", " ".join(refused.stderr.split()))
+    assert command
+    cli(*command[1].split(), *arguments, cwd=config.project, env=emulator.environment)
+    assert endings(config) == [(1, "some-kernel", "complete")]
+    assert len(emulator.journal("effects")) == 3
+    shutil.rmtree(runs)
+    with pytest.raises(ConfigError, match="some-kernel/v2, which is complete"):
+        run(config, emulator)
+    run(relay("steps=1"), emulator)  # other work
+    assert len(emulator.journal("effects")) == 4
+
+
+@pytest.mark.slow
+def test_a_chain_that_still_runs_elsewhere_is_waited_for(
+    relay: Callable[..., Config], emulator: LocalKaggle
+) -> None:
+    slow = RELAY.replace("    if done == fail_at", "    import time; time.sleep(60)\n    if 0")
+    config = relay("steps=1", source=slow)
+    with pytest.raises(DeadlineError):
+        run(config, emulator, deadline=3.0)
+    shutil.rmtree(config.project / "runs")
+    with pytest.raises(ConfigError, match="Kaggle runs session 1") as caught:
+        run(config, emulator)
+    assert "kernelkit watch some-kernel/v1" in caught.value.next_step
+    assert len(emulator.journal("effects")) == 1
+
+
+def test_the_end_of_a_chain_is_told_once_and_by_the_process_that_saw_it(
+    relay: Callable[..., Config], emulator: LocalKaggle
+) -> None:
+    config, told = relay("steps=1"), list[str]()
+    for _ in range(2):  # the second one only verifies it
+        run(config, emulator, on_end=lambda chain: told.append(chain.word))
+    path = config.project / "runs" / "some-kernel" / "chain.json"
+    path.write_text("{")
+    with pytest.raises(LocalError, match=r"chain\.json"):
+        run(config, emulator, on_end=lambda chain: told.append(chain.word))
+    assert told == ["session 1: complete"]

@@ -34,7 +34,7 @@ faults        `RuntimeFault`, `Stalled`
 from .command_line import command_line
 from .deadline import time_left
 from .documents import BundleDocument, OptionDocument, RunManifestDocument
-from .events import EVENT_CHARACTERS, RunEvent, parse_event
+from .events import EVENT_CHARACTERS, INCOMPLETE, RunEvent, parse_event
 from .faults import RuntimeFault, Stalled
 from .files import NOT_OUTPUTS
 from .inputs import HOURS_LEFT
@@ -47,6 +47,7 @@ __all__ = [
     "CODE_FILE",
     "EVENT_CHARACTERS",
     "HOURS_LEFT",
+    "INCOMPLETE",
     "MANIFEST_MARK",
     "NOT_OUTPUTS",
     "BundleDocument",
