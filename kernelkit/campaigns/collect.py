@@ -24,6 +24,7 @@ from kernelkit.errors import (
     CredentialsError,
     DeadlineError,
     KernelkitError,
+    LocalError,
     NotFoundError,
     RefusedError,
     RunFailedError,
@@ -63,7 +64,7 @@ class CollectedRun:
     """In one word: queued, running, complete, failed, cancelled, timed out, deleted or unknown."""
 
     folder: Path | None = None
-    """None if it was deleted before it was recorded here."""
+    """None if there is none here: it was deleted before it was recorded."""
 
     verified: bool = False
     new: bool = False
@@ -195,26 +196,37 @@ class _Collector:
         known = {one.slug for one in listed}
         pending = {
             folder.slug
-            for folder in store.folders(self._root)
+            for folder in store.versions(self._root)
             if is_kernel_of(slug, folder.slug) and not folder.is_complete()
         }
         listed += [ListedKernel(account, name) for name in pending - known]  # new, or deleted
         for kernel in sorted(listed, key=lambda one: one.slug):
-            self.runs += self._runs_of(kernel, every_version)
+            self.runs += self._runs_of(kernel, every_version, is_listed=kernel.slug in known)
         if not self.runs:
             raise NotFoundError(
                 f"{account} has no kernel {slug} that kernelkit has pushed",
                 "Push first, or check whose credentials these are: `kernelkit doctor`.",
             )
 
-    def _runs_of(self, listed: ListedKernel, every_version: bool) -> Iterator[CollectedRun]:
+    def _runs_of(
+        self, listed: ListedKernel, every_version: bool, *, is_listed: bool
+    ) -> Iterator[CollectedRun]:
         """The runs of one kernel: nothing if kernelkit has not pushed it."""
         owner, slug = listed.owner, listed.slug
+        recorded, damaged = self._recorded(owner, slug), self._damaged(slug)
+        pending = [version for version, one in recorded.items() if not one.is_complete()]
         try:
             info = self._kaggle.kernel(owner, slug)
             manifest = embedded_manifest(read_cells(info.source))
         except NotFoundError:  # deleted kernels stay listed for a while [A]
-            yield CollectedRun(owner, slug, listed.version, DELETED)
+            for version in pending:
+                run = CollectedRun(owner, slug, version, DELETED, recorded[version].path)
+                is_new = recorded[version].age() < self._kaggle.timeouts.grace  # not shown yet
+                yield _going_on(replace(run, state=UNKNOWN)) if is_new else _lost(run)
+            for version, error in damaged.items():
+                yield _with_error(CollectedRun(owner, slug, version, UNKNOWN), error)
+            if is_listed and not pending and not damaged:
+                yield CollectedRun(owner, slug, listed.version, DELETED)
             return
         except ConfigError:
             self._on_event(f"note: {owner}/{slug} was not made by kernelkit, and is left alone")
@@ -223,11 +235,12 @@ class _Collector:
             self._on_event(f"note: {owner}/{slug} is a copy of {manifest.slug}, and is left alone")
             return
         current = info.version or listed.version or 1
-        recorded = self._recorded(owner, slug)
         replaced = current in recorded and manifest.push_id != recorded[current].read().push_id
         if replaced:  # the kernel was deleted, and created again: its versions count from 1
-            recorded = {}
-        wanted = {current, *(v for v, one in recorded.items() if not one.is_complete())}
+            for version in pending:
+                yield _lost(CollectedRun(owner, slug, version, DELETED))
+            recorded, pending = {}, []
+        wanted = {current, *pending, *damaged}
         wanted |= set(range(1, current + 1)) if every_version else set()
         for version in sorted(wanted):
             yield self._adopted(owner, slug, version, recorded.get(version))
@@ -239,6 +252,16 @@ class _Collector:
             record = folder.read()
             if (record.owner.lower(), record.endpoint) == (owner.lower(), self._kaggle.endpoint):
                 found[folder.version] = folder
+        return found
+
+    def _damaged(self, slug: str) -> dict[int, KernelkitError]:
+        """The versions of a kernel whose record here cannot be read, and why."""
+        found: dict[int, KernelkitError] = {}
+        for folder in store.versions(self._root, slug):
+            try:
+                folder.read()
+            except LocalError as error:
+                found[folder.version] = error
         return found
 
     def _adopted(
@@ -289,7 +312,7 @@ class _Collector:
                 self._on_event(f"{run.name} is {state.word}: downloading")
             pulled = pull_run(self._kaggle, folder, on_event=self._pass_on)
         except NotFoundError:
-            return replace(run, state=DELETED, exit_code=0), None
+            return _lost(run), None
         except KernelkitError as error:
             if self._kaggle.is_late:
                 return _going_on(run), None
@@ -313,6 +336,16 @@ class _Collector:
 def _going_on(run: CollectedRun) -> CollectedRun:
     step = "Collect again later, or wait: `kernelkit collect --wait`."
     return replace(run, exit_code=RUNNING, error=f"{run.name} has not ended", next_step=step)
+
+
+def _lost(run: CollectedRun) -> CollectedRun:
+    """A run that is recorded here, and was deleted on Kaggle before it was pulled."""
+    error = NotFoundError(
+        f"{run.owner}/{run.name} is no longer on Kaggle, and was never pulled: its results are "
+        "lost",
+        f"Push it again. If it was deleted on purpose: kernelkit cancel --delete {run.name}",
+    )
+    return replace(_with_error(run, error), state=DELETED)
 
 
 def _with_error(run: CollectedRun, error: KernelkitError) -> CollectedRun:

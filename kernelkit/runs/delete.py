@@ -14,12 +14,19 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 import kernelkit
-from kernelkit.errors import ConfigError, KernelkitError, NotFoundError, RefusedError
+from kernelkit.errors import (
+    ConfigError,
+    KernelkitError,
+    NotFoundError,
+    RefusedError,
+    UnreachableError,
+)
 from kernelkit.kaggle.types import State, Status, ignore
 from kernelkit.notebook.reader import embedded_manifest, read_cells
 from kernelkit.runs import store
 from kernelkit.runs.download import EVERYTHING, download_outputs, pull_ended_run
 from kernelkit.runs.manifest import RUN_MANIFEST_NAME, RunAddress, RunEnd
+from kernelkit.runs.push import current_kernel
 from kernelkit.runs.store import RunFolder
 from kernelkit.runs.verify import OWN_NAMES, verify
 from kernelkit.runs.watch import state_of
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
 
 DELETED = "deleted"
 REASON = "its kernel was deleted with `kernelkit cancel --delete`"
+GONE = "its kernel is no longer on Kaggle"
 
 
 @dataclass(frozen=True)
@@ -76,11 +84,17 @@ def prepare_deletion(
     """Save what Kaggle lists of a run now, without waiting; nothing is deleted.
 
     Raises:
-        NotFoundError: there is no such kernel.
+        NotFoundError: there is no such kernel any more; the run's folder says so from now on.
         RefusedError: it is another account's, or not proven to be pushed from this project.
     """
     run = folder.address_at(kaggle.endpoint)
-    newest = _require_ours(kaggle, run)
+    try:
+        newest = _require_ours(kaggle, run)
+    except NotFoundError:
+        if folder.age() > kaggle.timeouts.grace:  # else Kaggle may not show it yet
+            gone = Status(State.CANCEL_ACKNOWLEDGED, GONE)
+            _record_deleted(folder, run, gone, _saved(folder))
+        raise
     now: Status | None = None
     problem = ""
     try:
@@ -94,11 +108,15 @@ def prepare_deletion(
             problem = "; ".join(f"{name}: {why}" for name, why in result.refused.items())
     except KernelkitError as error:  # it must be possible to stop a run that Kaggle cannot show
         problem = str(error)
+    end, saved = now if now and now.state.finished else None, _saved(folder)
+    return Deletion(folder, run, end, saved, problem, tuple(_lost(folder, run, newest)), newest)
+
+
+def _saved(folder: RunFolder) -> tuple[str, ...]:
+    """The files of a run that are on this disk."""
     files = (path for path in folder.path.rglob("*") if path.is_file() and path.stat().st_size)
     names = (path.relative_to(folder.path).as_posix() for path in files)
-    saved = tuple(sorted(name for name in names if name not in OWN_NAMES - {RUN_MANIFEST_NAME}))
-    end = now if now and now.state.finished else None
-    return Deletion(folder, run, end, saved, problem, tuple(_lost(folder, run, newest)), newest)
+    return tuple(sorted(name for name in names if name not in OWN_NAMES - {RUN_MANIFEST_NAME}))
 
 
 def delete_kernel(kaggle: Kaggle, deletion: Deletion) -> None:
@@ -113,22 +131,32 @@ def delete_kernel(kaggle: Kaggle, deletion: Deletion) -> None:
             f"{deletion.kernel} has a new version, v{newest}, which would be lost as well",
             "Nothing was deleted. Run the same command again to see what will be lost.",
         )
-    kaggle.delete(deletion.run.slug)
-    folder = deletion.folder
+    try:
+        kaggle.delete(deletion.run.slug)
+    except UnreachableError:  # it was there a moment ago: if it is not now, the answer was lost
+        if current_kernel(kaggle, deletion.run.slug) is not None:
+            raise
+    end = deletion.end or Status(State.CANCEL_ACKNOWLEDGED, REASON)
+    _record_deleted(deletion.folder, deletion.run, end, deletion.saved)
+
+
+def _record_deleted(
+    folder: RunFolder, run: RunAddress, end: Status, saved: tuple[str, ...]
+) -> None:
+    """Complete the folder of a run whose kernel is gone."""
     if folder.is_complete():
         return
-    end = deletion.end or Status(State.CANCEL_ACKNOWLEDGED, REASON)
     verdict = verify(folder.path, end=end)
     record = RunEnd(
-        run=deletion.run,
-        endpoint=deletion.run.endpoint,
+        run=run,
+        endpoint=run.endpoint,
         kernelkit=kernelkit.__version__,
         state=end.state,
         state_word=DELETED,
         failure=end.failure or REASON,
         pushed=folder.read().pushed,
         pulled=store.now(),
-        files=deletion.saved,
+        files=saved,
         verified=False,
         files_verified=verdict.files_verified,
         identity_proven=verdict.identity_proven,

@@ -153,6 +153,43 @@ def test_a_deleted_kernel_that_is_still_listed_is_no_error(machines: Machines) -
     assert found[f"{SLUG}-b/v1"]["verified"] is True
 
 
+def test_a_run_that_was_deleted_before_it_was_pulled_is_lost(machines: Machines) -> None:
+    """It is recorded here; `cancel --delete` says that this is known."""
+    kaggle = connect(machines.emulator.endpoint, machines.emulator.environment)
+    machines.push()
+    machines.finish()
+    machines.emulator.inject("queued,times=1")
+    assert machines.collect(expect=7)[f"{SLUG}/v1"]["state"] == "queued"  # adopted
+    kaggle.delete(SLUG)
+    run = machines.collect(expect=4)[f"{SLUG}/v1"]
+    assert (run["state"], run["verified"], run["exit_code"]) == ("deleted", False, 4)
+    assert run["error"].endswith("and was never pulled: its results are lost")
+    assert run["next_step"].endswith(f"kernelkit cancel --delete {SLUG}/v1")
+    command = ("cancel", "--delete", "--yes", f"{SLUG}/v1")
+    environment = machines.emulator.environment
+    gone = machines.cli(*command, cwd=machines.here, env=environment, expect=4)
+    assert "it was deleted before" in gone.stderr
+    shown = machines.cli("collect", cwd=machines.here, env=environment, expect=0)
+    assert "deleted" in shown.stdout
+
+
+def test_a_damaged_record_is_replaced_or_named(machines: Machines) -> None:
+    kaggle = connect(machines.emulator.endpoint, machines.emulator.environment)
+    machines.push()
+    machines.finish()
+    machines.collect()
+    push = machines.here / "runs" / SLUG / "v1" / "push.json"
+    push.write_text("{")
+    assert machines.collect()[f"{SLUG}/v1"]["verified"] is True  # adopted again
+    push.write_text("{")
+    (push.parent / "run.json").unlink()
+    kaggle.delete(SLUG)
+    run = machines.collect(expect=10)[f"{SLUG}/v1"]
+    assert (run["state"], run["verified"]) == ("unknown", False)
+    assert "push.json" in run["error"]
+    assert "move the folder away" in run["next_step"]
+
+
 @pytest.mark.slow
 def test_a_kernel_that_was_created_again_does_not_count_as_the_old_one(machines: Machines) -> None:
     kaggle = connect(machines.emulator.endpoint, machines.emulator.environment)

@@ -93,3 +93,29 @@ def test_it_is_deleted_although_nothing_can_be_saved(
     done = cli("cancel", "--delete", "--yes", *SETTINGS, cwd=pushed, env=environment)
     assert "not everything could be saved" in done.stdout + done.stderr
     assert deleted(emulator)
+
+
+def test_a_lost_answer_to_the_deletion_is_noticed(
+    cli: Cli, emulator: LocalKaggle, pushed: Path
+) -> None:
+    """The network fails after the files were saved; Kaggle has deleted the kernel all the same."""
+    emulator.inject("lost-after,call=DeleteKernel,times=0")
+    environment = {**emulator.environment, "KERNELKIT_RETRY_SECONDS": "0"}
+    cli(*("cancel", "--delete", "--yes", *SETTINGS), cwd=pushed, env=environment)
+    assert deleted(emulator)
+    end = json.loads((pushed / "runs" / "some-push" / "v1" / "run.json").read_text())
+    assert end["state_word"] == "deleted"
+
+
+def test_a_deletion_that_kaggle_does_not_get_is_no_success(
+    cli: Cli, emulator: LocalKaggle, pushed: Path
+) -> None:
+    emulator.inject("server-error,call=DeleteKernel,times=0,code=503")
+    arguments = ("cancel", "--delete", "--yes", *SETTINGS)
+    environment = {**emulator.environment, "KERNELKIT_RETRY_SECONDS": "0"}
+    cli(*arguments, cwd=pushed, env=environment, expect=9)
+    assert not deleted(emulator)
+    assert not (pushed / "runs" / "some-push" / "v1" / "run.json").exists()
+    emulator.remove_faults()
+    cli(*arguments, cwd=pushed, env=emulator.environment)
+    assert deleted(emulator)
