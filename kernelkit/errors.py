@@ -24,6 +24,7 @@ Exit code 0 means done, 1 a bug in kernelkit (any exception outside this tree), 
 
 from __future__ import annotations
 
+import errno
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -158,6 +159,30 @@ class LocalError(KernelkitError):
     """A problem of this machine: its disk, a file, a program, a port."""
 
     exit_code = 10
+
+
+_LIMITS = {
+    errno.EMFILE: "Close other programs, or allow more open files: ulimit -n.",
+    errno.ENFILE: "Close other programs.",
+    errno.EAGAIN: "Close other programs, or allow more processes: ulimit -u.",
+    errno.ENOMEM: "Close other programs.",
+    errno.ENOSPC: "Make room, then run the same command again.",
+    errno.EDQUOT: "Make room, then run the same command again.",
+}
+
+
+def limit_of_machine(error: BaseException) -> LocalError | None:
+    """The same failure as a limit that this machine has reached; None if it is none."""
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        what, next_step = "it starts no more threads", _LIMITS[errno.EAGAIN]
+    elif isinstance(error, MemoryError):
+        what, next_step = "it has no more memory", _LIMITS[errno.ENOMEM]
+    elif isinstance(error, OSError) and error.errno in _LIMITS:
+        what, next_step = f"{error.strerror}".lower(), _LIMITS[error.errno]
+        what += f": {error.filename}" if error.filename else ""
+    else:
+        return None
+    return LocalError(f"this machine has reached a limit: {what}", next_step)
 
 
 def require_extra(extra: str, *modules: str) -> None:

@@ -1,4 +1,4 @@
-"""What a command says where an extra is missing."""
+"""What a command says where an extra is missing, or the machine is at a limit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from kernelkit.errors import ConfigError, require_extra
+from kernelkit.errors import ConfigError, limit_of_machine, require_extra
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
@@ -36,3 +36,18 @@ def test_an_unknown_extra_is_named_without_a_command() -> None:
     with pytest.raises(ConfigError) as caught:
         require_extra("no-such-extra", "no_such_module")
     assert caught.value.next_step == 'Install kernelkit\'s extra "no-such-extra".'
+
+
+def test_limits_of_the_machine_are_told_from_bugs(tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb", buffering=0) as full:  # noqa: SIM117
+        with pytest.raises(OSError, match="No space left") as no_room:
+            full.write(b"x")
+    with pytest.raises(FileNotFoundError) as missing:
+        (tmp_path / "missing").read_text()
+    limit = limit_of_machine(no_room.value)
+    assert limit is not None
+    assert limit.exit_code == 10
+    assert "no space left on device" in str(limit)
+    assert limit_of_machine(MemoryError()) is not None
+    assert limit_of_machine(missing.value) is None
+    assert limit_of_machine(RuntimeError("a bug")) is None

@@ -43,6 +43,7 @@ from kernelkit.errors import (
     RunFailedError,
     UnreachableError,
     VerificationError,
+    limit_of_machine,
 )
 from kernelkit.kaggle.types import LogEntry, Quota
 from kernelkit.notebook.runtime import RunEvent, parse_event
@@ -238,7 +239,10 @@ class Scheduler:
             stopping=assignment.stopping,
         )
         self._running[session.number] = session
-        threading.Thread(target=self._work, args=[session], daemon=True).start()
+        try:
+            threading.Thread(target=self._work, args=[session], daemon=True).start()
+        except RuntimeError as error:
+            self._messages.put(_Message(session, error))
 
     def _work(self, session: _Running) -> None:
         """In the thread of a session: push, watch and pull it, and report everything."""
@@ -335,8 +339,13 @@ class Scheduler:
                 workflow.cancel(self._connect(), folder)
             except KernelkitError as error:
                 self._messages.put(_Message(session, f"cannot be cancelled, and goes on: {error}"))
+            except BaseException as error:  # a bug, or a limit of this machine
+                self._messages.put(_Message(session, error))
 
-        threading.Thread(target=cancel, daemon=True).start()
+        try:
+            threading.Thread(target=cancel, daemon=True).start()
+        except RuntimeError as error:
+            self._on_event(f"{session.name}: cannot be cancelled, and goes on: {error}")
 
     def _end(self, session: _Running, pulled: PulledRun) -> None:
         """Give each trial of a session that has ended its value, or another try."""
@@ -390,17 +399,25 @@ class Scheduler:
         elif isinstance(error, VerificationError):
             for trial in list(self._trials_of(session)):
                 self._give_up(trial, str(error))
-        elif self._error is None:
+        else:
             if isinstance(error, RefusedError) and error.details is not None:
                 for trial in list(self._trials_of(session)):
                     self._study.fail(trial.number, str(error))
-            if isinstance(error, KernelkitError):
-                error = error.with_message(
-                    f"{session.name}: {error}", f"{error.next_step} {CONTINUE}".strip()
-                )
-            self._error = error
-            # What is not pushed yet may wait for hours; the next start finds it, pushed or not.
-            self._running = {n: s for n, s in self._running.items() if s.folder is not None}
+            self._end_with(session, error)
+
+    def _end_with(self, session: _Running, error: BaseException) -> None:
+        """Push no more, and raise the first error once the sessions that run have been pulled."""
+        error = limit_of_machine(error) or error
+        if self._error is not None:  # every error is told, and the first one is raised
+            self._on_event(f"{session.name}: {error or type(error).__name__}")
+            return
+        if isinstance(error, KernelkitError):
+            error = error.with_message(
+                f"{session.name}: {error}", f"{error.next_step} {CONTINUE}".strip()
+            )
+        self._error = error
+        # What is not pushed yet may wait for hours; the next start finds it, pushed or not.
+        self._running = {n: s for n, s in self._running.items() if s.folder is not None}
 
     # Showing
 

@@ -27,7 +27,7 @@ from rich.text import Text
 
 from kernelkit.bundle.secrets import machine_secrets
 from kernelkit.console.safety import without_secrets, without_signatures
-from kernelkit.errors import KernelkitError
+from kernelkit.errors import KernelkitError, limit_of_machine
 from kernelkit.storage import LINE_CHARACTERS, lines_printable, one_line, printable, shortened
 
 ERROR_MESSAGE_LINES = 200  # of kernelkit's own errors, such as all problems of a preflight
@@ -121,6 +121,7 @@ def report(error: BaseException, *, as_json: bool) -> int:
     kernelkit: its traceback is printed.
     """
     configure(as_json=as_json)
+    error = limit_of_machine(error) or error
     details: Mapping[str, object] = {}
     show: Callable[[], None] | None = getattr(error, "show", None)  # click's UsageError
     if isinstance(error, KeyboardInterrupt | typer.Abort):

@@ -499,10 +499,17 @@ class _Downloads:
                     ended.put((file, None))
 
         count = min(AT_ONCE, len(files))
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
-        for thread in threads:
-            thread.start()
+        threads: list[threading.Thread] = []
         try:
+            for _ in range(count):
+                thread = threading.Thread(target=work, daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # this machine starts no more: fewer do it as well
+                    if not threads:
+                        raise
+                    break
+                threads.append(thread)
             left = len(files)
             while left:
                 try:

@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,11 @@ from kernelkit.campaigns.study import Assignment, open_study
 from kernelkit.campaigns.sweep import run_sweep
 from kernelkit.campaigns.sweep_plan import plan_sweep
 from kernelkit.config import load_config
-from kernelkit.errors import LocalError
+from kernelkit.errors import LocalError, RefusedError
 from kernelkit.kaggle.kernels import connect
+from kernelkit.notebook.manifest import Manifest
+from kernelkit.runs.manifest import RunRecord
+from kernelkit.runs.store import RunFolder, record_push
 from kernelkit.storage import locked
 from tests.local_kaggle import LocalKaggle
 
@@ -90,6 +94,48 @@ def test_a_second_process_does_not_run_the_same_sweep(plain: Path, emulator: Loc
     folder = plain / "runs" / "plain-parcel"
     with locked(folder, ".sweep.lock"), pytest.raises(LocalError, match="another process"):
         run_sweep(plan, lambda: pytest.fail("connected"), plain / "runs")
+
+
+def test_a_machine_without_threads_is_a_limit_and_no_bug(
+    plain: Path, emulator: LocalKaggle
+) -> None:
+    add_sweep(plain, "trials = 2", "epochs = [1, 2]")
+    plan = plan_sweep(load_config(plain, endpoint=emulator.endpoint, environment={}))
+    before = threading.stack_size(1 << 45)  # no machine has this much for a thread
+    try:
+        with pytest.raises(LocalError, match="limit: it starts no more threads") as caught:
+            run_sweep(plan, lambda: pytest.fail("connected"), plain / "runs")
+    finally:
+        threading.stack_size(before)
+    assert caught.value.next_step.endswith("it goes on with the sweep.")
+    assert not emulator.journal("effects")
+
+
+def test_no_error_of_a_lane_is_lost(plain: Path, emulator: LocalKaggle) -> None:
+    """The first one is raised; those of the other lanes are told."""
+    add_sweep(plain, "trials = 2\nsessions = 2", "epochs = [1, 2]")
+    plan = plan_sweep(load_config(plain, endpoint=emulator.endpoint, environment={}))
+    told: list[object] = []
+    with open_study(plain / "runs" / plan.slug, plan.search, plan.space) as study:
+        for number in range(2):  # both are pushed already, by a process that was killed
+            trial = study.ask("random", 0)
+            assert trial is not None
+            run = RunFolder(plain / "runs" / f"plain-parcel-lane-{number + 1}" / "v1")
+            record = RunRecord(
+                owner="me", slug=run.slug, version=1, url="", digest="d", endpoint="http://[::1]:1"
+            )
+            record_push(plain / "runs", record, Manifest(digest="d", outputs=()))
+            assignment = Assignment(session=number + 1, lane=number + 1, run=f"{run.slug}/v1")
+            study.assign(number, assignment)
+    with pytest.raises(RefusedError, match=r"trial (0|1): .*is a run of http") as caught:
+        run_sweep(
+            plan,
+            lambda: connect(emulator.endpoint, emulator.environment),
+            plain / "runs",
+            on_event=told.append,
+        )
+    other = "trial 1: " if str(caught.value).startswith("trial 0") else "trial 0: "
+    assert any(isinstance(one, str) and one.startswith(other) for one in told)
 
 
 def start(project: Path, emulator: LocalKaggle) -> subprocess.Popen[bytes]:
