@@ -377,3 +377,9 @@ def test_the_emulator_stops_on_ctrl_c() -> None:
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(20) == 0
     process.stdout.close()
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "0"])
+def test_a_deadline_is_a_finite_number_of_seconds(text: str, cli: Cli, plain: Path) -> None:
+    refused = cli("watch", "--deadline", text, cwd=plain, expect=2)
+    assert "--deadline" in refused.stderr

@@ -6,11 +6,18 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from kernelkit import workflow
 from kernelkit.config import OWN_OUTPUTS, config_values, find_project, load_config
+from kernelkit.config.models import (
+    KernelSettings,
+    ProjectFile,
+    SubmissionSettings,
+    SweepSettings,
+)
 from kernelkit.errors import ConfigError
 from kernelkit.notebook.preflight import check
 
@@ -200,6 +207,53 @@ def test_parameters_without_a_python_literal_are_rejected(
     make_project: Make, extra: str, part: str
 ) -> None:
     assert part in complaint(make_project({}, extra=extra))
+
+
+NUMBERS = {  # key → the least and the most that it may be, besides 0 where that means "never"
+    "gpu_reserve_hours": (0, 1000),
+    "notify_quota_hours": (0, 1000),
+    "deadline_hours": (0.01, 1000),
+    "stall_minutes": (0.1, 60_000),
+    "kernel.session_timeout_seconds": (1, 2**31 - 1),
+    "submission.pixels": (1, 2**53),
+    "sweep.trials": (1, 100_000),
+    "sweep.sessions": (1, 100),
+    "sweep.retries": (0, 100),
+    "sweep.seed": (0, 2**32 - 1),
+}
+
+
+def with_number(project: Path, key: str, value: str) -> Path:
+    """The project file with a number under a key, in its table."""
+    section, _, name = key.rpartition(".")
+    path = project / "pyproject.toml"
+    text, heading = path.read_text(), f"[tool.kernelkit{'.' if section else ''}{section}]\n"
+    text = text if heading in text else f"{text}\n{heading}"
+    path.write_text(text.replace(heading, f"{heading}{name} = {value}\n"))
+    return project
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_numbers_are_finite_and_in_their_range(make_project: Make, key: str) -> None:
+    least, most = NUMBERS[key]
+    name = key.rpartition(".")[2]
+    tiny = [] if key in ("gpu_reserve_hours", "notify_quota_hours") else ["1e-9"]
+    for value in ("true", "nan", "inf", "-inf", "-1", '"3"', str(most + 1), *tiny):
+        assert f'"{name}" = ' in complaint(with_number(make_project({}), key, value)), value
+    for value in (str(least), str(most)):
+        load_config(with_number(make_project({}), key, value), environment={})
+
+
+def test_every_number_of_the_project_file_has_a_range() -> None:
+    found = set()
+    sections = (ProjectFile, KernelSettings, SubmissionSettings, SweepSettings)
+    for model, section in zip(sections, ("", "kernel.", "submission.", "sweep."), strict=True):
+        for name, field in model.model_fields.items():
+            kinds = {field.annotation, *get_args(field.annotation)}
+            kinds |= {one for kind in kinds for one in get_args(kind)}
+            if kinds & {int, float}:
+                found.add(f"{section}{name}")
+    assert found == set(NUMBERS)
 
 
 @pytest.mark.parametrize("package", ["..", "../other", "/tmp", "./.."])

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kernelkit.cli.options import COMMON, REMOTE, Options, shares
+from kernelkit.cli.options import COMMON, REMOTE, Options, finite, shares
 from kernelkit.cli.root import app
 
 
@@ -38,6 +38,7 @@ def plan(
             metavar="X",
             help="Kaggle's GPU is X times as fast.",
             show_default="data sheets",
+            callback=finite,
         ),
     ] = None,
 ) -> None:
@@ -90,7 +91,13 @@ def collect(
     ] = False,
     deadline: Annotated[
         float | None,
-        typer.Option(min=1, metavar="SECONDS", help="Time limit in all.", show_default="none"),
+        typer.Option(
+            min=1,
+            metavar="SECONDS",
+            help="Time limit in all.",
+            show_default="none",
+            callback=finite,
+        ),
     ] = None,
 ) -> None:
     """Download and verify runs pushed elsewhere.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -165,6 +166,17 @@ def _typed(context: typer.Context, names: Sequence[str]) -> frozenset[str]:
     )
 
 
+def finite(value: float | None) -> float | None:
+    """An option's number; `nan` and `inf` are no numbers of seconds.
+
+    Raises:
+        BadParameter: it is one of them.
+    """
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
 Again = Annotated[bool, typer.Option("--again", help="Push even if an identical run exists.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait for a free session and for quota.")]
 
@@ -172,7 +184,23 @@ Wait = Annotated[bool, typer.Option("--wait", help="Wait for a free session and 
 Deadline = Annotated[
     float | None,
     typer.Option(
-        min=1, metavar="SECONDS", help="How long to wait for the end.", show_default="none"
+        min=1,
+        metavar="SECONDS",
+        help="How long to wait for the end.",
+        show_default="none",
+        callback=finite,
+    ),
+]
+
+
+WaitDeadline = Annotated[
+    float | None,
+    typer.Option(
+        min=1,
+        metavar="SECONDS",
+        help="How long --wait waits.",
+        show_default="none",
+        callback=finite,
     ),
 ]
 

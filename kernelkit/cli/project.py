@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kernelkit.cli.options import BUILD, COMMON, INTERRUPTED, Options, shares
+from kernelkit.cli.options import BUILD, COMMON, INTERRUPTED, Options, finite, shares
 from kernelkit.cli.root import app
 from kernelkit.errors import ConfigError
 
@@ -107,7 +107,13 @@ def prove(
     ] = None,
     deadline: Annotated[
         float | None,
-        typer.Option(min=1, metavar="SECONDS", help="Time limit of each step.", show_default="600"),
+        typer.Option(
+            min=1,
+            metavar="SECONDS",
+            help="Time limit of each step.",
+            show_default="600",
+            callback=finite,
+        ),
     ] = None,
 ) -> None:
     """Compare test results: package and notebook.

@@ -24,6 +24,7 @@ from kernelkit.cli.options import (
     RunName,
     UntilDone,
     Wait,
+    WaitDeadline,
     shares,
 )
 from kernelkit.cli.root import app
@@ -36,10 +37,7 @@ def push(
     options: Options,
     again: Again = False,
     wait: Wait = False,
-    deadline: Annotated[
-        float | None,
-        typer.Option(min=1, metavar="SECONDS", help="How long --wait waits.", show_default="none"),
-    ] = None,
+    deadline: WaitDeadline = None,
 ) -> None:
     """Push a new version, which starts to run."""
     from kernelkit import console, workflow
@@ -354,10 +352,7 @@ def submit(
         bool, typer.Option("--again", help="Submit even if it was submitted before.")
     ] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the score.")] = True,
-    deadline: Annotated[
-        float | None,
-        typer.Option(min=1, metavar="SECONDS", help="How long --wait waits.", show_default="none"),
-    ] = None,
+    deadline: WaitDeadline = None,
 ) -> None:
     """Submit a verified run, wait for its score.
 

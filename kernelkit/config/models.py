@@ -139,6 +139,18 @@ def _variable(value: str) -> str:
     return value
 
 
+def _number(least: float, most: float, *, or_zero: bool = False) -> AfterValidator:
+    """A finite number in a range; a section is strict, so true and text are no numbers."""
+
+    def check(value: float) -> float:
+        if least <= value <= most or (or_zero and value == 0):  # nan is neither
+            return value
+        zero = "0, or " if or_zero and least > 0 else ""
+        raise ValueError(f"must be {zero}from {least:,g} to {most:,g}")
+
+    return AfterValidator(check)
+
+
 def _description(value: str) -> str:
     if len(value) > DESCRIPTION_CHARACTERS:
         raise ValueError(f"must have at most {DESCRIPTION_CHARACTERS:,} characters")
@@ -163,7 +175,15 @@ Pruner = Literal["median", "none"]
 ChainKernels = Literal["two kernels", "one kernel"]
 
 STALL_MINUTES = 30.0
+LEAST_STALL_MINUTES = 0.1  # a run prints its first line later than that
 MOST_HOURS = 1000.0  # no session of Kaggle lasts nearly as long
+MOST_TRIALS = 100_000  # each is a session, or a part of one
+MOST_SESSIONS = 100  # at once; Kaggle allows less than ten
+MOST_RETRIES = 100
+Hours = Annotated[float, _number(0, MOST_HOURS)]
+DeadlineHours = Annotated[float, _number(0.01, MOST_HOURS)]
+StallMinutes = Annotated[float, _number(LEAST_STALL_MINUTES, 60 * MOST_HOURS, or_zero=True)]
+Seconds = Annotated[int, _number(1, 2**31 - 1)]
 PackagePath = Annotated[str, AfterValidator(_package_path)]
 RelativePath = Annotated[str, AfterValidator(_inside)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
@@ -203,7 +223,7 @@ class KernelSettings(Section):
     keywords: tuple[str, ...] = ()
     docker_image: str = ""
     docker_image_pinning_type: Literal["", "original", "latest"] = ""
-    session_timeout_seconds: int | None = Field(default=None, gt=0, lt=2**31)
+    session_timeout_seconds: Seconds | None = None
     """Seconds after which Kaggle ends the run; Kaggle's own limit when left out."""
 
     @property
@@ -237,7 +257,7 @@ class KernelSettings(Section):
 class SubmissionSettings(Section):
     """`[tool.kernelkit.submission]`: what the check of a submission needs to know."""
 
-    pixels: int | None = Field(default=None, gt=0)
+    pixels: Annotated[int, _number(1, 2**53)] | None = None
     """Of one image, for run lengths: a run that ends outside is an error. None checks no end."""
 
 
@@ -257,26 +277,26 @@ class DescribedParameter:
 class SweepSettings(Section):
     """`[tool.kernelkit.sweep]`: how `kernelkit sweep` searches for the best parameters."""
 
-    trials: int | None = Field(default=None, gt=0)
+    trials: Annotated[int, _number(1, MOST_TRIALS)] | None = None
     """How many; with `sampler = "grid"` the whole grid when left out."""
 
     sampler: Sampler = "tpe"
     """How the next parameters are chosen: from the results so far ("tpe"), at random, or one
     combination after the other."""
 
-    sessions: int = Field(default=2, gt=0)
+    sessions: Annotated[int, _number(1, MOST_SESSIONS)] = 2
     """How many run at once, at most: Kaggle's limit for GPUs is 2."""
 
     per_gpu: bool = False
     """One trial on each GPU of a session, as a process of its own; two processes on a CPU."""
 
-    retries: int = Field(default=2, ge=0)
+    retries: Annotated[int, _number(0, MOST_RETRIES)] = 2
     """How often a trial is pushed again if Kaggle ended it; errors of the code are not repeated."""
 
     pruner: Pruner = "median"
     """Whether a trial is stopped early if it is worse than the median of the others."""
 
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    seed: Annotated[int, _number(0, 2**32 - 1)] = 0
     """Of the sampler."""
 
     parameters: dict[str, Parameter] = Field(default_factory=dict)
@@ -325,15 +345,11 @@ class ProjectFile(Section):
     description: Annotated[str, AfterValidator(_description)] = ""
     metric: str = ""
     metric_goal: MetricGoal | None = None
-    gpu_reserve_hours: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)] = 0.0
+    gpu_reserve_hours: Hours = 0.0
     notify_env: Annotated[str, AfterValidator(_variable)] = ""
-    notify_quota_hours: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)] = 0.0
-    deadline_hours: Annotated[
-        float | None, Field(gt=0, le=MOST_HOURS, allow_inf_nan=False, strict=False)
-    ] = None
-    stall_minutes: Annotated[
-        float, Field(ge=0, le=60 * MOST_HOURS, allow_inf_nan=False, strict=False)
-    ] = STALL_MINUTES
+    notify_quota_hours: Hours = 0.0
+    deadline_hours: DeadlineHours | None = None
+    stall_minutes: StallMinutes = STALL_MINUTES
     chain: ChainKernels = "two kernels"
     resume_parameter: Annotated[str, AfterValidator(_argument_name)] = "resume_dir"
     templates: RelativePath | None = None
