@@ -49,6 +49,9 @@ class SweepShape:
     per_session: int = 1
     """Trials that run side by side in one session, one on each GPU."""
 
+    assumption: str = ""
+    """What the number of trials in a session assumes; empty if it is known."""
+
     @property
     def rounds(self) -> int:
         """Sessions that each lane runs, one after the other."""
@@ -129,6 +132,16 @@ class Plan:
     def hours(self) -> float | None:
         """One run, or one trial, from its first cell to its last."""
         return None if self.estimate.seconds is None else self.estimate.seconds / 3600
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """One sentence each, with its origin."""
+        found = list(self.estimate.assumptions)
+        if self.sweep and self.sweep.assumption:
+            found.append(self.sweep.assumption)
+        if self.sweep and self.estimate.runs:
+            found.append("each trial takes as long as the project's own parameters")
+        return tuple(found)
 
     @property
     def sessions(self) -> int | None:
@@ -231,13 +244,15 @@ class Plan:
             hours_range=(spread[0], spread[1]) if spread else None,
             runs=found.runs,
             differences=found.differences,
-            assumptions=found.assumptions,
+            assumptions=self.assumptions,
             session_hours=self.session_hours,
             session_hours_origin=self.session_origin,
             sessions=self.sessions,
             billed_hours=self.billed_hours,
             wall_hours=self.wall_hours,
-            sweep=SweepReport(**vars(sweep), pushes=sweep.pushes) if sweep else None,
+            sweep=SweepReport.model_validate({**vars(sweep), "pushes": sweep.pushes})
+            if sweep
+            else None,
             quota=QuotaReport(**vars(quota), left=quota.left) if quota else None,
             quota_problem=self.quota_problem or None,
             gpu_reserve_hours=self.reserve,
@@ -256,7 +271,7 @@ def sweep_shape(config: Config, trials: int | None = None) -> SweepShape:
     from kernelkit.campaigns.sweep_plan import plan_sweep
 
     plan = plan_sweep(config, trials=trials)
-    return SweepShape(plan.trials, plan.sessions, plan.processes or 1)
+    return SweepShape(plan.trials, plan.sessions, plan.processes or 1, plan.assumption)
 
 
 def make_plan(

@@ -152,6 +152,8 @@ def run_sweep(
         with open_study(folder, plan.search, plan.space) as study:
             if study.note_source(source):
                 on_event("note: the source has changed since this sweep began: its values mix both")
+            if plan.assumption:
+                on_event(f"note: assumed that {plan.assumption}")
             study.plan(plan.trials)
             view = Scheduler(plan, study, connect, root, on_event).run()
             try:

@@ -14,6 +14,7 @@ from kernelkit.campaigns.lanes import lane_config, session_config
 from kernelkit.campaigns.space import Point, Space, read_space
 from kernelkit.campaigns.study import Search, SweepStudy, SweepTrial, best_trial
 from kernelkit.config import (
+    MACHINES,
     Config,
     Pruner,
     PruningSettings,
@@ -28,10 +29,6 @@ from kernelkit.kaggle.types import PRODUCTION, Quota
 
 if TYPE_CHECKING:
     from kernelkit.notebook.runtime import RunEvent
-
-GPUS = {"NvidiaTeslaT4": 2, "NvidiaTeslaT4Highmem": 2, "NvidiaL4": 4, "": 2}
-"""How many GPUs a session of a machine_shape has, where it is more than one. Without a shape,
-Kaggle gives two T4."""
 
 CPU_PROCESSES = 2  # with per_gpu, in a session without a GPU: to try it
 
@@ -57,6 +54,17 @@ class SweepPlan:
     def slug(self) -> str:
         """Of the project's own kernel, under which the sweep is recorded."""
         return self.config.kernel.slug
+
+    @property
+    def assumption(self) -> str:
+        """What `per_gpu` had to assume; empty if the machine is known."""
+        kernel, settings = self.config.kernel, self.config.sweep
+        if not (settings and settings.per_gpu and kernel.wants_gpu):
+            return ""
+        if kernel.machine_shape in MACHINES:
+            return ""
+        shape = f'"{kernel.machine_shape}"' if kernel.machine_shape else "no machine_shape"
+        return f"a session of {shape} has one GPU (per_gpu): kernelkit does not know how many"
 
 
 @dataclass(frozen=True)
@@ -187,8 +195,8 @@ def _processes(config: Config, settings: SweepSettings) -> int:
         return 0
     if not config.kernel.wants_gpu:
         return CPU_PROCESSES
-    gpus = GPUS.get(config.kernel.machine_shape, 1)
-    return gpus if gpus > 1 else 0
+    machine = MACHINES.get(config.kernel.machine_shape)
+    return machine.gpus if machine and machine.gpus > 1 else 0
 
 
 def config_of_session(

@@ -5,6 +5,7 @@ project_file  reads it, with a profile and `--set` on top; `find_project`, `proj
 requirements  what `pip` means: itself, [project], or a file
 comments      what the project file says about its parameters
 outputs       which outputs can be declared
+machines      Kaggle's machines by their `machine_shape`
 names         names that are made of the kernel's: of datasets, and of kernels of campaigns
 load          `load_config` puts all of it together; `config_values` says where each value is from
 
@@ -20,6 +21,7 @@ from kernelkit.config.load import (
     load_config,
     name_problem,
 )
+from kernelkit.config.machines import MACHINES, P100, SHAPES, Machine, gpu_tflops
 from kernelkit.config.models import (
     RESERVED_NAMES,
     Arguments,
@@ -60,15 +62,19 @@ from kernelkit.config.project_file import (
 __all__ = [
     "CHAIN_SUFFIX",
     "LONGEST_TITLE",
+    "MACHINES",
     "OWN_OUTPUTS",
+    "P100",
     "PROJECT_FILE",
     "RESERVED_NAMES",
+    "SHAPES",
     "SHORTEST_NAME",
     "Arguments",
     "Config",
     "ConfigValue",
     "DescribedParameter",
     "KernelSettings",
+    "Machine",
     "MetricGoal",
     "Parameter",
     "ProjectFile",
@@ -84,6 +90,7 @@ __all__ = [
     "derived_name",
     "entry_module",
     "find_project",
+    "gpu_tflops",
     "is_kernel_of",
     "is_literal",
     "is_pattern",

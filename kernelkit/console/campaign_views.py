@@ -63,9 +63,7 @@ def _plan_lines(plan: Plan) -> list[tuple[str, str]]:
     """The lines of a plan: a label, and what there is to say."""
     found = plan.estimate
     lines = [("basis", _basis(plan))]
-    lines += [("assumed", assumption) for assumption in found.assumptions]
-    if plan.sweep and found.runs:
-        lines.append(("assumed", "each trial takes as long as the project's own parameters"))
+    lines += [("assumed", assumption) for assumption in plan.assumptions]
     if found.seconds_per_epoch is not None:
         count = f"{found.epochs:,.0f} epochs" if found.epochs else "epochs"
         lines.append(("epochs", f"{_seconds(found.seconds_per_epoch)} each, {count}"))

@@ -31,7 +31,15 @@ from kernelkit.bundle.secrets import (
     search_bytes,
     searchable_text,
 )
-from kernelkit.config import LONGEST_TITLE, SHORTEST_NAME, closest, is_several, near_miss
+from kernelkit.config import (
+    LONGEST_TITLE,
+    P100,
+    SHAPES,
+    SHORTEST_NAME,
+    closest,
+    is_several,
+    near_miss,
+)
 from kernelkit.notebook.layout import (
     SIZE_CAP_BYTES,
     SIZE_LIMIT_BYTES,
@@ -51,14 +59,6 @@ WARNING = "warning: "
 """The beginning of a piece of advice that most likely concerns a run that fails."""
 
 PLACES = ("input", "working", "temp")  # that the runtime resolves
-P100 = "NvidiaTeslaP100"  # CUDA capability 6.0, for which the image's torch has no code
-
-SHAPES = (
-    *("NvidiaTeslaT4", P100, "NvidiaTeslaA100", "NvidiaL4", "NvidiaL4X1", "NvidiaH100"),
-    *("NvidiaRtxPro6000", "TpuV5E8", "TpuV6E8"),
-)
-"""Accelerators that Kaggle has had names for since February 2026."""
-
 MOUNTS = ("competitions", "datasets", "notebooks", "models")  # folders of /kaggle/input since 2026
 _MOUNTED = re.compile(r"(?:/kaggle|\.\.)/input/(?P<below>[\w.*-][\w./*-]*)")
 _MOUNTS_IN_CODE = re.compile(

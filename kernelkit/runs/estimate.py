@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from kernelkit.config import KernelSettings, Parameter, is_kernel_of
+from kernelkit.config import MACHINES, KernelSettings, Parameter, gpu_tflops, is_kernel_of
 from kernelkit.errors import LocalError
 from kernelkit.kaggle.types import PRODUCTION
 from kernelkit.notebook.manifest import BUNDLE_NAME, Manifest
@@ -23,7 +23,6 @@ from kernelkit.runs import store
 from kernelkit.runs.events import TimedEvent, read_events
 from kernelkit.runs.manifest import RUN_MANIFEST_NAME, RunManifest
 from kernelkit.runs.store import RunFolder
-from kernelkit.runs.watch import GPU_NAMES
 from kernelkit.storage import DocumentError, read_model
 
 EPOCH_PARAMETERS = (
@@ -43,9 +42,6 @@ AVERAGED = 5  # runs with the most similar parameters
 CPU = "a CPU"
 CPU_TFLOPS = 0.4
 """What two cores reach in float32: the upper one of the two machines in docs/performance.md."""
-
-GPU_TFLOPS = {"T4": 8.1, "P100": 9.3, "A100": 19.5, "L4": 30.3, "H100": 66.9, "RTX PRO 6000": 125.0}
-"""In float32, by the data sheets of NVIDIA."""
 
 
 class Certainty(StrEnum):
@@ -118,7 +114,8 @@ class Wanted:
     @property
     def gpu(self) -> str:
         """The name of its GPU; empty for a CPU, or if the shape does not say."""
-        return GPU_NAMES.get(self.machine_shape, "")
+        machine = MACHINES.get(self.machine_shape)
+        return machine.gpu if machine else ""
 
 
 @dataclass(frozen=True)
@@ -388,5 +385,4 @@ def _ratio(run: MeasuredRun, wanted: Wanted, stated: float | None) -> tuple[floa
 
 def _speed(machine: str) -> float | None:
     """The peak of a machine in Tflop/s, in float32; None if it is not known."""
-    known = (flops for name, flops in GPU_TFLOPS.items() if name in machine)
-    return CPU_TFLOPS if machine == CPU else next(known, None)
+    return CPU_TFLOPS if machine == CPU else gpu_tflops(machine)

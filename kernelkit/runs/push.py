@@ -39,7 +39,7 @@ from kernelkit.runs.estimate import Wanted, estimate
 from kernelkit.runs.manifest import RunAddress, RunRecord
 from kernelkit.runs.store import RunFolder
 from kernelkit.runs.verify import verify
-from kernelkit.runs.watch import read_status
+from kernelkit.runs.watch import LATE_FIELDS, read_status
 
 if TYPE_CHECKING:
     from kernelkit.kaggle.kernels import Kaggle
@@ -51,9 +51,6 @@ LONGEST_PAUSE = 3600.0  # seconds, whatever Retry-After asks for
 RATE_LIMITED_TRIES = 5  # of a push that is refused for too many calls
 CHANGING_SOURCES = ("dataset_sources", "kernel_sources", "model_sources")
 """Sources whose content can change while their name stays the same."""
-
-LATE_FIELDS = ("machine_shape", "docker_image")
-"""Settings that Kaggle shows only once the run has started; `watch` checks them."""
 
 PUBLISH_WHEELS = "Publish the wheels: `kernelkit wheels`. Nothing was sent."
 PUSH_AGAIN = "Fix the cause, then push again: `kernelkit push --again`."

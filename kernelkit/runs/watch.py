@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from kernelkit.config import MACHINES
 from kernelkit.errors import (
     CapacityError,
     DeadlineError,
@@ -33,17 +34,8 @@ from kernelkit.runs.store import RunFolder, recorded_state
 if TYPE_CHECKING:
     from kernelkit.kaggle.kernels import Kaggle
 
-GPU_NAMES = {
-    "NvidiaTeslaT4": "T4",
-    "NvidiaTeslaT4Highmem": "T4",
-    "NvidiaTeslaP100": "P100",
-    "NvidiaTeslaA100": "A100",
-    "NvidiaL4": "L4",
-    "NvidiaL4X1": "L4",
-    "NvidiaH100": "H100",
-    "NvidiaRtxPro6000": "RTX PRO 6000",
-}
-"""The name of a machine_shape's GPU in the output of nvidia-smi."""
+LATE_FIELDS = ("machine_shape", "docker_image")
+"""Settings that Kaggle shows only once the run has started."""
 
 _SESSION_LINE = re.compile(r"kernelkit session (\d+)")
 _HARDWARE_LINE = re.compile(r"^hardware: (\{.*\})\s*$", re.MULTILINE)
@@ -212,20 +204,18 @@ def confirm(
         given = replace(given, machine_shape="", docker_image="")
     different: list[str] = []
     confirmed: list[str] = []
-    for name, want, got in (
-        ("machine_shape", requested.machine_shape, given.machine_shape),
-        ("docker_image", requested.docker_image, given.docker_image),
-    ):
+    for name in LATE_FIELDS:
+        want, got = getattr(requested, name), getattr(given, name)
         if want and got:
             line = f"{name}: requested {want}, got {got}"
             (confirmed if want.lower() in got.lower() else different).append(line)
     if not requested.wants_gpu and given.machine_shape.startswith("Nvidia"):
         different.append(f"machine_shape: requested no GPU, got {given.machine_shape}")
     gpus = _gpus(text)
-    expected = GPU_NAMES.get(requested.machine_shape)
-    if gpus is not None and expected:
+    machine = MACHINES.get(requested.machine_shape)
+    if gpus is not None and machine and machine.gpu:
         line = f"GPU: requested {requested.machine_shape}, the run has {', '.join(gpus) or 'none'}"
-        fits = bool(gpus) and all(expected in gpu for gpu in gpus)
+        fits = bool(gpus) and all(machine.gpu in gpu for gpu in gpus)
         (confirmed if fits else different).append(line)
     return different, confirmed
 

@@ -132,6 +132,9 @@ def test_a_sweep_is_planned_as_the_project_file_describes_it(plain: Path, cli: C
     assert plan["sweep"] == {"trials": 12, "sessions": 2, "per_session": 2, "pushes": 6}
     fewer = json.loads(cli("plan", "--trials", "3", "--json", cwd=plain).stdout)
     assert fewer["sweep"]["pushes"] == 2
+    unknown = ("--set", "kernel.machine_shape=NvidiaNew9", "--set", "kernel.enable_gpu=true")
+    shown = cli("plan", "--sweep", *unknown, cwd=plain).stdout
+    assert 'a session of "NvidiaNew9" has one GPU (per_gpu)' in " ".join(shown.split())
 
 
 def test_plan_without_an_account_says_that_the_quota_is_unknown(plain: Path, cli: Cli) -> None:

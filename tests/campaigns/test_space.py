@@ -120,6 +120,8 @@ count = {{ low = 1, high = 3 }}
         ("trials = 3\nper_gpu = true", 'machine_shape = "NvidiaTeslaT4"', 3, 2),
         ("trials = 3\nper_gpu = true", 'machine_shape = "NvidiaL4"', 3, 4),
         ("trials = 3\nper_gpu = true", 'machine_shape = "NvidiaTeslaP100"', 3, 0),
+        ("trials = 3\nper_gpu = true", 'machine_shape = "NvidiaNew9"', 3, 0),
+        ("trials = 3\nper_gpu = true", "enable_gpu = true", 3, 0),
     ],
 )
 def test_the_plan_decides_trials_and_processes(
@@ -130,6 +132,8 @@ def test_the_plan_decides_trials_and_processes(
     plan = plan_sweep(load_config(project, environment={}))
     assert (plan.trials, plan.processes, plan.sessions) == (trials, processes, 2)
     assert plan.search.goal == "minimize"
+    unknown = "New9" in keys or "enable_gpu" in keys
+    assert ("does not know how many" in plan.assumption) is unknown
 
 
 @pytest.mark.parametrize(
