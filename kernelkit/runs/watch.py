@@ -27,6 +27,7 @@ from kernelkit.errors import (
 from kernelkit.kaggle.logs import parse_log
 from kernelkit.kaggle.types import LogEntry, Quota, State, Status
 from kernelkit.notebook.manifest import Manifest
+from kernelkit.notebook.runtime import MANIFEST_MARK
 from kernelkit.runs.identity import HEAD_CHARACTERS, Identity, log_identity, shows_run
 from kernelkit.runs.manifest import RunAddress, RunRecord
 from kernelkit.runs.store import RunFolder, recorded_state
@@ -67,7 +68,8 @@ def read_status(kaggle: Kaggle, run: RunAddress, *, fresh: bool) -> Status:
     """The state of exactly this version.
 
     A `fresh` run, within the grace period after its push, counts as queued while Kaggle does not
-    show it, or shows the end of the version before: the log of a finished run shows whose it was.
+    show it, or shows the end of the version before: the log of a finished run shows whose it was,
+    and says how its program has ended.
     """
     try:
         now = kaggle.status(run.owner, run.slug, run.version)
@@ -78,9 +80,21 @@ def read_status(kaggle: Kaggle, run: RunAddress, *, fresh: bool) -> Status:
             raise
         # This Kaggle accepts no versions in the call.
         now = kaggle.status(run.owner, run.slug, None)
-    if fresh and now.state.finished and not shows_run(run, _text(_kept_log(kaggle, run))):
-        return Status(State.QUEUED)
+    if fresh and now.state.finished:
+        log = _text(_kept_log(kaggle, run))
+        if not shows_run(run, log) or _contradicts(log, now):
+            return Status(State.QUEUED)
     return now
+
+
+def _contradicts(log: str, status: Status) -> bool:
+    """Whether the log of a run says that it has ended otherwise."""
+    _, found, rest = log.rpartition("\n" + MANIFEST_MARK)
+    try:
+        said = json.loads(rest.partition("\n")[0])["status"] if found else None
+    except (ValueError, TypeError, KeyError):
+        return False
+    return said == "complete" if status.failed else said == "failed"
 
 
 def state_of(kaggle: Kaggle, folder: RunFolder) -> Status:

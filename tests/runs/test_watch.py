@@ -203,6 +203,32 @@ def test_an_earlier_end_is_not_the_end_of_a_new_push(kaggle: Kaggle, server: Ser
     assert next(watch.watch_run(kaggle, run, CPU, age=9)).state == "complete"
 
 
+@pytest.mark.parametrize(
+    ("shown", "said", "state"),
+    [
+        ("CANCEL_ACKNOWLEDGED", "complete", "queued"),
+        ("ERROR", "complete", "queued"),
+        ("COMPLETE", "failed", "queued"),
+        ("CANCEL_ACKNOWLEDGED", "running", "cancel_acknowledged"),
+        ("ERROR", "failed", "error"),
+        ("ERROR", "stalled", "error"),
+        ("COMPLETE", "complete", "complete"),
+        ("COMPLETE", None, "complete"),
+        ("ERROR", None, "error"),
+    ],
+)
+def test_an_earlier_end_is_not_that_of_a_run_which_has_ended_otherwise(
+    kaggle: Kaggle, server: Server, shown: str, said: str | None, state: str
+) -> None:
+    """A short run has ended, and Kaggle still shows the state of the version before."""
+    server.statuses = [(200, {"status": shown})]
+    end = f'kernelkit-manifest {{"error": "", "status": "{said}"}}\n' if said else "kernelkit-"
+    server.log = [FIRST, "kernelkit push " + "a" * 32 + "\n", end]
+    run = pushed_again(kaggle)
+    assert watch.read_status(kaggle, run, fresh=True).state == state
+    assert watch.read_status(kaggle, run, fresh=False).state == shown.lower()
+
+
 @pytest.mark.parametrize("code", [400, 404, 429, 500, 502])
 def test_an_unavailable_log_does_not_end_the_watch(
     kaggle: Kaggle, server: Server, code: int
