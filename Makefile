@@ -27,8 +27,8 @@ export KERNELKIT_MAKE := render push run status watch logs pull diagnose runs su
 
 .DEFAULT_GOAL := help
 .PHONY: setup smoke test test-all lint format render push run status watch logs pull diagnose \
-	runs submit doctor emulator docs bench bench-rendering bench-training bench-startup bench-sweep faults \
-	requirements clean help
+	runs submit doctor emulator docs bench bench-rendering bench-training bench-startup bench-sweep \
+	environments faults requirements clean help
 
 setup: $(VENV)/all.done ## install kernelkit, the workload and the test tools
 
@@ -106,6 +106,9 @@ bench-startup: $(VENV)/all.done ## measure the start-up time of the command line
 
 bench-sweep: $(VENV)/all.done ## measure what 50, 100 and 200 trials of a sweep cost
 	@$(VENV)/bin/python -m benchmarks.sweep $(ARGS)
+
+environments: $(VENV)/all.done ## train with other versions of Python and the libraries
+	@$(VENV)/bin/python -m benchmarks.environments $(ARGS)
 
 faults: $(VENV)/all.done ## run the chaos tests against a faulty local Kaggle
 	@$(VENV)/bin/python -m tests.chaos $(ARGS)

@@ -13,14 +13,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.distributed.nn.functional import all_gather as all_gather_with_gradients
-from torch.distributed.nn.functional import all_reduce as all_reduce_with_gradients
 
 T = TypeVar("T")
 
@@ -96,8 +94,8 @@ class DistributedContext:
         if self.world_size == 1:
             return values
         self._restart_timer()
-        parts = all_gather_with_gradients(values.contiguous())  # type: ignore[no-untyped-call]
-        return torch.stack(list(parts), dim=1).flatten(0, 1)
+        parts: Tensor = _Gather.apply(values.contiguous())  # type: ignore[no-untyped-call]
+        return parts.transpose(0, 1).flatten(0, 1)
 
     def broadcast(self, value: T) -> T:
         """Return the main process's value in every process."""
@@ -244,8 +242,39 @@ class _CpuSyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def _sum_over_processes(values: Tensor) -> Tensor:
-    total: Tensor = all_reduce_with_gradients(values)  # type: ignore[no-untyped-call]
+    total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
     return total
+
+
+# PyTorch 2.15 deprecates torch.distributed.nn.functional, which has the next two functions.
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes. Each has every gradient of it, so those are added up, too."""
+
+    @staticmethod
+    def forward(_context: Any, values: Tensor) -> Tensor:
+        total = values.contiguous().clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_context: Any, gradient: Tensor) -> Tensor:
+        return _Sum.forward(None, gradient)
+
+
+class _Gather(torch.autograd.Function):
+    """The shards of all processes, (world size, …), in the order of their ranks."""
+
+    @staticmethod
+    def forward(_context: Any, shard: Tensor) -> Tensor:
+        parts = [torch.empty_like(shard) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, shard)
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(_context: Any, gradients: Tensor) -> Tensor:
+        return _Sum.forward(None, gradients)[distributed.get_rank()]
 
 
 OUT_OF_MEMORY = re.compile(

@@ -1,8 +1,9 @@
 """Image transforms: 101×101 pixels to the network's input and back, and augmentation.
 
-The baseline augments with albumentations. Each sample gets its own seed (see `augment`), because
-the library keeps the random state in the pipeline object: with that state, a batch would depend on
-the number of workers and on which worker made it. The library is imported only for that recipe.
+The baseline augments with albumentations 2, or with its successor AlbumentationsX. Each sample gets
+its own seed (see `augment`), because the library keeps the random state in the pipeline object:
+with that state, a batch would depend on the number of workers and on which worker made it. The
+library is imported only for that recipe.
 """
 
 from __future__ import annotations
@@ -79,8 +80,10 @@ def _compose(steps: Callable[[ModuleType], list[object]]) -> albumentations.Comp
         TransformError: it cannot be imported, or its version is another one.
     """
     # On import, albumentations asks PyPI for its newest version. Without a network that takes two
-    # seconds and prints a warning; this variable of the library turns it off.
+    # seconds and prints a warning. Its successor AlbumentationsX reports every pipeline to its
+    # authors. These variables of the libraries turn both off.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    os.environ.setdefault("ALBUMENTATIONS_NO_TELEMETRY", "1")
     try:
         import albumentations
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def test_evaluation_resizes_and_normalizes_with_imagenet_statistics() -> None:
     assert torch.allclose(image[:, 5, 5], expected, atol=1e-4)
     assert set(mask.unique().tolist()) == {0.0, 1.0}
     assert mask.mean().item() == pytest.approx(50 / 101, abs=0.01)
+
+
+def test_albumentations_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of AlbumentationsX, each pipeline would report itself to the library's authors."""
+    names = ("NO_ALBUMENTATIONS_UPDATE", "ALBUMENTATIONS_NO_TELEMETRY")
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    evaluation_transform(32)
+    assert [os.environ[name] for name in names] == ["1", "1"]
 
 
 def test_image_without_mask_is_transformed_as_in_a_pair() -> None:
