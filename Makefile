@@ -27,8 +27,8 @@ export KERNELKIT_MAKE := render push run status watch logs pull diagnose runs su
 
 .DEFAULT_GOAL := help
 .PHONY: setup smoke test test-all lint format render push run status watch logs pull diagnose \
-	runs submit doctor emulator docs bench bench-rendering bench-training bench-startup bench-sweep \
-	environments faults requirements clean help
+	runs submit doctor emulator docs bench bench-rendering bench-training bench-gpu bench-startup \
+	bench-sweep environments faults requirements clean help
 
 setup: $(VENV)/all.done ## install kernelkit, the workload and the test tools
 
@@ -101,6 +101,12 @@ bench-rendering: $(VENV)/all.done ## compare rendering with stickytape and repo2
 bench-training: $(VENV)/all.done ## measure training and prediction on this device
 	@$(VENV)/bin/python -m benchmarks.training $(ARGS)
 
+bench-gpu: $(VENV)/all.done ## measure src_salt on a GPU next to a plain loop, in 8 minutes
+	@$(MAKE) --no-print-directory --silent $(PEERS)/all.done || \
+		echo "segmentation_models_pytorch cannot be installed: measuring src_salt alone" >&2
+	@$(VENV)/bin/python -m benchmarks.gpu --peers $(PEERS)/bin/python \
+		$(if $(KERNELKIT_DATA),--data "$(KERNELKIT_DATA)") $(ARGS)
+
 bench-startup: $(VENV)/all.done ## measure the start-up time of the command line
 	@$(VENV)/bin/python -m benchmarks.startup $(ARGS)
 
@@ -156,9 +162,10 @@ $(VENV)/all.done: requirements/all.txt $(VENV)/tool.done
 	@$(INSTALL) --no-deps --editable . # its metadata names the extras
 	@touch $@
 
-$(PEERS)/all.done: benchmarks/requirements.txt | $(VENV)/uv.done
+$(PEERS)/all.done: benchmarks/requirements.txt benchmarks/overrides.txt | $(VENV)/uv.done
 	@$(VENV)/bin/python -m venv --clear $(PEERS)
-	@$(VENV)/bin/uv pip install --quiet --python $(PEERS)/bin/python -r $<
+	@$(VENV)/bin/uv pip install --quiet --python $(PEERS)/bin/python -r $< \
+		--overrides benchmarks/overrides.txt
 	@touch $@
 
 $(DOCS)/all.done: requirements/docs.txt | $(VENV)/uv.done

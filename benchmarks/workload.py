@@ -23,13 +23,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.launch import MAXRSS_UNIT
-from src_salt.config import Experiment, Settings
-from src_salt.data import LabelledImages, read_ids
-from src_salt.device import cpu_flags
+from src_salt.config import Experiment, Recipe, Settings
+from src_salt.data import Images, LabelledImages, read_ids
+from src_salt.device import Compute, cpu_flags
+from src_salt.losses import Loss
 from src_salt.metrics import Postprocessing, Probabilities
 from src_salt.outputs import Outputs
 from src_salt.predict import predict
@@ -54,6 +55,9 @@ PEAK_ROUNDS = 5
 
 SHOWN_FLAGS = {"avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16"}
 """CPU flags that affect the speed of matrix products."""
+
+Predictor = Callable[[Images], Iterator[Probabilities]]
+"""Yields probabilities of gray images (N, 101, 101), batch by batch."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ class TimedBatches:
         for number, batch in enumerate(islice(self.batches, self.limit)):
             yield batch
             if number == 0 and not self.stepped:  # only once, since it stops a GPU
-                self.stepped = _now()
+                self.stepped = now()
 
 
 def measure(case: Case) -> Measured:
@@ -140,11 +144,11 @@ def measure(case: Case) -> Measured:
     on_gpu = torch.cuda.is_available()
     # A CPU needs ten seconds for 64; an epoch of the competition has 3,200.
     images = case.images or (3200 if on_gpu else 64)
-    train, validation = _make_images(images), _make_images(max(2, images // 2))
+    train, validation = make_images(images), make_images(max(2, images // 2))
     experiment = Experiment(case.backbone, case.loss)
     with tempfile.TemporaryDirectory() as folder:
         settings = _settings(case, Path(folder))
-        began = _now()
+        began = now()
         trainer = Trainer(experiment, settings, train, validation)
         batches, checks = TimedBatches(trainer.batches), TimedBatches(trainer.validation)
         trainer.batches, trainer.validation = batches, checks  # type: ignore[assignment]
@@ -153,24 +157,28 @@ def measure(case: Case) -> Measured:
         trainer.run_epoch()
         batches.limit = checks.limit = None
         trainer.run_epoch()
-        ended = _now()
+        ended = now()
         trainer.batches, trainer.validation = batches.batches, checks.batches
         copying, saving = _time_checkpoint(trainer, Path(folder))
-        peak_bytes = _peak_bytes()
-        predicting, writing = _time_prediction(trainer, settings, train)
+        peak_bytes = peak_bytes_of()
+        warm = len(train) if on_gpu else case.batch_size
+        recipe = settings.resolved_recipe
+        predicting, writing = time_prediction(
+            predictor(trainer, settings), postprocessing_of(recipe), Path(folder), train, warm
+        )
         return Measured(
             training=len(train) / (checks.began - batches.began),
             validation=len(validation) / (ended - checks.began),
             prediction=1 / predicting,
             writing=1 / writing,
-            loading=len(train) / _seconds(lambda: _consume(batches)),
+            loading=len(train) / seconds_of(lambda: consume(batches)),
             first_step=batches.stepped - began,
             copying=copying,
             saving=saving,
             peak_bytes=peak_bytes,
-            flops=_flops(trainer, case.size),
-            peak_flops=_peak_flops(trainer.compute.device, trainer.compute.dtype),
-            dtype=_dtype_name(trainer.compute.dtype, on_gpu),
+            flops=flops_of(trainer.network, trainer.loss, trainer.compute, case.size),
+            peak_flops=peak_flops_of(trainer.compute.device, trainer.compute.dtype),
+            dtype=dtype_name(trainer.compute.dtype, on_gpu),
             images=images,
             device=torch.cuda.get_device_name() if on_gpu else "CPU",
             flags=" ".join(sorted(cpu_flags() & SHOWN_FLAGS)),
@@ -192,7 +200,7 @@ def _settings(case: Case, folder: Path) -> Settings:
     )
 
 
-def _make_images(count: int) -> LabelledImages:
+def make_images(count: int) -> LabelledImages:
     """Make synthetic images and masks; two of five masks are empty, as in the competition."""
     rng = np.random.default_rng(0)
     sections = [make_section(rng, number % 5 > 1) for number in range(min(count, DISTINCT_IMAGES))]
@@ -211,31 +219,31 @@ def _time_checkpoint(trainer: Trainer, folder: Path) -> tuple[float, float]:
     """
     with Checkpointer(Outputs(folder), trainer.experiment.name, {}) as checkpointer:
         del trainer.history[:-1]  # a single epoch is the best one
-        began = _now()
+        began = now()
         checkpointer.save(trainer)
-        copying = _now() - began
+        copying = now() - began
         checkpointer.wait(trainer)
-        saving = _now() - began
+        saving = now() - began
         checkpointer.save(trainer)
         trainer.run_epoch()
     return copying, saving
 
 
-def _time_prediction(
-    trainer: Trainer, settings: Settings, data: LabelledImages
+def time_prediction(
+    network: Predictor,
+    postprocessing: Postprocessing,
+    folder: Path,
+    data: LabelledImages,
+    warm: int,
 ) -> tuple[float, float]:
     """Return seconds per image from bytes to the validated csv, and of the part after the network.
 
-    The network's predictions are replaced with blurred true masks. An almost untrained network
-    predicts noise, whose run-length texts are much longer.
+    The first `warm` images are also predicted before. The network's predictions are replaced with
+    blurred true masks. An almost untrained network predicts noise, whose run-length texts are much
+    longer.
     """
-    recipe = settings.resolved_recipe
-    model = trainer.model.eval()
-    postprocessing = (
-        Postprocessing(min_area=MIN_AREA) if recipe.tune_threshold else Postprocessing()
-    )
     answers = np.stack([cv2.blur(mask.astype(np.float32), (5, 5)) for mask in data.masks])
-    path = settings.output_dir / "submission.csv"
+    path = folder / "submission.csv"
 
     def write(batches: Iterator[Probabilities], sample: Path) -> None:
         masks = (mask for batch in batches for mask in postprocessing.apply(batch))
@@ -243,17 +251,27 @@ def _time_prediction(
 
     def replaced() -> Iterator[Probabilities]:
         first = 0
-        for batch in predict([model], data.images, settings, ""):
+        for batch in network(data.images):
             yield answers[first : first + len(batch)]
             first += len(batch)
 
-    few = data.images[: settings.batch_size if trainer.compute.device.type == "cpu" else None]
-    _consume(predict([model], few, settings, ""))  # what is not counted
-    sample = _write_sample(settings.output_dir / "sample.csv", len(answers))
-    predicting = _seconds(lambda: write(replaced(), sample)) / len(answers)
+    consume(network(data.images[:warm]))
+    sample = _write_sample(folder / "sample.csv", len(answers))
+    predicting = seconds_of(lambda: write(replaced(), sample)) / len(answers)
     many = answers[np.arange(max(MIN_WRITTEN, len(answers))) % len(answers)]
-    sample = _write_sample(settings.output_dir / "many.csv", len(many))
-    return predicting, _seconds(lambda: write(iter([many]), sample)) / len(many)
+    sample = _write_sample(folder / "many.csv", len(many))
+    return predicting, seconds_of(lambda: write(iter([many]), sample)) / len(many)
+
+
+def predictor(trainer: Trainer, settings: Settings) -> Predictor:
+    """Return what predicts with a trainer's network."""
+    model = trainer.model.eval()
+    return lambda images: predict([model], images, settings, "")
+
+
+def postprocessing_of(recipe: Recipe) -> Postprocessing:
+    """Return the post-processing of a recipe."""
+    return Postprocessing(min_area=MIN_AREA) if recipe.tune_threshold else Postprocessing()
 
 
 def _write_sample(path: Path, count: int) -> Path:
@@ -262,24 +280,24 @@ def _write_sample(path: Path, count: int) -> Path:
     return path
 
 
-def _flops(trainer: Trainer, size: int) -> int:
+def flops_of(network: nn.Module, loss: Loss, compute: Compute, size: int) -> int:
     """Return the operations per image of a step as PyTorch counts them, mostly of convolutions.
 
     Batch normalization needs two images, so the count of two is halved.
     """
-    device = trainer.compute.device
-    images = torch.rand(2, 3, size, size, device=device)
-    masks = torch.ones(2, 1, size, size, device=device)
-    trainer.network.train()
+    images = torch.rand(2, 3, size, size, device=compute.device)
+    masks = torch.ones(2, 1, size, size, device=compute.device)
+    network.train()
     with FlopCounterMode(display=False) as counter:
-        with trainer.compute.autocast():
-            logits = trainer.network(images)
-        trainer.loss(logits, masks).backward()  # type: ignore[no-untyped-call]
+        with compute.autocast():
+            logits = network(images)
+        loss(logits.float(), masks).backward()  # type: ignore[no-untyped-call]
     return int(counter.get_total_flops()) // 2
 
 
-def _peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+def peak_flops_of(device: torch.device, dtype: torch.dtype) -> float:
     """Return the highest number of operations per second of a square matrix product."""
+    before = torch.backends.cuda.matmul.allow_tf32
     # Convolutions in float32 use TF32 on newer GPUs.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     best = 0.0
@@ -287,35 +305,40 @@ def _peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         square = torch.rand(side, side, device=device).to(dtype)
         torch.mm(square, square)  # warm-up
         for _ in range(PEAK_ROUNDS):
-            best = max(best, 2 * side**3 / _seconds(partial(torch.mm, square, square)))
+            best = max(best, 2 * side**3 / seconds_of(partial(torch.mm, square, square)))
+    torch.backends.cuda.matmul.allow_tf32 = before
     return best
 
 
-def _dtype_name(dtype: torch.dtype, on_gpu: bool) -> str:
+def dtype_name(dtype: torch.dtype, on_gpu: bool) -> str:
+    """Return the name of a dtype, and whether a GPU rounds its convolutions to TF32."""
     name = str(dtype).removeprefix("torch.")
     newer = on_gpu and torch.cuda.get_device_capability() >= (8, 0)
     tf32 = newer and name == "float32" and torch.backends.cudnn.allow_tf32
     return f"{name} (TF32)" if tf32 else name
 
 
-def _peak_bytes() -> int:
+def peak_bytes_of() -> int:
+    """Return the peak memory of the device; on a CPU, of this process without its workers."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT
 
 
-def _consume(batches: Iterator[object] | TimedBatches) -> None:
+def consume(batches: Iterator[object] | TimedBatches) -> None:
+    """Make all batches, without using them."""
     for _ in batches:
         pass
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    began = _now()
+def seconds_of(work: Callable[[], object]) -> float:
+    """Return how long some work takes, until a GPU has finished it."""
+    began = now()
     work()
-    return _now() - began
+    return now() - began
 
 
-def _now() -> float:
+def now() -> float:
     """Return the time after a GPU has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
