@@ -12,7 +12,7 @@ the same bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib import resources
@@ -61,6 +61,9 @@ from kernelkit.notebook.templates import (
     project_templates,
 )
 from kernelkit.storage import as_json, make_ignored_folder, write_atomically, write_json
+
+OPTIONAL_RUNTIME = {"command_line.py": "command", "trials.py": "trials", "wheels.py": "wheels"}
+"""Module of the runtime → the key of the manifest without which a run does not import it."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,7 @@ def render(bundle: Bundle, config: Config) -> Kernel:
         kernel=kernel_variable(config.kernel),
         parameters=config.described_parameters,
         third_party=bundle.third_party,
-        runtime_modules=[module_cell(file) for file in _runtime_files()],
+        runtime_modules=[module_cell(file) for file in _needed_runtime(manifest.document)],
     )
     draft = Draft(bundle, templates, variables)
     compressed = draft.choose(config.layout)
@@ -305,7 +308,7 @@ def _manifest(
     parts = [
         *((f"file {f.path}", digest_part(f.sha256, f.executable)) for f in bundle.files),
         *((f"template {name}", source) for name, source in templates.items()),
-        *((f"runtime {file.path}", file.sha256) for file in _runtime_files()),
+        *((f"runtime {file.path}", file.sha256) for file in _needed_runtime(stated)),
         ("settings", json.dumps(stated, sort_keys=True)),
     ]
     return Manifest.model_validate(
@@ -365,6 +368,14 @@ def _command(bundle: Bundle, config: Config) -> ManifestCommand | None:
         for name, option in line.options_of(others)
     ]
     return ManifestCommand(**place, arguments=config.arguments, options=(*positional, *options))
+
+
+def _needed_runtime(manifest: Mapping[str, object]) -> Iterator[SourceFile]:
+    """The modules of the runtime that a run with this manifest imports."""
+    for file in _runtime_files():
+        key = OPTIONAL_RUNTIME.get(file.path.rpartition("/")[2])
+        if key is None or manifest.get(key):
+            yield file
 
 
 @cache

@@ -15,7 +15,7 @@ resume    what a run that ended early has left, and the command that continues i
           `REHEARSE_AGAIN`
 failure   requires that a run has succeeded, and says why it failed: `require_success`
 store     the run folders, and the names of runs: `RunFolder`, `find`, `find_named`,
-          `folders`, `rehearsal_lock`, `remove_rehearsal`, `now`
+          `folders`, `versions`, `rehearsal_lock`, `remove_rehearsal`, `now`
 history   lists and compares runs: `rows`, `show`, `diff`, `RunRow`, `RunDetails`,
           `RunDifference`
 events    the events in a log, with their times: `read_events`, `TimedEvent`

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from kernelkit.bundle.scripts import CommandLine, read_command_line
-from kernelkit.notebook.runtime import OptionDocument, RuntimeFault, command_line
+from kernelkit.notebook.runtime import OptionDocument, RuntimeFault
+from kernelkit.notebook.runtime.command_line import command_line
 
 SHOW = "import json\ndef show(values): print(json.dumps(values, sort_keys=True, default=str))\n"
 

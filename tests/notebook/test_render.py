@@ -23,7 +23,7 @@ from nbclient import NotebookClient
 from kernelkit import workflow
 from kernelkit.bundle.bundle import Bundle, SourceFile
 from kernelkit.bundle.git import Provenance
-from kernelkit.config import RESERVED_NAMES, load_config
+from kernelkit.config import RESERVED_NAMES, TrialSettings, load_config
 from kernelkit.errors import BundleError, ConfigError, TemplateError
 from kernelkit.notebook.layout import SIZE_LIMIT_BYTES
 from kernelkit.notebook.render import Kernel, render
@@ -567,3 +567,33 @@ def test_no_cell_uses_a_name_that_a_parameter_may_have(make_project: Make) -> No
                 names = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
                 used |= {node.id for node in names}
     assert used - {"my_own"} <= RESERVED_NAMES
+
+
+@pytest.mark.parametrize(
+    ("entry", "trials", "optional"),
+    [
+        ("pkg.main:run", 0, set()),
+        ("pkg.main", 0, {"command_line.py"}),
+        ("pkg.main:run", 2, {"trials.py"}),
+    ],
+)
+def test_a_notebook_carries_the_runtime_that_its_run_needs(
+    make_project: Make, entry: str, trials: int, optional: set[str]
+) -> None:
+    """Each carried module imports, at its top, only carried ones."""
+    config = load_config(make_project({}, entry=entry), environment={})
+    numbers = [TrialSettings(number=number, parameters={}) for number in range(trials)]
+    config = config.model_copy(update={"trials": tuple(numbers)})
+    cells = nbformat.reads(workflow.render_kernel(config).notebook, 4).cells
+    heads = [
+        cell.source.partition("\n") for cell in cells if "runtime-module" in cell.metadata.tags
+    ]
+    carried = {head.rpartition("/")[2]: text for head, _, text in heads}
+    assert carried.keys() & {"command_line.py", "trials.py", "wheels.py"} == optional
+    assert {"run.py", "program.py", "events.py"} <= carried.keys()
+    for name, text in carried.items():
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.ImportFrom) and node.level:
+                modules = [node.module] if node.module else [one.name for one in node.names]
+                missing = {f"{module}.py" for module in modules} - carried.keys()
+                assert not missing, f"{name} imports {missing}"

@@ -3,7 +3,8 @@
 The notebook carries these modules as the package `kernelkit_runtime`. They use only the standard
 library and import each other relatively, so that the same files work on the build side too. All
 they know about the build is the manifest (`bundle.json`) that the notebook embeds. Any cell that
-fails leaves a run manifest with the error.
+fails leaves a run manifest with the error. A notebook leaves out `command_line`, `trials` and
+`wheels` if its run does not need them.
 
 run           `NotebookRun`: what the cells call, in their order
 hardware      the machine, its GPUs, and whether they compute
@@ -31,7 +32,6 @@ documents     the JSON documents, typed
 faults        `RuntimeFault`, `Stalled`
 """
 
-from .command_line import command_line
 from .deadline import time_left
 from .documents import BundleDocument, OptionDocument, RunManifestDocument
 from .events import EVENT_CHARACTERS, INCOMPLETE, RunEvent, parse_event
@@ -58,7 +58,6 @@ __all__ = [
     "RunManifestDocument",
     "RuntimeFault",
     "Stalled",
-    "command_line",
     "goal_of",
     "metric_among",
     "parse_event",

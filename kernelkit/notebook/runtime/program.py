@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 
-from .command_line import command_line
 from .documents import CommandDocument, Parameter
 from .files import sha256_of
 from .sources import Sources
@@ -61,6 +60,8 @@ def _run_program(
     parameters: Mapping[str, Parameter],
 ) -> None:
     """Run a script as `python script.py` does, or a module as `python -m` does."""
+    from .command_line import command_line  # notebooks without a script do not carry it
+
     words = command_line(parameters, command["arguments"], command.get("options", ()))
     os.chdir(working_dir)
     if "path" in command:

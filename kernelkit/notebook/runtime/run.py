@@ -32,9 +32,7 @@ from .program import call_entry
 from .recording import error_text, recorded, shown, traceback_text
 from .results import show_results
 from .sources import Sources
-from .trials import require_results, run_trials
 from .watchdog import Watchdog
-from .wheels import install_wheels
 
 MAX_OUTPUTS_SHOWN = 100
 
@@ -108,6 +106,8 @@ class NotebookRun:
             RuntimeFault: pip fails, or the dataset has other wheels than the manifest names.
         """
         if wheels := self.bundle.get("wheels"):
+            from .wheels import install_wheels  # other notebooks do not carry it
+
             install_wheels(requirements, wheels, self._folders)
         else:
             installation.pip_install(requirements)
@@ -209,6 +209,8 @@ class NotebookRun:
             RuntimeFault: all of them failed.
             Stalled: nothing has happened for too long.
         """
+        from .trials import require_results, run_trials  # other notebooks do not carry it
+
         gpus = len(self.hardware.get("gpus", ())) if self.bundle["wants_gpu"] else 0
         with self._watched():
             run_trials(

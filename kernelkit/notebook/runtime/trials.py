@@ -20,9 +20,14 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from .documents import BundleDocument, Parameter, PruningDocument, TrialDocument
+from .documents import (
+    BundleDocument,
+    Parameter,
+    PruningDocument,
+    TrialBundleDocument,
+    TrialDocument,
+)
 from .events import RunEvent, parse_event
 from .faults import RuntimeFault
 from .inputs import RunFolders
@@ -106,7 +111,7 @@ class _Process:
         folders: RunFolders,
         entry: str,
         parameters: Mapping[str, Parameter],
-        trial: Any,
+        trial: TrialBundleDocument,
         jobs: Path,
     ) -> None:
         self.number: int = trial["number"]
