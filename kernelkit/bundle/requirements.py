@@ -133,6 +133,9 @@ class InstallOrigin(StrEnum):
 
     IMAGE = "in the image"
     INDEX = "from PyPI"
+    ADDRESS = "from its address"
+    """A repository or a file that the requirement itself names."""
+
     WHEELS = "from the wheels"
     UNDECIDED = "unknown"
     """The image has it, in a version or with extras that are not known, and nothing else does."""
@@ -256,7 +259,8 @@ class _Walk:
         elif fits:
             origin = InstallOrigin.IMAGE
         elif self.internet:
-            origin = InstallOrigin.INDEX if fits is False else InstallOrigin.UNDECIDED
+            found = InstallOrigin.ADDRESS if requirement.url else InstallOrigin.INDEX
+            origin = found if fits is False else InstallOrigin.UNDECIDED
             reason = "" if fits is False else "pip decides in the run"
         elif (wheel := self._wheel(requirement)) is not None:
             origin = InstallOrigin.WHEELS
@@ -273,7 +277,7 @@ class _Walk:
             origin=origin,
             wheel=wheel.file if wheel else "",
             reason=reason,
-            replaces=origin in (InstallOrigin.INDEX, InstallOrigin.WHEELS)
+            replaces=origin in (InstallOrigin.INDEX, InstallOrigin.ADDRESS, InstallOrigin.WHEELS)
             and version is not None
             and not requirement.specifier.contains(version, True),
         )

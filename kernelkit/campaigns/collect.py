@@ -30,7 +30,7 @@ from kernelkit.errors import (
     RunFailedError,
     UnreachableError,
 )
-from kernelkit.kaggle.types import ListedKernel, ignore
+from kernelkit.kaggle.types import ListedKernel, growing, ignore
 from kernelkit.notebook.reader import embedded_manifest, read_cells
 from kernelkit.runs import store
 from kernelkit.runs.download import Progress, pull_run
@@ -281,7 +281,7 @@ class _Collector:
 
     def collect(self, *, wait: bool) -> None:
         """Download and verify what has ended, again and again while something is waited for."""
-        pause = self._kaggle.timeouts.first_pause
+        pauses = growing(self._kaggle.timeouts.first_pause, LONGEST_PAUSE)
         for round_number in itertools.count():
             down: KernelkitError | None = None
             for number, run in enumerate(self.runs):
@@ -296,8 +296,7 @@ class _Collector:
                 return
             if round_number == 0:
                 self._on_event(f"waiting for {', '.join(going_on)}")
-            self._kaggle.timeouts.sleep(pause)
-            pause = min(pause * 1.5, LONGEST_PAUSE)
+            self._kaggle.timeouts.sleep(next(pauses))
 
     def _collected(
         self, run: CollectedRun, folder: RunFolder

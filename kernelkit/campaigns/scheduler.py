@@ -6,6 +6,7 @@ All decisions, and all writing to the study, happen in the thread that called `S
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
@@ -45,7 +46,7 @@ from kernelkit.errors import (
     VerificationError,
     limit_of_machine,
 )
-from kernelkit.kaggle.types import LogEntry, Quota
+from kernelkit.kaggle.types import LogEntry, Quota, growing
 from kernelkit.notebook.runtime import RunEvent, parse_event
 from kernelkit.runs.download import PulledRun
 from kernelkit.runs.store import RunFolder
@@ -474,8 +475,7 @@ def _patiently(
     step: Callable[[], Result], kaggle: Kaggle, post: Callable[[object], None]
 ) -> Result:
     """Repeat a step while Kaggle is unreachable or refuses for too many calls."""
-    pause, longest = OUTAGE_PAUSES
-    for _ in range(OUTAGE_TRIES):
+    for pause in itertools.islice(growing(*OUTAGE_PAUSES, factor=2), OUTAGE_TRIES):
         try:
             return step()
         except QuotaError:
@@ -483,7 +483,6 @@ def _patiently(
         except (UnreachableError, CapacityError) as error:
             post(f"{error}; trying again in {pause:.0f} s")
             kaggle.timeouts.sleep(pause)
-            pause = min(2 * pause, longest)
     return step()
 
 

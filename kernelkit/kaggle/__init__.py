@@ -3,7 +3,7 @@
 types         what is sent and received; needs no SDK: `Credentials`, `KernelInfo`,
               `ListedKernel`, `LogEntry`, `OutputFile`, `PushResponse`, `Quota`, `Scoring`,
               `State`, `Status`, `Submission`, `Terms`, `Timeouts`, `PRODUCTION`, `ignore`,
-              `is_time_out`, `state_word`
+              `is_time_out`, `state_word`, `growing`
 kernels       a connection, and the calls about kernels, datasets, models and the quota:
               `connect`, `Kaggle`
 competitions  terms, sample, submissions and scores: `Competition`

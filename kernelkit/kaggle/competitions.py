@@ -34,7 +34,7 @@ from kernelkit.kaggle.answers import (
     as_text,
 )
 from kernelkit.kaggle.connection import Connection
-from kernelkit.kaggle.types import Scoring, Submission, Terms
+from kernelkit.kaggle.types import Scoring, Submission, Terms, growing
 from kernelkit.kaggle.uploads import UploadAddress, upload
 from kernelkit.kaggle.waiting import count_bytes
 from kernelkit.storage import one_line
@@ -170,8 +170,7 @@ class Competition:
             UnreachableError: Kaggle did not answer for too long.
         """
         started = answered = self._clock()
-        pause = FIRST_PAUSE_SECONDS
-        while True:
+        for pause in growing(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS):
             try:
                 found = self.submission(ref)
                 answered = self._clock()
@@ -189,7 +188,7 @@ class Competition:
                     "Run the same command again: nothing is sent twice.",
                 )
             self._sleep(pause)
-            pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
+        raise AssertionError("the pauses never end")
 
     def sample(self, folder: Path) -> Path:
         """Download the competition's sample submission into `folder`, and unzip it.
@@ -274,15 +273,15 @@ class Competition:
 
     def _found(self, mark: str, known: set[int]) -> int | None:
         """The number of a new submission with this mark; None if it does not appear."""
-        started, pause = self._clock(), FIRST_PAUSE_SECONDS
-        while True:
+        started = self._clock()
+        for pause in growing(FIRST_PAUSE_SECONDS, LISTED_SECONDS, factor=2):
             new = [found.ref for found in self.marked(mark) if found.ref not in known]
             if new:
                 return new[0]
             if self._clock() - started + pause > LISTED_SECONDS:
-                return None
+                break
             self._sleep(pause)
-            pause *= 2
+        return None
 
     def _read(self, what: str, call: Callable[[], T]) -> T:
         with self._competition_errors():

@@ -224,6 +224,14 @@ class Credentials:
     token: str | None = None
 
 
+def growing(first: float, longest: float, factor: float = 1.5) -> Iterator[float]:
+    """Pauses in seconds, without end, each longer than the one before by `factor`."""
+    pause = first
+    while True:
+        yield pause
+        pause = min(pause * factor, longest)
+
+
 @dataclass(frozen=True)
 class Timeouts:
     """How long to wait for Kaggle, in seconds, and the clock that measures it."""
@@ -284,7 +292,4 @@ class Timeouts:
 
     def pauses(self) -> Iterator[float]:
         """Growing pauses, in seconds, without end."""
-        pause = self.first_pause
-        while True:
-            yield pause
-            pause = min(pause * 1.5, self.longest_pause)
+        return growing(self.first_pause, self.longest_pause)

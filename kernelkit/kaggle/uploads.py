@@ -8,11 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin
 
-from kernelkit.kaggle.answers import TransientError, calling
+from kernelkit.errors import RefusedError
+from kernelkit.kaggle.answers import TransientError, calling, host_of
 from kernelkit.kaggle.connection import Connection
 from kernelkit.kaggle.types import ignore
 from kernelkit.kaggle.waiting import Upload
+
+if TYPE_CHECKING:
+    import requests
 
 UPLOAD_PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # s, before each attempt after one without progress
 
@@ -78,8 +84,11 @@ def _put(connection: Connection, file: Path, url: str, start: int, on_bytes: OnB
     with calling("the upload"), file.open("rb") as stream:
         stream.seek(start)
         body = Upload(stream, size - start, on_bytes) if size > start else b""
-        response = connection.wait_for(lambda: connection.files.put(url, data=body, headers=part))
-        if response.status_code == 503:  # incomplete [V, the official client]
+        response = connection.wait_for(
+            lambda: connection.files.put(url, data=body, headers=part, allow_redirects=False)
+        )
+        _require_no_other_address(response)
+        if response.status_code in (503, 308):  # incomplete [V, the official client]
             return False
         response.raise_for_status()
         return response.status_code in (200, 201)
@@ -95,5 +104,20 @@ def _arrived(connection: Connection, url: str, size: int) -> int:
         if response.status_code == 308:
             last = response.headers.get("Range", "").rpartition("-")[2]
             return int(last) + 1 if last.isdecimal() else 0
+        _require_no_other_address(response)
         response.raise_for_status()
         return size
+
+
+def _require_no_other_address(response: requests.Response) -> None:
+    """Check that a file is not asked for at another address: only the first one was checked.
+
+    Raises:
+        RefusedError: the server names another one.
+    """
+    if response.is_redirect and response.status_code != 308:  # which is "incomplete" here
+        target = urljoin(response.url, response.headers["Location"])
+        raise RefusedError(
+            f"the upload was redirected to {host_of(target)}, and uploads are not redirected",
+            "Try again; if it stays so, look for a proxy between this machine and Kaggle.",
+        )

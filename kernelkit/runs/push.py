@@ -30,7 +30,7 @@ from kernelkit.errors import (
     UnreachableError,
 )
 from kernelkit.kaggle.datasets import Dataset
-from kernelkit.kaggle.types import PRODUCTION, KernelInfo, Timeouts
+from kernelkit.kaggle.types import PRODUCTION, KernelInfo, Timeouts, growing
 from kernelkit.notebook.manifest import Manifest, ManifestWheels
 from kernelkit.notebook.reader import embedded_manifest, read_cells
 from kernelkit.notebook.render import Kernel
@@ -562,7 +562,7 @@ class _Queue:
         self.on_event, self.timeouts = on_event, timeouts
         self._wait = wait
         self._end = None if deadline is None else timeouts.clock() + deadline
-        self._pause, self._longest = QUEUE_PAUSES
+        self._pauses = growing(*QUEUE_PAUSES)
         self._limited = 0
 
     def after(self, error: SessionCapError | RateLimitedError) -> None:
@@ -575,8 +575,7 @@ class _Queue:
             may_wait = self._wait or pause < self.timeouts.grace
             may_wait = may_wait and self._limited < RATE_LIMITED_TRIES
         else:
-            pause, may_wait = random.uniform(0.8, 1.2) * self._pause, self._wait
-            self._pause = min(self._pause * 1.5, self._longest)
+            pause, may_wait = random.uniform(0.8, 1.2) * next(self._pauses), self._wait
         if not may_wait or (self._end is not None and self.timeouts.clock() + pause > self._end):
             raise error
         self.on_event(f"{error}; trying again in {pause:.0f} s")

@@ -54,6 +54,7 @@ def test_what_the_image_has_in_a_fitting_version_is_not_downloaded(
     [
         ("numpy>=2", InstallOrigin.IMAGE, InstallOrigin.IMAGE),
         ("numpy<2", InstallOrigin.INDEX, InstallOrigin.NOWHERE),
+        ("new @ git+https://example.com/new.git", InstallOrigin.ADDRESS, InstallOrigin.NOWHERE),
         ("requests", InstallOrigin.IMAGE, InstallOrigin.IMAGE),
         ("requests>=2.31", InstallOrigin.UNDECIDED, InstallOrigin.UNDECIDED),
         ("jinja2[i18n]", InstallOrigin.UNDECIDED, InstallOrigin.UNDECIDED),

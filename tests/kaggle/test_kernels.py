@@ -281,6 +281,18 @@ def test_kaggles_words_about_a_submission_without_number_are_reported(
     assert words in str(caught.value)
 
 
+def test_an_upload_is_not_redirected(kaggle: Kaggle, script: Script, tmp_path: Path) -> None:
+    """Only the first address was checked; a file must not go to another one."""
+    table = tmp_path / "submission.csv"
+    table.write_text("id,rle_mask\n")
+    script.say({})
+    script.say({"token": "t", "createUrl": kaggle.endpoint + "/upload"})
+    script.redirect("/elsewhere")
+    with pytest.raises(RefusedError, match=r"redirected to 127\.0\.0\.1"):
+        Competition(kaggle, "salt").submit_file(table, "v1", "v1")
+    assert [path for path, *_ in script.requests][2:] == ["/upload"]
+
+
 def test_a_refused_upload_is_not_submitted(kaggle: Kaggle, script: Script, tmp_path: Path) -> None:
     table = tmp_path / "submission.csv"
     table.write_text("id,rle_mask\n")
