@@ -23,8 +23,13 @@ def save(manifest: RunManifestDocument, folder: Path) -> None:
     target = folder / RUN_MANIFEST_NAME
     partial = target.with_suffix(".partial")
     text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
-    partial.write_text(text + "\n", encoding="ascii")
-    partial.replace(target)
+    try:
+        partial.write_text(text + "\n", encoding="ascii")
+        partial.replace(target)
+    except OSError:  # such as a full disk: half a manifest would be an output of the run
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def print_line(manifest: RunManifestDocument) -> None:
