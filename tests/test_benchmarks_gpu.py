@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu.__main__ import write_report
+from benchmarks.gpu.__main__ import Run, keep, write_report
 from benchmarks.gpu.report import report, summary
 from benchmarks.gpu.results import (
     Cell,
@@ -34,6 +35,7 @@ from benchmarks.gpu.results import (
     StepProfile,
     Trained,
     read_results,
+    to_json,
     write_results,
 )
 from benchmarks.gpu.trace import read_trace
@@ -114,6 +116,17 @@ def test_rates_are_compared_with_the_goals_turn_by_turn() -> None:
 )
 def test_the_limit_of_a_step_is_named(profile: StepProfile, expected: str) -> None:
     assert expected in summary(results(Peak("bfloat16", 8e14, 3e12), profile))
+
+
+def test_a_value_that_is_not_finite_is_named_and_the_run_goes_on(tmp_path: Path) -> None:
+    options = Namespace(json=tmp_path / "gpu.json", markdown=tmp_path / "gpu.md")
+    run = Run(results(), options, {}, None, 0.0, part="limits")
+    for bandwidth in (float("nan"), 3e12):
+        message = {"kind": "measurement", "value": to_json(Peak("bfloat16", 8e14, bandwidth))}
+        keep(run, message)
+    assert read_results(options.json).of(Peak) == [Peak("bfloat16", 8e14, 3e12)]
+    (failure,) = run.results.failures
+    assert "not finite" in failure.reason
 
 
 def everything() -> Results:

@@ -1,6 +1,6 @@
 """Measure src_salt on a GPU, next to a plain loop, in one run of a few minutes.
 
-The parts run in the order of their worth. Each has a share of the time; what it leaves goes to the
+The most useful parts run first. Each has a share of the time; what it leaves goes to the
 next ones. After every measurement the JSON and the Markdown file are replaced, so a run that is cut
 off at any moment leaves what it has measured.
 """
@@ -292,7 +292,7 @@ def _resumed(results: Results, earlier: Results) -> Results:
     if earlier.options != results.options:
         sys.exit(
             f"error: the earlier run has other options: {earlier.options}, not {results.options}\n"
-            "next:  use the same ones, or start anew without --resume"
+            "next:  use the same ones, or measure everything without --resume"
         )
     complete = tuple(part for part in earlier.parts if part.state == "complete")
     return replace(
@@ -304,7 +304,7 @@ def _resumed(results: Results, earlier: Results) -> Results:
 
 
 def parts(sizes: list[int], device: str, options: argparse.Namespace) -> list[Part]:
-    """Return the parts of a run in the order of their worth."""
+    """Return the parts of a run, the most useful first."""
     dtypes = ("bfloat16", "float16") if device == "cuda" else ("bfloat16",)  # a CPU emulates it
     large = sizes[0]
 
@@ -484,7 +484,7 @@ def _exchange(run: Run, job: dict[str, Any], hard: float) -> tuple[str, str]:
                 return "", ""
             if message["kind"] == "begin":
                 current = message["what"]
-            _keep(run, message)
+            keep(run, message)
     except queue.Empty:
         return f"it was ended, because {TIME_OVER}", current
     except BrokenPipeError:
@@ -492,7 +492,7 @@ def _exchange(run: Run, job: dict[str, Any], hard: float) -> tuple[str, str]:
         return f"the process ended with status {status}; see the log", current
 
 
-def _keep(run: Run, message: dict[str, Any]) -> None:
+def keep(run: Run, message: dict[str, Any]) -> None:
     """Keep what a message says."""
     if message["kind"] == "machine":
         values = message["value"]
@@ -507,9 +507,14 @@ def _keep(run: Run, message: dict[str, Any]) -> None:
             run.stop_worker()
             sys.exit(
                 f"error: the earlier run measured {known.device} with torch {known.torch}, not "
-                f"{machine.device} with torch {machine.torch}\nnext:  start anew without --resume"
+                f"{machine.device} with torch {machine.torch}\nnext:  measure everything again without --resume"
             )
     elif message["kind"] == "measurement":
+        try:
+            json.dumps(message, allow_nan=False)
+        except ValueError:
+            run.fail(message["value"]["kind"], f"a value is not finite: {message['value']}")
+            return
         found = from_json(message["value"])
         _say(f"  {_short(found)}")
         run.update(run.results.with_measurement(found))
@@ -525,7 +530,8 @@ def _short(found: Measurement) -> str:
     if isinstance(found, FirstStep):
         return f"{found.cell.name}: first step after {found.seconds:.1f} s"
     if isinstance(found, Trained):
-        return f"{found.recipe}: epoch {found.epochs}, score {found.val_score:.3f}"
+        reached = "complete" if found.is_complete else f"epoch {found.epochs}"
+        return f"{found.recipe}: {reached}, score {found.val_score:.3f}"
     return f"{found.dtype}: {found.flops / 1e12:.3g} Tflop/s"
 
 

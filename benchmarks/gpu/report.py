@@ -118,7 +118,7 @@ def _goals(results: Results, judged: bool) -> str:
             ]
         )
     if not table:
-        return "No rate was measured."
+        return "No rate of `fast` or `best` with BCEDice was measured."
     ratios = [f"{name} = 1" for name in (BASELINE, SMP, SMP_DEVICE)]
     return markdown_table(["program", "network", "batch", "images/s", *ratios, "goals"], table)
 
@@ -357,7 +357,7 @@ def _parts(results: Results) -> str:
 
 
 def _cells(results: Results) -> list[Cell]:
-    """Return the cells that have a rate, in the order of their first turn."""
+    """Return the cells that have a rate, those that were measured first at the beginning."""
     return list(dict.fromkeys(rate.cell for rate in results.of(Rate)))
 
 

@@ -290,7 +290,9 @@ def read_results(path: Path) -> Results:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("schema") != SCHEMA:
-            raise ResultsError(f"{path}: written by another version. Remove it to start anew.")
+            raise ResultsError(
+                f"{path}: written by another version. Remove it, or name another file with --json."
+            )
         machine = content["machine"]
         if machine is not None:
             capability = machine["capability"]
@@ -303,5 +305,5 @@ def read_results(path: Path) -> Results:
         return Results(**content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResultsError(
-            f"{path}: cannot be read ({error!r}). Remove it to start anew."
+            f"{path}: cannot be read ({error!r}). Remove it, or name another file with --json."
         ) from error
