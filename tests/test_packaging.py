@@ -59,9 +59,13 @@ def test_the_wheel_contains_the_tool_and_its_templates(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     inside = [n.removeprefix("kernelkit/templates/") for n in names if "/templates/" in n]
     assert sorted(inside) == TEMPLATES
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "kernelkit").rglob("*.py")}
-    assert modules <= set(names)
-    assert "kernelkit/bundle/image.json" in names
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "kernelkit").rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    assert {"kernelkit/bundle/image.json", "kernelkit/campaigns/sweep.html.j2"} <= files
+    assert files <= set(names)
     assert "kernelkit/probe_kernel/pyproject.toml" in names
     assert not [name for name in names if name.startswith(("src_salt", "tests", "templates"))]
 

@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,56 +24,6 @@ if TYPE_CHECKING:
 REPORT_NAME = "sweep.html"
 WIDTH, HEIGHT = 8.0, 3.6  # of a picture, in inches
 MOST_NAMES = 20  # in the legend of a picture
-
-PAGE = """\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Sweep of {{ slug }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-  color: #1c2430; background: #fff }
-h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-.wide { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .7rem; text-align: left; border-bottom: 1px solid #dde3ea;
-  white-space: nowrap }
-th { background: #f4f6f9 }
-td.number { text-align: right }
-tr.best { background: #e8f6ec; font-weight: 600 }
-.complete { color: #17703a } .failed { color: #b3261e } .pruned { color: #8a5a00 }
-pre { background: #f4f6f9; padding: .7rem; white-space: pre-wrap; overflow-wrap: anywhere }
-svg { width: 100%; height: auto }
-p.note { color: #55606e }
-</style>
-<h1>Sweep of {{ slug }}</h1>
-<p>{{ summary }} The {{ "highest" if goal == "maximize" else "lowest" }} <code>{{ metric }}</code>
-is the best. Study <code>{{ study }}</code>.</p>
-{% if best %}
-<h2>Best: trial {{ best.number }}, {{ metric }} {{ best.value | number }}</h2>
-<p>Its verified run is <code>{{ best.run }}</code>. As options:</p>
-<pre>{{ options }}</pre>
-{% endif %}
-{% for picture in pictures %}
-<h2>{{ picture.title }}</h2>
-{% if picture.svg %}{{ picture.svg | safe }}
-{% else %}<p class="note">{{ picture.note }}</p>{% endif %}
-{% endfor %}
-<h2>Trials</h2>
-<div class="wide"><table>
-<tr><th>trial</th><th>state</th><th>{{ metric }}</th>
-{% for name in names %}<th>{{ name }}</th>{% endfor %}<th>run</th><th>note</th></tr>
-{% for trial in trials %}
-<tr{{ ' class="best"' | safe if best and trial.number == best.number }}>
-<td class="number">{{ trial.number }}</td><td class="{{ trial.state }}">{{ trial.state }}</td>
-<td class="number">{{ trial.value | number if trial.value is not none }}</td>
-{% for name in names %}<td>{{ trial.parameters[name] | value }}</td>{% endfor %}
-<td>{{ trial.run or "" }}</td><td>{{ trial | note }}</td></tr>
-{% endfor %}
-</table></div>
-</html>
-"""
 
 
 @dataclass(frozen=True)
@@ -97,7 +48,8 @@ def write_report(study: SweepStudy, folder: Path, options: Callable[[SweepTrial]
         autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters |= {"number": _number, "value": _value, "note": _note}
-    text = environment.from_string(PAGE).render(
+    page = resources.files("kernelkit.campaigns") / f"{REPORT_NAME}.j2"
+    text = environment.from_string(page.read_text(encoding="utf-8")).render(
         slug=study.search.slug,
         study=study.name,
         metric=study.search.metric,

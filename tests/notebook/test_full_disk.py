@@ -51,6 +51,7 @@ def test_a_full_disk_ends_the_run_with_its_reason_and_a_whole_manifest(tmp_path:
     working.mkdir()
     script.write_text(SCRIPT)
     environment = {f"KAGGLE_{name}_DIR": str(tmp_path) for name in ("INPUT", "TEMP")}
+    environment |= {"KAGGLE_WORKING_DIR": str(working), "HOME": str(tmp_path)}
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", MOUNT, "sh", working, sys.executable, script, FILL, working],
         env={
