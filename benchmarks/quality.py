@@ -29,8 +29,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import AdamW
+from torchvision.ops import StochasticDepth
 
-from src_salt import config, losses
+from src_salt import config, losses, muon, transforms
 from src_salt.config import Settings
 from src_salt.data import LabelledImages, load_labelled, split
 from src_salt.device import pick_compute
@@ -43,7 +44,7 @@ from src_salt.metrics import (
     image_scores,
     iou,
 )
-from src_salt.model import DECODER_WIDTHS, WIDTHS
+from src_salt.model import DECODER_WIDTHS, WIDTHS, DecoderBlock
 from src_salt.outputs import sha256
 from src_salt.train import Trainer
 from src_salt.transforms import resize_to_original
@@ -213,6 +214,125 @@ def _rebuild_optimizer(trainer: Trainer) -> None:
     trainer.optimizer, trainer.scheduler = trainer.build_optimizer()
 
 
+def _narrow(trainer: Trainer) -> None:
+    skip, below = WIDTHS[trainer.experiment.backbone][0], DECODER_WIDTHS[-2]
+    trainer.model.blocks[-1] = trainer.compute.place(DecoderBlock(below, skip, 32, normalized=True))
+    trainer.model.head = trainer.compute.place(nn.Conv2d(32, 1, kernel_size=1))
+    _rebuild_optimizer(trainer)
+
+
+def _muon_everywhere(trainer: Trainer) -> None:
+    recipe = trainer.recipe
+    trainer.optimizer = muon.Muon(
+        trainer.model.parameters(), recipe.learning_rate, recipe.weight_decay
+    )
+    trainer.scheduler = trainer.one_cycle(trainer.optimizer, trainer.settings.epochs)
+
+
+def _with_rows(rows: int) -> Callable[[Trainer], None]:
+    def adapt(_trainer: Trainer) -> None:
+        muon.MAX_ROWS = rows
+
+    return adapt
+
+
+# --- regularization -----------------------------------------------------------------------------
+
+
+def _dropout(trainer: Trainer) -> None:
+    for block in trainer.model.blocks:
+        block.convolutions.append(nn.Dropout2d(0.1))
+
+
+def _stochastic_depth(trainer: Trainer) -> None:
+    """Skip residual branches of single images, the deepest one of five (Huang et al. 2016)."""
+    blocks = [block for stage in trainer.model.stages for block in stage]
+    for number, block in enumerate(blocks, 1):
+        name = "bn3" if hasattr(block, "bn3") else "bn2"
+        depth = StochasticDepth(0.2 * number / len(blocks), "row")
+        setattr(block, name, nn.Sequential(getattr(block, name), depth))
+    _rebuild_optimizer(trainer)
+
+
+def _strong(_trainer: Trainer) -> None:
+    transforms.LIGHT, transforms.SCALE = 0.4, 0.25
+
+
+def _smoothing(trainer: Trainer) -> None:
+    trainer.loss = lambda logits, targets: (
+        bce_dice(logits, 0.025 + 0.95 * targets) + losses.symmetric_lovasz_hinge(logits, targets)
+    )
+
+
+def _deep_supervision(trainer: Trainer) -> None:
+    """Each decoder block but the last has a head of its own, with a third of the loss's weight."""
+    blocks, loss = trainer.model.blocks, trainer.loss
+    heads = nn.ModuleList(nn.Conv2d(width, 1, kernel_size=1) for width in DECODER_WIDTHS[:-1])
+    trainer.model.deep_heads = trainer.compute.place(heads)
+    features: dict[int, Tensor] = {}
+    for number, block in enumerate(blocks[:-1]):
+        block.register_forward_hook(lambda _m, _i, out, n=number: features.__setitem__(n, out))
+
+    def with_heads(logits: Tensor, targets: Tensor) -> Tensor:
+        value = loss(logits, targets)
+        if logits.requires_grad:
+            for number, head in enumerate(trainer.model.deep_heads):
+                small = head(features[number].float())
+                value = value + loss(functional.interpolate(small, logits.shape[-2:]), targets) / 3
+        return value
+
+    trainer.loss = with_heads
+    _rebuild_optimizer(trainer)
+
+
+class _ChangedBatches:
+    """Training batches, changed by a function."""
+
+    def __init__(self, batches: Any, change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]):
+        self.batches, self.change = batches, change
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self.change(*batch) for batch in self.batches)
+
+
+def _with_batches(
+    change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> Callable[[Trainer], None]:
+    def adapt(trainer: Trainer) -> None:
+        trainer.batches = _ChangedBatches(trainer.batches, change)
+
+    return adapt
+
+
+def _rectangle(size: int, least: float, most: float) -> tuple[slice, slice]:
+    """Return rows and columns of a random rectangle with sides of a share of the image."""
+    sides = [max(1, int(size * np.random.uniform(least, most))) for _ in range(2)]
+    starts = [np.random.randint(0, size - side + 1) for side in sides]
+    rows, columns = (slice(a, a + n) for a, n in zip(starts, sides, strict=True))
+    return rows, columns
+
+
+def _cut_mix(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Paste a rectangle of another image and its mask into half of the images (Yun et al. 2019)."""
+    images, masks = images.clone(), masks.clone()
+    others = images.roll(1, dims=0), masks.roll(1, dims=0)
+    for row in np.flatnonzero(np.random.rand(len(images)) < 0.5):
+        place = (row, ..., *_rectangle(images.shape[-1], 0.25, 0.75))
+        images[place], masks[place] = others[0][place], others[1][place]
+    return images, masks
+
+
+def _cut_out(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Hide a rectangle of half of the images; the masks stay (DeVries and Taylor 2017)."""
+    images = images.clone()
+    for row in np.flatnonzero(np.random.rand(len(images)) < 0.5):
+        images[(row, ..., *_rectangle(images.shape[-1], 0.2, 0.5))] = 0.0
+    return images, masks
+
+
 # --- the rows -----------------------------------------------------------------------------------
 
 ROWS = {
@@ -243,6 +363,18 @@ ROWS = {
         loss="BCEDice",
         second_half_loss=elu_hinge,
     ),
+    "muon-everywhere": Row("Muon also for the stem and the head", adapt=_muon_everywhere),
+    "rows-512": Row("Muon's matrices with up to 512 rows", adapt=_with_rows(512)),
+    "rows-256": Row("Muon's matrices with up to 256 rows", adapt=_with_rows(256)),
+    "rows-128": Row("Muon's matrices with up to 128 rows", adapt=_with_rows(128)),
+    "narrow": Row("32 channels instead of 64 in the last decoder block", adapt=_narrow),
+    "dropout": Row("a tenth of the decoder's channels dropped", adapt=_dropout),
+    "cutout": Row("a rectangle of half of the images hidden", adapt=_with_batches(_cut_out)),
+    "cutmix": Row("a rectangle of half of the images replaced", adapt=_with_batches(_cut_mix)),
+    "strong": Row("twice the change of light, 2.5 times the change of scale", adapt=_strong),
+    "stochastic-depth": Row("residual branches skipped, up to 20%", adapt=_stochastic_depth),
+    "smoothing": Row("BCE and Dice with labels of 0.025 and 0.975", adapt=_smoothing),
+    "deep-supervision": Row("each decoder block has a head and a loss", adapt=_deep_supervision),
     "cycles": Row("two cycles of the rate, averaged", cycles=2),
     "folds": Row("three networks on two thirds of the images each, averaged", folds=3),
 }

@@ -247,6 +247,10 @@ class Settings:
         default=None,
         metadata={"help": "stop within this time, with a submission from what was trained"},
     )
+    checkpoint_seconds: float = field(
+        default=60,
+        metadata={"help": "least time between two checkpoints; 0 writes one after each epoch"},
+    )
     resume_dir: Path | None = field(
         default=None,
         metadata={"help": "outputs of an earlier run to resume (default: output_dir only)"},
@@ -283,7 +287,7 @@ class Settings:
             raise SettingsError(
                 f"parallel: must be {' or '.join(PARALLEL)}, not {self.parallel!r}."
             )
-        for name in ("learning_rate", "weight_decay", "max_hours"):
+        for name in ("learning_rate", "weight_decay", "max_hours", "checkpoint_seconds"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _number(name, getattr(self, name)))
         if not isinstance(self.pretrained, bool):
@@ -309,6 +313,10 @@ class Settings:
             raise SettingsError(f"learning_rate: must be above 0, not {self.learning_rate}.")
         if self.max_hours is not None and self.max_hours <= 0:
             raise SettingsError(f"max_hours: must be above 0, not {self.max_hours}.")
+        if self.checkpoint_seconds < 0:
+            raise SettingsError(
+                f"checkpoint_seconds: must be 0 or above, not {self.checkpoint_seconds}."
+            )
         if self.parallel != "experiments" and self.batch_size % self.processes:
             raise SettingsError(
                 f"batch_size: {self.batch_size} images cannot be split evenly among "
@@ -347,9 +355,10 @@ class Settings:
         """Return every value that affects an experiment's result.
 
         Two runs with equal fields may share results. Left out: the other experiments, the time
-        limit, and the number of workers and processes. Batches do not depend on those, except a
-        last batch that cannot be split evenly among the processes. Paths do not count either:
-        data and weights are compared by their content (see `checkpoint.describe_changes`).
+        limit, the time between checkpoints, and the number of workers and processes. Batches do
+        not depend on those, except a last batch that cannot be split evenly among the processes.
+        Paths do not count either: data and weights are compared by their content (see
+        `checkpoint.describe_changes`).
         """
         excluded = {
             "data_dir",
@@ -360,6 +369,7 @@ class Settings:
             "processes",
             "parallel",
             "max_hours",
+            "checkpoint_seconds",
             *("recipe", "learning_rate", "weight_decay"),  # part of the resolved recipe below
         }
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in excluded}

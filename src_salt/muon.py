@@ -21,6 +21,8 @@ NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315
 NEWTON_SCHULZ_STEPS = 5
 MIN_NORM = 1e-7
 
+MAX_ROWS = 512
+
 UPDATE_RMS = 0.2
 """Root mean square of an update at a learning rate of 1. It is about that of AdamW, so both can use
 the same learning rate (Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2)."""
@@ -113,7 +115,10 @@ class Muon(AdamW):
 
 @dataclass(frozen=True)
 class _Stack:
-    """Matrices (N, R, C) of equal shape, R ≤ C, that one process orthogonalizes."""
+    """Matrices (N, R, C) of equal shape, R ≤ C, that one process orthogonalizes.
+
+    A matrix with more than MAX_ROWS rows is here as several, one below the other.
+    """
 
     rank: int
     inputs: Tensor
@@ -144,14 +149,15 @@ class _Buffers:
         start = 0
         for rank, part in enumerate(_split(weights, context.world_size)):
             first = start
-            for shape, members in part.items():
-                length = math.prod(shape) * len(members)
+            for (rows, columns), members in part.items():
+                length = rows * columns * len(members)
                 pieces = [
-                    buffer[start : start + length].view(len(members), *shape)
+                    buffer[start : start + length].view(len(members), rows, columns)
                     for buffer in (self.momenta, self.inputs, self.outputs)
                 ]
                 start += length
-                self._stacks.append(_Stack(rank, pieces[1], pieces[2]))
+                blocks = -1, rows // _blocks(rows), columns
+                self._stacks.append(_Stack(rank, pieces[1].view(blocks), pieces[2].view(blocks)))
                 for row, weight in enumerate(members):
                     momentum, gradient, direction = (_as_weight(p[row], weight) for p in pieces)
                     views[weight] = momentum, gradient, direction
@@ -242,7 +248,14 @@ def _split(
 def _work(weight: Tensor) -> int:
     """Return the multiplications that one iteration of a matrix needs."""
     rows, columns = _matrix_shape(weight)
-    return 2 * rows * rows * columns + (4 * (NEWTON_SCHULZ_STEPS - 1) + 1) * rows**3
+    blocks = _blocks(rows)
+    rows //= blocks
+    return blocks * (2 * rows * rows * columns + (4 * (NEWTON_SCHULZ_STEPS - 1) + 1) * rows**3)
+
+
+def _blocks(rows: int) -> int:
+    """Return into how many matrices one with so many rows is divided."""
+    return rows // MAX_ROWS if rows % MAX_ROWS == 0 else 1
 
 
 def _matrix_shape(weight: Tensor) -> tuple[int, int]:

@@ -339,7 +339,8 @@ def train_experiment(
         WorkerDied: a worker process of the data loader ended.
     """
     trainer = Trainer(experiment, settings, train, validation, accumulation_steps, context)
-    with Checkpointer(outputs, experiment.name, fingerprint) as checkpointer:
+    seconds = settings.checkpoint_seconds
+    with Checkpointer(outputs, experiment.name, fingerprint, seconds) as checkpointer:
         try:
             if checkpointer.resume(trainer) and context.is_main:
                 emit("resume", experiment=experiment.name, epochs_done=len(trainer.history))
@@ -409,22 +410,40 @@ def saved_outcome(
 class Checkpointer:
     """Writes the best weights and the checkpoint of an experiment, and resumes from them.
 
-    A background thread writes while the next epoch trains. If the block ends with an error or an
-    interrupt, a write that has begun is still finished.
+    Each epoch is copied, and at most every `seconds` the last copy is written, by a background
+    thread while the next epoch trains. What is not yet written when the block ends, with or without
+    an error or an interrupt, is written then. So only a process that is killed loses epochs, and
+    none that began more than `seconds` before the previous write.
     """
 
     def __init__(
-        self, outputs: Outputs, experiment: str, fingerprint: Mapping[str, Any] | None
+        self,
+        outputs: Outputs,
+        experiment: str,
+        fingerprint: Mapping[str, Any] | None,
+        seconds: float = 0,
     ) -> None:
-        self.experiment, self.fingerprint = experiment, fingerprint
+        self.experiment, self.fingerprint, self.seconds = experiment, fingerprint, seconds
         self.weights, self.checkpoint = outputs.weights(experiment), outputs.checkpoint(experiment)
         self.weights_digest = ""
         self.executor = ThreadPoolExecutor(1, "checkpointer")
         self.pending: Future[tuple[str, str]] | None = None
         """The write in progress; its result is a warning and an error. Main process only."""
 
-        self.epoch = 0
-        """The last epoch that was given to `save`."""
+        self.copied: State | None = None
+        """The state after the last epoch, if it is not written yet. Main process only."""
+
+        self.best: State | None = None
+        """The best weights, if they are not written yet. Main process only."""
+
+        self.began = -math.inf
+        """When the last write began."""
+
+        self.epochs = 0
+        """How many epochs that write includes."""
+
+        self.kept = 0
+        """How many epochs the last successful write includes."""
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -434,29 +453,41 @@ class Checkpointer:
         # the thread for finished (https://github.com/python/cpython/issues/90882).
         if self.pending is not None:
             wait([self.pending])
+        if self.copied is not None:  # only after an error
+            self._begin_write()
+            wait([self.pending] if self.pending else [])
         self.executor.shutdown(wait=False)
 
     def save(self, trainer: Trainer) -> None:
-        """Start writing the last epoch, after the previous write is finished.
+        """Copy the last epoch; if it is time, start to write it after the previous write.
 
         Raises:
             TrainingError: the previous write failed; see `wait`.
             OutOfMemory: there is not enough memory for a copy of the state.
         """
-        error = self.wait(trainer)
-        if error:
-            raise TrainingError(error)
-        self.epoch = len(trainer.history)
         if trainer.context.is_main:
             with _convert_errors():
-                state = copy_to_cpu(trainer.state())
-            self.pending = self.executor.submit(self._write, state, trainer.is_best, self.epoch)
+                self.copied = copy_to_cpu(trainer.state())
+            if trainer.is_best:
+                self.best = self.copied["model"]
+        if trainer.context.broadcast(time.monotonic() - self.began >= self.seconds):
+            if error := self._wait(trainer):
+                raise TrainingError(error)
+            self._begin_write()
 
     def wait(self, trainer: Trainer) -> str:
-        """Wait for the write in progress. Return why it failed, or an empty text.
+        """Write what is not yet written. Return why a write failed, or an empty text.
 
-        After a failure, the epoch of that write and a later one are removed from the history.
+        After a failure, the epochs of that write and later ones are removed from the history.
         """
+        error = self._wait(trainer)
+        if not error:
+            self._begin_write()
+            error = self._wait(trainer)
+        return error
+
+    def _wait(self, trainer: Trainer) -> str:
+        """Wait for the write in progress; otherwise like `wait`."""
         warning, error = "", ""
         if self.pending is not None:
             warning, error = self.pending.result()
@@ -464,22 +495,33 @@ class Checkpointer:
         if warning:
             emit("warning", experiment=self.experiment, message=warning)
         error = trainer.context.broadcast(error)
+        self.kept, kept = trainer.context.broadcast((self.epochs, self.kept))
         if error:
-            del trainer.history[self.epoch - 1 :]
+            self.copied = self.best = None
+            self.kept = kept
+            del trainer.history[kept:]
         return error
 
-    def _write(self, state: State, is_best: bool, epoch: int) -> tuple[str, str]:
+    def _begin_write(self) -> None:
+        """Start to write the last copy, unless that has been done."""
+        if self.copied is not None:
+            state, best = self.copied, self.best
+            self.copied = self.best = None
+            self.began, self.epochs = time.monotonic(), len(state["history"])
+            self.pending = self.executor.submit(self._write, state, best)
+
+    def _write(self, state: State, best: State | None) -> tuple[str, str]:
         """Write in the background thread. Return a warning and an error; never raise or emit."""
-        warning = ""
+        warning, epoch = "", len(state["history"])
         try:
-            content = to_bytes(state["model"]) if is_best else None
+            content = to_bytes(best) if best is not None else None
             if content is not None:
                 self.weights_digest = sha256(content)
-            warning = self._write_checkpoint(state, epoch)
+            warning = self._write_checkpoint(state, best, epoch)
             if content is not None:
                 self._write_weights(content)
         except (OSError, RuntimeError, MemoryError) as error:
-            kept = " The previous weights are kept." if epoch > 1 else ""
+            kept = " The previous weights are kept." if self.kept else ""
             return warning, self._write_error(epoch, error) + kept
         return warning, ""
 
@@ -498,7 +540,7 @@ class Checkpointer:
             self.checkpoint.unlink()
             write_bytes(self.weights, content)
 
-    def _write_checkpoint(self, state: State, epoch: int) -> str:
+    def _write_checkpoint(self, state: State, best: State | None, epoch: int) -> str:
         """Return a warning if the checkpoint cannot be written; the previous one then stays.
 
         The checkpoint comes before the weights: if a run is killed in between, the checkpoint
@@ -507,6 +549,8 @@ class Checkpointer:
         if self.fingerprint is None:
             return ""
         state = state | {"weights_sha256": self.weights_digest}
+        if best is not None and best is not state["model"]:
+            state["best_model"] = best
         try:
             write_checkpoint(self.checkpoint, state, self.fingerprint)
         except (OSError, RuntimeError) as error:  # torch.save turns some of one into the other
@@ -528,6 +572,7 @@ class Checkpointer:
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise CheckpointError(str(error)) from error
         self.weights_digest = state["weights_sha256"]
+        self.epochs = self.kept = len(trainer.history)
         return True
 
     def read(self, select_by: str) -> State | None:
@@ -545,7 +590,8 @@ class Checkpointer:
             digest = state["weights_sha256"]
             complete = self.weights.exists() and sha256_of_file(self.weights) == digest
             is_best = best_epoch(history, select_by) is history[-1]
-            content = None if complete or not is_best else to_bytes(state["model"])
+            best = state["model"] if is_best else state.get("best_model")
+            content = None if complete or best is None else to_bytes(best)
         except (OSError, KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
             raise CheckpointError(str(error)) from error
         if complete:

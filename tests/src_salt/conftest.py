@@ -36,12 +36,13 @@ TINY: dict[str, Any] = {
     "image_size": 32,
     "pretrained": False,
     "num_workers": 0,
+    "checkpoint_seconds": 0,
 }
 """Parameters with which a run takes a few seconds on one core."""
 
 TINY_OPTIONS = (
     *("--epochs", "2", "--batch-size", "4", "--image-size", "32"),
-    *("--no-pretrained", "--num-workers", "0"),
+    *("--no-pretrained", "--num-workers", "0", "--checkpoint-seconds", "0"),
 )
 """The same as options of `python -m src_salt`, without the experiments."""
 

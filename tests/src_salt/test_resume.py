@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,66 @@ def test_checkpoint_contains_its_epoch_although_the_next_one_is_running(
     state.pop("weights_sha256")
     assert_equal(state, first)
     assert_equal(torch.load(outputs.weights(NAME), weights_only=True), first["model"])
+
+
+def test_checkpoints_are_written_by_time(
+    easy_images: LabelledImages, settings: MakeSettings, tmp_path: Path
+) -> None:
+    """The first epoch at once; later ones after so many seconds, and at the end of the block."""
+    trainer = Trainer(RESNET34, settings(recipe="best", epochs=4), easy_images, easy_images)
+    outputs = Outputs(tmp_path)
+
+    def epochs_written() -> int:
+        return len(read_checkpoint(outputs.checkpoint(NAME), {})["history"])
+
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        Checkpointer(outputs, NAME, {}, 1000) as checkpointer,
+    ):
+        train_epoch(trainer, checkpointer, score=0.1)
+        assert checkpointer.wait(trainer) == ""
+        assert epochs_written() == 1
+        train_epoch(trainer, checkpointer, score=0.3)
+        best = copy.deepcopy(trainer.model.state_dict())
+        train_epoch(trainer, checkpointer, score=0.2)
+        assert checkpointer.pending is None
+        assert epochs_written() == 1
+        raise KeyboardInterrupt
+    assert epochs_written() == 3
+    assert_equal(torch.load(outputs.weights(NAME), weights_only=True), best)
+    # A run that was killed between the checkpoint and the weights gets them from the checkpoint.
+    outputs.weights(NAME).write_bytes(b"of the first epoch")
+    with Checkpointer(outputs, NAME, {}, 0.01) as checkpointer:
+        assert checkpointer.resume(trainer)
+        assert_equal(torch.load(outputs.weights(NAME), weights_only=True), best)
+        train_epoch(trainer, checkpointer, score=0.1)
+        assert checkpointer.pending is not None
+    assert epochs_written() == 4
+
+
+def test_failed_write_removes_every_epoch_that_it_includes(
+    easy_images: LabelledImages, settings: MakeSettings, tmp_path: Path
+) -> None:
+    trainer = Trainer(RESNET34, settings(recipe="fast", epochs=3), easy_images, easy_images)
+    outputs = Outputs(tmp_path)
+    with Checkpointer(outputs, NAME, None, 1000) as checkpointer:
+        train_epoch(trainer, checkpointer, score=0.1)
+        assert checkpointer.wait(trainer) == ""
+        train_epoch(trainer, checkpointer, score=0.2)
+        train_epoch(trainer, checkpointer, score=0.1)
+        outputs.weights(NAME).unlink()
+        outputs.weights(NAME).mkdir()
+        error = checkpointer.wait(trainer)
+    assert error.startswith(f"{NAME}: the weights of epoch 3 cannot be written")
+    assert error.endswith("The previous weights are kept.")
+    assert len(trainer.history) == 1
+
+
+def train_epoch(trainer: Trainer, checkpointer: Checkpointer, score: float) -> None:
+    """Train and save an epoch that counts as one with this score and IoU."""
+    epoch = trainer.run_epoch()
+    trainer.history[-1] = replace(epoch, val_iou=score, val_score=score)
+    checkpointer.save(trainer)
 
 
 def assert_equal(found: Any, expected: Any) -> None:
