@@ -39,7 +39,7 @@ def fingerprint(pulled: PulledRun) -> str:
     """What the next session would start from, as a SHA-256; empty if that is nothing.
 
     It is the same for two sessions that have reported the same last event, and have left the same
-    checkpoints and outputs. A session without any is told by all its files.
+    checkpoints and outputs. Of a session without any, all its files count.
     """
     facts = last_point(pulled).document
     point = {name: value for name, value in facts.items() if not _TIME.search(name)}

@@ -37,6 +37,7 @@ from kernelkit.config import TrialSettings
 from kernelkit.errors import (
     AnswerLostError,
     CapacityError,
+    ConfigError,
     KernelkitError,
     NotFoundError,
     QuotaError,
@@ -47,8 +48,10 @@ from kernelkit.errors import (
     limit_of_machine,
 )
 from kernelkit.kaggle.types import LogEntry, Quota, growing
+from kernelkit.notebook.reader import embedded_manifest, read_cells
 from kernelkit.notebook.runtime import RunEvent, parse_event
 from kernelkit.runs.download import PulledRun
+from kernelkit.runs.push import current_kernel
 from kernelkit.runs.store import RunFolder
 from kernelkit.storage import counted
 
@@ -60,6 +63,8 @@ FAILURES = 3  # of the first trials, after which no more are pushed: the code ha
 OUTAGE_PAUSES = (30.0, 300.0)  # seconds between two tries while Kaggle is unreachable
 
 OUTAGE_TRIES = 20  # of one step, one after the other; over an hour
+
+LONGEST_PAUSE = 60.0  # seconds between two looks at a lane that another sweep uses
 
 PULLS = 3  # of a run whose files do not verify: Kaggle may still send those of another one
 
@@ -91,6 +96,8 @@ class _Running:
     """Trial → the values of the metric that its run has printed so far."""
 
     stopping: bool = False
+    is_first: bool = False
+    """Whether this process has not used its lane before."""
 
     @property
     def name(self) -> str:
@@ -126,6 +133,7 @@ class Scheduler:
         self._running: dict[int, _Running] = {}  # by the number of the session
         self._messages: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._progress: dict[int, RunEvent] = {}
+        self._lanes: set[int] = set()  # that were used
         self._quota: Quota | None = None
         self._error: BaseException | None = None
         self._completed = any(trial.state == "complete" for trial in study.trials)
@@ -238,7 +246,9 @@ class Scheduler:
             asked=asked,
             folder=_folder_of(self._root, assignment.run),
             stopping=assignment.stopping,
+            is_first=assignment.lane not in self._lanes,
         )
+        self._lanes.add(assignment.lane)
         self._running[session.number] = session
         try:
             threading.Thread(target=self._work, args=[session], daemon=True).start()
@@ -258,6 +268,8 @@ class Scheduler:
 
         try:
             kaggle = self._connect()
+            if session.is_first and session.folder is None:
+                _patiently(lambda: _free_lane(session, kaggle, self._root, post), kaggle, post)
             folder = session.folder or _push(session, kaggle, self._root, post)
             post(folder)
             if not folder.is_complete():
@@ -409,7 +421,7 @@ class Scheduler:
     def _end_with(self, session: _Running, error: BaseException) -> None:
         """Push no more, and raise the first error once the sessions that run have been pulled."""
         error = limit_of_machine(error) or error
-        if self._error is not None:  # every error is told, and the first one is raised
+        if self._error is not None:  # every error is reported, and the first one is raised
             self._on_event(f"{session.name}: {error or type(error).__name__}")
             return
         if isinstance(error, KernelkitError):
@@ -429,6 +441,37 @@ class Scheduler:
 
     def _show(self) -> None:
         self._on_event(self._view())
+
+
+def _free_lane(
+    session: _Running, kaggle: Kaggle, root: Path, post: Callable[[object], None]
+) -> None:
+    """Wait for the run of another sweep that the lane's kernel still has.
+
+    Two versions of a kernel must not run at once: Kaggle answers some calls for its latest one.
+    """
+    slug = session.session.config.kernel.slug
+    current = current_kernel(kaggle, slug)
+    if current is None:
+        return
+    mark = None
+    with suppress(ConfigError):  # kernelkit has not made it
+        mark = embedded_manifest(read_cells(current.source)).session
+    if mark == session.session.mark:
+        return
+    run = f"{slug}/v{current.version}"
+    if (mark or "").startswith("sweep-") and not (root / run).is_dir():
+        post(
+            f"note: {run} is of a sweep that was started elsewhere, and this sweep does not know "
+            "its trials: `kernelkit collect` downloads them"
+        )
+    for number, pause in enumerate(growing(kaggle.timeouts.first_pause, LONGEST_PAUSE)):
+        state = kaggle.status(kaggle.credentials.username, slug, None)
+        if state.state.finished:
+            return
+        if number == 0:
+            post(f"waiting for {run}, which is {state.word}: a lane runs one session at a time")
+        kaggle.timeouts.sleep(pause)
 
 
 def _push(

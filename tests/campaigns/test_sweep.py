@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,6 +189,29 @@ def test_a_sweep_that_is_killed_goes_on_and_pushes_nothing_twice(
     assert shlex.split(best["command"]) == ["kernelkit", "run", "--set", "epochs=1"]
     rows = json.loads(cli("runs", "--json", cwd=plain).stdout)
     assert {row["campaign"] for row in rows} == {status["campaign"]}
+
+
+@pytest.mark.slow
+def test_another_sweep_waits_for_the_lane(plain: Path, cli: Cli, emulator: LocalKaggle) -> None:
+    """A trial still runs, of a sweep that was started elsewhere."""
+    add_sweep(plain, "trials = 1\nsessions = 1", "epochs = [1]")
+    path = plain / "pyproject.toml"
+    text = path.read_text()
+    path.write_text(text.replace("seconds = 0.0", "seconds = 3.0"))
+    assert path.read_text() != text
+    process = start(plain, emulator)
+    deadline = time.monotonic() + 60
+    while pushes(emulator) < 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    shutil.rmtree(plain / "runs")
+    path.write_text(text)
+    done = cli("sweep", cwd=plain, env=emulator.environment)
+    said = done.stdout + done.stderr
+    assert "plain-parcel-lane-1/v1 is of a sweep that was started elsewhere" in said
+    assert "waiting for plain-parcel-lane-1/v1" in said
+    assert pushes(emulator) == 2
 
 
 @pytest.mark.slow
