@@ -130,6 +130,9 @@ def export(
     folders = [one for one in store.folders(root) if to == ExportFormat.CSV or one.is_complete()]
     if not folders:
         raise ConfigError(f"{root} has no run to export", "Pull a run first: `kernelkit pull`.")
+    for folder in store.versions(root):
+        if problem := folder.problem():
+            on_event(f"warning: left out: {problem}")
     make_ignored_folder(out)
     write = {
         ExportFormat.CSV: _write_csv,

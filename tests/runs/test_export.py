@@ -185,6 +185,16 @@ def test_mlflow_reads_runs_with_parameters_metrics_and_states(tmp_path: Path) ->
     assert not (tmp_path / "mlruns").exists()
 
 
+def test_a_run_with_a_damaged_record_is_named(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs", 1)
+    damaged = write_run(tmp_path / "runs", 2)
+    (damaged.path / "push.json").write_text("{")
+    said: list[str] = []
+    done = export(tmp_path / "runs", ExportFormat.CSV, tmp_path / "out", on_event=said.append)
+    assert done.written == ("my-training/v1",)
+    assert any(line.startswith("warning: left out: ") and "v2" in line for line in said)
+
+
 def test_nothing_to_export_is_an_error(tmp_path: Path) -> None:
     write_run(tmp_path, pulled=False)
     with pytest.raises(ConfigError, match="no run to export"):
