@@ -314,6 +314,7 @@ def test_a_chain_that_still_runs_elsewhere_is_waited_for(
     assert len(emulator.journal("effects")) == 1
 
 
+@pytest.mark.slow
 def test_the_end_of_a_chain_is_told_once_and_by_the_process_that_saw_it(
     relay: Callable[..., Config], emulator: LocalKaggle
 ) -> None:

@@ -153,6 +153,7 @@ def test_a_deleted_kernel_that_is_still_listed_is_no_error(machines: Machines) -
     assert found[f"{SLUG}-b/v1"]["verified"] is True
 
 
+@pytest.mark.slow
 def test_a_run_that_was_deleted_before_it_was_pulled_is_lost(machines: Machines) -> None:
     """It is recorded here; `cancel --delete` says that this is known."""
     kaggle = connect(machines.emulator.endpoint, machines.emulator.environment)
@@ -173,6 +174,7 @@ def test_a_run_that_was_deleted_before_it_was_pulled_is_lost(machines: Machines)
     assert "deleted" in shown.stdout
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_replaced_or_named(machines: Machines) -> None:
     kaggle = connect(machines.emulator.endpoint, machines.emulator.environment)
     machines.push()

@@ -95,6 +95,7 @@ def test_it_is_deleted_although_nothing_can_be_saved(
     assert deleted(emulator)
 
 
+@pytest.mark.slow
 def test_a_lost_answer_to_the_deletion_is_noticed(
     cli: Cli, emulator: LocalKaggle, pushed: Path
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_lost_answer_to_the_deletion_is_noticed(
     assert end["state_word"] == "deleted"
 
 
+@pytest.mark.slow
 def test_a_deletion_that_kaggle_does_not_get_is_no_success(
     cli: Cli, emulator: LocalKaggle, pushed: Path
 ) -> None:
