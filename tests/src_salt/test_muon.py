@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from src_salt.config import Experiment, Settings
+from src_salt.data import LabelledImages
 from src_salt.muon import Muon, orthogonalize
+from src_salt.train import Trainer
 
 from .conftest import python
 
@@ -256,6 +262,33 @@ def _scaler() -> GradScaler:
     scaler = GradScaler("cpu", init_scale=2.0**10)
     scaler.scale(torch.ones(()))
     return scaler
+
+
+class _Dispatched(TorchDispatchMode):
+    """Counts the operations that PyTorch starts."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.count += 1
+        return operation(*args, **(kwargs or {}))
+
+
+def test_step_of_the_recipe_starts_few_operations(
+    easy_images: LabelledImages, settings: Callable[..., Settings]
+) -> None:
+    """With the whole ResNet-34: starting an operation costs time on every device."""
+    experiment = Experiment("resnet34", "BCEDiceSymmetric")
+    chosen = settings(recipe="best", batch_size=8)
+    trainer = Trainer(experiment, chosen, easy_images, easy_images.subset([0, 1]))
+    counts = []
+    for _ in range(2):
+        with _Dispatched() as dispatched:
+            trainer._train_pass(trainer.batches)
+        counts.append(dispatched.count)
+    assert counts[1] < 1200
 
 
 @pytest.mark.slow
