@@ -112,6 +112,7 @@ def test_a_machine_without_threads_is_a_limit_and_no_bug(
     assert not emulator.journal("effects")
 
 
+@pytest.mark.slow
 def test_no_error_of_a_lane_is_lost(plain: Path, emulator: LocalKaggle) -> None:
     """The first one is raised; those of the other lanes are told."""
     add_sweep(plain, "trials = 2\nsessions = 2", "epochs = [1, 2]")

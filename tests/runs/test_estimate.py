@@ -208,7 +208,10 @@ def test_the_pieces_of_a_line_are_joined_by_stream(tmp_path: Path) -> None:
     assert found == [(2, "epoch", {"epoch": 1}), (2, "epoch", {"epoch": 2}), (3, "end", {})]
 
 
-@pytest.mark.parametrize("form", ["array", "plain", "cut off"])
+@pytest.mark.parametrize(
+    "form",
+    ["array", *(pytest.param(one, marks=pytest.mark.slow) for one in ("plain", "cut off"))],
+)
 def test_a_log_of_any_size_has_events(form: str, tmp_path: Path) -> None:
     """More than 64 MB, with entries and lines longer than the parts in which it is read."""
     path = tmp_path / "some.log"
