@@ -46,7 +46,7 @@ def _give(layer: _Layer, gradients: dict[str, Tensor], scale: float = 1.0) -> No
 
 def _orthogonalized(matrices: Tensor) -> Tensor:
     result = torch.empty_like(matrices)
-    orthogonalize([matrices], [result])
+    orthogonalize([matrices], [result], [1.0])
     return result
 
 
@@ -86,9 +86,9 @@ def test_stacks_with_equally_many_rows_are_independent() -> None:
     draw = torch.Generator().manual_seed(3)
     stacks = [torch.randn(n, 8, columns, generator=draw) for n, columns in ((1, 9), (3, 72))]
     results = [torch.empty_like(stack) for stack in stacks]
-    orthogonalize(stacks, results)
-    for stack, result in zip(stacks, results, strict=True):
-        torch.testing.assert_close(result, _orthogonalized(stack))
+    orthogonalize(stacks, results, [1.0, 0.5])
+    torch.testing.assert_close(results[0], _orthogonalized(stacks[0]))
+    torch.testing.assert_close(results[1], 0.5 * _orthogonalized(stacks[1]))
 
 
 @pytest.mark.parametrize("shape", [(10, 6, 3, 3), (32, 8, 1, 1), (96, 2, 3, 3)])
@@ -146,6 +146,23 @@ def test_layers_of_equal_shape_are_independent() -> None:
     together.step()
     single.step()
     torch.testing.assert_close(layers[1].weight, alone.weight)
+
+
+def test_matrices_with_many_rows_are_divided() -> None:
+    """256 rows are updated like two matrices of 128 rows."""
+    whole = _Layer(shape=(256, 32, 3, 3))
+    halves = [_Layer(shape=(128, 32, 3, 3)) for _ in range(2)]
+    gradients = _gradients(0, whole)
+    for half, weight in zip(halves, whole.weight.detach().split(128), strict=True):
+        half.weight.data.copy_(weight)
+    for layers in ([whole], halves):
+        optimizer = Muon([layer.weight for layer in layers], RATE, DECAY)
+        parts = gradients["weight"].split(256 // len(layers))
+        for layer, part in zip(layers, parts, strict=True):
+            layer.weight.grad = part.clone()
+        optimizer.step()
+    divided = torch.cat([half.weight for half in halves])
+    torch.testing.assert_close(whole.weight.detach(), divided.detach())
 
 
 def test_memory_format_makes_no_difference() -> None:
@@ -319,9 +336,9 @@ def test_processes_share_the_work(tmp_path: Path) -> None:
         )
         numbers = []
         orthogonalize = muon.orthogonalize
-        def counted(stacks, outputs):
+        def counted(stacks, *others):
             numbers.extend(map(len, stacks))
-            orthogonalize(stacks, outputs)
+            orthogonalize(stacks, *others)
         muon.orthogonalize = counted
         shared = train(DistributedContext(rank, 2))
         assert 0 < sum(numbers) < 3 * 6, numbers
