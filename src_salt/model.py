@@ -22,9 +22,6 @@ WIDTHS = {"resnet34": (64, 64, 128, 256, 512), "resnet50": (64, 256, 512, 1024, 
 DECODER_WIDTHS = (256, 128, 64, 64)
 """Channels of the decoder's four blocks, beginning with the deepest."""
 
-FIRST_AND_LAST = ("stem.0.weight", "head.weight")
-"""Names of the convolutions that read the image and make the logits. Muon is for those between."""
-
 
 class DecoderBlock(nn.Module):
     """Upsample to the size of the skip connection, concatenate, and apply two convolutions."""

@@ -50,7 +50,6 @@ class Muon(AdamW):
         params: all parameters of a network, on one device.
         lr: the learning rate.
         weight_decay: the share of a weight that a step at a learning rate of 1 removes.
-        like_adamw: weights of convolutions that are updated like AdamW.
         context: the processes that train the network. Each orthogonalizes some of the matrices
             and sends them to the others.
     """
@@ -66,24 +65,18 @@ class Muon(AdamW):
         params: Iterable[nn.Parameter],
         lr: float,
         weight_decay: float,
-        like_adamw: Iterable[nn.Parameter] = (),
         context: DistributedContext = SINGLE_PROCESS,
     ) -> None:
         super().__init__(params, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
         self._context = context
-        excluded = set(like_adamw)
         [group] = self.param_groups
-        self._weights = [p for p in group["params"] if p.ndim == 4 and p not in excluded]
+        self._weights = [parameter for parameter in group["params"] if parameter.ndim == 4]
         self._buffers: _Buffers | None = None
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned, now or in a version without `like_adamw`."""
+        """Load what `state_dict` returned."""
         super().load_state_dict(dict(state_dict))
         self._buffers = None  # the momenta are no longer in it
-        weights = set(self._weights)
-        for parameter in [p for p, state in self.state.items() if "momentum" in state]:
-            if parameter not in weights:
-                del self.state[parameter]
 
     def step(self) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""

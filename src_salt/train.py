@@ -51,7 +51,7 @@ from src_salt.device import (
 )
 from src_salt.losses import LOSS_FUNCTIONS
 from src_salt.metrics import THRESHOLD, competition_score, iou
-from src_salt.model import FIRST_AND_LAST, UNet, load_encoder_weights
+from src_salt.model import UNet, load_encoder_weights
 from src_salt.muon import Muon
 from src_salt.outputs import (
     DISK_FULL,
@@ -174,8 +174,7 @@ class Trainer:
             return adam, ReduceLROnPlateau(
                 adam, mode="max", factor=PLATEAU_FACTOR, patience=PLATEAU_PATIENCE
             )
-        ends = [p for name, p in self.model.named_parameters() if name in FIRST_AND_LAST]
-        muon = Muon(parameters, rate, decay, like_adamw=ends, context=self.context)
+        muon = Muon(parameters, lr=rate, weight_decay=decay, context=self.context)
         return muon, self.one_cycle(muon, self.settings.epochs)
 
     def one_cycle(self, optimizer: Optimizer, epochs: int) -> OneCycleLR:
