@@ -2,6 +2,8 @@
 #
 #   PYTHON=python3.12              Python interpreter for .venv (3.11 or 3.12)
 #   PROFILE=smoke                  profile from pyproject.toml, for render, push, run and others
+#   WEIGHTS=ann/resnet-weights     Kaggle dataset or model with pretrained weights: the run then
+#                                  needs no internet (make weights publishes one)
 #   ARGS="--set epochs=2"          extra options for the command
 #   TRAINING_ARGS="--images 128"   extra options for the training half of `make bench`
 #   KERNELKIT_DATA=DIR             folder that contains the competition's folder; if it is not set,
@@ -9,6 +11,7 @@
 
 PYTHON ?= python3
 PROFILE ?=
+WEIGHTS ?=
 ARGS ?=
 TRAINING_ARGS ?=
 
@@ -16,24 +19,35 @@ VENV := .venv
 KERNELKIT := $(VENV)/bin/kernelkit
 # Four workers also on two cores: many tests wait for another process.
 PYTEST := $(VENV)/bin/python -m pytest -n 4 --dist worksteal
-OPTIONS = $(if $(PROFILE),--profile $(PROFILE)) $(ARGS)
+OPTIONS = $(if $(PROFILE),--profile $(PROFILE)) $(OFFLINE) $(ARGS)
+# The dataset owner/slug, or the model owner/model/framework/instance/version.
+WEIGHTS_PARTS = $(subst /, ,$(WEIGHTS))
+WEIGHTS_KIND = $(if $(word 4,$(WEIGHTS_PARTS)),model,dataset)_sources
+OFFLINE = $(if $(WEIGHTS),--set kernel.enable_internet=false \
+	--set 'kernel.$(WEIGHTS_KIND)=["$(WEIGHTS)"]' --set pretrained=true \
+	--set weights_dir=kaggle://input/$(word 2,$(WEIGHTS_PARTS)))
 SYNTHETIC := build/synthetic.done
 PEERS := build/bench-venv
 DOCS := build/docs-venv
 INPUTS = $(or $(KERNELKIT_DATA),build/inputs)
+RESNET_WEIGHTS = tgs-resnet-weights
 
 # Next steps that kernelkit prints then name these targets, as in `make watch`.
 export KERNELKIT_MAKE := render push run status watch logs pull diagnose runs submit doctor
 
 .DEFAULT_GOAL := help
-.PHONY: setup smoke test test-all lint format render push run status watch logs pull diagnose \
-	runs submit doctor emulator docs bench bench-rendering bench-training bench-gpu bench-startup \
-	bench-sweep environments faults requirements clean help
+.PHONY: setup smoke weights test test-all lint format render push run status watch logs pull \
+	diagnose runs submit doctor emulator docs bench bench-rendering bench-training bench-gpu \
+	bench-startup bench-sweep environments faults requirements clean help
 
 setup: $(VENV)/all.done ## install kernelkit, the workload and the test tools
 
 smoke: $(VENV)/all.done $(if $(KERNELKIT_DATA),,$(SYNTHETIC)) ## rehearse src_salt on a local Kaggle
-	@$(KERNELKIT) rehearse --profile smoke --inputs "$(INPUTS)" $(ARGS)
+	@$(KERNELKIT) rehearse --profile smoke --inputs "$(INPUTS)" $(OFFLINE) $(ARGS)
+
+weights: $(VENV)/all.done ## publish ImageNet weights for runs without internet
+	@$(VENV)/bin/python -m src_salt.weights "$(INPUTS)/$(RESNET_WEIGHTS)"
+	@$(KERNELKIT) dataset push "$(INPUTS)/$(RESNET_WEIGHTS)" --slug $(RESNET_WEIGHTS) $(ARGS)
 
 test: $(VENV)/all.done ## run all tests that are not marked slow
 	@$(PYTEST) -m "not slow" $(ARGS)

@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 import sys
 import time
 import traceback
@@ -44,7 +45,7 @@ def main() -> None:
         warnings.filterwarnings("default", category=category)
         warnings.filterwarnings("error", category=category, module=r"src_salt(\.|$)")
     warnings.showwarning = lambda message, category, filename, *_: noted.setdefault(
-        f"{_module(filename)}: {category.__name__}: {str(message).splitlines()[0]}"
+        f"{_module(filename)}: {category.__name__}: {_shorten(message)}"
     )
     trainings = [train(Path(data), Path(out) / recipe, recipe) for recipe in recipes]
     versions = {name: version for name in PACKAGES if (version := _version(name))}
@@ -109,11 +110,12 @@ def _version(package: str) -> str:
 
 def _module(filename: str) -> str:
     """The path of a module without the folder of the environment."""
-    parts = Path(filename).parts
-    for folder in ("site-packages", "lib"):
-        if folder in parts:
-            return "/".join(parts[parts.index(folder) + 1 :])
-    return "/".join(parts[-2:])
+    return re.sub(r".*/(?:site-packages|lib/python[\d.]+)/", "", filename)
+
+
+def _shorten(message: Warning) -> str:
+    """The first line, without the number of the process."""
+    return re.sub(r" \(pid=\d+\)", "", str(message).splitlines()[0])
 
 
 if __name__ == "__main__":

@@ -396,6 +396,8 @@ def _path(name: str, value: Any) -> Path | None:
         return Path(value)
     if isinstance(value, Path) or (value is None and name in OPTIONAL_FOLDERS):
         return value
+    if value == "" and name in OPTIONAL_FOLDERS:
+        return None  # TOML has no null
     raise SettingsError(f"{name}: must be the path of a folder, not {value!r}.")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from src_salt.config import Settings
-from src_salt.weights import Weights, WeightsError, read_weights, select_encoder
+from src_salt.weights import Weights, download_weights, read_weights
 
 WIDTHS = {"resnet34": (64, 64, 128, 256, 512), "resnet50": (64, 256, 512, 1024, 2048)}
 """Channels after the encoder's stem and after each of its four stages."""
@@ -108,16 +108,7 @@ def load_encoder_weights(backbone: str, settings: Settings) -> Weights | None:
         return None
     if settings.weights_dir is not None:
         return read_weights(settings.weights_dir, backbone)
-    try:
-        enum = torchvision.models.get_model_weights(backbone)
-        weights = enum.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        raise WeightsError(
-            f"ImageNet weights of {backbone} cannot be downloaded ({error}). "
-            "Turn on the internet, set weights_dir to a folder that contains them, "
-            "or set pretrained to false to train from scratch."
-        ) from error
-    return select_encoder(weights, backbone, "torchvision's file")
+    return read_weights(download_weights(backbone), backbone)
 
 
 def require_encoder_weights(backbones: Iterable[str], settings: Settings) -> None:

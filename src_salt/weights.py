@@ -1,4 +1,9 @@
-"""Pretrained weights of the encoder: finds the file and reads it in any usual form.
+"""Pretrained weights of the encoder: finds or downloads the file, and reads any usual form.
+
+    python -m src_salt.weights DIR
+
+downloads torchvision's ImageNet weights of every backbone into DIR, for a dataset that a run
+without internet uses. Files that are there already are checked and kept.
 
 Accepted are files of `torch.save` and safetensors files, with a state_dict or with one inside a
 dictionary (`state_dict`, `model`), with or without a common prefix (`module.`) and with or without
@@ -7,16 +12,19 @@ the classifier `fc`. Nothing in a file is executed.
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
 import torchvision
 from torch import Tensor
 
-from src_salt.config import SaltError, first_line
+from src_salt.config import BACKBONES, SaltError, first_line
 from src_salt.outputs import parse_json, sha256
 
 SUFFIXES = {".pth", ".pt", ".bin", ".tar", ".safetensors"}
@@ -71,6 +79,33 @@ def read_weights(place: Path, backbone: str) -> Weights:
             f"{path} contains no weights of a ResNet in torchvision's names, but {kind}."
         )
     return select_encoder(found, backbone, str(path))
+
+
+def download_weights(backbone: str, folder: Path | None = None, progress: bool = False) -> Path:
+    """Return the file with torchvision's ImageNet weights, and download it if it does not exist.
+
+    `folder` is torchvision's cache if it is not given. The file's name contains the beginning of
+    its SHA-256, with which a download is compared.
+
+    Raises:
+        WeightsError: they cannot be downloaded, or the download is damaged.
+    """
+    url: str = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1.url
+    folder = Path(torch.hub.get_dir(), "checkpoints") if folder is None else folder
+    path = folder / url.rpartition("/")[2]
+    if path.is_file():
+        return path
+    digest = path.stem.rpartition("-")[2]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), digest, progress)
+    except (OSError, RuntimeError, HTTPException) as error:
+        raise WeightsError(
+            f"ImageNet weights of {backbone} cannot be downloaded ({error}). "
+            f"Turn on the internet, set weights_dir to a folder that contains them ({path.name}), "
+            "or set pretrained to false to train from scratch."
+        ) from error
+    return path
 
 
 def select_encoder(weights: Mapping[str, Tensor], backbone: str, source: str) -> Weights:
@@ -250,3 +285,43 @@ def _prefixes(tensors: Weights) -> Iterator[str]:
         prefix = name.removesuffix("conv1.weight")
         if prefix != name and f"{prefix}layer1.0.conv1.weight" in tensors:
             yield prefix
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Download what a folder lacks, check all of it, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m src_salt.weights",
+        description="Download torchvision's ImageNet weights of every backbone.",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where to put the files")
+    folder: Path = parser.parse_args(arguments).folder
+    try:
+        for backbone in BACKBONES:
+            path = _find_or_download(folder, backbone)
+            read_weights(path, backbone)
+            print(f"{backbone}: {path}", flush=True)
+    except SaltError as error:
+        print(f"python -m src_salt.weights: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _find_or_download(folder: Path, backbone: str) -> Path:
+    if folder.is_dir() and any(_plain(path.name).startswith(backbone) for path in folder.iterdir()):
+        return _find_file(folder, backbone)  # whatever its exact name is
+    try:
+        return download_weights(backbone, folder, progress=sys.stderr.isatty())
+    except WeightsError as error:
+        reason = str(error.__cause__).partition("\n")[0]
+        url = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1.url
+        raise WeightsError(
+            f"ImageNet weights of {backbone} cannot be downloaded ({reason}). Download {url} on "
+            f"another machine, copy it to {folder}, and run this again."
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

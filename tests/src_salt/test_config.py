@@ -56,6 +56,14 @@ def test_experiments_are_a_list_or_separated_by_commas(value: Any) -> None:
     assert chosen == (Experiment("resnet50", "Lovasz"), Experiment("resnet34", "BCEDice"))
 
 
+def test_empty_text_is_no_optional_folder() -> None:
+    """TOML, and so a project file, has no null."""
+    assert make(weights_dir="").weights_dir is None
+    assert make(resume_dir="").fingerprint_fields() == make().fingerprint_fields()
+    with pytest.raises(SettingsError, match="output_dir: must be the path of a folder"):
+        make(output_dir="")
+
+
 def test_combined_loss_has_a_name() -> None:
     (experiment,) = make(experiments="resnet34_BCEDiceSymmetric").planned_experiments
     assert experiment.loss == "BCEDiceSymmetric"

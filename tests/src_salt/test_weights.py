@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +20,15 @@ import torchvision
 
 from src_salt.config import Settings
 from src_salt.model import UNet, load_encoder_weights, require_encoder_weights
-from src_salt.weights import WeightsError, read_weights, weights_fingerprint
+from src_salt.weights import WeightsError, main, read_weights, weights_fingerprint
 
 MakeSettings = Callable[..., Settings]
+SAFETENSORS_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+}
 State = dict[str, torch.Tensor]
 
 
@@ -36,9 +48,9 @@ def save_safetensors(state: State, path: Path) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     content = bytearray()
     for name, value in state.items():
-        raw = value.numpy().tobytes()
+        raw = value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         offsets = [len(content), len(content) + len(raw)]
-        kind = {torch.float32: "F32", torch.int64: "I64"}[value.dtype]
+        kind = SAFETENSORS_NAMES[value.dtype]
         header[name] = {"dtype": kind, "shape": list(value.shape), "data_offsets": offsets}
         content += raw
     text = json.dumps(header).encode()
@@ -66,6 +78,29 @@ def test_usual_forms_of_a_state_dict_are_accepted(
 ) -> None:
     torch.save(change(state), tmp_path / "resnet34.pth")
     assert weights_fingerprint(read_weights(tmp_path, "resnet34")) == fingerprint
+
+
+def test_file_of_an_old_pytorch_is_accepted(state: State, fingerprint: str, tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "resnet34.pth", _use_new_zipfile_serialization=False)
+    assert weights_fingerprint(read_weights(tmp_path, "resnet34")) == fingerprint
+
+
+@pytest.mark.parametrize(
+    ("dtype", "suffix"), [(torch.bfloat16, ".safetensors"), (torch.float16, ".pth")]
+)
+def test_half_precision_weights_become_parameters_in_float32(
+    dtype: torch.dtype, suffix: str, state: State, tmp_path: Path
+) -> None:
+    half = {n: v.to(dtype) if v.is_floating_point() else v for n, v in state.items()}
+    path = tmp_path / f"resnet34{suffix}"
+    if suffix == ".safetensors":
+        save_safetensors(half, path)
+    else:
+        torch.save(half, path)
+    model = UNet("resnet34", encoder_weights=read_weights(path, "resnet34"))
+    weight = model.stages[3][2].conv2.weight
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, half["layer4.2.conv2.weight"].float())
 
 
 @pytest.mark.parametrize(
@@ -117,6 +152,99 @@ def test_fingerprint_depends_on_every_value(state: State, fingerprint: str) -> N
     last[-1] += 1e-6
     assert weights_fingerprint(used | {"layer4.2.bn2.bias": last}) != fingerprint
     assert weights_fingerprint({n: v.bfloat16() for n, v in used.items()}) != fingerprint
+
+
+# --- downloads ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Server:
+    """A server on this machine in place of PyTorch's, with the same file names."""
+
+    folder: Path
+    names: list[str]
+    """What was downloaded."""
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    found = Server(tmp_path / "served", [])
+    found.folder.mkdir()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found.names.append(self.path.rpartition("/")[2])
+            super().do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    serve = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(found.folder)))
+    threading.Thread(target=serve.serve_forever, daemon=True).start()
+    for backbone in ("resnet34", "resnet50"):
+        torch.manual_seed(5)
+        content = io.BytesIO()
+        torch.save(getattr(torchvision.models, backbone)().state_dict(), content)
+        name = f"{backbone}-{hashlib.sha256(content.getvalue()).hexdigest()[:8]}.pth"
+        (found.folder / name).write_bytes(content.getvalue())
+        entry = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1
+        url = f"http://127.0.0.1:{serve.server_port}/{name}"
+        monkeypatch.setattr(entry, "_value_", replace(entry.value, url=url))
+    yield found
+    serve.shutdown()
+    serve.server_close()
+
+
+@pytest.mark.slow
+def test_weights_are_downloaded_once_and_compared_with_the_hash_in_their_name(
+    server: Server, state: State, settings: MakeSettings, tmp_path: Path
+) -> None:
+    chosen = settings(pretrained=True)
+    for _ in range(2):  # the second time from torchvision's cache
+        found = load_encoder_weights("resnet34", chosen)
+        assert found is not None
+        assert torch.equal(found["conv1.weight"], state["conv1.weight"])
+    assert len(server.names) == 1
+    (cached,) = (tmp_path / "cache").rglob("resnet34-*.pth")
+    cached.write_bytes(cached.read_bytes()[:-5000])  # such as by a full disk
+    with pytest.raises(WeightsError, match=r"resnet34-\w+\.pth is damaged"):
+        load_encoder_weights("resnet34", chosen)
+    cached.unlink()
+    (served,) = server.folder.glob("resnet34-*")
+    served.write_bytes(served.read_bytes()[:-5000])
+    with pytest.raises(
+        WeightsError, match=r"invalid hash value.*Turn on the internet, set weights"
+    ):
+        load_encoder_weights("resnet34", chosen)
+    assert not cached.exists()
+
+
+@pytest.mark.slow
+def test_command_downloads_what_a_folder_lacks(
+    server: Server, state: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    torch.save(state, folder / "resnet34.pth")
+    assert main([str(folder)]) == 0
+    assert [name[:9] for name in server.names] == ["resnet50-"]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
+        f"resnet34: {folder / 'resnet34.pth'}",
+        f"resnet50: {folder / server.names[0]}",
+    ]
+    assert main([str(folder)]) == 0
+    assert len(server.names) == 1
+    for file in server.folder.iterdir():
+        file.unlink()
+    assert main([str(tmp_path / "empty")]) == 2
+    error = capsys.readouterr().err
+    assert "weights of resnet34 cannot be downloaded (HTTP Error 404" in error
+    assert f"on another machine, copy it to {tmp_path / 'empty'}, and run this again." in error
+    (folder / "resnet34.pth").write_bytes(b"junk" * 99)
+    assert main([str(folder)]) == 2
+    assert "resnet34.pth is damaged or no file of torch.save" in capsys.readouterr().err
 
 
 # --- which are refused --------------------------------------------------------------------------
