@@ -21,7 +21,7 @@ from kernelkit.config.load import (
     load_config,
     name_problem,
 )
-from kernelkit.config.machines import MACHINES, P100, SHAPES, Machine, gpu_tflops
+from kernelkit.config.machines import MACHINES, P100, SHAPES, MachineShape, gpu_tflops
 from kernelkit.config.models import (
     RESERVED_NAMES,
     Arguments,
@@ -74,7 +74,7 @@ __all__ = [
     "ConfigValue",
     "DescribedParameter",
     "KernelSettings",
-    "Machine",
+    "MachineShape",
     "MetricGoal",
     "Parameter",
     "ProjectFile",

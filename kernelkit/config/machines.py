@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineShape:
     """The machine of a `machine_shape`."""
 
     shape: str
@@ -26,16 +26,16 @@ class Machine:
 P100 = "NvidiaTeslaP100"  # CUDA capability 6.0, for which the image's torch has no code
 
 _ALL = (
-    Machine("NvidiaTeslaT4", "T4", 2, 8.1),  # two, by Kaggle's documentation [D]
-    Machine(P100, "P100", 1, 9.3),
-    Machine("NvidiaTeslaA100", "A100", 1, 19.5),
-    Machine("NvidiaL4", "L4", 4, 30.3),  # four, by reports of its competitions [A]
-    Machine("NvidiaL4X1", "L4", 1, 30.3),
-    Machine("NvidiaH100", "H100", 1, 66.9),
-    Machine("NvidiaRtxPro6000", "RTX PRO 6000", 1, 125.0),
-    Machine("TpuV5E8"),
-    Machine("TpuV6E8"),
-    Machine("NvidiaTeslaT4Highmem", "T4", 2, 8.1, is_listed=False),
+    MachineShape("NvidiaTeslaT4", "T4", 2, 8.1),  # two, by Kaggle's documentation [D]
+    MachineShape(P100, "P100", 1, 9.3),
+    MachineShape("NvidiaTeslaA100", "A100", 1, 19.5),
+    MachineShape("NvidiaL4", "L4", 4, 30.3),  # four, by reports of its competitions [A]
+    MachineShape("NvidiaL4X1", "L4", 1, 30.3),
+    MachineShape("NvidiaH100", "H100", 1, 66.9),
+    MachineShape("NvidiaRtxPro6000", "RTX PRO 6000", 1, 125.0),
+    MachineShape("TpuV5E8"),
+    MachineShape("TpuV6E8"),
+    MachineShape("NvidiaTeslaT4Highmem", "T4", 2, 8.1, is_listed=False),
 )
 
 MACHINES = {one.shape: one for one in _ALL}
