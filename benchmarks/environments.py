@@ -346,10 +346,10 @@ def _test(outcome: Outcome, python: Path, folder: Path) -> Outcome:
     options = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "--confcutdir", tests]
     command = [str(python), "-m", "pytest", *options, "--basetemp", str(folder / "tests"), tests]
     done = _run(command, ROOT)
+    shown = re.sub(r" in [\d.]+s.*", "", last_line(done.stdout) or last_line(done.stderr))
     failed = re.findall(r"^(?:FAILED|ERROR) .*", done.stdout, re.MULTILINE)
     if done.returncode != 0 and not failed:
-        failed = [f"pytest: {last_line(done.stdout) or last_line(done.stderr)}"]
-    shown = re.sub(r" in .*", "", last_line(done.stdout))
+        failed = [f"pytest: {shown}"]
     values = {f.name: getattr(outcome, f.name) for f in fields(outcome)}
     return Outcome(**{**values, "tests": shown, "failures": (*outcome.failures, *failed)})
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import environments
 from benchmarks.environments import (
     ENVIRONMENTS,
     PINS,
@@ -110,6 +111,24 @@ def test_what_cannot_be_installed_gets_the_reason_of_uv(
     assert said in found.not_installed
     assert exit_code([found]) == 1
     assert not (tmp_path / "venv").exists()
+
+
+@pytest.mark.slow
+def test_failing_tests_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "repository" / "tests" / "src_salt"
+    folder.mkdir(parents=True)
+    (folder.parent / "conftest.py").write_text("raise RuntimeError('kernelkit is not installed')")
+    monkeypatch.setattr(environments, "ROOT", tmp_path / "repository")
+    (folder / "test_a.py").write_text("def test_one(): pass\ndef test_two(): assert False\n")
+    tested = environments._test(outcome("a"), Path(sys.executable), tmp_path)
+    assert tested.tests == "1 failed, 1 passed"
+    (failure,) = tested.failures
+    assert failure.startswith("FAILED tests/src_salt/test_a.py::test_two")
+    (folder / "test_a.py").write_text("import absent\n")
+    assert "ERROR" in environments._test(outcome("a"), Path(sys.executable), tmp_path).failures[0]
+    (folder / "test_a.py").unlink()
+    nothing = environments._test(outcome("a"), Path(sys.executable), tmp_path)
+    assert nothing.failures == ("pytest: no tests ran",)
 
 
 @pytest.mark.slow
