@@ -507,7 +507,8 @@ def keep(run: Run, message: dict[str, Any]) -> None:
             run.stop_worker()
             sys.exit(
                 f"error: the earlier run measured {known.device} with torch {known.torch}, not "
-                f"{machine.device} with torch {machine.torch}\nnext:  measure everything again without --resume"
+                f"{machine.device} with torch {machine.torch}\n"
+                "next:  measure everything again without --resume"
             )
     elif message["kind"] == "measurement":
         try:
