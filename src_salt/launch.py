@@ -141,7 +141,9 @@ def _start(processes: int, job: Path, gpu: int | None) -> subprocess.Popen[str]:
     else:
         # As many threads as here: sums in another order would be another training.
         environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
-        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # others use the same cores
+    # These processes and their data workers share the cores. A waiting thread that spins takes
+    # them from the others; one that sleeps needs less than a tenth of the time and CPU time.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = _visible_gpus()[gpu]
     return subprocess.Popen(
