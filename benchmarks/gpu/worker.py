@@ -426,8 +426,7 @@ def main() -> None:
         try:
             worker.do(Job.from_json(line))
         except Unusable:
-            channel.send("end")
-            channel.stream.flush()
+            # Without an "end": the command goes on with the rest of the job in another process.
             os._exit(UNUSABLE)  # cleaning up would ask the device
         gc.collect()
         channel.send("end")
