@@ -81,7 +81,8 @@ class SmpLoop:
         smp = library()
         compute = pick_compute(on_device=True)
         self.compute: Compute = compute if dtype is None else replace(compute, dtype=dtype)
-        self.settings = replace(settings, num_workers=_workers(), recipe="fast")
+        workers = _workers(self.compute.device)
+        self.settings = replace(settings, num_workers=workers, recipe="fast")
         torch.backends.cudnn.deterministic = False
         torch.backends.cudnn.benchmark = True
         torch.use_deterministic_algorithms(False)
@@ -166,5 +167,6 @@ def _loss(smp: Any, name: str) -> Callable[[Tensor, Tensor], Tensor]:
     return losses[name]
 
 
-def _workers() -> int:
-    return min(MAX_WORKERS, os.cpu_count() or 1)
+def _workers(device: torch.device) -> int:
+    """Return how many processes load; on a CPU none, since they would slow down the training."""
+    return 0 if device.type == "cpu" else min(MAX_WORKERS, os.cpu_count() or 1)
