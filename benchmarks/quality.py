@@ -231,7 +231,7 @@ def _adamw_at_the_ends(trainer: Trainer) -> None:
 
 def _with_rows(rows: int) -> Callable[[Trainer], None]:
     def adapt(_trainer: Trainer) -> None:
-        muon.MAX_ROWS = rows
+        muon.BLOCK_ROWS = rows
 
     return adapt
 

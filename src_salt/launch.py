@@ -9,8 +9,8 @@ every batch (see `device.DistributedContext`), and the main one writes weights a
 events appear in the output of the process that called `train_elsewhere`.
 
 If a process is killed, raises an unexpected error or hangs, torchrun ends the others, and
-`train_elsewhere` raises ProcessesDied. The checkpoint of the last epoch is then still there. If the
-calling process dies, the processes that it started end too.
+`train_elsewhere` raises ProcessesDied. The last checkpoint that was written is then still there.
+If the calling process dies, the processes that it started end too.
 """
 
 from __future__ import annotations
@@ -203,7 +203,10 @@ def _parse_outcome(content: Mapping[str, Any]) -> Outcome:
 
 
 def _exit_on_sigterm(*_: object) -> None:
-    """Exit when torchrun stops the others after a failure; the main process finishes its write."""
+    """Exit when torchrun stops the others after a failure; the main process still writes.
+
+    torchrun waits 30 seconds for it.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it more than once
     sys.exit(1)
 

@@ -21,10 +21,10 @@ NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315
 NEWTON_SCHULZ_STEPS = 5
 MIN_NORM = 1e-7
 
-MAX_ROWS = 128
-"""A matrix with more rows is orthogonalized in blocks of so many rows, as Khaled et al. 2025 do in
-most steps ("MuonBP", https://arxiv.org/abs/2510.16981). That is three times as fast for ResNet-34,
-and the score is the same (docs/experiments.md)."""
+BLOCK_ROWS = 128
+"""A matrix with a multiple of so many rows is orthogonalized in blocks of so many, as Khaled et al.
+2025 do in most steps ("MuonBP", https://arxiv.org/abs/2510.16981). A step of Muon then takes less
+than a third of the time for ResNet-34, and the score is the same (docs/experiments.md)."""
 
 UPDATE_RMS = 0.2
 """Root mean square of an update at a learning rate of 1. It is about that of AdamW, so both can use
@@ -43,8 +43,8 @@ class Muon(AdamW):
     momenta are in one buffer, and matrices are multiplied together (see `orthogonalize`).
 
     PyTorch and timm multiply in bfloat16, which a T4 and most CPUs only emulate. This class uses
-    float32, and multiplies small matrices instead of large ones. For the same reason, matrices with
-    more than MAX_ROWS rows are divided.
+    float32, and multiplies small matrices instead of large ones. Matrices with a multiple of
+    BLOCK_ROWS rows are divided, to save time.
 
     Args:
         params: all parameters of a network, on one device.
@@ -91,7 +91,9 @@ class Muon(AdamW):
         if self._buffers is None or not self._buffers.belong_to(weights):
             self._buffers = _Buffers(weights, self.state, self._context)
         buffers = self._buffers
-        torch._foreach_copy_(buffers.gradients, [weight.grad for weight in weights])
+        for part in buffers.parts:
+            gradients = [weight.grad for weight in part.weights if weight.grad is not None]
+            torch._foreach_copy_(part.inputs, gradients)
         factor: Tensor | float = 1.0
         if getattr(self, "found_inf", None) is not None:
             # A tensor, since reading the value would stop the GPU. 0 skips the step.
@@ -106,7 +108,8 @@ class Muon(AdamW):
         torch._foreach_mul_(weights, 1 - rate * decay * factor)
         if isinstance(factor, Tensor):
             buffers.outputs.mul_(factor)
-        torch._foreach_add_(weights, buffers.directions, alpha=-rate)
+        for part in buffers.parts:
+            torch._foreach_add_(list(part.weights), part.outputs, alpha=-rate)
         for weight in weights:
             weight.grad = None
 
@@ -115,12 +118,24 @@ class Muon(AdamW):
 class _Stack:
     """Matrices (N, R, C) of equal shape, R ≤ C, that one process orthogonalizes.
 
-    A matrix with more than MAX_ROWS rows is here as several, one below the other.
+    A matrix with a multiple of BLOCK_ROWS rows is here as several, one below the other.
     """
 
     rank: int
     inputs: Tensor
     outputs: Tensor
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some weights, and their places in the buffers."""
+
+    weights: list[nn.Parameter]
+    inputs: list[Tensor]
+    """Views that are shaped like the weights."""
+
+    outputs: list[Tensor]
+    """Views that are shaped like the weights."""
 
 
 class _Buffers:
@@ -166,11 +181,12 @@ class _Buffers:
                 momentum.copy_(state[weight]["momentum"])
             state[weight]["momentum"] = momentum
             state[weight].setdefault("step", torch.zeros(()))  # AdamW expects it in a loaded state
-        self.gradients = [views[weight][1] for weight in weights]
-        """Views of `inputs`, shaped like the weights."""
-
-        self.directions = [views[weight][2] for weight in weights]
-        """Views of `outputs`, shaped like the weights."""
+        # PyTorch updates many tensors in one kernel only if they have equal strides.
+        self.parts = [
+            _Part(some, [views[w][1] for w in some], [views[w][2] for w in some])
+            for fit in (True, False)
+            if (some := [w for w in weights if (views[w][1].stride() == w.stride()) == fit])
+        ]
 
     def belong_to(self, weights: Sequence[nn.Parameter]) -> bool:
         """Whether the buffers are for these weights, in this order."""
@@ -256,7 +272,7 @@ def _work(weight: Tensor) -> int:
 
 def _blocks(rows: int) -> int:
     """Return into how many matrices one with so many rows is divided."""
-    return rows // MAX_ROWS if rows % MAX_ROWS == 0 else 1
+    return rows // BLOCK_ROWS if rows % BLOCK_ROWS == 0 else 1
 
 
 def _matrix_shape(weight: Tensor) -> tuple[int, int]:

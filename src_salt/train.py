@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -411,8 +411,8 @@ class Checkpointer:
 
     Each epoch is copied, and at most every `seconds` the last copy is written, by a background
     thread while the next epoch trains. What is not yet written when the block ends, with or without
-    an error or an interrupt, is written then. So only a process that is killed loses epochs, and
-    none that began more than `seconds` before the previous write.
+    an error or an interrupt, is written then. So only a process that is killed loses work: what it
+    has done since the last write began, up to `seconds` and one epoch.
     """
 
     def __init__(
@@ -450,11 +450,12 @@ class Checkpointer:
     def __exit__(self, *_: object) -> None:
         # Do not use shutdown(wait=True), which joins the thread: after a signal, Python 3.11 takes
         # the thread for finished (https://github.com/python/cpython/issues/90882).
-        if self.pending is not None:
-            wait([self.pending])
-        if self.copied is not None:  # only after an error
+        failed = self.pending is not None and bool(self.pending.result()[1])
+        # After a failed write, the digest would be that of weights that are not on the disk.
+        if self.copied is not None and not failed:  # only after an error or an interrupt
             self._begin_write()
-            wait([self.pending] if self.pending else [])
+            assert self.pending is not None
+            self.pending.result()
         self.executor.shutdown(wait=False)
 
     def save(self, trainer: Trainer) -> None:
@@ -466,9 +467,10 @@ class Checkpointer:
         """
         if trainer.context.is_main:
             with _convert_errors():
-                self.copied = copy_to_cpu(trainer.state())
-            if trainer.is_best:
-                self.best = self.copied["model"]
+                copied = copy_to_cpu(trainer.state())
+            best = copied["model"] if trainer.is_best else self.best
+            # Nothing is called in between, so that no interrupt can separate the two.
+            self.copied, self.best = copied, best
         if trainer.context.broadcast(time.monotonic() - self.began >= self.seconds):
             if error := self._wait(trainer):
                 raise TrainingError(error)

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from src_salt.config import Experiment, Settings
 from src_salt.data import LabelledImages
+from src_salt.model import UNet
 from src_salt.muon import Muon, orthogonalize
 from src_salt.train import Trainer
 
@@ -157,6 +158,21 @@ def test_matrices_with_many_rows_are_divided() -> None:
         optimizer.step()
     divided = torch.cat([half.weight for half in halves])
     torch.testing.assert_close(whole.weight.detach(), divided.detach())
+
+
+def test_most_weights_have_the_strides_of_their_place_in_the_buffer() -> None:
+    """Otherwise PyTorch updates each of a list of tensors by itself, on a GPU too."""
+    network = UNet("resnet34", normalized_decoder=True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = Muon(network.parameters(), RATE, DECAY)
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert optimizer._buffers is not None
+    fitting, others = optimizer._buffers.parts
+    assert (len(fitting.weights), len(others.weights)) == (42, 3)
+    for part, fit in ((fitting, True), (others, False)):
+        for weight, place, direction in zip(part.weights, part.inputs, part.outputs, strict=True):
+            assert (weight.stride() == place.stride() == direction.stride()) == fit
 
 
 def test_memory_format_makes_no_difference() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
+import math
 import os
 import shutil
 import subprocess
@@ -30,7 +32,7 @@ from src_salt.predict import load_model, predict_all
 from src_salt.submission import encode_all
 from src_salt.train import Checkpointer, Epoch, Trainer, TrainingError, train_experiment
 
-from .conftest import TINY, Run, finish_run, read_events
+from .conftest import TINY, Run, finish_run, python, read_events
 
 pytestmark = pytest.mark.usefixtures("tiny_networks")
 
@@ -157,6 +159,88 @@ def test_checkpoints_are_written_by_time(
         train_epoch(trainer, checkpointer, score=0.1)
         assert checkpointer.pending is not None
     assert epochs_written() == 4
+
+
+def test_interrupt_after_a_failed_write_keeps_the_checkpoint(
+    easy_images: LabelledImages, settings: MakeSettings, tmp_path: Path
+) -> None:
+    """Epoch 2 cannot be written. Epoch 3 is not either, since it needs the digest of epoch 2."""
+    trainer = Trainer(RESNET34, settings(recipe="fast", epochs=4), easy_images, easy_images)
+    outputs = Outputs(tmp_path)
+    kept = tmp_path / "kept"
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        Checkpointer(outputs, NAME, {}, 1000) as checkpointer,
+    ):
+        train_epoch(trainer, checkpointer, score=0.1)
+        assert checkpointer.wait(trainer) == ""
+        outputs.weights(NAME).rename(kept)
+        outputs.weights(NAME).mkdir()
+        checkpointer.began = -math.inf
+        train_epoch(trainer, checkpointer, score=0.2)
+        train_epoch(trainer, checkpointer, score=0.1)
+        raise KeyboardInterrupt
+    outputs.weights(NAME).rmdir()
+    kept.rename(outputs.weights(NAME))
+    with Checkpointer(outputs, NAME, {}) as checkpointer:
+        assert checkpointer.resume(trainer)
+    assert len(trainer.history) == 2
+
+
+def test_interrupt_during_a_copy_separates_no_weights_from_their_epoch(
+    easy_images: LabelledImages,
+    settings: MakeSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainer = Trainer(RESNET34, settings(recipe="fast", epochs=3), easy_images, easy_images)
+    outputs = Outputs(tmp_path)
+
+    def interrupted(_trainer: Trainer) -> bool:
+        raise KeyboardInterrupt
+
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        Checkpointer(outputs, NAME, {}, 1000) as checkpointer,
+    ):
+        train_epoch(trainer, checkpointer, score=0.1)
+        monkeypatch.setattr(Trainer, "is_best", property(interrupted))
+        train_epoch(trainer, checkpointer, score=0.2)
+    assert len(read_checkpoint(outputs.checkpoint(NAME), {})["history"]) == 1
+
+
+@pytest.mark.slow
+def test_killed_run_resumes_from_the_last_checkpoint_by_time(
+    competition_dir: Path, tmp_path: Path
+) -> None:
+    """With the default of 60 seconds: epochs 2 and 3 are trained again, with the same result."""
+    parameters = {**TINY, "data_dir": str(competition_dir), "experiments": NAME}
+    parameters |= {"epochs": 4, "checkpoint_seconds": 60}
+
+    def run_in_process(folder: Path, killed_in: int) -> subprocess.CompletedProcess[str]:
+        return python(f"""
+            import os, time
+            from src_salt.main import run
+            from src_salt.train import Trainer
+            run_epoch = Trainer.run_epoch
+            def killed(trainer):
+                if len(trainer.history) + 1 == {killed_in}:
+                    os.kill(os.getpid(), 9)
+                epoch = run_epoch(trainer)
+                time.sleep(1)  # for the write in the background
+                return epoch
+            Trainer.run_epoch = killed
+            run(output_dir={str(folder)!r}, **{parameters!r})
+        """)
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run_in_process(whole, killed_in=0).returncode == 0
+    assert run_in_process(killed, killed_in=4).returncode == -9
+    resumed = run_in_process(killed, killed_in=0)
+    events = [json.loads(line) for line in resumed.stdout.splitlines()]
+    assert [one["epochs_done"] for one in events if one["event"] == "resume"] == [1]
+    for name in (f"models/best_model_{NAME}.pth", "submission.csv"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_failed_write_removes_every_epoch_that_it_includes(
