@@ -46,8 +46,8 @@ smoke: $(VENV)/all.done $(if $(KERNELKIT_DATA),,$(SYNTHETIC)) ## rehearse src_sa
 	@$(KERNELKIT) rehearse --profile smoke --inputs "$(INPUTS)" $(OFFLINE) $(ARGS)
 
 weights: $(VENV)/all.done ## publish ImageNet weights for runs without internet
-	@$(VENV)/bin/python -m src_salt.weights "$(INPUTS)/$(RESNET_WEIGHTS)"
-	@$(KERNELKIT) dataset push "$(INPUTS)/$(RESNET_WEIGHTS)" --slug $(RESNET_WEIGHTS) $(ARGS)
+	@$(VENV)/bin/python -m src_salt.weights build/inputs/$(RESNET_WEIGHTS)
+	@$(KERNELKIT) dataset push build/inputs/$(RESNET_WEIGHTS) --slug $(RESNET_WEIGHTS) $(ARGS)
 
 test: $(VENV)/all.done ## run all tests that are not marked slow
 	@$(PYTEST) -m "not slow" $(ARGS)

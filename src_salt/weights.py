@@ -3,7 +3,9 @@
     python -m src_salt.weights DIR
 
 downloads torchvision's ImageNet weights of every backbone into DIR, for a dataset that a run
-without internet uses. Files that are there already are checked and kept.
+without internet uses. A download is compared with the hash in its name. A file that is already
+there is kept and read: its tensors must fit the backbone and be finite. It is not compared with a
+hash, because a file that somebody has saved again has another one.
 
 Accepted are files of `torch.save` and safetensors files, with a state_dict or with one inside a
 dictionary (`state_dict`, `model`), with or without a common prefix (`module.`) and with or without
@@ -176,7 +178,7 @@ def _find_file(place: Path, backbone: str) -> Path:
     if not place.is_dir():
         above = next((parent for parent in place.parents if parent.is_dir()), Path())
         raise WeightsError(f"weights_dir: there is no folder {place}. {_list_content(above)}")
-    files = [path for path in sorted(place.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    files = [path for path in sorted(place.rglob("*")) if _has_suffix(path)]
     files = [path for path in files if path.is_file() and path.name[0] != "."]
     named = [path for path in files if _plain(path.name).startswith(backbone)]
     if not named:
@@ -191,6 +193,10 @@ def _find_file(place: Path, backbone: str) -> Path:
         f"weights_dir: {place} contains {len(named)} files {backbone}*.pth. "
         f"Provide exactly one, with torchvision's weights. {content}"
     )
+
+
+def _has_suffix(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
 
 
 def _plain(name: str) -> str:
@@ -291,7 +297,7 @@ def _prefixes(tensors: Weights) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Download what a folder lacks, check all of it, and return the exit code."""
+    """Download what a folder lacks, read all of it, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m src_salt.weights",
         description="Download torchvision's ImageNet weights of every backbone.",
@@ -310,10 +316,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _find_or_download(folder: Path, backbone: str) -> Path:
-    if folder.is_dir() and any(_plain(path.name).startswith(backbone) for path in folder.iterdir()):
+    files = [path.relative_to(folder) for path in folder.rglob("*") if _has_suffix(path)]
+    if any(_plain(str(path)).startswith(backbone) for path in files):
         return _find_file(folder, backbone)  # whatever its exact name is
     try:
-        return download_weights(backbone, folder, progress=sys.stderr.isatty())
+        path = download_weights(backbone, folder, progress=sys.stderr.isatty())
     except WeightsError as error:
         reason = str(error.__cause__).partition("\n")[0]
         url = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1.url
@@ -321,6 +328,9 @@ def _find_or_download(folder: Path, backbone: str) -> Path:
             f"ImageNet weights of {backbone} cannot be downloaded ({reason}). Download {url} on "
             f"another machine, copy it to {folder}, and run this again."
         ) from error
+    for left in folder.glob(f"{path.name}.*.partial"):  # of downloads that were killed
+        left.unlink()
+    return path
 
 
 if __name__ == "__main__":

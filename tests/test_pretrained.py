@@ -60,8 +60,8 @@ def test_makefile_gives_a_run_the_weights() -> None:
     assert 'kernel.model_sources=["org/resnet/pytorch/default/1"]' in model
     assert model[-1] == "weights_dir=kaggle://input/resnet"
     assert made("push") == ["push"]  # with internet, the run downloads them
-    assert made("weights")[:2] == ["dataset", "push"]
-    assert made("weights")[-2:] == ["--slug", SLUG]
+    published = ["dataset", "push", f"build/inputs/{SLUG}", "--slug", SLUG]
+    assert made("weights") == made("weights", "KERNELKIT_DATA=/data") == published
 
 
 @pytest.fixture

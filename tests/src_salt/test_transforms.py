@@ -42,8 +42,8 @@ def test_evaluation_resizes_and_normalizes_with_imagenet_statistics() -> None:
     assert mask.mean().item() == pytest.approx(50 / 101, abs=0.01)
 
 
-def test_albumentations_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of AlbumentationsX, each pipeline would report itself to the library's authors."""
+def test_albumentations_is_asked_to_send_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By variables: each pipeline of AlbumentationsX would report itself to the authors."""
     names = ("NO_ALBUMENTATIONS_UPDATE", "ALBUMENTATIONS_NO_TELEMETRY")
     for name in names:
         monkeypatch.setenv(name, "")

@@ -227,6 +227,8 @@ def test_command_downloads_what_a_folder_lacks(
     folder = tmp_path / "weights"
     folder.mkdir()
     torch.save(state, folder / "resnet34.pth")
+    (served,) = server.folder.glob("resnet50-*")
+    (folder / f"{served.name}.1f0e.partial").write_bytes(b"a download that was killed")
     assert main([str(folder)]) == 0
     assert [name[:9] for name in server.names] == ["resnet50-"]
     printed = capsys.readouterr().out.splitlines()
@@ -234,6 +236,7 @@ def test_command_downloads_what_a_folder_lacks(
         f"resnet34: {folder / 'resnet34.pth'}",
         f"resnet50: {folder / server.names[0]}",
     ]
+    assert {path.name for path in folder.iterdir()} == {"resnet34.pth", served.name}
     assert main([str(folder)]) == 0
     assert len(server.names) == 1
     for file in server.folder.iterdir():
