@@ -17,6 +17,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -49,7 +50,7 @@ TRAIN, TEST = 80, 20
 
 TEST_TOOLS = ("hypothesis", "pytest", "pytest-timeout")
 LIMIT = 3600.0
-"""Seconds of one command, on a machine that does other work too."""
+"""Seconds that an installation, the trainings or the tests may take, on a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -289,13 +290,10 @@ def find_python(version: str) -> str:
 
 def _uv(*arguments: str) -> None:
     """Run uv, outside of the project, whose settings are for the project's own environment."""
-    done = subprocess.run(
-        [uv(), *arguments],
-        cwd=tempfile.gettempdir(),
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-    )
+    try:
+        done = _finish([uv(), *arguments], Path(tempfile.gettempdir()), dict(os.environ))
+    except subprocess.TimeoutExpired as error:
+        raise InstallationFailed(f"uv {_too_long(error)}") from error
     if done.returncode != 0:
         raise InstallationFailed(reason(done.stderr))
 
@@ -324,7 +322,10 @@ def _train(environment: Environment, python: Path, folder: Path) -> Outcome:
     out.mkdir()
     program = Path(__file__).with_name("environment_run.py")
     command = [str(python), str(program), str(folder / "data"), str(out), *RECIPES]
-    done = _run(command, folder)
+    try:
+        done = _run(command, folder)
+    except subprocess.TimeoutExpired as error:
+        return Outcome(environment, failures=(f"the program {_too_long(error)}",))
     try:
         found = json.loads((out / "result.json").read_text(encoding="utf-8"))
     except OSError:
@@ -345,17 +346,24 @@ def _test(outcome: Outcome, python: Path, folder: Path) -> Outcome:
     tests = str(ROOT / "tests" / "src_salt")
     options = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "--confcutdir", tests]
     command = [str(python), "-m", "pytest", *options, "--basetemp", str(folder / "tests"), tests]
-    done = _run(command, ROOT)
+    try:
+        done = _run(command, ROOT)
+    except subprocess.TimeoutExpired as error:
+        failures = *outcome.failures, f"pytest {_too_long(error)}"
+        return replace(outcome, tests="not done", failures=failures)
     shown = re.sub(r" in [\d.]+s.*", "", last_line(done.stdout) or last_line(done.stderr))
     failed = re.findall(r"^(?:FAILED|ERROR) .*", done.stdout, re.MULTILINE)
     if done.returncode != 0 and not failed:
         failed = [f"pytest: {shown}"]
-    values = {f.name: getattr(outcome, f.name) for f in fields(outcome)}
-    return Outcome(**{**values, "tests": shown, "failures": (*outcome.failures, *failed)})
+    return replace(outcome, tests=shown, failures=(*outcome.failures, *failed))
 
 
 def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a program with src_salt of this repository, one thread and without a GPU."""
+    """Run a program with src_salt of this repository, one thread and without a GPU.
+
+    Raises:
+        subprocess.TimeoutExpired: it takes longer than LIMIT.
+    """
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -363,9 +371,36 @@ def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     }
     own = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "MPLCONFIGDIR": str(folder)}
     own |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        command, cwd=folder, env={**kept, **own}, capture_output=True, text=True, timeout=LIMIT
-    )
+    return _finish(command, folder, {**kept, **own})
+
+
+def _finish(
+    command: list[str], folder: Path, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run a command. If it takes longer than LIMIT, end it and all processes that it started.
+
+    Raises:
+        subprocess.TimeoutExpired: it took longer.
+    """
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=LIMIT)
+        except BaseException:  # also Ctrl-C, which the new session does not receive
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+def _too_long(error: subprocess.TimeoutExpired) -> str:
+    return f"was ended, because it was not done after {error.timeout:.0f} s"
 
 
 def _write_competition(folder: Path) -> None:

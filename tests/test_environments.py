@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,6 +112,42 @@ def test_what_cannot_be_installed_gets_the_reason_of_uv(
     assert said in found.not_installed
     assert exit_code([found]) == 1
     assert not (tmp_path / "venv").exists()
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return ") Z " not in Path("/proc", pid, "stat").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("limit", [0.001, 1.5])
+def test_what_takes_too_long_is_marked_and_ended(
+    limit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environments, "LIMIT", limit)
+    environment = Environment("a", python=THIS_PYTHON)
+    if limit < 1:
+        found = try_environment(environment, tmp_path, with_tests=False)
+        assert found.not_installed == "uv was ended, because it was not done after 0 s"
+        assert exit_code([found]) == 1
+        return
+    # A program that starts another one, which keeps the output open.
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nsleep 60 &\necho $! >> {tmp_path}/pids\nsleep 60\n")
+    python.chmod(0o755)
+    trained = environments._train(environment, python, tmp_path)
+    assert trained.failures == ("the program was ended, because it was not done after 2 s",)
+    tested = environments._test(trained, python, tmp_path)
+    assert tested.failures[1:] == ("pytest was ended, because it was not done after 2 s",)
+    assert exit_code([tested]) == 1
+    assert cells(report([outcome("first"), tested]), "a")[-5:-2] == ["**failed**"] * 3
+    started = (tmp_path / "pids").read_text().split()
+    assert len(started) == 2
+    deadline = time.monotonic() + 10
+    while any(is_running(pid) for pid in started):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
