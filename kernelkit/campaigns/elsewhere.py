@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from kernelkit.campaigns.lanes import lane_config
 from kernelkit.campaigns.sessions import place_in_chain
-from kernelkit.config import CHAIN_SUFFIX
+from kernelkit.config import CHAIN_SUFFIX, load_config
 from kernelkit.errors import ConfigError, KernelkitError, UnreachableError
 from kernelkit.notebook.reader import embedded_manifest, read_cells
 from kernelkit.runs.download import Selection, pull_run
 from kernelkit.runs.manifest import RUN_MANIFEST_NAME
 from kernelkit.runs.push import adopt, current_kernel
+from kernelkit.runs.resume import command_to_resume, endpoint_option
 from kernelkit.runs.watch import state_of
 
 if TYPE_CHECKING:
@@ -65,22 +67,24 @@ def require_no_chain_elsewhere(
         folder = adopt(kaggle, root, None, latest.slug, latest.version)
         state = state_of(kaggle, folder)
         where = f"session {latest.place[0]} of a chain that was started elsewhere: {latest.name}"
-        resume = f"kernelkit run --until-done --resume {latest.name}"
+        plain = load_config(config.project, profile=config.profile, endpoint=None, environment={})
+        resume = command_to_resume(latest.name, plain, latest.manifest, kaggle.endpoint)
+        at = shlex.join([latest.name, *endpoint_option(kaggle.endpoint)])
         if not state.state.finished:
             raise ConfigError(
                 f"Kaggle runs {where}",
-                f"Wait for it: kernelkit watch {latest.name}. Then go on: {resume}. {AGAIN}",
+                f"{AGAIN} Wait for it: `kernelkit watch {at}`. Then go on: {resume}",
             )
         if state.word == "timed out" or _is_incomplete(kaggle, folder):
             ended = "incomplete" if state.word == "complete" else state.word
             raise ConfigError(
                 f"Kaggle has {where}, which ended {ended}",
-                f"Go on from there: {resume}. {AGAIN}",
+                f"{AGAIN} To go on from there: {resume}",
             )
         if state.word == "complete" and latest.manifest.source_digest == source_digest:
             raise ConfigError(
                 f"Kaggle has {where}, which is complete",
-                f"Its results: kernelkit pull {latest.name}. {AGAIN}",
+                f"{AGAIN} To get its results: kernelkit pull {at}",
             )
         on_event(f"note: {latest.name} is {where.partition(':')[0]}, and ended {state.word}")
 

@@ -75,12 +75,25 @@ def how_to_resume(pulled: PulledRun) -> str:
             )
     except KernelkitError:  # the project has changed, or the folder was moved
         return "The next version can read the files if kernel_sources names this kernel."
-    words = ["kernelkit", "run", "--until-done", "--resume", f"{folder.slug}/v{folder.version}"]
-    words += ["--profile", record.profile] if record.profile else []
+    command = command_to_resume(f"{folder.slug}/v{folder.version}", config, sent, record.endpoint)
+    return f"To resume from these files until it is done: {command}"
+
+
+def command_to_resume(run: str, config: Config, sent: Manifest, endpoint: str) -> str:
+    """The command that continues a run, `slug/v3`, with the parameters that were sent.
+
+    `config` is the project with the profile of the run, and without any other option.
+    """
+    words = ["kernelkit", "run", "--until-done", "--resume", run]
+    words += ["--profile", config.profile] if config.profile else []
     for setting in _settings(config, sent):
         words += ["--set", setting]
-    words += ["--endpoint", record.endpoint] if is_local else []
-    return f"To resume from these files until it is done: {shlex.join(words)}"
+    return shlex.join([*words, *endpoint_option(endpoint)])
+
+
+def endpoint_option(endpoint: str) -> list[str]:
+    """`--endpoint ADDRESS` as a command takes it; nothing for the real Kaggle."""
+    return ["--endpoint", endpoint] if endpoint != PRODUCTION else []
 
 
 def accepts_resume(config: Config) -> bool:
@@ -101,7 +114,7 @@ def _settings(config: Config, sent: Manifest) -> Iterator[str]:
         if name in config.parameters:
             yield setting_text(name, value)
     own = ("id", "title", "kernel_sources")
-    for name in KernelSettings.model_fields.keys() - {*own}:
+    for name in sorted(KernelSettings.model_fields.keys() - {*own}):
         before, now = getattr(config.kernel, name), getattr(sent.kernel, name)
         if before != now and now is not None:
             value = list(now) if isinstance(now, tuple) else now

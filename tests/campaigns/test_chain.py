@@ -269,32 +269,48 @@ def test_sessions_that_come_no_further_end_the_chain(
     assert len(emulator.journal("effects")) == sessions + 1
 
 
+OTHER_PROFILE = """
+[tool.kernelkit.profiles.other.parameters]
+fail_at = 9
+"""
+
+
 @pytest.mark.slow
 def test_a_chain_that_was_started_elsewhere_is_seen_before_a_push(
     relay: Callable[..., Config], emulator: LocalKaggle, cli: Cli
 ) -> None:
-    config = relay("steps=3")
-    with pytest.raises(CapacityError):
-        run(config, emulator, max_sessions=2)
+    config = relay(keys=OTHER_PROFILE)
+    arguments = ("run", "--until-done", "--profile", "other", "--set", "steps=3")
+    arguments = (*arguments, "--endpoint", emulator.endpoint)
+    environment = {**emulator.environment}
+    environment.pop("KERNELKIT_ENDPOINT", None)
+
+    def refused() -> str:
+        """The command that the chain's own command prints, as it is."""
+        done = cli(*arguments, cwd=config.project, env=environment, expect=2)
+        command = re.search(r"kernelkit ((?:run|pull) .*)$", done.stderr.rstrip())
+        assert command, done.stderr
+        return f"{done.stderr.splitlines()[0]}\n{command[1]}"
+
+    limited = (*arguments, "--max-sessions", "2")
+    cli(*limited, cwd=config.project, env=environment, expect=5)
     runs = config.project / "runs"
     runs.rename(config.project.parent / "the other machine")
-    arguments = ("--set", "steps=3", "--endpoint", emulator.endpoint)
-    refused = cli(
-        *("run", "--until-done", *arguments),
-        cwd=config.project,
-        env=emulator.environment,
-        expect=2,
-    )
-    assert "started elsewhere: some-kernel-b/v1, which ended incomplete" in refused.stderr
+    message, command = refused().split("\n")
+    assert message.endswith("started elsewhere: some-kernel-b/v1, which ended incomplete")
     assert len(emulator.journal("effects")) == 2
-    command = re.search(r"(run --until-done --resume [\w/-]+)", " ".join(refused.stderr.split()))
-    assert command
-    cli(*command[1].split(), *arguments, cwd=config.project, env=emulator.environment)
+    done = cli(*shlex.split(command), cwd=config.project, env=environment)
+    assert "verified" in done.stdout
     assert endings(config) == [(1, "some-kernel", "complete")]
+    chain = chain_of(config)
+    assert chain.profile == "other"
+    assert chain.work.parameters.document == {"steps": 3, "fail_at": 9}
     assert len(emulator.journal("effects")) == 3
     shutil.rmtree(runs)
-    with pytest.raises(ConfigError, match="some-kernel/v2, which is complete"):
-        run(config, emulator)
+    message, command = refused().split("\n")
+    assert message.endswith("some-kernel/v2, which is complete")
+    cli(*shlex.split(command), cwd=config.project, env=environment)
+    assert (runs / "some-kernel" / "v2" / "out.txt").read_text() == "3 steps"
     run(relay("steps=1"), emulator)  # other work
     assert len(emulator.journal("effects")) == 4
 
@@ -310,7 +326,11 @@ def test_a_chain_that_still_runs_elsewhere_is_waited_for(
     shutil.rmtree(config.project / "runs")
     with pytest.raises(ConfigError, match="Kaggle runs session 1") as caught:
         run(config, emulator)
-    assert "kernelkit watch some-kernel/v1" in caught.value.next_step
+    at = f"--endpoint {emulator.endpoint}"
+    assert f"`kernelkit watch some-kernel/v1 {at}`" in caught.value.next_step
+    assert caught.value.next_step.endswith(
+        f"kernelkit run --until-done --resume some-kernel/v1 --set steps=1 {at}"
+    )
     assert len(emulator.journal("effects")) == 1
 
 
