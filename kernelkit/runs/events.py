@@ -41,6 +41,7 @@ def _lines(entries: Iterable[LogEntry]) -> Iterator[tuple[float, str]]:
     Of a line that is too long for an event, only the beginning.
     """
     pending: dict[str, list[str]] = {}
+    lengths: dict[str, int] = {}  # characters: a bar of progress may need an entry for each
     seconds = 0.0
     for entry in entries:
         seconds = entry.seconds
@@ -49,7 +50,10 @@ def _lines(entries: Iterable[LogEntry]) -> Iterator[tuple[float, str]]:
         for line in lines:
             yield seconds, "".join([*begun, line])
             begun.clear()
-        if rest and sum(map(len, begun)) <= EVENT_CHARACTERS:
+            lengths[entry.stream] = 0
+        length = lengths.get(entry.stream, 0)
+        if rest and length <= EVENT_CHARACTERS:
             begun.append(rest)
+            lengths[entry.stream] = length + len(rest)
     for begun in pending.values():
         yield seconds, "".join(begun)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
@@ -206,6 +207,17 @@ def test_the_pieces_of_a_line_are_joined_by_stream(tmp_path: Path) -> None:
     path.write_text(json.dumps(pieces))
     found = [(one.seconds, one.event.kind, one.event.numbers) for one in read_events(path)]
     assert found == [(2, "epoch", {"epoch": 1}), (2, "epoch", {"epoch": 2}), (3, "end", {})]
+
+
+def test_a_line_may_come_in_very_many_pieces(tmp_path: Path) -> None:
+    text = '{"event": "epoch", "epoch": 1}\n' + 100_000 * "#" + '\n{"event": "end"}\n'
+    path = tmp_path / "some.log"
+    path.write_text(
+        json.dumps([{"stream_name": "stdout", "time": 1.0, "data": one} for one in text])
+    )
+    began = time.process_time()
+    assert [one.event.kind for one in read_events(path)] == ["epoch", "end"]
+    assert time.process_time() - began < 20  # 1 s; minutes if each piece counts those before it
 
 
 @pytest.mark.parametrize(
