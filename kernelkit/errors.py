@@ -172,11 +172,17 @@ _LIMITS = {
 
 
 def limit_of_machine(error: BaseException) -> LocalError | None:
-    """The same failure as a limit that this machine has reached; None if it is none."""
+    """The same failure as a limit of this machine, or of its output; None if it is none."""
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         what, next_step = "it starts no more threads", _LIMITS[errno.EAGAIN]
     elif isinstance(error, MemoryError):
         what, next_step = "it has no more memory", _LIMITS[errno.ENOMEM]
+    elif isinstance(error, BlockingIOError) and hasattr(error, "characters_written"):
+        # Only a buffered stream sets it: the pipe behind standard output is full.
+        return LocalError(
+            "the output cannot be written: it is non-blocking, and its reader is too slow",
+            "Write it to a file, or through `| cat`.",
+        )
     elif isinstance(error, OSError) and error.errno in _LIMITS:
         what, next_step = f"{error.strerror}".lower(), _LIMITS[error.errno]
         what += f": {error.filename}" if error.filename else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shlex
 import sys
 import tomllib
@@ -51,3 +53,19 @@ def test_limits_of_the_machine_are_told_from_bugs(tmp_path: Path) -> None:
     assert limit_of_machine(MemoryError()) is not None
     assert limit_of_machine(missing.value) is None
     assert limit_of_machine(RuntimeError("a bug")) is None
+
+
+def test_a_full_output_is_no_limit_of_processes() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with os.fdopen(reader, "rb") as end, os.fdopen(writer, "wb") as stream:
+        with pytest.raises(BlockingIOError) as full:
+            stream.write(b"x" * (1 << 20))
+        limit = limit_of_machine(full.value)
+        assert limit is not None
+        assert limit.exit_code == 10
+        assert "ulimit" not in limit.next_step
+        end.read1(1 << 20)  # so that the stream can be closed
+    no_processes = limit_of_machine(BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
+    assert no_processes is not None  # as fork raises it
+    assert "ulimit -u" in no_processes.next_step
