@@ -23,7 +23,13 @@ from pydantic import Field, JsonValue
 from kernelkit import workflow
 from kernelkit.campaigns.elsewhere import require_no_chain_elsewhere
 from kernelkit.campaigns.lanes import lane_config, resuming_config, session_config
-from kernelkit.campaigns.progress import IDLE_SESSIONS, fingerprint, last_point
+from kernelkit.campaigns.progress import (
+    IDLE_SESSIONS,
+    Reached,
+    came_no_further,
+    fingerprint,
+    last_point,
+)
 from kernelkit.campaigns.sessions import (
     RETRIES,
     Ending,
@@ -69,6 +75,7 @@ if TYPE_CHECKING:
 
 CHAIN_NAME, CHAIN_LOCK = "chain.json", ".chain.lock"
 CONTINUE = "The same command continues the chain."
+SETBACKS = (Ending.DIED, Ending.STALLED)
 
 
 class ChainWork(Document):
@@ -113,7 +120,7 @@ class ChainSession(Document):
     """Of what the next session starts from; see `progress.fingerprint`."""
 
     idle: bool = False
-    """Whether it came no further than the session before it."""
+    """Whether it came no further than the sessions before it, and nothing else explains that."""
 
     @property
     def name(self) -> str:
@@ -185,14 +192,14 @@ class ChainRecord(Document):
     @property
     def setbacks(self) -> int:
         """How many of the last sessions in a row have ended for no reason of the program."""
-        setbacks = (Ending.DIED, Ending.STALLED)
-        later = itertools.takewhile(lambda one: one.ending in setbacks, reversed(self.sessions))
+        later = itertools.takewhile(lambda one: one.ending in SETBACKS, reversed(self.sessions))
         return sum(1 for _ in later)
 
     @property
     def idle_sessions(self) -> int:
-        """How many of the last sessions in a row came no further."""
-        return sum(1 for _ in itertools.takewhile(lambda one: one.idle, reversed(self.sessions)))
+        """How many of the last sessions in a row came no further, apart from setbacks."""
+        counted_ones = (one for one in reversed(self.sessions) if one.ending not in SETBACKS)
+        return sum(1 for _ in itertools.takewhile(lambda one: one.idle, counted_ones))
 
 
 def run_chain(
@@ -446,12 +453,14 @@ class _Chain:
             if point := last_point(pulled).document:
                 changes["point"] = point
             if ending.may_continue:
-                before = next(
-                    (one for one in self.record.sessions if one.name == session.resumed_from), None
-                )
-                left = fingerprint(pulled)
-                is_idle = not left or (before is not None and before.fingerprint == left)
-                changes |= {"fingerprint": left, "idle": is_idle}
+                reached = Reached(last_point(pulled), fingerprint(pulled))
+                earlier = [
+                    Reached(one.point or RunFacts(), one.fingerprint or "")
+                    for one in self.record.sessions
+                    if one.usable
+                ]
+                is_idle = ending not in SETBACKS and came_no_further(reached, earlier)
+                changes |= {"fingerprint": reached.left, "idle": is_idle}
             session = session.updated(**changes, ended=now())
             self._replace(session)
             self._ended = session
@@ -467,17 +476,17 @@ class _Chain:
         """
         session = self.record.last
         assert session is not None
-        if ending.may_continue and self.record.idle_sessions >= IDLE_SESSIONS:
+        if session.idle and self.record.idle_sessions >= IDLE_SESSIONS:
             point = f"after {session.point_text}" if session.point_text else "without an event"
             name = self._config.resume_parameter
             raise RunFailedError(
                 f"{counted(self.record.idle_sessions, 'session')} in a row came no further: "
-                f"{session.name} ended {ending} {point}, with what the session before had left",
+                f"{session.name} ended {ending} {point}",
                 f"Check that {self._config.entry} resumes from {name}, and saves its state to "
                 f"kaggle://working before it ends. {CONTINUE}",
                 pulled,
             )
-        if ending in (Ending.DIED, Ending.STALLED):
+        if ending in SETBACKS:
             if self.record.setbacks > RETRIES:
                 return False
             reason = pulled.end.failure or "Kaggle gives no reason"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kernelkit.notebook.runtime import INCOMPLETE
@@ -19,8 +20,58 @@ if TYPE_CHECKING:
 IDLE_SESSIONS = 2  # in a row that come no further, after which a chain pushes no more
 
 _SAYS_NO_POINT = frozenset({INCOMPLETE, "deadline"})
-_TIME = re.compile(r"second|minute|hour|time|duration|elapsed|per_|speed|eta\b|memory|_mb|_gb")
-"""Numbers of an event that differ between two sessions that do the same."""
+_TIME = re.compile(
+    r"(?<![a-z0-9])(?:"
+    r"(?:seconds|secs?|minutes|hours|duration|elapsed|runtime|per)(?![a-z0-9])"
+    r"|(?:time|timestamp|date|speed|throughput|eta|memory|ms|mb|gb)(?:_(?:left|used|total))?$)"
+)
+"""Names, in lower case, of what differs in the events of two sessions that do the same."""
+
+_COUNTS = ("epoch", "global_step", "iteration", "step")
+"""Whole numbers that say how far a session is; one before another counts for more."""
+
+_PART = re.compile(r"(?:^|_)(?:fold|stage|phase|round|cycle|trial|seed|split|part|run)(?:_|$)")
+"""Names of whole numbers that say of what an event is, as a text does."""
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How far a session has come."""
+
+    point: RunFacts
+    """See `last_point`."""
+
+    left: str
+    """See `fingerprint`."""
+
+
+def came_no_further(now: Reached, earlier: Sequence[Reached]) -> bool:
+    """Whether a session came no further than those before it, in their order.
+
+    If another one has counted the same, only the number counts: training that begins anew gives
+    other losses and other files each time. Otherwise it is compared with the last one.
+    """
+    if not now.left:
+        return True
+    counted, count = _counted(now.point)
+    counts = [_counted(one.point) for one in earlier]
+    if count and (known := [number for what, number in counts if what == counted]):
+        return count <= max(known)
+    return bool(earlier) and now.left == earlier[-1].left
+
+
+def _counted(point: RunFacts) -> tuple[list[tuple[str, str]], tuple[int, ...]]:
+    """What an event counts, and how far it has counted."""
+    facts = {name: value for name, value in point.document.items() if not _is_time(name)}
+    whole = {name: value for name, value in facts.items() if type(value) is int}
+    what = [(name, "") for name in _COUNTS if name in whole]
+    what += [(name, value) for name, value in facts.items() if isinstance(value, str)]
+    what += [(name, str(number)) for name, number in whole.items() if _PART.search(name)]
+    return sorted(what), tuple(whole[name] for name in _COUNTS if name in whole)
+
+
+def _is_time(name: str) -> bool:
+    return _TIME.search(name.lower()) is not None
 
 
 def last_point(pulled: PulledRun) -> RunFacts:
@@ -42,7 +93,7 @@ def fingerprint(pulled: PulledRun) -> str:
     checkpoints and outputs. Of a session without any, all its files count.
     """
     facts = last_point(pulled).document
-    point = {name: value for name, value in facts.items() if not _TIME.search(name)}
+    point = {name: value for name, value in facts.items() if not _is_time(name)}
     kind = point.get("event")
     if kind in _SAYS_NO_POINT:
         point = {}

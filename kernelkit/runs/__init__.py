@@ -11,7 +11,8 @@ unpack    turns verified zips into folders: `unpack_zips`
 verify    compares a folder with the manifest that its run wrote: `verify`, `require_verified`,
           `missing_outputs`, `VerifiedFolder`
 resume    what a run that ended early has left, and the command that continues it:
-          `has_left_files`, `accepts_resume`, `how_to_resume`, `point_text`,
+          `has_left_files`, `accepts_resume`, `how_to_resume`, `command_to_resume`,
+          `endpoint_option`, `point_text`,
           `REHEARSE_AGAIN`
 failure   requires that a run has succeeded, and says why it failed: `require_success`
 store     the run folders, and the names of runs: `RunFolder`, `find`, `find_named`,

@@ -251,6 +251,51 @@ def run(steps, fail_at=0, resume_dir=None):
 """
 
 
+def test_setbacks_between_idle_sessions_do_not_count() -> None:
+    def record(*sessions: tuple[str, bool]) -> ChainRecord:
+        return ChainRecord.model_validate(
+            {
+                "schema": 1,
+                "name": "chain-1",
+                "slug": "some-kernel",
+                "endpoint": "production",
+                "owner": "me",
+                "work": {"entry": "pkg.main:run", "outputs": ()},
+                "started": "",
+                "sessions": tuple(
+                    {"number": 1, "mark": "", "slug": "", "ending": ending, "idle": is_idle}
+                    for ending, is_idle in sessions
+                ),
+            }
+        )
+
+    idle, died, stalled = ("incomplete", True), ("died", False), ("stalled", False)
+    assert record(idle, died, stalled, idle).idle_sessions == 2
+    assert record(idle, ("incomplete", False), idle).idle_sessions == 1
+    assert record(idle, stalled, died).setbacks == 2
+
+
+STALLS = """
+import time
+from pathlib import Path
+
+def run(steps, fail_at=0, resume_dir=None):
+    Path("state.ckpt").write_text("always the same")
+    print('{"event": "epoch", "epoch": 1}', flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_sessions_that_stall_are_tried_again_twice(
+    relay: Callable[..., Config], emulator: LocalKaggle
+) -> None:
+    config = relay(source=STALLS, keys="stall_minutes = 0.1")
+    with pytest.raises(RunFailedError, match="the run stalled"):
+        run(config, emulator)
+    assert [ending for *_, ending in endings(config)] == ["stalled"] * 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "sessions", "point"),
@@ -280,8 +325,8 @@ def test_a_chain_that_was_started_elsewhere_is_seen_before_a_push(
     relay: Callable[..., Config], emulator: LocalKaggle, cli: Cli
 ) -> None:
     config = relay(keys=OTHER_PROFILE)
-    arguments = ("run", "--until-done", "--profile", "other", "--set", "steps=3")
-    arguments = (*arguments, "--endpoint", emulator.endpoint)
+    work = ("--profile", "other", "--set", "steps=3", "--endpoint", emulator.endpoint)
+    arguments = ("run", "--until-done", *work)
     environment = {**emulator.environment}
     environment.pop("KERNELKIT_ENDPOINT", None)
 

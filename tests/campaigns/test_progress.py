@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from pydantic import JsonValue
 
-from kernelkit.campaigns.progress import fingerprint, last_point
+from kernelkit.campaigns.progress import Reached, came_no_further, fingerprint, last_point
 from kernelkit.kaggle.types import State, Status
 from kernelkit.runs.download import PulledRun
-from kernelkit.runs.manifest import Verdict
+from kernelkit.runs.manifest import RunFacts, Verdict
 
 
 def session(
@@ -76,6 +76,46 @@ def test_a_later_event_or_another_checkpoint_is_progress(
     before = fingerprint(session(tmp_path, EPOCH, INCOMPLETE, checkpoint="a"))
     after = fingerprint(session(tmp_path, event, INCOMPLETE, checkpoint=checkpoint, files=files))
     assert (before == after) is is_same
+
+
+@pytest.mark.parametrize("name", ["timesteps", "memory_blocks", "hyper_step", "time_step"])
+def test_a_name_that_only_contains_a_word_of_time_is_progress(name: str, tmp_path: Path) -> None:
+    before = fingerprint(session(tmp_path, {"event": "point", name: 1}, checkpoint="a"))
+    after = fingerprint(session(tmp_path, {"event": "point", name: 2}, checkpoint="a"))
+    assert before != after
+
+
+LOSS: dict[str, JsonValue] = {"event": "epoch", "experiment": "a", "epoch": 3, "val_loss": 0.41236}
+
+
+@pytest.mark.parametrize(
+    ("event", "is_idle"),
+    [
+        ({**LOSS, "val_loss": 0.41235}, True),  # trained anew on a GPU
+        ({**LOSS, "epoch": 2}, True),
+        ({**LOSS, "epoch": 4}, False),
+        ({**LOSS, "experiment": "b", "epoch": 1}, False),
+        ({**LOSS, "fold": 2, "epoch": 1}, False),
+        ({"event": "point", "val_loss": 0.41235}, False),  # counts nothing
+    ],
+)
+def test_the_number_of_the_epoch_decides_although_loss_and_files_differ(
+    event: dict[str, JsonValue], is_idle: bool
+) -> None:
+    first, now = (Reached(RunFacts.model_validate(one), str(one)) for one in (LOSS, event))
+    assert came_no_further(now, [first]) is is_idle
+    slower = Reached(RunFacts.model_validate({**LOSS, "epoch": 1}), "slower")
+    assert came_no_further(now, [first, slower]) is is_idle  # the furthest one counts
+
+
+def test_a_step_counts_within_its_epoch() -> None:
+    def at(epoch: int, step: int) -> Reached:
+        facts = {"event": "step", "epoch": epoch, "step": step}
+        return Reached(RunFacts.model_validate(facts), f"{epoch} {step}")
+
+    assert not came_no_further(at(4, 10), [at(3, 900)])
+    assert not came_no_further(at(3, 901), [at(3, 900)])
+    assert came_no_further(at(3, 900), [at(3, 900)])
 
 
 def test_files_without_a_description_count_by_their_content(tmp_path: Path) -> None:
