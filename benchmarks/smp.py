@@ -2,9 +2,9 @@
 
 This is what a user of that library who knows PyTorch writes: channels last, half precision,
 algorithms chosen by benchmark, AdamW, no waiting for the device within an epoch. Network,
-losses and defaults are the library's. The batches come from albumentations in worker processes, or
-(`device_batches`) from src_salt's own augmentation on the device, which leaves only the network,
-the loss and the optimizer to compare.
+losses and defaults are the library's. The batches come from albumentations, on a GPU in worker
+processes, or (`device_batches`) from src_salt's own augmentation on the device, which leaves only
+the network, the loss and the optimizer to compare.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from src_salt.predict import BATCH_SIZE
 from src_salt.transforms import normalize, resize_to_input, resize_to_original
 
 MAX_WORKERS = 8
-"""Processes that prepare batches, at most; otherwise one for each core."""
+"""Processes that prepare batches on a GPU, at most; otherwise one for each core. A CPU has none."""
 
 
 class MissingPeer(Exception):
@@ -81,7 +81,7 @@ class SmpLoop:
         smp = library()
         compute = pick_compute(on_device=True)
         self.compute: Compute = compute if dtype is None else replace(compute, dtype=dtype)
-        workers = _workers(self.compute.device)
+        workers = loaders_on(self.compute.device)
         self.settings = replace(settings, num_workers=workers, recipe="fast")
         torch.backends.cudnn.deterministic = False
         torch.backends.cudnn.benchmark = True
@@ -167,6 +167,6 @@ def _loss(smp: Any, name: str) -> Callable[[Tensor, Tensor], Tensor]:
     return losses[name]
 
 
-def _workers(device: torch.device) -> int:
+def loaders_on(device: torch.device) -> int:
     """Return how many processes load; on a CPU none, since they would slow down the training."""
     return 0 if device.type == "cpu" else min(MAX_WORKERS, os.cpu_count() or 1)

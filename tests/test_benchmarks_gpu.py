@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu.__main__ import Run, keep, write_report
+from benchmarks.gpu.__main__ import Run, _do, _options, keep, write_report
 from benchmarks.gpu.report import report, summary
 from benchmarks.gpu.results import (
     Cell,
@@ -151,6 +151,9 @@ def test_every_measurement_survives_the_file_and_has_a_row(tmp_path: Path) -> No
     text = report(found)
     assert "the run did not come to its end" in text
     assert "did not come" not in report(replace(found, is_complete=True))
+    machine = replace(H100, peer_loaders=8)
+    loaders = report(replace(found, machine=machine, options={"workers": 4}))
+    assert "- processes that load: baseline 4, smp 8\n" in loaders
     (first,) = re.findall(r"## First step.*?(\| fast .*?)\n", text, re.DOTALL)
     assert first.split("|")[5:7] == [" 4.20         ", " 7.50        "]
     assert "| fast   | BCEDice | 7 of 20 | 9.5     | 0.7100   | 0.6600 | cut off |" in text
@@ -224,6 +227,68 @@ TINY = ["--device", "cpu", "--images", "4", "--pixels", "32", "--batches", "2", 
 def command(folder: Path, *options: str) -> list[str]:
     files = ["--json", str(folder / "gpu.json"), "--markdown", str(folder / "gpu.md")]
     return [sys.executable, "-m", "benchmarks.gpu", *TINY, *files, *options]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("--batches", value) for value in ("x", "8,", "8,x", "0", "-8", "8,1", "inf", "")),
+        *(("--minutes", value) for value in ("x", "nan", "inf", "-inf", "0", "-1")),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused(
+    option: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench", f"{option}={value}"])
+    with pytest.raises(SystemExit, match="2"):
+        _options()
+    assert f"error: argument {option}: must be " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_error_that_leaves_the_gpu_unusable_is_listed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the real process, in which only the GPU's error is made up."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\n"
+        "from benchmarks.gpu import worker\n"
+        "def measure(self, job):\n"
+        "    self.on_gpu = True\n"
+        "    for cell in job.cells:\n"
+        "        self.channel.send('begin', what=cell.name)\n"
+        "        with self._recorded(cell.name):\n"
+        "            if cell.program == 'fast':\n"
+        "                raise RuntimeError('CUDA error: an illegal memory access')\n"
+        "            raise ValueError('a mistake')\n"
+        "worker.Worker.measure_rates = measure\n"
+        "worker.Worker._is_broken = lambda self: 'CUDA' in str(sys.exc_info()[1])\n"
+        "worker.main()\n"
+    )
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} {program} "$3"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    options = Namespace(
+        json=tmp_path / "gpu.json", markdown=tmp_path / "gpu.md", device="cpu", peers=None
+    )
+    plan = {"images": 4, "pixels": 32, "workers": 0}
+    with (tmp_path / "log").open("w") as log:
+        empty = replace(results(), machine=None)
+        run = Run(empty, options, plan, log, time.time(), part="resnet34")
+        job = {"kind": "rates", "cells": [FAST, BEST], "turns": 1}
+        try:
+            said = _do(run, job, time.time() + 200)
+        finally:
+            run.stop_worker()
+    assert [(one.what, one.reason) for one in run.results.failures] == [
+        (FAST.name, "RuntimeError: CUDA error: an illegal memory access"),
+        (BEST.name, "ValueError: a mistake"),  # in the next process, which goes on
+    ]
+    assert said == ""
 
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}

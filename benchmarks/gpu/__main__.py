@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import queue
 import shlex
@@ -58,6 +59,9 @@ LOSS = "BCEDice"
 TRAINED_LOSSES = {BASELINE: LOSS, "fast": LOSS, "best": "BCEDiceSymmetric"}
 """Of the epochs on the real data, as in the profiles of pyproject.toml."""
 
+MIN_BATCH = 2
+"""The smallest batch of src_salt."""
+
 MIN_SHARE = 0.25
 """A part is skipped if less than this share of its own time is left."""
 
@@ -66,10 +70,15 @@ GRACE = 0.05
 
 TIME_OVER = "its time was over"
 
+UNUSABLE = "an error left the GPU unusable"
+
 END_SECONDS = 3.0  # kept for ending the processes and writing the files
 
-DEFAULTS = {"cuda": (3200, 128, "128,32"), "cpu": (32, 64, "16,8")}
-"""Images, pixels and sizes of batches: on a CPU, 3,200 images of 128x128 take minutes."""
+DEFAULTS = {"cuda": (3200, 128, [128, 32], 4), "cpu": (32, 64, [16, 8], 2)}
+"""Images, pixels, sizes of batches, and loaders of the baseline.
+
+On a CPU, 3,200 images of 128x128 take minutes. Four loaders are what the project file has.
+"""
 
 
 @dataclass(frozen=True)
@@ -160,8 +169,9 @@ class _Worker:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.messages.put(json.loads(line))
+        with self.process.stdout as lines:
+            for line in lines:
+                self.messages.put(json.loads(line))
         self.messages.put(None)
 
     def receive(self, until: float) -> dict[str, Any] | None:
@@ -183,6 +193,9 @@ class _Worker:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        assert self.process.stdin is not None
+        with suppress(OSError):
+            self.process.stdin.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -194,13 +207,13 @@ def main() -> None:
     if options.report:
         sys.exit(0 if write_report(_read_or_exit(options.json), options.markdown) else 1)
     device = _device(options.device)
-    images, pixels, batches = DEFAULTS[device]
+    images, pixels, sizes, workers = DEFAULTS[device]
     plan = {
         "images": options.images or images,
         "pixels": options.pixels or pixels,
-        "workers": options.workers,
+        "workers": workers if options.workers is None else options.workers,
     }
-    sizes = [int(size) for size in (options.batches or batches).split(",")]
+    sizes = options.batches or sizes
     fixed = plan | {"batches": sizes, "turns": options.turns, "epochs": options.epochs}
     results = Results(
         command=shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]]),
@@ -234,10 +247,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
     parser.add_argument("--images", type=_number(4), help="of an epoch (3,200; on a CPU 32)")
     parser.add_argument("--pixels", type=_number(MIN_IMAGE_SIZE), help="128; on a CPU 64")
-    parser.add_argument("--batches", help="sizes of batches (128,32; on a CPU 16,8)")
+    parser.add_argument("--batches", type=_sizes, help="sizes of batches (128,32; on a CPU 16,8)")
     parser.add_argument("--turns", type=_number(1), default=3, help="measurements of a rate")
     parser.add_argument("--epochs", type=_number(1), default=20, help="on the real data")
-    parser.add_argument("--workers", type=_number(0), default=2, help="loaders of the baseline")
+    parser.add_argument(
+        "--workers", type=_number(0), help="loaders of the baseline (4; on a CPU 2)"
+    )
     parser.add_argument("--data", type=Path, help="the competition's folder or its parent")
     parser.add_argument("--peers", type=Path, help="Python that has segmentation_models_pytorch")
     parser.add_argument("--parts", help="only these, separated by commas (default: all)")
@@ -249,9 +264,22 @@ def _options() -> argparse.Namespace:
 
 
 def _positive(text: str) -> float:
-    if float(text) <= 0:
-        raise argparse.ArgumentTypeError("must be above 0")
-    return float(text)
+    with suppress(ValueError):
+        if 0 < float(text) < math.inf:  # not so for nan
+            return float(text)
+    raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        sizes = [int(size) for size in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < MIN_BATCH:
+        raise argparse.ArgumentTypeError(
+            f"must be whole numbers of at least {MIN_BATCH}, separated by commas, not {text}"
+        )
+    return sizes
 
 
 def _number(least: int) -> Callable[[str], int]:
@@ -454,7 +482,8 @@ def _do(run: Run, job: dict[str, Any], deadline: float) -> str:
         if not ended:
             return "" if time.time() < deadline else TIME_OVER
         run.stop_worker()
-        run.fail(current or job["kind"], ended)
+        if ended != UNUSABLE:  # its error is listed already
+            run.fail(current or job["kind"], ended)
         left = [cell for cell in cells if cell.name != current]
         if len(left) == len(cells):
             return ended
@@ -482,6 +511,8 @@ def _exchange(run: Run, job: dict[str, Any], hard: float) -> tuple[str, str]:
                 return f"the process ended with status {status}; see the log", current
             if message["kind"] == "end":
                 return "", ""
+            if message["kind"] == "unusable":
+                return UNUSABLE, current
             if message["kind"] == "begin":
                 current = message["what"]
             keep(run, message)

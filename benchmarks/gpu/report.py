@@ -23,7 +23,7 @@ from benchmarks.report import markdown_table
 TIMES_BASELINE = 15.0
 TIMES_SMP = 1.5
 IMAGES_PER_SECOND = {"resnet34": 8000.0, "resnet50": 4000.0}
-"""The goals for training on an H100 or H200, everything included."""
+"""The goals for training on an H100 or H200."""
 
 GOAL_CAPABILITY = (9, 0)
 """Compute capability of the GPUs that the goals are for."""
@@ -68,7 +68,10 @@ def _facts(results: Results) -> str:
         facts["libraries"] = ", ".join([*libraries, f"segmentation_models_pytorch {machine.peer}"])
         facts["CPU flags"] = machine.cpu_flags or "none of the relevant ones"
         facts["threads"] = str(machine.threads)
-    facts |= {name: str(value) for name, value in results.options.items() if name != "device"}
+        own = results.options.get("workers", "unknown")
+        facts["processes that load"] = f"{BASELINE} {own}, {SMP} {machine.peer_loaders}"
+    hidden = ("device", "workers")
+    facts |= {name: str(value) for name, value in results.options.items() if name not in hidden}
     return "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
 
 
@@ -256,8 +259,9 @@ def _training(results: Results) -> str:
             "peak: the operations of a step, forward and backward, divided by its whole time."
         )
     words.append(
-        "Medians; the programs take turns in one process. Peak memory: of the device; on a CPU, "
-        "of the whole process."
+        "Medians; the programs take turns in one process. A rate includes batches, augmentation, "
+        "network, optimizer, loss and (not in the plain loops) IoU, but neither validation nor "
+        "checkpoints. Peak memory: of the device; on a CPU, of the whole process."
     )
     table = []
     for cell in _cells(results):

@@ -63,6 +63,9 @@ class Machine:
     peer: str
     """The version of segmentation_models_pytorch, or why it is missing."""
 
+    peer_loaders: int = 0
+    """Processes that load for the plain loop."""
+
 
 @dataclass(frozen=True)
 class Peak:
@@ -78,7 +81,11 @@ class Peak:
 
 @dataclass(frozen=True)
 class Rate:
-    """One turn of a cell, in images per second. Everything is included except imports."""
+    """One turn of a cell, in images per second.
+
+    Training includes batches, augmentation, network, optimizer, loss and (not in the plain
+    loops) IoU. It includes neither validation, which has its own rate, nor checkpoints.
+    """
 
     cell: Cell
     turn: int

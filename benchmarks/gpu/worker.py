@@ -40,7 +40,7 @@ from benchmarks.gpu.results import (
     to_json,
 )
 from benchmarks.launch import MAXRSS_UNIT
-from benchmarks.smp import MissingPeer, add_packages, library
+from benchmarks.smp import MissingPeer, add_packages, library, loaders_on
 from benchmarks.workload import (
     SHOWN_FLAGS,
     dtype_name,
@@ -58,9 +58,6 @@ COPY_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
 COPIES = 5
 
 PARENT_SECONDS = 0.5  # between two looks whether the command still runs
-
-UNUSABLE = 3
-"""The exit status after an error that leaves the device unusable."""
 
 NVIDIA_SMI = (
     "name,driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit,"
@@ -166,6 +163,7 @@ class Worker:
             cpu_flags=" ".join(sorted(cpu_flags() & SHOWN_FLAGS)),
             threads=torch.get_num_threads(),
             peer=peer,
+            peer_loaders=loaders_on(self.device),
         )
 
     def measure_peaks(self, job: Job) -> None:
@@ -426,8 +424,9 @@ def main() -> None:
         try:
             worker.do(Job.from_json(line))
         except Unusable:
-            # Without an "end": the command goes on with the rest of the job in another process.
-            os._exit(UNUSABLE)  # cleaning up would ask the device
+            # The command goes on with the rest of the job in another process.
+            channel.send("unusable")
+            os._exit(1)  # cleaning up would ask the device
         gc.collect()
         channel.send("end")
 
