@@ -64,7 +64,10 @@ class SweepPlan:
         if kernel.machine_shape in MACHINES:
             return ""
         shape = f'"{kernel.machine_shape}"' if kernel.machine_shape else "no machine_shape"
-        return f"a session of {shape} has one GPU (per_gpu): kernelkit does not know how many"
+        return (
+            f"a session of {shape} has one GPU (per_gpu), because kernelkit does not know this "
+            "machine"
+        )
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def _typed(context: typer.Context, names: Sequence[str]) -> frozenset[str]:
 
 
 def finite(value: float | None) -> float | None:
-    """An option's number; `nan` and `inf` are no numbers of seconds.
+    """An option's number; `nan` and `inf` are not numbers of seconds.
 
     Raises:
         BadParameter: it is one of them.

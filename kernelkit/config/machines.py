@@ -42,7 +42,7 @@ MACHINES = {one.shape: one for one in _ALL}
 """Every known `machine_shape`; Kaggle has had these names since February 2026."""
 
 SHAPES = tuple(one.shape for one in _ALL if one.is_listed)
-"""Those that a project file can name."""
+"""Those that Kaggle documents; another name in a project file gives a warning."""
 
 
 def gpu_tflops(name: str) -> float | None:

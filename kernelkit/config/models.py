@@ -140,7 +140,7 @@ def _variable(value: str) -> str:
 
 
 def _number(least: float, most: float, *, or_zero: bool = False) -> AfterValidator:
-    """A finite number in a range; a section is strict, so true and text are no numbers."""
+    """A finite number in a range; a section is strict, so true and text are not numbers."""
 
     def check(value: float) -> float:
         if least <= value <= most or (or_zero and value == 0):  # nan is neither

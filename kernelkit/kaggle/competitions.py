@@ -170,7 +170,8 @@ class Competition:
             UnreachableError: Kaggle did not answer for too long.
         """
         started = answered = self._clock()
-        for pause in growing(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS):
+        pauses = growing(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+        while True:
             try:
                 found = self.submission(ref)
                 answered = self._clock()
@@ -182,13 +183,13 @@ class Competition:
                 limit = timeouts.grace if new else timeouts.outage
                 if self._clock() - answered > limit:
                     raise
+            pause = next(pauses)
             if deadline is not None and self._clock() - started + pause > deadline:
                 raise DeadlineError(
                     f"submission {ref} has no score after {deadline:.0f} s; the scoring continues",
                     "Run the same command again: nothing is sent twice.",
                 )
             self._sleep(pause)
-        raise AssertionError("the pauses never end")
 
     def sample(self, folder: Path) -> Path:
         """Download the competition's sample submission into `folder`, and unzip it.
@@ -274,14 +275,15 @@ class Competition:
     def _found(self, mark: str, known: set[int]) -> int | None:
         """The number of a new submission with this mark; None if it does not appear."""
         started = self._clock()
-        for pause in growing(FIRST_PAUSE_SECONDS, LISTED_SECONDS, factor=2):
+        pauses = growing(FIRST_PAUSE_SECONDS, LISTED_SECONDS, factor=2)
+        while True:
             new = [found.ref for found in self.marked(mark) if found.ref not in known]
             if new:
                 return new[0]
+            pause = next(pauses)
             if self._clock() - started + pause > LISTED_SECONDS:
-                break
+                return None
             self._sleep(pause)
-        return None
 
     def _read(self, what: str, call: Callable[[], T]) -> T:
         with self._competition_errors():

@@ -40,15 +40,11 @@ def describe_files(verdict: Verdict) -> str:
     others = tuple(name for name in verdict.undeclared if name not in verdict.not_vouched_for)
     if others:
         lines.append(f"not vouched for, because not described: {_names(others)}")
-    when = f" ({verdict.described})" if verdict.described else ""
+    # A program may save less often than it reports: its files may be of an earlier point.
+    when = f" by {verdict.described}" if verdict.described else ""
     point = point_text(verdict.last_event)
-    if not point:
-        point = "the files as they were"
-    elif point.startswith("epoch "):
-        point = f"after {point}"
-    else:
-        point = f'after the event "{point}"'
-    lines.append(f"resume point: {point}{when}")
+    event = f"; last event: {point}" if point else ""
+    lines.append(f"resume point: what it had saved{when}{event}")
     return "\n".join(lines)
 
 
