@@ -448,7 +448,8 @@ class _Chain:
         assert session is not None
         if session.ending is None:
             usable = ending == Ending.INCOMPLETE
-            usable = usable or (ending.may_continue and has_left_files(pulled.verdict))
+            # A run that stalled ends with an error: Kaggle may not offer its files as an input.
+            usable = usable or (ending == Ending.TIMED_OUT and has_left_files(pulled.verdict))
             changes: dict[str, JsonValue] = {"ending": ending.value, "usable": usable}
             if point := last_point(pulled).document:
                 changes["point"] = point
