@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from kernelkit import workflow
-from kernelkit.campaigns.sessions import place_in_chain
+from kernelkit.campaigns.sessions import LONGEST_PAUSE, place_in_chain
 from kernelkit.config import is_kernel_of
 from kernelkit.errors import (
     ConfigError,
@@ -47,7 +47,6 @@ RUNNING = DeadlineError.exit_code
 WORST = (8, 6, 4, 2, 10, 9, 5, RUNNING, 0)
 """Exit codes of single runs, the one that says most first."""
 
-LONGEST_PAUSE = 60.0  # seconds between two questions for the states of the runs that go on
 DELETED, UNKNOWN = "deleted", "unknown"
 
 OnEvent = Callable[[Progress | str], None]

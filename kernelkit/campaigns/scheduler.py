@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kernelkit import workflow
 from kernelkit.campaigns.results import read_results
-from kernelkit.campaigns.sessions import Session, pull_session, push_session
+from kernelkit.campaigns.sessions import LONGEST_PAUSE, Session, pull_session, push_session
 from kernelkit.campaigns.study import (
     DATABASE_NAME,
     Assignment,
@@ -64,7 +64,6 @@ OUTAGE_PAUSES = (30.0, 300.0)  # seconds between two tries while Kaggle is unrea
 
 OUTAGE_TRIES = 20  # of one step, one after the other; over an hour
 
-LONGEST_PAUSE = 60.0  # seconds between two looks at a lane that another sweep uses
 
 PULLS = 3  # of a run whose files do not verify: Kaggle may still send those of another one
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kernelkit.workflow import OnEvent
 
 
+LONGEST_PAUSE = 60.0  # seconds between two questions for the states of runs that go on
 RETRIES = 2  # of a session that ended for a reason that is not the program's
 
 _KERNEL_DIED = re.compile(r"Kernel died|DeadKernel")

@@ -81,7 +81,7 @@ class Deletion:
 def prepare_deletion(
     kaggle: Kaggle, folder: RunFolder, *, on_event: Callable[..., None] = ignore
 ) -> Deletion:
-    """Save what Kaggle lists of a run now, without waiting; nothing is deleted.
+    """Save what Kaggle lists of a run now, without waiting; nothing is deleted on Kaggle.
 
     Raises:
         NotFoundError: there is no such kernel any more; the run's folder says so from now on.
@@ -90,11 +90,14 @@ def prepare_deletion(
     run = folder.address_at(kaggle.endpoint)
     try:
         newest = _require_ours(kaggle, run)
-    except NotFoundError:
-        if folder.age() > kaggle.timeouts.grace:  # else Kaggle may not show it yet
-            gone = Status(State.CANCEL_ACKNOWLEDGED, GONE)
-            _record_deleted(folder, run, gone, _saved(folder))
-        raise
+    except NotFoundError as error:
+        if folder.is_complete() or folder.age() <= kaggle.timeouts.grace:
+            raise  # it is recorded, or Kaggle may not show it yet
+        gone = Status(State.CANCEL_ACKNOWLEDGED, GONE)
+        _record_deleted(folder, run, gone, _saved(folder))
+        raise error.with_message(
+            f"{error}; {folder.path} now records the run as {DELETED}"
+        ) from None
     now: Status | None = None
     problem = ""
     try:

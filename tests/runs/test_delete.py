@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kernelkit.errors import RefusedError
+from kernelkit.errors import NotFoundError, RefusedError
 from kernelkit.kaggle.kernels import connect
 from kernelkit.runs.delete import delete_kernel, prepare_deletion
 from kernelkit.runs.store import RunFolder
@@ -55,6 +55,20 @@ def test_a_run_is_stopped_before_it_prints_anything(
     assert "it was deleted before" in twice.stderr
     again = cli("push", *SETTINGS, cwd=pushed, env=emulator.environment)  # counts from 1 again
     assert "some-push v1 is pushed" in again.stderr + again.stdout
+
+
+def test_a_kernel_that_is_gone_is_recorded_and_the_error_says_so(
+    emulator: LocalKaggle, pushed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kaggle = connect(emulator.endpoint, emulator.environment)
+    monkeypatch.setattr(RunFolder, "age", lambda _: kaggle.timeouts.grace + 1)
+    kaggle.delete("some-push")
+    folder = RunFolder(pushed / "runs" / "some-push" / "v1")
+    with pytest.raises(NotFoundError, match="v1 now records the run as deleted"):
+        prepare_deletion(kaggle, folder)
+    assert folder.is_complete()
+    with pytest.raises(NotFoundError, match=r"it was deleted before$"):
+        prepare_deletion(kaggle, folder)
 
 
 def test_nothing_is_deleted_without_consent(cli: Cli, emulator: LocalKaggle, pushed: Path) -> None:
