@@ -14,9 +14,9 @@ import torch
 
 from src_salt.config import SaltError, SettingsError
 from src_salt.data import DataError
-from src_salt.model import WeightsError
 from src_salt.outputs import OutputError
 from src_salt.submission import decode
+from src_salt.weights import WeightsError
 
 from .conftest import TEST, TINY, Run, finish_run, read_files
 
