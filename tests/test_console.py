@@ -259,8 +259,12 @@ def test_advice_names_the_command_as_the_user_called_it(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", path.format(here=tmp_path))
     monkeypatch.setattr(sys, "argv", [program.format(here=tmp_path)])
-    text = "Come back with: kernelkit watch v1, or `kernelkit runs`. kernelkit runs the rest."
-    expected = f"Come back with: {shown} watch v1, or `{shown} runs`. kernelkit runs the rest."
+    text = (
+        "Come back with: kernelkit watch v1 && kernelkit pull, or `kernelkit runs`. kernelkit runs."
+    )
+    expected = (
+        f"Come back with: {shown} watch v1 && {shown} pull, or `{shown} runs`. kernelkit runs."
+    )
     assert console.as_called(text) == expected
 
 

@@ -152,7 +152,7 @@ def report(error: BaseException, *, as_json: bool) -> int:
 
 
 _COMMAND = re.compile(
-    r"(?:(?<=`)|(?<=: )|(?<=:  )|^)kernelkit (?P<name>[a-z]+)"
+    r"(?:(?<=`)|(?<=: )|(?<=:  )|(?<=&& )|^)kernelkit (?P<name>[a-z]+)"
     r"(?P<words>(?: (?:-{1,2}[a-z][\w-]*(?:[= ](?!-)[\w./:@-]*\w)?|[\w.:/@-]*[\dA-Z/][\w/-]*))*)",
     re.MULTILINE,
 )

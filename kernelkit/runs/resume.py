@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from kernelkit.bundle.bundle import read_bundle
 from kernelkit.config import Config, KernelSettings, load_config, setting_text
 from kernelkit.errors import KernelkitError
-from kernelkit.kaggle.types import PRODUCTION
+from kernelkit.kaggle.types import PRODUCTION, State
 from kernelkit.notebook.manifest import Manifest
 from kernelkit.runs.download import PulledRun
-from kernelkit.runs.manifest import RunFacts, Verdict
+from kernelkit.runs.manifest import RunFacts, RunRecord, Verdict
 from kernelkit.runs.store import RunFolder
 from kernelkit.storage import counted, one_line
 
@@ -71,8 +71,36 @@ def how_to_resume(pulled: PulledRun) -> str:
             )
     except KernelkitError:  # the project has changed, or the folder was moved
         return "The next version can read the files if kernel_sources names this kernel."
+    if pulled.end.state == State.ERROR:
+        return _how_to_resume_from_a_dataset(folder, config, sent, record)
     command = command_to_resume(f"{folder.slug}/v{folder.version}", config, sent, record.endpoint)
     return f"To resume from these files until it is done: {command}"
+
+
+def _how_to_resume_from_a_dataset(
+    folder: RunFolder, config: Config, sent: Manifest, record: RunRecord
+) -> str:
+    """The next step after an error, since Kaggle may offer only outputs of runs without one."""
+    name = config.resume_parameter
+    if name not in config.parameters:
+        return (
+            "Kaggle may not give the files of a failed run to the next one. To resume from them, "
+            f'add {name} = "" to [tool.kernelkit.parameters], and pull again for the commands.'
+        )
+    slug = f"{folder.slug[:40].rstrip('-')}-v{folder.version}"
+    sources = (*sent.kernel.dataset_sources, f"{record.owner}/{slug}")
+    kernel = sent.kernel.model_copy(update={"dataset_sources": sources})
+    common = ["--profile", config.profile] if config.profile else []
+    common += endpoint_option(record.endpoint)
+    place = str(folder.path.relative_to(config.project))
+    push = shlex.join(["kernelkit", "dataset", "push", place, "--slug", slug, *common])
+    words = ["kernelkit", "run", "--until-done", "--set", f"{name}=kaggle://input/{slug}"]
+    for setting in _settings(config, sent.model_copy(update={"kernel": kernel})):
+        words += ["--set", setting]
+    return (
+        "Kaggle may not give the files of a failed run to the next one. To resume from them until "
+        f"it is done, make them a dataset: {push} && {shlex.join([*words, *common])}"
+    )
 
 
 def command_to_resume(run: str, config: Config, sent: Manifest, endpoint: str) -> str:

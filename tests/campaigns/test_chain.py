@@ -391,3 +391,37 @@ def test_the_end_of_a_chain_is_told_once_and_by_the_process_that_saw_it(
     with pytest.raises(LocalError, match=r"chain\.json"):
         run(config, emulator, on_end=lambda chain: told.append(chain.word))
     assert told == ["session 1: complete"]
+
+
+@pytest.mark.slow
+def test_files_of_a_stalled_run_are_resumed_as_printed(
+    make_project: Callable[..., Path], cli: Cli, local_kaggle: str
+) -> None:
+    """A run that stalled ends with an error, after which Kaggle may not offer its files."""
+    source = """
+import json
+import time
+from pathlib import Path
+
+def run(output_dir, resume_dir=""):
+    done = int((Path(resume_dir) / "out.txt").read_text()) if resume_dir else 0
+    for step in range(done + 1, 4):
+        (Path(output_dir) / "out.txt").write_text(str(step))
+        print(json.dumps({"event": "step", "step": step}), flush=True)
+        if step == 2 and not done:
+            time.sleep(600)
+"""
+    project = make_project(
+        {"pkg/main.py": source},
+        keys="stall_minutes = 0.1",
+        extra="[tool.kernelkit.parameters]\noutput_dir = 'kaggle://working'\nresume_dir = ''",
+    )
+    failed = cli("run", "--endpoint", local_kaggle, cwd=project, expect=6).stderr
+    assert "error: the run stalled" in failed
+    assert "verified, as the run described it: out.txt" in failed
+    commands = " ".join(failed.split()).partition("make them a dataset: ")[2]
+    push, run = (shlex.split(command)[1:] for command in commands.split(" && "))
+    assert (push[:2], run[:2]) == (["dataset", "push"], ["run", "--until-done"])
+    cli(*push, cwd=project)
+    cli(*run, cwd=project)
+    assert (project / "runs" / "some-kernel" / "v2" / "out.txt").read_text() == "3"
