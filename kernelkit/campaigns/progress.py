@@ -48,7 +48,7 @@ class Reached:
 def came_no_further(now: Reached, earlier: Sequence[Reached]) -> bool:
     """Whether a session came no further than those before it, in their order.
 
-    If another one has counted the same, only the number counts: training that begins anew gives
+    If another one has counted the same, only the number counts: training that starts again gives
     other losses and other files each time. Otherwise it is compared with the last one.
     """
     if not now.left:
