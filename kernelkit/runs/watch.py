@@ -69,7 +69,7 @@ def read_status(kaggle: Kaggle, run: RunAddress, *, fresh: bool) -> Status:
 
     A `fresh` run, within the grace period after its push, counts as queued while Kaggle does not
     show it, or shows the end of the version before: the log of a finished run shows whose it was,
-    and says how its program has ended.
+    and how its program has ended.
     """
     try:
         now = kaggle.status(run.owner, run.slug, run.version)
@@ -82,19 +82,30 @@ def read_status(kaggle: Kaggle, run: RunAddress, *, fresh: bool) -> Status:
         now = kaggle.status(run.owner, run.slug, None)
     if fresh and now.state.finished:
         log = _text(_kept_log(kaggle, run))
-        if not shows_run(run, log) or _contradicts(log, now):
+        said = _said_at_the_end(log)
+        if not shows_run(run, log) or said == ("complete" if now.failed else "failed"):
+            return Status(State.QUEUED)
+        # The log may be that of a run which goes on. A run that is complete is verified anyway.
+        if said is None and now.failed and run.version > 1 and now == _state_before(kaggle, run):
             return Status(State.QUEUED)
     return now
 
 
-def _contradicts(log: str, status: Status) -> bool:
-    """Whether the log of a run says that it has ended otherwise."""
+def _said_at_the_end(log: str) -> str | None:
+    """How a run has ended, as the manifest in its log says; None if it says nothing."""
     _, found, rest = log.rpartition("\n" + MANIFEST_MARK)
     try:
-        said = json.loads(rest.partition("\n")[0])["status"] if found else None
+        return str(json.loads(rest.partition("\n")[0])["status"]) if found else None
     except (ValueError, TypeError, KeyError):
-        return False
-    return said == "complete" if status.failed else said == "failed"
+        return None
+
+
+def _state_before(kaggle: Kaggle, run: RunAddress) -> Status | None:
+    """The state of the version before; None if Kaggle does not say it."""
+    try:
+        return kaggle.status(run.owner, run.slug, run.version - 1)
+    except (NotFoundError, RefusedError):
+        return None
 
 
 def state_of(kaggle: Kaggle, folder: RunFolder) -> Status:

@@ -214,7 +214,6 @@ def test_an_earlier_end_is_not_the_end_of_a_new_push(kaggle: Kaggle, server: Ser
         ("ERROR", "stalled", "error"),
         ("COMPLETE", "complete", "complete"),
         ("COMPLETE", None, "complete"),
-        ("ERROR", None, "error"),
     ],
 )
 def test_an_earlier_end_is_not_that_of_a_run_which_has_ended_otherwise(
@@ -226,6 +225,27 @@ def test_an_earlier_end_is_not_that_of_a_run_which_has_ended_otherwise(
     server.log = [FIRST, "kernelkit push " + "a" * 32 + "\n", end]
     run = pushed_again(kaggle)
     assert watch.read_status(kaggle, run, fresh=True).state == state
+    assert watch.read_status(kaggle, run, fresh=False).state == shown.lower()
+
+
+@pytest.mark.parametrize(
+    ("before", "shown", "state"),
+    [
+        ("CANCEL_ACKNOWLEDGED", "CANCEL_ACKNOWLEDGED", "queued"),
+        ("ERROR", "ERROR", "queued"),
+        ("COMPLETE", "ERROR", "error"),
+        ("ERROR", "CANCEL_ACKNOWLEDGED", "cancel_acknowledged"),
+    ],
+)
+def test_an_earlier_end_is_not_that_of_a_run_whose_log_goes_on(
+    kaggle: Kaggle, server: Server, before: str, shown: str, state: str
+) -> None:
+    """Kaggle may send the log of a run while it runs."""
+    server.log = [FIRST, "kernelkit push " + "a" * 32 + "\n", "epoch 1\n"]
+    run = pushed_again(kaggle).updated(version=2)
+    server.statuses = [(200, {"status": shown}), (200, {"status": before})]
+    assert watch.read_status(kaggle, run, fresh=True).state == state
+    server.statuses = [(200, {"status": shown})]
     assert watch.read_status(kaggle, run, fresh=False).state == shown.lower()
 
 
