@@ -35,11 +35,13 @@ SMALL = {
 
 def made(target: str, *variables: str) -> list[str]:
     """The last command of a target of the Makefile, without the program's name."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    # `make test ARGS=…` gives its variables to what it runs.
+    own = {"ARGS", "PROFILE", "WEIGHTS", "KERNELKIT_DATA"}
+    kept = {k: v for k, v in os.environ.items() if k not in own and not k.startswith("MAKE")}
     done = subprocess.run(
         ["make", "-n", target, *variables],
         cwd=ROOT,
-        env=environment,
+        env=kept,
         capture_output=True,
         text=True,
         check=True,
