@@ -251,6 +251,10 @@ class Timeouts:
     grace: float = 120
     """After a push Kaggle may answer 403, 404 or with the version before [A]."""
 
+    stale: float = 15
+    """So long after a push the failed end of the version before may be shown for a run whose log
+    does not say how it has ended."""
+
     outage: float = 600
     """How long Kaggle may be unreachable during a watch, which takes hours."""
 

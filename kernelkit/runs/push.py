@@ -7,6 +7,7 @@ for a version with it, and sends once more only if there is none.
 
 from __future__ import annotations
 
+import math
 import random
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -215,8 +216,7 @@ def find_identical(
                 return Pushed(folder, Outcome.REUSED)
             continue
         try:
-            fresh = folder.age() < kaggle.timeouts.grace
-            now = read_status(kaggle, folder.address_at(kaggle.endpoint), fresh=fresh)
+            now = read_status(kaggle, folder.address_at(kaggle.endpoint), age=folder.age())
         except NotFoundError:
             if current is not None and (current.version or 0) >= folder.version:
                 raise
@@ -481,7 +481,7 @@ def _pushed_elsewhere(
     if manifest:
         kernel = kernel.as_sent(manifest)
     run = _address(kaggle, kernel, current.version)
-    if read_status(kaggle, run, fresh=False).failed:
+    if read_status(kaggle, run, age=math.inf).failed:
         return None
     on_event(f"{run.name} is identical and was pushed from elsewhere: nothing is pushed")
     folder = _record(root, kernel, run, Outcome.ADOPTED, None, pushed=None)

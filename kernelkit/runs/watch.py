@@ -64,13 +64,14 @@ class EndedRun:
     end: Status
 
 
-def read_status(kaggle: Kaggle, run: RunAddress, *, fresh: bool) -> Status:
-    """The state of exactly this version.
+def read_status(kaggle: Kaggle, run: RunAddress, *, age: float) -> Status:
+    """The state of exactly this version; `age` is how long ago it was pushed, in seconds.
 
-    A `fresh` run, within the grace period after its push, counts as queued while Kaggle does not
+    Within the grace period after its push, a run counts as queued while Kaggle does not
     show it, or shows the end of the version before: the log of a finished run shows whose it was,
     and how its program has ended.
     """
+    fresh = age < kaggle.timeouts.grace
     try:
         now = kaggle.status(run.owner, run.slug, run.version)
     except NotFoundError:
@@ -86,7 +87,8 @@ def read_status(kaggle: Kaggle, run: RunAddress, *, fresh: bool) -> Status:
         if not shows_run(run, log) or said == ("complete" if now.failed else "failed"):
             return Status(State.QUEUED)
         # The log may be that of a run which goes on. A run that is complete is verified anyway.
-        if said is None and now.failed and run.version > 1 and now == _state_before(kaggle, run):
+        may_be_stale = now.failed and run.version > 1 and age < kaggle.timeouts.stale
+        if said is None and may_be_stale and now == _state_before(kaggle, run):
             return Status(State.QUEUED)
     return now
 
@@ -115,9 +117,8 @@ def state_of(kaggle: Kaggle, folder: RunFolder) -> Status:
         NotFoundError: Kaggle does not know the run, and it was not pulled.
     """
     run, end = folder.address_at(kaggle.endpoint), folder.read_end()
-    fresh = end is None and folder.age() < kaggle.timeouts.grace
     try:
-        return read_status(kaggle, run, fresh=fresh)
+        return read_status(kaggle, run, age=folder.age() if end is None else math.inf)
     except NotFoundError:
         if end is None:
             raise
@@ -176,8 +177,9 @@ def watch_run(
     while True:
         limit = 0.0
         try:
-            fresh = age + clock() - started < kaggle.timeouts.grace
-            current = read_status(kaggle, run, fresh=fresh)
+            age_now = age + clock() - started
+            fresh = age_now < kaggle.timeouts.grace
+            current = read_status(kaggle, run, age=age_now)
             entries = _kept_log(kaggle, run) if current.state.finished else []
             if not confirmed and current.state == State.RUNNING:
                 confirmed = yield from _confirm(kaggle, run, requested, shown, settled=not fresh)
@@ -254,7 +256,7 @@ def cancel_run(kaggle: Kaggle, run: RunAddress, *, age: float = math.inf) -> Sta
         RefusedError: the run cannot be cancelled from here, or Kaggle refuses.
         DeadlineError: Kaggle has not cancelled the run in time.
     """
-    now = read_status(kaggle, run, fresh=age < kaggle.timeouts.grace)
+    now = read_status(kaggle, run, age=age)
     if now.state.finished:
         raise RefusedError(
             f"{run.name} has already ended ({now.word}): there is nothing to cancel",
@@ -271,7 +273,7 @@ def cancel_run(kaggle: Kaggle, run: RunAddress, *, age: float = math.inf) -> Sta
     kaggle.cancel(int(session[1]))
     started = kaggle.timeouts.clock()
     for pause in kaggle.timeouts.pauses():
-        now = read_status(kaggle, run, fresh=False)
+        now = read_status(kaggle, run, age=math.inf)
         if now.state == State.CANCEL_ACKNOWLEDGED:
             return now
         if now.state.finished:

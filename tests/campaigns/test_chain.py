@@ -63,7 +63,7 @@ def relay(make_project: Callable[..., Path], emulator: LocalKaggle) -> Callable[
 def run(config: Config, emulator: LocalKaggle, **options: object) -> Path:
     kaggle = connect(emulator.endpoint, emulator.environment)
     # So long a failed end may count as that of the version before.
-    kaggle.timeouts = replace(kaggle.timeouts, grace=3)
+    kaggle.timeouts = replace(kaggle.timeouts, stale=1)
     return run_chain(config, kaggle, config.project / "runs", **options).folder  # type: ignore[arg-type]
 
 

@@ -31,7 +31,15 @@ from tests.chaos.plan import MAY_BE_REFUSED, Plan, plan
 PROJECT = Path(__file__).parent / "project"
 EXIT_CODES = frozenset({0, 2, 3, 4, 5, 6, 7, 8, 9, 10})
 PATIENCE = Timeouts(
-    connect=2, read=3, retry=2, grace=6, outage=8, first_pause=0.05, longest_pause=0.3, cancelling=5
+    connect=2,
+    read=3,
+    retry=2,
+    grace=6,
+    stale=6,
+    outage=8,
+    first_pause=0.05,
+    longest_pause=0.3,
+    cancelling=5,
 )
 """Longer than any fault in the plans, as the real timeouts are longer than Kaggle's."""
 

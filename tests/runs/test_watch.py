@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -195,11 +196,11 @@ def test_an_earlier_end_is_not_the_end_of_a_new_push(kaggle: Kaggle, server: Ser
     server.statuses, server.streams = [COMPLETE], [failing(404)]
     server.log = [FIRST, "kernelkit push " + "b" * 32 + "\n"]
     run = pushed_again(kaggle)
-    assert watch.read_status(kaggle, run, fresh=True).state == "queued"
+    assert watch.read_status(kaggle, run, age=0).state == "queued"
     with pytest.raises(VerificationError, match="the log of another run"):
         list(watch.watch_run(kaggle, run, CPU))
     server.log = [FIRST]  # no push_id: it may have failed before it printed one
-    assert watch.read_status(kaggle, run, fresh=True).state == "queued"
+    assert watch.read_status(kaggle, run, age=0).state == "queued"
     assert next(watch.watch_run(kaggle, run, CPU, age=9)).state == "complete"
 
 
@@ -224,8 +225,8 @@ def test_an_earlier_end_is_not_that_of_a_run_which_has_ended_otherwise(
     end = f'kernelkit-manifest {{"error": "", "status": "{said}"}}\n' if said else "kernelkit-"
     server.log = [FIRST, "kernelkit push " + "a" * 32 + "\n", end]
     run = pushed_again(kaggle)
-    assert watch.read_status(kaggle, run, fresh=True).state == state
-    assert watch.read_status(kaggle, run, fresh=False).state == shown.lower()
+    assert watch.read_status(kaggle, run, age=0).state == state
+    assert watch.read_status(kaggle, run, age=math.inf).state == shown.lower()
 
 
 @pytest.mark.parametrize(
@@ -244,9 +245,9 @@ def test_an_earlier_end_is_not_that_of_a_run_whose_log_goes_on(
     server.log = [FIRST, "kernelkit push " + "a" * 32 + "\n", "epoch 1\n"]
     run = pushed_again(kaggle).updated(version=2)
     server.statuses = [(200, {"status": shown}), (200, {"status": before})]
-    assert watch.read_status(kaggle, run, fresh=True).state == state
+    assert watch.read_status(kaggle, run, age=0).state == state
     server.statuses = [(200, {"status": shown})]
-    assert watch.read_status(kaggle, run, fresh=False).state == shown.lower()
+    assert watch.read_status(kaggle, run, age=math.inf).state == shown.lower()
 
 
 @pytest.mark.parametrize("code", [400, 404, 429, 500, 502])
