@@ -63,10 +63,14 @@ class SweepPlan:
             return ""
         if kernel.machine_shape in MACHINES:
             return ""
-        shape = f'"{kernel.machine_shape}"' if kernel.machine_shape else "no machine_shape"
+        if not kernel.machine_shape:
+            return (
+                "a session without machine_shape is taken to have one GPU: per_gpu needs the name "
+                "of the machine"
+            )
         return (
-            f"a session of {shape} has one GPU (per_gpu), because kernelkit does not know this "
-            "machine"
+            f'a session of "{kernel.machine_shape}" is taken to have one GPU (per_gpu): kernelkit '
+            "does not know this machine"
         )
 
 

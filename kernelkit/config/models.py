@@ -146,7 +146,7 @@ def _number(least: float, most: float, *, or_zero: bool = False) -> AfterValidat
         if least <= value <= most or (or_zero and value == 0):  # nan is neither
             return value
         zero = "0, or " if or_zero and least > 0 else ""
-        raise ValueError(f"must be {zero}from {least:,g} to {most:,g}")
+        raise ValueError(f"must be {zero}from {least:,.10g} to {most:,.10g}")
 
     return AfterValidator(check)
 

@@ -134,7 +134,7 @@ def test_a_sweep_is_planned_as_the_project_file_describes_it(plain: Path, cli: C
     assert fewer["sweep"]["pushes"] == 2
     unknown = ("--set", "kernel.machine_shape=NvidiaNew9", "--set", "kernel.enable_gpu=true")
     shown = cli("plan", "--sweep", *unknown, cwd=plain).stdout
-    assert 'a session of "NvidiaNew9" has one GPU (per_gpu)' in " ".join(shown.split())
+    assert 'a session of "NvidiaNew9" is taken to have one GPU (per_gpu)' in " ".join(shown.split())
 
 
 def test_plan_without_an_account_says_that_the_quota_is_unknown(plain: Path, cli: Cli) -> None:

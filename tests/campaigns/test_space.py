@@ -133,7 +133,7 @@ def test_the_plan_decides_trials_and_processes(
     assert (plan.trials, plan.processes, plan.sessions) == (trials, processes, 2)
     assert plan.search.goal == "minimize"
     unknown = "New9" in keys or "enable_gpu" in keys
-    assert ("does not know how many" in plan.assumption) is unknown
+    assert ("is taken to have one GPU" in plan.assumption) is unknown
 
 
 @pytest.mark.parametrize(
