@@ -128,7 +128,7 @@ class _Stack:
 
 @dataclass(frozen=True)
 class _Part:
-    """Some weights, and their places in the buffers."""
+    """Some weights, and their places in the buffers: all with equal strides, or all without."""
 
     weights: list[nn.Parameter]
     inputs: list[Tensor]
@@ -141,8 +141,8 @@ class _Part:
 class _Buffers:
     """Momenta, inputs and outputs of the iteration, each in one piece of memory.
 
-    A weight is a view of its place in a buffer, with the order of dimensions (out, h, w, in) or
-    (h, w, in, out). That makes the matrix wide, and is the order of channels_last.
+    In a buffer, a weight has the order of dimensions (out, h, w, in), which is that of
+    channels_last, or (h, w, in, out) if that makes the matrix wide.
     """
 
     def __init__(
